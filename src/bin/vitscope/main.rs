@@ -1,0 +1,3 @@
+//! The program `vitscope`.
+
+fn main() {}

@@ -1,0 +1,61 @@
+//! The library's one error type, its variants chosen by who must act.
+
+use std::path::PathBuf;
+
+/// What went wrong, for whoever can do something about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file, option or recipe that the user wrote is wrong.
+    #[error("{0}")]
+    Config(String),
+    /// A model folder, its weights or its gates are unusable.
+    #[error("{0}")]
+    Model(String),
+    /// A data set is missing, empty or broken.
+    #[error("{0}")]
+    Data(String),
+    /// A video could not be read, decoded, encoded or written.
+    #[error("{0}")]
+    Media(String),
+    /// A pipeline stage failed.
+    #[error("stage {name} failed: {source}")]
+    Stage {
+        /// Thread name of the stage.
+        name: &'static str,
+        /// What the stage returned.
+        source: Box<Error>,
+    },
+    /// A tensor has another shape than its receiver expects.
+    #[error("expected shape {expected}, got {got}")]
+    Shape {
+        /// In words or as a list of sizes.
+        expected: String,
+        /// As a list of sizes.
+        got: String,
+    },
+    /// The tensor library failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// The operating system refused to read or write a file.
+    #[error("{source}: {path:?}")]
+    Io {
+        /// The file in question.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// An I/O failure at `path`.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.into(),
+            source,
+        }
+    }
+}
+
+/// `Result` with the library's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

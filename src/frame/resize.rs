@@ -1,0 +1,1 @@
+//! Strided pixels to u8 RGB at the model's size.

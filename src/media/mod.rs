@@ -1,0 +1,40 @@
+//! Video in and out: the traits [`Source`] and [`Sink`], and GStreamer behind them.
+//!
+//! With the plugin the only module that imports GStreamer; the traits and [`memory`] build without it.
+
+pub mod memory;
+
+use crate::error::Result;
+use crate::frame::Frame;
+
+/// Gives frames in order.
+pub trait Source: Send {
+    /// The next frame; `None` is the end of the stream.
+    ///
+    /// # Errors
+    /// Fails where the stream cannot be read or decoded further.
+    fn next(&mut self) -> Result<Option<Frame>>;
+
+    /// Asks for an early end: frames already decoded still come, then `None`.
+    ///
+    /// # Errors
+    /// Fails where the source cannot be told.
+    fn stop(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes frames in order.
+pub trait Sink: Send {
+    /// Hands one frame on.
+    ///
+    /// # Errors
+    /// Fails where the frame cannot be encoded or written.
+    fn push(&mut self, frame: Frame) -> Result<()>;
+
+    /// Closes the container; explicit, because closing can fail and `Drop` cannot say so.
+    ///
+    /// # Errors
+    /// Fails where the container cannot be completed.
+    fn finish(self: Box<Self>) -> Result<()>;
+}
