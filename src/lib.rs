@@ -5,5 +5,6 @@ pub mod data;
 pub mod error;
 pub mod frame;
 pub mod media;
+pub mod vit;
 
 pub use error::{Error, Result};
