@@ -38,6 +38,8 @@ pub(super) struct AudioTrack {
     /// True where packets are copied.
     pub(super) copied: bool,
     early: Early,
+    /// How much later than it should its segment lets it be.
+    lead: Duration,
     end: gst::Pad,
     gate: gst::PadProbeId,
 }
@@ -67,9 +69,7 @@ impl AudioTrack {
         delay: Duration,
         early: Duration,
     ) -> Result<()> {
-        if !delay.is_zero() {
-            timeline::shift(&self.end, delay, early);
-        }
+        timeline::shift(&self.end, self.lead, delay, early);
         let pad = container.audio_pad(muxer)?;
         self.end.link(&pad).map_err(|err| {
             Error::Media(format!(
@@ -122,8 +122,12 @@ pub(super) fn attach(
         })
         .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
     refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
-    cut(&end, shared);
-    timeline.apply(pad);
+    let lead = match copied {
+        true => timeline.lead_of(pad),
+        false => Duration::ZERO,
+    };
+    timeline.apply(pad, lead);
+    cut(&end, lead, shared);
     let start = elements::static_pad(&chain[0], "sink")?;
     let early = match timeline.run_in_of(pad) {
         // What is decoded is cut to the sample; nothing of it begins early.
@@ -131,13 +135,13 @@ pub(super) fn attach(
         Some(run_in) => Early::Known(run_in),
         None => Early::Measured(measure(&start)),
     };
-    pad.link(&start).map_err(|err| {
-        Error::Media(format!("sound {description:?} cannot be read ({err})"))
-    })?;
+    pad.link(&start)
+        .map_err(|err| Error::Media(format!("sound {description:?} cannot be read ({err})")))?;
     Ok(AudioTrack {
         description,
         copied,
         early,
+        lead,
         end,
         gate,
     })
@@ -168,9 +172,10 @@ fn refuse_serialized_queries(pad: &gst::Pad) {
 }
 
 /// Drops packets after the picture was stopped, and completes the durations of the others.
-fn cut(end: &gst::Pad, shared: &Arc<Shared>) {
+fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     let before = Mutex::new((None, None));
+    let lead = u64::try_from(lead.as_nanos()).unwrap_or(u64::MAX);
     end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
         let segment = pad
             .sticky_event::<gst::event::Segment>(0)
@@ -181,14 +186,18 @@ fn cut(end: &gst::Pad, shared: &Arc<Shared>) {
         let (Some(segment), Some(pts)) = (segment, buffer.pts()) else {
             return gst::PadProbeReturn::Ok;
         };
-        let after_stop = segment
-            .to_running_time(pts)
-            .is_some_and(|time| time.nseconds() >= shared.sound_end.load(Ordering::SeqCst));
-        if after_stop {
+        let shown_at = |pts| {
+            let running = segment.to_running_time(pts)?;
+            running.nseconds().checked_sub(lead)
+        };
+        let stop = shared.sound_end.load(Ordering::SeqCst);
+        if shown_at(pts).is_some_and(|time| time >= stop) {
             return gst::PadProbeReturn::Drop;
         }
         let (last_pts, last_gap) = &mut *lock(&before);
-        let gap = last_pts.and_then(|last| pts.checked_sub(last)).or(*last_gap);
+        let gap = last_pts
+            .and_then(|last| pts.checked_sub(last))
+            .or(*last_gap);
         (*last_pts, *last_gap) = (Some(pts), gap);
         // A Matroska block need not say how long it is, and a muxer takes that of the last one for zero.
         let duration = buffer.duration().or(gap);
@@ -201,7 +210,9 @@ fn cut(end: &gst::Pad, shared: &Arc<Shared>) {
             buffer.make_mut().set_duration(duration);
         }
         if let Some(end) = segment.to_running_time(pts + duration.unwrap_or_default()) {
-            shared.sound_written.fetch_max(end.nseconds(), Ordering::SeqCst);
+            shared
+                .sound_written
+                .fetch_max(end.nseconds(), Ordering::SeqCst);
         }
         gst::PadProbeReturn::Ok
     });
@@ -272,7 +283,9 @@ fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element
 /// Encoders for `container`, best first, and the parser behind them.
 fn encoder_of(container: Container) -> (&'static str, &'static str, &'static str) {
     match container {
-        Container::Mp4 | Container::Mov | Container::MpegTs => ("avenc_aac", "voaacenc", "aacparse"),
+        Container::Mp4 | Container::Mov | Container::MpegTs => {
+            ("avenc_aac", "voaacenc", "aacparse")
+        }
         Container::Matroska | Container::Webm => ("opusenc", "vorbisenc", "identity"),
     }
 }
@@ -283,12 +296,18 @@ fn encode_chain(
     caps: &gst::Caps,
 ) -> Result<Vec<gst::Element>> {
     let (best, second, parser) = encoder_of(container);
-    let encoder = match [best, second].into_iter().find(|name| elements::available(name)) {
+    let encoder = match [best, second]
+        .into_iter()
+        .find(|name| elements::available(name))
+    {
         Some(name) => elements::make(name)?,
         None => return Err(elements::missing(&[best, second])),
     };
     let mut chain = Vec::new();
-    if caps.structure(0).is_some_and(|fields| fields.name() != "audio/x-raw") {
+    if caps
+        .structure(0)
+        .is_some_and(|fields| fields.name() != "audio/x-raw")
+    {
         chain.push(decoder(caps)?);
     }
     chain.extend([

@@ -104,7 +104,10 @@ impl Field {
         if self.wide {
             value.to_be_bytes().to_vec()
         } else {
-            u32::try_from(value).unwrap_or(u32::MAX).to_be_bytes().to_vec()
+            u32::try_from(value)
+                .unwrap_or(u32::MAX)
+                .to_be_bytes()
+                .to_vec()
         }
     }
 }
@@ -204,6 +207,16 @@ pub(super) fn duration_from_ticks(ticks: u64, timescale: u32) -> Duration {
 pub(super) fn ticks_from_duration(duration: Duration, timescale: u32) -> u64 {
     let ticks = (duration.as_nanos() * u128::from(timescale) + 500_000_000) / 1_000_000_000;
     u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
+/// True where `path` begins as an mp4 and has no header: nobody can play it.
+pub(super) fn is_cut_off(path: &Path) -> bool {
+    let mut head = [0_u8; 8];
+    let Ok(mut file) = File::open(path) else {
+        return false;
+    };
+    let is_mp4 = file.read_exact(&mut head).is_ok() && &head[4..] == b"ftyp";
+    is_mp4 && read_moov(&mut file).is_none()
 }
 
 /// The contents of the top-level `moov` box, and where they lie in the file.

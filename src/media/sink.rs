@@ -24,9 +24,9 @@ use super::container::{CLOCK, Container, LONGEST_RUN_IN};
 use super::elements::{self, static_pad};
 use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
+use super::mp4::Movie;
 use super::session::{Session, lock};
 use super::source::{Item, Picture};
-use super::mp4::Movie;
 use super::{Sink, audio, edits, even, matroska, pixels};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, PixelLayout, Pts};
@@ -105,13 +105,16 @@ impl Plan {
 fn timescale(job: &FileJob, picture: &Picture) -> u32 {
     let fps = picture.info.fps();
     let movie = Movie::read(&job.input);
-    let ticks = movie.and_then(|movie| movie.video_timescale()).unwrap_or_else(|| {
-        // Other containers count in milliseconds, in 1/90000 s, or in frames.
-        let numer = u32::try_from(fps.numer()).unwrap_or(0);
-        let in_clock = numer == 0
-            || (u64::from(CLOCK) * u64::from(fps.denom().unsigned_abs())) % u64::from(numer) == 0;
-        if in_clock { CLOCK } else { numer }
-    });
+    let ticks = movie
+        .and_then(|movie| movie.video_timescale())
+        .unwrap_or_else(|| {
+            // Other containers count in milliseconds, in 1/90000 s, or in frames.
+            let numer = u32::try_from(fps.numer()).unwrap_or(0);
+            let in_clock = numer == 0
+                || (u64::from(CLOCK) * u64::from(fps.denom().unsigned_abs())) % u64::from(numer)
+                    == 0;
+            if in_clock { CLOCK } else { numer }
+        });
     ticks.saturating_mul(CLOCK.div_ceil(ticks)).max(ticks)
 }
 
@@ -184,8 +187,10 @@ impl FileSink {
         filesink.set_property_from_str("buffer-mode", "unbuffered");
         let written = signal_end(&static_pad(&filesink, "sink")?);
 
-        // The muxer runs before anything can reach it.
-        elements::add_chain(pipeline, &[muxer.clone(), filesink])?;
+        // All is linked before any of it runs: a format that is asked for meanwhile could depend on who is quicker.
+        let writing = [muxer.clone(), filesink];
+        elements::link_chain(pipeline, &writing)?;
+        elements::link_chain(pipeline, &encoding)?;
         let video_pad = plan.container.video_pad(&muxer, plan.timescale)?;
         let mut tracks = lock(&self.session.shared.tracks).take().unwrap_or_default();
         let run_ins = tracks
@@ -201,10 +206,11 @@ impl FileSink {
             };
             track.link(&muxer, plan.container, delay, *run_in)?;
         }
-        elements::add_chain(pipeline, &encoding)?;
         static_pad(&queue, "src")?
             .link(&video_pad)
             .map_err(|err| Error::Media(format!("the picture cannot be written ({err})")))?;
+        elements::start_chain(&writing)?;
+        elements::start_chain(&encoding)?;
         for track in tracks {
             track.open();
         }
@@ -246,7 +252,10 @@ impl FileSink {
         let mut encoded = caps.clone();
         if let Some(fields) = encoded.make_mut().structure_mut(0) {
             fields.set("format", self.plan.codec.raw_formats());
-            fields.set("colorimetry", self.plan.picture.info.colorimetry().to_string());
+            fields.set(
+                "colorimetry",
+                self.plan.picture.info.colorimetry().to_string(),
+            );
         }
         encoded
     }
@@ -290,7 +299,11 @@ impl FileSink {
             send(writer.parcels, parcel) -> sent => sent.is_ok(),
             recv(self.session.shared.aborted) -> _ => false,
         };
-        if sent { Ok(()) } else { Err(self.session.shared.error()) }
+        if sent {
+            Ok(())
+        } else {
+            Err(self.session.shared.error())
+        }
     }
 
     fn write(&mut self, frame: Frame) -> Result<()> {
@@ -351,9 +364,6 @@ impl FileSink {
                 self.output
             )));
         };
-        let sound_end = writer
-            .delayed(writer.end)
-            .map_or(u64::MAX, gst::ClockTime::nseconds);
         let Writer {
             parcels,
             written,
@@ -365,7 +375,7 @@ impl FileSink {
         let shared = &self.session.shared;
         if !shared.complete.load(Ordering::SeqCst) {
             // The picture ends early, so the sound must: otherwise the muxer waits for the rest of it.
-            shared.sound_end.store(sound_end, Ordering::SeqCst);
+            shared.sound_end.store(end.0, Ordering::SeqCst);
             self.session.stop();
         }
         drop(parcels);
@@ -443,7 +453,10 @@ fn signal_end(pad: &gst::Pad) -> Receiver<()> {
     let (sender, receiver) = bounded(0);
     let sender = std::sync::Mutex::new(Some(sender));
     pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-        if info.event().is_some_and(|event| event.type_() == gst::EventType::Eos) {
+        if info
+            .event()
+            .is_some_and(|event| event.type_() == gst::EventType::Eos)
+        {
             let sender: Option<Sender<()>> = lock(&sender).take();
             drop(sender);
         }

@@ -21,12 +21,12 @@ use gstreamer_video as gst_video;
 use super::bus::Failure;
 use super::container::Container;
 use super::elements::{self, static_pad};
+use super::file::StreamInfo;
 use super::job::{AudioMode, FileJob};
 use super::pixels::{self, BufferPixels};
 use super::session::{Session, Shared, lock};
 use super::timeline::Timeline;
-use super::file::StreamInfo;
-use super::{Source, audio};
+use super::{Source, audio, mp4};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, PixelLayout, Pts};
 
@@ -75,6 +75,12 @@ impl FileSource {
 
     /// Builds the reading half of the pipeline and waits for the first frame.
     pub(super) fn open(job: &FileJob, container: Container) -> Result<(Self, Picture)> {
+        if mp4::is_cut_off(&job.input) {
+            return Err(Error::Media(format!(
+                "the file is cut off, its header (moov) is missing: {:?}",
+                job.input
+            )));
+        }
         let shared = Shared::new(job.input.clone(), job.output.clone());
         let pipeline = gst::Pipeline::new();
         let filesrc = elements::make("filesrc")?;
@@ -312,7 +318,10 @@ impl Demuxed {
             tracing::warn!(stream = kind, "leaving out sound that begins in mid-file");
         } else {
             self.expect_picture(pad, "the file has no picture, expected a video");
-            tracing::warn!(stream = kind, "leaving out a stream that is neither picture nor sound");
+            tracing::warn!(
+                stream = kind,
+                "leaving out a stream that is neither picture nor sound"
+            );
         }
         drain(&pipeline, pad)
     }
@@ -324,7 +333,10 @@ impl Demuxed {
         let tap = Arc::clone(&self.tap);
         let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
         pad.add_probe(kinds, move |_, info| {
-            if info.event().is_some_and(|event| event.type_() != gst::EventType::Eos) {
+            if info
+                .event()
+                .is_some_and(|event| event.type_() != gst::EventType::Eos)
+            {
                 return gst::PadProbeReturn::Ok;
             }
             if !tap.linked.load(Ordering::SeqCst) {
@@ -354,7 +366,7 @@ impl Demuxed {
         pad: &gst::Pad,
         caps: &gst::Caps,
     ) -> Result<()> {
-        self.timeline.apply(pad);
+        self.timeline.apply(pad, Duration::ZERO);
         self.expect_packets(pad);
         let tagged = caps
             .structure(0)
@@ -381,8 +393,9 @@ impl Demuxed {
         let tap = Arc::clone(&self.tap);
         decode.connect_pad_added(move |_, pad| {
             if let Err(err) = pad.link(&raw) {
-                tap.shared
-                    .fail(Failure::new(format!("the decoded picture cannot be used ({err})")));
+                tap.shared.fail(Failure::new(format!(
+                    "the decoded picture cannot be used ({err})"
+                )));
             }
         });
         elements::add_chain(pipeline, std::slice::from_ref(&decode))?;
@@ -475,9 +488,9 @@ impl Tap {
                     state.info = Some(info);
                     state.layout = None;
                 }
-                Err(err) => self
-                    .shared
-                    .fail(Failure::new(format!("the decoder's format is unknown ({err})"))),
+                Err(err) => self.shared.fail(Failure::new(format!(
+                    "the decoder's format is unknown ({err})"
+                ))),
             },
             gst::EventView::Segment(segment) => {
                 lock(&self.state).segment =
@@ -560,7 +573,9 @@ impl Tap {
 
     /// Says once that no further frame comes.
     fn end(&self) {
-        if self.discarding.load(Ordering::SeqCst) || std::mem::replace(&mut lock(&self.state).ended, true) {
+        if self.discarding.load(Ordering::SeqCst)
+            || std::mem::replace(&mut lock(&self.state).ended, true)
+        {
             return;
         }
         self.send(Item::End);
