@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod frame;
+pub mod kernels;
 pub mod media;
 
 pub use error::{Error, Result};
