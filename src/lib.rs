@@ -5,5 +5,6 @@ pub mod error;
 pub mod frame;
 pub mod kernels;
 pub mod media;
+pub mod vit;
 
 pub use error::{Error, Result};
