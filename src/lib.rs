@@ -2,9 +2,11 @@
 #![warn(missing_docs, unreachable_pub, unused_lifetimes)]
 
 pub mod error;
+pub mod explain;
 pub mod frame;
 pub mod kernels;
 pub mod media;
+pub mod rng;
 pub mod vit;
 
 pub use error::{Error, Result};

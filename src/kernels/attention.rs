@@ -169,34 +169,38 @@ impl CustomOp3 for Attention {
             with_f32(k, |k| {
                 with_f32(v, |v| {
                     with_f32(grad, |grad| {
-                        for_heads((batch, tokens, dim), self.heads, |head, probs, grad_probs| {
-                            probabilities(q, k, head, scale, probs);
-                            matmul(
-                                (grad_probs, square),
-                                (grad, head),
-                                (v, head.transposed()),
-                                1.0,
-                                Into::Overwrite,
-                                Parallelism::None,
-                            );
-                            let store = |dst: SharedOutput, lhs, rhs, scale| {
-                                // SAFETY: `head` names columns that no other piece of work touches.
-                                unsafe {
-                                    matmul_raw(
-                                        (dst.ptr(), head),
-                                        lhs,
-                                        (rhs, head),
-                                        scale,
-                                        Into::Overwrite,
-                                        Parallelism::None,
-                                    );
-                                }
-                            };
-                            store(grad_v, (&*probs, square.transposed()), grad, 1.0);
-                            softmax_rows_backward(probs, grad_probs, tokens);
-                            store(grad_q, (&*grad_probs, square), k, scale);
-                            store(grad_k, (&*grad_probs, square.transposed()), q, scale);
-                        });
+                        for_heads(
+                            (batch, tokens, dim),
+                            self.heads,
+                            |head, probs, grad_probs| {
+                                probabilities(q, k, head, scale, probs);
+                                matmul(
+                                    (grad_probs, square),
+                                    (grad, head),
+                                    (v, head.transposed()),
+                                    1.0,
+                                    Into::Overwrite,
+                                    Parallelism::None,
+                                );
+                                let store = |dst: SharedOutput, lhs, rhs, scale| {
+                                    // SAFETY: `head` names columns that no other piece of work touches.
+                                    unsafe {
+                                        matmul_raw(
+                                            (dst.ptr(), head),
+                                            lhs,
+                                            (rhs, head),
+                                            scale,
+                                            Into::Overwrite,
+                                            Parallelism::None,
+                                        );
+                                    }
+                                };
+                                store(grad_v, (&*probs, square.transposed()), grad, 1.0);
+                                softmax_rows_backward(probs, grad_probs, tokens);
+                                store(grad_q, (&*grad_probs, square), k, scale);
+                                store(grad_k, (&*grad_probs, square.transposed()), q, scale);
+                            },
+                        );
                         Ok(())
                     })
                 })

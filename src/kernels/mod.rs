@@ -262,7 +262,11 @@ fn sum_by(len: usize, term: impl Fn(usize) -> f32) -> f32 {
 /// The column sums of a row-major matrix.
 ///
 /// Blocks of a fixed number of rows are added up first, so that the result does not depend on threads.
-fn column_sums(xs: &[f32], cols: usize, add_row: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> Vec<f32> {
+fn column_sums(
+    xs: &[f32],
+    cols: usize,
+    add_row: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+) -> Vec<f32> {
     const ROWS_PER_BLOCK: usize = 256;
     if cols == 0 {
         return Vec::new();
@@ -302,7 +306,10 @@ mod tests {
         for step in -8700..=8800 {
             let x = step as f32 * 0.01;
             let (got, want) = (exp(x), x.exp());
-            assert!((got - want).abs() <= 3e-7 * want, "exp({x}) = {got}, want {want}");
+            assert!(
+                (got - want).abs() <= 3e-7 * want,
+                "exp({x}) = {got}, want {want}"
+            );
         }
     }
 }

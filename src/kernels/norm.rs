@@ -62,7 +62,13 @@ impl CustomOp3 for LayerNorm {
         let mut ys = vec![0f32; xs.len()];
         for_row_blocks(&mut ys, dim, 32, |row_idx, block| {
             let start = row_idx * dim;
-            forward(&xs[start..start + block.len()], weight, bias, self.eps, block);
+            forward(
+                &xs[start..start + block.len()],
+                weight,
+                bias,
+                self.eps,
+                block,
+            );
         });
         Ok((CpuStorage::F32(ys), xs_layout.shape().clone()))
     }

@@ -67,7 +67,10 @@ pub(super) fn softmax_rows(rows: &mut [f32], cols: usize) {
 /// Turns the gradient of each row of probabilities into that of its scores, in place: y ∘ (g − Σ g ∘ y).
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn softmax_rows_backward(probabilities: &[f32], grad: &mut [f32], cols: usize) {
-    for (y, g) in probabilities.chunks_exact(cols).zip(grad.chunks_exact_mut(cols)) {
+    for (y, g) in probabilities
+        .chunks_exact(cols)
+        .zip(grad.chunks_exact_mut(cols))
+    {
         let dot = sum_by(cols, |i| y[i] * g[i]);
         for (g, &y) in g.iter_mut().zip(y) {
             *g = y * (*g - dot);
