@@ -1,6 +1,7 @@
 //! Live explanations of Vision Transformers on video.
 #![warn(missing_docs, unreachable_pub, unused_lifetimes)]
 
+pub mod data;
 pub mod error;
 pub mod explain;
 pub mod frame;
