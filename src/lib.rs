@@ -8,6 +8,7 @@ pub mod frame;
 pub mod kernels;
 pub mod media;
 pub mod rng;
+pub mod train;
 pub mod vit;
 
 pub use error::{Error, Result};
