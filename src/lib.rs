@@ -7,6 +7,7 @@ pub mod explain;
 pub mod frame;
 pub mod kernels;
 pub mod media;
+pub mod models;
 pub mod rng;
 pub mod vit;
 
