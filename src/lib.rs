@@ -4,5 +4,6 @@
 pub mod error;
 pub mod frame;
 pub mod media;
+pub mod overlay;
 
 pub use error::{Error, Result};
