@@ -5,9 +5,10 @@ pub mod data;
 pub mod error;
 pub mod explain;
 pub mod frame;
+pub mod gates;
 pub mod kernels;
 pub mod media;
-pub mod models;
+pub mod overlay;
 pub mod rng;
 pub mod vit;
 
