@@ -19,6 +19,7 @@
 pub mod attention;
 pub mod block;
 pub mod config;
+pub(crate) mod fields;
 pub mod init;
 pub mod names;
 pub mod patches;
