@@ -22,6 +22,15 @@ pub struct Picture {
     pub rgb: Vec<u8>,
 }
 
+/// Which half of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// To learn from.
+    Train,
+    /// To measure on, never learned from.
+    Test,
+}
+
 /// Pictures of one size, some or all with the index of their class.
 pub trait Dataset: Send + Sync {
     /// What it is called in messages and records.
