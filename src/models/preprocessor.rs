@@ -93,8 +93,7 @@ impl Preprocessor {
 
     /// The text of a `preprocessor_config.json` that `transformers` and [`Self::from_json`] read.
     pub fn to_json(&self) -> String {
-        let size_json =
-            |size: FrameSize| json!({"height": size.height_px, "width": size.width_px});
+        let size_json = |size: FrameSize| json!({"height": size.height_px, "width": size.width_px});
         let (kind, size, crop) = match self.rule {
             ResizeRule::Stretch(size) => ("ViTImageProcessor", size_json(size), None),
             ResizeRule::StretchThenCrop { resize, crop } => {
@@ -229,8 +228,13 @@ fn rule(fields: Fields, defaults: &Defaults) -> Result<ResizeRule> {
     let resize = match (size, defaults.number_is_square) {
         (Value::Number(_), false) => Err(size_of("size", size)?),
         (Value::Object(edges), _) if edges.contains_key("shortest_edge") => {
-            if edges.get("longest_edge").is_some_and(|edge| !edge.is_null()) {
-                return refuse(format!("field \"size\" is {size}; longest_edge is not supported"));
+            if edges
+                .get("longest_edge")
+                .is_some_and(|edge| !edge.is_null())
+            {
+                return refuse(format!(
+                    "field \"size\" is {size}; longest_edge is not supported"
+                ));
             }
             Err(Fields(edges).size("shortest_edge")?)
         }
