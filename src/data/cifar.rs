@@ -155,6 +155,13 @@ impl Dataset for Cifar {
     }
 }
 
+/// True where `folder` holds a batch of CIFAR-10 in a layout that is read.
+pub fn is_cifar(folder: &Path) -> bool {
+    [Split::Train, Split::Test]
+        .into_iter()
+        .any(|split| find_batches(folder, split).is_ok())
+}
+
 /// The folder that holds the first batch of `split`, and the extension of its batches.
 fn find_batches(folder: &Path, split: Split) -> Result<(PathBuf, &'static str)> {
     if !folder.is_dir() {

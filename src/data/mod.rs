@@ -7,6 +7,9 @@
 pub mod cifar;
 pub mod folder;
 pub mod red_patches;
+pub mod source;
+
+pub use source::{Halves, open};
 
 use candle_core::{Device, Tensor};
 

@@ -136,18 +136,16 @@ pub fn score(
         let (grid_h, grid_w) = vit.grid(size.height_px, size.width_px);
         grid_h * grid_w
     };
+    let n_cells = grids.red_cells(0)?.len();
+    if n_cells != n_patches {
+        return Err(Error::Data(format!(
+            "a grid has {n_cells} cells, the model sees {n_patches} patches"
+        )));
+    }
     let mut found = Vec::with_capacity(grids.len());
     let indices: Vec<usize> = (0..grids.len()).collect();
     for chunk in indices.chunks(BATCH) {
         found.extend(explain_chunk(vit, baseline, grids, entry, chunk)?);
-    }
-    if let Some(grid) = found.first()
-        && grid.red.len() != n_patches
-    {
-        return Err(Error::Data(format!(
-            "a grid has {} cells, the model sees {n_patches} patches",
-            grid.red.len()
-        )));
     }
     let best = entry
         .thresholds

@@ -1,35 +1,10 @@
-//! Trains DiffMask gates for a frozen model.
-//!
-//! Vision DiffMask (Nalmpantis et al., XAI4CV 2023): keep as few patches as possible while the model's
-//! answer stays within a margin of the original one. Each step samples a depth k and one mask, and
-//! plays both sides of
-//!
-//! ```text
-//! max over λ_k ≥ 0, min over gates:  mean over images of  λ_k · (KL(original ‖ masked) − margin) + s_k
-//! ```
-//!
-//! | symbol | name | meaning |
-//! |---|---|---|
-//! | k | `depth` | gates 0 to k vote; uniform over all depths |
-//! | λ_k | `lambda` | multiplier of that depth; the authors' code: alpha |
-//! | m | `margin` | largest divergence allowed, nats; the authors' code: eps |
-//! | s_k | sparsity | mean over patches of Σᵢ₌₀..ₖ log P(zᵢ≠0) |
-//!
-//! **Deviations** from the authors' code, each because it was seen to fail:
-//! - λ ascends. Theirs descends, for the negation of its gradient is lost in the framework's hooks.
-//! - One pass serves gates and multiplier, at half the cost; theirs draws two.
-//! - λ moves by plain steps, λ ← clamp(λ + rate·clip((KL − m)/m, −1, 1)), because Adam's second moment
-//!   remembers the first huge divergences for a thousand steps.
-//! - No Lookahead; the class token has no vote; the model's clean pass builds no graph.
+//! One run of DiffMask training: its steps, measurements and checkpoints.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 
 use candle_core::{D, Device, Tensor, Var};
-use serde::{Deserialize, Serialize};
 
-use super::optim::{AdamW, AdamWOptions, Param};
-use super::{Checkpoint, History, OnProgress, Progress};
+use super::{DiffMaskRecipe, Subject, THRESHOLD, TrainedGates};
 use crate::data::{Dataset, images_from_pictures};
 use crate::error::{Error, Result};
 use crate::eval::{self, kl_from_logits, masked_answers};
@@ -38,235 +13,19 @@ use crate::gates::{
     sample_from_logits,
 };
 use crate::rng::Rng;
+use crate::train::Checkpoint;
+use crate::train::optim::{AdamW, AdamWOptions, Param};
 use crate::vit::Vit;
-
-/// What a run measures: at each step, for the sampled mask, and now and then for binary masks on test pictures.
-pub const COLUMNS: &[&str] = &[
-    "loss",
-    "kl",
-    "kept",
-    "lambda",
-    "depth",
-    "agreement",
-    "test kl",
-    "test kept",
-    "test agreement",
-];
 
 /// Before the names of the best gates' tensors in a checkpoint.
 const BEST_PREFIX: &str = "best.";
 
-/// A mask keeps a patch from this attribution on.
-pub const THRESHOLD: f32 = 0.5;
-
-/// How gates are trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct DiffMaskRecipe {
-    /// Seed of the gates, the order of the pictures, the depths and the samples.
-    pub seed: u64,
-    /// Updates of the gates.
-    pub steps: u64,
-    /// Pictures a step.
-    pub batch: usize,
-    /// Learning rate of the gates.
-    pub lr: f64,
-    /// Learning rate of the baseline.
-    pub lr_baseline: f64,
-    /// Decay of the optimizer's mean of squared gradients.
-    pub beta2: f32,
-    /// Steps until both are reached.
-    pub warmup_steps: u64,
-    /// Share of the run, at its end, in which both fall to zero.
-    pub cooldown_share: f64,
-    /// Half-width of the range of logits.
-    pub stretch: f64,
-    /// Middle of the range of logits at the start.
-    pub offset: f64,
-    /// Share of patches that is masked at the start; where given, `offset` is found from it on the first pictures.
-    pub masked_share: Option<f64>,
-    /// Largest divergence allowed, in nats.
-    pub margin: f64,
-    /// Multipliers at the start.
-    pub lambda: f64,
-    /// Largest change of a multiplier in one step.
-    pub lambda_rate: f64,
-    /// Lower bound of a multiplier: what the divergence always weighs.
-    pub lambda_min: f64,
-    /// Upper bound of a multiplier.
-    pub lambda_max: f64,
-    /// Slope that a vote of exactly 0 passes back to its logit.
-    pub dead_gradient: f64,
-    /// Steps between measurements on test pictures.
-    pub test_steps: u64,
-    /// Test pictures that are measured on.
-    pub test_pictures: usize,
-    /// Steps between checkpoints.
-    pub checkpoint_steps: u64,
-}
-
-impl Default for DiffMaskRecipe {
-    fn default() -> Self {
-        Self {
-            seed: 0,
-            steps: 10_000,
-            batch: 16,
-            lr: 1e-4,
-            lr_baseline: 1e-3,
-            beta2: 0.999,
-            warmup_steps: 200,
-            cooldown_share: 0.2,
-            stretch: 15.0,
-            offset: 13.0,
-            masked_share: None,
-            margin: 0.1,
-            lambda: 20.0,
-            lambda_rate: 0.3,
-            lambda_min: 0.0,
-            lambda_max: 200.0,
-            dead_gradient: 0.0,
-            test_steps: 500,
-            test_pictures: 256,
-            checkpoint_steps: 500,
-        }
-    }
-}
-
-/// The frozen model that gates are trained for, with the pictures.
-#[derive(Clone, Copy)]
-pub struct Subject<'a> {
-    /// The model, over plain tensors.
-    pub vit: &'a Vit,
-    /// Hash of its weights' file, for the gates' card.
-    pub base_sha256: &'a str,
-    /// Mean that pictures are normalized with, by channel.
-    pub mean: [f32; 3],
-    /// Standard deviation that pictures are normalized with, by channel.
-    pub std: [f32; 3],
-    /// Pictures to learn from; labels are not used.
-    pub train: &'a dyn Dataset,
-    /// Pictures to measure on.
-    pub test: &'a dyn Dataset,
-}
-
-/// Trained gates.
-#[derive(Debug)]
-pub struct TrainedGates {
-    /// By name, as [`Gates::load`] takes them.
-    pub tensors: BTreeMap<String, Tensor>,
-    /// What belongs beside them on disk.
-    pub card: GateCard,
-    /// Agreement of the answers with and without the binary mask, on test pictures.
-    pub agreement: f64,
-    /// False where `on_progress` ended the run early.
-    pub complete: bool,
-}
-
-/// Trains gates; writes checkpoints, `gates.csv` and `gates.png` into `folder`.
-///
-/// Goes on from the checkpoint in `folder` where there is one.
-///
-/// # Errors
-/// Fails on empty data, on pictures or a recipe that do not fit the model, and where `folder` cannot be
-/// written.
-pub fn train(
-    recipe: &DiffMaskRecipe,
-    subject: Subject<'_>,
-    folder: &Path,
-    on_progress: &mut OnProgress<'_>,
-) -> Result<TrainedGates> {
-    validate(recipe, subject)?;
-    std::fs::create_dir_all(folder).map_err(|err| Error::io(folder, err))?;
-    // The checkpoint also belongs to the model: other weights make another run.
-    let recipe_text = serde_json::to_string(&(recipe, subject.base_sha256))
-        .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))?;
-    let mut trainer = Trainer::new(recipe, subject)?;
-    if let Some(checkpoint) = Checkpoint::load(folder, &recipe_text)? {
-        trainer.restore(checkpoint)?;
-    }
-    let csv_path = folder.join("gates.csv");
-    let mut history = History::load_csv(COLUMNS, &csv_path, trainer.step)?;
-    let mut complete = true;
-    while trainer.step < recipe.steps {
-        let mut values = trainer.step()?.to_vec();
-        let step = trainer.step;
-        if step.is_multiple_of(recipe.test_steps.max(1)) || step == recipe.steps {
-            let measured = trainer.measure()?;
-            trainer.keep_best(measured)?;
-            values.extend([measured.kl, measured.kept, measured.agreement]);
-        }
-        values.resize(COLUMNS.len(), f64::NAN);
-        history.push(step, &values);
-        let go_on = on_progress(&Progress {
-            step,
-            n_steps: recipe.steps,
-            names: COLUMNS,
-            values: &values,
-        });
-        if step.is_multiple_of(recipe.checkpoint_steps.max(1)) || step == recipe.steps || !go_on {
-            trainer.checkpoint(&recipe_text)?.save(folder)?;
-            history.save_csv(&csv_path)?;
-        }
-        if !go_on {
-            complete = step == recipe.steps;
-            break;
-        }
-    }
-    history.save_csv(&csv_path)?;
-    history.save_png(&folder.join("gates.png"), "gates")?;
-    trainer.finish(complete)
-}
-
-fn validate(recipe: &DiffMaskRecipe, subject: Subject<'_>) -> Result<()> {
-    let Subject {
-        vit, train, test, ..
-    } = subject;
-    for data in [train, test] {
-        if data.is_empty() {
-            return Err(Error::Data(format!("{:?} has no pictures", data.name())));
-        }
-        let (size, side_px) = (data.size(), vit.config().image_size);
-        if size.width_px != side_px || size.height_px != side_px {
-            return Err(Error::Data(format!(
-                "the model sees {side_px}×{side_px} pixels, {:?} has {}×{}",
-                data.name(),
-                size.width_px,
-                size.height_px
-            )));
-        }
-    }
-    let positive = [
-        ("lr", recipe.lr),
-        ("stretch", recipe.stretch),
-        ("margin", recipe.margin),
-        ("lambda-max", recipe.lambda_max),
-    ];
-    for (name, value) in positive {
-        if !(value > 0.0 && value.is_finite()) {
-            return Err(Error::Config(format!(
-                "{name} must be above 0, got {value}"
-            )));
-        }
-    }
-    if recipe.batch == 0 || recipe.steps == 0 {
-        return Err(Error::Config("batch and steps must be at least 1".into()));
-    }
-    if let Some(share) = recipe.masked_share
-        && !(share > 0.0 && share < 1.0)
-    {
-        return Err(Error::Config(format!(
-            "masked-share must be above 0 and below 1, got {share}"
-        )));
-    }
-    Ok(())
-}
-
 /// Means over test pictures of what binary masks do.
 #[derive(Clone, Copy, Debug)]
-struct Measured {
-    kl: f64,
-    kept: f64,
-    agreement: f64,
+pub(super) struct Measured {
+    pub(super) kl: f64,
+    pub(super) kept: f64,
+    pub(super) agreement: f64,
 }
 
 impl Measured {
@@ -288,7 +47,7 @@ struct Best {
 }
 
 /// A run between two steps.
-struct Trainer<'a> {
+pub(super) struct Trainer<'a> {
     recipe: &'a DiffMaskRecipe,
     subject: Subject<'a>,
     vars: BTreeMap<String, Var>,
@@ -298,14 +57,14 @@ struct Trainer<'a> {
     lambda: Vec<f32>,
     /// Draws depths and samples.
     rng: Rng,
-    step: u64,
+    pub(super) step: u64,
     /// The pictures' order in the epoch that was last asked for.
     order: (u64, Vec<usize>),
     best: Option<Best>,
 }
 
 impl<'a> Trainer<'a> {
-    fn new(recipe: &'a DiffMaskRecipe, subject: Subject<'a>) -> Result<Self> {
+    pub(super) fn new(recipe: &'a DiffMaskRecipe, subject: Subject<'a>) -> Result<Self> {
         let sizes = GateSizes::new(subject.vit.config());
         let mut rng = Rng::new(recipe.seed);
         let mut tensors = Gates::initial_tensors(sizes, recipe.offset, &mut rng, &Device::Cpu)?;
@@ -363,7 +122,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// One update of the gates, the baseline and one multiplier; returns the first six of [`COLUMNS`].
-    fn step(&mut self) -> Result<[f64; 6]> {
+    pub(super) fn step(&mut self) -> Result<[f64; 6]> {
         let Self {
             recipe, subject, ..
         } = *self;
@@ -427,7 +186,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Divergence, kept share and agreement of binary masks on test pictures.
-    fn measure(&self) -> Result<Measured> {
+    pub(super) fn measure(&self) -> Result<Measured> {
         let Subject { vit, test, .. } = self.subject;
         let gates = self.gates.freeze()?;
         let baseline = self.gates.baseline().detach();
@@ -457,7 +216,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Remembers the gates as they are if they measured better than any before.
-    fn keep_best(&mut self, measured: Measured) -> Result<()> {
+    pub(super) fn keep_best(&mut self, measured: Measured) -> Result<()> {
         let margin = self.recipe.margin;
         let beaten = |best: &Best| measured.is_better_than(&best.measured, margin);
         if self.best.as_ref().is_none_or(beaten) {
@@ -475,7 +234,7 @@ impl<'a> Trainer<'a> {
         self.vars.iter().map(copied).collect()
     }
 
-    fn checkpoint(&self, recipe_text: &str) -> Result<Checkpoint> {
+    pub(super) fn checkpoint(&self, recipe_text: &str) -> Result<Checkpoint> {
         let mut tensors = self.optim.state()?;
         let lambda = Tensor::from_slice(&self.lambda, self.lambda.len(), &Device::Cpu)?;
         tensors.insert("lambda".into(), lambda);
@@ -503,7 +262,7 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
+    pub(super) fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
         self.optim.restore(&checkpoint.tensors)?;
         self.lambda = checkpoint
             .tensors
@@ -540,7 +299,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn finish(mut self, complete: bool) -> Result<TrainedGates> {
+    pub(super) fn finish(mut self, complete: bool) -> Result<TrainedGates> {
         if self.best.is_none() {
             let measured = self.measure()?;
             self.keep_best(measured)?;
@@ -675,8 +434,34 @@ mod tests {
     }
 
     #[test]
-    fn a_recipe_with_an_unknown_key_is_refused() {
-        let text = "seed = 1\nlearning-rate = 0.1";
-        assert!(toml::from_str::<DiffMaskRecipe>(text).is_err());
+    fn rates_rise_hold_and_fall_to_zero() {
+        let recipe = DiffMaskRecipe {
+            steps: 100,
+            warmup_steps: 10,
+            cooldown_share: 0.2,
+            ..DiffMaskRecipe::default()
+        };
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        assert!(near(schedule(&recipe, 0), 0.1) && near(schedule(&recipe, 9), 1.0));
+        assert!(near(schedule(&recipe, 80), 1.0) && near(schedule(&recipe, 90), 0.5));
+        assert!(near(schedule(&recipe, 99), 0.05));
+        let constant = DiffMaskRecipe {
+            cooldown_share: 0.0,
+            ..recipe
+        };
+        assert!(near(schedule(&constant, 99), 1.0));
+    }
+
+    #[test]
+    fn fewer_patches_are_better_only_within_the_margin() {
+        let measured = |kl, kept| Measured {
+            kl,
+            kept,
+            agreement: 1.0,
+        };
+        assert!(measured(0.05, 0.4).is_better_than(&measured(0.01, 0.5), 0.1));
+        assert!(!measured(0.2, 0.1).is_better_than(&measured(0.05, 0.9), 0.1));
+        assert!(measured(0.2, 0.9).is_better_than(&measured(0.3, 0.1), 0.1));
+        assert!(measured(0.04, 0.4).is_better_than(&measured(0.05, 0.4), 0.1));
     }
 }
