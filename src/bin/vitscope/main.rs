@@ -1,3 +1,26 @@
-//! The program `vitscope`.
+//! The program `vitscope`: parses its arguments, runs one subcommand, and says by its exit code how it went.
 
-fn main() {}
+mod args;
+mod exit;
+mod file;
+mod interrupt;
+mod outputs;
+mod progress;
+mod setup;
+mod still;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+use exit::Exit;
+
+fn main() -> ExitCode {
+    exit::init_log();
+    let outcome = match Args::parse().command {
+        Command::File(args) => file::run(&args),
+        Command::Still(args) => still::run(&args),
+    };
+    outcome.unwrap_or_else(|error| Exit::from_error(&error)).into()
+}
