@@ -7,6 +7,7 @@ mod interrupt;
 mod outputs;
 mod progress;
 mod setup;
+mod side;
 mod still;
 
 use std::process::ExitCode;
