@@ -3,8 +3,12 @@
 
 pub mod data;
 pub mod error;
+pub mod explain;
 pub mod frame;
+pub mod kernels;
 pub mod media;
+pub mod models;
+pub mod rng;
 pub mod vit;
 
 pub use error::{Error, Result};
