@@ -8,6 +8,7 @@ pub mod frame;
 pub mod kernels;
 pub mod media;
 pub mod models;
+pub mod overlay;
 pub mod rng;
 pub mod vit;
 
