@@ -9,7 +9,9 @@ pub mod kernels;
 pub mod media;
 pub mod models;
 pub mod overlay;
+pub mod pipeline;
 pub mod rng;
+pub mod sidecar;
 pub mod vit;
 
 pub use error::{Error, Result};

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 pub use report::{Counts, Report, STAGES};
 
 use crate::error::{Error, Result};
-use crate::frame::{Frame, Pts};
 use crate::frame::resize::Resizer;
+use crate::frame::{Frame, Pts};
 use crate::media::{Sink, Source};
 use crate::overlay::Overlay;
 use edge::{EdgeReceiver, EdgeSender, edge};
@@ -85,10 +85,11 @@ impl Pipeline<'_> {
             let decode = start.stage(decode, to_patchify, move |to, busy| {
                 decode_loop(source, to, every, cancel, busy)
             })?;
-            let patchify = start.stage(patchify, (decoded, to_explain), move |(from, to), busy| {
-                patchify_loop(resizer, from, to, busy);
-                Ok(())
-            })?;
+            let patchify =
+                start.stage(patchify, (decoded, to_explain), move |(from, to), busy| {
+                    patchify_loop(resizer, from, to, busy);
+                    Ok(())
+                })?;
             let explain = start.stage(
                 explain,
                 (patchified, to_composite),

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::explain::{Explainer, Explanation, Target};
-use crate::frame::Frame;
 use crate::frame::placement::Placement;
 use crate::frame::resize::Resizer;
+use crate::frame::{Frame, FrameSize};
 use crate::models::Model;
 use crate::overlay::{Heat, Overlay, Range};
 use crate::sidecar;
@@ -176,21 +176,28 @@ pub fn explain(
 
 /// Draws the explanation and the class over the frame.
 ///
+/// An explanation that does not fit the frame is left out.
+///
 /// # Errors
 /// Fails where the frame's memory cannot be written.
 pub fn composite(input: Explained, overlay: &Overlay) -> Result<Composited> {
     let Explained { frame, finding } = input;
+    let finding = finding.filter(|finding| match finding.heat().check(frame.size()) {
+        Ok(()) => true,
+        Err(error) => {
+            warn_unexplained(frame.seq, &error);
+            false
+        }
+    });
     let heat = finding.as_deref().map(Finding::heat);
-    let caption = finding
-        .as_deref()
-        .map(Finding::caption)
-        .unwrap_or_default();
+    let caption = finding.as_deref().map(Finding::caption).unwrap_or_default();
     let frame = overlay.draw(frame, heat.as_ref(), &caption)?;
     Ok(Composited { frame, finding })
 }
 
 /// One image's share of an [`Explanation`], out of the tensors.
 struct Scores {
+    grid: (usize, usize),
     attribution: Vec<f32>,
     target: Option<Class>,
     predicted: Option<Class>,
@@ -202,8 +209,11 @@ impl View {
     /// # Errors
     /// Fails where model, method and target do not go together.
     pub fn check(&self) -> Result<()> {
-        let config = self.model.vit.config();
-        let gray = vec![128; config.num_channels * config.image_size * config.image_size];
+        let FrameSize {
+            width_px,
+            height_px,
+        } = self.model.preprocessor.rule.image_size();
+        let gray = vec![128; 3 * width_px * height_px];
         self.try_scores(&[gray]).map(|_| ())
     }
 
@@ -233,7 +243,8 @@ impl View {
             attribution,
             logits,
         } = self.explainer.explain(vit, &tensor, self.target)?;
-        let (rows, columns) = vit.grid();
+        let (_, _, height_px, width_px) = tensor.dims4()?;
+        let grid @ (rows, columns) = vit.grid(height_px, width_px);
         let expected = [images.len(), rows * columns];
         if attribution.dims() != expected {
             return Err(Error::Shape {
@@ -249,11 +260,16 @@ impl View {
         attribution
             .into_iter()
             .zip(logits)
-            .map(|(attribution, logits)| self.checked_scores(attribution, logits))
+            .map(|(attribution, logits)| self.checked_scores(grid, attribution, logits))
             .collect()
     }
 
-    fn checked_scores(&self, attribution: Vec<f32>, logits: Option<Vec<f32>>) -> Result<Scores> {
+    fn checked_scores(
+        &self,
+        grid: (usize, usize),
+        attribution: Vec<f32>,
+        logits: Option<Vec<f32>>,
+    ) -> Result<Scores> {
         let numbers = attribution.iter().chain(logits.iter().flatten());
         if let Some(number) = numbers.into_iter().find(|number| !number.is_finite()) {
             return Err(Error::Model(format!(
@@ -263,6 +279,7 @@ impl View {
         }
         let Some(probabilities) = logits.map(|logits| softmax(&logits)) else {
             return Ok(Scores {
+                grid,
                 attribution,
                 target: None,
                 predicted: None,
@@ -279,6 +296,7 @@ impl View {
             })?),
         };
         Ok(Scores {
+            grid,
             attribution,
             target,
             predicted,
@@ -298,7 +316,7 @@ impl View {
             seq,
             method: self.explainer.name(),
             range: self.range,
-            grid: self.model.vit.grid(),
+            grid: scores.grid,
             attribution: scores.attribution,
             placement,
             target: scores.target,
@@ -399,7 +417,9 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
 
 /// The first index of the largest value.
 fn argmax(values: &[f32]) -> Option<usize> {
-    (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b]))
+    (0..values.len())
+        .rev()
+        .max_by(|&a, &b| values[a].total_cmp(&values[b]))
 }
 
 #[cfg(test)]

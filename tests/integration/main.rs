@@ -2,3 +2,12 @@
 
 // The model against PyTorch.
 mod vit;
+
+// What several tests need.
+mod common;
+// Order, times, batches, errors, cancelling.
+mod pipeline;
+// The program: what it prints and writes, and what it refuses.
+mod cli;
+// The layers and habits of the sources.
+mod tidy;

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use candle_core::Device;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
+use vitscope::Error;
 use vitscope::explain::Method;
-use vitscope::overlay::{Colormap, Mode};
+use vitscope::overlay::{Colormap, Mode, Overlay};
 
 use crate::file::FileArgs;
 use crate::progress::ProgressMode;
@@ -38,8 +40,10 @@ pub struct ExplainArgs {
     /// Name of an embedded model, or a folder with config.json and model.safetensors.
     #[arg(long, value_name = "MODEL", default_value = "cifar10")]
     pub model: String,
-    /// How to explain: diffmask, rollout or attention [default: diffmask where the model has gates, else rollout].
-    #[arg(long)]
+    /// How to explain [default: diffmask where the model has gates, else rollout].
+    #[arg(long, value_parser = named::<Method, _>(
+        Method::ALL.map(|method| PossibleValue::new(method.name()).help(method.summary()))
+    ))]
     pub method: Option<Method>,
     /// The class to explain: `predicted`, a class name, or an index.
     #[arg(long, value_name = "CLASS", default_value = "predicted")]
@@ -59,17 +63,21 @@ pub struct ExplainArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Drawing")]
 pub struct DrawArgs {
-    /// What is drawn: overlay, side-by-side, heatmap, mask, dim or original.
-    #[arg(long, default_value = "overlay")]
+    /// What is drawn.
+    #[arg(long, default_value_t = Overlay::default().mode, value_parser = named::<Mode, _>(
+        Mode::ALL.map(|mode| PossibleValue::new(mode.name()))
+    ))]
     pub mode: Mode,
     /// Colors of the heatmap.
-    #[arg(long, default_value = "viridis")]
+    #[arg(long, default_value_t = Overlay::default().colormap, value_parser = named::<Colormap, _>(
+        Colormap::ALL.map(|colormap| PossibleValue::new(colormap.name()))
+    ))]
     pub colormap: Colormap,
-    /// How much of the frame the heatmap covers, 0 to 1.
-    #[arg(long, default_value = "0.5", value_parser = share)]
+    /// Opacity of the greatest heat, 0 to 1.
+    #[arg(long, default_value_t = Overlay::default().alpha, value_parser = share)]
     pub alpha: f32,
-    /// From where on a patch counts as kept, 0 to 1, for the modes mask and dim.
-    #[arg(long, default_value = "0.5", value_parser = share)]
+    /// Heat from which on a patch is kept, 0 to 1, in mode mask.
+    #[arg(long, default_value_t = Overlay::default().threshold, value_parser = share)]
     pub threshold: f32,
     /// How patches become pixels.
     #[arg(long, value_enum, default_value = "bilinear")]
@@ -143,6 +151,14 @@ impl FromStr for DeviceChoice {
                 .ok_or_else(|| "expected cpu, cuda, cuda:N or auto".into()),
         }
     }
+}
+
+/// Accepts `values` only, and lists them in the help and where another one was given.
+fn named<T, const N: usize>(values: [PossibleValue; N]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = Error> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<T>())
 }
 
 fn share(text: &str) -> Result<f32, String> {

@@ -41,8 +41,8 @@ impl From<Exit> for ExitCode {
 
 /// Logs to standard error; `RUST_LOG` asks for more or less than warnings and the program's own news.
 pub fn init_log() {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("warn,vitscope=info"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,vitscope=info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -2,7 +2,6 @@
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use vitscope::frame::Pts;
@@ -14,11 +13,8 @@ use crate::exit::Exit;
 use crate::side::{self, Side, say};
 use crate::{interrupt, setup};
 
-/// Pictures on a contact sheet, spread evenly over the video.
-const SHEET_PICTURES: u32 = 12;
-
-/// Time between them in a video of unknown duration.
-const SHEET_STEP: Duration = Duration::from_secs(10);
+/// Most pictures on a contact sheet.
+const SHEET_PICTURES: usize = 24;
 
 /// Options of `vitscope file`.
 #[derive(Debug, clap::Args)]
@@ -41,10 +37,10 @@ pub struct FileArgs {
     /// What becomes of the sound: copy, encode or drop.
     #[arg(long, default_value = "copy")]
     audio: AudioMode,
-    /// The video encoder [default: the best one installed that the container holds].
+    /// The video encoder: x264, openh264, vp8 or vp9 [default: the best one installed that fits the container].
     #[arg(long)]
     codec: Option<VideoCodec>,
-    /// Quality, 0 (best) to 51.
+    /// Quality, 0 (best) to 51 [default: 21].
     #[arg(long)]
     crf: Option<u32>,
     #[command(flatten)]
@@ -73,9 +69,7 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     )?;
     let (mut source, sink) = media::open(&job)?;
     let view = setup::view(&args.explain)?;
-    let total = source.info().duration;
-    let sheet_step = total.map_or(SHEET_STEP, |total| total / SHEET_PICTURES);
-    let mut side = Side::new(&args.outputs, total, sheet_step)?;
+    let mut side = Side::new(&args.outputs, source.info().duration, SHEET_PICTURES)?;
     let mut unfinished = side.unfinished();
     unfinished.push(job.part_path());
     let cancel = interrupt::flag(unfinished)?;

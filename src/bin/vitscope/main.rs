@@ -23,5 +23,7 @@ fn main() -> ExitCode {
         Command::File(args) => file::run(&args),
         Command::Still(args) => still::run(&args),
     };
-    outcome.unwrap_or_else(|error| Exit::from_error(&error)).into()
+    outcome
+        .unwrap_or_else(|error| Exit::from_error(&error))
+        .into()
 }

@@ -130,7 +130,9 @@ mod tests {
         let (video, sidecar) = (folder.path().join("in.mp4"), folder.path().join("./in.mp4"));
         let error = check(&[&sidecar], &[&video], true).unwrap_err().to_string();
         assert!(error.starts_with("would be written over"), "{error}");
-        let error = check(&[&video, &sidecar], &[], true).unwrap_err().to_string();
+        let error = check(&[&video, &sidecar], &[], true)
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("would be written over"), "{error}");
     }
 

@@ -85,7 +85,10 @@ impl Progress {
                 bar.set_message(self.state.to_string());
             }
             Shown::Lines { every, .. } => {
-                if self.printed.is_none_or(|printed| printed.elapsed() >= *every) {
+                if self
+                    .printed
+                    .is_none_or(|printed| printed.elapsed() >= *every)
+                {
                     self.print();
                     self.printed = Some(Instant::now());
                 }

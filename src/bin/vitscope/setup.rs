@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use vitscope::explain::{Method, Target};
+use vitscope::explain::{Method, Parts, Target};
 use vitscope::models;
 use vitscope::overlay::Overlay;
 use vitscope::pipeline::stages::View;
@@ -22,7 +22,7 @@ pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
         bail!("this program was built without CUDA, which takes `cargo build --features cuda`");
     }
     let device = args.device.open().context("no CUDA device")?;
-    let mut model = models::open(&args.model, &device)?;
+    let model = models::open(&args.model, &device)?;
     let method = args.method.unwrap_or(if model.gates.is_some() {
         Method::DiffMask
     } else {
@@ -33,7 +33,9 @@ pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
         class => Target::Class(model.class_index(class)?),
     };
     let view = View {
-        explainer: method.build(model.gates.take())?,
+        explainer: method.build(Parts {
+            gates: model.gates.as_ref(),
+        })?,
         range: method.range(),
         model: Arc::new(model),
         target,

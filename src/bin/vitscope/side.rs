@@ -18,10 +18,6 @@ pub struct Side {
     scores: Option<(sidecar::Writer, Option<Output>)>,
     sheet: Option<(Sheet, Output)>,
     progress: Progress,
-    /// Time between two pictures of the sheet.
-    sheet_step: Duration,
-    /// When the sheet takes its next picture.
-    sheet_due: Duration,
 }
 
 /// The files that `args` asks for, refused if they would be written over `taken` or each other.
@@ -32,8 +28,8 @@ pub fn check(args: &OutputArgs, taken: &[&Path]) -> anyhow::Result<()> {
 }
 
 impl Side {
-    /// For a video of duration `total`, where it is known; the sheet takes a picture every `sheet_step`.
-    pub fn new(args: &OutputArgs, total: Option<Duration>, sheet_step: Duration) -> Result<Self> {
+    /// For a video of duration `total`, where it is known; the sheet has at most `sheet_pictures`.
+    pub fn new(args: &OutputArgs, total: Option<Duration>, sheet_pictures: usize) -> Result<Self> {
         let scores = match args.scores.as_deref() {
             Some(path) if is_stdout(path) => {
                 Some((sidecar::Writer::new(Box::new(stdout()), path), None))
@@ -55,10 +51,8 @@ impl Side {
             sheet: args
                 .sheet
                 .as_deref()
-                .map(|path| (Sheet::new(), Output::new(path))),
+                .map(|path| (Sheet::new(sheet_pictures), Output::new(path))),
             progress: Progress::new(mode, total),
-            sheet_step,
-            sheet_due: Duration::ZERO,
         })
     }
 
@@ -73,15 +67,11 @@ impl Side {
         if let Some((writer, _)) = &mut self.scores {
             writer.write(&frame.record())?;
         }
-        let start = Duration::from_nanos(frame.frame.pts.0);
-        if let Some((sheet, _)) = &mut self.sheet
-            && start >= self.sheet_due
-            && frame.explained()
-        {
+        if let Some((sheet, _)) = &mut self.sheet {
             let caption = frame.finding.as_deref().map(|finding| finding.caption());
             sheet.add(&frame.frame, &caption.unwrap_or_default())?;
-            self.sheet_due = start + self.sheet_step;
         }
+        let start = Duration::from_nanos(frame.frame.pts.0);
         let end = start + frame.frame.duration.unwrap_or_default();
         self.progress.frame(end);
         Ok(())

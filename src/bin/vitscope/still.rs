@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
@@ -50,7 +49,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
             .map_err(|error| unreadable(input, &error))?;
     }
     let view = setup::view(&args.explain)?;
-    let mut side = Side::new(&args.outputs, None, Duration::ZERO)?;
+    let mut side = Side::new(&args.outputs, None, inputs.len())?;
     let outputs: Vec<Output> = targets.iter().map(|path| Output::new(path)).collect();
     let mut unfinished = side.unfinished();
     unfinished.extend(outputs.iter().map(|output| output.part().to_owned()));
@@ -153,12 +152,12 @@ impl Source for PictureSource {
                 .map_err(|error| unreadable(&path, &error))?;
             // A tag that cannot be read is one that is not there.
             let orientation = decoder.orientation().ok();
-            let mut picture = DynamicImage::from_decoder(decoder)
-                .map_err(|error| unreadable(&path, &error))?;
+            let mut picture =
+                DynamicImage::from_decoder(decoder).map_err(|error| unreadable(&path, &error))?;
             if let Some(orientation) = orientation {
                 picture.apply_orientation(orientation);
             }
-            overlay::frame_from_image(picture.into_rgb8())
+            Ok::<_, Error>(overlay::frame_from_image(picture.into_rgb8()))
         };
         let mut frame = read()?;
         frame.seq = self.next_seq;
@@ -210,7 +209,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let inputs = ["a/1.png", "b/2.jpg"].map(PathBuf::from);
         let out = folder.path();
-        assert_eq!(vec![out.join("x.png")], targets(&inputs[..1], &out.join("x.png")).unwrap());
+        assert_eq!(
+            vec![out.join("x.png")],
+            targets(&inputs[..1], &out.join("x.png")).unwrap()
+        );
         assert_eq!(vec![out.join("1.png")], targets(&inputs[..1], out).unwrap());
         assert_eq!(
             vec![out.join("1.png"), out.join("2.jpg")],
