@@ -13,6 +13,7 @@ pub mod overlay;
 pub mod pipeline;
 pub mod rng;
 pub mod sidecar;
+pub mod train;
 pub mod vit;
 
 pub use error::{Error, Result};
