@@ -1,3 +1,4 @@
 //! All integration tests, in one binary because each would link candle and GStreamer.
 
-fn main() {}
+// Where the image lies in the frame, resizing, drawing.
+mod overlay;
