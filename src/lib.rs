@@ -1,9 +1,15 @@
 //! Live explanations of Vision Transformers on video.
 #![warn(missing_docs, unreachable_pub, unused_lifetimes)]
 
+pub mod data;
 pub mod error;
+pub mod explain;
 pub mod frame;
+pub mod kernels;
 pub mod media;
+pub mod models;
 pub mod overlay;
+pub mod rng;
+pub mod vit;
 
 pub use error::{Error, Result};

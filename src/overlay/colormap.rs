@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn tables_meet_published_colors() {
         // Levels 0, 128 and 255 of matplotlib 3.11's own tables; of turbo, which ends earlier here,
-        // the levels 0, 113 and 225.
+        // the levels 0, 113 and 225; of jet, MATLAB's trapezoids.
         let published = [
             (
                 Colormap::Viridis,
@@ -239,7 +239,7 @@ mod tests {
                 Colormap::Magma,
                 [[0, 0, 4], [183, 55, 121], [252, 253, 191]],
             ),
-            (Colormap::Jet, [[0, 0, 128], [125, 255, 122], [128, 0, 0]]),
+            (Colormap::Jet, [[0, 0, 128], [129, 255, 125], [128, 0, 0]]),
             (
                 Colormap::Gray,
                 [[0, 0, 0], [128, 128, 128], [255, 255, 255]],
@@ -266,7 +266,7 @@ mod tests {
                     .zip(pair[1])
                     .map(|(a, b)| a.abs_diff(b))
                     .max();
-                assert!(step <= Some(5), "{colormap}: {pair:?}");
+                assert!(step <= Some(7), "{colormap}: {pair:?}");
             }
         }
     }

@@ -2,3 +2,6 @@
 
 // Where the image lies in the frame, resizing, drawing.
 mod overlay;
+
+// The model against PyTorch.
+mod vit;

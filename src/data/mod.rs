@@ -1,0 +1,132 @@
+//! Labelled pictures to train and to measure with.
+//!
+//! A [`Dataset`] hands out 8-bit RGB pictures of one size, by index and in any order, so that a
+//! seeded shuffle of indices is all that a training loop has to remember.
+//! Augmentation is not done here.
+
+pub mod cifar;
+
+use candle_core::{Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::frame::FrameSize;
+
+/// A picture as it is stored: 8 bits a channel, not normalized.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// Size in pixels.
+    pub size: FrameSize,
+    /// `[height, width, 3]`, red first.
+    pub rgb: Vec<u8>,
+}
+
+/// Pictures of one size, some or all with the index of their class.
+pub trait Dataset: Send + Sync {
+    /// What it is called in messages and records.
+    fn name(&self) -> &str;
+
+    /// Number of pictures.
+    fn len(&self) -> usize;
+
+    /// True where there are no pictures.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Size of every picture.
+    fn size(&self) -> FrameSize;
+
+    /// Class names by index; empty where pictures have no labels.
+    fn classes(&self) -> &[String];
+
+    /// The picture at `index`, the same at every call.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where `index` is out of range or the picture cannot be read.
+    fn picture(&self, index: usize) -> Result<Picture>;
+
+    /// The class of the picture at `index`, where it is known.
+    fn label(&self, index: usize) -> Option<usize>;
+}
+
+/// The pictures as one model input, each channel shifted by `mean` and divided by `std`, both in
+/// units of the brightest value.
+///
+/// # Shapes
+/// - result: `[pictures, 3, height, width]`
+///
+/// # Errors
+/// [`Error::Data`] where there are no pictures, and [`Error::Shape`] where their sizes differ.
+pub fn images_from_pictures(
+    pictures: &[Picture],
+    mean: [f32; 3],
+    std: [f32; 3],
+    device: &Device,
+) -> Result<Tensor> {
+    let size = pictures
+        .first()
+        .ok_or_else(|| Error::Data("a batch needs at least one picture".into()))?
+        .size;
+    let n_pixels = size.width_px * size.height_px;
+    let mut planes = Vec::with_capacity(pictures.len() * 3 * n_pixels);
+    for picture in pictures {
+        if picture.size != size || picture.rgb.len() != 3 * n_pixels {
+            return Err(Error::Shape {
+                expected: format!("{size:?} with {} bytes", 3 * n_pixels),
+                got: format!("{:?} with {} bytes", picture.size, picture.rgb.len()),
+            });
+        }
+        for (channel, (mean, std)) in mean.into_iter().zip(std).enumerate() {
+            let samples = picture.rgb.iter().skip(channel).step_by(3);
+            planes.extend(samples.map(|&sample| (f32::from(sample) / 255.0 - mean) / std));
+        }
+    }
+    let shape = (pictures.len(), 3, size.height_px, size.width_px);
+    Ok(Tensor::from_vec(planes, shape, device)?)
+}
+
+/// The error for an index past the end.
+fn out_of_range(name: &str, index: usize, len: usize) -> Error {
+    Error::Data(format!(
+        "{name} has {len} pictures, there is none at {index}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(width_px: usize, rgb: &[u8]) -> Picture {
+        let height_px = rgb.len() / 3 / width_px;
+        Picture {
+            size: FrameSize {
+                width_px,
+                height_px,
+            },
+            rgb: rgb.to_vec(),
+        }
+    }
+
+    #[test]
+    fn channels_become_planes_and_black_and_white_become_minus_one_and_one() {
+        let pictures = [picture(2, &[0, 255, 0, 255, 0, 0])];
+        let images =
+            images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu).expect("one size");
+        assert_eq!(images.dims(), [1, 3, 1, 2]);
+        let values: Vec<f32> = images.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(values, [-1.0, 1.0, 1.0, -1.0, -1.0, -1.0]);
+    }
+
+    #[test]
+    fn pictures_of_two_sizes_make_no_batch() {
+        let pictures = [picture(1, &[0; 3]), picture(2, &[0; 6])];
+        let result = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu);
+        assert!(matches!(result, Err(Error::Shape { .. })));
+    }
+
+    #[test]
+    fn no_pictures_make_no_batch() {
+        let result = images_from_pictures(&[], [0.5; 3], [0.5; 3], &Device::Cpu);
+        assert!(matches!(result, Err(Error::Data(_))));
+    }
+}

@@ -1,0 +1,3 @@
+//! Models by reference: embedded names and folders.
+
+pub mod weights;

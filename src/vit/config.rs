@@ -1,0 +1,493 @@
+//! The shape of a Vision Transformer, read from and written to Hugging Face's `config.json`.
+//!
+//! Four families are understood: `vit` (which DINO's first version also uses), `deit` (distilled
+//! DeiT; the plain one is a `vit`), `dinov2` and `dinov2_with_registers`. Field names and defaults
+//! are those of `transformers`. What a configuration may say and this crate does not compute (other
+//! activations, SwiGLU) is refused by name. Nothing here opens a file: text in, text out.
+
+use serde_json::{Value, json};
+
+use super::fields::{self, Fields, MAX_SIZE};
+use crate::{Error, Result};
+
+/// Which published architecture a checkpoint follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// ViT, plain DeiT and the first DINO.
+    Vit,
+    /// DeiT with a distillation token behind the class token.
+    Deit,
+    /// DINOv2: layer scale in each block.
+    Dinov2,
+    /// DINOv2 with register tokens between the class token and the patches.
+    Dinov2WithRegisters,
+}
+
+impl Family {
+    const ALL: [Self; 4] = [
+        Self::Vit,
+        Self::Deit,
+        Self::Dinov2,
+        Self::Dinov2WithRegisters,
+    ];
+
+    /// The family's `model_type` in `config.json`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Vit => "vit",
+            Self::Deit => "deit",
+            Self::Dinov2 => "dinov2",
+            Self::Dinov2WithRegisters => "dinov2_with_registers",
+        }
+    }
+
+    /// Whether the family is DINOv2, with or without registers.
+    pub fn is_dinov2(self) -> bool {
+        matches!(self, Self::Dinov2 | Self::Dinov2WithRegisters)
+    }
+
+    /// Prefix of the class names in `transformers`.
+    fn class_prefix(self) -> &'static str {
+        match self {
+            Self::Vit => "ViT",
+            Self::Deit => "DeiT",
+            Self::Dinov2 => "Dinov2",
+            Self::Dinov2WithRegisters => "Dinov2WithRegisters",
+        }
+    }
+}
+
+/// Non-linearity of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// The exact Gaussian error linear unit, `x · Φ(x)`.
+    Gelu,
+}
+
+/// What the classifier reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// There is no classifier.
+    None,
+    /// The class token.
+    ClassToken,
+    /// The class token and the mean of the patch tokens, one behind the other (DINOv2).
+    ClassTokenAndPatchMean,
+    /// One classifier on the class token and one on the distillation token, their logits averaged.
+    ClassAndDistillationTokens,
+}
+
+/// The shape of a Vision Transformer. [`Default`] is ViT-B/16 at 224 pixels without a classifier.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VitConfig {
+    /// Decides tensor names, special tokens and what the classifier reads.
+    pub family: Family,
+    /// Edge of the square input that the position embeddings were made for, in pixels.
+    pub image_size: usize,
+    /// Edge of a square patch, in pixels.
+    pub patch_size: usize,
+    /// Color channels of the input.
+    pub num_channels: usize,
+    /// Width of a token.
+    pub hidden_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Heads of the self-attention; divides `hidden_size`.
+    pub num_attention_heads: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// Added to the variance in each layer norm.
+    pub layer_norm_eps: f64,
+    /// Whether query, key and value have a bias.
+    pub qkv_bias: bool,
+    /// Non-linearity of the MLP.
+    pub hidden_act: Activation,
+    /// Register tokens between the class token and the patches.
+    pub registers: usize,
+    /// Whether each branch of a block is scaled by a learned vector.
+    pub layer_scale: bool,
+    /// Whether a distillation token follows the class token.
+    pub distilled: bool,
+    /// Whether a second classifier reads the distillation token. Only with `distilled`.
+    pub teacher_head: bool,
+    /// Class names in the order of the logits; empty without a classifier.
+    pub labels: Vec<String>,
+}
+
+impl Default for VitConfig {
+    fn default() -> Self {
+        Self {
+            family: Family::Vit,
+            image_size: 224,
+            patch_size: 16,
+            num_channels: 3,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            layer_norm_eps: 1e-12,
+            qkv_bias: true,
+            hidden_act: Activation::Gelu,
+            registers: 0,
+            layer_scale: false,
+            distilled: false,
+            teacher_head: false,
+            labels: Vec::new(),
+        }
+    }
+}
+
+impl VitConfig {
+    /// Reads the text of a `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Model`], naming the field, if the text is not JSON, if a field is missing or of the
+    /// wrong kind, if sizes do not divide, or if the model is of a kind that this crate lacks.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let root = fields::parse(text)?;
+        let fields = Fields(&root);
+        if fields.value("pretrained_cfg").is_some() || fields.value("architecture").is_some() {
+            return refuse("timm's configuration, not a Hugging Face config.json".into());
+        }
+        let family = family(fields)?;
+        if fields.flag("use_swiglu_ffn", false)? {
+            return refuse("use_swiglu_ffn is true; SwiGLU is not supported".into());
+        }
+        let hidden_size = fields.size("hidden_size")?;
+        let architecture = architecture(fields)?;
+        // A file that does not say what wrote it is believed to end in a classifier if it names
+        // the classes.
+        let classifies = match architecture {
+            "" => fields.value("id2label").is_some(),
+            name => name.contains("ForImageClassification"),
+        };
+        let config = Self {
+            family,
+            image_size: fields.square("image_size")?,
+            patch_size: fields.square("patch_size")?,
+            num_channels: fields.size_or("num_channels", 3)?,
+            hidden_size,
+            num_hidden_layers: fields.size("num_hidden_layers")?,
+            num_attention_heads: fields.size("num_attention_heads")?,
+            intermediate_size: intermediate_size(fields, family, hidden_size)?,
+            layer_norm_eps: layer_norm_eps(fields, family)?,
+            qkv_bias: fields.flag("qkv_bias", true)?,
+            hidden_act: activation(fields)?,
+            registers: match family {
+                Family::Dinov2WithRegisters => fields.count("num_register_tokens", 4)?,
+                _ => 0,
+            },
+            layer_scale: family.is_dinov2(),
+            distilled: family == Family::Deit,
+            teacher_head: architecture.ends_with("WithTeacher"),
+            labels: if classifies {
+                labels(fields)?
+            } else {
+                Vec::new()
+            },
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The text of a `config.json` that `transformers` and [`VitConfig::from_json`] read.
+    pub fn to_json(&self) -> String {
+        let class = match self.head() {
+            Head::None => "Model",
+            Head::ClassAndDistillationTokens => "ForImageClassificationWithTeacher",
+            Head::ClassToken | Head::ClassTokenAndPatchMean => "ForImageClassification",
+        };
+        let mut root = json!({
+            "architectures": [format!("{}{class}", self.family.class_prefix())],
+            "attention_probs_dropout_prob": 0.0,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.0,
+            "hidden_size": self.hidden_size,
+            "image_size": self.image_size,
+            "layer_norm_eps": self.layer_norm_eps,
+            "model_type": self.family.model_type(),
+            "num_attention_heads": self.num_attention_heads,
+            "num_channels": self.num_channels,
+            "num_hidden_layers": self.num_hidden_layers,
+            "patch_size": self.patch_size,
+            "qkv_bias": self.qkv_bias,
+        });
+        if self.family.is_dinov2() {
+            // DINOv2 states the MLP's width as a multiple, which `validate` has found to be whole.
+            root["mlp_ratio"] = json!(self.intermediate_size / self.hidden_size.max(1));
+            root["use_swiglu_ffn"] = json!(false);
+            root["layerscale_value"] = json!(1.0);
+        } else {
+            root["intermediate_size"] = json!(self.intermediate_size);
+        }
+        if self.family == Family::Dinov2WithRegisters {
+            root["num_register_tokens"] = json!(self.registers);
+        }
+        if !self.labels.is_empty() {
+            let id2label = self.labels.iter().enumerate();
+            let id2label = id2label.map(|(index, name)| (index.to_string(), json!(name)));
+            root["id2label"] = Value::Object(id2label.collect());
+            let label2id = self.labels.iter().enumerate();
+            let label2id = label2id.map(|(index, name)| (name.clone(), json!(index)));
+            root["label2id"] = Value::Object(label2id.collect());
+        }
+        format!("{root:#}\n")
+    }
+
+    /// Checks that the sizes fit together.
+    ///
+    /// # Errors
+    /// [`Error::Model`] with the values that contradict each other.
+    pub fn validate(&self) -> Result<()> {
+        let sizes = [
+            ("image_size", self.image_size),
+            ("patch_size", self.patch_size),
+            ("num_channels", self.num_channels),
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("intermediate_size", self.intermediate_size),
+        ];
+        for (field, size) in sizes {
+            if size == 0 || size > MAX_SIZE {
+                return refuse(format!("{field} is {size}, not between 1 and {MAX_SIZE}"));
+            }
+        }
+        let (dim, heads) = (self.hidden_size, self.num_attention_heads);
+        if !dim.is_multiple_of(heads) {
+            return refuse(format!(
+                "hidden_size {dim} is not a multiple of num_attention_heads {heads}"
+            ));
+        }
+        let (image, patch) = (self.image_size, self.patch_size);
+        if !image.is_multiple_of(patch) {
+            return refuse(format!(
+                "image_size {image} is not a multiple of patch_size {patch}"
+            ));
+        }
+        let eps = self.layer_norm_eps;
+        if !(eps.is_finite() && eps >= 0.0) {
+            return refuse(format!("layer_norm_eps is {eps}, not a positive number"));
+        }
+        if self.family.is_dinov2() && !self.intermediate_size.is_multiple_of(dim) {
+            return refuse(format!(
+                "intermediate_size {} is not a multiple of hidden_size {dim}, as dinov2 needs",
+                self.intermediate_size
+            ));
+        }
+        if self.teacher_head && !self.distilled {
+            return refuse("a teacher's classifier needs a distillation token".into());
+        }
+        Ok(())
+    }
+
+    /// What the classifier reads.
+    pub fn head(&self) -> Head {
+        match self.family {
+            _ if self.labels.is_empty() => Head::None,
+            Family::Dinov2 | Family::Dinov2WithRegisters => Head::ClassTokenAndPatchMean,
+            _ if self.teacher_head => Head::ClassAndDistillationTokens,
+            Family::Vit | Family::Deit => Head::ClassToken,
+        }
+    }
+
+    /// Number of classes; 0 without a classifier.
+    pub fn n_classes(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Rows and columns of the patch grid at the configured image size.
+    pub fn grid(&self) -> (usize, usize) {
+        let edge = self.image_size / self.patch_size.max(1);
+        (edge, edge)
+    }
+
+    /// Number of patches at the configured image size.
+    pub fn n_patches(&self) -> usize {
+        let (rows, columns) = self.grid();
+        rows * columns
+    }
+
+    /// Tokens before the first patch: class token, distillation token, registers.
+    pub fn n_special_tokens(&self) -> usize {
+        1 + usize::from(self.distilled) + self.registers
+    }
+
+    /// Tokens that have a position embedding: class and distillation token, then the patches.
+    pub fn n_positions(&self) -> usize {
+        1 + usize::from(self.distilled) + self.n_patches()
+    }
+
+    /// Whether position embeddings are antialiased when they are resized for another input size.
+    ///
+    /// `transformers` does so for DINOv2 with registers, and for no other family.
+    pub fn antialiased_positions(&self) -> bool {
+        self.family == Family::Dinov2WithRegisters
+    }
+}
+
+fn refuse<T>(message: String) -> Result<T> {
+    Err(Error::Model(message))
+}
+
+fn family(fields: Fields) -> Result<Family> {
+    let name = fields.required("model_type")?;
+    let family = Family::ALL
+        .into_iter()
+        .find(|family| name.as_str() == Some(family.model_type()));
+    family.ok_or_else(|| {
+        let known = Family::ALL.map(Family::model_type).join(", ");
+        Error::Model(format!("model_type is {name}, supported are {known}"))
+    })
+}
+
+fn layer_norm_eps(fields: Fields, family: Family) -> Result<f64> {
+    let default = if family.is_dinov2() { 1e-6 } else { 1e-12 };
+    fields.number("layer_norm_eps", default)
+}
+
+fn intermediate_size(fields: Fields, family: Family, hidden_size: usize) -> Result<usize> {
+    if !family.is_dinov2() {
+        return fields.size("intermediate_size");
+    }
+    let ratio = fields.number("mlp_ratio", 4.0)?;
+    if !(ratio.fract() == 0.0 && (1.0..=MAX_SIZE as f64).contains(&ratio)) {
+        return refuse(format!("mlp_ratio is {ratio}, not a whole positive number"));
+    }
+    Ok(hidden_size * ratio as usize)
+}
+
+fn activation(fields: Fields) -> Result<Activation> {
+    match fields.value("hidden_act") {
+        None => Ok(Activation::Gelu),
+        Some(name) if name == "gelu" => Ok(Activation::Gelu),
+        Some(name) => refuse(format!("hidden_act is {name}, supported is \"gelu\"")),
+    }
+}
+
+/// The first of `architectures`, empty if there is none.
+fn architecture<'a>(fields: Fields<'a>) -> Result<&'a str> {
+    let Some(value) = fields.value("architectures") else {
+        return Ok("");
+    };
+    let Some(names) = value.as_array() else {
+        return refuse(format!("field \"architectures\" is {value}, not a list"));
+    };
+    Ok(names.first().and_then(Value::as_str).unwrap_or(""))
+}
+
+/// Class names in the order of the logits; `LABEL_0` and so on where the file has none.
+fn labels(fields: Fields) -> Result<Vec<String>> {
+    let Some(value) = fields.value("id2label") else {
+        // `transformers` leaves `id2label` out when it is the default, which has two classes.
+        let n_classes = fields.size_or("num_labels", 2)?;
+        return Ok((0..n_classes).map(|i| format!("LABEL_{i}")).collect());
+    };
+    let Some(names) = value.as_object().filter(|names| !names.is_empty()) else {
+        return refuse(format!("field \"id2label\" is {value}, not a map of names"));
+    };
+    let n_classes = names.len();
+    (0..n_classes)
+        .map(|index| match names.get(&index.to_string()) {
+            Some(Value::String(name)) => Ok(name.clone()),
+            Some(other) => refuse(format!("id2label names class {index} {other}, not a text")),
+            None => refuse(format!("id2label has {n_classes} classes but not {index}")),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VIT: &str = r#"{"architectures": ["ViTForImageClassification"], "model_type": "vit",
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 64, "image_size": 32, "patch_size": [8, 8], "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12, "id2label": {"0": "cat", "10": "k", "1": "dog", "2": "c",
+        "3": "d", "4": "e", "5": "f", "6": "g", "7": "h", "8": "i", "9": "j"}}"#;
+
+    fn check_refused(edit: (&str, &str), expected: &str) {
+        let text = VIT.replace(edit.0, edit.1);
+        assert_ne!(text, VIT, "the edit {edit:?} changes nothing");
+        let message = VitConfig::from_json(&text).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+    }
+
+    #[test]
+    fn labels_are_in_the_order_of_their_numbers() {
+        let config = VitConfig::from_json(VIT).unwrap();
+        assert_eq!(config.labels[..3], ["cat", "dog", "c"]);
+        assert_eq!(config.labels[10], "k");
+        assert_eq!(config.head(), Head::ClassToken);
+        assert_eq!((config.grid(), config.n_positions()), ((4, 4), 17));
+    }
+
+    #[test]
+    fn what_is_written_reads_back_equal() {
+        let labels = vec!["a".to_owned(), "b".to_owned(), "c".to_owned()];
+        let vit = VitConfig {
+            labels,
+            ..VitConfig::default()
+        };
+        let deit = VitConfig {
+            family: Family::Deit,
+            distilled: true,
+            teacher_head: true,
+            ..vit.clone()
+        };
+        let dinov2 = VitConfig {
+            family: Family::Dinov2WithRegisters,
+            registers: 4,
+            layer_scale: true,
+            qkv_bias: false,
+            layer_norm_eps: 1e-6,
+            labels: Vec::new(),
+            ..vit.clone()
+        };
+        for config in [vit, deit, dinov2] {
+            assert_eq!(VitConfig::from_json(&config.to_json()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn a_bare_model_has_no_classes_even_if_names_are_given() {
+        let text = VIT.replace("ViTForImageClassification", "ViTModel");
+        assert_eq!(VitConfig::from_json(&text).unwrap().head(), Head::None);
+    }
+
+    #[test]
+    fn a_classifier_without_names_has_the_two_default_classes() {
+        let text = VIT.replace("id2label", "other");
+        let config = VitConfig::from_json(&text).unwrap();
+        assert_eq!(config.labels, ["LABEL_0", "LABEL_1"]);
+    }
+
+    #[test]
+    fn errors_name_the_field_and_the_values() {
+        check_refused(("{\"arch", "{,\"arch"), "not valid JSON");
+        check_refused(("\"hidden_size\"", "\"x\""), "\"hidden_size\" is missing");
+        check_refused(
+            ("\"hidden_size\": 32", "\"hidden_size\": \"32\""),
+            "hidden_size",
+        );
+        check_refused(
+            ("\"hidden_size\": 32", "\"hidden_size\": 1e9"),
+            "hidden_size",
+        );
+        check_refused(("\"hidden_size\": 32", "\"hidden_size\": -1"), "-1");
+        check_refused(
+            ("\"hidden_size\": 32", "\"hidden_size\": 30"),
+            "hidden_size 30 is not a multiple of num_attention_heads 4",
+        );
+        check_refused(
+            ("\"image_size\": 32", "\"image_size\": 33"),
+            "image_size 33 is not a multiple of patch_size 8",
+        );
+        check_refused(("[8, 8]", "[8, 4]"), "[8,4]");
+        check_refused(("\"gelu\"", "\"relu\""), "\"relu\"");
+        check_refused(("\"vit\"", "\"swin\""), "\"swin\"");
+        check_refused(("\"7\"", "\"11\""), "not 7");
+        check_refused(("{\"arch", "{\"use_swiglu_ffn\": true, \"arch"), "SwiGLU");
+        check_refused(("{\"arch", "{\"pretrained_cfg\": {}, \"arch"), "timm");
+    }
+}

@@ -1,0 +1,465 @@
+//! Tensor names: every naming that checkpoints use, brought to one.
+//!
+//! The one naming is Hugging Face's for ViT without the `vit.` in front, as in
+//! `encoder.layer.3.attention.attention.query.weight`. Understood besides: the prefixes `vit.`,
+//! `deit.`, `dinov2.` and `dinov2_with_registers.`; DINOv2's names (`norm1`, `mlp.fc1`); those that
+//! transformers 5 holds in memory (`layers.3.attention.q_proj`); timm's and the original DINO's
+//! (`blocks.3.attn.qkv`, which is cut in three). A tensor that belongs to no part of the model is an
+//! error, because a model that has it computes something else; only parts that do not take part in
+//! classifying (mask token, pooler) are passed over.
+
+use std::collections::HashMap;
+
+use candle_core::Tensor;
+
+use super::config::{Head, VitConfig};
+use crate::{Error, Result};
+
+/// In front of the base model's names inside a model with a head.
+const PREFIXES: [&str; 4] = ["vit.", "deit.", "dinov2_with_registers.", "dinov2."];
+
+/// In front of a block's number: in Hugging Face's files, in transformers' memory (two), in timm.
+const BLOCKS: [&str; 4] = ["encoder.layer.", "encoder.layers.", "layers.", "blocks."];
+
+/// Name and shape of each tensor of the model, first to last in the forward pass.
+pub fn expected_shapes(config: &VitConfig) -> Vec<(String, Vec<usize>)> {
+    let dim = config.hidden_size;
+    let inner = config.intermediate_size;
+    let patch = config.patch_size;
+    let mut shapes = Vec::new();
+    let mut add = |name: String, shape: &[usize]| shapes.push((name, shape.to_vec()));
+
+    add("embeddings.cls_token".into(), &[1, 1, dim]);
+    if config.distilled {
+        add("embeddings.distillation_token".into(), &[1, 1, dim]);
+    }
+    if config.registers > 0 {
+        let shape = [1, config.registers, dim];
+        add("embeddings.register_tokens".into(), &shape);
+    }
+    let shape = [1, config.n_positions(), dim];
+    add("embeddings.position_embeddings".into(), &shape);
+    let projection = "embeddings.patch_embeddings.projection";
+    let shape = [dim, config.num_channels, patch, patch];
+    add(format!("{projection}.weight"), &shape);
+    add(format!("{projection}.bias"), &[dim]);
+
+    for block_idx in 0..config.num_hidden_layers {
+        let block = format!("encoder.layer.{block_idx}");
+        add(format!("{block}.layernorm_before.weight"), &[dim]);
+        add(format!("{block}.layernorm_before.bias"), &[dim]);
+        for part in ["query", "key", "value"] {
+            let part = format!("{block}.attention.attention.{part}");
+            add(format!("{part}.weight"), &[dim, dim]);
+            if config.qkv_bias {
+                add(format!("{part}.bias"), &[dim]);
+            }
+        }
+        let output = format!("{block}.attention.output.dense");
+        add(format!("{output}.weight"), &[dim, dim]);
+        add(format!("{output}.bias"), &[dim]);
+        if config.layer_scale {
+            add(format!("{block}.layer_scale1.lambda1"), &[dim]);
+        }
+        add(format!("{block}.layernorm_after.weight"), &[dim]);
+        add(format!("{block}.layernorm_after.bias"), &[dim]);
+        add(format!("{block}.intermediate.dense.weight"), &[inner, dim]);
+        add(format!("{block}.intermediate.dense.bias"), &[inner]);
+        add(format!("{block}.output.dense.weight"), &[dim, inner]);
+        add(format!("{block}.output.dense.bias"), &[dim]);
+        if config.layer_scale {
+            add(format!("{block}.layer_scale2.lambda1"), &[dim]);
+        }
+    }
+
+    add("layernorm.weight".into(), &[dim]);
+    add("layernorm.bias".into(), &[dim]);
+    let n_classes = config.n_classes();
+    let (heads, width): (&[&str], usize) = match config.head() {
+        Head::None => (&[], 0),
+        Head::ClassToken => (&["classifier"], dim),
+        Head::ClassTokenAndPatchMean => (&["classifier"], 2 * dim),
+        Head::ClassAndDistillationTokens => (&["classifier", "distillation_classifier"], dim),
+    };
+    for head in heads {
+        add(format!("{head}.weight"), &[n_classes, width]);
+        add(format!("{head}.bias"), &[n_classes]);
+    }
+    shapes
+}
+
+/// Checks weights of canonical names against the configuration, in the order of the forward pass.
+///
+/// # Errors
+/// [`Error::Model`] on the first tensor that is missing or has another shape (both shapes are
+/// named), or else on the first, by name, that the configuration has no place for.
+pub fn check(config: &VitConfig, weights: &HashMap<String, Tensor>) -> Result<()> {
+    let expected = expected_shapes(config);
+    for (name, shape) in &expected {
+        let Some(tensor) = weights.get(name) else {
+            return Err(Error::Model(format!(
+                "tensor {name:?} of shape {shape:?} is missing"
+            )));
+        };
+        if tensor.dims() == shape {
+            continue;
+        }
+        let message = match (name.as_str(), tensor.dims(), shape.as_slice()) {
+            ("classifier.weight", [found, width], [classes, expected]) if width == expected => {
+                format!("weights have {found} classes, config says {classes}")
+            }
+            (_, found, _) => {
+                format!("tensor {name:?} has shape {found:?}, config says {shape:?}")
+            }
+        };
+        return Err(Error::Model(message));
+    }
+    let known: Vec<&String> = expected.iter().map(|(name, _)| name).collect();
+    let mut foreign: Vec<&String> = weights
+        .keys()
+        .filter(|name| !known.contains(name))
+        .collect();
+    foreign.sort();
+    match foreign.first() {
+        None => Ok(()),
+        Some(name) => Err(Error::Model(format!(
+            "tensor {name:?} has no place in the model that config describes ({} blocks)",
+            config.num_hidden_layers
+        ))),
+    }
+}
+
+/// Renames the tensors of a checkpoint and checks them.
+///
+/// A classifier that the configuration does not have is left out; timm's joint query, key and value
+/// are cut in three; timm's position embeddings without one for the class token get a zero for it.
+///
+/// # Errors
+/// [`Error::Model`] where a name is unknown or stands for the same tensor as another, and as
+/// [`check`] does.
+pub fn canonical_weights(
+    config: &VitConfig,
+    weights: HashMap<String, Tensor>,
+) -> Result<HashMap<String, Tensor>> {
+    let mut found: Vec<(String, Tensor)> = weights.into_iter().collect();
+    // Sorted, so that of several errors always the same one is told.
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut canonical = HashMap::with_capacity(found.len());
+    for (name, tensor) in found {
+        let parts = match rename(&name) {
+            Name::Unused => continue,
+            Name::Unknown => {
+                return Err(Error::Model(format!(
+                    "tensor {name:?} belongs to no part of a Vision Transformer known here"
+                )));
+            }
+            Name::One(to) if config.labels.is_empty() && is_classifier(&to) => continue,
+            Name::One(to) => vec![(to, tensor)],
+            Name::JointQkv { block, leaf } => split_qkv(&name, &block, leaf, &tensor)?,
+        };
+        for (to, tensor) in parts {
+            if canonical.insert(to.clone(), tensor).is_some() {
+                return Err(Error::Model(format!(
+                    "two tensors stand for {to:?}, one of them {name:?}"
+                )));
+            }
+        }
+    }
+    pad_class_position(config, &mut canonical)?;
+    check(config, &canonical)?;
+    Ok(canonical)
+}
+
+/// What a name in a checkpoint stands for.
+#[derive(Debug, PartialEq)]
+enum Name {
+    /// One tensor, by its canonical name.
+    One(String),
+    /// Query, key and value, one below the other: `block` as in `encoder.layer.3`.
+    JointQkv {
+        block: String,
+        leaf: &'static str,
+    },
+    /// A part that does not take part in classifying.
+    Unused,
+    Unknown,
+}
+
+fn rename(name: &str) -> Name {
+    let prefix = PREFIXES.iter().find(|prefix| name.starts_with(**prefix));
+    let name = name.strip_prefix(prefix.unwrap_or(&"")).unwrap_or(name);
+    let in_block = BLOCKS.iter().find_map(|blocks| {
+        let (number, rest) = name.strip_prefix(blocks)?.split_once('.')?;
+        number.parse::<usize>().ok().map(|number| (number, rest))
+    });
+    match in_block {
+        Some((number, rest)) => rename_in_block(number, rest),
+        None => rename_outside(name),
+    }
+}
+
+fn rename_outside(name: &str) -> Name {
+    let whole = match name {
+        "embeddings.cls_token" | "cls_token" => "cls_token",
+        "embeddings.position_embeddings" | "pos_embed" => "position_embeddings",
+        "embeddings.register_tokens" | "register_tokens" | "reg_token" => "register_tokens",
+        "embeddings.distillation_token" | "dist_token" => "distillation_token",
+        "embeddings.mask_token" | "mask_token" => return Name::Unused,
+        "embeddings.position_ids" => return Name::Unused,
+        _ => return rename_pair_outside(name),
+    };
+    Name::One(format!("embeddings.{whole}"))
+}
+
+fn rename_pair_outside(name: &str) -> Name {
+    if name.starts_with("pooler.") || name.starts_with("decoder.") {
+        return Name::Unused;
+    }
+    let Some((stem, leaf)) = stem_and_leaf(name) else {
+        return Name::Unknown;
+    };
+    let stem = match stem {
+        "embeddings.patch_embeddings.projection" | "patch_embed.proj" => {
+            "embeddings.patch_embeddings.projection"
+        }
+        "layernorm" | "norm" => "layernorm",
+        "classifier" | "cls_classifier" | "head" => "classifier",
+        "distillation_classifier" | "head_dist" => "distillation_classifier",
+        _ => return Name::Unknown,
+    };
+    Name::One(format!("{stem}.{leaf}"))
+}
+
+fn rename_in_block(number: usize, name: &str) -> Name {
+    let block = format!("encoder.layer.{number}");
+    let to = match name {
+        "layer_scale1.lambda1" | "ls1.gamma" => "layer_scale1.lambda1",
+        "layer_scale2.lambda1" | "ls2.gamma" => "layer_scale2.lambda1",
+        _ => return rename_pair_in_block(block, name),
+    };
+    Name::One(format!("{block}.{to}"))
+}
+
+fn rename_pair_in_block(block: String, name: &str) -> Name {
+    let Some((stem, leaf)) = stem_and_leaf(name) else {
+        return Name::Unknown;
+    };
+    let stem = match stem {
+        "layernorm_before" | "norm1" => "layernorm_before",
+        "attention.attention.query" | "attention.q_proj" => "attention.attention.query",
+        "attention.attention.key" | "attention.k_proj" => "attention.attention.key",
+        "attention.attention.value" | "attention.v_proj" => "attention.attention.value",
+        "attention.output.dense" | "attention.o_proj" | "attn.proj" => "attention.output.dense",
+        "layernorm_after" | "norm2" => "layernorm_after",
+        "intermediate.dense" | "mlp.fc1" => "intermediate.dense",
+        "output.dense" | "mlp.fc2" => "output.dense",
+        "attn.qkv" => return Name::JointQkv { block, leaf },
+        _ => return Name::Unknown,
+    };
+    Name::One(format!("{block}.{stem}.{leaf}"))
+}
+
+fn stem_and_leaf(name: &str) -> Option<(&str, &'static str)> {
+    let (stem, leaf) = name.rsplit_once('.')?;
+    match leaf {
+        "weight" => Some((stem, "weight")),
+        "bias" => Some((stem, "bias")),
+        _ => None,
+    }
+}
+
+fn is_classifier(name: &str) -> bool {
+    name.starts_with("classifier.") || name.starts_with("distillation_classifier.")
+}
+
+/// Cuts `[3 · dim, ..]` into query, key and value, each `[dim, ..]`.
+fn split_qkv(name: &str, block: &str, leaf: &str, joint: &Tensor) -> Result<Vec<(String, Tensor)>> {
+    let rows = joint.dims().first().copied().unwrap_or(0);
+    if rows == 0 || !rows.is_multiple_of(3) {
+        return Err(Error::Model(format!(
+            "tensor {name:?} has shape {:?}, which does not split into query, key and value",
+            joint.dims()
+        )));
+    }
+    let parts = joint.chunk(3, 0)?; // 3 × [dim, ..]
+    let names = ["query", "key", "value"].into_iter();
+    names
+        .zip(parts)
+        .map(|(part, tensor)| {
+            let name = format!("{block}.attention.attention.{part}.{leaf}");
+            Ok((name, tensor.contiguous()?))
+        })
+        .collect()
+}
+
+/// Puts a zero in front of position embeddings that cover the patches only, as timm has them for
+/// models with registers: their class token holds its position already.
+fn pad_class_position(config: &VitConfig, weights: &mut HashMap<String, Tensor>) -> Result<()> {
+    let name = "embeddings.position_embeddings";
+    let Some(positions) = weights.get(name) else {
+        return Ok(());
+    };
+    let &[1, rows, dim] = positions.dims() else {
+        return Ok(());
+    };
+    if config.distilled || rows != config.n_patches() {
+        return Ok(());
+    }
+    let zero = Tensor::zeros((1, 1, dim), positions.dtype(), positions.device())?;
+    let padded = Tensor::cat(&[&zero, positions], 1)?; // [1, 1 + patches, dim]
+    weights.insert(name.into(), padded);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::vit::Family;
+
+    fn small() -> VitConfig {
+        VitConfig {
+            image_size: 4,
+            patch_size: 2,
+            hidden_size: 6,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            intermediate_size: 8,
+            labels: vec!["a".into(), "b".into()],
+            ..VitConfig::default()
+        }
+    }
+
+    fn zeros(config: &VitConfig) -> HashMap<String, Tensor> {
+        let shapes = expected_shapes(config).into_iter();
+        shapes
+            .map(|(name, shape)| {
+                (
+                    name,
+                    Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap(),
+                )
+            })
+            .collect()
+    }
+
+    fn check_renamed(from: &str, to: &str) {
+        assert_eq!(rename(from), Name::One(to.into()), "{from:?}");
+    }
+
+    fn check_refused(weights: HashMap<String, Tensor>, expected: &str) {
+        let result = canonical_weights(&small(), weights);
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+    }
+
+    #[test]
+    fn canonical_names_stand_for_themselves_under_every_prefix() {
+        let dinov2 = VitConfig {
+            family: Family::Dinov2WithRegisters,
+            registers: 4,
+            layer_scale: true,
+            ..small()
+        };
+        for (name, _) in expected_shapes(&dinov2) {
+            check_renamed(&name, &name);
+            for prefix in PREFIXES {
+                check_renamed(&format!("{prefix}{name}"), &name);
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_all_dialects_meet() {
+        check_renamed(
+            "vit.layers.11.attention.q_proj.weight",
+            "encoder.layer.11.attention.attention.query.weight",
+        );
+        check_renamed(
+            "dinov2.encoder.layer.0.norm1.bias",
+            "encoder.layer.0.layernorm_before.bias",
+        );
+        check_renamed(
+            "deit.layers.2.mlp.fc2.bias",
+            "encoder.layer.2.output.dense.bias",
+        );
+        check_renamed(
+            "blocks.7.attn.proj.weight",
+            "encoder.layer.7.attention.output.dense.weight",
+        );
+        check_renamed("blocks.7.ls1.gamma", "encoder.layer.7.layer_scale1.lambda1");
+        check_renamed("head_dist.weight", "distillation_classifier.weight");
+        check_renamed("cls_classifier.weight", "classifier.weight");
+        assert_eq!(rename("vit.pooler.dense.weight"), Name::Unused);
+        assert_eq!(rename("fc_norm.weight"), Name::Unknown);
+        assert_eq!(rename("blocks.0.attn.q_norm.weight"), Name::Unknown);
+        assert_eq!(rename("blocks.x.norm1.weight"), Name::Unknown);
+    }
+
+    #[test]
+    fn joint_rows_are_query_then_key_then_value() {
+        let mut weights = zeros(&small());
+        for part in ["query", "key", "value"] {
+            weights.remove(&format!("encoder.layer.0.attention.attention.{part}.bias"));
+        }
+        let rows = Tensor::arange(0f32, 18., &Device::Cpu).unwrap();
+        weights.insert("blocks.0.attn.qkv.bias".into(), rows);
+        let canonical = canonical_weights(&small(), weights).unwrap();
+        let key = &canonical["encoder.layer.0.attention.attention.key.bias"];
+        assert_eq!(key.to_vec1::<f32>().unwrap(), [6., 7., 8., 9., 10., 11.]);
+    }
+
+    #[test]
+    fn positions_of_patches_alone_get_a_zero_for_the_class_token() {
+        let mut weights = zeros(&small());
+        let ones = Tensor::ones((1, 4, 6), DType::F32, &Device::Cpu).unwrap();
+        weights.remove("embeddings.position_embeddings");
+        weights.insert("pos_embed".into(), ones);
+        let canonical = canonical_weights(&small(), weights).unwrap();
+        let positions = &canonical["embeddings.position_embeddings"];
+        let sums: Vec<f32> = positions.sum((0, 2)).unwrap().to_vec1().unwrap();
+        assert_eq!(sums, [0., 6., 6., 6., 6.]);
+    }
+
+    #[test]
+    fn a_headless_config_leaves_the_classifier_out() {
+        let headless = VitConfig {
+            labels: Vec::new(),
+            ..small()
+        };
+        let canonical = canonical_weights(&headless, zeros(&small())).unwrap();
+        assert!(!canonical.contains_key("classifier.weight"));
+    }
+
+    #[test]
+    fn the_first_wrong_tensor_is_named_with_both_shapes() {
+        let other = |edit: fn(&mut VitConfig)| {
+            let mut config = small();
+            edit(&mut config);
+            zeros(&config)
+        };
+        let deeper = other(|config| config.num_hidden_layers = 3);
+        check_refused(
+            deeper,
+            "\"encoder.layer.2.attention.attention.key.bias\" has no place",
+        );
+        let shallower = other(|config| config.num_hidden_layers = 1);
+        check_refused(
+            shallower,
+            "\"encoder.layer.1.layernorm_before.weight\" of shape [6] is missing",
+        );
+        let wider = other(|config| config.hidden_size = 8);
+        check_refused(
+            wider,
+            "\"embeddings.cls_token\" has shape [1, 1, 8], config says [1, 1, 6]",
+        );
+        let classes = other(|config| config.labels.push("c".into()));
+        check_refused(classes, "weights have 3 classes, config says 2");
+        let mut twice = zeros(&small());
+        twice.insert("norm.bias".into(), twice["layernorm.bias"].clone());
+        check_refused(twice, "two tensors stand for \"layernorm.bias\"");
+        let mut pooled = zeros(&small());
+        pooled.insert("fc_norm.bias".into(), pooled["layernorm.bias"].clone());
+        check_refused(pooled, "\"fc_norm.bias\" belongs to no part");
+    }
+}
