@@ -5,6 +5,7 @@ pub mod data;
 pub mod error;
 pub mod explain;
 pub mod frame;
+pub mod gates;
 pub mod kernels;
 pub mod media;
 pub mod models;

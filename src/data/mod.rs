@@ -5,6 +5,8 @@
 //! Augmentation is not done here.
 
 pub mod cifar;
+pub mod folder;
+pub mod red_patches;
 
 use candle_core::{Device, Tensor};
 
