@@ -2,6 +2,9 @@
 
 // Model folders and the cards of `models/`.
 mod models;
+// Where the image lies in the frame, resizing, drawing.
+mod overlay;
+
 // The model against PyTorch.
 mod vit;
 
