@@ -84,9 +84,8 @@ pub(super) fn attach(
         .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
     cut(&end, job.has_range() && copied, shared);
     let start = elements::static_pad(&chain[0], "sink")?;
-    pad.link(&start).map_err(|err| {
-        Error::Media(format!("sound {description:?} cannot be read ({err})"))
-    })?;
+    pad.link(&start)
+        .map_err(|err| Error::Media(format!("sound {description:?} cannot be read ({err})")))?;
     Ok(AudioTrack {
         description,
         copied,
@@ -168,7 +167,9 @@ fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element
 /// Encoders for `container`, best first, and the parser behind them.
 fn encoder_of(container: Container) -> (&'static str, &'static str, &'static str) {
     match container {
-        Container::Mp4 | Container::Mov | Container::MpegTs => ("avenc_aac", "voaacenc", "aacparse"),
+        Container::Mp4 | Container::Mov | Container::MpegTs => {
+            ("avenc_aac", "voaacenc", "aacparse")
+        }
         Container::Matroska | Container::Webm => ("opusenc", "vorbisenc", "identity"),
     }
 }
@@ -179,12 +180,18 @@ fn encode_chain(
     caps: &gst::Caps,
 ) -> Result<Vec<gst::Element>> {
     let (best, second, parser) = encoder_of(container);
-    let encoder = match [best, second].into_iter().find(|name| elements::available(name)) {
+    let encoder = match [best, second]
+        .into_iter()
+        .find(|name| elements::available(name))
+    {
         Some(name) => elements::make(name)?,
         None => return Err(elements::missing(&[best, second])),
     };
     let mut chain = Vec::new();
-    if caps.structure(0).is_some_and(|fields| fields.name() != "audio/x-raw") {
+    if caps
+        .structure(0)
+        .is_some_and(|fields| fields.name() != "audio/x-raw")
+    {
         chain.push(decoder(caps)?);
     }
     chain.extend([

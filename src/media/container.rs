@@ -127,9 +127,7 @@ impl Container {
             .iter()
             .find(|pad| pad.name_template() == template)
             .map(|pad| pad.caps())
-            .ok_or_else(|| {
-                Error::Media(format!("element {:?} takes no sound", self.muxer()))
-            })
+            .ok_or_else(|| Error::Media(format!("element {:?} takes no sound", self.muxer())))
     }
 }
 

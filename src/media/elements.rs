@@ -138,9 +138,10 @@ pub(super) fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad>
 /// The name that a person would look up.
 pub(super) fn factory_name(element: &gst::Element) -> String {
     use gst::prelude::*;
-    element
-        .factory()
-        .map_or_else(|| element.name().to_string(), |factory| factory.name().to_string())
+    element.factory().map_or_else(
+        || element.name().to_string(),
+        |factory| factory.name().to_string(),
+    )
 }
 
 use gst::prelude::*;

@@ -8,9 +8,7 @@ use gstreamer_video as gst_video;
 use gstreamer_video::{VideoColorMatrix, VideoColorRange, VideoFormat};
 
 use crate::error::{Error, Result};
-use crate::frame::{
-    ColorMatrix, ColorTags, FrameSize, Pixels, PixelFormat, PixelLayout, Plane,
-};
+use crate::frame::{ColorMatrix, ColorTags, FrameSize, PixelFormat, PixelLayout, Pixels, Plane};
 
 /// The formats that frames are handed out in; others are converted to one of these first.
 pub(super) const FORMATS: [&str; 2] = ["I420", "NV12"];
@@ -184,7 +182,10 @@ fn gst_format(format: PixelFormat) -> VideoFormat {
 /// `pixels` as a buffer that says how its rows lie.
 ///
 /// A buffer from [`BufferPixels`] comes back as it is; any other memory is copied once.
-pub(super) fn into_buffer(pixels: Box<dyn Pixels>, layout: &Arc<PixelLayout>) -> Result<gst::Buffer> {
+pub(super) fn into_buffer(
+    pixels: Box<dyn Pixels>,
+    layout: &Arc<PixelLayout>,
+) -> Result<gst::Buffer> {
     let mut buffer = match pixels.into_any().downcast::<BufferPixels>() {
         Ok(own) => own.into_buffer().ok_or_else(unmapped)?,
         Err(other) => match other.downcast::<Vec<u8>>() {

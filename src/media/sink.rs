@@ -208,7 +208,10 @@ impl FileSink {
         let mut encoded = caps.clone();
         if let Some(fields) = encoded.make_mut().structure_mut(0) {
             fields.set("format", self.plan.codec.raw_formats());
-            fields.set("colorimetry", self.plan.picture.info.colorimetry().to_string());
+            fields.set(
+                "colorimetry",
+                self.plan.picture.info.colorimetry().to_string(),
+            );
         }
         encoded
     }
@@ -252,7 +255,11 @@ impl FileSink {
             send(writer.parcels, parcel) -> sent => sent.is_ok(),
             recv(self.session.shared.aborted) -> _ => false,
         };
-        if sent { Ok(()) } else { Err(self.session.shared.error()) }
+        if sent {
+            Ok(())
+        } else {
+            Err(self.session.shared.error())
+        }
     }
 
     fn write(&mut self, frame: Frame) -> Result<()> {
@@ -389,7 +396,10 @@ fn signal_end(pad: &gst::Pad) -> Receiver<()> {
     let (sender, receiver) = bounded(0);
     let sender = std::sync::Mutex::new(Some(sender));
     pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-        if info.event().is_some_and(|event| event.type_() == gst::EventType::Eos) {
+        if info
+            .event()
+            .is_some_and(|event| event.type_() == gst::EventType::Eos)
+        {
             let sender: Option<Sender<()>> = lock(&sender).take();
             drop(sender);
         }

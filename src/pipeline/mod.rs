@@ -71,7 +71,7 @@ impl Pipeline<'_> {
         let started = Instant::now();
         let failure = Failure::default();
         let preprocessor = &view.model.preprocessor;
-        let resizer = Resizer::new(preprocessor.rule.clone(), preprocessor.resampling);
+        let resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
         let (to_patchify, decoded) = edge("decode to patchify", EDGE_FRAMES);
         let (to_explain, patchified) = edge("patchify to explain", EDGE_FRAMES);
         let (to_composite, explained) = edge("explain to composite", EDGE_FRAMES);

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use vitscope::sidecar::Record;
 
-use crate::common::{clip, ffmpeg, fixture, frame_times, names_in, run_tool, vitscope};
+use crate::common::{clip, ffmpeg, fixture, frame_times, names_in, run_tool};
 
 /// A temporary folder with `in.mp4`, a clip of 320x240 pixels.
 struct Bench {
@@ -35,8 +35,11 @@ impl Bench {
 
     /// The program in this folder, with a small model and the options in `args`.
     fn command(&self, args: &str) -> Command {
-        let mut command = vitscope(args.split_whitespace());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vitscope"));
         command
+            .args(args.split_whitespace())
+            .stdin(Stdio::null())
+            .env_remove("RUST_LOG")
             .current_dir(self.folder.path())
             .env("RUST_BACKTRACE", "1");
         let explains = args.starts_with("file") || args.starts_with("still");
@@ -139,9 +142,17 @@ fn a_file_comes_out_with_sidecar_and_sheet() {
     let bench = Bench::new(30);
     let ended = bench.run("file in.mp4 out.mp4 --scores s.jsonl --sheet s.png --progress none");
     assert_eq!((Some(0), ""), (ended.code, ended.stderr.as_str()));
-    assert!(ended.stdout.starts_with("30 frames, 30 explained; "), "{}", ended.stdout);
+    assert!(
+        ended.stdout.starts_with("30 frames, 30 explained; "),
+        "{}",
+        ended.stdout
+    );
     for name in ["out.mp4", "s.jsonl", "s.png"] {
-        assert!(ended.stdout.contains(&format!("wrote \"{name}\"")), "{}", ended.stdout);
+        assert!(
+            ended.stdout.contains(&format!("wrote \"{name}\"")),
+            "{}",
+            ended.stdout
+        );
     }
     assert_eq!(["in.mp4", "out.mp4", "s.jsonl", "s.png"], *bench.names());
 
@@ -167,8 +178,15 @@ fn every_third_frame_is_explained_and_the_sidecar_says_which() {
     let args = "file in.mp4 out.mkv --every 3 --batch 2 --scores - --progress none";
     let ended = bench.run(args);
     assert_eq!(Some(0), ended.code, "{}", ended.stderr);
-    assert!(ended.stderr.contains("10 frames, 4 explained, 6 with the last explanation"));
-    let shown: Vec<_> = records(&ended.stdout).iter().map(|record| record.shows).collect();
+    assert!(
+        ended
+            .stderr
+            .contains("10 frames, 4 explained, 6 with the last explanation")
+    );
+    let shown: Vec<_> = records(&ended.stdout)
+        .iter()
+        .map(|record| record.shows)
+        .collect();
     assert_eq!([0, 0, 0, 3, 3, 3, 6, 6, 6, 9].map(Some), *shown);
 }
 
@@ -178,7 +196,10 @@ fn start_and_end_cut_the_video() {
     let args = "file in.mp4 out.mp4 --start 0.4 --end 00:00:01.2 --scores - --progress none";
     let ended = bench.run(args);
     assert_eq!(Some(0), ended.code, "{}", ended.stderr);
-    let times: Vec<_> = records(&ended.stdout).iter().map(|record| record.pts).collect();
+    let times: Vec<_> = records(&ended.stdout)
+        .iter()
+        .map(|record| record.pts)
+        .collect();
     let expected: Vec<u64> = (0..20).map(|frame| 40_000_000 * frame).collect();
     assert_eq!(expected, times);
     assert_eq!(expected, frame_times(&bench.path("out.mp4")));
@@ -189,22 +210,34 @@ fn side_by_side_is_twice_as_wide() {
     let bench = Bench::new(3);
     let ended = bench.run("file in.mp4 out.mp4 --mode side-by-side --progress none");
     assert_eq!(Some(0), ended.code, "{}", ended.stderr);
-    ffmpeg(&format!("-i {} -frames:v 1", bench.path("out.mp4").display()), &bench.path("out.png"));
-    assert_eq!((640, 240), image::image_dimensions(bench.path("out.png")).unwrap());
+    ffmpeg(
+        &format!("-i {} -frames:v 1", bench.path("out.mp4").display()),
+        &bench.path("out.png"),
+    );
+    assert_eq!(
+        (640, 240),
+        image::image_dimensions(bench.path("out.png")).unwrap()
+    );
 }
 
 #[test]
 fn a_model_without_a_head_shows_its_map_and_no_class() {
     let bench = Bench::new(3);
     let model = fixture("dinov2_reg");
-    let args = format!("file in.mp4 out.mp4 --model {} --scores - --progress none", model.display());
+    let args = format!(
+        "file in.mp4 out.mp4 --model {} --scores - --progress none",
+        model.display()
+    );
     let ended = bench.run(&args);
     assert_eq!(Some(0), ended.code, "{}", ended.stderr);
     for record in records(&ended.stdout) {
         assert!(record.attribution.is_some() && record.class.is_none());
     }
     bench.check_refused(
-        &format!("file in.mp4 new.mp4 --model {} --target bird", model.display()),
+        &format!(
+            "file in.mp4 new.mp4 --model {} --target bird",
+            model.display()
+        ),
         1,
         "error: model has no classifier, and so no class \"bird\"",
     );
@@ -223,8 +256,14 @@ fn wrong_usage_exits_with_two_and_names_the_option() {
     check("file in.mp4 out.mp4 --every 0", "--every <N>");
     check("file in.mp4 out.mp4 --batch 0", "--batch <N>");
     check("file in.mp4 out.mp4 --alpha 1.5", "--alpha <ALPHA>");
-    check("file in.mp4 out.mp4 --mode cloud", "[possible values: overlay, side-by-side");
-    check("file in.mp4 out.mp4 --method magic", "[possible values: diffmask, rollout");
+    check(
+        "file in.mp4 out.mp4 --mode cloud",
+        "[possible values: overlay, side-by-side",
+    );
+    check(
+        "file in.mp4 out.mp4 --method magic",
+        "[possible values: diffmask, rollout",
+    );
     check("file in.mp4 out.mp4 --start 1:99", "--start <TIME>");
     check("file in.mp4 out.mp4 --device tpu", "--device <DEVICE>");
     check("file in.mp4", "<OUT>");
@@ -241,9 +280,28 @@ fn help_names_every_subcommand_and_option() {
     }
     let help = bench.run("file --help").stdout;
     for option in [
-        "model", "method", "target", "every", "batch", "start", "end", "mode", "colormap", "alpha",
-        "threshold", "upsample", "scores", "sheet", "audio", "codec", "crf", "overwrite", "progress",
-        "device", "threads", "quiet",
+        "model",
+        "method",
+        "target",
+        "every",
+        "batch",
+        "start",
+        "end",
+        "mode",
+        "colormap",
+        "alpha",
+        "threshold",
+        "upsample",
+        "scores",
+        "sheet",
+        "audio",
+        "codec",
+        "crf",
+        "overwrite",
+        "progress",
+        "device",
+        "threads",
+        "quiet",
     ] {
         assert!(help.contains(&format!("--{option}")), "{option}: {help}");
     }
@@ -254,7 +312,8 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     let bench = Bench::new(3);
     fs::write(bench.path("old.mp4"), "old").unwrap();
     fs::write(bench.path("old.jsonl"), "old").unwrap();
-    let refused = |args: &str, error: &str| bench.check_refused(args, 1, &format!("error: {error}"));
+    let refused =
+        |args: &str, error: &str| bench.check_refused(args, 1, &format!("error: {error}"));
     refused(
         "file in.mp4 in.mp4 --overwrite",
         "the output would overwrite the input: \"in.mp4\"",
@@ -323,7 +382,10 @@ fn a_target_that_is_no_class_is_refused() {
 #[test]
 fn an_interrupted_file_is_finished_where_it_is() {
     let bench = Bench::new(2500);
-    let mut running = Running::start(&bench, "file in.mp4 out.mp4 --scores s.jsonl --progress json");
+    let mut running = Running::start(
+        &bench,
+        "file in.mp4 out.mp4 --scores s.jsonl --progress json",
+    );
     running.wait_for_secs(0.5);
     running.signal("INT");
     let (code, rest) = running.end();
@@ -351,7 +413,10 @@ fn a_second_interrupt_stops_at_once_and_names_what_is_left() {
     running.signal("INT");
     let (code, rest) = running.end();
     assert_eq!(Some(130), code, "{rest}");
-    assert!(rest.contains("unfinished output left in \"out.mp4.part\""), "{rest}");
+    assert!(
+        rest.contains("unfinished output left in \"out.mp4.part\""),
+        "{rest}"
+    );
     assert_eq!(["in.mp4", "out.mp4.part"], *bench.names());
 }
 
@@ -396,14 +461,23 @@ fn progress_is_a_json_object_a_line() {
         .collect();
     assert_eq!(1, lines.first().unwrap()["frames"]);
     let last = lines.last().unwrap();
-    assert_eq!((30, 100.0), (last["frames"].as_i64().unwrap(), last["percent"].as_f64().unwrap()));
+    assert_eq!(
+        (30, 100.0),
+        (
+            last["frames"].as_i64().unwrap(),
+            last["percent"].as_f64().unwrap()
+        )
+    );
 }
 
 #[test]
 fn quiet_prints_nothing() {
     let bench = Bench::new(3);
     let ended = bench.run("file in.mp4 out.mp4 --quiet");
-    assert_eq!((Some(0), "", ""), (ended.code, &*ended.stdout, &*ended.stderr));
+    assert_eq!(
+        (Some(0), "", ""),
+        (ended.code, &*ended.stdout, &*ended.stderr)
+    );
 }
 
 #[test]
@@ -411,20 +485,38 @@ fn stills_keep_their_size_and_format() {
     let bench = Bench::new(1);
     let input = bench.path("in.mp4").display().to_string();
     ffmpeg(&format!("-i {input} -frames:v 1"), &bench.path("a.png"));
-    ffmpeg(&format!("-i {input} -vf scale=321:241 -frames:v 1"), &bench.path("b.jpg"));
+    ffmpeg(
+        &format!("-i {input} -vf scale=321:241 -frames:v 1"),
+        &bench.path("b.jpg"),
+    );
     fs::create_dir(bench.path("out")).unwrap();
     let ended = bench.run("still a.png b.jpg out --scores s.jsonl --sheet s.png");
     assert_eq!(Some(0), ended.code, "{}", ended.stderr);
     assert_eq!(["a.png", "b.jpg"], *names_in(&bench.path("out")));
-    assert_eq!((320, 240), image::image_dimensions(bench.path("out/a.png")).unwrap());
-    assert_eq!((321, 241), image::image_dimensions(bench.path("out/b.jpg")).unwrap());
+    assert_eq!(
+        (320, 240),
+        image::image_dimensions(bench.path("out/a.png")).unwrap()
+    );
+    assert_eq!(
+        (321, 241),
+        image::image_dimensions(bench.path("out/b.jpg")).unwrap()
+    );
     let explained = image::open(bench.path("out/a.png")).unwrap();
-    assert_ne!(image::open(bench.path("a.png")).unwrap().to_rgb8(), explained.to_rgb8());
-    assert_eq!(2, records(&fs::read_to_string(bench.path("s.jsonl")).unwrap()).len());
+    assert_ne!(
+        image::open(bench.path("a.png")).unwrap().to_rgb8(),
+        explained.to_rgb8()
+    );
+    assert_eq!(
+        2,
+        records(&fs::read_to_string(bench.path("s.jsonl")).unwrap()).len()
+    );
 
     let ended = bench.run("still a.png new.png --mode original --quiet");
     assert_eq!((Some(0), ""), (ended.code, &*ended.stderr));
-    assert_eq!((320, 240), image::image_dimensions(bench.path("new.png")).unwrap());
+    assert_eq!(
+        (320, 240),
+        image::image_dimensions(bench.path("new.png")).unwrap()
+    );
 }
 
 #[test]
@@ -443,13 +535,32 @@ fn pictures_that_cannot_be_are_refused() {
         assert!(error.starts_with(&format!("error: {begin}")), "{error}");
         assert!(error.ends_with(end), "{error}");
         assert_eq!(Some(1), ended.code);
-        assert_eq!((before, 0), (bench.names(), names_in(&bench.path("out")).len()));
+        assert_eq!(
+            (before, 0),
+            (bench.names(), names_in(&bench.path("out")).len())
+        );
     };
     refused("still no.png b.png", "", "\"no.png\"");
-    refused("still text.png b.png", "not a readable picture", "\"text.png\"");
-    refused("still a.png cut.png out --quiet", "explaining pictures", "\"cut.png\"");
+    refused(
+        "still text.png b.png",
+        "not a readable picture",
+        "\"text.png\"",
+    );
+    refused(
+        "still a.png cut.png out --quiet",
+        "explaining pictures",
+        "\"cut.png\"",
+    );
     refused("still a.png b.gif", "unknown extension", "\"b.gif\"");
     refused("still a.png a.png", "would be written over", "\"a.png\"");
-    refused("still a.png text.png new", "expected a directory", "\"new\"");
-    refused("still a.png ./a.png out", "would be written over", "\"out/a.png\"");
+    refused(
+        "still a.png text.png new",
+        "expected a directory",
+        "\"new\"",
+    );
+    refused(
+        "still a.png ./a.png out",
+        "would be written over",
+        "\"out/a.png\"",
+    );
 }

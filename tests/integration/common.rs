@@ -1,4 +1,9 @@
-//! What several tests need: clips made by ffmpeg, the program itself, and small models.
+//! What several tests need: small models, clips made by ffmpeg, and what ffprobe says of them.
+#![expect(clippy::expect_used, reason = "a failed step is a failed test")]
+#![cfg_attr(
+    not(feature = "cli"),
+    expect(dead_code, reason = "most of it is for tests of the program")
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -8,16 +13,6 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures")
         .join(name)
-}
-
-/// The program that is tested, with `args`.
-pub(crate) fn vitscope<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vitscope"));
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .env_remove("RUST_LOG");
-    command
 }
 
 /// Runs `program` to its end, and fails the test where it fails.

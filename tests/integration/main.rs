@@ -1,18 +1,19 @@
 //! All integration tests, in one binary because each would link candle and GStreamer.
 
-// Model folders and the cards of `models/`.
-mod models;
-// Where the image lies in the frame, resizing, drawing.
-mod overlay;
+// Clips, models and programs that several tests need.
+mod common;
 
+// Opening models, and what is said about those that cannot be opened.
+mod models;
+// What is drawn, where and in which colors.
+mod overlay;
+// Order, times, batches, errors, cancelling.
+mod pipeline;
 // The model against PyTorch.
 mod vit;
 
-// What several tests need.
-mod common;
-// Order, times, batches, errors, cancelling.
-mod pipeline;
 // The program: what it prints and writes, and what it refuses.
+#[cfg(feature = "cli")]
 mod cli;
 // The layers and habits of the sources.
 mod tidy;
