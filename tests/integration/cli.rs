@@ -65,7 +65,7 @@ impl Bench {
     /// `args` must end with `code`, print exactly `error`, and leave the folder as it was.
     fn check_refused(&self, args: &str, code: i32, error: &str) {
         let before = self.names();
-        let ended = self.run(args);
+        let ended = self.run(&format!("{args} --progress none"));
         assert_eq!(error, ended.stderr.trim_end(), "{args}");
         assert_eq!(Some(code), ended.code, "{args}");
         assert_eq!(before, self.names(), "{args}");
@@ -356,7 +356,7 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
 #[test]
 fn a_model_that_cannot_be_is_refused() {
     let bench = Bench::new(3);
-    let ended = bench.run("file in.mp4 out.mp4 --model ./no-such-model");
+    let ended = bench.run("file in.mp4 out.mp4 --model ./no-such-model --progress none");
     assert_eq!(Some(1), ended.code);
     assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
     assert!(ended.stderr.contains("no-such-model"), "{}", ended.stderr);

@@ -33,6 +33,18 @@ pub enum Command {
     Still(StillArgs),
 }
 
+impl Command {
+    /// True where people read along.
+    pub fn is_chatty(&self) -> bool {
+        let outputs = match self {
+            Self::File(args) => &args.outputs,
+            Self::Still(args) => &args.outputs,
+        };
+        let for_people = [ProgressMode::Auto, ProgressMode::Plain];
+        !outputs.quiet && for_people.contains(&outputs.progress)
+    }
+}
+
 /// What looks at the frames, and how it is asked what it saw.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Explaining")]
@@ -97,7 +109,7 @@ pub struct OutputArgs {
     /// Replace outputs that exist.
     #[arg(long)]
     pub overwrite: bool,
-    /// How progress is shown, on standard error.
+    /// How progress is shown, on standard error; json and none keep the log to warnings.
     #[arg(long, value_enum, default_value = "auto")]
     pub progress: ProgressMode,
     /// Print errors and warnings only.

@@ -39,10 +39,10 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Logs to standard error; `RUST_LOG` asks for more or less than warnings and the program's own news.
-pub fn init_log() {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,vitscope=info"));
+/// Logs to standard error: warnings, and the program's own news if `chatty`; `RUST_LOG` overrides that.
+pub fn init_log(chatty: bool) {
+    let usual = if chatty { "warn,vitscope=info" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usual));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -48,7 +48,7 @@ pub struct FileArgs {
     #[command(flatten)]
     draw: DrawArgs,
     #[command(flatten)]
-    outputs: OutputArgs,
+    pub outputs: OutputArgs,
 }
 
 /// Explains the file, checks what was written, and says so.

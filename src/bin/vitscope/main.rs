@@ -18,8 +18,9 @@ use args::{Args, Command};
 use exit::Exit;
 
 fn main() -> ExitCode {
-    exit::init_log();
-    let outcome = match Args::parse().command {
+    let command = Args::parse().command;
+    exit::init_log(command.is_chatty());
+    let outcome = match command {
         Command::File(args) => file::run(&args),
         Command::Still(args) => still::run(&args),
     };

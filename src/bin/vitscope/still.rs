@@ -29,7 +29,7 @@ pub struct StillArgs {
     #[command(flatten)]
     draw: DrawArgs,
     #[command(flatten)]
-    outputs: OutputArgs,
+    pub outputs: OutputArgs,
 }
 
 /// Explains the pictures.
