@@ -1,8 +1,10 @@
 //! Sound on its way past the stages: packets are copied, and encoded anew only where the container demands it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use crossbeam_channel::{Receiver, bounded, select};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
@@ -10,7 +12,8 @@ use super::bus::Failure;
 use super::container::Container;
 use super::elements;
 use super::job::{AudioMode, FileJob};
-use super::session::Shared;
+use super::session::{Shared, lock};
+use super::timeline::{self, Timeline};
 use crate::error::{Error, Result};
 
 /// How far sound may run ahead of the encoder, or the encoder ahead of sound.
@@ -19,19 +22,54 @@ use crate::error::{Error, Result};
 /// Half a gigabyte is hours of compressed sound: only a file that stores one after the other gets there.
 pub(super) const LEAD_BYTES: u32 = 512 << 20;
 
+/// How long to wait for the first packet of sound whose begin only the packet tells.
+const FIRST_PACKET: Duration = Duration::from_secs(1);
+
+/// How long before zero a track begins.
+enum Early {
+    Known(Duration),
+    Measured(Receiver<Duration>),
+}
+
 /// One sound track, kept back at the end of its queue.
 pub(super) struct AudioTrack {
     /// What it is, for people to read.
     pub(super) description: String,
     /// True where packets are copied.
     pub(super) copied: bool,
+    early: Early,
     end: gst::Pad,
     gate: gst::PadProbeId,
 }
 
 impl AudioTrack {
-    /// Links it to `muxer`; nothing flows yet.
-    pub(super) fn link(&self, muxer: &gst::Element, container: Container) -> Result<()> {
+    /// How long before zero it begins; sound that has not turned up in a while begins later.
+    pub(super) fn early(&mut self, shared: &Shared) -> Result<Duration> {
+        let early = match &self.early {
+            Early::Known(early) => *early,
+            Early::Measured(measured) => select! {
+                recv(measured) -> early => early.unwrap_or_default(),
+                recv(shared.aborted) -> _ => return Err(shared.error()),
+                default(FIRST_PACKET) => Duration::ZERO,
+            },
+        };
+        self.early = Early::Known(early);
+        Ok(early)
+    }
+
+    /// Links it to `muxer`, moved later by `delay`, without what begins more than `early` before zero.
+    ///
+    /// Nothing flows yet.
+    pub(super) fn link(
+        &self,
+        muxer: &gst::Element,
+        container: Container,
+        delay: Duration,
+        early: Duration,
+    ) -> Result<()> {
+        if !delay.is_zero() {
+            timeline::shift(&self.end, delay, early);
+        }
         let pad = container.audio_pad(muxer)?;
         self.end.link(&pad).map_err(|err| {
             Error::Media(format!(
@@ -55,6 +93,7 @@ pub(super) fn attach(
     caps: &gst::Caps,
     job: &FileJob,
     container: Container,
+    timeline: &Timeline,
     shared: &Arc<Shared>,
 ) -> Result<AudioTrack> {
     let description = describe(caps);
@@ -82,13 +121,23 @@ pub(super) fn attach(
             gst::PadProbeReturn::Ok
         })
         .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
-    cut(&end, job.has_range() && copied, shared);
+    refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
+    cut(&end, shared);
+    timeline.apply(pad);
     let start = elements::static_pad(&chain[0], "sink")?;
-    pad.link(&start)
-        .map_err(|err| Error::Media(format!("sound {description:?} cannot be read ({err})")))?;
+    let early = match timeline.run_in_of(pad) {
+        // What is decoded is cut to the sample; nothing of it begins early.
+        _ if !copied => Early::Known(Duration::ZERO),
+        Some(run_in) => Early::Known(run_in),
+        None => Early::Measured(measure(&start)),
+    };
+    pad.link(&start).map_err(|err| {
+        Error::Media(format!("sound {description:?} cannot be read ({err})"))
+    })?;
     Ok(AudioTrack {
         description,
         copied,
+        early,
         end,
         gate,
     })
@@ -108,31 +157,87 @@ pub(super) fn lead_queue(shared: &Arc<Shared>, complaint: &'static str) -> Resul
     Ok(queue)
 }
 
-/// Drops packets that begin outside of the range (where there is one) or after the picture was stopped.
-fn cut(end: &gst::Pad, ranged: bool, shared: &Arc<Shared>) {
+/// Answers "no" to queries that would stand in the held back queue, while whoever asks holds up the demuxer.
+fn refuse_serialized_queries(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
+        if info.query().is_some_and(|query| query.is_serialized()) {
+            return gst::PadProbeReturn::Drop;
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Drops packets after the picture was stopped, and completes the durations of the others.
+fn cut(end: &gst::Pad, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
+    let usual = Mutex::new(None);
     end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-        let Some(pts) = info.buffer().and_then(|buffer| buffer.pts()) else {
-            return gst::PadProbeReturn::Ok;
-        };
         let segment = pad
             .sticky_event::<gst::event::Segment>(0)
             .and_then(|event| event.segment().downcast_ref::<gst::ClockTime>().cloned());
-        let Some(segment) = segment else {
+        let Some(buffer) = info.buffer_mut() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let (Some(segment), Some(pts)) = (segment, buffer.pts()) else {
             return gst::PadProbeReturn::Ok;
         };
         let after_stop = segment
             .to_running_time(pts)
             .is_some_and(|time| time.nseconds() >= shared.sound_end.load(Ordering::SeqCst));
-        let outside = ranged
-            && (segment.start().is_some_and(|start| pts < start)
-                || segment.stop().is_some_and(|stop| pts >= stop));
-        if after_stop || outside {
-            gst::PadProbeReturn::Drop
-        } else {
-            gst::PadProbeReturn::Ok
+        if after_stop {
+            return gst::PadProbeReturn::Drop;
         }
+        let mut usual = lock(&usual);
+        // A Matroska block need not say how long it is, and a muxer takes that for zero.
+        let duration = buffer.duration().or(*usual);
+        *usual = duration;
+        let left = segment.stop().map(|stop| stop.saturating_sub(pts));
+        let duration = match (duration, left) {
+            (Some(duration), Some(left)) => Some(duration.min(left)),
+            (duration, _) => duration,
+        };
+        if duration != buffer.duration() {
+            buffer.make_mut().set_duration(duration);
+        }
+        if let Some(end) = segment.to_running_time(pts + duration.unwrap_or_default()) {
+            shared.sound_written.fetch_max(end.nseconds(), Ordering::SeqCst);
+        }
+        gst::PadProbeReturn::Ok
     });
+}
+
+/// Says through the channel how long before zero the first packet of `pad` begins.
+fn measure(pad: &gst::Pad) -> Receiver<Duration> {
+    let (sender, receiver) = bounded(1);
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    pad.add_probe(kinds, move |pad, info| {
+        let early = match &info.data {
+            Some(gst::PadProbeData::Event(event)) if event.type_() != gst::EventType::Eos => None,
+            Some(gst::PadProbeData::Buffer(buffer)) => Some(before_zero(pad, buffer)),
+            _ => Some(Duration::ZERO),
+        };
+        let Some(early) = early else {
+            return gst::PadProbeReturn::Ok;
+        };
+        // Only the first answer counts, and there is room for it.
+        let _ = sender.try_send(early);
+        gst::PadProbeReturn::Remove
+    });
+    receiver
+}
+
+fn before_zero(pad: &gst::Pad, buffer: &gst::BufferRef) -> Duration {
+    let segment = pad.sticky_event::<gst::event::Segment>(0);
+    let segment = segment
+        .as_ref()
+        .and_then(|event| event.segment().downcast_ref::<gst::ClockTime>());
+    match (segment, buffer.pts()) {
+        (Some(segment), Some(pts)) => match segment.to_running_time_full(pts) {
+            Some(gst::Signed::Negative(early)) => early.into(),
+            _ => Duration::ZERO,
+        },
+        _ => Duration::ZERO,
+    }
 }
 
 /// True where a container that accepts `accepted` may hold packets of `caps` without a change of their content.
@@ -148,9 +253,8 @@ fn holds(accepted: &gst::Caps, caps: &gst::Caps) -> bool {
 }
 
 fn is_aac(caps: &gst::Caps) -> bool {
-    caps.structure(0).is_some_and(|fields| {
-        fields.name() == "audio/mpeg" && matches!(fields.get::<i32>("mpegversion"), Ok(2 | 4))
-    })
+    let aac = gst::Caps::builder("audio/mpeg").field("mpegversion", gst::List::new([2, 4]));
+    aac.build().can_intersect(caps)
 }
 
 fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element>> {
@@ -167,9 +271,7 @@ fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element
 /// Encoders for `container`, best first, and the parser behind them.
 fn encoder_of(container: Container) -> (&'static str, &'static str, &'static str) {
     match container {
-        Container::Mp4 | Container::Mov | Container::MpegTs => {
-            ("avenc_aac", "voaacenc", "aacparse")
-        }
+        Container::Mp4 | Container::Mov | Container::MpegTs => ("avenc_aac", "voaacenc", "aacparse"),
         Container::Matroska | Container::Webm => ("opusenc", "vorbisenc", "identity"),
     }
 }
@@ -180,18 +282,12 @@ fn encode_chain(
     caps: &gst::Caps,
 ) -> Result<Vec<gst::Element>> {
     let (best, second, parser) = encoder_of(container);
-    let encoder = match [best, second]
-        .into_iter()
-        .find(|name| elements::available(name))
-    {
+    let encoder = match [best, second].into_iter().find(|name| elements::available(name)) {
         Some(name) => elements::make(name)?,
         None => return Err(elements::missing(&[best, second])),
     };
     let mut chain = Vec::new();
-    if caps
-        .structure(0)
-        .is_some_and(|fields| fields.name() != "audio/x-raw")
-    {
+    if caps.structure(0).is_some_and(|fields| fields.name() != "audio/x-raw") {
         chain.push(decoder(caps)?);
     }
     chain.extend([

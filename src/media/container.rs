@@ -74,10 +74,15 @@ impl Container {
         }
     }
 
+    /// True where an edit list says which part of a track is shown.
+    pub(super) fn has_edit_lists(self) -> bool {
+        matches!(self, Self::Mp4 | Self::Mov)
+    }
+
     /// A muxer that keeps an unfinished file readable.
     pub(super) fn make_muxer(self) -> Result<gst::Element> {
         let muxer = elements::make(self.muxer())?;
-        if matches!(self, Self::Mp4 | Self::Mov) {
+        if self.has_edit_lists() {
             muxer.set_property("fragment-duration", FRAGMENT_MILLIS);
             muxer.set_property_from_str("fragment-mode", "first-moov-then-finalise");
             muxer.set_property("movie-timescale", CLOCK);
@@ -88,7 +93,7 @@ impl Container {
     /// A new input of `muxer` for the picture, its time in steps of 1/`timescale` s where the container lets one choose.
     pub(super) fn video_pad(self, muxer: &gst::Element, timescale: u32) -> Result<gst::Pad> {
         let pad = self.request(muxer, "video_%u")?;
-        if matches!(self, Self::Mp4 | Self::Mov) {
+        if self.has_edit_lists() {
             pad.set_property("trak-timescale", timescale);
         }
         Ok(pad)

@@ -9,6 +9,8 @@ mod bus;
 #[cfg(feature = "media")]
 mod container;
 #[cfg(feature = "media")]
+mod edits;
+#[cfg(feature = "media")]
 pub mod elements;
 #[cfg(feature = "media")]
 mod encoder;
@@ -18,6 +20,8 @@ mod even;
 mod file;
 #[cfg(feature = "media")]
 mod job;
+#[cfg(feature = "media")]
+mod matroska;
 pub mod memory;
 #[cfg(feature = "media")]
 mod mp4;
@@ -29,6 +33,8 @@ mod session;
 mod sink;
 #[cfg(feature = "media")]
 mod source;
+#[cfg(feature = "media")]
+mod timeline;
 
 #[cfg(feature = "media")]
 pub use self::{

@@ -38,6 +38,8 @@ pub(super) struct Shared {
     pub(super) complete: AtomicBool,
     /// Running time in nanoseconds from which sound is cut off; `u64::MAX` keeps all.
     pub(super) sound_end: AtomicU64,
+    /// Running time in nanoseconds at which the last packet so far ends.
+    pub(super) sound_written: AtomicU64,
 }
 
 impl Shared {
@@ -54,6 +56,7 @@ impl Shared {
             stopped: AtomicBool::new(false),
             complete: AtomicBool::new(false),
             sound_end: AtomicU64::new(u64::MAX),
+            sound_written: AtomicU64::new(0),
         })
     }
 

@@ -26,12 +26,16 @@ use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
 use super::session::{Session, lock};
 use super::source::{Item, Picture};
-use super::{Sink, audio, even, mp4, pixels};
+use super::mp4::Movie;
+use super::{Sink, audio, edits, even, matroska, pixels};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, PixelLayout, Pts};
 
 /// Frames that wait for the encoder, besides the one that it holds: 6 MB of 1080p I420.
 const WAITING_FRAMES: usize = 2;
+
+/// Longer than any codec's run-in (AAC's is 2112 samples): what is hidden beyond it was cut off.
+const LONGEST_RUN_IN: Duration = Duration::from_millis(150);
 
 /// Writes frames and the source's sound into a file.
 pub struct FileSink {
@@ -70,6 +74,17 @@ struct Writer {
     layout: Arc<PixelLayout>,
     /// Where the last frame ends.
     end: Pts,
+    /// How much later than in the input frames are written, for sound that cannot begin before zero.
+    delay: Duration,
+    /// Run-in of each sound track, in the file's order.
+    run_ins: Vec<Duration>,
+}
+
+impl Writer {
+    /// When `pts` comes in the file.
+    fn delayed(&self, pts: Pts) -> Option<gst::ClockTime> {
+        gst::ClockTime::try_from(Duration::from_nanos(pts.0) + self.delay).ok()
+    }
 }
 
 impl Plan {
@@ -92,7 +107,8 @@ impl Plan {
 /// Steps a second in which the input's times can be said exactly, at least [`CLOCK`].
 fn timescale(job: &FileJob, picture: &Picture) -> u32 {
     let fps = picture.info.fps();
-    let ticks = mp4::video_timescale(&job.input).unwrap_or_else(|| {
+    let movie = Movie::read(&job.input);
+    let ticks = movie.and_then(|movie| movie.video_timescale()).unwrap_or_else(|| {
         // Other containers count in milliseconds, in 1/90000 s, or in frames.
         let numer = u32::try_from(fps.numer()).unwrap_or(0);
         let in_clock = numer == 0
@@ -173,14 +189,24 @@ impl FileSink {
         // The muxer runs before anything can reach it.
         elements::add_chain(pipeline, &[muxer.clone(), filesink])?;
         let video_pad = plan.container.video_pad(&muxer, plan.timescale)?;
-        let tracks = lock(&self.session.shared.tracks).take().unwrap_or_default();
-        for track in &tracks {
-            track.link(&muxer, plan.container)?;
+        let mut tracks = lock(&self.session.shared.tracks).take().unwrap_or_default();
+        let run_ins = tracks
+            .iter_mut()
+            .map(|track| Ok(self.run_in(track.early(&self.session.shared)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let longest = run_ins.iter().copied().max().unwrap_or_default();
+        for (track, run_in) in tracks.iter().zip(&run_ins) {
+            let delay = if plan.container.has_edit_lists() {
+                *run_in
+            } else {
+                longest
+            };
+            track.link(&muxer, plan.container, delay, *run_in)?;
         }
+        elements::add_chain(pipeline, &encoding)?;
         static_pad(&queue, "src")?
             .link(&video_pad)
             .map_err(|err| Error::Media(format!("the picture cannot be written ({err})")))?;
-        elements::add_chain(pipeline, &encoding)?;
         for track in tracks {
             track.open();
         }
@@ -189,7 +215,21 @@ impl FileSink {
             written,
             layout: Arc::clone(layout),
             end: Pts::default(),
+            delay: if plan.container.has_edit_lists() {
+                Duration::ZERO
+            } else {
+                longest
+            },
+            run_ins,
         })
+    }
+
+    /// How much of the sound before zero is written; nowhere does the picture wait for what was cut off.
+    fn run_in(&self, early: Duration) -> Duration {
+        if early > LONGEST_RUN_IN && !self.plan.container.has_edit_lists() {
+            return Duration::ZERO;
+        }
+        early
     }
 
     /// Caps of pushed frames of `layout`.
@@ -293,10 +333,10 @@ impl FileSink {
             pixels::into_buffer(frame.into_pixels(), &layout)?
         };
         let stamped = buffer.make_mut();
-        stamped.set_pts(gst::ClockTime::from_nseconds(pts.0));
+        stamped.set_pts(writer.delayed(pts));
         stamped.set_dts(gst::ClockTime::NONE);
         stamped.set_duration(duration.and_then(|duration| duration.try_into().ok()));
-        writer.end = Pts(pts.0 + self.shown(duration));
+        writer.end = writer.end.max(Pts(pts.0 + self.shown(duration)));
         self.send(writer, Parcel::Frame(buffer))
     }
 
@@ -314,22 +354,27 @@ impl FileSink {
     }
 
     fn close(&mut self) -> Result<()> {
-        let Some(Writer {
-            parcels,
-            written,
-            end,
-            ..
-        }) = self.writer.take()
-        else {
+        let Some(writer) = self.writer.take() else {
             return Err(Error::Media(format!(
                 "no frame was written: {:?}",
                 self.output
             )));
         };
+        let sound_end = writer
+            .delayed(writer.end)
+            .map_or(u64::MAX, gst::ClockTime::nseconds);
+        let Writer {
+            parcels,
+            written,
+            end,
+            delay,
+            run_ins,
+            ..
+        } = writer;
         let shared = &self.session.shared;
         if !shared.complete.load(Ordering::SeqCst) {
             // The picture ends early, so the sound must: otherwise the muxer waits for the rest of it.
-            shared.sound_end.store(end.0, Ordering::SeqCst);
+            shared.sound_end.store(sound_end, Ordering::SeqCst);
             self.session.stop();
         }
         drop(parcels);
@@ -343,6 +388,17 @@ impl FileSink {
         }
         self.session.shut_down()?;
         shared.check()?;
+        let end = Duration::from_nanos(end.0);
+        let sound_written = shared.sound_written.load(Ordering::SeqCst);
+        let sound_written = Duration::from_nanos(sound_written);
+        match self.plan.container {
+            Container::Mp4 | Container::Mov => edits::correct_lists(&self.part, end, &run_ins),
+            Container::Matroska | Container::Webm => {
+                matroska::correct_duration(&self.part, end.max(sound_written) + delay)
+            }
+            Container::MpegTs => Ok(()),
+        }
+        .map_err(|err| Error::io(&self.part, err))?;
         fs::File::open(&self.part)
             .and_then(|part| part.sync_all())
             .map_err(|err| Error::io(&self.part, err))?;

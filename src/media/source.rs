@@ -21,10 +21,11 @@ use gstreamer_video as gst_video;
 use super::bus::Failure;
 use super::container::Container;
 use super::elements::{self, static_pad};
-use super::file::StreamInfo;
 use super::job::{AudioMode, FileJob};
 use super::pixels::{self, BufferPixels};
 use super::session::{Session, Shared, lock};
+use super::timeline::Timeline;
+use super::file::StreamInfo;
 use super::{Source, audio};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, PixelLayout, Pts};
@@ -83,6 +84,8 @@ impl FileSource {
             .add_many([&filesrc, &parsebin])
             .and_then(|()| filesrc.link(&parsebin))
             .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
+        let timeline = Arc::new(Timeline::of(job));
+        timeline.prepare(&filesrc);
         let session = Arc::new(Session::new(pipeline, filesrc, Arc::clone(&shared)));
 
         let (sender, frames) = bounded(DECODED_FRAMES);
@@ -91,6 +94,7 @@ impl FileSource {
             pipeline: session.pipeline.downgrade(),
             job: job.clone(),
             container,
+            timeline: Arc::clone(&timeline),
             tap: Arc::clone(&tap),
         };
         connect(&parsebin, demuxed);
@@ -115,9 +119,9 @@ impl FileSource {
         if source.first.is_none() {
             return Err(no_frames(&shared, job));
         }
-        let claimed = source.claimed_duration();
+        let claimed = timeline.claimed().or_else(|| source.claimed_duration());
         if job.has_range() {
-            source.seek(job, &tap, claimed)?;
+            source.seek(job, &timeline, &tap, claimed)?;
         }
         let picture = tap.picture()?;
         source.info = StreamInfo::new(job, &picture, claimed, &shared);
@@ -136,7 +140,7 @@ impl FileSource {
         &mut self.info
     }
 
-    /// How long the container says that it is.
+    /// How long the demuxer says that it is.
     fn claimed_duration(&self) -> Option<Duration> {
         self.session
             .pipeline
@@ -166,7 +170,13 @@ impl FileSource {
     }
 
     /// Goes to the range that `job` asks for, and takes its first frame.
-    fn seek(&mut self, job: &FileJob, tap: &Tap, claimed: Option<Duration>) -> Result<()> {
+    fn seek(
+        &mut self,
+        job: &FileJob,
+        timeline: &Timeline,
+        tap: &Tap,
+        claimed: Option<Duration>,
+    ) -> Result<()> {
         let start = job.start.unwrap_or_default();
         if let Some(claimed) = claimed
             && Duration::from_nanos(start.0) >= claimed
@@ -176,12 +186,13 @@ impl FileSource {
         tap.discarding.store(true, Ordering::SeqCst);
         // The decoder's thread may wait with a frame; the flush needs it back.
         while self.frames.try_recv().is_ok() {}
-        let stop = job.end.map(|end| gst::ClockTime::from_nseconds(end.0));
+        let (from, to) = timeline.arm();
+        let stop = to.and_then(|to| gst::ClockTime::try_from(to).ok());
         let event = gst::event::Seek::new(
             1.0,
             gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE,
             gst::SeekType::Set,
-            gst::ClockTime::from_nseconds(start.0),
+            gst::ClockTime::try_from(from).unwrap_or_default(),
             if stop.is_some() {
                 gst::SeekType::Set
             } else {
@@ -236,6 +247,7 @@ impl Source for FileSource {
     }
 }
 
+/// Why there was no first frame.
 fn no_frames(shared: &Shared, job: &FileJob) -> Error {
     let missing = shared.missing();
     if missing.is_empty() {
@@ -262,6 +274,7 @@ struct Demuxed {
     pipeline: gst::glib::WeakRef<gst::Pipeline>,
     job: FileJob,
     container: Container,
+    timeline: Arc<Timeline>,
     tap: Arc<Tap>,
 }
 
@@ -270,12 +283,11 @@ fn connect(parsebin: &gst::Element, demuxed: Demuxed) {
     let tap = Arc::clone(&demuxed.tap);
     parsebin.connect_no_more_pads(move |_| {
         if !tap.linked.load(Ordering::SeqCst) {
-            tap.shared
-                .fail(Failure::new(if tap.heard.load(Ordering::SeqCst) {
-                    "the file has sound but no picture, expected a video"
-                } else {
-                    "the file has no picture, expected a video"
-                }));
+            tap.shared.fail(Failure::new(if tap.heard.load(Ordering::SeqCst) {
+                "the file has sound but no picture, expected a video"
+            } else {
+                "the file has no picture, expected a video"
+            }));
         }
     });
     parsebin.connect_pad_added(move |_, pad| {
@@ -290,7 +302,10 @@ impl Demuxed {
         let Some(pipeline) = self.pipeline.upgrade() else {
             return Ok(());
         };
-        let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
+        let caps = pad
+            .current_caps()
+            .or_else(|| pad.stream().and_then(|stream| stream.caps()))
+            .unwrap_or_else(|| pad.query_caps(None));
         let kind = caps
             .structure(0)
             .map(|fields| fields.name().to_string())
@@ -313,16 +328,14 @@ impl Demuxed {
                     &caps,
                     &self.job,
                     self.container,
+                    &self.timeline,
                     &self.tap.shared,
                 )?);
                 return Ok(());
             }
             tracing::warn!(stream = kind, "leaving out sound that begins in mid-file");
         } else {
-            tracing::warn!(
-                stream = kind,
-                "leaving out a stream that is neither picture nor sound"
-            );
+            tracing::warn!(stream = kind, "leaving out a stream that is neither picture nor sound");
         }
         drain(&pipeline, pad)
     }
@@ -333,10 +346,13 @@ impl Demuxed {
         pad: &gst::Pad,
         caps: &gst::Caps,
     ) -> Result<()> {
+        self.timeline.apply(pad);
         let tagged = caps
             .structure(0)
             .is_some_and(|fields| fields.has_field("colorimetry"));
         self.tap.color_tagged.store(tagged, Ordering::SeqCst);
+        let full_range = self.timeline.full_range_of(pad);
+        self.tap.full_range.store(full_range, Ordering::SeqCst);
         let convert = elements::make("videoconvert")?;
         let flip = elements::make("videoflip")?;
         flip.set_property_from_str("video-direction", "auto");
@@ -356,9 +372,8 @@ impl Demuxed {
         let tap = Arc::clone(&self.tap);
         decode.connect_pad_added(move |_, pad| {
             if let Err(err) = pad.link(&raw) {
-                tap.shared.fail(Failure::new(format!(
-                    "the decoded picture cannot be used ({err})"
-                )));
+                tap.shared
+                    .fail(Failure::new(format!("the decoded picture cannot be used ({err})")));
             }
         });
         elements::add_chain(pipeline, std::slice::from_ref(&decode))?;
@@ -387,6 +402,7 @@ struct Tap {
     linked: AtomicBool,
     heard: AtomicBool,
     color_tagged: AtomicBool,
+    full_range: AtomicBool,
     /// True from the decision to seek until the flush is through.
     discarding: AtomicBool,
 }
@@ -409,6 +425,7 @@ impl Tap {
             linked: AtomicBool::new(false),
             heard: AtomicBool::new(false),
             color_tagged: AtomicBool::new(false),
+            full_range: AtomicBool::new(false),
             discarding: AtomicBool::new(false),
         }
     }
@@ -445,15 +462,15 @@ impl Tap {
 
     fn on_event(&self, event: &gst::EventRef) {
         match event.view() {
-            gst::EventView::Caps(caps) => match gst_video::VideoInfo::from_caps(caps.caps()) {
+            gst::EventView::Caps(caps) => match self.video_info(caps.caps()) {
                 Ok(info) => {
                     let mut state = lock(&self.state);
                     state.info = Some(info);
                     state.layout = None;
                 }
-                Err(err) => self.shared.fail(Failure::new(format!(
-                    "the decoder's format is unknown ({err})"
-                ))),
+                Err(err) => self
+                    .shared
+                    .fail(Failure::new(format!("the decoder's format is unknown ({err})"))),
             },
             gst::EventView::Segment(segment) => {
                 lock(&self.state).segment =
@@ -472,6 +489,26 @@ impl Tap {
             }
             _ => {}
         }
+    }
+
+    fn video_info(
+        &self,
+        caps: &gst::CapsRef,
+    ) -> Result<gst_video::VideoInfo, gst::glib::BoolError> {
+        let info = gst_video::VideoInfo::from_caps(caps)?;
+        if !self.full_range.load(Ordering::SeqCst) {
+            return Ok(info);
+        }
+        let colors = info.colorimetry();
+        let full = gst_video::VideoColorimetry::new(
+            gst_video::VideoColorRange::Range0_255,
+            colors.matrix(),
+            colors.transfer(),
+            colors.primaries(),
+        );
+        let mut caps = caps.to_owned();
+        caps.make_mut().set("colorimetry", full.to_string());
+        gst_video::VideoInfo::from_caps(&caps)
     }
 
     fn on_buffer(&self, buffer: gst::Buffer) {
@@ -516,9 +553,7 @@ impl Tap {
 
     /// Says once that no further frame comes.
     fn end(&self) {
-        if self.discarding.load(Ordering::SeqCst)
-            || std::mem::replace(&mut lock(&self.state).ended, true)
-        {
+        if self.discarding.load(Ordering::SeqCst) || std::mem::replace(&mut lock(&self.state).ended, true) {
             return;
         }
         self.send(Item::End);

@@ -5,6 +5,9 @@ mod common;
 
 // Opening models, and what is said about those that cannot be opened.
 mod models;
+// Files through GStreamer and back, judged by ffmpeg and ffprobe.
+#[cfg(feature = "media")]
+mod media;
 // What is drawn, where and in which colors.
 mod overlay;
 // Order, times, batches, errors, cancelling.
