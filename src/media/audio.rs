@@ -131,9 +131,8 @@ pub(super) fn attach(
         Some(run_in) => Early::Known(run_in),
         None => Early::Measured(measure(&start)),
     };
-    pad.link(&start).map_err(|err| {
-        Error::Media(format!("sound {description:?} cannot be read ({err})"))
-    })?;
+    pad.link(&start)
+        .map_err(|err| Error::Media(format!("sound {description:?} cannot be read ({err})")))?;
     Ok(AudioTrack {
         description,
         copied,
@@ -200,7 +199,9 @@ fn cut(end: &gst::Pad, shared: &Arc<Shared>) {
             buffer.make_mut().set_duration(duration);
         }
         if let Some(end) = segment.to_running_time(pts + duration.unwrap_or_default()) {
-            shared.sound_written.fetch_max(end.nseconds(), Ordering::SeqCst);
+            shared
+                .sound_written
+                .fetch_max(end.nseconds(), Ordering::SeqCst);
         }
         gst::PadProbeReturn::Ok
     });
@@ -271,7 +272,9 @@ fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element
 /// Encoders for `container`, best first, and the parser behind them.
 fn encoder_of(container: Container) -> (&'static str, &'static str, &'static str) {
     match container {
-        Container::Mp4 | Container::Mov | Container::MpegTs => ("avenc_aac", "voaacenc", "aacparse"),
+        Container::Mp4 | Container::Mov | Container::MpegTs => {
+            ("avenc_aac", "voaacenc", "aacparse")
+        }
         Container::Matroska | Container::Webm => ("opusenc", "vorbisenc", "identity"),
     }
 }
@@ -282,12 +285,18 @@ fn encode_chain(
     caps: &gst::Caps,
 ) -> Result<Vec<gst::Element>> {
     let (best, second, parser) = encoder_of(container);
-    let encoder = match [best, second].into_iter().find(|name| elements::available(name)) {
+    let encoder = match [best, second]
+        .into_iter()
+        .find(|name| elements::available(name))
+    {
         Some(name) => elements::make(name)?,
         None => return Err(elements::missing(&[best, second])),
     };
     let mut chain = Vec::new();
-    if caps.structure(0).is_some_and(|fields| fields.name() != "audio/x-raw") {
+    if caps
+        .structure(0)
+        .is_some_and(|fields| fields.name() != "audio/x-raw")
+    {
         chain.push(decoder(caps)?);
     }
     chain.extend([

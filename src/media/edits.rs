@@ -91,7 +91,11 @@ fn apply(patches: &[Patch], buffer: &mut gst::Buffer) {
 ///
 /// Muxers guess how long the last frame is shown, and put the run-in into the presentation.
 /// `run_ins` are in the file's order; the file keeps its length.
-pub(super) fn correct_lists(path: &Path, end: Duration, run_ins: &[Duration]) -> std::io::Result<()> {
+pub(super) fn correct_lists(
+    path: &Path,
+    end: Duration,
+    run_ins: &[Duration],
+) -> std::io::Result<()> {
     let movie = Movie::read(path)
         .ok_or_else(|| std::io::Error::other("the written file has no readable header"))?;
     let mut file = OpenOptions::new().write(true).open(path)?;

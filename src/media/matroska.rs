@@ -39,7 +39,9 @@ fn duration_patch(head: &[u8], duration: Duration) -> Option<(u64, Vec<u8>)> {
             SEGMENT | INFO => at = element.content,
             TIMESTAMP_SCALE => {
                 let bytes = head.get(element.content..element.end()?)?;
-                step_nanos = bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+                step_nanos = bytes
+                    .iter()
+                    .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
                 at = element.end()?;
             }
             DURATION => {
@@ -98,7 +100,11 @@ impl Element {
 }
 
 fn number(bytes: &[u8]) -> Option<u64> {
-    (bytes.len() <= 8).then(|| bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+    (bytes.len() <= 8).then(|| {
+        bytes
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+    })
 }
 
 #[cfg(test)]
@@ -113,7 +119,9 @@ mod tests {
         let info = [&scale[..], &void, &duration].concat();
         let mut head = vec![0x1a, 0x45, 0xdf, 0xa3, 0x81, 0];
         // A segment of unknown size.
-        head.extend([0x18, 0x53, 0x80, 0x67, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+        head.extend([
+            0x18, 0x53, 0x80, 0x67, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+        ]);
         head.extend([0x15, 0x49, 0xa9, 0x66, 0x80 | info.len() as u8]);
         head.extend(&info);
         let (at, bytes) = duration_patch(&head, Duration::from_millis(2500)).unwrap();
@@ -123,7 +131,9 @@ mod tests {
 
     #[test]
     fn a_broken_head_is_left_alone() {
-        let head = [0x18, 0x53, 0x80, 0x67, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x15, 0x49];
+        let head = [
+            0x18, 0x53, 0x80, 0x67, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x15, 0x49,
+        ];
         for len in 0..head.len() {
             assert!(duration_patch(&head[..len], Duration::ZERO).is_none());
         }

@@ -104,7 +104,10 @@ impl Field {
         if self.wide {
             value.to_be_bytes().to_vec()
         } else {
-            u32::try_from(value).unwrap_or(u32::MAX).to_be_bytes().to_vec()
+            u32::try_from(value)
+                .unwrap_or(u32::MAX)
+                .to_be_bytes()
+                .to_vec()
         }
     }
 }

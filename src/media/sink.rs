@@ -24,9 +24,9 @@ use super::container::{CLOCK, Container};
 use super::elements::{self, static_pad};
 use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
+use super::mp4::Movie;
 use super::session::{Session, lock};
 use super::source::{Item, Picture};
-use super::mp4::Movie;
 use super::{Sink, audio, edits, even, matroska, pixels};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, PixelLayout, Pts};
@@ -108,13 +108,16 @@ impl Plan {
 fn timescale(job: &FileJob, picture: &Picture) -> u32 {
     let fps = picture.info.fps();
     let movie = Movie::read(&job.input);
-    let ticks = movie.and_then(|movie| movie.video_timescale()).unwrap_or_else(|| {
-        // Other containers count in milliseconds, in 1/90000 s, or in frames.
-        let numer = u32::try_from(fps.numer()).unwrap_or(0);
-        let in_clock = numer == 0
-            || (u64::from(CLOCK) * u64::from(fps.denom().unsigned_abs())) % u64::from(numer) == 0;
-        if in_clock { CLOCK } else { numer }
-    });
+    let ticks = movie
+        .and_then(|movie| movie.video_timescale())
+        .unwrap_or_else(|| {
+            // Other containers count in milliseconds, in 1/90000 s, or in frames.
+            let numer = u32::try_from(fps.numer()).unwrap_or(0);
+            let in_clock = numer == 0
+                || (u64::from(CLOCK) * u64::from(fps.denom().unsigned_abs())) % u64::from(numer)
+                    == 0;
+            if in_clock { CLOCK } else { numer }
+        });
     ticks.saturating_mul(CLOCK.div_ceil(ticks)).max(ticks)
 }
 

@@ -21,11 +21,11 @@ use gstreamer_video as gst_video;
 use super::bus::Failure;
 use super::container::Container;
 use super::elements::{self, static_pad};
+use super::file::StreamInfo;
 use super::job::{AudioMode, FileJob};
 use super::pixels::{self, BufferPixels};
 use super::session::{Session, Shared, lock};
 use super::timeline::Timeline;
-use super::file::StreamInfo;
 use super::{Source, audio};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, PixelLayout, Pts};
@@ -283,11 +283,12 @@ fn connect(parsebin: &gst::Element, demuxed: Demuxed) {
     let tap = Arc::clone(&demuxed.tap);
     parsebin.connect_no_more_pads(move |_| {
         if !tap.linked.load(Ordering::SeqCst) {
-            tap.shared.fail(Failure::new(if tap.heard.load(Ordering::SeqCst) {
-                "the file has sound but no picture, expected a video"
-            } else {
-                "the file has no picture, expected a video"
-            }));
+            tap.shared
+                .fail(Failure::new(if tap.heard.load(Ordering::SeqCst) {
+                    "the file has sound but no picture, expected a video"
+                } else {
+                    "the file has no picture, expected a video"
+                }));
         }
     });
     parsebin.connect_pad_added(move |_, pad| {
@@ -335,7 +336,10 @@ impl Demuxed {
             }
             tracing::warn!(stream = kind, "leaving out sound that begins in mid-file");
         } else {
-            tracing::warn!(stream = kind, "leaving out a stream that is neither picture nor sound");
+            tracing::warn!(
+                stream = kind,
+                "leaving out a stream that is neither picture nor sound"
+            );
         }
         drain(&pipeline, pad)
     }
@@ -372,8 +376,9 @@ impl Demuxed {
         let tap = Arc::clone(&self.tap);
         decode.connect_pad_added(move |_, pad| {
             if let Err(err) = pad.link(&raw) {
-                tap.shared
-                    .fail(Failure::new(format!("the decoded picture cannot be used ({err})")));
+                tap.shared.fail(Failure::new(format!(
+                    "the decoded picture cannot be used ({err})"
+                )));
             }
         });
         elements::add_chain(pipeline, std::slice::from_ref(&decode))?;
@@ -468,9 +473,9 @@ impl Tap {
                     state.info = Some(info);
                     state.layout = None;
                 }
-                Err(err) => self
-                    .shared
-                    .fail(Failure::new(format!("the decoder's format is unknown ({err})"))),
+                Err(err) => self.shared.fail(Failure::new(format!(
+                    "the decoder's format is unknown ({err})"
+                ))),
             },
             gst::EventView::Segment(segment) => {
                 lock(&self.state).segment =
@@ -553,7 +558,9 @@ impl Tap {
 
     /// Says once that no further frame comes.
     fn end(&self) {
-        if self.discarding.load(Ordering::SeqCst) || std::mem::replace(&mut lock(&self.state).ended, true) {
+        if self.discarding.load(Ordering::SeqCst)
+            || std::mem::replace(&mut lock(&self.state).ended, true)
+        {
             return;
         }
         self.send(Item::End);

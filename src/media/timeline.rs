@@ -114,7 +114,10 @@ impl Timeline {
         let first = windows().map(|window| window.start).min().unwrap_or(start);
         let last = windows().filter_map(|window| window.stop).max();
         // Pictures are stored before they are shown; a second is longer than any reordering.
-        (first, end.and(last).map(|last| last + Duration::from_secs(1)))
+        (
+            first,
+            end.and(last).map(|last| last + Duration::from_secs(1)),
+        )
     }
 
     /// Sees to it that the stream of `pad` has the right segment.

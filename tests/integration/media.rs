@@ -81,11 +81,16 @@ fn frame_times(path: &Path) -> Vec<i64> {
 
 /// One property of the first picture.
 fn picture(path: &Path, entry: &str) -> String {
-    ffprobe(path, &format!("-select_streams v:0 -show_entries stream={entry}"))
+    ffprobe(
+        path,
+        &format!("-select_streams v:0 -show_entries stream={entry}"),
+    )
 }
 
 fn seconds(path: &Path) -> f64 {
-    ffprobe(path, "-show_entries format=duration").parse().unwrap()
+    ffprobe(path, "-show_entries format=duration")
+        .parse()
+        .unwrap()
 }
 
 /// Digest of the packets of every sound track, by ffmpeg.
@@ -103,7 +108,9 @@ fn sound_hash(path: &Path, filter: &str) -> String {
 }
 
 fn sound_packets(path: &Path) -> usize {
-    ffprobe(path, "-select_streams a -show_entries packet=size").lines().count()
+    ffprobe(path, "-select_streams a -show_entries packet=size")
+        .lines()
+        .count()
 }
 
 /// Copies `input` to `name` and checks what every copy must keep, times up to `tolerance_micros`.
@@ -114,7 +121,10 @@ fn check_copy(files: &Files, input: &Path, name: &str, tolerance_micros: i64) ->
     assert_eq!(n_frames as usize, before.len(), "frames read");
     assert_eq!(after.len(), before.len(), "frames written");
     for (before, after) in before.iter().zip(&after) {
-        assert!((before - after).abs() <= tolerance_micros, "{before} became {after} us");
+        assert!(
+            (before - after).abs() <= tolerance_micros,
+            "{before} became {after} us"
+        );
     }
     assert!(
         (seconds(input) - seconds(&job.output)).abs() < 0.05,
@@ -174,12 +184,18 @@ fn rotation_is_applied() {
     for (degrees, size) in [(90, "240,320"), (180, "320,240"), (270, "240,320")] {
         let input = files.make(
             &format!("in{degrees}.mp4"),
-            &format!("-i {} -c copy -metadata:s:v:0 rotate={degrees}", upright.display()),
+            &format!(
+                "-i {} -c copy -metadata:s:v:0 rotate={degrees}",
+                upright.display()
+            ),
         );
         let output = check_copy(&files, &input, &format!("out{degrees}.mp4"), 0);
         assert_eq!(picture(&output, "width,height"), size);
         assert_eq!(
-            ffprobe(&output, "-show_entries stream_side_data=rotation -show_entries stream_tags=rotate"),
+            ffprobe(
+                &output,
+                "-show_entries stream_side_data=rotation -show_entries stream_tags=rotate"
+            ),
             ""
         );
         // ffmpeg turns the input upright itself: both must then show the same picture.
@@ -199,13 +215,19 @@ fn similarity(a: &Path, b: &Path) -> f64 {
         .unwrap();
     let log = text(&output.stderr);
     let average = log.split("average:").nth(1).unwrap();
-    average.split_whitespace().next().unwrap().parse().unwrap_or(f64::INFINITY)
+    average
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap_or(f64::INFINITY)
 }
 
 #[test]
 fn odd_sizes_are_kept_or_made_even() {
     let files = Files::new();
-    let odd = "-f lavfi -i testsrc=size=321x241:rate=25:duration=1 -c:v libvpx -b:v 1M -auto-alt-ref 0";
+    let odd =
+        "-f lavfi -i testsrc=size=321x241:rate=25:duration=1 -c:v libvpx -b:v 1M -auto-alt-ref 0";
     let input = files.make("in.webm", odd);
     assert_eq!(picture(&input, "width,height"), "321,241");
     let webm = check_copy(&files, &input, "out.webm", 1000);
@@ -253,7 +275,10 @@ fn mpegts_with_aac_keeps_its_sound() {
     let input = files.make("in.ts", &format!("{PICTURE} {SOUND} {H264} -c:a aac"));
     let mp4 = check_copy(&files, &input, "out.mp4", 0);
     // ffmpeg's own way to take the ADTS headers off.
-    assert_eq!(sound_hash(&mp4, ""), sound_hash(&input, "-bsf:a aac_adtstoasc"));
+    assert_eq!(
+        sound_hash(&mp4, ""),
+        sound_hash(&input, "-bsf:a aac_adtstoasc")
+    );
     let ts = check_copy(&files, &input, "out.ts", 0);
     assert_eq!(sound_hash(&ts, ""), sound_hash(&input, ""));
     check_copy(&files, &input, "out.mkv", 1000);
@@ -264,12 +289,27 @@ fn every_container_takes_every_other_ones_frames_and_sound() {
     let files = Files::new();
     let mp4 = files.make("in.mp4", &format!("{PICTURE} {SOUND} {H264} -c:a aac"));
     for from in ["mp4", "mov", "mkv", "m4v"] {
-        let input = files.make(&format!("in2.{from}"), &format!("-i {} -c copy", mp4.display()));
+        let input = files.make(
+            &format!("in2.{from}"),
+            &format!("-i {} -c copy", mp4.display()),
+        );
         for to in ["mp4", "mov", "mkv", "ts"] {
-            let tolerance = if from == "mkv" || to == "mkv" { 1000 } else { 0 };
+            let tolerance = if from == "mkv" || to == "mkv" {
+                1000
+            } else {
+                0
+            };
             let output = check_copy(&files, &input, &format!("{from}.{to}"), tolerance);
-            let filter = if to == "ts" { "-bsf:a aac_adtstoasc" } else { "" };
-            assert_eq!(sound_hash(&output, filter), sound_hash(&input, ""), "{from} to {to}");
+            let filter = if to == "ts" {
+                "-bsf:a aac_adtstoasc"
+            } else {
+                ""
+            };
+            assert_eq!(
+                sound_hash(&output, filter),
+                sound_hash(&input, ""),
+                "{from} to {to}"
+            );
         }
     }
 }
@@ -277,7 +317,10 @@ fn every_container_takes_every_other_ones_frames_and_sound() {
 #[test]
 fn mp3_in_mp4_is_copied() {
     let files = Files::new();
-    let input = files.make("in.mp4", &format!("{PICTURE} {SOUND} {H264} -c:a libmp3lame"));
+    let input = files.make(
+        "in.mp4",
+        &format!("{PICTURE} {SOUND} {H264} -c:a libmp3lame"),
+    );
     for name in ["out.mp4", "out.mkv", "out.mov", "out.ts"] {
         let output = check_copy(&files, &input, name, 1000);
         assert_eq!(sound_hash(&output, ""), sound_hash(&input, ""), "{name}");
@@ -290,7 +333,9 @@ fn all_sound_tracks_are_kept() {
     let second = "-f lavfi -i sine=frequency=880:sample_rate=48000:duration=2";
     let input = files.make(
         "in.mp4",
-        &format!("{PICTURE} {SOUND} {second} -map 0 -map 1 -map 2 {H264} -c:a:0 aac -c:a:1 libmp3lame"),
+        &format!(
+            "{PICTURE} {SOUND} {second} -map 0 -map 1 -map 2 {H264} -c:a:0 aac -c:a:1 libmp3lame"
+        ),
     );
     for name in ["out.mp4", "out.mkv"] {
         let output = check_copy(&files, &input, name, 1000);
@@ -306,7 +351,9 @@ fn sound_that_begins_late_begins_as_late() {
         &format!("{PICTURE} -itsoffset 0.5 {SOUND} {H264} -c:a aac"),
     );
     let begin = |path: &Path| -> f64 {
-        ffprobe(path, "-select_streams a -show_entries stream=start_time").parse().unwrap()
+        ffprobe(path, "-select_streams a -show_entries stream=start_time")
+            .parse()
+            .unwrap()
     };
     assert!(begin(&input) > 0.45);
     for name in ["out.mp4", "out.mkv"] {
@@ -332,9 +379,16 @@ fn color_tags_are_kept_and_none_are_invented() {
         "",
     ] {
         let input = files.make("in.mp4", &format!("{PICTURE} {H264} {tags}"));
-        let job = FileJob { overwrite: true, ..FileJob::new(&input, files.path("out.mp4")) };
+        let job = FileJob {
+            overwrite: true,
+            ..FileJob::new(&input, files.path("out.mp4"))
+        };
         run(&job).unwrap();
-        assert_eq!(picture(&job.output, entries), picture(&input, entries), "{tags}");
+        assert_eq!(
+            picture(&job.output, entries),
+            picture(&input, entries),
+            "{tags}"
+        );
         assert!(similarity(&input, &job.output) > 30.0, "{tags}");
     }
 }
@@ -349,17 +403,29 @@ fn sound_that_webm_cannot_hold_becomes_opus() {
     assert_eq!(source.info().encoder, "vp8enc");
     drop((source, sink));
     let output = check_copy(&files, &input, "out.webm", 1000);
-    assert_eq!(ffprobe(&output, "-select_streams a -show_entries stream=codec_name"), "opus");
+    assert_eq!(
+        ffprobe(&output, "-select_streams a -show_entries stream=codec_name"),
+        "opus"
+    );
 }
 
 #[test]
 fn sound_is_dropped_or_encoded_on_demand() {
     let files = Files::new();
-    let input = files.make("in.mp4", &format!("{PICTURE} {SOUND} {H264} -c:a libmp3lame"));
+    let input = files.make(
+        "in.mp4",
+        &format!("{PICTURE} {SOUND} {H264} -c:a libmp3lame"),
+    );
     let codec = |audio, name: &str| {
-        let job = FileJob { audio, ..FileJob::new(&input, files.path(name)) };
+        let job = FileJob {
+            audio,
+            ..FileJob::new(&input, files.path(name))
+        };
         run(&job).unwrap();
-        ffprobe(&job.output, "-select_streams a -show_entries stream=codec_name")
+        ffprobe(
+            &job.output,
+            "-select_streams a -show_entries stream=codec_name",
+        )
     };
     assert_eq!(codec(AudioMode::Drop, "drop.mp4"), "");
     assert_eq!(codec(AudioMode::Encode, "encode.mp4"), "aac");
@@ -394,7 +460,10 @@ fn a_range_begins_at_zero_and_cuts_sound_too() {
     let sound = "-f lavfi -i sine=frequency=440:sample_rate=44100:duration=6";
     let mp4 = files.make("in.mp4", &format!("{long} {sound} {H264} -c:a aac"));
     for extension in ["mp4", "mkv", "ts"] {
-        let input = files.make(&format!("again.{extension}"), &format!("-i {} -c copy", mp4.display()));
+        let input = files.make(
+            &format!("again.{extension}"),
+            &format!("-i {} -c copy", mp4.display()),
+        );
         let job = FileJob {
             start: Some(Pts(1_480_000_000)),
             end: Some(Pts(4_000_000_000)),
@@ -453,7 +522,8 @@ fn check_refused(job: &FileJob, expected: &str) {
 fn what_is_no_video_is_refused() {
     let files = Files::new();
     let output = files.path("out.mp4");
-    let refused = |input: &Path, expected: &str| check_refused(&FileJob::new(input, &output), expected);
+    let refused =
+        |input: &Path, expected: &str| check_refused(&FileJob::new(input, &output), expected);
     refused(&files.path("none.mp4"), "no such file, expected a video: ");
     refused(files.0.path(), "is a directory, expected a video file: ");
 
@@ -462,16 +532,26 @@ fn what_is_no_video_is_refused() {
     refused(&empty, "the file is empty, expected a video: ");
 
     let prose = files.path("prose.mp4");
-    std::fs::write(&prose, "All work and no play makes a dull file.\n".repeat(100)).unwrap();
+    std::fs::write(
+        &prose,
+        "All work and no play makes a dull file.\n".repeat(100),
+    )
+    .unwrap();
     refused(&prose, "X");
     let noise = files.path("noise.mp4");
     std::fs::write(&noise, [0x5a_u8; 10_000]).unwrap();
     refused(&noise, "X");
 
     let sound = files.make("sound.mp4", &format!("{SOUND} -c:a aac"));
-    refused(&sound, "the file has sound but no picture, expected a video: ");
+    refused(
+        &sound,
+        "the file has sound but no picture, expected a video: ",
+    );
     let wav = files.make("sound.wav", SOUND);
-    refused(&wav, "the file has sound but no picture, expected a video: ");
+    refused(
+        &wav,
+        "the file has sound but no picture, expected a video: ",
+    );
 
     let whole = files.make("whole.mp4", &format!("{PICTURE} {H264}"));
     let bytes = std::fs::read(&whole).unwrap();
@@ -481,6 +561,9 @@ fn what_is_no_video_is_refused() {
 
     let picture = files.make("still.png", &format!("{PICTURE} -frames:v 1"));
     refused(&picture, "X");
-    let no_frames = files.make("no-frames.mkv", &format!("{PICTURE} {SOUND} -frames:v 0 {H264} -c:a aac"));
+    let no_frames = files.make(
+        "no-frames.mkv",
+        &format!("{PICTURE} {SOUND} -frames:v 0 {H264} -c:a aac"),
+    );
     refused(&no_frames, "X");
 }
