@@ -2,3 +2,6 @@
 
 // The model against PyTorch.
 mod vit;
+
+// Fused operations against their plain composition.
+mod kernels;
