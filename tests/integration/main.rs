@@ -3,11 +3,13 @@
 // Clips, models and programs that several tests need.
 mod common;
 
-// Opening models, and what is said about those that cannot be opened.
-mod models;
+// The fused operations against their plain composition: forward and gradient.
+mod kernels;
 // Files through GStreamer and back, judged by ffmpeg and ffprobe.
 #[cfg(feature = "media")]
 mod media;
+// Opening models, and what is said about those that cannot be opened.
+mod models;
 // What is drawn, where and in which colors.
 mod overlay;
 // Order, times, batches, errors, cancelling.
