@@ -11,7 +11,9 @@ pub mod kernels;
 pub mod media;
 pub mod models;
 pub mod overlay;
+pub mod pipeline;
 pub mod rng;
+pub mod sidecar;
 pub mod train;
 pub mod vit;
 
