@@ -4,8 +4,10 @@
 //! Only [`resize`] and the overlay look at pixels.
 //! No GStreamer type appears here: `media` brings mapped buffers behind [`Pixels`].
 
+pub(crate) mod color;
 pub mod placement;
 pub mod resize;
+pub(crate) mod rows;
 
 use std::any::Any;
 use std::sync::Arc;

@@ -48,6 +48,9 @@ enum Kind {
     Other,
 }
 
+/// From a demuxer's segment to the right one.
+type Replace = Box<dyn Fn(&Segment) -> Option<Segment> + Send + Sync>;
+
 /// How one stream's own times become running times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
@@ -155,7 +158,7 @@ impl Timeline {
     /// parsers drop what lies before a segment, and running times cannot be negative.
     pub(super) fn apply(&self, pad: &gst::Pad, lead: Duration) {
         let armed = Arc::clone(&self.armed);
-        let replace: Box<dyn Fn(&Segment) -> Option<Segment> + Send + Sync> = match &self.kind {
+        let replace: Replace = match &self.kind {
             Kind::Movie(_) => {
                 let Some(window) = self.window_of(pad) else {
                     return;

@@ -5,12 +5,10 @@
 //! are those of `transformers`. What a configuration may say and this crate does not compute (other
 //! activations, SwiGLU) is refused by name. Nothing here opens a file: text in, text out.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::fields::{self, Fields, MAX_SIZE};
 use crate::{Error, Result};
-
-/// Larger sizes are taken for a broken file rather than for a model.
-const MAX_SIZE: usize = 1 << 16;
 
 /// Which published architecture a checkpoint follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,24 +144,23 @@ impl VitConfig {
     /// [`Error::Model`], naming the field, if the text is not JSON, if a field is missing or of the
     /// wrong kind, if sizes do not divide, or if the model is of a kind that this crate lacks.
     pub fn from_json(text: &str) -> Result<Self> {
-        let root: Value = serde_json::from_str(text)
-            .map_err(|e| Error::Model(format!("the configuration is not valid JSON ({e})")))?;
-        let Value::Object(root) = root else {
-            return Err(Error::Model(
-                "the configuration is not a JSON object".into(),
-            ));
-        };
+        let root = fields::parse(text)?;
         let fields = Fields(&root);
-        if root.contains_key("pretrained_cfg") || root.contains_key("architecture") {
-            return Err(Error::Model(
-                "the configuration is timm's; put a Hugging Face config.json beside timm's weights"
-                    .into(),
-            ));
+        if fields.value("pretrained_cfg").is_some() || fields.value("architecture").is_some() {
+            return refuse("timm's configuration, not a Hugging Face config.json".into());
         }
-        let family = fields.family()?;
-        fields.refuse_other_arithmetic()?;
+        let family = family(fields)?;
+        if fields.flag("use_swiglu_ffn", false)? {
+            return refuse("use_swiglu_ffn is true; SwiGLU is not supported".into());
+        }
         let hidden_size = fields.size("hidden_size")?;
-        let classifies = fields.classifies()?;
+        let architecture = architecture(fields)?;
+        // A file that does not say what wrote it is believed to end in a classifier if it names
+        // the classes.
+        let classifies = match architecture {
+            "" => fields.value("id2label").is_some(),
+            name => name.contains("ForImageClassification"),
+        };
         let config = Self {
             family,
             image_size: fields.square("image_size")?,
@@ -172,21 +169,19 @@ impl VitConfig {
             hidden_size,
             num_hidden_layers: fields.size("num_hidden_layers")?,
             num_attention_heads: fields.size("num_attention_heads")?,
-            intermediate_size: fields.intermediate_size(family, hidden_size)?,
-            layer_norm_eps: fields.eps(family)?,
+            intermediate_size: intermediate_size(fields, family, hidden_size)?,
+            layer_norm_eps: layer_norm_eps(fields, family)?,
             qkv_bias: fields.flag("qkv_bias", true)?,
-            hidden_act: fields.activation()?,
+            hidden_act: activation(fields)?,
             registers: match family {
                 Family::Dinov2WithRegisters => fields.count("num_register_tokens", 4)?,
                 _ => 0,
             },
             layer_scale: family.is_dinov2(),
             distilled: family == Family::Deit,
-            teacher_head: fields
-                .architecture()?
-                .is_some_and(|name| name.ends_with("WithTeacher")),
+            teacher_head: architecture.ends_with("WithTeacher"),
             labels: if classifies {
-                fields.labels()?
+                labels(fields)?
             } else {
                 Vec::new()
             },
@@ -335,165 +330,70 @@ fn refuse<T>(message: String) -> Result<T> {
     Err(Error::Model(message))
 }
 
-/// Typed access to the fields of a `config.json`; each error names its field.
-struct Fields<'a>(&'a Map<String, Value>);
+fn family(fields: Fields) -> Result<Family> {
+    let name = fields.required("model_type")?;
+    let family = Family::ALL
+        .into_iter()
+        .find(|family| name.as_str() == Some(family.model_type()));
+    family.ok_or_else(|| {
+        let known = Family::ALL.map(Family::model_type).join(", ");
+        Error::Model(format!("model_type is {name}, supported are {known}"))
+    })
+}
 
-impl<'a> Fields<'a> {
-    /// The field's value; JSON's `null` counts as absent.
-    fn value(&self, field: &str) -> Option<&'a Value> {
-        self.0.get(field).filter(|value| !value.is_null())
+fn layer_norm_eps(fields: Fields, family: Family) -> Result<f64> {
+    let default = if family.is_dinov2() { 1e-6 } else { 1e-12 };
+    fields.number("layer_norm_eps", default)
+}
+
+fn intermediate_size(fields: Fields, family: Family, hidden_size: usize) -> Result<usize> {
+    if !family.is_dinov2() {
+        return fields.size("intermediate_size");
     }
-
-    fn required(&self, field: &str) -> Result<&'a Value> {
-        self.value(field)
-            .ok_or_else(|| Error::Model(format!("field {field:?} is missing")))
+    let ratio = fields.number("mlp_ratio", 4.0)?;
+    if !(ratio.fract() == 0.0 && (1.0..=MAX_SIZE as f64).contains(&ratio)) {
+        return refuse(format!("mlp_ratio is {ratio}, not a whole positive number"));
     }
+    Ok(hidden_size * ratio as usize)
+}
 
-    fn family(&self) -> Result<Family> {
-        let name = self.required("model_type")?;
-        let family = Family::ALL
-            .into_iter()
-            .find(|family| name.as_str() == Some(family.model_type()));
-        family.ok_or_else(|| {
-            let known: Vec<_> = Family::ALL.map(Family::model_type).into();
-            Error::Model(format!(
-                "model_type is {name}, supported are {}",
-                known.join(", ")
-            ))
-        })
-    }
-
-    /// Refuses settings that change the forward pass in a way that this crate does not compute.
-    fn refuse_other_arithmetic(&self) -> Result<()> {
-        if self.flag("use_swiglu_ffn", false)? {
-            return refuse("use_swiglu_ffn is true; SwiGLU blocks are not supported".into());
-        }
-        Ok(())
-    }
-
-    fn size(&self, field: &str) -> Result<usize> {
-        size_of(field, self.required(field)?)
-    }
-
-    fn size_or(&self, field: &str, default: usize) -> Result<usize> {
-        self.value(field)
-            .map_or(Ok(default), |value| size_of(field, value))
-    }
-
-    /// Like [`Fields::size_or`], but 0 is allowed.
-    fn count(&self, field: &str, default: usize) -> Result<usize> {
-        match self.value(field) {
-            Some(value) if value.as_u64() == Some(0) => Ok(0),
-            _ => self.size_or(field, default),
-        }
-    }
-
-    /// A size given once, or twice and equal.
-    fn square(&self, field: &str) -> Result<usize> {
-        match self.required(field)? {
-            Value::Array(pair) => match pair.as_slice() {
-                [height, width] if height == width => size_of(field, height),
-                _ => refuse(format!(
-                    "field {field:?} is {}, only squares are supported",
-                    Value::Array(pair.clone())
-                )),
-            },
-            value => size_of(field, value),
-        }
-    }
-
-    fn flag(&self, field: &str, default: bool) -> Result<bool> {
-        match self.value(field) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => refuse(format!("field {field:?} is {other}, not true or false")),
-        }
-    }
-
-    fn number(&self, field: &str, default: f64) -> Result<f64> {
-        match self.value(field) {
-            None => Ok(default),
-            Some(value) => value
-                .as_f64()
-                .ok_or_else(|| Error::Model(format!("field {field:?} is {value}, not a number"))),
-        }
-    }
-
-    fn eps(&self, family: Family) -> Result<f64> {
-        let default = if family.is_dinov2() { 1e-6 } else { 1e-12 };
-        self.number("layer_norm_eps", default)
-    }
-
-    fn intermediate_size(&self, family: Family, hidden_size: usize) -> Result<usize> {
-        if !family.is_dinov2() {
-            return self.size("intermediate_size");
-        }
-        let ratio = self.number("mlp_ratio", 4.0)?;
-        if !(ratio.fract() == 0.0 && (1.0..=MAX_SIZE as f64).contains(&ratio)) {
-            return refuse(format!("mlp_ratio is {ratio}, not a whole positive number"));
-        }
-        Ok(hidden_size * ratio as usize)
-    }
-
-    fn activation(&self) -> Result<Activation> {
-        match self.value("hidden_act") {
-            None => Ok(Activation::Gelu),
-            Some(name) if name == "gelu" => Ok(Activation::Gelu),
-            Some(name) => refuse(format!("hidden_act is {name}, supported is \"gelu\"")),
-        }
-    }
-
-    /// The first of `architectures`.
-    fn architecture(&self) -> Result<Option<&'a str>> {
-        let Some(value) = self.value("architectures") else {
-            return Ok(None);
-        };
-        let Some(names) = value.as_array() else {
-            return refuse(format!("field \"architectures\" is {value}, not a list"));
-        };
-        Ok(names.first().and_then(Value::as_str))
-    }
-
-    /// Whether the model ends in a classifier. A configuration that does not say which class wrote
-    /// it is believed to have one if it names the classes.
-    fn classifies(&self) -> Result<bool> {
-        Ok(match self.architecture()? {
-            Some(name) => name.contains("ForImageClassification"),
-            None => self.value("id2label").is_some(),
-        })
-    }
-
-    /// Class names in the order of the logits; `LABEL_0` and so on where the file has none.
-    fn labels(&self) -> Result<Vec<String>> {
-        let Some(value) = self.value("id2label") else {
-            // `transformers` leaves `id2label` out when it is the default, which has two classes.
-            let n_classes = self.size_or("num_labels", 2)?;
-            return Ok((0..n_classes).map(|i| format!("LABEL_{i}")).collect());
-        };
-        let Some(names) = value.as_object().filter(|names| !names.is_empty()) else {
-            return refuse(format!("field \"id2label\" is {value}, not a map of names"));
-        };
-        (0..names.len())
-            .map(|index| match names.get(&index.to_string()) {
-                Some(Value::String(name)) => Ok(name.clone()),
-                Some(other) => refuse(format!("id2label names class {index} {other}, not a text")),
-                None => refuse(format!(
-                    "id2label has {} classes but none of index {index}",
-                    names.len()
-                )),
-            })
-            .collect()
+fn activation(fields: Fields) -> Result<Activation> {
+    match fields.value("hidden_act") {
+        None => Ok(Activation::Gelu),
+        Some(name) if name == "gelu" => Ok(Activation::Gelu),
+        Some(name) => refuse(format!("hidden_act is {name}, supported is \"gelu\"")),
     }
 }
 
-fn size_of(field: &str, value: &Value) -> Result<usize> {
-    let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-    match size {
-        Some(size) if (1..=MAX_SIZE).contains(&size) => Ok(size),
-        _ => refuse(format!(
-            "field {field:?} is {value}, not a whole number between 1 and {MAX_SIZE}"
-        )),
-    }
+/// The first of `architectures`, empty if there is none.
+fn architecture<'a>(fields: Fields<'a>) -> Result<&'a str> {
+    let Some(value) = fields.value("architectures") else {
+        return Ok("");
+    };
+    let Some(names) = value.as_array() else {
+        return refuse(format!("field \"architectures\" is {value}, not a list"));
+    };
+    Ok(names.first().and_then(Value::as_str).unwrap_or(""))
+}
+
+/// Class names in the order of the logits; `LABEL_0` and so on where the file has none.
+fn labels(fields: Fields) -> Result<Vec<String>> {
+    let Some(value) = fields.value("id2label") else {
+        // `transformers` leaves `id2label` out when it is the default, which has two classes.
+        let n_classes = fields.size_or("num_labels", 2)?;
+        return Ok((0..n_classes).map(|i| format!("LABEL_{i}")).collect());
+    };
+    let Some(names) = value.as_object().filter(|names| !names.is_empty()) else {
+        return refuse(format!("field \"id2label\" is {value}, not a map of names"));
+    };
+    let n_classes = names.len();
+    (0..n_classes)
+        .map(|index| match names.get(&index.to_string()) {
+            Some(Value::String(name)) => Ok(name.clone()),
+            Some(other) => refuse(format!("id2label names class {index} {other}, not a text")),
+            None => refuse(format!("id2label has {n_classes} classes but not {index}")),
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -586,7 +486,7 @@ mod tests {
         check_refused(("[8, 8]", "[8, 4]"), "[8,4]");
         check_refused(("\"gelu\"", "\"relu\""), "\"relu\"");
         check_refused(("\"vit\"", "\"swin\""), "\"swin\"");
-        check_refused(("\"7\"", "\"11\""), "none of index 7");
+        check_refused(("\"7\"", "\"11\""), "not 7");
         check_refused(("{\"arch", "{\"use_swiglu_ffn\": true, \"arch"), "SwiGLU");
         check_refused(("{\"arch", "{\"pretrained_cfg\": {}, \"arch"), "timm");
     }

@@ -1,6 +1,272 @@
-//! The Vision Transformer: tensors in, tensors out.
+//! The Vision Transformer (Dosovitskiy et al., arXiv:2010.11929): tensors in, tensors out.
+//!
+//! One implementation serves training, inference and explaining. It knows nothing of frames, files or
+//! threads. What happens inside is seen, probed and replaced through a [`Tap`], and every tap site
+//! passes gradients.
+//!
+//! Sizes, in this module and everywhere else:
+//!
+//! | name | means |
+//! |---|---|
+//! | `batch` | images in one forward pass |
+//! | `patches` | `grid_h · grid_w` |
+//! | `tokens` | patches behind the special tokens: class, distillation, registers |
+//! | `dim` | width of a token |
+//! | `heads`, `head_dim` | `dim = heads · head_dim` |
+//! | `blocks` | transformer layers |
+//! | `classes` | logits |
 
+pub mod attention;
+pub mod block;
 pub mod config;
+pub(crate) mod fields;
+pub mod init;
 pub mod names;
+pub mod patches;
+pub mod tap;
 
 pub use config::{Activation, Family, Head, VitConfig};
+pub use tap::{NoTap, Probe, Record, Replace, Site, Tap};
+
+use std::collections::HashMap;
+
+use candle_core::{Result, Tensor};
+
+use crate::kernels;
+use block::Block;
+use patches::{PatchEmbedding, PositionEmbedding};
+use tap::tapped;
+
+/// What a forward pass computes.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// `[batch, tokens, dim]`, after the final norm.
+    pub tokens: Tensor,
+    /// `[batch, classes]`; `None` where the model has no classifier.
+    pub logits: Option<Tensor>,
+}
+
+/// A Vision Transformer with its weights.
+#[derive(Clone, Debug)]
+pub struct Vit {
+    config: VitConfig,
+    patch_embedding: PatchEmbedding,
+    position_embedding: PositionEmbedding,
+    class_token: Tensor,
+    distillation_token: Option<Tensor>,
+    register_tokens: Option<Tensor>,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    classifier: Option<Linear>,
+    distillation_classifier: Option<Linear>,
+}
+
+impl Vit {
+    /// Builds the model over `weights`, under the canonical names of [`names`].
+    ///
+    /// The tensors are used as they are: over plain tensors the model is frozen, over variables it learns.
+    ///
+    /// # Errors
+    /// Names the first tensor that is missing or has another shape than `config` says, with both shapes.
+    pub fn load(config: VitConfig, weights: &HashMap<String, Tensor>) -> crate::Result<Self> {
+        config.validate()?;
+        names::check(&config, weights)?;
+        Ok(Self::from_checked(config, &Weights(weights))?)
+    }
+
+    fn from_checked(config: VitConfig, weights: &Weights<'_>) -> Result<Self> {
+        let embeddings = |name: &str| weights.tensor(&format!("embeddings.{name}"));
+        let head = config.head();
+        Ok(Self {
+            patch_embedding: PatchEmbedding::load(&config, weights)?,
+            position_embedding: PositionEmbedding::load(&config, weights)?,
+            class_token: embeddings("cls_token")?,
+            distillation_token: config
+                .distilled
+                .then(|| embeddings("distillation_token"))
+                .transpose()?,
+            register_tokens: (config.registers > 0)
+                .then(|| embeddings("register_tokens"))
+                .transpose()?,
+            blocks: (0..config.num_hidden_layers)
+                .map(|block_idx| Block::load(&config, block_idx, weights))
+                .collect::<Result<_>>()?,
+            norm: LayerNorm::load("layernorm", config.layer_norm_eps, weights)?,
+            classifier: (head != Head::None)
+                .then(|| Linear::load("classifier", weights))
+                .transpose()?,
+            distillation_classifier: (head == Head::ClassAndDistillationTokens)
+                .then(|| Linear::load("distillation_classifier", weights))
+                .transpose()?,
+            config,
+        })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &VitConfig {
+        &self.config
+    }
+
+    /// Number of blocks.
+    pub fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The class token, before positions.
+    ///
+    /// # Shapes
+    /// - result: `[1, 1, dim]`
+    pub fn class_token(&self) -> &Tensor {
+        &self.class_token
+    }
+
+    /// Rows and columns of the patch grid of images of this size.
+    pub fn grid(&self, height_px: usize, width_px: usize) -> (usize, usize) {
+        let patch_px = self.config.patch_size;
+        (height_px / patch_px, width_px / patch_px)
+    }
+
+    /// Runs the model.
+    ///
+    /// # Shapes
+    /// - `images`: `[batch, channels, height, width]`, normalized; multiples of the patch size
+    ///
+    /// # Errors
+    /// Fails where `images` has another shape.
+    pub fn forward(&self, images: &Tensor) -> Result<Output> {
+        self.forward_with(images, &mut NoTap)
+    }
+
+    /// Runs the model under a tap, which sees the tensors it wants and may replace them.
+    ///
+    /// # Shapes
+    /// - `images`: `[batch, channels, height, width]`, normalized; multiples of the patch size
+    ///
+    /// # Errors
+    /// Fails where `images` has another shape, or where the tap does.
+    pub fn forward_with(&self, images: &Tensor, tap: &mut dyn Tap) -> Result<Output> {
+        let (_, _, height_px, width_px) = images.dims4()?;
+        let grid = self.grid(height_px, width_px);
+        let patches = self.patch_embedding.forward(images)?; // [batch, patches, dim]
+        let patches = tapped(tap, Site::PatchEmbeddings, patches)?;
+        let mut xs = self.embed(&patches, grid)?; // [batch, tokens, dim]
+        for (block_idx, block) in self.blocks.iter().enumerate() {
+            xs = tapped(tap, Site::Hidden(block_idx), xs)?;
+            xs = block.forward(&xs, block_idx, tap)?;
+        }
+        xs = tapped(tap, Site::Hidden(self.blocks.len()), xs)?;
+        let tokens = tapped(tap, Site::Tokens, self.norm.forward(&xs)?)?;
+        let logits = self.classify(&tokens)?;
+        Ok(Output { tokens, logits })
+    }
+
+    /// Adds positions and puts the special tokens in front.
+    fn embed(&self, patches: &Tensor, grid: (usize, usize)) -> Result<Tensor> {
+        let (batch, _, dim) = patches.dims3()?;
+        let repeat = |token: &Tensor| {
+            let n_tokens = token.dim(1)?;
+            token.broadcast_as((batch, n_tokens, dim))?.contiguous()
+        };
+        let mut placed = vec![repeat(&self.class_token)?];
+        if let Some(token) = &self.distillation_token {
+            placed.push(repeat(token)?);
+        }
+        placed.push(patches.clone());
+        let xs = Tensor::cat(&placed, 1)?; // [batch, positions, dim]
+        let xs = xs.broadcast_add(&self.position_embedding.at(grid)?)?;
+        let Some(registers) = &self.register_tokens else {
+            return Ok(xs);
+        };
+        // Registers have no position; they stand between the class token and the patches.
+        let n_front = placed.len() - 1;
+        let front = xs.narrow(1, 0, n_front)?;
+        let behind = xs.narrow(1, n_front, xs.dim(1)? - n_front)?;
+        Tensor::cat(&[&front, &repeat(registers)?, &behind], 1) // [batch, tokens, dim]
+    }
+
+    fn classify(&self, tokens: &Tensor) -> Result<Option<Tensor>> {
+        let Some(classifier) = &self.classifier else {
+            return Ok(None);
+        };
+        let token = |token_idx: usize| tokens.narrow(1, token_idx, 1)?.squeeze(1); // [batch, dim]
+        let logits = match self.config.head() {
+            Head::None => return Ok(None),
+            Head::ClassToken => classifier.forward(&token(0)?)?,
+            Head::ClassTokenAndPatchMean => {
+                let n_special = self.config.n_special_tokens();
+                let patches = tokens.narrow(1, n_special, tokens.dim(1)? - n_special)?;
+                let both = Tensor::cat(&[&token(0)?, &patches.mean(1)?], 1)?; // [batch, 2 dim]
+                classifier.forward(&both)?
+            }
+            Head::ClassAndDistillationTokens => {
+                let logits = classifier.forward(&token(0)?)?;
+                match &self.distillation_classifier {
+                    Some(teacher) => ((logits + teacher.forward(&token(1)?)?)? / 2.0)?,
+                    None => logits,
+                }
+            }
+        };
+        Ok(Some(logits))
+    }
+}
+
+/// Checked weights by canonical name.
+pub(crate) struct Weights<'a>(&'a HashMap<String, Tensor>);
+
+impl Weights<'_> {
+    pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
+        match self.0.get(name) {
+            Some(tensor) => Ok(tensor.clone()),
+            None => candle_core::bail!("the weights lack {name:?}"),
+        }
+    }
+}
+
+/// A linear map with bias.
+#[derive(Clone, Debug)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    pub(crate) fn load(name: &str, weights: &Weights<'_>) -> Result<Self> {
+        Ok(Self {
+            weight: weights.tensor(&format!("{name}.weight"))?,
+            bias: weights.tensor(&format!("{name}.bias"))?,
+        })
+    }
+
+    /// A map whose checkpoint has no bias gets one of zeros.
+    pub(crate) fn load_unbiased(name: &str, weights: &Weights<'_>) -> Result<Self> {
+        let weight = weights.tensor(&format!("{name}.weight"))?;
+        let bias = Tensor::zeros(weight.dim(0)?, weight.dtype(), weight.device())?;
+        Ok(Self { weight, bias })
+    }
+
+    pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        kernels::linear(xs, &self.weight, &self.bias)
+    }
+}
+
+/// Layer normalization over the last dimension.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub(crate) fn load(name: &str, eps: f64, weights: &Weights<'_>) -> Result<Self> {
+        Ok(Self {
+            weight: weights.tensor(&format!("{name}.weight"))?,
+            bias: weights.tensor(&format!("{name}.bias"))?,
+            eps,
+        })
+    }
+
+    pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        kernels::layer_norm(xs, &self.weight, &self.bias, self.eps)
+    }
+}

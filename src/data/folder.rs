@@ -1,0 +1,169 @@
+//! Pictures on disk: a folder of PNG and JPEG files, or of one sub-folder a class.
+//!
+//! Files are read when they are asked for, turned as their EXIF data say, and brought to the model's
+//! size. Headers are read once at the start, so that a file which is no picture is found before
+//! hours of training.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image::ImageDecoder;
+
+use super::{Dataset, Picture, out_of_range};
+use crate::error::{Error, Result};
+use crate::frame::placement::ResizeRule;
+use crate::frame::resize::{Resampling, Resizer};
+use crate::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
+
+const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
+
+/// Pictures of a folder, at one size.
+pub struct Folder {
+    name: String,
+    size: FrameSize,
+    rule: ResizeRule,
+    resampling: Resampling,
+    classes: Vec<String>,
+    files: Vec<(PathBuf, Option<usize>)>,
+}
+
+impl Folder {
+    /// Lists the pictures below `folder`, sorted by name, to be resized by `rule`.
+    ///
+    /// Where there are sub-folders, each is a class and `folder` itself holds no pictures; otherwise
+    /// pictures have no labels.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where there is no such folder or no picture in it, where pictures lie beside
+    /// the classes, or a file's header is not that of a picture.
+    pub fn open(folder: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Self> {
+        let (folders, loose) = list(folder)?;
+        let mut classes = Vec::new();
+        let mut files = Vec::new();
+        if folders.is_empty() {
+            files.extend(loose.into_iter().map(|path| (path, None)));
+        } else {
+            if let Some(path) = loose.first() {
+                return Err(Error::Data(format!(
+                    "picture lies beside the folders of classes: {path:?}"
+                )));
+            }
+            for class in folders {
+                let (_, pictures) = list(&class)?;
+                if pictures.is_empty() {
+                    return Err(Error::Data(format!("class has no pictures: {class:?}")));
+                }
+                files.extend(pictures.into_iter().map(|path| (path, Some(classes.len()))));
+                classes.push(file_name(&class));
+            }
+        }
+        if files.is_empty() {
+            return Err(Error::Data(format!(
+                "folder has no pictures, neither PNG nor JPEG: {folder:?}"
+            )));
+        }
+        for (path, _) in &files {
+            image::image_dimensions(path).map_err(|err| unreadable(path, &err))?;
+        }
+        Ok(Self {
+            name: file_name(folder),
+            size: rule.image_size(),
+            rule,
+            resampling,
+            classes,
+            files,
+        })
+    }
+}
+
+impl Dataset for Folder {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn size(&self) -> FrameSize {
+        self.size
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn picture(&self, index: usize) -> Result<Picture> {
+        let (path, _) = self
+            .files
+            .get(index)
+            .ok_or_else(|| out_of_range(&self.name, index, self.len()))?;
+        let decoded = decode(path).map_err(|err| unreadable(path, &err))?;
+        let size = FrameSize {
+            width_px: decoded.width() as usize,
+            height_px: decoded.height() as usize,
+        };
+        let layout = Arc::new(PixelLayout::packed(PixelFormat::Rgb, size));
+        let frame = Frame::new(0, Pts(0), None, layout, Box::new(decoded.into_raw()))?;
+        let mut resizer = Resizer::new(self.rule, self.resampling);
+        let (rgb, _) = resizer.rgb_from_frame(&frame)?;
+        Ok(Picture {
+            size: self.size,
+            rgb,
+        })
+    }
+
+    fn label(&self, index: usize) -> Option<usize> {
+        self.files.get(index).and_then(|(_, label)| *label)
+    }
+}
+
+/// Sub-folders and pictures of a folder, sorted; what is hidden or something else is passed over.
+fn list(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    if !folder.is_dir() {
+        return Err(Error::Data(format!("no such folder: {folder:?}")));
+    }
+    let (mut folders, mut pictures) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(folder).map_err(|err| Error::io(folder, err))? {
+        let path = entry.map_err(|err| Error::io(folder, err))?.path();
+        if file_name(&path).starts_with('.') {
+            continue;
+        }
+        let extension = path
+            .extension()
+            .map(|extension| extension.to_ascii_lowercase());
+        if path.is_dir() {
+            folders.push(path);
+        } else if EXTENSIONS
+            .iter()
+            .any(|known| extension.as_deref() == Some((*known).as_ref()))
+        {
+            pictures.push(path);
+        }
+    }
+    folders.sort();
+    pictures.sort();
+    Ok((folders, pictures))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(
+        || "folder".into(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+fn decode(path: &Path) -> image::ImageResult<image::RgbImage> {
+    let mut decoder = image::ImageReader::open(path)?
+        .with_guessed_format()?
+        .into_decoder()?;
+    let orientation = decoder.orientation()?;
+    let mut picture = image::DynamicImage::from_decoder(decoder)?;
+    picture.apply_orientation(orientation);
+    Ok(picture.into_rgb8())
+}
+
+fn unreadable(path: &Path, err: &image::ImageError) -> Error {
+    Error::Data(format!("picture cannot be read: {err}: {path:?}"))
+}

@@ -1,0 +1,166 @@
+//! Attention rollout: attention followed through all blocks, the residual paths counted in.
+//!
+//! Paper: Abnar and Zuidema, arXiv:2005.00928.
+//! A block mixes tokens by its attention and keeps them by its residual connection, so half of a
+//! token's content is taken to come from itself. Multiplying these mixtures from the first block to the
+//! last tells how much of each input token has reached the class token.
+//!
+//! | symbol | here | equation |
+//! |---|---|---|
+//! | Aₗ | `fused` | heads of block l, fused |
+//! | Ãₗ | `mixed` | rows of Aₗ + I, normalized |
+//! | R | `reached` | class row of Ã_L ⋯ Ã₁ |
+//!
+//! Cost: 1 forward, and a vector times a matrix a block: only the class token's row is followed.
+//!
+//! **Deviations**: `discard` zeroes the weakest entries of Aₗ before I is added, for each image apart
+//! (widespread code, Vision DiffMask's among it, does so for the first image of a batch only); it is
+//! off by default, as in the paper.
+//! No weights are needed.
+
+use candle_core::{Device, Tensor};
+
+use super::{Explainer, Explanation, Target, refuse_class};
+use crate::error::{Error, Result};
+use crate::vit::{Record, Site, Vit};
+
+/// How the heads of a block become one attention matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeadFusion {
+    /// Their mean, as in the paper.
+    #[default]
+    Mean,
+    /// The strongest head of each entry.
+    Max,
+    /// The weakest head of each entry.
+    Min,
+}
+
+/// Explains by attention rollout.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rollout {
+    fusion: HeadFusion,
+    discard: f64,
+}
+
+impl Rollout {
+    /// Rollout with the heads fused by `fusion` and the share `discard` of each block's weakest entries
+    /// left out.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where `discard` is not in [0, 1).
+    pub fn new(fusion: HeadFusion, discard: f64) -> Result<Self> {
+        if !(0.0..1.0).contains(&discard) {
+            return Err(Error::Config(format!(
+                "discarded share of attention must be at least 0 and below 1, got {discard}"
+            )));
+        }
+        Ok(Self { fusion, discard })
+    }
+
+    /// Attention of one block as a row-stochastic mixture with the residual path.
+    ///
+    /// # Shapes
+    /// - `attn`: `[batch, heads, tokens, tokens]`
+    /// - result: `[batch, tokens, tokens]`
+    fn mixture(&self, attn: &Tensor) -> candle_core::Result<Tensor> {
+        let fused = match self.fusion {
+            HeadFusion::Mean => attn.mean(1)?,
+            HeadFusion::Max => attn.max(1)?,
+            HeadFusion::Min => attn.min(1)?,
+        }; // [batch, tokens, tokens]
+        let fused = if self.discard > 0.0 {
+            discard_weakest(&fused, self.discard)?
+        } else {
+            fused
+        };
+        let eye = Tensor::eye(fused.dim(1)?, fused.dtype(), fused.device())?;
+        let mixed = fused.broadcast_add(&eye)?;
+        mixed.broadcast_div(&mixed.sum_keepdim(2)?) // [batch, tokens, tokens]
+    }
+}
+
+impl Explainer for Rollout {
+    fn name(&self) -> &'static str {
+        "rollout"
+    }
+
+    fn explain(&self, vit: &Vit, images: &Tensor, target: Target) -> Result<Explanation> {
+        refuse_class(self.name(), target)?;
+        let sites = (0..vit.n_blocks()).map(Site::Attention);
+        let mut record = Record::new(sites.clone());
+        let output = vit.forward_with(images, &mut record)?;
+        let mut reached: Option<Tensor> = None; // [batch, 1, tokens]
+        for site in sites.rev() {
+            let mixed = self.mixture(record.get(site)?)?;
+            reached = Some(match reached {
+                Some(reached) => reached.matmul(&mixed)?,
+                None => mixed.narrow(1, 0, 1)?.contiguous()?,
+            });
+        }
+        let reached = reached
+            .ok_or_else(|| Error::Model("a model without blocks has no attention".into()))?;
+        let n_special = vit.config().n_special_tokens();
+        let attribution = reached
+            .narrow(2, n_special, reached.dim(2)? - n_special)?
+            .squeeze(1)?; // [batch, patches]
+        Ok(Explanation {
+            attribution,
+            logits: output.logits,
+        })
+    }
+}
+
+/// Zeroes the share `discard` of weakest entries of each image's matrix.
+fn discard_weakest(fused: &Tensor, discard: f64) -> candle_core::Result<Tensor> {
+    let shape = fused.dims3()?;
+    let mut rows: Vec<Vec<f32>> = fused.flatten_from(1)?.to_vec2()?;
+    for row in &mut rows {
+        let n_discarded = (row.len() as f64 * discard) as usize;
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|&a, &b| row[a].total_cmp(&row[b]));
+        for &entry in order.iter().take(n_discarded) {
+            row[entry] = 0.0;
+        }
+    }
+    Tensor::from_vec(rows.concat(), shape, &Device::Cpu)?.to_device(fused.device())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_image_loses_its_own_weakest_entries() {
+        let values = vec![0.1_f32, 0.2, 0.3, 0.4, 0.8, 0.7, 0.6, 0.5];
+        let fused = Tensor::from_vec(values, (2, 2, 2), &Device::Cpu).unwrap();
+        let left = discard_weakest(&fused, 0.5).unwrap();
+        let left: Vec<f32> = left.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(left, [0.0, 0.0, 0.3, 0.4, 0.8, 0.7, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_mixture_without_attention_is_the_identity() {
+        let attn = Tensor::zeros((1, 2, 3, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let mixed = Rollout::default().mixture(&attn).unwrap();
+        assert_eq!(
+            mixed.squeeze(0).unwrap().to_vec2::<f32>().unwrap(),
+            [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+        );
+    }
+
+    #[test]
+    fn rows_of_a_mixture_sum_to_one_and_half_stays() {
+        let attn = Tensor::new(&[[[[0.25_f32, 0.75], [1.0, 0.0]]]], &Device::Cpu).unwrap();
+        let mixed = Rollout::default().mixture(&attn).unwrap();
+        assert_eq!(
+            mixed.squeeze(0).unwrap().to_vec2::<f32>().unwrap(),
+            [[0.625, 0.375], [0.5, 0.5]]
+        );
+    }
+
+    #[test]
+    fn a_discarded_share_of_one_is_refused() {
+        assert!(Rollout::new(HeadFusion::Mean, 1.0).is_err());
+    }
+}

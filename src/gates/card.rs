@@ -1,0 +1,126 @@
+//! Gates on disk: `gates.safetensors` and, beside it, `gates.json`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::{GateSizes, Gates};
+use crate::error::{Error, Result};
+use crate::vit::VitConfig;
+
+/// File names in a model's folder.
+const WEIGHTS_FILE: &str = "gates.safetensors";
+const CARD_FILE: &str = "gates.json";
+
+/// What lies beside the weights of gates, in `gates.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateCard {
+    /// Hash of the `model.safetensors` that the gates were trained for, in hexadecimal.
+    pub base_sha256: String,
+    /// Number of gates: the model's blocks + 2.
+    pub states: usize,
+    /// Features of a token.
+    pub dim: usize,
+    /// Hidden units of a gate.
+    pub hidden: usize,
+    /// Half-width m of the range of logits.
+    pub stretch: f64,
+    /// Seed of the training.
+    pub seed: u64,
+    /// Every option of the training, by its name on the command line.
+    pub recipe: BTreeMap<String, serde_json::Value>,
+    /// Kept share of patches that training ended with.
+    pub l0: f64,
+    /// KL(original ‖ masked) in nats that training ended with.
+    pub kl: f64,
+}
+
+impl GateCard {
+    /// The sizes that the card claims.
+    pub fn sizes(&self) -> GateSizes {
+        GateSizes {
+            states: self.states,
+            dim: self.dim,
+            hidden: self.hidden,
+        }
+    }
+}
+
+impl Gates {
+    /// Reads gates from the bytes of `gates.safetensors` and `gates.json`, for a model whose weights
+    /// hash to `base_sha256`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where either is damaged, or the gates belong to another model.
+    pub fn from_bytes(
+        weights: &[u8],
+        card: &[u8],
+        config: &VitConfig,
+        base_sha256: &str,
+        device: &Device,
+    ) -> Result<(Self, GateCard)> {
+        let card: GateCard = serde_json::from_slice(card)
+            .map_err(|err| Error::Model(format!("gates.json is malformed: {err}")))?;
+        if !card.base_sha256.eq_ignore_ascii_case(base_sha256) {
+            return Err(Error::Model(format!(
+                "gates belong to weights with sha256 {:?}, the model's have {base_sha256:?}",
+                card.base_sha256
+            )));
+        }
+        let needed = GateSizes {
+            hidden: card.hidden,
+            ..GateSizes::new(config)
+        };
+        if card.sizes() != needed {
+            return Err(Error::Model(format!(
+                "gates are for {} states of {} features, the model has {} of {}",
+                card.states, card.dim, needed.states, needed.dim
+            )));
+        }
+        let tensors = candle_core::safetensors::load_buffer(weights, device)
+            .map_err(|err| Error::Model(format!("gates.safetensors is malformed: {err}")))?;
+        Ok((Self::load(card.sizes(), card.stretch, &tensors)?, card))
+    }
+
+    /// Reads `gates.safetensors` and `gates.json` of a folder; see [`from_bytes`](Self::from_bytes).
+    ///
+    /// # Errors
+    /// As `from_bytes`, the folder named; [`Error::Io`] where a file cannot be read.
+    pub fn open(
+        folder: &Path,
+        config: &VitConfig,
+        base_sha256: &str,
+        device: &Device,
+    ) -> Result<(Self, GateCard)> {
+        let read = |name| {
+            let path = folder.join(name);
+            fs::read(&path).map_err(|err| Error::io(path, err))
+        };
+        let (weights, card) = (read(WEIGHTS_FILE)?, read(CARD_FILE)?);
+        Self::from_bytes(&weights, &card, config, base_sha256, device).map_err(|err| match err {
+            Error::Model(message) => Error::Model(format!("{message}: {folder:?}")),
+            err => err,
+        })
+    }
+
+    /// Writes `gates.safetensors` and `gates.json` into a folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where a file cannot be written.
+    pub fn save(tensors: &BTreeMap<String, Tensor>, card: &GateCard, folder: &Path) -> Result<()> {
+        let weights = safetensors::serialize(tensors, None)
+            .map_err(|err| Error::Model(format!("gates cannot be written: {err}")))?;
+        let mut json = serde_json::to_string_pretty(card)
+            .map_err(|err| Error::Model(format!("gates.json cannot be written: {err}")))?;
+        json.push('\n');
+        for (name, bytes) in [(WEIGHTS_FILE, weights), (CARD_FILE, json.into_bytes())] {
+            let path = folder.join(name);
+            fs::write(&path, bytes).map_err(|err| Error::io(path, err))?;
+        }
+        Ok(())
+    }
+}

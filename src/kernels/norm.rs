@@ -1,0 +1,170 @@
+//! Layer normalization over the last dimension (Ba et al., arXiv:1607.06450), with all its gradients.
+
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
+use multiversion::multiversion;
+
+use super::{column_sums, f32_slice, for_row_blocks, is_fused, sum, sum_by, with_f32};
+
+/// `(xs - mean) / sqrt(variance + eps) * weight + bias`, mean and variance over the last dimension.
+///
+/// # Shapes
+/// - `xs`: `[.., dim]`; the result has the same
+/// - `weight`, `bias`: `[dim]`
+///
+/// # Errors
+/// Fails where the shapes do not fit each other.
+pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let dim = weight.dims1()?;
+    if xs.dims().last() != Some(&dim) || bias.dims() != [dim] {
+        candle_core::bail!(
+            "layer_norm: xs {:?}, weight {:?} and bias {:?} do not fit",
+            xs.shape(),
+            weight.shape(),
+            bias.shape()
+        );
+    }
+    if is_fused(xs) {
+        let op = LayerNorm { eps: eps as f32 };
+        return xs
+            .contiguous()?
+            .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);
+    }
+    let centered = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
+    let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
+    centered
+        .broadcast_div(&(variance + eps)?.sqrt()?)?
+        .broadcast_mul(weight)?
+        .broadcast_add(bias)
+}
+
+struct LayerNorm {
+    eps: f32,
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let xs = f32_slice(xs, xs_layout)?;
+        let weight = f32_slice(weight, weight_layout)?;
+        let bias = f32_slice(bias, bias_layout)?;
+        let dim = weight.len();
+        let mut ys = vec![0f32; xs.len()];
+        for_row_blocks(&mut ys, dim, 32, |row_idx, block| {
+            let start = row_idx * dim;
+            forward(
+                &xs[start..start + block.len()],
+                weight,
+                bias,
+                self.eps,
+                block,
+            );
+        });
+        Ok((CpuStorage::F32(ys), xs_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _ys: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dim = weight.dims1()?;
+        let device = xs.device();
+        let (tracks_xs, tracks_params) = (xs.track_op(), weight.track_op() || bias.track_op());
+        with_f32(xs, |x| {
+            with_f32(grad, |g| {
+                let grad_xs = tracks_xs
+                    .then(|| {
+                        let mut grad_xs = vec![0f32; x.len()];
+                        with_f32(weight, |weight| {
+                            for_row_blocks(&mut grad_xs, dim, 32, |row_idx, block| {
+                                let range = row_idx * dim..row_idx * dim + block.len();
+                                backward(&x[range.clone()], &g[range], weight, self.eps, block);
+                            });
+                            Ok(())
+                        })?;
+                        Tensor::from_vec(grad_xs, xs.shape(), device)
+                    })
+                    .transpose()?;
+                if !tracks_params {
+                    return Ok((grad_xs, None, None));
+                }
+                // Σ over rows of g ∘ x̂ and of g, side by side.
+                let mut sums = column_sums_of_pairs(x, g, dim, self.eps);
+                let grad_bias = sums.split_off(dim);
+                Ok((
+                    grad_xs,
+                    Some(Tensor::from_vec(sums, dim, device)?),
+                    Some(Tensor::from_vec(grad_bias, dim, device)?),
+                ))
+            })
+        })
+    }
+}
+
+/// `[Σ g ∘ x̂, Σ g]` over all rows, `2 · dim` values.
+fn column_sums_of_pairs(x: &[f32], g: &[f32], dim: usize, eps: f32) -> Vec<f32> {
+    let weight_sums = column_sums(g, dim, |row_idx, g_row, sums| {
+        let start = row_idx * dim;
+        add_normalized(&x[start..start + dim], g_row, eps, sums);
+    });
+    let bias_sums = column_sums(g, dim, |_, g_row, sums| super::add_assign(sums, g_row));
+    [weight_sums, bias_sums].concat()
+}
+
+/// Mean and 1 / sqrt(variance + eps) of a row.
+#[inline(always)]
+fn moments(row: &[f32], eps: f32) -> (f32, f32) {
+    let len = row.len() as f32;
+    let mean = sum(row) / len;
+    let variance = sum_by(row.len(), |i| (row[i] - mean) * (row[i] - mean)) / len;
+    (mean, 1.0 / (variance + eps).sqrt())
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
+fn forward(xs: &[f32], weight: &[f32], bias: &[f32], eps: f32, ys: &mut [f32]) {
+    let dim = weight.len();
+    for (x, y) in xs.chunks_exact(dim).zip(ys.chunks_exact_mut(dim)) {
+        let (mean, inv_std) = moments(x, eps);
+        for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+            *y = (x - mean) * inv_std * w + b;
+        }
+    }
+}
+
+/// With x̂ the normalized row and h = g ∘ weight: (h − mean(h) − x̂ mean(h ∘ x̂)) / std.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
+fn backward(xs: &[f32], grad: &[f32], weight: &[f32], eps: f32, grad_xs: &mut [f32]) {
+    let dim = weight.len();
+    let rows = xs.chunks_exact(dim).zip(grad.chunks_exact(dim));
+    for ((x, g), out) in rows.zip(grad_xs.chunks_exact_mut(dim)) {
+        let (mean, inv_std) = moments(x, eps);
+        let mean_h = sum_by(dim, |i| g[i] * weight[i]) / dim as f32;
+        let mean_hx = sum_by(dim, |i| g[i] * weight[i] * (x[i] - mean)) * inv_std / dim as f32;
+        for (((out, &x), &g), &w) in out.iter_mut().zip(x).zip(g).zip(weight) {
+            *out = (g * w - mean_h - (x - mean) * inv_std * mean_hx) * inv_std;
+        }
+    }
+}
+
+/// `sums += g ∘ x̂`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
+fn add_normalized(x: &[f32], g: &[f32], eps: f32, sums: &mut [f32]) {
+    let (mean, inv_std) = moments(x, eps);
+    for ((total, &x), &g) in sums.iter_mut().zip(x).zip(g) {
+        *total += g * (x - mean) * inv_std;
+    }
+}

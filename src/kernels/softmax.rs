@@ -1,0 +1,79 @@
+//! Softmax over the last dimension, with a gradient.
+
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use multiversion::multiversion;
+
+use super::{exp, f32_slice, for_row_blocks, is_fused, sum, sum_by, with_f32};
+
+/// Softmax over the last dimension.
+///
+/// # Shapes
+/// - `xs`: `[.., n]`; the result has the same
+///
+/// # Errors
+/// Fails on a tensor without dimensions.
+pub fn softmax(xs: &Tensor) -> Result<Tensor> {
+    if xs.rank() == 0 {
+        candle_core::bail!("softmax needs at least one dimension");
+    }
+    if is_fused(xs) {
+        return xs.contiguous()?.apply_op1(Softmax);
+    }
+    candle_nn::ops::softmax(xs, D::Minus1)
+}
+
+struct Softmax;
+
+impl CustomOp1 for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let cols = layout.dims().last().copied().unwrap_or(1);
+        let mut ys = f32_slice(xs, layout)?.to_vec();
+        for_row_blocks(&mut ys, cols, 32, |_, block| softmax_rows(block, cols));
+        Ok((CpuStorage::F32(ys), layout.shape().clone()))
+    }
+
+    fn bwd(&self, xs: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let cols = xs.dims().last().copied().unwrap_or(1);
+        with_f32(ys, |y| {
+            let mut grad_xs = with_f32(grad, |g| Ok(g.to_vec()))?;
+            for_row_blocks(&mut grad_xs, cols, 32, |row_idx, block| {
+                let start = row_idx * cols;
+                softmax_rows_backward(&y[start..start + block.len()], block, cols);
+            });
+            Tensor::from_vec(grad_xs, xs.shape(), xs.device()).map(Some)
+        })
+    }
+}
+
+/// Turns each row of `cols` scores into probabilities, in place.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
+pub(super) fn softmax_rows(rows: &mut [f32], cols: usize) {
+    for row in rows.chunks_exact_mut(cols) {
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        for x in row.iter_mut() {
+            *x = exp(*x - max);
+        }
+        let scale = 1.0 / sum(row);
+        for x in row.iter_mut() {
+            *x *= scale;
+        }
+    }
+}
+
+/// Turns the gradient of each row of probabilities into that of its scores, in place: y ∘ (g − Σ g ∘ y).
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
+pub(super) fn softmax_rows_backward(probabilities: &[f32], grad: &mut [f32], cols: usize) {
+    for (y, g) in probabilities
+        .chunks_exact(cols)
+        .zip(grad.chunks_exact_mut(cols))
+    {
+        let dot = sum_by(cols, |i| y[i] * g[i]);
+        for (g, &y) in g.iter_mut().zip(y) {
+            *g = y * (*g - dot);
+        }
+    }
+}

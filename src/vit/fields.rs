@@ -1,0 +1,97 @@
+//! Typed access to the fields of a checkpoint's JSON files; each error names its field.
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// Larger sizes are taken for a broken file rather than for a model.
+pub(crate) const MAX_SIZE: usize = 1 << 16;
+
+/// Reads a text that must be a JSON object.
+pub(crate) fn parse(text: &str) -> Result<Map<String, Value>> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(root)) => Ok(root),
+        Ok(_) => Err(Error::Model("not a JSON object".into())),
+        Err(error) => Err(Error::Model(format!("not valid JSON ({error})"))),
+    }
+}
+
+/// The fields of a JSON object.
+#[derive(Clone, Copy)]
+pub(crate) struct Fields<'a>(pub(crate) &'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    /// The field's value; JSON's `null` counts as absent.
+    pub(crate) fn value(self, field: &str) -> Option<&'a Value> {
+        self.0.get(field).filter(|value| !value.is_null())
+    }
+
+    /// The field's value, which must be there.
+    pub(crate) fn required(self, field: &str) -> Result<&'a Value> {
+        self.value(field)
+            .ok_or_else(|| Error::Model(format!("field {field:?} is missing")))
+    }
+
+    /// A whole number from 1 on, which must be there.
+    pub(crate) fn size(self, field: &str) -> Result<usize> {
+        size_of(field, self.required(field)?)
+    }
+
+    /// A whole number from 1 on.
+    pub(crate) fn size_or(self, field: &str, default: usize) -> Result<usize> {
+        self.value(field)
+            .map_or(Ok(default), |value| size_of(field, value))
+    }
+
+    /// A whole number from 0 on.
+    pub(crate) fn count(self, field: &str, default: usize) -> Result<usize> {
+        match self.value(field) {
+            Some(value) if value.as_u64() == Some(0) => Ok(0),
+            _ => self.size_or(field, default),
+        }
+    }
+
+    /// A size given once, or twice and equal.
+    pub(crate) fn square(self, field: &str) -> Result<usize> {
+        let value = self.required(field)?;
+        match value.as_array().map(Vec::as_slice) {
+            None => size_of(field, value),
+            Some([height, width]) if height == width => size_of(field, height),
+            Some(_) => Err(Error::Model(format!(
+                "field {field:?} is {value}, only squares are supported"
+            ))),
+        }
+    }
+
+    /// True or false.
+    pub(crate) fn flag(self, field: &str, default: bool) -> Result<bool> {
+        match self.value(field) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(Error::Model(format!(
+                "field {field:?} is {other}, not true or false"
+            ))),
+        }
+    }
+
+    /// Any number.
+    pub(crate) fn number(self, field: &str, default: f64) -> Result<f64> {
+        match self.value(field) {
+            None => Ok(default),
+            Some(value) => value
+                .as_f64()
+                .ok_or_else(|| Error::Model(format!("field {field:?} is {value}, not a number"))),
+        }
+    }
+}
+
+/// The size that `value` states.
+pub(crate) fn size_of(field: &str, value: &Value) -> Result<usize> {
+    let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+    match size {
+        Some(size) if (1..=MAX_SIZE).contains(&size) => Ok(size),
+        _ => Err(Error::Model(format!(
+            "field {field:?} is {value}, not a whole number between 1 and {MAX_SIZE}"
+        ))),
+    }
+}

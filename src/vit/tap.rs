@@ -1,0 +1,199 @@
+//! Taps: places in the forward pass where tensors are recorded, probed for gradients or replaced.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::backprop::GradStore;
+use candle_core::{Result, Tensor, Var};
+
+/// A place in the forward pass. `usize` is the block, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Site {
+    /// `[batch, patches, dim]`, before class token and positions.
+    PatchEmbeddings,
+    /// `[batch, tokens, dim]`, the input of a block; `Hidden(blocks)`: after the last block, before the final norm.
+    Hidden(usize),
+    /// `[batch, tokens, dim]`, after a block's first norm.
+    Normed(usize),
+    /// `[batch, tokens, dim]`, with bias, before the head split.
+    Query(usize),
+    /// `[batch, tokens, dim]`, with bias, before the head split.
+    Key(usize),
+    /// `[batch, tokens, dim]`, with bias, before the head split.
+    Value(usize),
+    /// `[batch, heads, tokens, tokens]`, scaled, before softmax.
+    Scores(usize),
+    /// `[batch, heads, tokens, tokens]`, after softmax; rows are queries.
+    Attention(usize),
+    /// `[batch, tokens, dim]`, after the final norm.
+    Tokens,
+}
+
+impl Site {
+    /// Every site of a model with this many blocks, in the order of the forward pass.
+    pub fn all(n_blocks: usize) -> Vec<Self> {
+        let in_block = |block_idx| {
+            [
+                Self::Hidden(block_idx),
+                Self::Normed(block_idx),
+                Self::Query(block_idx),
+                Self::Key(block_idx),
+                Self::Value(block_idx),
+                Self::Scores(block_idx),
+                Self::Attention(block_idx),
+            ]
+        };
+        std::iter::once(Self::PatchEmbeddings)
+            .chain((0..n_blocks).flat_map(in_block))
+            .chain([Self::Hidden(n_blocks), Self::Tokens])
+            .collect()
+    }
+}
+
+/// Sees every tensor it wants and may replace it.
+pub trait Tap {
+    /// Asked first, so that the forward pass materializes nothing in vain.
+    fn wants(&self, site: Site) -> bool;
+
+    /// Takes the tensor at `site` and returns the one to go on with.
+    ///
+    /// # Errors
+    /// What the tap computes may fail.
+    fn at(&mut self, site: Site, xs: Tensor) -> Result<Tensor>;
+}
+
+/// Hands `xs` to the tap where it wants it.
+pub(super) fn tapped(tap: &mut dyn Tap, site: Site, xs: Tensor) -> Result<Tensor> {
+    if tap.wants(site) {
+        tap.at(site, xs)
+    } else {
+        Ok(xs)
+    }
+}
+
+/// Wants nothing.
+pub struct NoTap;
+
+impl Tap for NoTap {
+    fn wants(&self, _site: Site) -> bool {
+        false
+    }
+
+    fn at(&mut self, _site: Site, xs: Tensor) -> Result<Tensor> {
+        Ok(xs)
+    }
+}
+
+/// Keeps the tensors of some sites.
+pub struct Record {
+    sites: BTreeSet<Site>,
+    kept: BTreeMap<Site, Tensor>,
+}
+
+impl Record {
+    /// Records `sites`.
+    pub fn new(sites: impl IntoIterator<Item = Site>) -> Self {
+        Self {
+            sites: sites.into_iter().collect(),
+            kept: BTreeMap::new(),
+        }
+    }
+
+    /// The tensor seen at `site` by the last forward pass.
+    ///
+    /// # Errors
+    /// Fails where `site` was not asked for or not reached.
+    pub fn get(&self, site: Site) -> Result<&Tensor> {
+        match self.kept.get(&site) {
+            Some(xs) => Ok(xs),
+            None => candle_core::bail!("nothing was recorded at {site:?}"),
+        }
+    }
+}
+
+impl Tap for Record {
+    fn wants(&self, site: Site) -> bool {
+        self.sites.contains(&site)
+    }
+
+    fn at(&mut self, site: Site, xs: Tensor) -> Result<Tensor> {
+        self.kept.insert(site, xs.clone());
+        Ok(xs)
+    }
+}
+
+/// Adds a zero variable at some sites, whose gradient is that of the site.
+///
+/// candle drops the gradients of intermediate tensors after use; those of variables it keeps.
+pub struct Probe {
+    sites: BTreeSet<Site>,
+    zeros: BTreeMap<Site, Var>,
+}
+
+impl Probe {
+    /// Probes `sites`.
+    pub fn new(sites: impl IntoIterator<Item = Site>) -> Self {
+        Self {
+            sites: sites.into_iter().collect(),
+            zeros: BTreeMap::new(),
+        }
+    }
+
+    /// The gradient at `site`, from the backward pass that gave `grads`.
+    ///
+    /// # Errors
+    /// Fails where `site` was not probed, or where the differentiated value does not depend on it.
+    pub fn gradient(&self, site: Site, grads: &GradStore) -> Result<Tensor> {
+        match self.zeros.get(&site).and_then(|zeros| grads.get(zeros)) {
+            Some(grad) => Ok(grad.clone()),
+            None => candle_core::bail!("no gradient reaches {site:?}"),
+        }
+    }
+}
+
+impl Tap for Probe {
+    fn wants(&self, site: Site) -> bool {
+        self.sites.contains(&site)
+    }
+
+    fn at(&mut self, site: Site, xs: Tensor) -> Result<Tensor> {
+        let zeros = Var::zeros(xs.shape(), xs.dtype(), xs.device())?;
+        let ys = (&xs + zeros.as_tensor())?;
+        self.zeros.insert(site, zeros);
+        Ok(ys)
+    }
+}
+
+/// Puts what a function makes of the tensor at one site in its place.
+pub struct Replace<F> {
+    site: Site,
+    make: F,
+}
+
+impl<F: FnMut(Tensor) -> Result<Tensor>> Replace<F> {
+    /// Replaces the tensor at `site` by what `make` returns for it.
+    pub fn new(site: Site, make: F) -> Self {
+        Self { site, make }
+    }
+}
+
+impl<F: FnMut(Tensor) -> Result<Tensor>> Tap for Replace<F> {
+    fn wants(&self, site: Site) -> bool {
+        site == self.site
+    }
+
+    fn at(&mut self, _site: Site, xs: Tensor) -> Result<Tensor> {
+        (self.make)(xs)
+    }
+}
+
+/// Two taps, the second of which sees what the first returned.
+impl<A: Tap, B: Tap> Tap for (A, B) {
+    fn wants(&self, site: Site) -> bool {
+        self.0.wants(site) || self.1.wants(site)
+    }
+
+    fn at(&mut self, site: Site, xs: Tensor) -> Result<Tensor> {
+        let xs = tapped(&mut self.0, site, xs)?;
+        tapped(&mut self.1, site, xs)
+    }
+}

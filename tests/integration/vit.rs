@@ -1,0 +1,195 @@
+//! The Vision Transformer against PyTorch: the fixtures of `tests/fixtures/vit_parity.py`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use vitscope::models;
+use vitscope::models::weights::tensors_from_bytes;
+use vitscope::vit::{Probe, Record, Site, Vit};
+
+/// Sums of a few hundred f32 products in another order; the values are of order 1.
+const TOLERANCE: f32 = 1e-4;
+/// Gradients multiply such errors through the blocks; the values are of order 1 at most.
+const GRADIENT_TOLERANCE: f32 = 1e-4;
+/// f16 weights of a model 12 blocks deep whose hidden states reach tens.
+const REAL_TOLERANCE: f32 = 2e-3;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+fn tensors(path: &Path) -> HashMap<String, Tensor> {
+    tensors_from_bytes(&fs::read(path).unwrap(), &Device::Cpu).unwrap()
+}
+
+fn load(folder: &Path) -> Vit {
+    models::open(folder.to_str().unwrap(), &Device::Cpu)
+        .unwrap()
+        .vit
+}
+
+fn largest_difference(found: &Tensor, expected: &Tensor) -> f32 {
+    assert_eq!(found.dims(), expected.dims());
+    let difference = (found - expected).unwrap().abs().unwrap();
+    let values: Vec<f32> = difference.flatten_all().unwrap().to_vec1().unwrap();
+    assert!(values.iter().all(|value| value.is_finite()));
+    values.into_iter().fold(0.0, f32::max)
+}
+
+fn check_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
+    let difference = largest_difference(found, expected);
+    assert!(difference < tolerance, "{what} differs by {difference}");
+}
+
+/// The sites that the reference holds, with their names in it.
+fn sites(n_blocks: usize) -> Vec<(String, Site)> {
+    let mut sites = vec![
+        ("patch_embeddings".to_owned(), Site::PatchEmbeddings),
+        ("tokens".to_owned(), Site::Tokens),
+    ];
+    for block_idx in 0..=n_blocks {
+        sites.push((format!("hidden.{block_idx}"), Site::Hidden(block_idx)));
+    }
+    for block_idx in 0..n_blocks {
+        sites.push((format!("attention.{block_idx}"), Site::Attention(block_idx)));
+    }
+    sites
+}
+
+fn check_parity(name: &str) {
+    let vit = load(&fixture(name));
+    let reference = tensors(&fixture(name.trim_end_matches("_timm")).join("reference.safetensors"));
+    let images = &reference["images"];
+    let sites = sites(vit.n_blocks());
+
+    let plain = vit.forward(images).unwrap().logits.unwrap();
+    check_close("plain logits", &plain, &reference["logits"], TOLERANCE);
+
+    let mut record = Record::new(sites.iter().map(|(_, site)| *site));
+    let output = vit.forward_with(images, &mut record).unwrap();
+    let logits = output.logits.unwrap();
+    check_close("logits", &logits, &reference["logits"], TOLERANCE);
+    for (what, site) in &sites {
+        check_close(
+            what,
+            record.get(*site).unwrap(),
+            &reference[what],
+            TOLERANCE,
+        );
+    }
+}
+
+fn check_gradients(name: &str) {
+    let vit = load(&fixture(name));
+    let reference = tensors(&fixture(name).join("reference.safetensors"));
+    let sites = sites(vit.n_blocks());
+    let mut probe = Probe::new(sites.iter().map(|(_, site)| *site));
+    let output = vit.forward_with(&reference["images"], &mut probe).unwrap();
+    let logit = output.logits.unwrap().get(0).unwrap().get(2).unwrap();
+    let grads = logit.backward().unwrap();
+    for (what, site) in &sites {
+        let expected = &reference[&format!("gradient.{what}")];
+        let found = probe.gradient(*site, &grads).unwrap();
+        check_close(
+            &format!("gradient of {what}"),
+            &found,
+            expected,
+            GRADIENT_TOLERANCE,
+        );
+    }
+}
+
+fn check_other_size(name: &str) {
+    let vit = load(&fixture(name));
+    let reference = tensors(&fixture(name).join("reference.safetensors"));
+    let logits = vit
+        .forward(&reference["images_other_size"])
+        .unwrap()
+        .logits
+        .unwrap();
+    check_close(
+        "logits",
+        &logits,
+        &reference["logits_other_size"],
+        TOLERANCE,
+    );
+}
+
+#[test]
+fn vit_computes_what_transformers_computes() {
+    check_parity("vit_a");
+    check_parity("vit_b");
+}
+
+#[test]
+fn timm_names_give_the_same_model() {
+    check_parity("vit_a_timm");
+}
+
+#[test]
+fn dinov2_with_registers_in_f16_computes_what_transformers_computes() {
+    check_parity("dinov2_reg");
+}
+
+#[test]
+fn distilled_deit_in_bf16_computes_what_transformers_computes() {
+    check_parity("deit_distilled");
+}
+
+#[test]
+fn gradients_at_the_taps_are_those_of_pytorch() {
+    check_gradients("vit_a");
+    check_gradients("dinov2_reg");
+}
+
+#[test]
+fn positions_for_another_input_size_are_those_of_transformers() {
+    check_other_size("vit_a");
+    check_other_size("dinov2_reg");
+}
+
+/// Runs where the environment variable `VITSCOPE_DATA` names the folder with the real model, which
+/// is too large to be committed.
+#[test]
+fn the_real_dinov2_of_vitscope_data_computes_what_transformers_computes() {
+    let Some(data) = std::env::var_os("VITSCOPE_DATA") else {
+        eprintln!("VITSCOPE_DATA is not set: the real DINOv2 is not compared");
+        return;
+    };
+    let folder = Path::new(&data).join("models/dinov2-small-reg");
+    let vit = load(&folder);
+    let reference = tensors(&folder.join("reference.safetensors"));
+    let images = &reference["pixel_values"];
+    let last = Site::Attention(vit.n_blocks() - 1);
+    let mut record = Record::new([Site::Hidden(6), last]);
+    let tokens = vit.forward(images).unwrap().tokens;
+    let tapped = vit.forward_with(images, &mut record).unwrap();
+    assert!(tapped.logits.is_none());
+
+    let hidden = record.get(Site::Hidden(6)).unwrap();
+    let row = record
+        .get(last)
+        .unwrap()
+        .narrow(2, 0, 1)
+        .unwrap()
+        .squeeze(2)
+        .unwrap();
+    let pairs = [
+        ("last_hidden_state", &tokens),
+        ("last_hidden_state", &tapped.tokens),
+        ("hidden_state_6", hidden),
+        ("attention_11_cls_row", &row),
+    ];
+    for (what, found) in pairs {
+        eprintln!(
+            "{what} differs by {}",
+            largest_difference(found, &reference[what])
+        );
+        check_close(what, found, &reference[what], REAL_TOLERANCE);
+    }
+}
