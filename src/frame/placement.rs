@@ -252,19 +252,44 @@ impl Placement {
     /// Row and column of the patch that shows the centre of frame pixel (`x`, `y`), in a grid of
     /// `(rows, columns)`; `None` for a pixel outside of the region.
     pub fn patch_at(&self, x: usize, y: usize, grid: (usize, usize)) -> Option<(usize, usize)> {
-        let PixelRect { left, top, .. } = self.pixels();
-        let row = *self.rows_in_grid(grid.0).get(y.checked_sub(top)?)?;
-        let column = *self.columns_in_grid(grid.1).get(x.checked_sub(left)?)?;
-        let index = |position: f64, n: usize| (position as usize).min(n.saturating_sub(1));
-        Some((index(row, grid.0), index(column, grid.1)))
+        let shown = self.pixels();
+        let along = |pixel: usize, first, len, start, extent, n_patches: usize| {
+            let is_shown = (first..first + len).contains(&pixel) && n_patches > 0;
+            is_shown
+                .then(|| (position(pixel, start, extent, n_patches) as usize).min(n_patches - 1))
+        };
+        let region = self.region;
+        Some((
+            along(
+                y,
+                shown.top,
+                shown.height,
+                region.top,
+                region.height,
+                grid.0,
+            )?,
+            along(
+                x,
+                shown.left,
+                shown.width,
+                region.left,
+                region.width,
+                grid.1,
+            )?,
+        ))
     }
 }
 
 /// Grid positions of the centres of `len` pixels from `first`.
 fn positions(first: usize, len: usize, start: f64, extent: f64, n_patches: usize) -> Vec<f64> {
     (first..first + len)
-        .map(|pixel| (pixel as f64 + 0.5 - start) * n_patches as f64 / extent)
+        .map(|pixel| position(pixel, start, extent, n_patches))
         .collect()
+}
+
+/// Grid position of a pixel's centre, in a region of `extent` pixels from `start`.
+fn position(pixel: usize, start: f64, extent: f64, n_patches: usize) -> f64 {
+    (pixel as f64 + 0.5 - start) * n_patches as f64 / extent
 }
 
 #[cfg(test)]

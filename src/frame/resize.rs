@@ -192,7 +192,7 @@ impl Scaler {
             .bytes()
             .get(plane.offset..)
             .and_then(|bytes| bytes.get(..plane.stride.checked_mul(n_rows)?))
-            .filter(|_| plane.stride % sample_len == 0 && plane.stride >= row_len);
+            .filter(|_| plane.stride.is_multiple_of(sample_len) && plane.stride >= row_len);
         let (bytes, stride) = match in_place {
             Some(bytes) => (bytes, plane.stride),
             None => {

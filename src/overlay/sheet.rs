@@ -129,8 +129,7 @@ impl Sheet {
 
     /// All thumbnails on one RGB frame.
     fn draw(&self) -> Result<Frame> {
-        // Half as many rows again as columns would be square; wide sheets suit wide videos.
-        let n_columns = (1.5 * self.thumbnails.len() as f64).sqrt().round().max(1.0) as usize;
+        let n_columns = n_columns(self.thumbnails.len());
         let largest = |edge: fn(&FrameSize) -> usize| {
             self.thumbnails
                 .iter()
@@ -193,6 +192,17 @@ fn thumbnail_size(layout: &PixelLayout) -> FrameSize {
     }
 }
 
+/// Columns of a sheet of about the shape of a wide video, with few empty places in its last row.
+fn n_columns(n_thumbnails: usize) -> usize {
+    let about = (1.5 * n_thumbnails as f64).sqrt().round().max(1.0) as usize;
+    let n_empty = |n_columns: usize| n_thumbnails.next_multiple_of(n_columns) - n_thumbnails;
+    [about, about + 1, about - 1]
+        .into_iter()
+        .filter(|&n_columns| n_columns > 0)
+        .min_by_key(|&n_columns| n_empty(n_columns))
+        .unwrap_or(about)
+}
+
 /// A time as people write it: `0:03.25`, from an hour on `1:02:03.25`.
 fn clock(pts: Pts) -> String {
     let hundredths = pts.0 / 10_000_000;
@@ -215,6 +225,18 @@ mod tests {
         assert_eq!(clock(Pts(0)), "0:00.00");
         assert_eq!(clock(Pts(63_259_999_999)), "1:03.25");
         assert_eq!(clock(Pts(3_723_000_000_000)), "1:02:03.00");
+    }
+
+    #[test]
+    fn thumbnails_fill_their_rows_where_they_can() {
+        let shapes = [(1, 1), (2, 2), (3, 3), (6, 3), (12, 4), (18, 6), (24, 6)];
+        for (n_thumbnails, expected) in shapes {
+            assert_eq!(
+                n_columns(n_thumbnails),
+                expected,
+                "{n_thumbnails} thumbnails"
+            );
+        }
     }
 
     #[test]
