@@ -3,6 +3,7 @@
 
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod explain;
 pub mod frame;
 pub mod gates;

@@ -3,6 +3,12 @@
 // Clips, models and programs that several tests need.
 mod common;
 
+// Data sets by reference, and folders of pictures.
+mod data;
+// Scores on explainers whose score is known by hand.
+mod eval;
+// Gates on whole models, and the methods that explain.
+mod gates;
 // The fused operations against their plain composition: forward and gradient.
 mod kernels;
 // Files through GStreamer and back, judged by ffmpeg and ffprobe.
@@ -14,6 +20,8 @@ mod models;
 mod overlay;
 // Order, times, batches, errors, cancelling.
 mod pipeline;
+// Training: reproducible, resumable, refusing what makes no sense.
+mod train;
 // The model against PyTorch.
 mod vit;
 

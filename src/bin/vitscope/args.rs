@@ -11,9 +11,11 @@ use vitscope::Error;
 use vitscope::explain::Method;
 use vitscope::overlay::{Colormap, Mode, Overlay};
 
+use crate::eval::EvalArgs;
 use crate::file::FileArgs;
 use crate::progress::ProgressMode;
 use crate::still::StillArgs;
+use crate::train::TrainArgs;
 
 /// Live explanations of Vision Transformers on video.
 #[derive(Debug, Parser)]
@@ -31,6 +33,10 @@ pub enum Command {
     File(FileArgs),
     /// Explain pictures.
     Still(StillArgs),
+    /// Train a classifier, or DiffMask gates for a model.
+    Train(TrainArgs),
+    /// Score explanations.
+    Eval(EvalArgs),
 }
 
 impl Command {
@@ -39,6 +45,7 @@ impl Command {
         let outputs = match self {
             Self::File(args) => &args.outputs,
             Self::Still(args) => &args.outputs,
+            Self::Train(_) | Self::Eval(_) => return true,
         };
         let for_people = [ProgressMode::Auto, ProgressMode::Plain];
         !outputs.quiet && for_people.contains(&outputs.progress)

@@ -1,6 +1,7 @@
 //! The program `vitscope`: parses its arguments, runs one subcommand, and says by its exit code how it went.
 
 mod args;
+mod eval;
 mod exit;
 mod file;
 mod interrupt;
@@ -9,6 +10,7 @@ mod progress;
 mod setup;
 mod side;
 mod still;
+mod train;
 
 use std::process::ExitCode;
 
@@ -23,6 +25,8 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::File(args) => file::run(&args),
         Command::Still(args) => still::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
     };
     outcome
         .unwrap_or_else(|error| Exit::from_error(&error))
