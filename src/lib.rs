@@ -11,6 +11,7 @@ pub mod media;
 pub mod models;
 pub mod overlay;
 pub mod rng;
+pub mod train;
 pub mod vit;
 
 pub use error::{Error, Result};

@@ -1,3 +1,324 @@
-//! Models by reference: embedded names and folders.
+//! Models by reference: an embedded name, or a folder as Hugging Face lays it out.
+//!
+//! A folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, and may hold
+//! DiffMask gates (`gates.safetensors`, `gates.json`), which are refused if they belong to other
+//! weights. What is embedded goes the same way. Nothing is downloaded.
 
+pub mod card;
+mod embedded;
+mod folder;
+pub mod preprocessor;
 pub mod weights;
+
+pub use card::ModelCard;
+pub use folder::save_folder;
+pub use preprocessor::Preprocessor;
+pub use weights::Precision;
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+
+use crate::gates::{GateCard, Gates};
+use crate::vit::{Vit, VitConfig, names};
+use crate::{Error, Result};
+use folder::{CONFIG, Files, GATES, PREPROCESSOR, WEIGHTS};
+
+/// A model with all that lies in its folder.
+pub struct Model {
+    /// Embedded name, or the folder as it was given.
+    pub name: String,
+    /// The Vision Transformer.
+    pub vit: Vit,
+    /// How pictures become its input.
+    pub preprocessor: Preprocessor,
+    /// Hash of `model.safetensors`, in lower-case hexadecimal.
+    pub weights_sha256: String,
+    /// DiffMask gates for exactly these weights.
+    pub gates: Option<Gates>,
+    /// How the gates were trained.
+    pub gate_card: Option<GateCard>,
+}
+
+/// Names of the models that are part of this build.
+pub fn embedded_names() -> impl Iterator<Item = &'static str> {
+    embedded::MODELS.iter().map(|model| model.name)
+}
+
+/// Opens a model by embedded name or by folder; `./NAME` is always a folder.
+///
+/// # Errors
+/// [`Error::Model`] if there is no such model, listing what was tried, or if one of its files is
+/// missing, malformed or contradicts another; [`Error::Io`] if a file cannot be read.
+pub fn open(reference: &str, device: &Device) -> Result<Model> {
+    let embedded = embedded::MODELS
+        .iter()
+        .find(|model| model.name == reference);
+    if let Some(model) = embedded {
+        return open_files(reference, &model.files(), device);
+    }
+    let path = Path::new(reference);
+    if path.is_dir() {
+        return open_files(reference, &Files::read(path)?, device);
+    }
+    Err(Error::Model(not_found(reference)))
+}
+
+fn not_found(reference: &str) -> String {
+    let path = Path::new(reference);
+    if path.is_file() {
+        return format!("a model is a folder, and this is a file: {path:?}");
+    }
+    let embedded: Vec<&str> = embedded_names().collect();
+    let embedded = match embedded.as_slice() {
+        [] => "this build has none".to_owned(),
+        names => names.join(", "),
+    };
+    let tried = format!("neither an embedded model ({embedded}) nor a folder");
+    if is_hub_id(reference) {
+        return format!(
+            "model is {tried}, and nothing is downloaded; save its {CONFIG}, {PREPROCESSOR} and \
+             {WEIGHTS} from the hub in a folder and pass that: {reference:?}"
+        );
+    }
+    format!("model is {tried}: {reference:?}")
+}
+
+/// Whether `reference` looks like `owner/name` on the hub.
+fn is_hub_id(reference: &str) -> bool {
+    let word = |part: &str| {
+        let mut letters = part.chars();
+        letters
+            .next()
+            .is_some_and(|first| first.is_ascii_alphanumeric())
+            && letters.all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
+    };
+    reference
+        .split_once('/')
+        .is_some_and(|(owner, name)| word(owner) && word(name))
+}
+
+fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
+    let config = files.text(CONFIG, &files.config)?;
+    let config = VitConfig::from_json(config).map_err(|error| files.blame(CONFIG, error))?;
+    let preprocessor = files.text(PREPROCESSOR, &files.preprocessor)?;
+    let preprocessor = Preprocessor::from_json(preprocessor, config.family)
+        .and_then(|preprocessor| fit(preprocessor, &config))
+        .map_err(|error| files.blame(PREPROCESSOR, error))?;
+    let vit = weights::tensors_from_bytes(&files.weights, device)
+        .and_then(|tensors| names::canonical_weights(&config, tensors))
+        .and_then(|tensors| Vit::load(config, &tensors))
+        .map_err(|error| files.blame(WEIGHTS, error))?;
+    let weights_sha256 = weights::sha256_hex(&files.weights);
+    let gates = match &files.gates {
+        None => None,
+        Some((gates, card)) => {
+            let gates = Gates::from_bytes(gates, card, vit.config(), &weights_sha256, device);
+            Some(gates.map_err(|error| files.blame(GATES, error))?)
+        }
+    };
+    let (gates, gate_card) = gates.unzip();
+    Ok(Model {
+        name: name.to_owned(),
+        vit,
+        preprocessor,
+        weights_sha256,
+        gates,
+        gate_card,
+    })
+}
+
+/// Checks that the model takes what the preprocessor makes.
+fn fit(preprocessor: Preprocessor, config: &VitConfig) -> Result<Preprocessor> {
+    let size = preprocessor.image_size();
+    let patch = config.patch_size;
+    if config.num_channels != 3 {
+        return Err(Error::Model(format!(
+            "config says {} channels, pictures have 3",
+            config.num_channels
+        )));
+    }
+    if !(size.width_px.is_multiple_of(patch) && size.height_px.is_multiple_of(patch)) {
+        return Err(Error::Model(format!(
+            "images are {} x {} px, config says patches of {patch} px, which does not divide them",
+            size.width_px, size.height_px
+        )));
+    }
+    Ok(preprocessor)
+}
+
+impl Model {
+    /// Class names in the order of the logits; empty without a classifier.
+    pub fn labels(&self) -> &[String] {
+        &self.vit.config().labels
+    }
+
+    /// Rows and columns of the patch grid of the preprocessor's images.
+    pub fn grid(&self) -> (usize, usize) {
+        let size = self.preprocessor.image_size();
+        self.vit.grid(size.height_px, size.width_px)
+    }
+
+    /// Pictures of the preprocessor's size as a normalized batch on the model's device.
+    ///
+    /// # Shapes
+    /// - `rgb`: one `[height, width, 3]` a picture, red first
+    /// - result: `[batch, 3, height, width]`
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a picture has another number of bytes.
+    pub fn images_from_rgb(&self, rgb: &[Vec<u8>]) -> Result<Tensor> {
+        let device = self.vit.class_token().device();
+        self.preprocessor.images_from_rgb(rgb, device)
+    }
+
+    /// The class of this name (whatever its case), or of this index.
+    ///
+    /// Where a label lists synonyms, as ImageNet's do (`"tabby, tabby cat"`), each of them is a name.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the model has no classifier, or no such class; near names or the range
+    /// are listed.
+    pub fn class_index(&self, name_or_index: &str) -> Result<usize> {
+        class_index(self.labels(), name_or_index).map_err(Error::Model)
+    }
+}
+
+/// Names that an error message lists.
+const MAX_LISTED: usize = 12;
+
+fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
+    let Some(last) = labels.len().checked_sub(1) else {
+        return Err(format!(
+            "model has no classifier, and so no class {wanted:?}"
+        ));
+    };
+    let lower = wanted.trim().to_lowercase();
+    let names = |label: &str| -> Vec<String> {
+        let label = label.to_lowercase();
+        let synonyms = label.split(',').map(|name| name.trim().to_owned());
+        synonyms.chain([label.clone()]).collect()
+    };
+    let named: Vec<usize> = (0..labels.len())
+        .filter(|&index| names(&labels[index]).contains(&lower))
+        .collect();
+    match named.as_slice() {
+        [index] => return Ok(*index),
+        [] => (),
+        several => return Err(format!("classes {several:?} are all called {wanted:?}")),
+    }
+    if let Ok(index) = lower.parse::<i128>() {
+        return match usize::try_from(index) {
+            Ok(index) if index <= last => Ok(index),
+            _ => Err(format!("class index {index} is not between 0 and {last}")),
+        };
+    }
+    if labels.len() <= MAX_LISTED {
+        return Err(format!("classes are {}, not {wanted:?}", labels.join(", ")));
+    }
+    let mut near: Vec<(usize, &String)> = labels
+        .iter()
+        .filter_map(|label| {
+            let distances = names(label)
+                .into_iter()
+                .map(|name| match name.contains(&lower) {
+                    true => 0,
+                    false => edit_distance(&name, &lower),
+                });
+            let distance = distances.min().filter(|distance| *distance <= 2);
+            distance.map(|distance| (distance, label))
+        })
+        .collect();
+    near.sort_by_key(|(distance, _)| *distance);
+    let near: Vec<String> = near
+        .iter()
+        .take(MAX_LISTED)
+        .map(|(_, label)| format!("{label:?}"))
+        .collect();
+    Err(match near.as_slice() {
+        [] => format!("none of the {} classes is called {wanted:?}", labels.len()),
+        near => format!(
+            "no class is called {wanted:?}; near it are {}",
+            near.join(", ")
+        ),
+    })
+}
+
+/// Fewest insertions, deletions and substitutions of characters that make `a` into `b`.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (cell, to) in row.iter_mut().skip(1).zip(b.chars()) {
+            let substituted = diagonal + usize::from(from != to);
+            diagonal = *cell;
+            left = substituted.min(left + 1).min(*cell + 1);
+            *cell = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn many() -> Vec<String> {
+        let mut names: Vec<String> = (0..20).map(|i| format!("thing number {i}")).collect();
+        names.extend(labels(&[
+            "tabby, tabby cat",
+            "Egyptian cat",
+            "crane",
+            "crane",
+        ]));
+        names
+    }
+
+    #[test]
+    fn classes_are_found_by_name_synonym_and_index() {
+        let few = labels(&["Bird", "7", "dog"]);
+        assert_eq!(class_index(&few, "bird"), Ok(0));
+        assert_eq!(class_index(&few, " DOG "), Ok(2));
+        assert_eq!(class_index(&few, "2"), Ok(2));
+        assert_eq!(class_index(&few, "7"), Ok(1), "a name goes before an index");
+        assert_eq!(class_index(&many(), "Tabby Cat"), Ok(20));
+        assert_eq!(class_index(&many(), "tabby, tabby cat"), Ok(20));
+    }
+
+    #[test]
+    fn an_unknown_class_is_answered_with_those_that_there_are() {
+        let refused = |labels: &[String], wanted: &str| class_index(labels, wanted).unwrap_err();
+        let few = labels(&["bird", "dog"]);
+        assert_eq!(refused(&few, "cat"), "classes are bird, dog, not \"cat\"");
+        assert_eq!(refused(&few, "2"), "class index 2 is not between 0 and 1");
+        assert_eq!(refused(&few, "-1"), "class index -1 is not between 0 and 1");
+        assert!(refused(&[], "0").contains("no classifier"));
+        assert!(refused(&many(), "egyptain cat").contains("\"Egyptian cat\""));
+        assert!(refused(&many(), "crane").contains("[22, 23]"));
+        assert!(refused(&many(), "zzzzzzz").contains("none of the 24"));
+    }
+
+    #[test]
+    fn edit_distances_are_the_known_ones() {
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("", "abc"), 3);
+        assert_eq!(edit_distance("abc", ""), 3);
+        assert_eq!(edit_distance("same", "same"), 0);
+    }
+
+    #[test]
+    fn only_owner_and_name_make_a_hub_id() {
+        assert!(is_hub_id("google/vit-base-patch16-224"));
+        for reference in ["cifar10", "./a", "/a/b", "a/b/c", "../a", "a/"] {
+            assert!(!is_hub_id(reference), "{reference:?}");
+        }
+    }
+}

@@ -170,6 +170,32 @@ pub fn canonical_weights(
     Ok(canonical)
 }
 
+/// The name under which Hugging Face's files hold a tensor, from its canonical name.
+pub fn published_name(config: &VitConfig, canonical: &str) -> String {
+    if is_classifier(canonical) {
+        let teacher = config.head() == Head::ClassAndDistillationTokens;
+        return match canonical.strip_prefix("classifier.") {
+            Some(leaf) if teacher => format!("cls_classifier.{leaf}"),
+            _ => canonical.to_owned(),
+        };
+    }
+    let name = if config.family.is_dinov2() {
+        // The attention's `output.dense` keeps its name, the MLP's does not.
+        canonical
+            .replace(".layernorm_before.", ".norm1.")
+            .replace(".layernorm_after.", ".norm2.")
+            .replace(".intermediate.dense.", ".mlp.fc1.")
+            .replace(".output.dense.", ".mlp.fc2.")
+            .replace(".attention.mlp.fc2.", ".attention.output.dense.")
+    } else {
+        canonical.to_owned()
+    };
+    match config.head() {
+        Head::None => name,
+        _ => format!("{}.{name}", config.family.model_type()),
+    }
+}
+
 /// What a name in a checkpoint stands for.
 #[derive(Debug, PartialEq)]
 enum Name {
@@ -394,6 +420,34 @@ mod tests {
         assert_eq!(rename("fc_norm.weight"), Name::Unknown);
         assert_eq!(rename("blocks.0.attn.q_norm.weight"), Name::Unknown);
         assert_eq!(rename("blocks.x.norm1.weight"), Name::Unknown);
+    }
+
+    #[test]
+    fn published_names_lead_back() {
+        let dinov2 = VitConfig {
+            family: Family::Dinov2,
+            layer_scale: true,
+            ..small()
+        };
+        let deit = VitConfig {
+            family: Family::Deit,
+            distilled: true,
+            teacher_head: true,
+            ..small()
+        };
+        for config in [small(), dinov2.clone(), deit] {
+            for (name, _) in expected_shapes(&config) {
+                check_renamed(&published_name(&config, &name), &name);
+            }
+        }
+        assert_eq!(
+            published_name(&dinov2, "encoder.layer.1.attention.output.dense.bias"),
+            "dinov2.encoder.layer.1.attention.output.dense.bias"
+        );
+        assert_eq!(
+            published_name(&dinov2, "encoder.layer.1.output.dense.bias"),
+            "dinov2.encoder.layer.1.mlp.fc2.bias"
+        );
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use vitscope::models;
 use vitscope::models::weights::tensors_from_bytes;
-use vitscope::vit::names::canonical_weights;
-use vitscope::vit::{Probe, Record, Site, Vit, VitConfig};
+use vitscope::vit::{Probe, Record, Site, Vit};
 
 /// Sums of a few hundred f32 products in another order; the values are of order 1.
 const TOLERANCE: f32 = 1e-4;
@@ -28,11 +28,9 @@ fn tensors(path: &Path) -> HashMap<String, Tensor> {
 }
 
 fn load(folder: &Path) -> Vit {
-    let text = fs::read_to_string(folder.join("config.json")).unwrap();
-    let config = VitConfig::from_json(&text).unwrap();
-    let weights = tensors(&folder.join("model.safetensors"));
-    let weights = canonical_weights(&config, weights).unwrap();
-    Vit::load(config, &weights).unwrap()
+    models::open(folder.to_str().unwrap(), &Device::Cpu)
+        .unwrap()
+        .vit
 }
 
 fn largest_difference(found: &Tensor, expected: &Tensor) -> f32 {

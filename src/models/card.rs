@@ -1,0 +1,151 @@
+//! The card of a model: the table in its folder's `README.md`.
+//!
+//! The card is Markdown for people with one table that a program can check:
+//!
+//! ```text
+//! | field          | value                                        |
+//! |----------------|----------------------------------------------|
+//! | trained on     | CIFAR-10, 50,000 training images             |
+//! | seed           | 1                                            |
+//! | command        | `vitscope train classifier …`                |
+//! | accuracy       | 81.2 % ± 0.8 % of 10,000 test images         |
+//! | known failures | sees 32 x 32 px: small objects are lost      |
+//! | licence        | MIT OR Apache-2.0                            |
+//! | sha256         | `ba7816bf…` of `model.safetensors`           |
+//! ```
+//!
+//! Other rows and other tables may stand beside these.
+
+use std::fs;
+use std::path::Path;
+
+use super::folder::WEIGHTS;
+use super::weights::sha256_hex;
+use crate::{Error, Result};
+
+/// File name in a model's folder.
+const FILE: &str = "README.md";
+
+/// What a model's card says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelCard {
+    /// Data.
+    pub trained_on: String,
+    /// Seed of the training.
+    pub seed: u64,
+    /// Command that makes the folder anew.
+    pub command: String,
+    /// Accuracy with its interval, in words.
+    pub accuracy: String,
+    /// What the model gets wrong.
+    pub known_failures: String,
+    /// Licence of the weights.
+    pub licence: String,
+    /// Hash of `model.safetensors` in lower-case hexadecimal.
+    pub sha256: String,
+}
+
+impl ModelCard {
+    /// Reads the card in `text`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] on the first field that is absent, empty or malformed.
+    pub fn parse(text: &str) -> Result<Self> {
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| value_in_row(line, name))
+                .filter(|value| !value.is_empty())
+                .ok_or_else(|| Error::Model(format!("card has no field {name:?}")))
+        };
+        let seed = field("seed")?;
+        let sha256 = field("sha256")?;
+        let digest = sha256.split_whitespace().next().unwrap_or("");
+        let digest = digest.trim_matches('`').to_lowercase();
+        if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(Error::Model(format!(
+                "card's sha256 is {digest:?}, not 64 hexadecimal digits"
+            )));
+        }
+        Ok(Self {
+            trained_on: field("trained on")?.to_owned(),
+            seed: seed
+                .trim_matches('`')
+                .parse()
+                .map_err(|_| Error::Model(format!("card's seed is {seed:?}, not a number")))?,
+            command: field("command")?.to_owned(),
+            accuracy: field("accuracy")?.to_owned(),
+            known_failures: field("known failures")?.to_owned(),
+            licence: field("licence")?.to_owned(),
+            sha256: digest,
+        })
+    }
+
+    /// Reads the card of a model's folder and checks that it is about the weights beside it.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], and [`Error::Model`] if the weights have another hash; [`Error::Io`] if a
+    /// file cannot be read.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join(FILE);
+        let text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
+        let card =
+            Self::parse(&text).map_err(|error| Error::Model(format!("{error}: {path:?}")))?;
+        let weights = folder.join(WEIGHTS);
+        let bytes = fs::read(&weights).map_err(|error| Error::io(&weights, error))?;
+        let found = sha256_hex(&bytes);
+        if found != card.sha256 {
+            return Err(Error::Model(format!(
+                "weights have sha256 {found:?}, card says {:?}: {path:?}",
+                card.sha256
+            )));
+        }
+        Ok(card)
+    }
+}
+
+/// The second cell of a table's row whose first cell is `name`.
+fn value_in_row<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let cells = line.trim().strip_prefix('|')?;
+    let (first, rest) = cells.split_once('|')?;
+    let matches = first.trim().eq_ignore_ascii_case(name);
+    let value = rest.trim_end().strip_suffix('|').unwrap_or(rest);
+    matches.then(|| value.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn card() -> String {
+        format!(
+            "# A model\n\nIt sees.\n\n| field | value |\n|---|---|\n| trained on | CIFAR-10 |\n\
+             | seed | 7 |\n| command | `a | b` |\n| accuracy | 81 % |\n\
+             | Known failures | boats |\n| licence | MIT |\n| sha256 | `{DIGEST}` of it |\n"
+        )
+    }
+
+    fn check_refused(edit: (&str, &str), expected: &str) {
+        let text = card().replace(edit.0, edit.1);
+        let message = ModelCard::parse(&text).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+    }
+
+    #[test]
+    fn the_table_is_read_whatever_stands_around_it() {
+        let card = ModelCard::parse(&card()).unwrap();
+        assert_eq!(card.seed, 7);
+        assert_eq!(card.command, "`a | b`");
+        assert_eq!(card.known_failures, "boats");
+        assert_eq!(card.sha256, DIGEST);
+    }
+
+    #[test]
+    fn a_card_that_lacks_a_field_is_refused_by_its_name() {
+        check_refused(("| licence | MIT |\n", ""), "\"licence\"");
+        check_refused(("| MIT |", "|  |"), "\"licence\"");
+        check_refused(("| 7 |", "| seven |"), "\"seven\"");
+        check_refused(("ba7816bf", "ba78"), "64 hexadecimal digits");
+    }
+}

@@ -1,0 +1,467 @@
+//! How a picture becomes a model's input, read from and written to `preprocessor_config.json`.
+//!
+//! Understood are the processors that ViT, DeiT and DINO checkpoints name: ViT's, DeiT's, BiT's and
+//! CLIP's, in their old and new spellings, with the defaults that `transformers` gives each. Settings
+//! under which pictures would have varying sizes are refused, because a video needs one.
+
+use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
+
+use crate::frame::FrameSize;
+use crate::frame::placement::ResizeRule;
+use crate::frame::resize::Resampling;
+use crate::vit::Family;
+use crate::vit::fields::{self, Fields, size_of};
+use crate::{Error, Result};
+
+/// Brings pixels from 0..=255 to 0..=1.
+const RESCALE: f64 = 1.0 / 255.0;
+/// `transformers` calls it `IMAGENET_STANDARD_MEAN` and `_STD`.
+const HALF: [f64; 3] = [0.5; 3];
+/// `OPENAI_CLIP_MEAN`.
+const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// `OPENAI_CLIP_STD`.
+const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
+/// How a picture becomes a model's input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preprocessor {
+    /// Which part of the picture is brought to which size.
+    pub rule: ResizeRule,
+    /// Filter of the resize.
+    pub resampling: Resampling,
+    /// Subtracted from red, green and blue in 0..=1.
+    pub mean: [f32; 3],
+    /// Divides what is left.
+    pub std: [f32; 3],
+}
+
+/// What `transformers` takes for absent fields.
+struct Defaults {
+    size: Value,
+    crop_size: Option<Value>,
+    resample: u64,
+    mean: [f64; 3],
+    std: [f64; 3],
+    /// Whether a size of one number is both edges, or else the shorter one.
+    number_is_square: bool,
+}
+
+impl Preprocessor {
+    /// Stretches pictures to a square and their values to -1..=1, as ViT's own processor does.
+    pub fn square(edge_px: usize) -> Self {
+        Self {
+            rule: ResizeRule::Stretch(FrameSize {
+                width_px: edge_px,
+                height_px: edge_px,
+            }),
+            resampling: Resampling::Bilinear,
+            mean: [0.5; 3],
+            std: [0.5; 3],
+        }
+    }
+
+    /// Reads the text of a `preprocessor_config.json`; `family` decides where it names no processor.
+    ///
+    /// # Errors
+    /// [`Error::Model`], naming the field, if the text is not JSON, if a field is of the wrong kind,
+    /// or if the processor or one of its settings is not supported.
+    pub fn from_json(text: &str, family: Family) -> Result<Self> {
+        let root = fields::parse(text)?;
+        let fields = Fields(&root);
+        let defaults = defaults(fields, family)?;
+        let resampling = match fields.count("resample", defaults.resample as usize)? {
+            0 => Resampling::Nearest,
+            1 => Resampling::Lanczos,
+            2 => Resampling::Bilinear,
+            3 => Resampling::Bicubic,
+            other => {
+                return refuse(format!(
+                    "field \"resample\" is {other}, supported are 0 (nearest), 1 (Lanczos), \
+                     2 (bilinear) and 3 (bicubic)"
+                ));
+            }
+        };
+        let (mean, std) = normalization(fields, &defaults)?;
+        Ok(Self {
+            rule: rule(fields, &defaults)?,
+            resampling,
+            mean,
+            std,
+        })
+    }
+
+    /// The text of a `preprocessor_config.json` that `transformers` and [`Self::from_json`] read.
+    pub fn to_json(&self) -> String {
+        let size_json = |size: FrameSize| json!({"height": size.height_px, "width": size.width_px});
+        let (kind, size, crop) = match self.rule {
+            ResizeRule::Stretch(size) => ("ViTImageProcessor", size_json(size), None),
+            ResizeRule::StretchThenCrop { resize, crop } => {
+                ("DeiTImageProcessor", size_json(resize), Some(crop))
+            }
+            ResizeRule::ShortestEdge { edge_px, crop } => (
+                "BitImageProcessor",
+                json!({"shortest_edge": edge_px}),
+                Some(crop),
+            ),
+        };
+        let resample = match self.resampling {
+            Resampling::Nearest => 0,
+            Resampling::Lanczos => 1,
+            Resampling::Bilinear => 2,
+            Resampling::Bicubic => 3,
+        };
+        let mut root = json!({
+            "image_processor_type": kind,
+            "do_resize": true,
+            "size": size,
+            "resample": resample,
+            "do_rescale": true,
+            "rescale_factor": RESCALE,
+            "do_normalize": true,
+            "image_mean": self.mean.map(shortest_f64),
+            "image_std": self.std.map(shortest_f64),
+        });
+        if let Some(crop) = crop {
+            root["do_center_crop"] = json!(true);
+            root["crop_size"] = size_json(crop);
+        }
+        format!("{root:#}\n")
+    }
+
+    /// Size of the model's input.
+    pub fn image_size(&self) -> FrameSize {
+        self.rule.image_size()
+    }
+
+    /// Pictures of [`Self::image_size`] as a normalized batch.
+    ///
+    /// # Shapes
+    /// - `rgb`: one `[height, width, 3]` a picture, red first
+    /// - result: `[batch, 3, height, width]`
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a picture has another number of bytes.
+    pub fn images_from_rgb(&self, rgb: &[Vec<u8>], device: &Device) -> Result<Tensor> {
+        let FrameSize {
+            width_px,
+            height_px,
+        } = self.image_size();
+        let n_pixels = width_px * height_px;
+        let tables: [[f32; 256]; 3] = std::array::from_fn(|channel| {
+            let (mean, std) = (self.mean[channel], self.std[channel]);
+            std::array::from_fn(|byte| (byte as f32 / 255.0 - mean) / std)
+        });
+        let mut values = Vec::with_capacity(rgb.len() * 3 * n_pixels);
+        for picture in rgb {
+            if picture.len() != 3 * n_pixels {
+                return Err(Error::Shape {
+                    expected: format!("[{height_px}, {width_px}, 3]"),
+                    got: format!("{} bytes", picture.len()),
+                });
+            }
+            for (channel, table) in tables.iter().enumerate() {
+                let samples = picture.iter().skip(channel).step_by(3);
+                values.extend(samples.map(|sample| table[usize::from(*sample)]));
+            }
+        }
+        let shape = (rgb.len(), 3, height_px, width_px);
+        Ok(Tensor::from_vec(values, shape, device)?)
+    }
+}
+
+fn refuse<T>(message: String) -> Result<T> {
+    Err(Error::Model(message))
+}
+
+/// The decimal that a person would write for `value`: 0.485, not 0.48500001430511475.
+fn shortest_f64(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+fn defaults(fields: Fields, family: Family) -> Result<Defaults> {
+    let square = |edge: usize| json!({"height": edge, "width": edge});
+    let stretch = |size, crop_size, resample| Defaults {
+        size,
+        crop_size,
+        resample,
+        mean: HALF,
+        std: HALF,
+        number_is_square: true,
+    };
+    let named = fields
+        .value("image_processor_type")
+        .or_else(|| fields.value("feature_extractor_type"));
+    let kind = match (named, family) {
+        (Some(name), _) => name.as_str().unwrap_or(""),
+        (None, Family::Vit) => "ViT",
+        (None, Family::Deit) => "DeiT",
+        (None, Family::Dinov2 | Family::Dinov2WithRegisters) => "Bit",
+    };
+    let endings = ["Fast", "Pil", "ImageProcessor", "FeatureExtractor"];
+    let kind = endings
+        .iter()
+        .fold(kind, |kind, ending| kind.trim_end_matches(ending));
+    match kind {
+        "ViT" => Ok(stretch(square(224), None, 2)),
+        "DeiT" => Ok(stretch(square(256), Some(square(224)), 3)),
+        "Bit" | "CLIP" => Ok(Defaults {
+            size: json!({"shortest_edge": 224}),
+            crop_size: Some(square(224)),
+            resample: 3,
+            mean: CLIP_MEAN,
+            std: CLIP_STD,
+            number_is_square: false,
+        }),
+        _ => refuse(format!(
+            "image_processor_type is {}, supported are ViT, DeiT, Bit and CLIP image processors",
+            named.unwrap_or(&Value::Null)
+        )),
+    }
+}
+
+fn rule(fields: Fields, defaults: &Defaults) -> Result<ResizeRule> {
+    if !fields.flag("do_resize", true)? {
+        return refuse("do_resize is false, but frames must be brought to the model's size".into());
+    }
+    let size = fields.value("size").unwrap_or(&defaults.size);
+    let resize = match (size, defaults.number_is_square) {
+        (Value::Number(_), false) => Err(size_of("size", size)?),
+        (Value::Object(edges), _) if edges.contains_key("shortest_edge") => {
+            if edges
+                .get("longest_edge")
+                .is_some_and(|edge| !edge.is_null())
+            {
+                return refuse(format!(
+                    "field \"size\" is {size}; longest_edge is not supported"
+                ));
+            }
+            Err(Fields(edges).size("shortest_edge")?)
+        }
+        _ => Ok(both_edges("size", size)?),
+    };
+    let crop = if fields.flag("do_center_crop", defaults.crop_size.is_some())? {
+        let given = fields.value("crop_size").or(defaults.crop_size.as_ref());
+        let crop = given.map(|crop| both_edges("crop_size", crop));
+        match crop {
+            Some(crop) => Some(crop?),
+            None => return refuse("do_center_crop is true, but crop_size is missing".into()),
+        }
+    } else {
+        None
+    };
+    match (resize, crop) {
+        (Ok(size), None) => Ok(ResizeRule::Stretch(size)),
+        (Ok(resize), Some(crop)) => Ok(ResizeRule::StretchThenCrop { resize, crop }),
+        (Err(edge_px), Some(crop)) => Ok(ResizeRule::ShortestEdge { edge_px, crop }),
+        (Err(_), None) => refuse(format!(
+            "size is {size} without a centre crop, so that the model's input would vary in size"
+        )),
+    }
+}
+
+/// A size given as a number, as height and width in a list, or by name.
+fn both_edges(field: &str, value: &Value) -> Result<FrameSize> {
+    let (height, width) = match value {
+        Value::Object(edges) => {
+            let edges = Fields(edges);
+            return match (edges.value("height"), edges.value("width")) {
+                (Some(height), Some(width)) => Ok(FrameSize {
+                    width_px: size_of(field, width)?,
+                    height_px: size_of(field, height)?,
+                }),
+                _ => refuse(format!(
+                    "field {field:?} is {value}, which has no height and width"
+                )),
+            };
+        }
+        Value::Array(edges) => match edges.as_slice() {
+            [height, width] => (height, width),
+            _ => return refuse(format!("field {field:?} is {value}, not two sizes")),
+        },
+        number => (number, number),
+    };
+    Ok(FrameSize {
+        width_px: size_of(field, width)?,
+        height_px: size_of(field, height)?,
+    })
+}
+
+/// Mean and standard deviation for values in 0..=1, whatever scale the file has in mind.
+fn normalization(fields: Fields, defaults: &Defaults) -> Result<([f32; 3], [f32; 3])> {
+    let scale = if fields.flag("do_rescale", true)? {
+        fields.number("rescale_factor", RESCALE)? * 255.0
+    } else {
+        255.0
+    };
+    let (mean, std) = if fields.flag("do_normalize", true)? {
+        (
+            channels(fields, "image_mean", defaults.mean)?,
+            channels(fields, "image_std", defaults.std)?,
+        )
+    } else {
+        ([0.0; 3], [1.0; 3])
+    };
+    let finite = scale.is_finite() && scale > 0.0;
+    if !finite || std.iter().any(|std| !(std.is_finite() && *std > 0.0)) {
+        return refuse(format!(
+            "image_std {std:?} and rescale_factor must be above 0"
+        ));
+    }
+    // (x · scale - mean) / std = (x - mean / scale) / (std / scale)
+    Ok((
+        mean.map(|mean| (mean / scale) as f32),
+        std.map(|std| (std / scale) as f32),
+    ))
+}
+
+fn channels(fields: Fields, field: &str, default: [f64; 3]) -> Result<[f64; 3]> {
+    let Some(value) = fields.value(field) else {
+        return Ok(default);
+    };
+    if let Some(number) = value.as_f64() {
+        return Ok([number; 3]);
+    }
+    let numbers: Option<Vec<f64>> = value
+        .as_array()
+        .and_then(|values| values.iter().map(Value::as_f64).collect());
+    match numbers.as_deref() {
+        Some(&[red, green, blue]) => Ok([red, green, blue]),
+        _ => refuse(format!("field {field:?} is {value}, not three numbers")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn size(width_px: usize, height_px: usize) -> FrameSize {
+        FrameSize {
+            width_px,
+            height_px,
+        }
+    }
+
+    fn check_rule(text: &str, expected: ResizeRule) {
+        let found = Preprocessor::from_json(text, Family::Vit).unwrap();
+        assert_eq!(found.rule, expected, "{text}");
+    }
+
+    fn check_refused(text: &str, expected: &str) {
+        let error = Preprocessor::from_json(text, Family::Vit).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+    }
+
+    #[test]
+    fn every_spelling_of_a_size_is_understood() {
+        let stretch = ResizeRule::Stretch(size(48, 32));
+        check_rule(r#"{"size": {"height": 32, "width": 48}}"#, stretch);
+        check_rule(r#"{"size": [32, 48]}"#, stretch);
+        let square = ResizeRule::Stretch(size(48, 48));
+        check_rule(
+            r#"{"feature_extractor_type": "ViTFeatureExtractor", "size": 48}"#,
+            square,
+        );
+        check_rule(
+            r#"{"image_processor_type": "ViTImageProcessorFast", "size": 48, "crop_size": null}"#,
+            square,
+        );
+        let cropped = ResizeRule::StretchThenCrop {
+            resize: size(256, 256),
+            crop: size(224, 224),
+        };
+        check_rule(
+            r#"{"feature_extractor_type": "DeiTFeatureExtractor", "size": 256, "crop_size": 224}"#,
+            cropped,
+        );
+        let shortest = ResizeRule::ShortestEdge {
+            edge_px: 256,
+            crop: size(224, 224),
+        };
+        check_rule(
+            r#"{"image_processor_type": "BitImageProcessor", "size": 256, "crop_size": 224}"#,
+            shortest,
+        );
+        check_rule(
+            r#"{"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}}"#,
+            shortest,
+        );
+    }
+
+    #[test]
+    fn a_family_names_the_processor_that_a_file_does_not() {
+        let bit = Preprocessor::from_json("{}", Family::Dinov2).unwrap();
+        assert_eq!(bit.resampling, Resampling::Bicubic);
+        assert_eq!(bit.image_size(), size(224, 224));
+        assert!((bit.mean[0] - 0.481_454_66).abs() < 1e-7);
+    }
+
+    #[test]
+    fn scales_are_folded_into_the_normalization() {
+        let text = r#"{"do_rescale": false, "image_mean": [127.5, 127.5, 127.5], "image_std": 51}"#;
+        let raw = Preprocessor::from_json(text, Family::Vit).unwrap();
+        assert_eq!((raw.mean, raw.std), ([0.5; 3], [0.2; 3]));
+        let plain = Preprocessor::from_json(r#"{"do_normalize": false}"#, Family::Vit).unwrap();
+        assert_eq!((plain.mean, plain.std), ([0.0; 3], [1.0; 3]));
+    }
+
+    #[test]
+    fn what_is_written_reads_back_equal() {
+        let crop = size(28, 14);
+        let rules = [
+            ResizeRule::Stretch(crop),
+            ResizeRule::StretchThenCrop {
+                resize: size(32, 32),
+                crop,
+            },
+            ResizeRule::ShortestEdge { edge_px: 32, crop },
+        ];
+        for rule in rules {
+            let written = Preprocessor {
+                rule,
+                resampling: Resampling::Lanczos,
+                mean: [0.485, 0.456, 0.406],
+                std: [0.229, 0.224, 0.225],
+            };
+            let text = written.to_json();
+            assert!(text.contains("0.485,"), "{text}");
+            let read = Preprocessor::from_json(&text, Family::Vit).unwrap();
+            assert_eq!(read, written);
+        }
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        check_refused("{", "not valid JSON");
+        check_refused(r#"{"resample": 5}"#, "\"resample\" is 5");
+        check_refused(r#"{"size": 0}"#, "\"size\" is 0");
+        check_refused(r#"{"size": {"width": 4}}"#, "no height and width");
+        check_refused(r#"{"size": {"shortest_edge": 4}}"#, "vary in size");
+        check_refused(r#"{"do_resize": false}"#, "do_resize is false");
+        check_refused(r#"{"do_center_crop": true}"#, "crop_size is missing");
+        check_refused(r#"{"image_mean": [1, 2]}"#, "\"image_mean\" is [1,2]");
+        check_refused(r#"{"image_std": [0, 1, 1]}"#, "image_std");
+        check_refused(
+            r#"{"image_processor_type": "PvtImageProcessor"}"#,
+            "PvtImageProcessor",
+        );
+    }
+
+    #[test]
+    fn channels_are_planes_of_normalized_values() {
+        let preprocessor = Preprocessor {
+            rule: ResizeRule::Stretch(size(2, 1)),
+            resampling: Resampling::Bilinear,
+            mean: [0.0, 0.5, 1.0],
+            std: [1.0, 0.5, 0.25],
+        };
+        let rgb = vec![vec![255, 0, 255, 0, 255, 0]];
+        let images = preprocessor.images_from_rgb(&rgb, &Device::Cpu).unwrap();
+        assert_eq!(images.dims(), [1, 3, 1, 2]);
+        let values: Vec<f32> = images.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(values, [1.0, 0.0, -1.0, 1.0, 0.0, -4.0]);
+        let short = preprocessor.images_from_rgb(&[vec![0; 5]], &Device::Cpu);
+        assert!(short.unwrap_err().to_string().contains("5 bytes"));
+    }
+}

@@ -1,0 +1,372 @@
+//! Model folders: what opens, what is refused and in which words, and the cards of `models/`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use vitscope::frame::placement::ResizeRule;
+use vitscope::gates::{GateCard, GateSizes, Gates};
+use vitscope::models::weights::{sha256_hex, tensors_from_bytes};
+use vitscope::models::{self, Model, ModelCard, Precision, Preprocessor, save_folder};
+use vitscope::rng::Rng;
+use vitscope::vit::names::canonical_weights;
+
+/// What may be compiled into the program.
+const MAX_EMBEDDED_BYTES: u64 = 32 << 20;
+
+const FILES: [&str; 3] = [
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors",
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+fn open(folder: &Path) -> Result<Model, String> {
+    models::open(folder.to_str().unwrap(), &Device::Cpu).map_err(|error| error.to_string())
+}
+
+/// A copy of a fixture that a test may break.
+fn copy_of(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in FILES {
+        fs::copy(fixture(name).join(file), folder.path().join(file)).unwrap();
+    }
+    folder
+}
+
+/// Opens a copy of `vit_a` in which `file` went through `edit`, and checks the refusal: it is one
+/// sentence that holds `expected` and ends with the path.
+fn check_refused(file: &str, edit: impl FnOnce(Vec<u8>) -> Vec<u8>, expected: &str) {
+    let folder = copy_of("vit_a");
+    let path = folder.path().join(file);
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, edit(bytes)).unwrap();
+    let message = open(folder.path()).err().unwrap();
+    check_message(&message, expected, &path);
+}
+
+fn check_message(message: &str, expected: &str, path: &Path) {
+    assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+    assert!(message.ends_with(&format!("{path:?}")), "{message:?}");
+    assert!(!message.contains('\n'), "{message:?}");
+}
+
+/// An edit that replaces text.
+fn replace(from: &'static str, to: &'static str) -> impl FnOnce(Vec<u8>) -> Vec<u8> {
+    move |bytes| {
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(text.contains(from), "{from:?} is not in {text}");
+        text.replace(from, to).into_bytes()
+    }
+}
+
+fn logits(model: &Model, images: &Tensor) -> Vec<Vec<f32>> {
+    let logits = model.vit.forward(images).unwrap().logits.unwrap();
+    logits.to_vec2().unwrap()
+}
+
+fn images_of(name: &str) -> Tensor {
+    let bytes = fs::read(fixture(name).join("reference.safetensors")).unwrap();
+    tensors_from_bytes(&bytes, &Device::Cpu).unwrap()["images"].clone()
+}
+
+#[test]
+fn a_folder_opens_with_all_that_lies_in_it() {
+    let model = open(&fixture("vit_a")).unwrap();
+    assert_eq!(model.labels(), ["airplane", "bird", "cat", "dog", "ship"]);
+    assert_eq!(model.class_index("Cat").unwrap(), 2);
+    assert_eq!(model.grid(), (4, 4));
+    assert!(model.gates.is_none());
+    let weights = fs::read(fixture("vit_a").join("model.safetensors")).unwrap();
+    assert_eq!(model.weights_sha256, sha256_hex(&weights));
+    let images = model.images_from_rgb(&[vec![255; 32 * 32 * 3]]).unwrap();
+    assert_eq!(images.dims(), [1, 3, 32, 32]);
+    assert_eq!(images.max_all().unwrap().to_scalar::<f32>().unwrap(), 1.0);
+}
+
+#[test]
+fn the_preprocessors_of_all_fixtures_are_understood() {
+    let dinov2 = open(&fixture("dinov2_reg")).unwrap();
+    let rule = dinov2.preprocessor.rule;
+    assert!(matches!(rule, ResizeRule::ShortestEdge { edge_px: 32, .. }));
+    let deit = open(&fixture("deit_distilled")).unwrap();
+    let rule = deit.preprocessor.rule;
+    assert!(matches!(rule, ResizeRule::StretchThenCrop { .. }));
+    let vit = open(&fixture("vit_b")).unwrap();
+    assert!(matches!(vit.preprocessor.rule, ResizeRule::Stretch(_)));
+}
+
+#[test]
+fn a_model_that_is_nowhere_is_answered_with_what_was_tried() {
+    let refused = |reference: &str| {
+        let error = models::open(reference, &Device::Cpu).err().unwrap();
+        error.to_string()
+    };
+    let message = refused("no-such-model");
+    assert!(message.contains("neither an embedded model ("), "{message}");
+    assert!(
+        message.ends_with("nor a folder: \"no-such-model\""),
+        "{message}"
+    );
+    let message = refused("google/vit-base-patch16-224");
+    assert!(message.contains("nothing is downloaded"), "{message}");
+    assert!(message.contains("preprocessor_config.json"), "{message}");
+    let file = fixture("vit_a").join("config.json");
+    let message = refused(file.to_str().unwrap());
+    assert!(message.contains("this is a file"), "{message}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    for file in FILES {
+        let folder = copy_of("vit_a");
+        fs::remove_file(folder.path().join(file)).unwrap();
+        let message = open(folder.path()).err().unwrap();
+        check_message(
+            &message,
+            &format!("model folder has no {file}"),
+            folder.path(),
+        );
+    }
+    let folder = copy_of("vit_a");
+    let weights = folder.path().join("model.safetensors");
+    fs::rename(weights, folder.path().join("pytorch_model.bin")).unwrap();
+    let message = open(folder.path()).err().unwrap();
+    check_message(&message, "only pytorch_model.bin", folder.path());
+}
+
+#[test]
+fn broken_configurations_are_refused_by_field() {
+    let config = "config.json";
+    check_refused(config, |bytes| bytes[..99].to_vec(), "not valid JSON");
+    check_refused(config, |_| vec![0xff, 0xfe], "not UTF-8");
+    check_refused(
+        config,
+        replace("hidden_size", "size"),
+        "\"hidden_size\" is missing",
+    );
+    check_refused(
+        config,
+        replace("\"vit\"", "\"swin\""),
+        "model_type is \"swin\"",
+    );
+    check_refused(
+        config,
+        replace("\"num_attention_heads\": 4", "\"num_attention_heads\": 5"),
+        "hidden_size 32 is not a multiple of num_attention_heads 5",
+    );
+    let preprocessor = "preprocessor_config.json";
+    check_refused(preprocessor, |_| b"[]".to_vec(), "not a JSON object");
+    check_refused(
+        preprocessor,
+        replace("\"width\": 32", "\"width\": 36"),
+        "images are 36 x 32 px, config says patches of 8 px",
+    );
+}
+
+#[test]
+fn weights_that_do_not_fit_are_refused_by_their_first_tensor() {
+    let refused = |from: &'static str, to: &'static str, expected: &str| {
+        let folder = copy_of("vit_a");
+        let config = folder.path().join("config.json");
+        let text = replace(from, to)(fs::read(&config).unwrap());
+        fs::write(&config, text).unwrap();
+        let message = open(folder.path()).err().unwrap();
+        check_message(&message, expected, &folder.path().join("model.safetensors"));
+    };
+    refused(
+        "\"intermediate_size\": 64",
+        "\"intermediate_size\": 96",
+        "\"encoder.layer.0.intermediate.dense.weight\" has shape [64, 32], config says [96, 32]",
+    );
+    refused(
+        "\"num_hidden_layers\": 3",
+        "\"num_hidden_layers\": 4",
+        "\"encoder.layer.3.layernorm_before.weight\" of shape [32] is missing",
+    );
+    refused(
+        "\"num_hidden_layers\": 3",
+        "\"num_hidden_layers\": 2",
+        "has no place in the model that config describes (2 blocks)",
+    );
+    refused(
+        "\"4\": \"ship\"",
+        "\"4\": \"ship\", \"5\": \"deer\"",
+        "weights have 5 classes, config says 6",
+    );
+    refused(
+        "\"image_size\": 32",
+        "\"image_size\": 64",
+        "\"embeddings.position_embeddings\" has shape [1, 17, 32], config says [1, 65, 32]",
+    );
+}
+
+#[test]
+fn cut_weights_are_refused() {
+    let weights = "model.safetensors";
+    let expected = "not a whole safetensors file";
+    check_refused(weights, |_| Vec::new(), expected);
+    check_refused(weights, |bytes| bytes[..7].to_vec(), expected);
+    check_refused(weights, |bytes| bytes[..1000].to_vec(), expected);
+    check_refused(weights, |bytes| bytes[..bytes.len() - 1].to_vec(), expected);
+    check_refused(weights, |_| b"version https://git-lfs".repeat(4), expected);
+}
+
+#[test]
+fn a_saved_folder_is_the_same_model() {
+    for name in ["vit_a", "dinov2_reg", "deit_distilled"] {
+        let model = open(&fixture(name)).unwrap();
+        let config = model.vit.config().clone();
+        let bytes = fs::read(fixture(name).join("model.safetensors")).unwrap();
+        let tensors = tensors_from_bytes(&bytes, &Device::Cpu).unwrap();
+        let tensors = canonical_weights(&config, tensors).unwrap();
+        let images = images_of(name);
+
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("new/folder");
+        let precision = Precision::F32;
+        let sha256 =
+            save_folder(&folder, &config, &model.preprocessor, &tensors, precision).unwrap();
+        let saved = open(&folder).unwrap();
+        assert_eq!(saved.weights_sha256, sha256);
+        assert_eq!(saved.preprocessor, model.preprocessor);
+        assert_eq!(saved.vit.config(), &config);
+        assert_eq!(logits(&saved, &images), logits(&model, &images));
+        let mut files: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        files.sort();
+        assert_eq!(
+            files,
+            [
+                "config.json",
+                "model.safetensors",
+                "preprocessor_config.json"
+            ]
+        );
+
+        save_folder(
+            &folder,
+            &config,
+            &model.preprocessor,
+            &tensors,
+            Precision::F16,
+        )
+        .unwrap();
+        let halved = open(&folder).unwrap();
+        assert_ne!(halved.weights_sha256, sha256);
+        let (halved, whole) = (logits(&halved, &images), logits(&model, &images));
+        for (halved, whole) in halved.concat().into_iter().zip(whole.concat()) {
+            assert!(
+                (halved - whole).abs() < 0.02,
+                "{halved} is not near {whole}"
+            );
+        }
+    }
+}
+
+#[test]
+fn tensors_of_another_model_are_not_saved() {
+    let model = open(&fixture("vit_a")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("model");
+    let preprocessor = Preprocessor::square(32);
+    let config = model.vit.config();
+    let none = Default::default();
+    let error = save_folder(&target, config, &preprocessor, &none, Precision::F16).unwrap_err();
+    assert!(error.to_string().contains("embeddings.cls_token"));
+    assert!(!target.exists());
+}
+
+/// Puts fresh gates into a folder, made for weights of this hash.
+fn add_gates(folder: &Path, base_sha256: &str) {
+    let model = open(&fixture("vit_a")).unwrap();
+    let sizes = GateSizes::new(model.vit.config());
+    let tensors = Gates::initial_tensors(sizes, 1.0, &mut Rng::new(1), &Device::Cpu).unwrap();
+    let card = GateCard {
+        base_sha256: base_sha256.to_owned(),
+        states: sizes.states,
+        dim: sizes.dim,
+        hidden: sizes.hidden,
+        stretch: 15.0,
+        seed: 1,
+        recipe: BTreeMap::new(),
+        l0: 0.0,
+        kl: 0.0,
+    };
+    Gates::save(&tensors, &card, folder).unwrap();
+}
+
+#[test]
+fn gates_open_with_their_weights_and_with_no_others() {
+    let folder = copy_of("vit_a");
+    let sha256 = open(folder.path()).unwrap().weights_sha256;
+    add_gates(folder.path(), &sha256);
+    let model = open(folder.path()).unwrap();
+    assert!(model.gates.is_some());
+    assert_eq!(model.gate_card.unwrap().seed, 1);
+
+    let gates = folder.path().join("gates.safetensors");
+    add_gates(folder.path(), &"0".repeat(64));
+    let message = open(folder.path()).err().unwrap();
+    check_message(&message, "gates belong to weights with sha256", &gates);
+    assert!(message.contains(&sha256), "{message}");
+
+    fs::write(&gates, b"no gates").unwrap();
+    assert!(open(folder.path()).is_err());
+    fs::remove_file(&gates).unwrap();
+    let message = open(folder.path()).err().unwrap();
+    check_message(
+        &message,
+        "no gates.safetensors, but gates.json",
+        folder.path(),
+    );
+}
+
+/// The folders of `models/` that hold weights.
+fn shipped() -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join("models")).unwrap();
+    let folders = entries.map(|entry| entry.unwrap().path());
+    folders
+        .filter(|folder| folder.join("model.safetensors").exists())
+        .collect()
+}
+
+#[test]
+fn shipped_models_open_and_their_cards_are_complete_and_true() {
+    for folder in shipped() {
+        ModelCard::open(&folder).unwrap();
+        let model = open(&folder).unwrap();
+        assert!(model.gates.is_some(), "{folder:?} has no gates");
+        assert!(!model.labels().is_empty(), "{folder:?} has no classes");
+        assert!(!model.labels()[0].starts_with("LABEL_"), "{folder:?}");
+        let scores = folder.join("scores.json");
+        assert!(scores.exists(), "{scores:?} is missing");
+    }
+}
+
+#[test]
+fn embedded_models_are_the_shipped_ones_and_small() {
+    let mut total = 0;
+    for name in models::embedded_names() {
+        let folder = root().join("models").join(name);
+        let embedded = models::open(name, &Device::Cpu).unwrap();
+        let shipped = open(&folder).unwrap();
+        assert_eq!(embedded.weights_sha256, shipped.weights_sha256);
+        assert_eq!(embedded.name, name);
+        for file in ["model.safetensors", "gates.safetensors"] {
+            total += fs::metadata(folder.join(file)).unwrap().len();
+        }
+    }
+    assert!(total <= MAX_EMBEDDED_BYTES, "{total} bytes are embedded");
+}
