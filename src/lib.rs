@@ -3,6 +3,7 @@
 
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod explain;
 pub mod frame;
 pub mod gates;
@@ -10,7 +11,9 @@ pub mod kernels;
 pub mod media;
 pub mod models;
 pub mod overlay;
+pub mod pipeline;
 pub mod rng;
+pub mod sidecar;
 pub mod train;
 pub mod vit;
 

@@ -14,7 +14,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Dataset, Picture, out_of_range};
+use super::{Dataset, Picture, Split, out_of_range};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 
@@ -36,36 +36,25 @@ const CLASSES: [&str; 10] = [
     "truck",
 ];
 
-/// Which half of a data set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Split {
-    /// To learn from.
-    Train,
-    /// To measure on, never learned from.
-    Test,
+/// Names of the batches without extension.
+fn stems(split: Split) -> &'static [&'static str] {
+    match split {
+        Split::Train => &[
+            "data_batch_1",
+            "data_batch_2",
+            "data_batch_3",
+            "data_batch_4",
+            "data_batch_5",
+        ],
+        Split::Test => &["test_batch"],
+    }
 }
 
-impl Split {
-    /// Names of the batches without extension.
-    fn stems(self) -> &'static [&'static str] {
-        match self {
-            Self::Train => &[
-                "data_batch_1",
-                "data_batch_2",
-                "data_batch_3",
-                "data_batch_4",
-                "data_batch_5",
-            ],
-            Self::Test => &["test_batch"],
-        }
-    }
-
-    /// The npm package's labels, in its spelling.
-    fn labels_file(self) -> &'static str {
-        match self {
-            Self::Train => "train_lables.json",
-            Self::Test => "test_lables.json",
-        }
+/// The npm package's labels, in its spelling.
+fn labels_file(split: Split) -> &'static str {
+    match split {
+        Split::Train => "train_lables.json",
+        Split::Test => "test_lables.json",
     }
 }
 
@@ -87,7 +76,7 @@ impl Cifar {
     pub fn open(folder: &Path, split: Split) -> Result<Self> {
         let (folder, extension) = find_batches(folder, split)?;
         let (mut rgb, mut labels) = (Vec::new(), Vec::new());
-        for stem in split.stems() {
+        for stem in stems(split) {
             let path = folder.join(stem).with_extension(extension);
             if extension == "bin" {
                 append_binary_batch(&path, &mut rgb, &mut labels)?;
@@ -96,7 +85,7 @@ impl Cifar {
             }
         }
         if extension == "png" {
-            let path = folder.join(split.labels_file());
+            let path = folder.join(labels_file(split));
             labels = read_labels(&path)?;
             let n_photos = rgb.len() / (3 * N_PIXELS);
             if labels.len() != n_photos {
@@ -166,12 +155,19 @@ impl Dataset for Cifar {
     }
 }
 
+/// True where `folder` holds a batch of CIFAR-10 in a layout that is read.
+pub fn is_cifar(folder: &Path) -> bool {
+    [Split::Train, Split::Test]
+        .into_iter()
+        .any(|split| find_batches(folder, split).is_ok())
+}
+
 /// The folder that holds the first batch of `split`, and the extension of its batches.
 fn find_batches(folder: &Path, split: Split) -> Result<(PathBuf, &'static str)> {
     if !folder.is_dir() {
         return Err(Error::Data(format!("no such folder: {folder:?}")));
     }
-    let first = split.stems()[0];
+    let first = stems(split)[0];
     let inner = INNER_FOLDERS.iter().map(|name| folder.join(name));
     for candidate in std::iter::once(folder.to_path_buf()).chain(inner) {
         for extension in ["bin", "png"] {
@@ -245,7 +241,7 @@ mod tests {
     fn npm_package(photos: u32) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for (split, labels) in [(Split::Train, 5 * photos), (Split::Test, photos)] {
-            for (batch, stem) in split.stems().iter().enumerate() {
+            for (batch, stem) in stems(split).iter().enumerate() {
                 let sheet = image::RgbImage::from_fn(1024, photos, |x, y| {
                     image::Rgb([
                         (x % 32) as u8,
@@ -258,7 +254,7 @@ mod tests {
             }
             let labels: Vec<u32> = (0..labels).map(|index| index % 10).collect();
             let json = serde_json::to_vec(&labels).expect("numbers");
-            fs::write(folder.path().join(split.labels_file()), json).expect("a writable folder");
+            fs::write(folder.path().join(labels_file(split)), json).expect("a writable folder");
         }
         folder
     }

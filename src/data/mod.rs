@@ -7,6 +7,9 @@
 pub mod cifar;
 pub mod folder;
 pub mod red_patches;
+pub mod source;
+
+pub use source::{Halves, open};
 
 use candle_core::{Device, Tensor};
 
@@ -20,6 +23,15 @@ pub struct Picture {
     pub size: FrameSize,
     /// `[height, width, 3]`, red first.
     pub rgb: Vec<u8>,
+}
+
+/// Which half of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// To learn from.
+    Train,
+    /// To measure on, never learned from.
+    Test,
 }
 
 /// Pictures of one size, some or all with the index of their class.

@@ -9,7 +9,7 @@
 //! has one of the other five colors, each as likely. (The authors draw from a pool of 6,000 cells
 //! without replacement; the difference is too small to see.)
 
-use super::{Dataset, Picture, out_of_range};
+use super::{Dataset, Picture, Split, out_of_range};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 use crate::rng::Rng;
@@ -30,17 +30,21 @@ pub struct RedPatches {
     cell_px: usize,
     len: usize,
     seed: u64,
+    split: Split,
     classes: Vec<String>,
 }
+
+/// Where the held-out grids' numbers begin: no training set is as long.
+const FIRST_TEST_ITEM: u64 = 1 << 40;
 
 impl RedPatches {
     /// `len` grids of `grid`×`grid` cells of `cell_px`×`cell_px` pixels.
     ///
-    /// Different seeds give independent grids; hold out by another seed.
+    /// Grids of both halves and of different seeds are drawn independently.
     ///
     /// # Errors
     /// [`Error::Data`] where the grid, the cells or the set would be empty.
-    pub fn new(grid: usize, cell_px: usize, len: usize, seed: u64) -> Result<Self> {
+    pub fn new(grid: usize, cell_px: usize, len: usize, seed: u64, split: Split) -> Result<Self> {
         if grid == 0 || cell_px == 0 || len == 0 {
             return Err(Error::Data(format!(
                 "red patches need cells and grids, asked for {len} grids of {grid}×{grid} cells of {cell_px} px"
@@ -51,6 +55,7 @@ impl RedPatches {
             cell_px,
             len,
             seed,
+            split,
             classes: (0..=grid * grid)
                 .map(|n_red| format!("{n_red} red"))
                 .collect(),
@@ -74,7 +79,11 @@ impl RedPatches {
         if index >= self.len {
             return Err(out_of_range(self.name(), index, self.len));
         }
-        let mut rng = Rng::for_item(self.seed, index as u64);
+        let first = match self.split {
+            Split::Train => 0,
+            Split::Test => FIRST_TEST_ITEM,
+        };
+        let mut rng = Rng::for_item(self.seed, first + index as u64);
         let n_cells = self.grid * self.grid;
         let n_red = rng.below(n_cells + 1);
         let mut cells = vec![RED; n_red];
@@ -136,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_label_counts_the_red_cells_of_the_picture() {
-        let grids = RedPatches::new(3, 16, 200, 7).expect("a valid grid");
+        let grids = RedPatches::new(3, 16, 200, 7, Split::Train).expect("a valid grid");
         for index in 0..grids.len() {
             let picture = grids.picture(index).expect("in range");
             let red = grids.red_cells(index).expect("in range");
@@ -154,7 +163,7 @@ mod tests {
 
     #[test]
     fn only_the_six_colors_are_used_and_each_is() {
-        let grids = RedPatches::new(3, 2, 100, 0).expect("a valid grid");
+        let grids = RedPatches::new(3, 2, 100, 0, Split::Train).expect("a valid grid");
         let mut seen = std::collections::BTreeSet::new();
         for index in 0..grids.len() {
             let picture = grids.picture(index).expect("in range");
@@ -170,7 +179,7 @@ mod tests {
 
     #[test]
     fn every_number_of_red_cells_is_as_likely() {
-        let grids = RedPatches::new(3, 1, 10_000, 1).expect("a valid grid");
+        let grids = RedPatches::new(3, 1, 10_000, 1, Split::Test).expect("a valid grid");
         let mut counts = [0_usize; 10];
         for index in 0..grids.len() {
             counts[grids.label(index).expect("grids are labelled")] += 1;
@@ -183,17 +192,20 @@ mod tests {
     }
 
     #[test]
-    fn another_seed_gives_other_grids() {
-        let [first, second] =
-            [0, 1].map(|seed| RedPatches::new(3, 1, 50, seed).expect("a valid grid"));
-        let differing = (0..50).filter(|&index| {
-            first.picture(index).expect("in range") != second.picture(index).expect("in range")
-        });
-        assert!(differing.count() > 40);
+    fn another_seed_and_the_other_half_give_other_grids() {
+        let grids = [(0, Split::Train), (1, Split::Train), (0, Split::Test)]
+            .map(|(seed, split)| RedPatches::new(3, 1, 50, seed, split).expect("a valid grid"));
+        for (first, second) in [(0, 1), (0, 2), (1, 2)] {
+            let differing = (0..50).filter(|&index| {
+                let picture = |set: usize| grids[set].picture(index).expect("in range");
+                picture(first) != picture(second)
+            });
+            assert!(differing.count() > 40);
+        }
     }
 
     #[test]
     fn an_empty_grid_is_refused() {
-        assert!(RedPatches::new(0, 16, 1, 0).is_err());
+        assert!(RedPatches::new(0, 16, 1, 0, Split::Train).is_err());
     }
 }

@@ -145,6 +145,7 @@ impl FromStr for Method {
         Self::ALL
             .into_iter()
             .find(|method| method.name() == name)
+            .or((name == "attention").then_some(Self::RawAttention))
             .ok_or_else(|| {
                 let known = Self::ALL.map(Self::name).join(", ");
                 Error::Config(format!("no such method, known are {known}: {name:?}"))

@@ -2,8 +2,49 @@
 //!
 //! With the plugin the only module that imports GStreamer; the traits and [`memory`] build without it.
 
+#[cfg(feature = "media")]
+mod audio;
+#[cfg(feature = "media")]
+mod bus;
+#[cfg(feature = "media")]
+mod container;
+#[cfg(feature = "media")]
+mod edits;
+#[cfg(feature = "media")]
+pub mod elements;
+#[cfg(feature = "media")]
+mod encoder;
+#[cfg(feature = "media")]
+mod even;
+#[cfg(feature = "media")]
+mod file;
+#[cfg(feature = "media")]
+mod job;
+#[cfg(feature = "media")]
+mod matroska;
 pub mod memory;
+#[cfg(feature = "media")]
+mod mp4;
+#[cfg(feature = "media")]
+mod pixels;
+#[cfg(feature = "media")]
+mod session;
+#[cfg(feature = "media")]
+mod sink;
+#[cfg(feature = "media")]
+mod source;
+#[cfg(feature = "media")]
+mod timeline;
 
+#[cfg(feature = "media")]
+pub use self::{
+    container::Container,
+    encoder::VideoCodec,
+    file::{StreamInfo, init, open},
+    job::{AudioMode, FileJob},
+    sink::FileSink,
+    source::FileSource,
+};
 use crate::error::Result;
 use crate::frame::Frame;
 

@@ -5,6 +5,7 @@
 //! it runs on the same number of threads.
 
 pub mod classifier;
+pub mod diffmask;
 pub mod history;
 pub mod optim;
 

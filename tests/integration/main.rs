@@ -1,8 +1,32 @@
 //! All integration tests, in one binary because each would link candle and GStreamer.
 
-// Model folders and the cards of `models/`.
+// Clips, models and programs that several tests need.
+mod common;
+
+// Data sets by reference, and folders of pictures.
+mod data;
+// Scores on explainers whose score is known by hand.
+mod eval;
+// Gates on whole models, and the methods that explain.
+mod gates;
+// The fused operations against their plain composition: forward and gradient.
+mod kernels;
+// Files through GStreamer and back, judged by ffmpeg and ffprobe.
+#[cfg(feature = "media")]
+mod media;
+// Opening models, and what is said about those that cannot be opened.
 mod models;
-// Where the image lies in the frame, resizing, drawing.
+// What is drawn, where and in which colors.
 mod overlay;
+// Order, times, batches, errors, cancelling.
+mod pipeline;
+// Training: reproducible, resumable, refusing what makes no sense.
+mod train;
 // The model against PyTorch.
 mod vit;
+
+// The program: what it prints and writes, and what it refuses.
+#[cfg(feature = "cli")]
+mod cli;
+// The layers and habits of the sources.
+mod tidy;

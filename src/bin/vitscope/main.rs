@@ -1,3 +1,34 @@
-//! The program `vitscope`.
+//! The program `vitscope`: parses its arguments, runs one subcommand, and says by its exit code how it went.
 
-fn main() {}
+mod args;
+mod eval;
+mod exit;
+mod file;
+mod interrupt;
+mod outputs;
+mod progress;
+mod setup;
+mod side;
+mod still;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+use exit::Exit;
+
+fn main() -> ExitCode {
+    let command = Args::parse().command;
+    exit::init_log(command.is_chatty());
+    let outcome = match command {
+        Command::File(args) => file::run(&args),
+        Command::Still(args) => still::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+    };
+    outcome
+        .unwrap_or_else(|error| Exit::from_error(&error))
+        .into()
+}

@@ -1,0 +1,99 @@
+# All a fresh Debian or Ubuntu machine needs:
+#
+#   make demo               explain a real clip; `make demo VIDEO=path` takes yours
+#   make test               all the tests, lints and documentation
+#   make install            put `vitscope` into ~/.cargo/bin
+
+CLIP := demo/cockatoo.mp4
+VIDEO ?= $(CLIP)
+
+# The Python package that carries the demo clip.
+CLIP_PACKAGE := imageio==2.9.0
+CLIP_PATH := imageio/resources/images/cockatoo.mp4
+CLIP_SHA256 := 5fde35f5a288ca86e216d2dc28188ab64b4560d3021f273faefdf0de80f38aa5
+
+BUILD_PACKAGES := build-essential pkg-config ca-certificates curl \
+	libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
+PLUGIN_PACKAGES := gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
+	gstreamer1.0-plugins-ugly gstreamer1.0-libav
+TEST_PACKAGES := ffmpeg
+
+MIN_RUST := 1.92
+# Where the official installer puts cargo; a shell that was open before does not know of it.
+CARGO_HOME ?= $(HOME)/.cargo
+export PATH := $(CARGO_HOME)/bin:$(PATH)
+
+.PHONY: demo test install packages test-packages clip-packages rust
+
+demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
+	cargo build --release --locked
+	@mkdir -p demo
+	@name=$$(basename "$(VIDEO)"); out="demo/$${name%.*}"; set -ex; \
+	target/release/vitscope file "$(VIDEO)" "$$out-explained.mp4" \
+		--scores "$$out.jsonl" --sheet "$$out.png" --overwrite; \
+	{ set +x; } 2>/dev/null; \
+	echo "video          $$out-explained.mp4"; \
+	echo "JSON Lines     $$out.jsonl"; \
+	echo "contact sheet  $$out.png"
+
+# Tests run by nextest where it is installed, because it ends tests that hang.
+test: packages test-packages rust
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; \
+		else cargo test --locked --lib --bins --tests; fi
+	cargo test --locked --doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+install: packages rust
+	cargo install --locked --path .
+
+# Installs the Debian packages in $(1) that are missing; elsewhere only names them.
+define install_packages
+@if ! command -v dpkg-query >/dev/null; then \
+	echo "this is no Debian; what it calls $(1) must be installed"; exit 0; fi; \
+missing=; for package in $(1); do \
+	dpkg-query -W -f '$${db:Status-Status}\n' "$$package" 2>/dev/null | grep -qx installed \
+		|| missing="$$missing $$package"; done; \
+if [ -n "$$missing" ]; then \
+	sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
+	echo "installing the Debian packages that are missing:$$missing"; \
+	$$sudo apt-get update -q \
+		&& $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+fi
+endef
+
+packages:
+	$(call install_packages,$(BUILD_PACKAGES) $(PLUGIN_PACKAGES))
+
+test-packages:
+	$(call install_packages,$(TEST_PACKAGES))
+
+# True where rustc is there and new enough.
+new_enough = printf '%s\n' $(MIN_RUST) "$$(rustc --version 2>/dev/null | cut -d ' ' -f 2)" | sort -V -C
+
+rust: packages
+	@if ! { $(new_enough); }; then \
+		if command -v rustup >/dev/null; then \
+			echo "Rust is older than $(MIN_RUST): updating it by rustup"; \
+			rustup update stable; \
+		else \
+			echo "no Rust of at least $(MIN_RUST): installing it by its official installer, https://rustup.rs"; \
+			curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy; \
+		fi; \
+	fi
+	@$(new_enough) \
+		|| { echo "rustc is still older than $(MIN_RUST); is \`stable\` the default of rustup?"; exit 1; }
+
+$(CLIP):
+	@command -v pip3 >/dev/null || $(MAKE) --no-print-directory clip-packages
+	mkdir -p demo
+	pip3 download --quiet --no-deps --only-binary :all: --dest demo $(CLIP_PACKAGE)
+	cd demo && python3 -m zipfile -e imageio-*.whl wheel
+	echo "$(CLIP_SHA256)  demo/wheel/$(CLIP_PATH)" | sha256sum --check --quiet
+	mv demo/wheel/$(CLIP_PATH) $@
+	rm -r demo/wheel demo/imageio-*.whl
+
+clip-packages:
+	$(call install_packages,python3-pip)

@@ -1,0 +1,217 @@
+//! The command line's options: clap structs, nothing else.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use candle_core::Device;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Parser, Subcommand, ValueEnum};
+use vitscope::Error;
+use vitscope::explain::Method;
+use vitscope::overlay::{Colormap, Mode, Overlay};
+
+use crate::eval::EvalArgs;
+use crate::file::FileArgs;
+use crate::progress::ProgressMode;
+use crate::still::StillArgs;
+use crate::train::TrainArgs;
+
+/// Live explanations of Vision Transformers on video.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Explain a video file: same frames, same times, same sound, with a heatmap on it.
+    File(FileArgs),
+    /// Explain pictures.
+    Still(StillArgs),
+    /// Train a classifier, or DiffMask gates for a model.
+    Train(TrainArgs),
+    /// Score explanations.
+    Eval(EvalArgs),
+}
+
+impl Command {
+    /// True where people read along.
+    pub fn is_chatty(&self) -> bool {
+        let outputs = match self {
+            Self::File(args) => &args.outputs,
+            Self::Still(args) => &args.outputs,
+            Self::Train(_) | Self::Eval(_) => return true,
+        };
+        let for_people = [ProgressMode::Auto, ProgressMode::Plain];
+        !outputs.quiet && for_people.contains(&outputs.progress)
+    }
+}
+
+/// What looks at the frames, and how it is asked what it saw.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Explaining")]
+pub struct ExplainArgs {
+    /// Name of an embedded model, or a folder with config.json and model.safetensors.
+    #[arg(long, value_name = "MODEL", default_value = "cifar10")]
+    pub model: String,
+    /// How to explain [default: diffmask where the model has gates, else rollout].
+    #[arg(long, value_parser = named::<Method, _>(
+        Method::ALL.map(|method| PossibleValue::new(method.name()).help(method.summary()))
+    ))]
+    pub method: Option<Method>,
+    /// The class to explain: `predicted`, a class name, or an index.
+    #[arg(long, value_name = "CLASS", default_value = "predicted")]
+    pub target: String,
+    /// Frames that go through the model at once.
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub batch: NonZeroUsize,
+    /// Where the model runs: cpu, cuda, cuda:N, or auto.
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Threads that compute [default: one a core].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// What the explanation looks like.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Drawing")]
+pub struct DrawArgs {
+    /// What is drawn.
+    #[arg(long, default_value_t = Overlay::default().mode, value_parser = named::<Mode, _>(
+        Mode::ALL.map(|mode| PossibleValue::new(mode.name()))
+    ))]
+    pub mode: Mode,
+    /// Colors of the heatmap.
+    #[arg(long, default_value_t = Overlay::default().colormap, value_parser = named::<Colormap, _>(
+        Colormap::ALL.map(|colormap| PossibleValue::new(colormap.name()))
+    ))]
+    pub colormap: Colormap,
+    /// Opacity of the greatest heat, 0 to 1.
+    #[arg(long, default_value_t = Overlay::default().alpha, value_parser = share)]
+    pub alpha: f32,
+    /// Heat from which on a patch is kept, 0 to 1, in mode mask.
+    #[arg(long, default_value_t = Overlay::default().threshold, value_parser = share)]
+    pub threshold: f32,
+    /// How patches become pixels.
+    #[arg(long, value_enum, default_value = "bilinear")]
+    pub upsample: Upsample,
+}
+
+/// What is written beside the pictures.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Write one JSON record a frame; `-` writes to standard output.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub scores: Option<PathBuf>,
+    /// Write a contact sheet of explained frames.
+    #[arg(long, value_name = "FILE.png")]
+    pub sheet: Option<PathBuf>,
+    /// Replace outputs that exist.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// How progress is shown, on standard error; json and none keep the log to warnings.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub progress: ProgressMode,
+    /// Print errors and warnings only.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// How patches become pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Upsample {
+    /// Smooth between the centers of patches.
+    Bilinear,
+    /// Each patch in its own color.
+    Nearest,
+}
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU if this program can use one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU by index.
+    Cuda(usize),
+}
+
+impl DeviceChoice {
+    /// The device itself.
+    pub fn open(self) -> candle_core::Result<Device> {
+        match self {
+            Self::Auto => Device::cuda_if_available(0),
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(index) => Device::new_cuda(index),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected cpu, cuda, cuda:N or auto".into()),
+        }
+    }
+}
+
+/// Accepts `values` only, and lists them in the help and where another one was given.
+fn named<T, const N: usize>(values: [PossibleValue; N]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = Error> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<T>())
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    text.parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "expected a number from 0 to 1".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn devices_are_read_by_name_and_index() {
+        let check = |expected, text: &str| assert_eq!(expected, text.parse().ok());
+        check(Some(DeviceChoice::Cuda(0)), "cuda");
+        check(Some(DeviceChoice::Cuda(3)), "cuda:3");
+        check(None, "cuda:");
+        check(None, "gpu");
+    }
+
+    #[test]
+    fn shares_lie_between_zero_and_one() {
+        assert_eq!(Ok(0.25), share("0.25"));
+        for text in ["-0.1", "1.1", "NaN", "half"] {
+            assert!(share(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! `vitscope eval`: scores of explanations, as a table, a picture and JSON.
+#![expect(
+    clippy::print_stdout,
+    reason = "what a command is asked for goes to standard output"
+)]
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use serde::Serialize;
+use vitscope::data::red_patches::RedPatches;
+use vitscope::data::{Dataset, Split};
+use vitscope::eval::faithfulness::{self, Entry, Example, Scores, Threshold};
+use vitscope::eval::gallery::{self, Column};
+use vitscope::explain::attention::RawAttention;
+use vitscope::explain::diffmask::DiffMask;
+use vitscope::explain::rollout::Rollout;
+use vitscope::gates::Gates;
+use vitscope::models::{self, Model};
+
+use crate::exit::Exit;
+
+/// Score explanations.
+#[derive(Debug, clap::Args)]
+pub struct EvalArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Do the methods find exactly the red cells, or exactly the others?
+    Faithfulness(FaithfulnessArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct FaithfulnessArgs {
+    /// An embedded model, a folder, or the name of a folder under `models/`.
+    #[arg(long, value_name = "MODEL", default_value = "red-patches")]
+    model: String,
+    /// Folder of more gates for the same model, one a training seed [default: those in MODEL/seeds].
+    #[arg(long, value_name = "FOLDER")]
+    gates: Vec<PathBuf>,
+    /// Held-out grids.
+    #[arg(long, value_name = "N", default_value = "1000")]
+    grids: std::num::NonZeroUsize,
+    /// Seed of the grids.
+    #[arg(long, default_value = "0")]
+    seed: u64,
+    /// Write a picture of example grids.
+    #[arg(long, value_name = "FILE.png")]
+    picture: Option<PathBuf>,
+    /// Grids in the picture.
+    #[arg(long, value_name = "N", default_value = "6")]
+    examples: usize,
+    /// Write the scores as JSON.
+    #[arg(long, value_name = "FILE.json")]
+    json: Option<PathBuf>,
+}
+
+/// Runs `vitscope eval`.
+pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
+    match &args.what {
+        What::Faithfulness(args) => run_faithfulness(args),
+    }
+}
+
+/// What `--json` writes.
+#[derive(Serialize)]
+struct Report<'a> {
+    command: String,
+    model: &'a str,
+    sha256: &'a str,
+    scores: &'a [Scores],
+}
+
+fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
+    let (model, folder) = open(&args.model)?;
+    let Some(gates) = &model.gates else {
+        bail!(
+            "model has no gates, train them with `vitscope train diffmask`: {:?}",
+            args.model
+        );
+    };
+    let patch_px = model.vit.config().patch_size;
+    let (rows, columns) = model.grid();
+    if rows != columns {
+        bail!("the red-patches task needs a square grid, the model has {rows}×{columns}");
+    }
+    let grids = RedPatches::new(rows, patch_px, args.grids.get(), args.seed, Split::Test)?;
+    let more = more_gates(args, &model, folder.as_deref())?;
+    let seed = model.gate_card.as_ref().map_or(0, |card| card.seed);
+    let mut methods = vec![(seed, DiffMask::new(gates)?)];
+    for (seed, gates) in &more {
+        methods.push((*seed, DiffMask::new(gates)?));
+    }
+    let mut entries: Vec<Entry<'_>> = methods
+        .iter()
+        .map(|(seed, method)| Entry {
+            name: format!("diffmask, seed {seed}"),
+            explainer: method,
+            thresholds: &[Threshold::Half],
+        })
+        .collect();
+    let rollout = Rollout::default();
+    let relative = &[Threshold::Otsu, Threshold::Mean];
+    entries.push(Entry {
+        name: "rollout".into(),
+        explainer: &rollout,
+        thresholds: relative,
+    });
+    entries.push(Entry {
+        name: "raw-attention".into(),
+        explainer: &RawAttention,
+        thresholds: relative,
+    });
+    // Each gates' masks are filled with their own baseline, attention's with that of the model's gates.
+    let baselines: Vec<_> = std::iter::once(gates)
+        .chain(more.iter().map(|(_, gates)| gates))
+        .chain([gates, gates])
+        .map(|gates| gates.baseline())
+        .collect();
+    let mut scores = Vec::new();
+    let mut examples = Vec::new();
+    for (entry, baseline) in entries.iter().zip(baselines) {
+        let (found, example) =
+            faithfulness::score(&model.vit, baseline, &grids, entry, args.examples)?;
+        scores.push(found);
+        examples.push(example);
+    }
+    print!("{}", table(&scores));
+    if let Some(path) = &args.picture {
+        draw(args, &grids, (rows, columns), &scores, &examples, path)?;
+        println!("picture in {path:?}");
+    }
+    if let Some(path) = &args.json {
+        let report = Report {
+            command: command(args),
+            model: &args.model,
+            sha256: &model.weights_sha256,
+            scores: &scores,
+        };
+        let mut text = serde_json::to_string_pretty(&report)?;
+        text.push('\n');
+        std::fs::write(path, text).with_context(|| format!("{path:?}"))?;
+        println!("scores in {path:?}");
+    }
+    Ok(Exit::Whole)
+}
+
+/// The model, with its folder where it has one.
+fn open(reference: &str) -> anyhow::Result<(Model, Option<PathBuf>)> {
+    let named = Path::new("models").join(reference);
+    let folder = [PathBuf::from(reference), named]
+        .into_iter()
+        .find(|folder| folder.is_dir());
+    let reference = folder
+        .as_deref()
+        .and_then(Path::to_str)
+        .unwrap_or(reference);
+    Ok((models::open(reference, &Device::Cpu)?, folder))
+}
+
+/// Gates of other training seeds, with their seeds.
+fn more_gates(
+    args: &FaithfulnessArgs,
+    model: &Model,
+    folder: Option<&Path>,
+) -> anyhow::Result<Vec<(u64, Gates)>> {
+    let mut folders = args.gates.clone();
+    let seeds = folder.map(|folder| folder.join("seeds"));
+    if let Some(seeds) = seeds.filter(|seeds| folders.is_empty() && seeds.is_dir()) {
+        for entry in std::fs::read_dir(&seeds).with_context(|| format!("{seeds:?}"))? {
+            folders.push(entry.with_context(|| format!("{seeds:?}"))?.path());
+        }
+        folders.sort();
+    }
+    folders
+        .iter()
+        .map(|folder| {
+            let config = model.vit.config();
+            let (gates, card) = Gates::open(folder, config, &model.weights_sha256, &Device::Cpu)?;
+            Ok((card.seed, gates))
+        })
+        .collect()
+}
+
+fn table(scores: &[Scores]) -> String {
+    let width = scores.iter().map(|row| row.method.len()).max().unwrap_or(0);
+    let n_grids = scores.first().map_or(0, |row| row.grids);
+    let mut text = format!(
+        "{n_grids} held-out grids, masks filled with the learned baseline\n\
+         {:width$}  threshold   exact     IoU  consistency      KL  agreement    kept\n",
+        "method"
+    );
+    for row in scores {
+        text += &line(&row.method, width, row.threshold.name(), row);
+    }
+    let gates: Vec<&Scores> = scores
+        .iter()
+        .filter(|row| row.threshold == Threshold::Half)
+        .collect();
+    if let Some(worst) = worst(&gates) {
+        text += &line("worst diffmask", width, worst.threshold.name(), &worst);
+    }
+    text
+}
+
+fn line(name: &str, width: usize, threshold: &str, row: &Scores) -> String {
+    format!(
+        "{name:width$}  {threshold:>9}  {:6.4}  {:6.4}       {:6.4}  {:6.4}     {:6.4}  {:6.4}\n",
+        row.exact, row.iou, row.consistency, row.kl, row.agreement, row.kept
+    )
+}
+
+/// The worst of each column over several training seeds.
+fn worst(rows: &[&Scores]) -> Option<Scores> {
+    let mut worst = (*rows.first()?).clone();
+    if rows.len() < 2 {
+        return None;
+    }
+    for row in rows {
+        worst.exact = worst.exact.min(row.exact);
+        worst.iou = worst.iou.min(row.iou);
+        worst.consistency = worst.consistency.min(row.consistency);
+        worst.kl = worst.kl.max(row.kl);
+        worst.agreement = worst.agreement.min(row.agreement);
+        worst.kept = worst.kept.max(row.kept);
+    }
+    Some(worst)
+}
+
+fn draw(
+    args: &FaithfulnessArgs,
+    grids: &RedPatches,
+    grid: (usize, usize),
+    scores: &[Scores],
+    examples: &[Example],
+    path: &Path,
+) -> anyhow::Result<()> {
+    let pictures = (0..args.examples.min(grids.len()))
+        .map(|index| grids.picture(index))
+        .collect::<vitscope::Result<Vec<_>>>()?;
+    let columns: Vec<Column<'_>> = scores
+        .iter()
+        .zip(examples)
+        .map(|(row, example)| Column {
+            name: &row.method,
+            example,
+            unit: row.threshold == Threshold::Half,
+        })
+        .collect();
+    Ok(gallery::save(&pictures, &columns, grid, path)?)
+}
+
+/// The command that gives these scores again.
+fn command(args: &FaithfulnessArgs) -> String {
+    let mut command = format!(
+        "vitscope eval faithfulness --model {} --grids {} --seed {}",
+        args.model, args.grids, args.seed
+    );
+    for folder in &args.gates {
+        command += &format!(" --gates {}", folder.display());
+    }
+    command
+}

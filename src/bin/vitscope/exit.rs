@@ -1,0 +1,83 @@
+//! Exit codes, and the one place where an error is printed.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+
+/// How a run ended; the numbers are a promise to scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All that was asked for is done.
+    Whole = 0,
+    /// An error; nothing was written.
+    Failed = 1,
+    /// The arguments make no sense.
+    Usage = 2,
+    /// The output is there, but frames or explanations are missing in it.
+    Incomplete = 3,
+    /// The user ended the run early.
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// Prints `error` as one sentence.
+    pub fn from_error(error: &anyhow::Error) -> Self {
+        if let Some(usage) = error.downcast_ref::<clap::Error>() {
+            // Nothing can be said where standard error is closed.
+            let _ = usage.print();
+            return Self::Usage;
+        }
+        eprintln!("error: {}", sentence(error));
+        Self::Failed
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Logs to standard error: warnings, and the program's own news if `chatty`; `RUST_LOG` overrides that.
+pub fn init_log(chatty: bool) {
+    let usual = if chatty { "warn,vitscope=info" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usual));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// The error and its causes in one line, each fact once: some errors quote their cause, others leave it to the chain.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut sentence = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !sentence.contains(&cause) {
+            sentence.push_str(": ");
+            sentence.push_str(&cause);
+        }
+    }
+    sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let stage = vitscope::Error::Stage {
+            name: "vitscope-encode",
+            source: Box::new(vitscope::Error::Media("disk full: \"out.mp4\"".into())),
+        };
+        let error = anyhow::Error::from(stage).context("explaining \"in.mp4\"");
+        assert_eq!(
+            "explaining \"in.mp4\": stage vitscope-encode failed: disk full: \"out.mp4\"",
+            sentence(&error)
+        );
+    }
+}

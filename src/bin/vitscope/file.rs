@@ -1,0 +1,159 @@
+//! `vitscope file`: a video file in, the same video with its explanation out.
+
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use vitscope::frame::Pts;
+use vitscope::media::{self, AudioMode, FileJob, VideoCodec};
+use vitscope::pipeline::Pipeline;
+
+use crate::args::{DrawArgs, ExplainArgs, OutputArgs};
+use crate::exit::Exit;
+use crate::side::{self, Side, say};
+use crate::{interrupt, setup};
+
+/// Most pictures on a contact sheet.
+const SHEET_PICTURES: usize = 24;
+
+/// Options of `vitscope file`.
+#[derive(Debug, clap::Args)]
+pub struct FileArgs {
+    /// The video to explain.
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The video to write; its extension says the container: mp4, mkv, webm, …
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// Explain every Nth frame; the frames between show its explanation.
+    #[arg(long, value_name = "N", default_value = "1")]
+    every: NonZeroU64,
+    /// Where to begin: seconds or HH:MM:SS.mmm.
+    #[arg(long, value_name = "TIME", value_parser = pts_from_text)]
+    start: Option<Pts>,
+    /// Where to end: seconds or HH:MM:SS.mmm.
+    #[arg(long, value_name = "TIME", value_parser = pts_from_text)]
+    end: Option<Pts>,
+    /// What becomes of the sound: copy, encode or drop.
+    #[arg(long, default_value = "copy")]
+    audio: AudioMode,
+    /// The video encoder: x264, openh264, vp8 or vp9 [default: the best one installed that fits the container].
+    #[arg(long)]
+    codec: Option<VideoCodec>,
+    /// Quality, 0 (best) to 51 [default: 21].
+    #[arg(long)]
+    crf: Option<u32>,
+    #[command(flatten)]
+    explain: ExplainArgs,
+    #[command(flatten)]
+    draw: DrawArgs,
+    #[command(flatten)]
+    pub outputs: OutputArgs,
+}
+
+/// Explains the file, checks what was written, and says so.
+pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
+    let job = FileJob {
+        input: args.input.clone(),
+        output: args.output.clone(),
+        start: args.start,
+        end: args.end,
+        audio: args.audio,
+        codec: args.codec,
+        crf: args.crf,
+        overwrite: args.outputs.overwrite,
+    };
+    side::check(
+        &args.outputs,
+        &[&args.input, &args.output, &job.part_path()],
+    )?;
+    let (mut source, sink) = media::open(&job)?;
+    let view = setup::view(&args.explain)?;
+    let mut side = Side::new(&args.outputs, source.info().duration, SHEET_PICTURES)?;
+    let mut unfinished = side.unfinished();
+    unfinished.push(job.part_path());
+    let cancel = interrupt::flag(unfinished)?;
+    let pipeline = Pipeline {
+        view,
+        overlay: setup::overlay(&args.draw),
+        every: args.every,
+        batch: args.explain.batch,
+        cancel: &cancel,
+        on_frame: Box::new(|frame| side.frame(frame)),
+    };
+    let report = pipeline
+        .run(&mut source, Box::new(sink))
+        .with_context(|| format!("explaining {:?}", args.input))?;
+    drop(source);
+    if report.counts.frames == 0 {
+        eprintln!("interrupted before the first frame: nothing is written");
+        return Ok(Exit::Interrupted);
+    }
+    let beside = side.finish()?;
+    let outputs = &args.outputs;
+    say(outputs, &report.to_string());
+    for path in std::iter::once(&args.output).chain(&beside) {
+        say(outputs, &format!("wrote {path:?}"));
+    }
+    let unexplained = report.counts.unexplained;
+    if unexplained > 0 {
+        eprintln!("incomplete: {unexplained} frames stayed unexplained");
+    }
+    Ok(if let Some(end) = report.interrupted_at {
+        eprintln!("interrupted at {:.3} s", end.secs());
+        Exit::Interrupted
+    } else if unexplained > 0 {
+        Exit::Incomplete
+    } else {
+        Exit::Whole
+    })
+}
+
+/// Reads `12.5` or `00:00:12.5`, without a detour over floats.
+fn pts_from_text(text: &str) -> Result<Pts, String> {
+    nanos_from_text(text)
+        .map(Pts)
+        .ok_or_else(|| "expected seconds or HH:MM:SS.mmm".into())
+}
+
+fn nanos_from_text(text: &str) -> Option<u64> {
+    let (clock, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let parts: Vec<&str> = clock.split(':').collect();
+    if parts.len() > 3 || fraction.len() > 9 || !is_number(fraction) {
+        return None;
+    }
+    let mut secs = 0_u64;
+    for (part_idx, part) in parts.iter().enumerate() {
+        let number: u64 = part.parse().ok().filter(|_| is_number(part))?;
+        // Only the leading part may exceed what fits into the next larger one.
+        if part_idx > 0 && number >= 60 {
+            return None;
+        }
+        secs = secs.checked_mul(60)?.checked_add(number)?;
+    }
+    let nanos: u64 = format!("{fraction:0<9}").parse().ok()?;
+    secs.checked_mul(1_000_000_000)?.checked_add(nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_exactly() {
+        let check = |expected, text: &str| assert_eq!(expected, nanos_from_text(text), "{text}");
+        check(Some(0), "0");
+        check(Some(12_500_000_000), "12.5");
+        check(Some(90_000_000_000), "90");
+        check(Some(83_040_000_000), "1:23.040");
+        check(Some(3_723_000_000_001), "01:02:03.000000001");
+        check(None, "");
+        check(None, "-1");
+        check(None, "1e3");
+        check(None, "1:60");
+        check(None, "1:2:3:4");
+        check(None, "1.");
+        check(None, "99999999999999999999");
+    }
+}

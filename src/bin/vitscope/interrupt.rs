@@ -1,0 +1,27 @@
+//! Ctrl-C: the first one ends the run in good order, the second one at once.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+
+use crate::exit::Exit;
+
+/// A flag that the first interrupt sets; `unfinished` is what a second one leaves behind.
+pub fn flag(unfinished: Vec<PathBuf>) -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let raised = Arc::clone(&flag);
+    ctrlc::set_handler(move || {
+        if !raised.swap(true, Ordering::SeqCst) {
+            eprintln!("interrupted: finishing what is done; once more to stop at once");
+            return;
+        }
+        for path in unfinished.iter().filter(|path| path.exists()) {
+            eprintln!("interrupted again: unfinished output left in {path:?}");
+        }
+        std::process::exit(Exit::Interrupted as i32);
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(flag)
+}

@@ -1,0 +1,157 @@
+//! Files that appear under their name only when they are complete.
+//!
+//! The video's own `.part` file is `media`'s business; these are all the others.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use vitscope::error::{Error, Result};
+
+/// A file that is written as `NAME.part`, and renamed when it is complete.
+pub struct Output {
+    path: PathBuf,
+    part: PathBuf,
+    committed: bool,
+}
+
+impl Output {
+    /// Claims the name; nothing is created yet.
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            part: part_path(path),
+            committed: false,
+        }
+    }
+
+    /// Opens the unfinished file for writing.
+    pub fn create(&self) -> Result<File> {
+        File::create(&self.part).map_err(|error| Error::io(&self.path, error))
+    }
+
+    /// Where the file is until it is complete.
+    pub fn part(&self) -> &Path {
+        &self.part
+    }
+
+    /// Its final name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the complete file its name.
+    pub fn commit(mut self) -> Result<()> {
+        fs::rename(&self.part, &self.path).map_err(|error| Error::io(&self.path, error))?;
+        self.committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if !self.committed {
+            // It may not have been created at all.
+            let _ = fs::remove_file(&self.part);
+        }
+    }
+}
+
+/// Refuses outputs that would overwrite an input, each other, or a file that may not be overwritten.
+pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Result<()> {
+    for (output_idx, output) in outputs.iter().enumerate() {
+        let folder = folder_of(output);
+        if !folder.is_dir() {
+            bail!("the output's directory does not exist: {folder:?}");
+        }
+        // Renaming a complete file over a device would replace the device.
+        if output.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+            bail!("is no regular file, expected a file to write: {output:?}");
+        }
+        let others = taken.iter().chain(&outputs[..output_idx]);
+        if let Some(other) = others.into_iter().find(|other| same(output, other)) {
+            bail!("would be written over {other:?}: {output:?}");
+        }
+        if output.symlink_metadata().is_ok() && !overwrite {
+            bail!("the output exists and may not be overwritten (--overwrite): {output:?}");
+        }
+    }
+    Ok(())
+}
+
+fn part_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// True where both names are one file, also if it does not exist yet.
+fn same(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| {
+        path.canonicalize().ok().or_else(|| {
+            let folder = folder_of(path).canonicalize().ok()?;
+            Some(folder.join(path.file_name()?))
+        })
+    };
+    a == b || identity(a).is_some_and(|a| Some(a) == identity(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_appears_only_when_it_is_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        let output = Output::new(&path);
+        output.create().unwrap();
+        assert!(output.part().exists() && !path.exists());
+        drop(output);
+        assert_eq!(0, fs::read_dir(&folder).unwrap().count());
+
+        let output = Output::new(&path);
+        output.create().unwrap();
+        output.commit().unwrap();
+        assert!(path.exists());
+        assert_eq!(1, fs::read_dir(&folder).unwrap().count());
+    }
+
+    #[test]
+    fn two_names_of_one_file_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (video, sidecar) = (folder.path().join("in.mp4"), folder.path().join("./in.mp4"));
+        let error = check(&[&sidecar], &[&video], true).unwrap_err().to_string();
+        assert!(error.starts_with("would be written over"), "{error}");
+        let error = check(&[&video, &sidecar], &[], true)
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("would be written over"), "{error}");
+    }
+
+    #[test]
+    fn an_output_that_exists_needs_permission() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        assert!(check(&[&path], &[], false).is_ok());
+        File::create(&path).unwrap();
+        assert!(check(&[&path], &[], false).is_err());
+        assert!(check(&[&path], &[], true).is_ok());
+    }
+
+    #[test]
+    fn an_output_needs_its_directory() {
+        let error = check(&[Path::new("/no/such/a.png")], &[], false).unwrap_err();
+        assert_eq!(
+            "the output's directory does not exist: \"/no/such\"",
+            error.to_string()
+        );
+    }
+}

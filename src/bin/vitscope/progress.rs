@@ -1,0 +1,204 @@
+//! Progress on standard error: a bar, a line now and then, or JSON Lines.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProgressMode {
+    /// A bar on a terminal, else `plain`.
+    Auto,
+    /// A line every five seconds.
+    Plain,
+    /// A JSON object a line, four a second and one for the last frame.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// Shows how far a run is.
+pub struct Progress {
+    shown: Shown,
+    total: Option<Duration>,
+    started: Instant,
+    /// When the last line was printed.
+    printed: Option<Instant>,
+    state: State,
+}
+
+enum Shown {
+    Bar(ProgressBar),
+    Lines { every: Duration, json: bool },
+    Nothing,
+}
+
+/// One line of `--progress json`.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct State {
+    /// Frames done.
+    frames: u64,
+    /// Seconds of video done.
+    secs: f64,
+    /// Part of the video done, where its duration is known.
+    percent: Option<f64>,
+    /// Frames done per second.
+    frames_fps: f64,
+    /// Seconds until the end at this speed.
+    eta_secs: Option<f64>,
+}
+
+impl Progress {
+    /// `total` is the duration of the video, where it is known.
+    pub fn new(mode: ProgressMode, total: Option<Duration>) -> Self {
+        let shown = match mode {
+            ProgressMode::Auto if std::io::stderr().is_terminal() => Shown::Bar(bar()),
+            ProgressMode::Auto | ProgressMode::Plain => Shown::Lines {
+                every: Duration::from_secs(5),
+                json: false,
+            },
+            ProgressMode::Json => Shown::Lines {
+                every: Duration::from_millis(250),
+                json: true,
+            },
+            ProgressMode::None => Shown::Nothing,
+        };
+        Self {
+            shown,
+            total: total.filter(|total| !total.is_zero()),
+            started: Instant::now(),
+            printed: None,
+            state: State::default(),
+        }
+    }
+
+    /// One more frame is done, and the video up to `position` with it.
+    pub fn frame(&mut self, position: Duration) {
+        let frames = self.state.frames + 1;
+        self.state = State::new(frames, position, self.total, self.started.elapsed());
+        match &self.shown {
+            Shown::Bar(bar) => {
+                bar.set_position((10.0 * self.state.percent.unwrap_or_default()) as u64);
+                bar.set_message(self.state.to_string());
+            }
+            Shown::Lines { every, .. } => {
+                if self
+                    .printed
+                    .is_none_or(|printed| printed.elapsed() >= *every)
+                {
+                    self.print();
+                    self.printed = Some(Instant::now());
+                }
+            }
+            Shown::Nothing => {}
+        }
+    }
+
+    /// Shows the last frame's state and leaves the line.
+    pub fn finish(&mut self) {
+        match &self.shown {
+            Shown::Bar(bar) => bar.finish_and_clear(),
+            Shown::Lines { .. } => self.print(),
+            Shown::Nothing => {}
+        }
+    }
+
+    fn print(&self) {
+        let json = matches!(self.shown, Shown::Lines { json: true, .. });
+        let line = if json {
+            // A struct of numbers always has a text.
+            serde_json::to_string(&self.state).unwrap_or_default()
+        } else {
+            self.state.to_string()
+        };
+        // Progress that nobody reads is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+}
+
+impl State {
+    fn new(frames: u64, position: Duration, total: Option<Duration>, elapsed: Duration) -> Self {
+        let share = total.map(|total| (position.as_secs_f64() / total.as_secs_f64()).min(1.0));
+        let elapsed_secs = elapsed.as_secs_f64();
+        Self {
+            frames,
+            secs: to_millis(position.as_secs_f64()),
+            percent: share.map(|share| to_millis(100.0 * share)),
+            frames_fps: to_millis(frames as f64 / elapsed_secs.max(1e-3)),
+            eta_secs: share
+                .filter(|share| *share > 0.0)
+                .map(|share| to_millis(elapsed_secs * (1.0 - share) / share)),
+        }
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            frames,
+            secs,
+            percent,
+            frames_fps,
+            eta_secs,
+        } = *self;
+        if let Some(percent) = percent {
+            write!(f, "{percent:.0}%, ")?;
+        }
+        write!(f, "frame {frames}, {secs:.1} s, {frames_fps:.1} frames/s")?;
+        match eta_secs {
+            Some(eta_secs) => write!(f, ", {eta_secs:.0} s left"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(1000);
+    // A template that does not parse is our own mistake; the default style still shows progress.
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn to_millis(value: f64) -> f64 {
+    (1000.0 * value).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(total_secs: Option<u64>) -> State {
+        State::new(
+            100,
+            Duration::from_secs(4),
+            total_secs.map(Duration::from_secs),
+            Duration::from_secs(2),
+        )
+    }
+
+    #[test]
+    fn the_time_left_follows_from_what_is_done() {
+        assert_eq!(
+            "40%, frame 100, 4.0 s, 50.0 frames/s, 3 s left",
+            state(Some(10)).to_string()
+        );
+    }
+
+    #[test]
+    fn without_a_duration_no_share_is_made_up() {
+        assert_eq!("frame 100, 4.0 s, 50.0 frames/s", state(None).to_string());
+    }
+
+    #[test]
+    fn a_stream_longer_than_claimed_stays_at_its_end() {
+        assert_eq!(
+            r#"{"frames":100,"secs":4.0,"percent":100.0,"frames_fps":50.0,"eta_secs":0.0}"#,
+            serde_json::to_string(&state(Some(3))).unwrap()
+        );
+    }
+}

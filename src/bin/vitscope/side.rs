@@ -1,0 +1,115 @@
+//! What is written beside the pictures: sidecar, contact sheet, progress.
+
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vitscope::Result;
+use vitscope::overlay::sheet::Sheet;
+use vitscope::pipeline::stages::Composited;
+use vitscope::sidecar;
+
+use crate::args::OutputArgs;
+use crate::outputs::{self, Output};
+use crate::progress::{Progress, ProgressMode};
+
+/// Follows a run frame by frame.
+pub struct Side {
+    scores: Option<(sidecar::Writer, Option<Output>)>,
+    sheet: Option<(Sheet, Output)>,
+    progress: Progress,
+}
+
+/// The files that `args` asks for, refused if they would be written over `taken` or each other.
+pub fn check(args: &OutputArgs, taken: &[&Path]) -> anyhow::Result<()> {
+    let scores = args.scores.as_deref().filter(|path| !is_stdout(path));
+    let wanted: Vec<&Path> = scores.into_iter().chain(args.sheet.as_deref()).collect();
+    outputs::check(&wanted, taken, args.overwrite)
+}
+
+impl Side {
+    /// For a video of duration `total`, where it is known; the sheet has at most `sheet_pictures`.
+    pub fn new(args: &OutputArgs, total: Option<Duration>, sheet_pictures: usize) -> Result<Self> {
+        let scores = match args.scores.as_deref() {
+            Some(path) if is_stdout(path) => {
+                Some((sidecar::Writer::new(Box::new(stdout()), path), None))
+            }
+            Some(path) => {
+                let output = Output::new(path);
+                let file = output.create()?;
+                Some((sidecar::Writer::new(Box::new(file), path), Some(output)))
+            }
+            None => None,
+        };
+        let mode = if args.quiet {
+            ProgressMode::None
+        } else {
+            args.progress
+        };
+        Ok(Self {
+            scores,
+            sheet: args
+                .sheet
+                .as_deref()
+                .map(|path| (Sheet::new(sheet_pictures), Output::new(path))),
+            progress: Progress::new(mode, total),
+        })
+    }
+
+    /// The files that are there while the run is not finished.
+    pub fn unfinished(&self) -> Vec<PathBuf> {
+        let scores = self.scores.iter().flat_map(|(_, output)| output);
+        scores.map(|output| output.part().to_owned()).collect()
+    }
+
+    /// Takes note of a frame.
+    pub fn frame(&mut self, frame: &Composited) -> Result<()> {
+        if let Some((writer, _)) = &mut self.scores {
+            writer.write(&frame.record())?;
+        }
+        if let Some((sheet, _)) = &mut self.sheet {
+            let caption = frame.finding.as_deref().map(|finding| finding.caption());
+            sheet.add(&frame.frame, &caption.unwrap_or_default())?;
+        }
+        let start = Duration::from_nanos(frame.frame.pts.0);
+        let end = start + frame.frame.duration.unwrap_or_default();
+        self.progress.frame(end);
+        Ok(())
+    }
+
+    /// Completes all files; returns them for the summary.
+    pub fn finish(mut self) -> Result<Vec<PathBuf>> {
+        self.progress.finish();
+        let mut written = Vec::new();
+        if let Some((writer, output)) = self.scores.take() {
+            writer.finish()?;
+            if let Some(output) = output {
+                written.push(output.path().to_owned());
+                output.commit()?;
+            }
+        }
+        if let Some((sheet, output)) = self.sheet.take() {
+            sheet.save(output.part())?;
+            written.push(output.path().to_owned());
+            output.commit()?;
+        }
+        Ok(written)
+    }
+}
+
+/// Prints a line for people: to standard output, or past it where that carries the sidecar.
+pub fn say(args: &OutputArgs, line: &str) {
+    if args.quiet {
+        return;
+    }
+    // A summary that nobody reads is no failure.
+    let _ = if args.scores.as_deref().is_some_and(is_stdout) {
+        writeln!(std::io::stderr(), "{line}")
+    } else {
+        writeln!(stdout(), "{line}")
+    };
+}
+
+fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
+}

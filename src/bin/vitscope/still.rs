@@ -1,0 +1,224 @@
+//! `vitscope still`: pictures in, the same pictures with their explanations out.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use vitscope::error::{Error, Result};
+use vitscope::frame::{Frame, Pts};
+use vitscope::media::{Sink, Source};
+use vitscope::overlay;
+use vitscope::pipeline::Pipeline;
+
+use crate::args::{DrawArgs, ExplainArgs, OutputArgs};
+use crate::exit::Exit;
+use crate::outputs::{self, Output};
+use crate::side::{self, Side, say};
+use crate::{interrupt, setup};
+
+/// Options of `vitscope still`.
+#[derive(Debug, clap::Args)]
+pub struct StillArgs {
+    /// Pictures to explain, PNG or JPEG, then the picture to write; for several pictures the directory to write into.
+    #[arg(value_name = "IN... OUT", num_args = 2.., required = true)]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    explain: ExplainArgs,
+    #[command(flatten)]
+    draw: DrawArgs,
+    #[command(flatten)]
+    pub outputs: OutputArgs,
+}
+
+/// Explains the pictures.
+pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
+    let Some((out, inputs)) = args.paths.split_last() else {
+        bail!("no pictures");
+    };
+    let targets = targets(inputs, out)?;
+    let borrowed: Vec<&Path> = targets.iter().map(PathBuf::as_path).collect();
+    let taken: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
+    outputs::check(&borrowed, &taken, args.outputs.overwrite)?;
+    side::check(&args.outputs, &[borrowed, taken].concat())?;
+    for input in inputs {
+        // The header is enough to refuse what is no picture before anything is written.
+        reader(input)?
+            .into_dimensions()
+            .map_err(|error| unreadable(input, &error))?;
+    }
+    let view = setup::view(&args.explain)?;
+    let mut side = Side::new(&args.outputs, None, inputs.len())?;
+    let outputs: Vec<Output> = targets.iter().map(|path| Output::new(path)).collect();
+    let mut unfinished = side.unfinished();
+    unfinished.extend(outputs.iter().map(|output| output.part().to_owned()));
+    let cancel = interrupt::flag(unfinished)?;
+    let pipeline = Pipeline {
+        view,
+        overlay: setup::overlay(&args.draw),
+        every: NonZeroU64::MIN,
+        batch: args.explain.batch,
+        cancel: &cancel,
+        on_frame: Box::new(|frame| side.frame(frame)),
+    };
+    let mut source = PictureSource {
+        inputs: inputs.iter().cloned().collect(),
+        next_seq: 0,
+    };
+    let sink = PictureSink {
+        waiting: outputs.into(),
+        done: Vec::new(),
+    };
+    let report = pipeline
+        .run(&mut source, Box::new(sink))
+        .context("explaining pictures")?;
+    if report.counts.frames == 0 {
+        eprintln!("interrupted before the first picture: nothing is written");
+        return Ok(Exit::Interrupted);
+    }
+    let beside = side.finish()?;
+    say(&args.outputs, &report.to_string());
+    let n_done = usize::try_from(report.counts.frames)?;
+    for path in targets.iter().take(n_done).chain(&beside) {
+        say(&args.outputs, &format!("wrote {path:?}"));
+    }
+    let unexplained = report.counts.unexplained;
+    if unexplained > 0 {
+        eprintln!("incomplete: {unexplained} pictures stayed unexplained");
+    }
+    Ok(if report.interrupted_at.is_some() {
+        eprintln!("interrupted after {n_done} of {} pictures", inputs.len());
+        Exit::Interrupted
+    } else if unexplained > 0 {
+        Exit::Incomplete
+    } else {
+        Exit::Whole
+    })
+}
+
+/// Where each picture is written.
+fn targets(inputs: &[PathBuf], out: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let targets = if inputs.len() == 1 && !out.is_dir() {
+        vec![out.to_owned()]
+    } else {
+        if !out.is_dir() {
+            bail!("expected a directory that exists, for several pictures: {out:?}");
+        }
+        let target = |input: &PathBuf| {
+            let name = input
+                .file_name()
+                .with_context(|| format!("has no file name: {input:?}"))?;
+            Ok(out.join(name))
+        };
+        inputs.iter().map(target).collect::<anyhow::Result<_>>()?
+    };
+    match targets.iter().find(|target| format(target).is_none()) {
+        Some(target) => bail!("unknown extension, expected png, jpg or jpeg: {target:?}"),
+        None => Ok(targets),
+    }
+}
+
+fn format(path: &Path) -> Option<ImageFormat> {
+    ImageFormat::from_path(path)
+        .ok()
+        .filter(|format| matches!(format, ImageFormat::Png | ImageFormat::Jpeg))
+}
+
+fn reader(path: &Path) -> Result<ImageReader<std::io::BufReader<std::fs::File>>> {
+    ImageReader::open(path)
+        .and_then(ImageReader::with_guessed_format)
+        .map_err(|error| Error::io(path, error))
+}
+
+fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::Media(format!("not a readable picture ({error}): {path:?}"))
+}
+
+/// Gives pictures one by one, upright.
+struct PictureSource {
+    inputs: VecDeque<PathBuf>,
+    next_seq: u64,
+}
+
+impl Source for PictureSource {
+    fn next(&mut self) -> Result<Option<Frame>> {
+        let Some(path) = self.inputs.pop_front() else {
+            return Ok(None);
+        };
+        let read = || {
+            let mut decoder = reader(&path)?
+                .into_decoder()
+                .map_err(|error| unreadable(&path, &error))?;
+            // A tag that cannot be read is one that is not there.
+            let orientation = decoder.orientation().ok();
+            let mut picture =
+                DynamicImage::from_decoder(decoder).map_err(|error| unreadable(&path, &error))?;
+            if let Some(orientation) = orientation {
+                picture.apply_orientation(orientation);
+            }
+            Ok::<_, Error>(overlay::frame_from_image(picture.into_rgb8()))
+        };
+        let mut frame = read()?;
+        frame.seq = self.next_seq;
+        frame.pts = Pts(0);
+        self.next_seq += 1;
+        Ok(Some(frame))
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.inputs.clear();
+        Ok(())
+    }
+}
+
+/// Writes pictures, which get their names when all are there.
+struct PictureSink {
+    waiting: VecDeque<Output>,
+    done: Vec<Output>,
+}
+
+impl Sink for PictureSink {
+    fn push(&mut self, frame: Frame) -> Result<()> {
+        let output = self
+            .waiting
+            .pop_front()
+            .ok_or_else(|| Error::Media("more pictures came than were asked for".into()))?;
+        let picture = overlay::image_from_frame(&frame)?;
+        let format = format(output.path()).unwrap_or(ImageFormat::Png);
+        let mut file = std::io::BufWriter::new(output.create()?);
+        picture
+            .write_to(&mut file, format)
+            .map_err(|error| Error::Media(format!("{error}: {:?}", output.path())))?;
+        std::io::Write::flush(&mut file).map_err(|error| Error::io(output.path(), error))?;
+        self.done.push(output);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.done.into_iter().try_for_each(Output::commit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_picture_goes_to_a_file_and_several_go_into_a_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let inputs = ["a/1.png", "b/2.jpg"].map(PathBuf::from);
+        let out = folder.path();
+        assert_eq!(
+            vec![out.join("x.png")],
+            targets(&inputs[..1], &out.join("x.png")).unwrap()
+        );
+        assert_eq!(vec![out.join("1.png")], targets(&inputs[..1], out).unwrap());
+        assert_eq!(
+            vec![out.join("1.png"), out.join("2.jpg")],
+            targets(&inputs, out).unwrap()
+        );
+        assert!(targets(&inputs, &out.join("x.png")).is_err());
+        assert!(targets(&inputs[..1], &out.join("x.gif")).is_err());
+    }
+}

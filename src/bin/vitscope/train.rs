@@ -1,0 +1,331 @@
+//! `vitscope train`: a classifier from scratch, or DiffMask gates for a model.
+//!
+//! Both take a recipe (TOML), whose keys are the fields of the trainers' recipe types; options on the
+//! command line win. What is written is a model's folder, with the loss curve beside it. A killed run
+//! goes on from its last checkpoint when the same command is given again.
+#![expect(
+    clippy::print_stdout,
+    reason = "what a command is asked for goes to standard output"
+)]
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use vitscope::data::{self, Halves};
+use vitscope::frame::FrameSize;
+use vitscope::frame::placement::ResizeRule;
+use vitscope::frame::resize::Resampling;
+use vitscope::gates::Gates;
+use vitscope::models::{self, Precision, Preprocessor};
+use vitscope::train::classifier::{self, ClassifierRecipe};
+use vitscope::train::diffmask::{self, DiffMaskRecipe, Subject};
+use vitscope::train::{Checkpoint, Progress};
+
+use crate::exit::Exit;
+use crate::interrupt;
+
+/// Train a classifier, or DiffMask gates for a model.
+#[derive(Debug, clap::Args)]
+pub struct TrainArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Train a Vision Transformer from scratch.
+    Classifier(ClassifierArgs),
+    /// Train DiffMask gates for a frozen model.
+    Diffmask(DiffMaskArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ClassifierArgs {
+    /// Folder of the new model; a run that was killed goes on from there.
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct DiffMaskArgs {
+    /// Folder of the model that gets gates.
+    #[arg(long, value_name = "FOLDER")]
+    model: PathBuf,
+    /// Folder of the gates and the run's files [default: the model's].
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct CommonArgs {
+    /// `red-patches`, or a folder: CIFAR-10, or pictures (a sub-folder a class) [default: the recipe's].
+    #[arg(long, value_name = "DATA")]
+    data: Option<String>,
+    /// TOML file with `data` and the tables `classifier` and `diffmask`.
+    #[arg(long, value_name = "FILE.toml")]
+    recipe: Option<PathBuf>,
+    /// Change a key of the recipe's table, e.g. `--set steps=2000`.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Seed of everything random [default: the recipe's, else 0].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Steps between checkpoints [default: the recipe's].
+    #[arg(long, value_name = "STEPS")]
+    checkpoint: Option<u64>,
+    /// Threads that compute; runs are equal bit by bit for equal numbers [default: one a core].
+    #[arg(long, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
+}
+
+/// A recipe file.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct RecipeFile {
+    /// What `--data` takes; a relative folder is looked for from where the program runs.
+    data: Option<String>,
+    /// Edge of the model's image, for pictures of a folder; pixels.
+    image_size: Option<usize>,
+    classifier: toml::Table,
+    diffmask: toml::Table,
+}
+
+/// Edge of the model's image where neither recipe nor data say one; pixels.
+const DEFAULT_IMAGE_PX: usize = 64;
+
+/// Runs `vitscope train`.
+pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
+    match &args.what {
+        What::Classifier(args) => train_classifier(args),
+        What::Diffmask(args) => train_gates(args),
+    }
+}
+
+fn train_classifier(args: &ClassifierArgs) -> anyhow::Result<Exit> {
+    let file = prepare(&args.common)?;
+    let recipe: ClassifierRecipe = recipe(&file.classifier, &args.common, "classifier")?;
+    let side_px = file.image_size.unwrap_or(DEFAULT_IMAGE_PX);
+    let size = FrameSize {
+        width_px: side_px,
+        height_px: side_px,
+    };
+    let rule = ResizeRule::Stretch(size);
+    let Halves { train, test } =
+        open_data(&args.common, &file, rule, Resampling::Bilinear, recipe.seed)?;
+    let mut shown = Shown::new(&args.out)?;
+    let done = classifier::train(&recipe, &*train, &*test, &args.out, &mut |progress| {
+        shown.step(progress)
+    })?;
+    shown.finish();
+    if !done.complete {
+        return Ok(interrupted(&args.out));
+    }
+    let preprocessor = Preprocessor::square(done.config.image_size);
+    let sha256 = models::save_folder(
+        &args.out,
+        &done.config,
+        &preprocessor,
+        &done.weights,
+        Precision::F16,
+    )?;
+    Checkpoint::remove(&args.out)?;
+    println!(
+        "test accuracy {:.4} on {} pictures",
+        done.test_accuracy,
+        test.len()
+    );
+    println!(
+        "sha256 {sha256} of {:?}",
+        args.out.join("model.safetensors")
+    );
+    Ok(Exit::Whole)
+}
+
+fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
+    let file = prepare(&args.common)?;
+    let recipe: DiffMaskRecipe = recipe(&file.diffmask, &args.common, "diffmask")?;
+    let out = args.out.as_deref().unwrap_or(&args.model);
+    let Some(reference) = args.model.to_str() else {
+        bail!("path is not UTF-8: {:?}", args.model);
+    };
+    // New gates shall replace old ones, even ones that no longer fit.
+    let model = models::open(reference, &Device::Cpu)?;
+    let Preprocessor {
+        rule,
+        resampling,
+        mean,
+        std,
+    } = model.preprocessor;
+    let Halves { train, test } = open_data(&args.common, &file, rule, resampling, recipe.seed)?;
+    let subject = Subject {
+        vit: &model.vit,
+        base_sha256: &model.weights_sha256,
+        mean,
+        std,
+        train: &*train,
+        test: &*test,
+    };
+    let mut shown = Shown::new(out)?;
+    let done = diffmask::train(&recipe, subject, out, &mut |progress| shown.step(progress))?;
+    shown.finish();
+    if !done.complete {
+        return Ok(interrupted(out));
+    }
+    Gates::save(&done.tensors, &done.card, out)?;
+    Checkpoint::remove(out)?;
+    println!(
+        "binary masks on test pictures: kl {:.4}, kept {:.4}, agreement {:.4}",
+        done.card.kl, done.card.l0, done.agreement
+    );
+    if done.card.kl > recipe.margin {
+        println!(
+            "the margin of {} is not met: train longer, or start with another masked-share",
+            recipe.margin
+        );
+    }
+    println!("gates in {:?}", out.join("gates.safetensors"));
+    Ok(Exit::Whole)
+}
+
+/// Reads the recipe file and sets the number of threads.
+fn prepare(args: &CommonArgs) -> anyhow::Result<RecipeFile> {
+    if let Some(threads) = args.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.get())
+            .build_global()
+            .context("--threads cannot be set")?;
+    }
+    let Some(path) = &args.recipe else {
+        return Ok(RecipeFile::default());
+    };
+    let text = std::fs::read_to_string(path).with_context(|| format!("{path:?}"))?;
+    toml::from_str(&text).with_context(|| format!("recipe {path:?} is malformed"))
+}
+
+/// The table of a recipe file with the command line's changes.
+fn recipe<T: for<'de> Deserialize<'de>>(
+    table: &toml::Table,
+    args: &CommonArgs,
+    name: &str,
+) -> anyhow::Result<T> {
+    let mut table = table.clone();
+    for change in &args.set {
+        let parsed: toml::Table = toml::from_str(change)
+            .or_else(|_| {
+                // A bare word is text.
+                let (key, value) = change.split_once('=').unwrap_or((change, ""));
+                toml::from_str(&format!("{key} = {value:?}"))
+            })
+            .with_context(|| format!("--set takes KEY=VALUE, got {change:?}"))?;
+        table.extend(parsed);
+    }
+    let numbers = [("seed", args.seed), ("checkpoint-steps", args.checkpoint)];
+    for (key, value) in numbers {
+        if let Some(value) = value {
+            let value = i64::try_from(value).with_context(|| format!("{key} is too large"))?;
+            table.insert(key.into(), value.into());
+        }
+    }
+    toml::Value::Table(table)
+        .try_into()
+        .with_context(|| format!("recipe table {name:?}"))
+}
+
+fn open_data(
+    args: &CommonArgs,
+    file: &RecipeFile,
+    rule: ResizeRule,
+    resampling: Resampling,
+    seed: u64,
+) -> anyhow::Result<Halves> {
+    let Some(reference) = args.data.as_ref().or(file.data.as_ref()) else {
+        bail!("no data: pass --data, or a recipe that names it");
+    };
+    Ok(data::open(reference, rule, resampling, seed)?)
+}
+
+fn interrupted(folder: &Path) -> Exit {
+    println!(
+        "interrupted; the same command goes on from {:?}",
+        Checkpoint::path(folder)
+    );
+    Exit::Interrupted
+}
+
+/// Shows a run on standard error, and ends it at Ctrl-C.
+struct Shown {
+    bar: Option<ProgressBar>,
+    interrupted: std::sync::Arc<AtomicBool>,
+    /// Running means of the values, for single steps are noisy.
+    means: Vec<f64>,
+}
+
+/// Weight of the newest step in a running mean.
+const NEWEST: f64 = 0.05;
+
+impl Shown {
+    fn new(folder: &Path) -> anyhow::Result<Self> {
+        let interrupted = interrupt::flag(vec![Checkpoint::path(folder)])?;
+        Ok(Self {
+            bar: None,
+            interrupted,
+            means: Vec::new(),
+        })
+    }
+
+    fn step(&mut self, progress: &Progress<'_>) -> bool {
+        self.means.resize(progress.values.len(), f64::NAN);
+        for (mean, value) in self.means.iter_mut().zip(progress.values) {
+            if mean.is_nan() {
+                *mean = *value;
+            } else if value.is_finite() {
+                *mean += NEWEST * (value - *mean);
+            }
+        }
+        let bar = self.bar.get_or_insert_with(|| bar(progress));
+        bar.set_position(progress.step);
+        let line: Vec<String> = progress
+            .names
+            .iter()
+            .zip(progress.values.iter().zip(&self.means))
+            .filter(|(_, (_, mean))| mean.is_finite())
+            .map(|(name, (value, mean))| {
+                // What is measured now and then is shown as it was last measured.
+                let shown = if name.starts_with("test") && value.is_finite() {
+                    value
+                } else {
+                    mean
+                };
+                format!("{name} {shown:.3}")
+            })
+            .collect();
+        bar.set_message(line.join("  "));
+        !self.interrupted.load(Ordering::SeqCst)
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish();
+        }
+    }
+}
+
+fn bar(progress: &Progress<'_>) -> ProgressBar {
+    let bar = ProgressBar::new(progress.n_steps);
+    // A resumed run shall not count the steps of the first one into its speed.
+    bar.set_position(progress.step.saturating_sub(1));
+    bar.reset_eta();
+    let template = "{wide_bar} {pos}/{len}  {per_sec}  {eta} left\n{msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}

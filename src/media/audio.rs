@@ -1,0 +1,359 @@
+//! Sound on its way past the stages: packets are copied, and encoded anew only where the container demands it.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded, select};
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+use super::bus::Failure;
+use super::container::Container;
+use super::elements;
+use super::job::{AudioMode, FileJob};
+use super::session::{Shared, lock};
+use super::timeline::{self, Timeline};
+use crate::error::{Error, Result};
+
+/// How far sound may run ahead of the encoder, or the encoder ahead of sound.
+///
+/// x264 keeps 40 frames before it gives the first one, so GStreamer's default of one second hangs.
+/// Half a gigabyte is hours of compressed sound: only a file that stores one after the other gets there.
+pub(super) const LEAD_BYTES: u32 = 512 << 20;
+
+/// How long to wait for the first packet of sound whose begin only the packet tells.
+const FIRST_PACKET: Duration = Duration::from_secs(1);
+
+/// How long before zero a track begins.
+enum Early {
+    Known(Duration),
+    Measured(Receiver<Duration>),
+}
+
+/// One sound track, kept back at the end of its queue.
+pub(super) struct AudioTrack {
+    /// What it is, for people to read.
+    pub(super) description: String,
+    /// True where packets are copied.
+    pub(super) copied: bool,
+    early: Early,
+    end: gst::Pad,
+    gate: gst::PadProbeId,
+}
+
+impl AudioTrack {
+    /// How long before zero it begins; sound that has not turned up in a while begins later.
+    pub(super) fn early(&mut self, shared: &Shared) -> Result<Duration> {
+        let early = match &self.early {
+            Early::Known(early) => *early,
+            Early::Measured(measured) => select! {
+                recv(measured) -> early => early.unwrap_or_default(),
+                recv(shared.aborted) -> _ => return Err(shared.error()),
+                default(FIRST_PACKET) => Duration::ZERO,
+            },
+        };
+        self.early = Early::Known(early);
+        Ok(early)
+    }
+
+    /// Links it to `muxer`, moved later by `delay`, without what begins more than `early` before zero.
+    ///
+    /// Nothing flows yet.
+    pub(super) fn link(
+        &self,
+        muxer: &gst::Element,
+        container: Container,
+        delay: Duration,
+        early: Duration,
+    ) -> Result<()> {
+        if !delay.is_zero() {
+            timeline::shift(&self.end, delay, early);
+        }
+        let pad = container.audio_pad(muxer)?;
+        self.end.link(&pad).map_err(|err| {
+            Error::Media(format!(
+                "{} cannot be put into {container:?} ({err})",
+                self.description
+            ))
+        })?;
+        Ok(())
+    }
+
+    /// Lets packets flow.
+    pub(super) fn open(self) {
+        self.end.remove_probe(self.gate);
+    }
+}
+
+/// Leads the sound of the demuxer's `pad` into a queue of `pipeline`.
+pub(super) fn attach(
+    pipeline: &gst::Pipeline,
+    pad: &gst::Pad,
+    caps: &gst::Caps,
+    job: &FileJob,
+    container: Container,
+    timeline: &Timeline,
+    shared: &Arc<Shared>,
+) -> Result<AudioTrack> {
+    let description = describe(caps);
+    let accepted = container.audio_caps()?;
+    let copied = job.audio == AudioMode::Copy && holds(&accepted, caps);
+    if job.audio == AudioMode::Copy && !copied {
+        tracing::warn!(
+            sound = description,
+            encoder = encoder_of(container).0,
+            "the container cannot hold this sound, encoding it anew"
+        );
+    }
+    let mut chain = if copied {
+        copy_chain(&accepted, caps)?
+    } else {
+        encode_chain(container, &accepted, caps)?
+    };
+    let queue = lead_queue(shared, "the sound runs too far ahead of the picture")?;
+    chain.push(queue.clone());
+    elements::add_chain(pipeline, &chain)?;
+
+    let end = elements::static_pad(&queue, "src")?;
+    let gate = end
+        .add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, |_, _| {
+            gst::PadProbeReturn::Ok
+        })
+        .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
+    refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
+    cut(&end, shared);
+    timeline.apply(pad);
+    let start = elements::static_pad(&chain[0], "sink")?;
+    let early = match timeline.run_in_of(pad) {
+        // What is decoded is cut to the sample; nothing of it begins early.
+        _ if !copied => Early::Known(Duration::ZERO),
+        Some(run_in) => Early::Known(run_in),
+        None => Early::Measured(measure(&start)),
+    };
+    pad.link(&start)
+        .map_err(|err| Error::Media(format!("sound {description:?} cannot be read ({err})")))?;
+    Ok(AudioTrack {
+        description,
+        copied,
+        early,
+        end,
+        gate,
+    })
+}
+
+/// A queue that bridges the distance between sound and picture, and fails instead of hanging where that is too long.
+pub(super) fn lead_queue(shared: &Arc<Shared>, complaint: &'static str) -> Result<gst::Element> {
+    let queue = elements::make("queue")?;
+    queue.set_property("max-size-time", 0_u64);
+    queue.set_property("max-size-buffers", 0_u32);
+    queue.set_property("max-size-bytes", LEAD_BYTES);
+    let shared = Arc::clone(shared);
+    queue.connect("overrun", false, move |_| {
+        shared.fail(Failure::new(complaint));
+        None
+    });
+    Ok(queue)
+}
+
+/// Answers "no" to queries that would stand in the held back queue, while whoever asks holds up the demuxer.
+fn refuse_serialized_queries(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
+        if info.query().is_some_and(|query| query.is_serialized()) {
+            return gst::PadProbeReturn::Drop;
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Drops packets after the picture was stopped, and completes the durations of the others.
+fn cut(end: &gst::Pad, shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    let usual = Mutex::new(None);
+    end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        let segment = pad
+            .sticky_event::<gst::event::Segment>(0)
+            .and_then(|event| event.segment().downcast_ref::<gst::ClockTime>().cloned());
+        let Some(buffer) = info.buffer_mut() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let (Some(segment), Some(pts)) = (segment, buffer.pts()) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let after_stop = segment
+            .to_running_time(pts)
+            .is_some_and(|time| time.nseconds() >= shared.sound_end.load(Ordering::SeqCst));
+        if after_stop {
+            return gst::PadProbeReturn::Drop;
+        }
+        let mut usual = lock(&usual);
+        // A Matroska block need not say how long it is, and a muxer takes that for zero.
+        let duration = buffer.duration().or(*usual);
+        *usual = duration;
+        let left = segment.stop().map(|stop| stop.saturating_sub(pts));
+        let duration = match (duration, left) {
+            (Some(duration), Some(left)) => Some(duration.min(left)),
+            (duration, _) => duration,
+        };
+        if duration != buffer.duration() {
+            buffer.make_mut().set_duration(duration);
+        }
+        if let Some(end) = segment.to_running_time(pts + duration.unwrap_or_default()) {
+            shared
+                .sound_written
+                .fetch_max(end.nseconds(), Ordering::SeqCst);
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Says through the channel how long before zero the first packet of `pad` begins.
+fn measure(pad: &gst::Pad) -> Receiver<Duration> {
+    let (sender, receiver) = bounded(1);
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    pad.add_probe(kinds, move |pad, info| {
+        let early = match &info.data {
+            Some(gst::PadProbeData::Event(event)) if event.type_() != gst::EventType::Eos => None,
+            Some(gst::PadProbeData::Buffer(buffer)) => Some(before_zero(pad, buffer)),
+            _ => Some(Duration::ZERO),
+        };
+        let Some(early) = early else {
+            return gst::PadProbeReturn::Ok;
+        };
+        // Only the first answer counts, and there is room for it.
+        let _ = sender.try_send(early);
+        gst::PadProbeReturn::Remove
+    });
+    receiver
+}
+
+fn before_zero(pad: &gst::Pad, buffer: &gst::BufferRef) -> Duration {
+    let segment = pad.sticky_event::<gst::event::Segment>(0);
+    let segment = segment
+        .as_ref()
+        .and_then(|event| event.segment().downcast_ref::<gst::ClockTime>());
+    match (segment, buffer.pts()) {
+        (Some(segment), Some(pts)) => match segment.to_running_time_full(pts) {
+            Some(gst::Signed::Negative(early)) => early.into(),
+            _ => Duration::ZERO,
+        },
+        _ => Duration::ZERO,
+    }
+}
+
+/// True where a container that accepts `accepted` may hold packets of `caps` without a change of their content.
+fn holds(accepted: &gst::Caps, caps: &gst::Caps) -> bool {
+    let mut caps = caps.clone();
+    if is_aac(&caps)
+        && let Some(fields) = caps.make_mut().structure_mut(0)
+    {
+        // Framing is not content: a parser takes ADTS headers off and puts them on.
+        fields.remove_fields(["stream-format", "framed", "codec_data"]);
+    }
+    accepted.can_intersect(&caps)
+}
+
+fn is_aac(caps: &gst::Caps) -> bool {
+    let aac = gst::Caps::builder("audio/mpeg").field("mpegversion", gst::List::new([2, 4]));
+    aac.build().can_intersect(caps)
+}
+
+fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element>> {
+    if !is_aac(caps) {
+        return Ok(Vec::new());
+    }
+    Ok(vec![
+        elements::make("aacparse")?,
+        // Stands in for the muxer, which the parser cannot ask before it exists.
+        elements::capsfilter(accepted)?,
+    ])
+}
+
+/// Encoders for `container`, best first, and the parser behind them.
+fn encoder_of(container: Container) -> (&'static str, &'static str, &'static str) {
+    match container {
+        Container::Mp4 | Container::Mov | Container::MpegTs => {
+            ("avenc_aac", "voaacenc", "aacparse")
+        }
+        Container::Matroska | Container::Webm => ("opusenc", "vorbisenc", "identity"),
+    }
+}
+
+fn encode_chain(
+    container: Container,
+    accepted: &gst::Caps,
+    caps: &gst::Caps,
+) -> Result<Vec<gst::Element>> {
+    let (best, second, parser) = encoder_of(container);
+    let encoder = match [best, second]
+        .into_iter()
+        .find(|name| elements::available(name))
+    {
+        Some(name) => elements::make(name)?,
+        None => return Err(elements::missing(&[best, second])),
+    };
+    let mut chain = Vec::new();
+    if caps
+        .structure(0)
+        .is_some_and(|fields| fields.name() != "audio/x-raw")
+    {
+        chain.push(decoder(caps)?);
+    }
+    chain.extend([
+        elements::make("audioconvert")?,
+        elements::make("audioresample")?,
+        encoder,
+        elements::make(parser)?,
+        elements::capsfilter(accepted)?,
+    ]);
+    Ok(chain)
+}
+
+/// The highest ranked installed decoder for `caps`.
+fn decoder(caps: &gst::Caps) -> Result<gst::Element> {
+    let decoders = gst::ElementFactory::factories_with_type(
+        gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_AUDIO,
+        gst::Rank::MARGINAL,
+    );
+    decoders
+        .iter()
+        .filter(|factory| factory.can_sink_any_caps(caps))
+        .max_by_key(|factory| factory.rank())
+        .ok_or_else(|| {
+            Error::Media(format!(
+                "no decoder is installed for sound {:?} (Debian package \"gstreamer1.0-libav\" brings most)",
+                describe(caps)
+            ))
+        })?
+        .create()
+        .build()
+        .map_err(|err| Error::Media(format!("cannot make a sound decoder: {err}")))
+}
+
+/// Codec, rate and channels of `caps`, for people to read.
+fn describe(caps: &gst::Caps) -> String {
+    let Some(fields) = caps.structure(0) else {
+        return "unknown sound".into();
+    };
+    let codec = match (
+        fields.name().as_str(),
+        fields.get::<i32>("mpegversion"),
+        fields.get::<i32>("layer"),
+    ) {
+        ("audio/mpeg", Ok(2 | 4), _) => "AAC".to_owned(),
+        ("audio/mpeg", _, Ok(layer)) => format!("MP{layer}"),
+        ("audio/x-raw", ..) => "PCM".to_owned(),
+        (name, ..) => name
+            .trim_start_matches("audio/")
+            .trim_start_matches("x-")
+            .to_uppercase(),
+    };
+    let mut description = codec;
+    if let Ok(rate) = fields.get::<i32>("rate") {
+        description.push_str(&format!(" {rate} Hz"));
+    }
+    if let Ok(channels) = fields.get::<i32>("channels") {
+        description.push_str(&format!(" {channels} ch"));
+    }
+    description
+}

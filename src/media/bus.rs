@@ -1,0 +1,67 @@
+//! Turns bus messages into [`Error`]s of one sentence.
+
+use std::path::Path;
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+use super::elements::factory_name;
+use crate::error::Error;
+
+/// Why the pipeline stopped, and whether the disk was full.
+pub(super) struct Failure {
+    /// Element and reason, without a path.
+    pub(super) reason: String,
+    /// True where a file could not grow.
+    pub(super) disk_full: bool,
+}
+
+impl Failure {
+    /// A failure of this crate's own part of the pipeline.
+    pub(super) fn new(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            disk_full: false,
+        }
+    }
+
+    /// What an element said when it gave up.
+    pub(super) fn from_message(message: &gst::message::Error) -> Self {
+        let element = message
+            .src()
+            .and_then(|src| src.downcast_ref::<gst::Element>())
+            .map_or_else(|| "pipeline".to_owned(), factory_name);
+        let error = message.error();
+        let disk_full = error.matches(gst::ResourceError::NoSpaceLeft);
+        // GStreamer's second, inner text has the detail where the first one only says that something failed.
+        let detail = message.debug().unwrap_or_default();
+        let detail = detail.lines().nth(1).unwrap_or_default().trim();
+        let text = error.message().trim().trim_end_matches('.').to_owned();
+        let generic = text.starts_with("Internal data stream error")
+            || text.starts_with("Could not")
+            || text.starts_with("GStreamer encountered");
+        let reason = if generic && !detail.is_empty() {
+            format!("{element}: {text} ({})", detail.trim_end_matches('.'))
+        } else {
+            format!("{element}: {text}")
+        };
+        Self { reason, disk_full }
+    }
+
+    /// The error for whoever asked for the frames of `input` or wrote `output`.
+    pub(super) fn to_error(&self, input: &Path, output: &Path) -> Error {
+        if self.disk_full {
+            return Error::Media(format!("no space left on the disk: {output:?}"));
+        }
+        Error::Media(format!("{}: {input:?}", self.reason))
+    }
+}
+
+/// What is missing, where `message` says that no installed plugin handles a stream.
+pub(super) fn missing_plugin(message: &gst::message::Element) -> Option<String> {
+    let structure = message.structure()?;
+    if structure.name() != "missing-plugin" {
+        return None;
+    }
+    structure.get::<String>("name").ok()
+}

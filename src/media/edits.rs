@@ -1,0 +1,127 @@
+//! Hides an mp4's edit lists from GStreamer's demuxer, and corrects those that its muxer wrote.
+//!
+//! qtdemux 1.22 ends a track at the first key frame past the *edited* duration, counted from the samples' own zero:
+//! trimmed videos lose up to the trimmed time, and AAC loses its last packet.
+//! So the lists are rewritten as they are read to show all, and [`timeline`](super::timeline) does what they mean.
+
+use std::fs::OpenOptions;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+use super::mp4::{Field, Movie, NORMAL_RATE, ticks_from_duration};
+
+/// Shows whoever reads from `filesrc` lists that hide nothing.
+pub(super) fn hide(movie: &Movie, filesrc: &gst::Element) {
+    let patches = patches(movie);
+    let Some(pad) = filesrc.static_pad("src") else {
+        return;
+    };
+    pad.add_probe(
+        gst::PadProbeType::BUFFER | gst::PadProbeType::PULL,
+        move |_, info| {
+            if let Some(buffer) = info.buffer_mut() {
+                apply(&patches, buffer);
+            }
+            gst::PadProbeReturn::Ok
+        },
+    );
+}
+
+/// Bytes to read in place of the file's, and where.
+type Patch = (u64, Vec<u8>);
+
+/// Edit lists that show all from the first sample on, and a total duration that has room for it.
+fn patches(movie: &Movie) -> Vec<Patch> {
+    let hidden = movie
+        .tracks
+        .iter()
+        .filter_map(|track| Some(track.begin(&track.edit?)))
+        .max()
+        .unwrap_or_default();
+    // Without a list, samples are shown a little after they are stored; a second is longer than any reordering.
+    let room = ticks_from_duration(hidden + Duration::from_secs(1), movie.timescale);
+    let Some(duration) = movie.duration else {
+        return Vec::new();
+    };
+    // qtdemux takes a track that is shorter than a fifth of the whole for a preview, and leaves it out.
+    let room = room.min(duration.value.saturating_mul(3));
+    let all = duration.value + room;
+    let mut patches = vec![(duration.at, duration.bytes(all))];
+    for n_edits in movie.tracks.iter().filter_map(|track| track.n_edits) {
+        let number = |value| n_edits.bytes(value);
+        let list = [
+            1_u32.to_be_bytes().to_vec(),
+            number(all),
+            number(0),
+            NORMAL_RATE.to_be_bytes().to_vec(),
+        ];
+        patches.push((n_edits.at, list.concat()));
+    }
+    patches
+}
+
+/// Patches as much of `buffer` as the patches lie in.
+fn apply(patches: &[Patch], buffer: &mut gst::Buffer) {
+    let offset = buffer.offset();
+    let end = offset.saturating_add(buffer.size() as u64);
+    let touches = |(at, bytes): &Patch| *at < end && at + bytes.len() as u64 > offset;
+    if !patches.iter().any(touches) {
+        return;
+    }
+    let Ok(mut target) = buffer.make_mut().map_writable() else {
+        return;
+    };
+    for (at, bytes) in patches {
+        for (byte, place) in bytes.iter().zip(*at..) {
+            let idx = place
+                .checked_sub(offset)
+                .and_then(|idx| usize::try_from(idx).ok());
+            if let Some(target) = idx.and_then(|idx| target.get_mut(idx)) {
+                *target = *byte;
+            }
+        }
+    }
+}
+
+/// Corrects the edit lists of the mp4 at `path`: the picture lasts until `end`, and each sound track's run-in is hidden.
+///
+/// Muxers guess how long the last frame is shown, and put the run-in into the presentation.
+/// `run_ins` are in the file's order; the file keeps its length.
+pub(super) fn correct_lists(
+    path: &Path,
+    end: Duration,
+    run_ins: &[Duration],
+) -> std::io::Result<()> {
+    let movie = Movie::read(path)
+        .ok_or_else(|| std::io::Error::other("the written file has no readable header"))?;
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    let mut write = |field: Option<Field>, value: u64| -> std::io::Result<()> {
+        let Some(field) = field else { return Ok(()) };
+        file.seek(SeekFrom::Start(field.at))?;
+        file.write_all(&field.bytes(value))
+    };
+    let mut longest = 0;
+    let mut run_ins = run_ins.iter();
+    for track in &movie.tracks {
+        let Some(edit) = track.edit else { continue };
+        let delay = ticks_from_duration(edit.delay, movie.timescale);
+        let mut shown = edit.shown_at.map_or(0, |field| field.value);
+        if track.is(b"vide") {
+            shown = ticks_from_duration(end.saturating_sub(edit.delay), movie.timescale);
+        } else if track.is(b"soun")
+            && let Some(run_in) = run_ins.next()
+        {
+            shown = shown.saturating_sub(ticks_from_duration(*run_in, movie.timescale));
+            let hidden = ticks_from_duration(*run_in, track.timescale);
+            write(edit.start_at, edit.media_start + hidden)?;
+        }
+        write(edit.shown_at, shown)?;
+        write(track.duration, delay + shown)?;
+        longest = longest.max(delay + shown);
+    }
+    write(movie.duration, longest)
+}

@@ -1,0 +1,162 @@
+//! Makes GStreamer elements, and says which Debian package brings one that is missing.
+
+use gstreamer as gst;
+
+use crate::error::{Error, Result};
+
+/// Element and the Debian 12 package that carries it (`dpkg -S` on each plugin file).
+const PACKAGES: &[(&str, &[&str])] = &[
+    (
+        "libgstreamer1.0-0",
+        &["capsfilter", "fakesink", "filesink", "filesrc", "queue"],
+    ),
+    (
+        "gstreamer1.0-plugins-base",
+        &[
+            "appsrc",
+            "audioconvert",
+            "audioresample",
+            "decodebin3",
+            "opusenc",
+            "parsebin",
+            "videoconvert",
+            "videoscale",
+            "vorbisenc",
+        ],
+    ),
+    (
+        "gstreamer1.0-plugins-good",
+        &[
+            "aacparse",
+            "matroskamux",
+            "mp4mux",
+            "mpegaudioparse",
+            "qtmux",
+            "videoflip",
+            "vp8enc",
+            "vp9enc",
+            "webmmux",
+        ],
+    ),
+    (
+        "gstreamer1.0-plugins-bad",
+        &[
+            "h264parse",
+            "mpegtsmux",
+            "openh264enc",
+            "opusparse",
+            "voaacenc",
+        ],
+    ),
+    ("gstreamer1.0-plugins-ugly", &["x264enc"]),
+    ("gstreamer1.0-libav", &["avenc_aac"]),
+];
+
+/// The Debian package that brings the element `factory`, where it is one that this crate uses.
+pub fn package(factory: &str) -> Option<&'static str> {
+    PACKAGES
+        .iter()
+        .find(|(_, factories)| factories.contains(&factory))
+        .map(|(package, _)| *package)
+}
+
+/// True where the element `factory` is installed.
+pub fn available(factory: &str) -> bool {
+    gst::ElementFactory::find(factory).is_some()
+}
+
+/// What to tell a user whose machine lacks every one of `factories`.
+pub(super) fn missing(factories: &[&str]) -> Error {
+    let wanted: Vec<String> = factories
+        .iter()
+        .map(|factory| match package(factory) {
+            Some(package) => format!("{factory:?} (Debian package {package:?})"),
+            None => format!("{factory:?}"),
+        })
+        .collect();
+    Error::Media(format!(
+        "gstreamer element {} is not installed",
+        wanted.join(" or ")
+    ))
+}
+
+/// A new element.
+pub(super) fn make(factory: &str) -> Result<gst::Element> {
+    gst::ElementFactory::make(factory)
+        .build()
+        .map_err(|_| missing(&[factory]))
+}
+
+/// A filter that lets only `caps` pass.
+pub(super) fn capsfilter(caps: &gst::Caps) -> Result<gst::Element> {
+    let filter = make("capsfilter")?;
+    filter.set_property("caps", caps);
+    Ok(filter)
+}
+
+/// A sink that swallows what nobody wants, so that no pad stays unlinked: one would stop the whole pipeline.
+pub(super) fn drain() -> Result<gst::Element> {
+    let sink = make("fakesink")?;
+    // Waits neither for the clock nor for a first buffer: the pipeline's state must not hang on it.
+    sink.set_property("sync", false);
+    sink.set_property("async", false);
+    sink.set_property("enable-last-sample", false);
+    Ok(sink)
+}
+
+/// Adds `chain` to `pipeline`, links it in its order and starts it.
+pub(super) fn add_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
+    pipeline
+        .add_many(chain)
+        .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
+    gst::Element::link_many(chain).map_err(|_| {
+        let names: Vec<_> = chain.iter().map(factory_name).collect();
+        Error::Media(format!("cannot link {}", names.join(" ! ")))
+    })?;
+    // From the end backwards, so that no element pushes into one that is not yet running.
+    for element in chain.iter().rev() {
+        element.sync_state_with_parent().map_err(|_| {
+            Error::Media(format!(
+                "element {:?} does not start",
+                factory_name(element)
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+/// The static pad `name` of `element`.
+pub(super) fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad> {
+    element.static_pad(name).ok_or_else(|| {
+        Error::Media(format!(
+            "element {:?} has no pad {name:?}",
+            factory_name(element)
+        ))
+    })
+}
+
+/// The name that a person would look up.
+pub(super) fn factory_name(element: &gst::Element) -> String {
+    use gst::prelude::*;
+    element.factory().map_or_else(
+        || element.name().to_string(),
+        |factory| factory.name().to_string(),
+    )
+}
+
+use gst::prelude::*;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_element_is_named_with_its_package() {
+        let message = missing(&["x264enc", "openh264enc"]).to_string();
+        assert_eq!(
+            message,
+            "gstreamer element \"x264enc\" (Debian package \"gstreamer1.0-plugins-ugly\") or \
+             \"openh264enc\" (Debian package \"gstreamer1.0-plugins-bad\") is not installed"
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! Corrects the duration that GStreamer's muxer writes into a Matroska or WebM file.
+//!
+//! matroskamux 1.22 writes the longest track's length and leaves out when it begins.
+//! Elements are those of RFC 9559; nothing else of them is read.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::time::Duration;
+
+const SEGMENT: u32 = 0x1853_8067;
+const INFO: u32 = 0x1549_a966;
+const DURATION: u32 = 0x4489;
+const TIMESTAMP_SCALE: u32 = 0x2a_d7b1;
+
+/// The segment's information comes first: in any file of this muxer within this many bytes.
+const HEAD_LEN: u64 = 64 << 10;
+
+/// Writes `duration` into the header of `path`, if it has a place for it.
+pub(super) fn correct_duration(path: &Path, duration: Duration) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    File::open(path)?.take(HEAD_LEN).read_to_end(&mut head)?;
+    let Some((at, bytes)) = duration_patch(&head, duration) else {
+        return Ok(());
+    };
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.seek(SeekFrom::Start(at))?;
+    file.write_all(&bytes)
+}
+
+/// Where the duration lies in `head`, and what to write there.
+fn duration_patch(head: &[u8], duration: Duration) -> Option<(u64, Vec<u8>)> {
+    let mut step_nanos = 1_000_000_u64;
+    let mut at = 0;
+    loop {
+        let element = Element::read(head, at)?;
+        match element.id {
+            // What is in these two is read in turn; all else is passed over.
+            SEGMENT | INFO => at = element.content,
+            TIMESTAMP_SCALE => {
+                let bytes = head.get(element.content..element.end()?)?;
+                step_nanos = bytes
+                    .iter()
+                    .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+                at = element.end()?;
+            }
+            DURATION => {
+                let steps = duration.as_nanos() as f64 / step_nanos.max(1) as f64;
+                let bytes = match element.len? {
+                    8 => steps.to_be_bytes().to_vec(),
+                    4 => (steps as f32).to_be_bytes().to_vec(),
+                    _ => return None,
+                };
+                return Some((element.content as u64, bytes));
+            }
+            _ => at = element.end()?,
+        }
+    }
+}
+
+struct Element {
+    id: u32,
+    /// Offset of the content.
+    content: usize,
+    /// `None` where the writer did not know.
+    len: Option<usize>,
+}
+
+impl Element {
+    fn read(head: &[u8], at: usize) -> Option<Self> {
+        let first = *head.get(at)?;
+        let id_len = first.leading_zeros() as usize + 1;
+        if id_len > 4 {
+            return None;
+        }
+        let id = number(head.get(at..at + id_len)?)?;
+        let first = *head.get(at + id_len)?;
+        let size_len = first.leading_zeros() as usize + 1;
+        if size_len > 8 {
+            return None;
+        }
+        let content = at + id_len + size_len;
+        let size = number(head.get(at + id_len..content)?)?;
+        let marker = 1_u64 << (7 * size_len);
+        let unknown = size == 2 * marker - 1;
+        Some(Self {
+            id: u32::try_from(id).ok()?,
+            content,
+            len: if unknown {
+                None
+            } else {
+                usize::try_from(size ^ marker).ok()
+            },
+        })
+    }
+
+    fn end(&self) -> Option<usize> {
+        self.content.checked_add(self.len?)
+    }
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    (bytes.len() <= 8).then(|| {
+        bytes
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_duration_is_found_behind_other_elements() {
+        let scale = [0x2a, 0xd7, 0xb1, 0x83, 0x0f, 0x42, 0x40];
+        let void = [0xec, 0x82, 0, 0];
+        let duration = [&[0x44, 0x89, 0x88][..], &[0; 8]].concat();
+        let info = [&scale[..], &void, &duration].concat();
+        let mut head = vec![0x1a, 0x45, 0xdf, 0xa3, 0x81, 0];
+        // A segment of unknown size.
+        head.extend([
+            0x18, 0x53, 0x80, 0x67, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+        ]);
+        head.extend([0x15, 0x49, 0xa9, 0x66, 0x80 | info.len() as u8]);
+        head.extend(&info);
+        let (at, bytes) = duration_patch(&head, Duration::from_millis(2500)).unwrap();
+        assert_eq!(at as usize, head.len() - 8);
+        assert_eq!(bytes, 2500_f64.to_be_bytes());
+    }
+
+    #[test]
+    fn a_broken_head_is_left_alone() {
+        let head = [
+            0x18, 0x53, 0x80, 0x67, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x15, 0x49,
+        ];
+        for len in 0..head.len() {
+            assert!(duration_patch(&head[..len], Duration::ZERO).is_none());
+        }
+        assert!(duration_patch(&[0; 32], Duration::ZERO).is_none());
+    }
+}

@@ -1,0 +1,406 @@
+//! Reads what GStreamer does not tell of an mp4 or mov file: time scales and edit lists.
+//!
+//! Boxes are those of ISO/IEC 14496-12; nothing else of them is read.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::time::Duration;
+
+/// A `moov` box above this size is not read: its file is at least as long as a day.
+const LARGEST_MOOV: u64 = 256 << 20;
+
+/// A rate of one, 16 bits after the point.
+pub(super) const NORMAL_RATE: u32 = 0x0001_0000;
+
+/// The header of a file.
+pub(super) struct Movie {
+    /// Steps a second in which edits and total durations are counted.
+    pub(super) timescale: u32,
+    /// Where the total duration lies in the file.
+    pub(super) duration: Option<Field>,
+    /// In the file's order.
+    pub(super) tracks: Vec<Track>,
+}
+
+/// One track.
+pub(super) struct Track {
+    pub(super) id: u32,
+    /// `vide`, `soun`, or others.
+    pub(super) handler: [u8; 4],
+    /// Steps a second in which samples are counted.
+    pub(super) timescale: u32,
+    /// Where the track's total duration lies in the file.
+    pub(super) duration: Option<Field>,
+    /// Where the number of edits lies in the file; `wide` holds for the edits behind it.
+    pub(super) n_edits: Option<Field>,
+    /// True where the colors are said to span 0–255, which GStreamer 1.22 does not read.
+    pub(super) full_range: bool,
+    /// What is shown and when; `None` where it is more than a delay and a beginning.
+    pub(super) edit: Option<Edit>,
+}
+
+/// The common edit: shown from `media_start` on, `delay` after the presentation's begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Edit {
+    pub(super) delay: Duration,
+    /// In the track's steps.
+    pub(super) media_start: u64,
+    /// `None` is up to the end.
+    pub(super) shown: Option<Duration>,
+    /// Where the entry's duration lies in the file.
+    pub(super) shown_at: Option<Field>,
+    /// Where the entry's `media_start` lies in the file.
+    pub(super) start_at: Option<Field>,
+}
+
+/// A number in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Field {
+    /// Byte offset.
+    pub(super) at: u64,
+    /// True for 8 bytes, false for 4.
+    pub(super) wide: bool,
+    pub(super) value: u64,
+}
+
+impl Movie {
+    /// The header of `path`; `None` where it is no mp4.
+    pub(super) fn read(path: &Path) -> Option<Self> {
+        let (moov, base) = read_moov(&mut File::open(path).ok()?)?;
+        let root = Content {
+            bytes: &moov,
+            at: base,
+        };
+        let header = root.child(b"mvhd")?;
+        let wide = header.version()? == 1;
+        let (timescale_at, duration_at) = if wide { (20, 24) } else { (12, 16) };
+        let timescale = header.be32(timescale_at)?;
+        let tracks = root
+            .children()
+            .filter(|(kind, _)| kind == b"trak")
+            .filter_map(|(_, content)| Track::read(content, timescale))
+            .collect();
+        Some(Self {
+            timescale,
+            duration: header.field(duration_at, wide),
+            tracks,
+        })
+    }
+
+    /// Steps a second of the first picture.
+    pub(super) fn video_timescale(&self) -> Option<u32> {
+        self.tracks
+            .iter()
+            .find(|track| track.is(b"vide"))
+            .map(|track| track.timescale)
+            .filter(|timescale| *timescale > 0)
+    }
+}
+
+impl Field {
+    /// `value` as this field would hold it.
+    pub(super) fn bytes(self, value: u64) -> Vec<u8> {
+        if self.wide {
+            value.to_be_bytes().to_vec()
+        } else {
+            u32::try_from(value)
+                .unwrap_or(u32::MAX)
+                .to_be_bytes()
+                .to_vec()
+        }
+    }
+}
+
+impl Track {
+    pub(super) fn is(&self, handler: &[u8; 4]) -> bool {
+        &self.handler == handler
+    }
+
+    /// Where in the samples' own time the presentation begins.
+    pub(super) fn begin(&self, edit: &Edit) -> Duration {
+        duration_from_ticks(edit.media_start, self.timescale)
+    }
+
+    fn read(content: Content, movie_timescale: u32) -> Option<Self> {
+        let header = content.child(b"tkhd")?;
+        let wide = header.version()? == 1;
+        let (id_at, duration_at) = if wide { (20, 28) } else { (12, 20) };
+        let media = content.child(b"mdia")?;
+        // Version and flags, a reserved word, then the kind of the track.
+        let handler = media.child(b"hdlr")?.bytes.get(8..12)?.try_into().ok()?;
+        let media_header = media.child(b"mdhd")?;
+        let timescale_at = if media_header.version()? == 1 { 20 } else { 12 };
+        let list = content
+            .child(b"edts")
+            .and_then(|edits| edits.child(b"elst"));
+        let edit = match list {
+            Some(list) => Edit::read(list, movie_timescale),
+            None => Some(Edit::default()),
+        };
+        Some(Self {
+            id: header.be32(id_at)?,
+            handler,
+            full_range: full_range(media).unwrap_or(false),
+            timescale: media_header.be32(timescale_at)?,
+            duration: header.field(duration_at, wide),
+            n_edits: list.and_then(|list| {
+                Some(Field {
+                    wide: list.version()? == 1,
+                    ..list.field(4, false)?
+                })
+            }),
+            edit,
+        })
+    }
+}
+
+/// Whether a picture track's description says that its colors span 0–255.
+fn full_range(media: Content) -> Option<bool> {
+    let table = media.child(b"minf")?.child(b"stbl")?;
+    // Version and flags, then the number of descriptions.
+    let (_, description) = table.child(b"stsd")?.skip(8)?.children().next()?;
+    // 78 bytes of fixed fields stand before the boxes of a picture's description.
+    let color = description.skip(78)?.child(b"colr")?.bytes;
+    // Three 16-bit codes stand between the kind and the flag.
+    Some(color.get(..4)? == b"nclx" && color.get(10)? & 0x80 != 0)
+}
+
+impl Edit {
+    fn read(list: Content, movie_timescale: u32) -> Option<Self> {
+        let wide = list.version()? == 1;
+        let entry_len = if wide { 20 } else { 12 };
+        let n_entries = list.be32(4)? as usize;
+        let mut edit = Self::default();
+        for entry_idx in 0..n_entries {
+            let at = 8 + entry_idx.checked_mul(entry_len)?;
+            let shown = list.field(at, wide)?;
+            let start = list.field(at + if wide { 8 } else { 4 }, wide)?;
+            let rate = list.be32(at + entry_len - 4)?;
+            let empty = start.value == if wide { u64::MAX } else { u64::from(u32::MAX) };
+            let last = entry_idx + 1 == n_entries;
+            if rate != NORMAL_RATE || empty == last {
+                return None;
+            }
+            let duration = duration_from_ticks(shown.value, movie_timescale);
+            if empty {
+                edit.delay += duration;
+                continue;
+            }
+            edit.media_start = start.value;
+            // Fragmented files say zero for "all that follows".
+            edit.shown = (shown.value > 0).then_some(duration);
+            edit.shown_at = Some(shown);
+            edit.start_at = Some(start);
+        }
+        Some(edit)
+    }
+}
+
+/// `ticks` of 1/`timescale` s, rounded down as GStreamer does.
+pub(super) fn duration_from_ticks(ticks: u64, timescale: u32) -> Duration {
+    let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(timescale.max(1));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// `duration` in steps of 1/`timescale` s, to the nearest.
+pub(super) fn ticks_from_duration(duration: Duration, timescale: u32) -> u64 {
+    let ticks = (duration.as_nanos() * u128::from(timescale) + 500_000_000) / 1_000_000_000;
+    u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
+/// The contents of the top-level `moov` box, and where they lie in the file.
+fn read_moov(file: &mut File) -> Option<(Vec<u8>, u64)> {
+    let mut position = 0_u64;
+    loop {
+        file.seek(SeekFrom::Start(position)).ok()?;
+        let mut header = [0_u8; 16];
+        file.read_exact(&mut header[..8]).ok()?;
+        let mut header_len = 8_u64;
+        let mut len = u64::from(be32(&header, 0)?);
+        if len == 1 {
+            file.read_exact(&mut header[8..]).ok()?;
+            header_len = 16;
+            len = be64(&header, 8)?;
+        }
+        // Zero means "to the end of the file", which only the last box may say.
+        let content_len = len.checked_sub(header_len)?;
+        if &header[4..8] == b"moov" {
+            if content_len > LARGEST_MOOV {
+                return None;
+            }
+            let mut moov = Vec::new();
+            file.take(content_len).read_to_end(&mut moov).ok()?;
+            return Some((moov, position + header_len));
+        }
+        position = position.checked_add(len)?;
+    }
+}
+
+/// What is in a box, and where that lies in the file.
+#[derive(Clone, Copy)]
+struct Content<'a> {
+    bytes: &'a [u8],
+    at: u64,
+}
+
+impl<'a> Content<'a> {
+    fn children(self) -> Children<'a> {
+        Children(self)
+    }
+
+    fn child(self, kind: &[u8; 4]) -> Option<Self> {
+        self.children()
+            .find(|(found, _)| found == kind)
+            .map(|(_, content)| content)
+    }
+
+    fn skip(self, len: usize) -> Option<Self> {
+        Some(Self {
+            bytes: self.bytes.get(len..)?,
+            at: self.at + len as u64,
+        })
+    }
+
+    fn version(self) -> Option<u8> {
+        self.bytes.first().copied()
+    }
+
+    fn be32(self, offset: usize) -> Option<u32> {
+        be32(self.bytes, offset)
+    }
+
+    fn field(self, offset: usize, wide: bool) -> Option<Field> {
+        Some(Field {
+            at: self.at + offset as u64,
+            wide,
+            value: if wide {
+                be64(self.bytes, offset)?
+            } else {
+                u64::from(be32(self.bytes, offset)?)
+            },
+        })
+    }
+}
+
+/// Iterates over the boxes in a box: kind, content. Ends at the first one that does not fit.
+struct Children<'a>(Content<'a>);
+
+impl<'a> Iterator for Children<'a> {
+    type Item = ([u8; 4], Content<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let Content { bytes, at } = self.0;
+        let len = usize::try_from(be32(bytes, 0)?).ok()?;
+        let kind = bytes.get(4..8)?.try_into().ok()?;
+        let content = Content {
+            bytes: bytes.get(8..len)?,
+            at: at + 8,
+        };
+        self.0 = Content {
+            bytes: bytes.get(len..)?,
+            at: at + len as u64,
+        };
+        Some((kind, content))
+    }
+}
+
+fn be32(bytes: &[u8], offset: usize) -> Option<u32> {
+    let bytes = bytes.get(offset..offset.checked_add(4)?)?;
+    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+}
+
+fn be64(bytes: &[u8], offset: usize) -> Option<u64> {
+    let bytes = bytes.get(offset..offset.checked_add(8)?)?;
+    Some(u64::from_be_bytes(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn boxed(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(content.len() + 8).unwrap();
+        [&len.to_be_bytes()[..], kind, content].concat()
+    }
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_be_bytes()).collect()
+    }
+
+    fn track(handler: &[u8; 4], timescale: u32, edits: &[[u32; 3]]) -> Vec<u8> {
+        let tkhd = words(&[0, 0, 0, 7, 0, 2000, 0, 0]);
+        let mdhd = words(&[0, 0, 0, timescale, 0]);
+        let hdlr = [&[0; 8][..], handler].concat();
+        let media = [boxed(b"mdhd", &mdhd), boxed(b"hdlr", &hdlr)].concat();
+        let mut list = words(&[0, edits.len() as u32]);
+        list.extend(words(edits.as_flattened()));
+        let content = [
+            boxed(b"tkhd", &tkhd),
+            boxed(b"edts", &boxed(b"elst", &list)),
+            boxed(b"mdia", &media),
+        ];
+        boxed(b"trak", &content.concat())
+    }
+
+    fn file(tracks: &[Vec<u8>]) -> Vec<u8> {
+        let mvhd = boxed(b"mvhd", &words(&[0, 0, 0, 1000, 2000]));
+        [
+            boxed(b"ftyp", b"isom"),
+            boxed(b"mdat", &[7; 100]),
+            boxed(b"moov", &[mvhd, tracks.concat()].concat()),
+        ]
+        .concat()
+    }
+
+    fn read(bytes: &[u8]) -> Option<Movie> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        Movie::read(file.path())
+    }
+
+    const ONE: u32 = NORMAL_RATE;
+
+    #[test]
+    fn time_scales_and_edits_are_found_with_their_places() {
+        let bytes = file(&[
+            track(b"soun", 48_000, &[[500, u32::MAX, ONE], [1500, 1024, ONE]]),
+            track(b"vide", 12_800, &[[2000, 0, ONE]]),
+        ]);
+        let movie = read(&bytes).unwrap();
+        assert_eq!(movie.video_timescale(), Some(12_800));
+        assert_eq!(movie.duration.unwrap().value, 2000);
+        let sound = &movie.tracks[0];
+        assert!(sound.is(b"soun"));
+        assert_eq!((sound.id, sound.duration.unwrap().value), (7, 2000));
+        let edit = sound.edit.unwrap();
+        assert_eq!(edit.delay, Duration::from_millis(500));
+        assert_eq!(edit.shown, Some(Duration::from_millis(1500)));
+        assert_eq!(sound.begin(&edit), Duration::from_nanos(21_333_333));
+        let at = |field: Option<Field>| field.unwrap().at as usize;
+        assert_eq!(bytes[at(edit.start_at)..][..4], 1024_u32.to_be_bytes());
+        assert_eq!(bytes[at(edit.shown_at)..][..4], 1500_u32.to_be_bytes());
+        assert_eq!(bytes[at(sound.n_edits)..][..4], 2_u32.to_be_bytes());
+    }
+
+    #[test]
+    fn more_than_one_shown_part_is_not_a_simple_edit() {
+        let parts = track(b"vide", 600, &[[10, 0, ONE], [10, 50, ONE]]);
+        let slow = track(b"vide", 600, &[[10, 0, ONE / 2]]);
+        let movie = read(&file(&[parts, slow])).unwrap();
+        assert!(movie.tracks.iter().all(|track| track.edit.is_none()));
+    }
+
+    #[test]
+    fn broken_files_are_no_movies() {
+        let whole = file(&[track(b"vide", 600, &[[2000, 0, ONE]])]);
+        for len in 0..whole.len() {
+            // Any answer but a panic or an endless loop will do: a cut file may still show its header.
+            let _ = read(&whole[..len]);
+        }
+        assert!(read(&[0; 64]).is_none());
+        assert!(read(b"just text, and no boxes at all").is_none());
+    }
+}

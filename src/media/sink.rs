@@ -1,0 +1,484 @@
+//! Frames into a file: encoder, muxer, `.part` file, and the rename that makes it whole.
+//!
+//! ```text
+//! push() -> channel of 2 -> appsrc ! videoconvert ! videoscale ! caps ! encoder ! parser ! queue -+- muxer ! OUT.part
+//!                                                                       sound from audio.rs -+
+//! ```
+//!
+//! Nothing of this exists before the first frame, whose layout says the output's size and format.
+//! The file is named `OUT.part` until [`finish`](super::Sink::finish) has closed it; an abandoned one stays readable.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_app as gst_app;
+
+use super::bus::Failure;
+use super::container::{CLOCK, Container};
+use super::elements::{self, static_pad};
+use super::encoder::{Settings, VideoCodec};
+use super::job::FileJob;
+use super::mp4::Movie;
+use super::session::{Session, lock};
+use super::source::{Item, Picture};
+use super::{Sink, audio, edits, even, matroska, pixels};
+use crate::error::{Error, Result};
+use crate::frame::{Frame, PixelLayout, Pts};
+
+/// Frames that wait for the encoder, besides the one that it holds: 6 MB of 1080p I420.
+const WAITING_FRAMES: usize = 2;
+
+/// Longer than any codec's run-in (AAC's is 2112 samples): what is hidden beyond it was cut off.
+const LONGEST_RUN_IN: Duration = Duration::from_millis(150);
+
+/// Writes frames and the source's sound into a file.
+pub struct FileSink {
+    output: PathBuf,
+    part: PathBuf,
+    plan: Plan,
+    writer: Option<Writer>,
+    finished: bool,
+    /// What the source has decoded; thrown away where the sink finishes before the source's end.
+    unread: Receiver<Item>,
+    session: Arc<Session>,
+}
+
+/// How the output is to be encoded.
+pub(super) struct Plan {
+    pub(super) container: Container,
+    pub(super) codec: VideoCodec,
+    pub(super) crf: u32,
+    pub(super) picture: Picture,
+    /// Steps a second that the input's times are multiples of.
+    timescale: u32,
+}
+
+/// What travels to the encoder.
+enum Parcel {
+    /// From here on frames have another format.
+    Caps(gst::Caps),
+    Frame(gst::Buffer),
+}
+
+/// The writing half of the pipeline, once there is one.
+struct Writer {
+    parcels: Sender<Parcel>,
+    /// Disconnects once the last byte has reached the file.
+    written: Receiver<()>,
+    layout: Arc<PixelLayout>,
+    /// Where the last frame ends.
+    end: Pts,
+    /// How much later than in the input frames are written, for sound that cannot begin before zero.
+    delay: Duration,
+    /// Run-in of each sound track, in the file's order.
+    run_ins: Vec<Duration>,
+}
+
+impl Writer {
+    /// When `pts` comes in the file.
+    fn delayed(&self, pts: Pts) -> Option<gst::ClockTime> {
+        gst::ClockTime::try_from(Duration::from_nanos(pts.0) + self.delay).ok()
+    }
+}
+
+impl Plan {
+    pub(super) fn new(
+        job: &FileJob,
+        container: Container,
+        codec: VideoCodec,
+        picture: Picture,
+    ) -> Result<Self> {
+        Ok(Self {
+            container,
+            codec,
+            crf: Settings::checked_crf(job.crf)?,
+            timescale: timescale(job, &picture),
+            picture,
+        })
+    }
+}
+
+/// Steps a second in which the input's times can be said exactly, at least [`CLOCK`].
+fn timescale(job: &FileJob, picture: &Picture) -> u32 {
+    let fps = picture.info.fps();
+    let movie = Movie::read(&job.input);
+    let ticks = movie
+        .and_then(|movie| movie.video_timescale())
+        .unwrap_or_else(|| {
+            // Other containers count in milliseconds, in 1/90000 s, or in frames.
+            let numer = u32::try_from(fps.numer()).unwrap_or(0);
+            let in_clock = numer == 0
+                || (u64::from(CLOCK) * u64::from(fps.denom().unsigned_abs())) % u64::from(numer)
+                    == 0;
+            if in_clock { CLOCK } else { numer }
+        });
+    ticks.saturating_mul(CLOCK.div_ceil(ticks)).max(ticks)
+}
+
+impl FileSink {
+    pub(super) fn new(
+        job: &FileJob,
+        plan: Plan,
+        unread: Receiver<Item>,
+        session: Arc<Session>,
+    ) -> Self {
+        Self {
+            output: job.output.clone(),
+            part: job.part_path(),
+            plan,
+            writer: None,
+            finished: false,
+            unread,
+            session,
+        }
+    }
+
+    /// Where the output lies until it is complete.
+    pub fn part_path(&self) -> &Path {
+        &self.part
+    }
+
+    /// Where the last pushed frame ends, in the output's time.
+    pub fn end(&self) -> Option<Pts> {
+        self.writer.as_ref().map(|writer| writer.end)
+    }
+
+    /// Builds the writing half of the pipeline for frames of `layout`.
+    fn begin(&self, layout: &Arc<PixelLayout>) -> Result<Writer> {
+        let pipeline = &self.session.pipeline;
+        let plan = &self.plan;
+        let caps = self.caps(layout)?;
+        let settings = Settings {
+            crf: plan.crf,
+            framerate: plan.picture.info.fps(),
+            size: layout.size,
+            color_tagged: plan.picture.color_tagged,
+        };
+
+        let (parcels, received) = bounded(WAITING_FRAMES);
+        let appsrc = self.appsrc(&caps, received);
+        let mut encoding = vec![
+            appsrc.upcast(),
+            elements::make("videoconvert")?,
+            elements::make("videoscale")?,
+            elements::capsfilter(&self.encoded_caps(&caps))?,
+        ];
+        encoding.extend(plan.codec.build(&settings)?);
+        let queue = audio::lead_queue(
+            &self.session.shared,
+            "the picture runs too far ahead of the sound",
+        )?;
+        if !plan.picture.color_tagged {
+            untag(&static_pad(&queue, "sink")?);
+        }
+        encoding.push(queue.clone());
+
+        let muxer = plan.container.make_muxer()?;
+        let filesink = elements::make("filesink")?;
+        filesink.set_property("location", &self.part);
+        filesink.set_property("sync", false);
+        // Prerolling would wait for the encoder, which waits for frames, which wait for the pipeline to preroll.
+        filesink.set_property("async", false);
+        // What is written survives a kill.
+        filesink.set_property_from_str("buffer-mode", "unbuffered");
+        let written = signal_end(&static_pad(&filesink, "sink")?);
+
+        // The muxer runs before anything can reach it.
+        elements::add_chain(pipeline, &[muxer.clone(), filesink])?;
+        let video_pad = plan.container.video_pad(&muxer, plan.timescale)?;
+        let mut tracks = lock(&self.session.shared.tracks).take().unwrap_or_default();
+        let run_ins = tracks
+            .iter_mut()
+            .map(|track| Ok(self.run_in(track.early(&self.session.shared)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let longest = run_ins.iter().copied().max().unwrap_or_default();
+        for (track, run_in) in tracks.iter().zip(&run_ins) {
+            let delay = if plan.container.has_edit_lists() {
+                *run_in
+            } else {
+                longest
+            };
+            track.link(&muxer, plan.container, delay, *run_in)?;
+        }
+        elements::add_chain(pipeline, &encoding)?;
+        static_pad(&queue, "src")?
+            .link(&video_pad)
+            .map_err(|err| Error::Media(format!("the picture cannot be written ({err})")))?;
+        for track in tracks {
+            track.open();
+        }
+        Ok(Writer {
+            parcels,
+            written,
+            layout: Arc::clone(layout),
+            end: Pts::default(),
+            delay: if plan.container.has_edit_lists() {
+                Duration::ZERO
+            } else {
+                longest
+            },
+            run_ins,
+        })
+    }
+
+    /// How much of the sound before zero is written; nowhere does the picture wait for what was cut off.
+    fn run_in(&self, early: Duration) -> Duration {
+        if early > LONGEST_RUN_IN && !self.plan.container.has_edit_lists() {
+            return Duration::ZERO;
+        }
+        early
+    }
+
+    /// Caps of pushed frames of `layout`.
+    fn caps(&self, layout: &PixelLayout) -> Result<gst::Caps> {
+        let info = &self.plan.picture.info;
+        let layout = if self.plan.codec.needs_even_size() {
+            &even::layout(layout)
+        } else {
+            layout
+        };
+        pixels::caps(layout, info.fps(), &info.colorimetry())
+    }
+
+    /// What the encoder gets, whatever frames come later: the first frame's size, the input's color tags.
+    fn encoded_caps(&self, caps: &gst::Caps) -> gst::Caps {
+        let mut encoded = caps.clone();
+        if let Some(fields) = encoded.make_mut().structure_mut(0) {
+            fields.set("format", self.plan.codec.raw_formats());
+            fields.set(
+                "colorimetry",
+                self.plan.picture.info.colorimetry().to_string(),
+            );
+        }
+        encoded
+    }
+
+    /// An `appsrc` that asks for a frame whenever it has none, and waits for it on its own thread.
+    fn appsrc(&self, caps: &gst::Caps, parcels: Receiver<Parcel>) -> gst_app::AppSrc {
+        let aborted = self.session.shared.aborted.clone();
+        let need_data = move |appsrc: &gst_app::AppSrc, _: u32| {
+            loop {
+                let parcel = select! {
+                    recv(parcels) -> parcel => parcel,
+                    recv(aborted) -> _ => return,
+                };
+                match parcel {
+                    Ok(Parcel::Caps(caps)) => appsrc.set_caps(Some(&caps)),
+                    Ok(Parcel::Frame(buffer)) => {
+                        // An error is on the bus already, or the pipeline is on its way down.
+                        let _ = appsrc.push_buffer(buffer);
+                        return;
+                    }
+                    Err(_) => {
+                        let _ = appsrc.end_of_stream();
+                        return;
+                    }
+                }
+            }
+        };
+        gst_app::AppSrc::builder()
+            .caps(caps)
+            .format(gst::Format::Time)
+            .callbacks(
+                gst_app::AppSrcCallbacks::builder()
+                    .need_data(need_data)
+                    .build(),
+            )
+            .build()
+    }
+
+    fn send(&self, writer: &Writer, parcel: Parcel) -> Result<()> {
+        let sent = select! {
+            send(writer.parcels, parcel) -> sent => sent.is_ok(),
+            recv(self.session.shared.aborted) -> _ => false,
+        };
+        if sent {
+            Ok(())
+        } else {
+            Err(self.session.shared.error())
+        }
+    }
+
+    fn write(&mut self, frame: Frame) -> Result<()> {
+        let layout = Arc::clone(&frame.layout);
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => self.begin(&layout)?,
+        };
+        let sent = self.write_with(&mut writer, layout, frame);
+        self.writer = Some(writer);
+        sent
+    }
+
+    fn write_with(
+        &self,
+        writer: &mut Writer,
+        layout: Arc<PixelLayout>,
+        frame: Frame,
+    ) -> Result<()> {
+        if *writer.layout != *layout {
+            if !same_caps(&writer.layout, &layout) {
+                self.send(writer, Parcel::Caps(self.caps(&layout)?))?;
+            }
+            writer.layout = Arc::clone(&layout);
+        }
+        let (pts, duration) = (frame.pts, frame.duration);
+        let mut buffer = if self.plan.codec.needs_even_size() && even::is_odd(&layout) {
+            let (bytes, layout) = even::pad(&layout, frame.bytes());
+            pixels::into_buffer(Box::new(bytes), &layout)?
+        } else {
+            pixels::into_buffer(frame.into_pixels(), &layout)?
+        };
+        let stamped = buffer.make_mut();
+        stamped.set_pts(writer.delayed(pts));
+        stamped.set_dts(gst::ClockTime::NONE);
+        stamped.set_duration(duration.and_then(|duration| duration.try_into().ok()));
+        writer.end = writer.end.max(Pts(pts.0 + self.shown(duration)));
+        self.send(writer, Parcel::Frame(buffer))
+    }
+
+    /// Nanoseconds that a frame is shown.
+    fn shown(&self, duration: Option<Duration>) -> u64 {
+        let fps = self.plan.picture.info.fps();
+        match duration {
+            Some(duration) => u64::try_from(duration.as_nanos()).unwrap_or(0),
+            None if fps.numer() > 0 => {
+                1_000_000_000 * u64::from(fps.denom().unsigned_abs())
+                    / u64::from(fps.numer().unsigned_abs())
+            }
+            None => 1,
+        }
+    }
+
+    fn close(&mut self) -> Result<()> {
+        let Some(writer) = self.writer.take() else {
+            return Err(Error::Media(format!(
+                "no frame was written: {:?}",
+                self.output
+            )));
+        };
+        let sound_end = writer
+            .delayed(writer.end)
+            .map_or(u64::MAX, gst::ClockTime::nseconds);
+        let Writer {
+            parcels,
+            written,
+            end,
+            delay,
+            run_ins,
+            ..
+        } = writer;
+        let shared = &self.session.shared;
+        if !shared.complete.load(Ordering::SeqCst) {
+            // The picture ends early, so the sound must: otherwise the muxer waits for the rest of it.
+            shared.sound_end.store(sound_end, Ordering::SeqCst);
+            self.session.stop();
+        }
+        drop(parcels);
+        let mut unread = self.unread.clone();
+        loop {
+            select! {
+                recv(written) -> _ => break,
+                recv(shared.aborted) -> _ => return Err(shared.error()),
+                recv(unread) -> item => if item.is_err() { unread = never() },
+            }
+        }
+        self.session.shut_down()?;
+        shared.check()?;
+        let end = Duration::from_nanos(end.0);
+        let sound_written = shared.sound_written.load(Ordering::SeqCst);
+        let sound_written = Duration::from_nanos(sound_written);
+        match self.plan.container {
+            Container::Mp4 | Container::Mov => edits::correct_lists(&self.part, end, &run_ins),
+            Container::Matroska | Container::Webm => {
+                matroska::correct_duration(&self.part, end.max(sound_written) + delay)
+            }
+            Container::MpegTs => Ok(()),
+        }
+        .map_err(|err| Error::io(&self.part, err))?;
+        fs::File::open(&self.part)
+            .and_then(|part| part.sync_all())
+            .map_err(|err| Error::io(&self.part, err))?;
+        fs::rename(&self.part, &self.output).map_err(|err| Error::io(&self.output, err))
+    }
+
+    /// Removes what a full disk left behind: it is of no use, and the space is wanted.
+    fn clean_up(&self) {
+        if self.session.shared.disk_full() {
+            let _ = self.session.shut_down();
+            if let Err(err) = fs::remove_file(&self.part) {
+                tracing::warn!(%err, part = ?self.part, "cannot remove the unfinished file");
+            }
+        }
+    }
+}
+
+impl Sink for FileSink {
+    fn push(&mut self, frame: Frame) -> Result<()> {
+        self.write(frame).inspect_err(|_| self.clean_up())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        self.finished = true;
+        let closed = self.close();
+        if closed.is_err() {
+            self.clean_up();
+        }
+        closed
+    }
+}
+
+impl Drop for FileSink {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Wakes whoever waits for further frames: nobody would write them.
+            self.session
+                .shared
+                .fail(Failure::new("the output was abandoned"));
+        }
+    }
+}
+
+/// True where `a` and `b` differ in strides only, which each buffer says itself.
+fn same_caps(a: &PixelLayout, b: &PixelLayout) -> bool {
+    (a.format, a.size, a.pixel_aspect) == (b.format, b.size, b.pixel_aspect)
+}
+
+/// Disconnects once end of stream passes `pad`.
+fn signal_end(pad: &gst::Pad) -> Receiver<()> {
+    let (sender, receiver) = bounded(0);
+    let sender = std::sync::Mutex::new(Some(sender));
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if info
+            .event()
+            .is_some_and(|event| event.type_() == gst::EventType::Eos)
+        {
+            let sender: Option<Sender<()>> = lock(&sender).take();
+            drop(sender);
+        }
+        gst::PadProbeReturn::Ok
+    });
+    receiver
+}
+
+/// Keeps the muxer from writing color tags that the input does not have.
+fn untag(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
+        if let Some(event) = info.event()
+            && let gst::EventView::Caps(caps) = event.view()
+        {
+            let mut caps = caps.caps_owned();
+            if let Some(fields) = caps.make_mut().structure_mut(0) {
+                fields.remove_fields(["colorimetry"]);
+            }
+            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}

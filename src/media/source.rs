@@ -1,0 +1,592 @@
+//! Frames out of a file: demuxer, decoder and rotation, up to a bounded channel.
+//!
+//! ```text
+//! filesrc ! parsebin -+- decodebin3 ! videoconvert ! videoflip ! I420 or NV12 ! (probe) -> channel of 4 -> next()
+//!                     +- sound -> audio.rs
+//! ```
+//!
+//! A pad probe takes each buffer before the last element sees it, so that nobody else holds a reference to it
+//! and it can be written in place (`appsink` keeps one until the next pull).
+//! Times are running times: zero is where the container says that the presentation begins, or where the range begins.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_video as gst_video;
+
+use super::bus::Failure;
+use super::container::Container;
+use super::elements::{self, static_pad};
+use super::file::StreamInfo;
+use super::job::{AudioMode, FileJob};
+use super::pixels::{self, BufferPixels};
+use super::session::{Session, Shared, lock};
+use super::timeline::Timeline;
+use super::{Source, audio};
+use crate::error::{Error, Result};
+use crate::frame::{Frame, PixelLayout, Pts};
+
+/// Decoded frames waiting: 12 MB of 1080p I420, enough to keep the decoder busy while a frame is taken.
+const DECODED_FRAMES: usize = 4;
+
+/// A frame that is not yet mapped.
+pub(super) struct Decoded {
+    pts: Pts,
+    duration: Option<Duration>,
+    layout: Arc<PixelLayout>,
+    buffer: gst::Buffer,
+}
+
+/// What the decoder's thread sends.
+pub(super) enum Item {
+    Frame(Decoded),
+    /// A seek is through: what came before is void.
+    Flushed,
+    End,
+}
+
+/// The picture of the input, as the container and the decoder describe it.
+#[derive(Clone)]
+pub(super) struct Picture {
+    pub(super) info: gst_video::VideoInfo,
+    /// True where the input says how its colors are meant.
+    pub(super) color_tagged: bool,
+}
+
+/// The frames of a video file.
+pub struct FileSource {
+    frames: Receiver<Item>,
+    first: Option<Decoded>,
+    seq: u64,
+    ended: bool,
+    info: StreamInfo,
+    session: Arc<Session>,
+}
+
+impl FileSource {
+    /// What the file holds, and how it will be written.
+    pub fn info(&self) -> &StreamInfo {
+        &self.info
+    }
+
+    /// Builds the reading half of the pipeline and waits for the first frame.
+    pub(super) fn open(job: &FileJob, container: Container) -> Result<(Self, Picture)> {
+        let shared = Shared::new(job.input.clone(), job.output.clone());
+        let pipeline = gst::Pipeline::new();
+        let filesrc = elements::make("filesrc")?;
+        filesrc.set_property("location", &job.input);
+        let parsebin = elements::make("parsebin")?;
+        pipeline
+            .add_many([&filesrc, &parsebin])
+            .and_then(|()| filesrc.link(&parsebin))
+            .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
+        let timeline = Arc::new(Timeline::of(job));
+        timeline.prepare(&filesrc);
+        let session = Arc::new(Session::new(pipeline, filesrc, Arc::clone(&shared)));
+
+        let (sender, frames) = bounded(DECODED_FRAMES);
+        let tap = Arc::new(Tap::new(sender, Arc::clone(&shared)));
+        let demuxed = Demuxed {
+            pipeline: session.pipeline.downgrade(),
+            job: job.clone(),
+            container,
+            timeline: Arc::clone(&timeline),
+            tap: Arc::clone(&tap),
+        };
+        connect(&parsebin, demuxed);
+
+        let started = session.pipeline.set_state(gst::State::Playing);
+        shared.check()?;
+        if started.is_err() {
+            return Err(Error::Media(format!(
+                "the pipeline does not start: {:?}",
+                job.input
+            )));
+        }
+        let mut source = Self {
+            frames,
+            first: None,
+            seq: 0,
+            ended: false,
+            info: StreamInfo::default(),
+            session,
+        };
+        source.first = source.receive()?;
+        if source.first.is_none() {
+            return Err(no_frames(&shared, job));
+        }
+        let claimed = timeline.claimed().or_else(|| source.claimed_duration());
+        if job.has_range() {
+            source.seek(job, &timeline, &tap, claimed)?;
+        }
+        let picture = tap.picture()?;
+        source.info = StreamInfo::new(job, &picture, claimed, &shared);
+        Ok((source, picture))
+    }
+
+    pub(super) fn session(&self) -> Arc<Session> {
+        Arc::clone(&self.session)
+    }
+
+    pub(super) fn unread(&self) -> Receiver<Item> {
+        self.frames.clone()
+    }
+
+    pub(super) fn info_mut(&mut self) -> &mut StreamInfo {
+        &mut self.info
+    }
+
+    /// How long the demuxer says that it is.
+    fn claimed_duration(&self) -> Option<Duration> {
+        self.session
+            .pipeline
+            .query_duration::<gst::ClockTime>()
+            .map(Duration::from)
+    }
+
+    /// Waits for a frame, the end, or a failure.
+    fn receive(&mut self) -> Result<Option<Decoded>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let item = select! {
+            recv(self.frames) -> item => item.ok(),
+            recv(self.session.shared.aborted) -> _ => None,
+        };
+        match item {
+            Some(Item::Frame(frame)) => Ok(Some(frame)),
+            Some(Item::Flushed) => self.receive(),
+            Some(Item::End) => {
+                self.session.shared.check()?;
+                self.ended = true;
+                Ok(None)
+            }
+            None => Err(self.session.shared.error()),
+        }
+    }
+
+    /// Goes to the range that `job` asks for, and takes its first frame.
+    fn seek(
+        &mut self,
+        job: &FileJob,
+        timeline: &Timeline,
+        tap: &Tap,
+        claimed: Option<Duration>,
+    ) -> Result<()> {
+        let start = job.start.unwrap_or_default();
+        if let Some(claimed) = claimed
+            && Duration::from_nanos(start.0) >= claimed
+        {
+            return Err(past_the_end(job, start, claimed));
+        }
+        tap.discarding.store(true, Ordering::SeqCst);
+        // The decoder's thread may wait with a frame; the flush needs it back.
+        while self.frames.try_recv().is_ok() {}
+        let (from, to) = timeline.arm();
+        let stop = to.and_then(|to| gst::ClockTime::try_from(to).ok());
+        let event = gst::event::Seek::new(
+            1.0,
+            gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE,
+            gst::SeekType::Set,
+            gst::ClockTime::try_from(from).unwrap_or_default(),
+            if stop.is_some() {
+                gst::SeekType::Set
+            } else {
+                gst::SeekType::None
+            },
+            stop,
+        );
+        if !tap.seek(event) {
+            self.session.shared.check()?;
+            return Err(Error::Media(format!(
+                "the file cannot be read from its middle: {:?}",
+                job.input
+            )));
+        }
+        loop {
+            let item = select! {
+                recv(self.frames) -> item => item.ok(),
+                recv(self.session.shared.aborted) -> _ => None,
+            };
+            match item {
+                Some(Item::Flushed) => break,
+                Some(_) => {}
+                None => return Err(self.session.shared.error()),
+            }
+        }
+        self.ended = false;
+        self.first = self.receive()?;
+        if self.first.is_none() {
+            return Err(past_the_end(job, start, claimed.unwrap_or_default()));
+        }
+        Ok(())
+    }
+}
+
+impl Source for FileSource {
+    fn next(&mut self) -> Result<Option<Frame>> {
+        let Some(decoded) = (match self.first.take() {
+            Some(first) => Some(first),
+            None => self.receive()?,
+        }) else {
+            return Ok(None);
+        };
+        let seq = self.seq;
+        self.seq += 1;
+        let pixels = Box::new(BufferPixels::new(decoded.buffer)?);
+        Frame::new(seq, decoded.pts, decoded.duration, decoded.layout, pixels).map(Some)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.session.stop();
+        Ok(())
+    }
+}
+
+/// Why there was no first frame.
+fn no_frames(shared: &Shared, job: &FileJob) -> Error {
+    let missing = shared.missing();
+    if missing.is_empty() {
+        return Error::Media(format!("the video has no frames: {:?}", job.input));
+    }
+    Error::Media(format!(
+        "{} is not installed (Debian package \"gstreamer1.0-libav\" brings most decoders): {:?}",
+        missing.join(", "),
+        job.input
+    ))
+}
+
+fn past_the_end(job: &FileJob, start: Pts, claimed: Duration) -> Error {
+    Error::Config(format!(
+        "the start at {} s lies past the end at {} s: {:?}",
+        start.secs(),
+        claimed.as_secs_f64(),
+        job.input
+    ))
+}
+
+/// What is needed to attach the demuxer's streams as they turn up.
+struct Demuxed {
+    pipeline: gst::glib::WeakRef<gst::Pipeline>,
+    job: FileJob,
+    container: Container,
+    timeline: Arc<Timeline>,
+    tap: Arc<Tap>,
+}
+
+/// Attaches each stream of `parsebin`, and fails where none of them is a picture.
+fn connect(parsebin: &gst::Element, demuxed: Demuxed) {
+    let tap = Arc::clone(&demuxed.tap);
+    parsebin.connect_no_more_pads(move |_| {
+        if !tap.linked.load(Ordering::SeqCst) {
+            tap.shared
+                .fail(Failure::new(if tap.heard.load(Ordering::SeqCst) {
+                    "the file has sound but no picture, expected a video"
+                } else {
+                    "the file has no picture, expected a video"
+                }));
+        }
+    });
+    parsebin.connect_pad_added(move |_, pad| {
+        if let Err(err) = demuxed.attach(pad) {
+            demuxed.tap.shared.fail(Failure::new(err.to_string()));
+        }
+    });
+}
+
+impl Demuxed {
+    fn attach(&self, pad: &gst::Pad) -> Result<()> {
+        let Some(pipeline) = self.pipeline.upgrade() else {
+            return Ok(());
+        };
+        let caps = pad
+            .current_caps()
+            .or_else(|| pad.stream().and_then(|stream| stream.caps()))
+            .unwrap_or_else(|| pad.query_caps(None));
+        let kind = caps
+            .structure(0)
+            .map(|fields| fields.name().to_string())
+            .unwrap_or_default();
+        if kind.starts_with("video/") || kind == "image/jpeg" {
+            if !self.tap.linked.swap(true, Ordering::SeqCst) {
+                return self.attach_picture(&pipeline, pad, &caps);
+            }
+            tracing::warn!(stream = kind, "leaving out a second picture");
+        } else if kind.starts_with("audio/") {
+            self.tap.heard.store(true, Ordering::SeqCst);
+            if self.job.audio == AudioMode::Drop {
+                return drain(&pipeline, pad);
+            }
+            let mut tracks = lock(&self.tap.shared.tracks);
+            if let Some(tracks) = tracks.as_mut() {
+                tracks.push(audio::attach(
+                    &pipeline,
+                    pad,
+                    &caps,
+                    &self.job,
+                    self.container,
+                    &self.timeline,
+                    &self.tap.shared,
+                )?);
+                return Ok(());
+            }
+            tracing::warn!(stream = kind, "leaving out sound that begins in mid-file");
+        } else {
+            tracing::warn!(
+                stream = kind,
+                "leaving out a stream that is neither picture nor sound"
+            );
+        }
+        drain(&pipeline, pad)
+    }
+
+    fn attach_picture(
+        &self,
+        pipeline: &gst::Pipeline,
+        pad: &gst::Pad,
+        caps: &gst::Caps,
+    ) -> Result<()> {
+        self.timeline.apply(pad);
+        let tagged = caps
+            .structure(0)
+            .is_some_and(|fields| fields.has_field("colorimetry"));
+        self.tap.color_tagged.store(tagged, Ordering::SeqCst);
+        let full_range = self.timeline.full_range_of(pad);
+        self.tap.full_range.store(full_range, Ordering::SeqCst);
+        let convert = elements::make("videoconvert")?;
+        let flip = elements::make("videoflip")?;
+        flip.set_property_from_str("video-direction", "auto");
+        let formats = gst::Caps::builder("video/x-raw")
+            .field("format", gst::List::new(pixels::FORMATS))
+            .build();
+        let end = elements::drain()?;
+        self.tap.install(&static_pad(&end, "sink")?);
+        *lock(&self.tap.end) = Some(end.downgrade());
+        elements::add_chain(
+            pipeline,
+            &[convert.clone(), flip, elements::capsfilter(&formats)?, end],
+        )?;
+
+        let decode = elements::make("decodebin3")?;
+        let raw = static_pad(&convert, "sink")?;
+        let tap = Arc::clone(&self.tap);
+        decode.connect_pad_added(move |_, pad| {
+            if let Err(err) = pad.link(&raw) {
+                tap.shared.fail(Failure::new(format!(
+                    "the decoded picture cannot be used ({err})"
+                )));
+            }
+        });
+        elements::add_chain(pipeline, std::slice::from_ref(&decode))?;
+        pad.link(&static_pad(&decode, "sink")?)
+            .map_err(|err| Error::Media(format!("the picture cannot be decoded ({err})")))?;
+        Ok(())
+    }
+}
+
+/// Links `pad` to a sink that swallows all.
+fn drain(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<()> {
+    let sink = elements::drain()?;
+    elements::add_chain(pipeline, std::slice::from_ref(&sink))?;
+    pad.link(&static_pad(&sink, "sink")?)
+        .map_err(|err| Error::Media(format!("cannot leave a stream out ({err})")))?;
+    Ok(())
+}
+
+/// Takes decoded buffers off the last pad of the reading half.
+struct Tap {
+    shared: Arc<Shared>,
+    items: Sender<Item>,
+    state: Mutex<TapState>,
+    /// The last element, through which seeks go upstream.
+    end: Mutex<Option<gst::glib::WeakRef<gst::Element>>>,
+    linked: AtomicBool,
+    heard: AtomicBool,
+    color_tagged: AtomicBool,
+    full_range: AtomicBool,
+    /// True from the decision to seek until the flush is through.
+    discarding: AtomicBool,
+}
+
+#[derive(Default)]
+struct TapState {
+    info: Option<gst_video::VideoInfo>,
+    segment: Option<gst::FormattedSegment<gst::ClockTime>>,
+    layout: Option<Arc<PixelLayout>>,
+    ended: bool,
+}
+
+impl Tap {
+    fn new(items: Sender<Item>, shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            items,
+            state: Mutex::default(),
+            end: Mutex::new(None),
+            linked: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
+            color_tagged: AtomicBool::new(false),
+            full_range: AtomicBool::new(false),
+            discarding: AtomicBool::new(false),
+        }
+    }
+
+    fn install(self: &Arc<Self>, pad: &gst::Pad) {
+        let tap = Arc::clone(self);
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            if let Some(buffer) = info.take_buffer() {
+                tap.on_buffer(buffer);
+            }
+            gst::PadProbeReturn::Handled
+        });
+        let tap = Arc::clone(self);
+        pad.add_probe(
+            gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::EVENT_FLUSH,
+            move |_, info| {
+                if let Some(event) = info.event() {
+                    tap.on_event(event);
+                }
+                gst::PadProbeReturn::Ok
+            },
+        );
+        pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
+            // Decoders pad their rows; one that may not say so by a meta copies every frame.
+            if let Some(query) = info.query_mut()
+                && let gst::QueryViewMut::Allocation(allocation) = query.view_mut()
+            {
+                allocation.add_allocation_meta::<gst_video::VideoMeta>(None);
+                return gst::PadProbeReturn::Handled;
+            }
+            gst::PadProbeReturn::Ok
+        });
+    }
+
+    fn on_event(&self, event: &gst::EventRef) {
+        match event.view() {
+            gst::EventView::Caps(caps) => match self.video_info(caps.caps()) {
+                Ok(info) => {
+                    let mut state = lock(&self.state);
+                    state.info = Some(info);
+                    state.layout = None;
+                }
+                Err(err) => self.shared.fail(Failure::new(format!(
+                    "the decoder's format is unknown ({err})"
+                ))),
+            },
+            gst::EventView::Segment(segment) => {
+                lock(&self.state).segment =
+                    segment.segment().downcast_ref::<gst::ClockTime>().cloned();
+            }
+            gst::EventView::FlushStop(_) => {
+                lock(&self.state).ended = false;
+                self.send(Item::Flushed);
+                self.discarding.store(false, Ordering::SeqCst);
+            }
+            gst::EventView::Eos(_) => {
+                if !self.shared.stopped.load(Ordering::SeqCst) {
+                    self.shared.complete.store(true, Ordering::SeqCst);
+                }
+                self.end();
+            }
+            _ => {}
+        }
+    }
+
+    fn video_info(
+        &self,
+        caps: &gst::CapsRef,
+    ) -> Result<gst_video::VideoInfo, gst::glib::BoolError> {
+        let info = gst_video::VideoInfo::from_caps(caps)?;
+        if !self.full_range.load(Ordering::SeqCst) {
+            return Ok(info);
+        }
+        let colors = info.colorimetry();
+        let full = gst_video::VideoColorimetry::new(
+            gst_video::VideoColorRange::Range0_255,
+            colors.matrix(),
+            colors.transfer(),
+            colors.primaries(),
+        );
+        let mut caps = caps.to_owned();
+        caps.make_mut().set("colorimetry", full.to_string());
+        gst_video::VideoInfo::from_caps(&caps)
+    }
+
+    fn on_buffer(&self, buffer: gst::Buffer) {
+        if self.discarding.load(Ordering::SeqCst) {
+            return;
+        }
+        if self.shared.stopped.load(Ordering::SeqCst) {
+            self.end();
+            return;
+        }
+        match self.decoded(buffer) {
+            Ok(frame) => self.send(Item::Frame(frame)),
+            Err(err) => self.shared.fail(Failure::new(err.to_string())),
+        }
+    }
+
+    fn decoded(&self, buffer: gst::Buffer) -> Result<Decoded> {
+        let mut state = lock(&self.state);
+        let (Some(info), Some(segment)) = (&state.info, &state.segment) else {
+            return Err(Error::Media("a frame came before its format".into()));
+        };
+        let running = buffer
+            .pts()
+            .and_then(|pts| segment.to_running_time(pts))
+            .ok_or_else(|| Error::Media("a frame has no presentation time".into()))?;
+        let layout = pixels::layout(info, &buffer)?;
+        let layout = match &state.layout {
+            Some(known) if **known == layout => Arc::clone(known),
+            _ => {
+                let layout = Arc::new(layout);
+                state.layout = Some(Arc::clone(&layout));
+                layout
+            }
+        };
+        Ok(Decoded {
+            pts: Pts(running.nseconds()),
+            duration: buffer.duration().map(Duration::from),
+            layout,
+            buffer,
+        })
+    }
+
+    /// Says once that no further frame comes.
+    fn end(&self) {
+        if self.discarding.load(Ordering::SeqCst)
+            || std::mem::replace(&mut lock(&self.state).ended, true)
+        {
+            return;
+        }
+        self.send(Item::End);
+    }
+
+    /// Waits for room; gives up once the run has failed.
+    fn send(&self, item: Item) {
+        select! {
+            send(self.items, item) -> _ => {}
+            recv(self.shared.aborted) -> _ => {}
+        }
+    }
+
+    fn seek(&self, event: gst::Event) -> bool {
+        let end = lock(&self.end).as_ref().and_then(|end| end.upgrade());
+        end.is_some_and(|end| end.send_event(event))
+    }
+
+    fn picture(&self) -> Result<Picture> {
+        let info = lock(&self.state)
+            .info
+            .clone()
+            .ok_or_else(|| Error::Media("the decoder names no format".into()))?;
+        Ok(Picture {
+            info,
+            color_tagged: self.color_tagged.load(Ordering::SeqCst),
+        })
+    }
+}

@@ -1,0 +1,264 @@
+//! From each stream's own times to one running time that begins where the presentation (or the wanted range) begins.
+//!
+//! GStreamer's demuxers say this by segments, and two of them say it wrongly (1.22):
+//! qtdemux, see [`edits`](super::edits), and matroskademux, which begins at the first block that it meets
+//! and corrects itself once the other stream turns out to begin earlier, when the first frame is already out.
+//! The segments of both are replaced here; other demuxers are believed.
+//!
+//! Sound may begin before zero: AAC, MP3 and Opus need a run-in that warms the decoder up.
+//! Muxers drop packets before zero, so copied sound is moved later by as much:
+//! in mp4 and mov the output's edit list takes that back, elsewhere the picture waits as long (as ffmpeg does it).
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+use super::edits;
+use super::job::FileJob;
+use super::mp4::{Movie, Track, duration_from_ticks};
+
+/// First bytes of Matroska and WebM (an EBML header).
+const EBML: [u8; 4] = [0x1a, 0x45, 0xdf, 0xa3];
+
+/// A Matroska file that begins later than this was cut out of a longer one.
+const LATE_BEGIN: Duration = Duration::from_secs(1);
+
+/// GStreamer's segment of time.
+pub(super) type Segment = gst::FormattedSegment<gst::ClockTime>;
+
+/// The timeline of one input.
+pub(super) struct Timeline {
+    kind: Kind,
+    range: (Duration, Option<Duration>),
+    /// False while the beginning is read only to get to know the file before a seek.
+    armed: Arc<AtomicBool>,
+}
+
+enum Kind {
+    /// An mp4 whose edit lists are simple.
+    Movie(Movie),
+    /// Begin of the presentation, from the first segment of any stream.
+    Matroska(Arc<OnceLock<gst::ClockTime>>),
+    Other,
+}
+
+/// How one stream's own times become running times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    /// First own time that is shown.
+    pub(super) start: Duration,
+    /// First own time that is no longer shown.
+    pub(super) stop: Option<Duration>,
+    /// Running time of `start`.
+    pub(super) base: Duration,
+}
+
+impl Timeline {
+    /// The timeline of `path`, of which `range` is wanted.
+    pub(super) fn new(path: &Path, range: (Duration, Option<Duration>)) -> Self {
+        let simple = |movie: &Movie| {
+            // A fragmented file has no duration here and no list that ends.
+            movie.duration.is_some_and(|duration| duration.value > 0)
+                && movie.tracks.iter().all(|track| track.edit.is_some())
+        };
+        let kind = match Movie::read(path).filter(simple) {
+            Some(movie) => Kind::Movie(movie),
+            None if begins_with(path, &EBML) => Kind::Matroska(Arc::default()),
+            None => Kind::Other,
+        };
+        Self {
+            kind,
+            range,
+            armed: Arc::new(AtomicBool::new(range == (Duration::ZERO, None))),
+        }
+    }
+
+    /// The timeline of `job`'s input.
+    pub(super) fn of(job: &FileJob) -> Self {
+        let nanos = |pts: crate::frame::Pts| Duration::from_nanos(pts.0);
+        let range = (nanos(job.start.unwrap_or_default()), job.end.map(nanos));
+        Self::new(&job.input, range)
+    }
+
+    /// Prepares the element that reads the file.
+    pub(super) fn prepare(&self, filesrc: &gst::Element) {
+        if let Kind::Movie(movie) = &self.kind {
+            edits::hide(movie, filesrc);
+        }
+    }
+
+    /// How long the header says that the presentation is; `None` where the demuxer knows best.
+    pub(super) fn claimed(&self) -> Option<Duration> {
+        let Kind::Movie(movie) = &self.kind else {
+            return None;
+        };
+        Some(duration_from_ticks(movie.duration?.value, movie.timescale))
+    }
+
+    /// Where the demuxer must go for the range: its own times, with room for each stream's beginning.
+    ///
+    /// What comes after this is the range.
+    pub(super) fn arm(&self) -> (Duration, Option<Duration>) {
+        self.armed.store(true, Ordering::SeqCst);
+        let (start, end) = self.range;
+        let Kind::Movie(movie) = &self.kind else {
+            return (start, end);
+        };
+        let windows = || movie.tracks.iter().filter_map(|track| self.window(track));
+        let first = windows().map(|window| window.start).min().unwrap_or(start);
+        let last = windows().filter_map(|window| window.stop).max();
+        // Pictures are stored before they are shown; a second is longer than any reordering.
+        (
+            first,
+            end.and(last).map(|last| last + Duration::from_secs(1)),
+        )
+    }
+
+    /// Sees to it that the stream of `pad` has the right segment.
+    pub(super) fn apply(&self, pad: &gst::Pad) {
+        let armed = Arc::clone(&self.armed);
+        let replace: Box<dyn Fn(&Segment) -> Option<Segment> + Send + Sync> = match &self.kind {
+            Kind::Movie(_) => {
+                let Some(window) = self.window_of(pad) else {
+                    return;
+                };
+                Box::new(move |_| Some(window.segment()))
+            }
+            Kind::Matroska(begin) if self.range == (Duration::ZERO, None) => {
+                let begin = Arc::clone(begin);
+                Box::new(move |old| {
+                    let begin = *begin.get_or_init(|| {
+                        let begin = old.start().unwrap_or_default();
+                        if Duration::from(begin) > LATE_BEGIN {
+                            begin
+                        } else {
+                            gst::ClockTime::ZERO
+                        }
+                    });
+                    let mut new = old.clone();
+                    new.set_start(begin);
+                    Some(new)
+                })
+            }
+            _ => return,
+        };
+        replace_segment(pad, move |old| {
+            if armed.load(Ordering::SeqCst) {
+                replace(old)
+            } else {
+                None
+            }
+        });
+    }
+
+    /// The window of the stream behind `pad`; `None` where the demuxer is believed.
+    pub(super) fn window_of(&self, pad: &gst::Pad) -> Option<Window> {
+        self.window(self.track_of(pad)?)
+    }
+
+    /// How long before zero the sound of `pad` begins, where the header tells.
+    pub(super) fn run_in_of(&self, pad: &gst::Pad) -> Option<Duration> {
+        if self.range.0 > Duration::ZERO {
+            return Some(Duration::ZERO);
+        }
+        match &self.kind {
+            Kind::Movie(_) => {
+                let track = self.track_of(pad)?;
+                let edit = track.edit?;
+                Some(track.begin(&edit).saturating_sub(edit.delay))
+            }
+            Kind::Matroska(_) => Some(Duration::ZERO),
+            Kind::Other => None,
+        }
+    }
+
+    /// True where the header says that the colors of `pad` span 0–255, which the demuxer does not pass on.
+    pub(super) fn full_range_of(&self, pad: &gst::Pad) -> bool {
+        self.track_of(pad).is_some_and(|track| track.full_range)
+    }
+
+    fn track_of(&self, pad: &gst::Pad) -> Option<&Track> {
+        let Kind::Movie(movie) = &self.kind else {
+            return None;
+        };
+        // The demuxer names a stream by the track's number, after a slash.
+        let stream_id = pad.stream_id()?;
+        let id: u32 = stream_id.rsplit('/').next()?.parse().ok()?;
+        movie.tracks.iter().find(|track| track.id == id)
+    }
+
+    fn window(&self, track: &Track) -> Option<Window> {
+        let edit = track.edit?;
+        let begin = track.begin(&edit);
+        let (start, end) = self.range;
+        let stop = edit.shown.map(|shown| begin + shown);
+        let range_stop = end.map(|end| (begin + end).saturating_sub(edit.delay));
+        Some(Window {
+            start: begin + start.saturating_sub(edit.delay),
+            stop: match (stop, range_stop) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            },
+            base: edit.delay.saturating_sub(start),
+        })
+    }
+}
+
+impl Window {
+    fn segment(self) -> Segment {
+        let time = |time: Duration| gst::ClockTime::try_from(time).ok();
+        let mut segment = Segment::new();
+        segment.set_start(time(self.start));
+        segment.set_stop(self.stop.and_then(time));
+        segment.set_base(time(self.base));
+        segment.set_time(time(self.base));
+        segment.set_position(time(self.start));
+        segment
+    }
+}
+
+/// Moves what flows through `pad` later by `delay`, letting in what begins up to `early` before the segment.
+pub(super) fn shift(pad: &gst::Pad, delay: Duration, early: Duration) {
+    replace_segment(pad, move |old| {
+        let early = gst::ClockTime::try_from(early.min(delay)).ok()?;
+        let delay = gst::ClockTime::try_from(delay).ok()?;
+        let mut new = old.clone();
+        let start = old.start()?;
+        new.set_start(start.saturating_sub(early));
+        new.set_base(old.base()? + delay.saturating_sub(early.min(start)));
+        Some(new)
+    });
+}
+
+/// Puts the answer of `replace` in place of each segment of `pad`, where it has one.
+fn replace_segment(
+    pad: &gst::Pad,
+    replace: impl Fn(&Segment) -> Option<Segment> + Send + Sync + 'static,
+) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(event) = info.event()
+            && let gst::EventView::Segment(old) = event.view()
+            && let Some(old) = old.segment().downcast_ref::<gst::ClockTime>()
+            && let Some(new) = replace(old)
+        {
+            let new = gst::event::Segment::builder(&new)
+                .seqnum(event.seqnum())
+                .build();
+            info.data = Some(gst::PadProbeData::Event(new));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+fn begins_with(path: &Path, magic: &[u8; 4]) -> bool {
+    let mut head = [0_u8; 4];
+    File::open(path)
+        .and_then(|mut file| file.read_exact(&mut head))
+        .is_ok_and(|()| &head == magic)
+}

@@ -1,0 +1,467 @@
+//! One run of DiffMask training: its steps, measurements and checkpoints.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{D, Device, Tensor, Var};
+
+use super::{DiffMaskRecipe, Subject, THRESHOLD, TrainedGates};
+use crate::data::{Dataset, images_from_pictures};
+use crate::error::{Error, Result};
+use crate::eval::{self, kl_from_logits, masked_answers};
+use crate::gates::{
+    BASELINE, GateCard, GateSizes, Gates, clean_pass, log_keep_from_logits, masked_pass,
+    sample_from_logits,
+};
+use crate::rng::Rng;
+use crate::train::Checkpoint;
+use crate::train::optim::{AdamW, AdamWOptions, Param};
+use crate::vit::Vit;
+
+/// Before the names of the best gates' tensors in a checkpoint.
+const BEST_PREFIX: &str = "best.";
+
+/// Means over test pictures of what binary masks do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    pub(super) kl: f64,
+    pub(super) kept: f64,
+    pub(super) agreement: f64,
+}
+
+impl Measured {
+    /// True where these gates are to be preferred: within the margin fewer patches are better, outside
+    /// of it a smaller divergence.
+    fn is_better_than(&self, other: &Self, margin: f64) -> bool {
+        match (self.kl <= margin, other.kl <= margin) {
+            (true, true) => (self.kept, self.kl) < (other.kept, other.kl),
+            (false, false) => self.kl < other.kl,
+            (within, _) => within,
+        }
+    }
+}
+
+/// The gates that measured best so far.
+struct Best {
+    measured: Measured,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// A run between two steps.
+pub(super) struct Trainer<'a> {
+    recipe: &'a DiffMaskRecipe,
+    subject: Subject<'a>,
+    vars: BTreeMap<String, Var>,
+    gates: Gates,
+    optim: AdamW,
+    /// One multiplier a depth.
+    lambda: Vec<f32>,
+    /// Draws depths and samples.
+    rng: Rng,
+    pub(super) step: u64,
+    /// The pictures' order in the epoch that was last asked for.
+    order: (u64, Vec<usize>),
+    best: Option<Best>,
+}
+
+impl<'a> Trainer<'a> {
+    pub(super) fn new(recipe: &'a DiffMaskRecipe, subject: Subject<'a>) -> Result<Self> {
+        let sizes = GateSizes::new(subject.vit.config());
+        let mut rng = Rng::new(recipe.seed);
+        let mut tensors = Gates::initial_tensors(sizes, recipe.offset, &mut rng, &Device::Cpu)?;
+        let mut order = (0, epoch_order(recipe.seed, 0, subject.train.len()));
+        if let Some(share) = recipe.masked_share {
+            let images = images_at(
+                subject,
+                subject.train,
+                &batch_of(recipe, subject, &mut order, 0),
+            )?;
+            let offset = calibrated_offset(&tensors, recipe.stretch, subject.vit, &images, share)?;
+            for (name, tensor) in &mut tensors {
+                if name.ends_with("offset") {
+                    *tensor = Tensor::full(offset as f32, 1, &Device::Cpu)?;
+                }
+            }
+        }
+        let vars = tensors
+            .iter()
+            .map(|(name, tensor)| Ok((name.clone(), Var::from_tensor(tensor)?)))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let over_vars: HashMap<String, Tensor> = vars
+            .iter()
+            .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+            .collect();
+        let params = vars
+            .iter()
+            .map(|(name, var)| Param {
+                name: name.clone(),
+                var: var.clone(),
+                lr_factor: if name == BASELINE {
+                    recipe.lr_baseline / recipe.lr
+                } else {
+                    1.0
+                },
+                weight_decay: 0.0,
+            })
+            .collect();
+        let options = AdamWOptions {
+            beta2: recipe.beta2,
+            ..AdamWOptions::default()
+        };
+        Ok(Self {
+            recipe,
+            subject,
+            gates: Gates::load(sizes, recipe.stretch, &over_vars)?,
+            vars,
+            optim: AdamW::new(params, options),
+            lambda: vec![recipe.lambda as f32; sizes.states],
+            rng,
+            step: 0,
+            order,
+            best: None,
+        })
+    }
+
+    /// One update of the gates, the baseline and one multiplier; returns the first six of [`COLUMNS`].
+    pub(super) fn step(&mut self) -> Result<[f64; 6]> {
+        let Self {
+            recipe, subject, ..
+        } = *self;
+        let indices = batch_of(recipe, subject, &mut self.order, self.step);
+        let images = images_at(subject, subject.train, &indices)?;
+        let clean = clean_pass(subject.vit, &images)?;
+        let original = eval::logits(clean.output.logits)?;
+        let depth = self.rng.below(self.lambda.len());
+        let (mask, log_mask) = self.sample(&clean.states, depth)?;
+        let masked = masked_pass(subject.vit, &images, &mask, self.gates.baseline())?;
+        let masked = eval::logits(masked.logits)?;
+        let kl = kl_from_logits(&original, &masked)?.mean_all()?;
+        let sparsity = log_mask.mean_all()?;
+        let lambda = f64::from(self.lambda[depth]);
+        // The margin is constant and leaves the gradient alone.
+        let loss = (((&kl - recipe.margin)? * lambda)? + sparsity)?;
+        let grads = loss.backward()?;
+        self.optim
+            .step(&grads, recipe.lr * schedule(recipe, self.step))?;
+        let kl = f64::from(kl.to_scalar::<f32>()?);
+        let loss = f64::from(loss.to_scalar::<f32>()?);
+        if !loss.is_finite() {
+            return Err(Error::Config(format!(
+                "the loss is {loss} at step {}; lower the learning rate of {}",
+                self.step, recipe.lr
+            )));
+        }
+        self.lambda[depth] = ascended(recipe, lambda, kl) as f32;
+        self.step += 1;
+        let kept = log_mask.exp()?.mean_all()?.to_scalar::<f32>()?;
+        Ok([
+            loss,
+            kl,
+            f64::from(kept),
+            f64::from(self.lambda[depth]),
+            depth as f64,
+            agreement(&original, &masked)?,
+        ])
+    }
+
+    /// A mask sampled from gates 0 to `depth`, and the logarithm of its keep probabilities.
+    ///
+    /// # Shapes
+    /// - result: two of `[batch, patches]`
+    fn sample(&mut self, states: &[Tensor], depth: usize) -> Result<(Tensor, Tensor)> {
+        let mut product: Option<(Tensor, Tensor)> = None;
+        for logits in self.gates.logits(states, depth)? {
+            // An f32 drawn from [0, 1) has 24 bits; half a step away from both ends the noise is finite.
+            let uniform = self
+                .rng
+                .uniform_tensor(logits.shape(), logits.device())?
+                .clamp(2f64.powi(-25), 1.0 - 2f64.powi(-24))?;
+            let vote = sample_from_logits(&logits, &uniform, self.recipe.dead_gradient)?;
+            let log_keep = log_keep_from_logits(&logits)?;
+            product = Some(match product {
+                Some((mask, log_mask)) => ((mask * vote)?, (log_mask + log_keep)?),
+                None => (vote, log_keep),
+            });
+        }
+        product.ok_or_else(|| Error::Model("a model has at least two states".into()))
+    }
+
+    /// Divergence, kept share and agreement of binary masks on test pictures.
+    pub(super) fn measure(&self) -> Result<Measured> {
+        let Subject { vit, test, .. } = self.subject;
+        let gates = self.gates.freeze()?;
+        let baseline = self.gates.baseline().detach();
+        let indices: Vec<usize> = (0..test.len().min(self.recipe.test_pictures.max(1))).collect();
+        let mut answers = Vec::new();
+        for chunk in indices.chunks(self.recipe.batch.max(32)) {
+            let images = images_at(self.subject, test, chunk)?;
+            let clean = clean_pass(vit, &images)?;
+            let masks: Vec<Vec<f32>> = gates.mask(&clean.states)?.to_vec2()?;
+            let masks: Vec<Vec<bool>> = masks
+                .into_iter()
+                .map(|mask| mask.into_iter().map(|keep| keep >= THRESHOLD).collect())
+                .collect();
+            let original = eval::logits(clean.output.logits)?;
+            answers.extend(masked_answers(vit, &images, &original, &masks, &baseline)?);
+        }
+        // Rounded to what a checkpoint keeps, so that a resumed run compares the same numbers.
+        let mean = |value: fn(&eval::MaskedAnswer) -> f64| {
+            let sum = answers.iter().map(value).sum::<f64>();
+            f64::from((sum / answers.len() as f64) as f32)
+        };
+        Ok(Measured {
+            kl: mean(|answer| answer.kl),
+            kept: mean(|answer| answer.kept),
+            agreement: mean(|answer| f64::from(u8::from(answer.agrees))),
+        })
+    }
+
+    /// Remembers the gates as they are if they measured better than any before.
+    pub(super) fn keep_best(&mut self, measured: Measured) -> Result<()> {
+        let margin = self.recipe.margin;
+        let beaten = |best: &Best| measured.is_better_than(&best.measured, margin);
+        if self.best.as_ref().is_none_or(beaten) {
+            let tensors = self.tensors()?;
+            self.best = Some(Best { measured, tensors });
+        }
+        Ok(())
+    }
+
+    /// Copies of all values by name.
+    fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let copied = |(name, var): (&String, &Var)| -> Result<_> {
+            Ok((name.clone(), var.as_tensor().detach().copy()?))
+        };
+        self.vars.iter().map(copied).collect()
+    }
+
+    pub(super) fn checkpoint(&self, recipe_text: &str) -> Result<Checkpoint> {
+        let mut tensors = self.optim.state()?;
+        let lambda = Tensor::from_slice(&self.lambda, self.lambda.len(), &Device::Cpu)?;
+        tensors.insert("lambda".into(), lambda);
+        if let Some(Best {
+            measured,
+            tensors: best,
+        }) = &self.best
+        {
+            let Measured {
+                kl,
+                kept,
+                agreement,
+            } = *measured;
+            let numbers = [kl, kept, agreement].map(|number| number as f32);
+            tensors.insert("best measured".into(), Tensor::new(&numbers, &Device::Cpu)?);
+            for (name, tensor) in best {
+                tensors.insert(format!("{BEST_PREFIX}{name}"), tensor.clone());
+            }
+        }
+        Ok(Checkpoint {
+            step: self.step,
+            rng: self.rng.clone(),
+            recipe: recipe_text.to_owned(),
+            tensors,
+        })
+    }
+
+    pub(super) fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
+        self.optim.restore(&checkpoint.tensors)?;
+        self.lambda = checkpoint
+            .tensors
+            .get("lambda")
+            .ok_or_else(|| Error::Config("the checkpoint lacks the multipliers".into()))?
+            .to_vec1()?;
+        if let Some(measured) = checkpoint.tensors.get("best measured") {
+            let numbers: Vec<f32> = measured.to_vec1()?;
+            let [kl, kept, agreement] = numbers[..] else {
+                return Err(Error::Config(
+                    "the checkpoint's best measure is damaged".into(),
+                ));
+            };
+            let best = checkpoint.tensors.iter().filter_map(|(name, tensor)| {
+                let name = name.strip_prefix(BEST_PREFIX)?;
+                let var = self.vars.get(name)?;
+                Some(
+                    tensor
+                        .reshape(var.shape())
+                        .map(|tensor| (name.to_owned(), tensor)),
+                )
+            });
+            self.best = Some(Best {
+                tensors: best.collect::<Result<_, _>>()?,
+                measured: Measured {
+                    kl: f64::from(kl),
+                    kept: f64::from(kept),
+                    agreement: f64::from(agreement),
+                },
+            });
+        }
+        self.rng = checkpoint.rng;
+        self.step = checkpoint.step;
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self, complete: bool) -> Result<TrainedGates> {
+        if self.best.is_none() {
+            let measured = self.measure()?;
+            self.keep_best(measured)?;
+        }
+        let Some(Best { measured, tensors }) = self.best else {
+            return Err(Error::Model("no gates were measured".into()));
+        };
+        let sizes = self.gates.sizes();
+        let recipe = serde_json::to_value(self.recipe)
+            .and_then(serde_json::from_value)
+            .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))?;
+        Ok(TrainedGates {
+            tensors,
+            card: GateCard {
+                base_sha256: self.subject.base_sha256.to_owned(),
+                states: sizes.states,
+                dim: sizes.dim,
+                hidden: sizes.hidden,
+                stretch: self.recipe.stretch,
+                seed: self.recipe.seed,
+                recipe,
+                l0: measured.kept,
+                kl: measured.kl,
+            },
+            agreement: measured.agreement,
+            complete,
+        })
+    }
+}
+
+/// Factor on the learning rates: up over the first steps, down to zero over the last share of the run.
+fn schedule(recipe: &DiffMaskRecipe, step: u64) -> f64 {
+    let warm = (step + 1) as f64 / recipe.warmup_steps.max(1) as f64;
+    let left = (recipe.steps - step.min(recipe.steps)) as f64 / recipe.steps.max(1) as f64;
+    warm.min(left / recipe.cooldown_share.max(f64::MIN_POSITIVE))
+        .min(1.0)
+}
+
+/// The multiplier after a step of ascent: up where the divergence exceeds the margin, else down.
+fn ascended(recipe: &DiffMaskRecipe, lambda: f64, kl: f64) -> f64 {
+    let excess = ((kl - recipe.margin) / recipe.margin).clamp(-1.0, 1.0);
+    (lambda + recipe.lambda_rate * excess).clamp(recipe.lambda_min, recipe.lambda_max)
+}
+
+fn agreement(original: &Tensor, masked: &Tensor) -> Result<f64> {
+    let before: Vec<u32> = original.argmax(D::Minus1)?.to_vec1()?;
+    let after: Vec<u32> = masked.argmax(D::Minus1)?.to_vec1()?;
+    let same = before.iter().zip(&after).filter(|(a, b)| a == b).count();
+    Ok(same as f64 / before.len().max(1) as f64)
+}
+
+/// The one offset of all gates at which the share `masked_share` of the patches of `images` is masked.
+fn calibrated_offset(
+    tensors: &BTreeMap<String, Tensor>,
+    stretch: f64,
+    vit: &Vit,
+    images: &Tensor,
+    masked_share: f64,
+) -> Result<f64> {
+    let sizes = GateSizes::new(vit.config());
+    let tensors = tensors.clone().into_iter().collect();
+    let gates = Gates::load(sizes, stretch, &tensors)?;
+    let states = clean_pass(vit, images)?.states;
+    let logits = gates.logits(&states, sizes.states - 1)?;
+    let logits = Tensor::stack(&logits, 0)?; // [gates, batch, patches]
+    // The share falls as the offset rises; offsets that nobody would ask for bound the search.
+    let (mut low, mut high) = (-4.0 * stretch, 4.0 * stretch);
+    for _ in 0..40 {
+        let shift = (low + high) / 2.0;
+        let log_keep = log_keep_from_logits(&(&logits + shift)?)?.sum(0)?;
+        let kept = f64::from(log_keep.exp()?.mean_all()?.to_scalar::<f32>()?);
+        if 1.0 - kept > masked_share {
+            low = shift;
+        } else {
+            high = shift;
+        }
+    }
+    let name = "gates.0.offset";
+    let start: Vec<f32> = tensors
+        .get(name)
+        .ok_or_else(|| Error::Model(format!("gates lack tensor {name:?}")))?
+        .to_vec1()?;
+    Ok(start.iter().map(|&start| f64::from(start)).sum::<f64>() + (low + high) / 2.0)
+}
+
+/// The order of the pictures in an epoch, which depends on nothing but the seed.
+fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..len).collect();
+    Rng::for_item(seed, epoch).shuffle(&mut order);
+    order
+}
+
+/// Indices of the pictures of a step; the last batch of an epoch may be smaller.
+fn batch_of(
+    recipe: &DiffMaskRecipe,
+    subject: Subject<'_>,
+    order: &mut (u64, Vec<usize>),
+    step: u64,
+) -> Vec<usize> {
+    let len = subject.train.len();
+    let n_batches = len.div_ceil(recipe.batch) as u64;
+    let (epoch, batch_idx) = (step / n_batches, (step % n_batches) as usize);
+    if order.0 != epoch {
+        *order = (epoch, epoch_order(recipe.seed, epoch, len));
+    }
+    let start = batch_idx * recipe.batch;
+    order.1[start..(start + recipe.batch).min(len)].to_vec()
+}
+
+fn images_at(subject: Subject<'_>, data: &dyn Dataset, indices: &[usize]) -> Result<Tensor> {
+    let pictures = indices
+        .iter()
+        .map(|&index| data.picture(index))
+        .collect::<Result<Vec<_>>>()?;
+    images_from_pictures(&pictures, subject.mean, subject.std, &Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn multipliers_rise_above_the_margin_and_fall_below_it_within_their_bounds() {
+        let recipe = DiffMaskRecipe::default();
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        assert!(near(ascended(&recipe, 20.0, 7.0), 20.3));
+        assert!(near(ascended(&recipe, 20.0, 0.15), 20.15));
+        assert!(near(ascended(&recipe, 20.0, 0.1), 20.0));
+        assert!(near(ascended(&recipe, 20.0, 0.0), 19.7));
+        assert!(near(ascended(&recipe, 199.9, 7.0), 200.0));
+        assert!(near(ascended(&recipe, 0.1, 0.0), 0.0));
+    }
+
+    #[test]
+    fn rates_rise_hold_and_fall_to_zero() {
+        let recipe = DiffMaskRecipe {
+            steps: 100,
+            warmup_steps: 10,
+            cooldown_share: 0.2,
+            ..DiffMaskRecipe::default()
+        };
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        assert!(near(schedule(&recipe, 0), 0.1) && near(schedule(&recipe, 9), 1.0));
+        assert!(near(schedule(&recipe, 80), 1.0) && near(schedule(&recipe, 90), 0.5));
+        assert!(near(schedule(&recipe, 99), 0.05));
+        let constant = DiffMaskRecipe {
+            cooldown_share: 0.0,
+            ..recipe
+        };
+        assert!(near(schedule(&constant, 99), 1.0));
+    }
+
+    #[test]
+    fn fewer_patches_are_better_only_within_the_margin() {
+        let measured = |kl, kept| Measured {
+            kl,
+            kept,
+            agreement: 1.0,
+        };
+        assert!(measured(0.05, 0.4).is_better_than(&measured(0.01, 0.5), 0.1));
+        assert!(!measured(0.2, 0.1).is_better_than(&measured(0.05, 0.9), 0.1));
+        assert!(measured(0.2, 0.9).is_better_than(&measured(0.3, 0.1), 0.1));
+        assert!(measured(0.04, 0.4).is_better_than(&measured(0.05, 0.4), 0.1));
+    }
+}

@@ -1,0 +1,569 @@
+//! The program as users meet it: what it writes and prints, its exit codes, and what it refuses.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Lines, Read};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+use vitscope::sidecar::Record;
+
+use crate::common::{clip, ffmpeg, fixture, frame_times, names_in, run_tool};
+
+/// A temporary folder with `in.mp4`, a clip of 320x240 pixels.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+/// What a finished run printed.
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Bench {
+    fn new(frames: u32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        clip(&folder.path().join("in.mp4"), "320x240", frames);
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The program in this folder, with a small model and the options in `args`.
+    fn command(&self, args: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vitscope"));
+        command
+            .args(args.split_whitespace())
+            .stdin(Stdio::null())
+            .env_remove("RUST_LOG")
+            .current_dir(self.folder.path())
+            .env("RUST_BACKTRACE", "1");
+        let explains = args.starts_with("file") || args.starts_with("still");
+        if explains && !args.contains("--model") && !args.contains("--help") {
+            command.arg("--model").arg(fixture("vit_a"));
+        }
+        command
+    }
+
+    fn run(&self, args: &str) -> Ended {
+        let output = self.command(args).output().unwrap();
+        Ended {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        names_in(self.folder.path())
+    }
+
+    /// `args` must end with `code`, print exactly `error`, and leave the folder as it was.
+    fn check_refused(&self, args: &str, code: i32, error: &str) {
+        let before = self.names();
+        let ended = self.run(&format!("{args} --progress none"));
+        assert_eq!(error, ended.stderr.trim_end(), "{args}");
+        assert_eq!(Some(code), ended.code, "{args}");
+        assert_eq!(before, self.names(), "{args}");
+    }
+}
+
+/// A run whose progress is read line by line.
+struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+}
+
+impl Running {
+    fn start(bench: &Bench, args: &str) -> Self {
+        let mut child = bench
+            .command(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// Reads until a line contains `text`.
+    fn wait_for(&mut self, text: &str) -> String {
+        let mut read = Vec::new();
+        for line in self.lines.by_ref() {
+            let line = line.unwrap();
+            if line.contains(text) {
+                return line;
+            }
+            read.push(line);
+        }
+        panic!("no line with {text:?} in {read:#?}");
+    }
+
+    /// Reads progress until `secs` of the video are done.
+    fn wait_for_secs(&mut self, secs: f64) {
+        loop {
+            let line = self.wait_for("\"frames\"");
+            let progress: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if progress["secs"].as_f64().unwrap() >= secs {
+                return;
+            }
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        // The shell's own `kill`, because the program of that name is not installed everywhere.
+        run_tool("sh", &["-c", &format!("kill -{name} {}", self.child.id())]);
+    }
+
+    /// Exit code and the rest of standard error.
+    fn end(mut self) -> (Option<i32>, String) {
+        let rest: Vec<String> = self.lines.by_ref().map(Result::unwrap).collect();
+        (self.child.wait().unwrap().code(), rest.join("\n"))
+    }
+}
+
+fn records(text: &str) -> Vec<Record> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// Number of frames that ffmpeg decodes from `file`.
+fn decoded_frames(file: &Path) -> usize {
+    frame_times(file).len()
+}
+
+#[test]
+fn a_file_comes_out_with_sidecar_and_sheet() {
+    let bench = Bench::new(30);
+    let ended = bench.run("file in.mp4 out.mp4 --scores s.jsonl --sheet s.png --progress none");
+    assert_eq!((Some(0), ""), (ended.code, ended.stderr.as_str()));
+    assert!(
+        ended.stdout.starts_with("30 frames, 30 explained; "),
+        "{}",
+        ended.stdout
+    );
+    for name in ["out.mp4", "s.jsonl", "s.png"] {
+        assert!(
+            ended.stdout.contains(&format!("wrote \"{name}\"")),
+            "{}",
+            ended.stdout
+        );
+    }
+    assert_eq!(["in.mp4", "out.mp4", "s.jsonl", "s.png"], *bench.names());
+
+    let records = records(&fs::read_to_string(bench.path("s.jsonl")).unwrap());
+    let times: Vec<u64> = records.iter().map(|record| record.pts).collect();
+    assert_eq!(frame_times(&bench.path("in.mp4")), times);
+    assert_eq!(times, frame_times(&bench.path("out.mp4")));
+    for (seq, record) in (0..).zip(&records) {
+        assert_eq!((seq, true), (record.seq, record.explained));
+        assert_eq!(Some("rollout"), record.method.as_deref());
+        assert_eq!(Some((4, 4)), record.grid);
+        assert_eq!(Some(16), record.attribution.as_ref().map(Vec::len));
+        let class = record.class.as_ref().unwrap();
+        assert!(class.index < 5 && class.label.is_some(), "{class:?}");
+        assert!((0.2..=1.0).contains(&class.probability), "{class:?}");
+    }
+    assert!(image::open(bench.path("s.png")).unwrap().width() > 320);
+}
+
+#[test]
+fn every_third_frame_is_explained_and_the_sidecar_says_which() {
+    let bench = Bench::new(10);
+    let args = "file in.mp4 out.mkv --every 3 --batch 2 --scores - --progress none";
+    let ended = bench.run(args);
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    assert!(
+        ended
+            .stderr
+            .contains("10 frames, 4 explained, 6 with the last explanation")
+    );
+    let shown: Vec<_> = records(&ended.stdout)
+        .iter()
+        .map(|record| record.shows)
+        .collect();
+    assert_eq!([0, 0, 0, 3, 3, 3, 6, 6, 6, 9].map(Some), *shown);
+}
+
+#[test]
+fn start_and_end_cut_the_video() {
+    let bench = Bench::new(50);
+    let args = "file in.mp4 out.mp4 --start 0.4 --end 00:00:01.2 --scores - --progress none";
+    let ended = bench.run(args);
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    let times: Vec<_> = records(&ended.stdout)
+        .iter()
+        .map(|record| record.pts)
+        .collect();
+    let expected: Vec<u64> = (0..20).map(|frame| 40_000_000 * frame).collect();
+    assert_eq!(expected, times);
+    assert_eq!(expected, frame_times(&bench.path("out.mp4")));
+}
+
+#[test]
+fn side_by_side_is_twice_as_wide() {
+    let bench = Bench::new(3);
+    let ended = bench.run("file in.mp4 out.mp4 --mode side-by-side --progress none");
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    ffmpeg(
+        &format!("-i {} -frames:v 1", bench.path("out.mp4").display()),
+        &bench.path("out.png"),
+    );
+    assert_eq!(
+        (640, 240),
+        image::image_dimensions(bench.path("out.png")).unwrap()
+    );
+}
+
+#[test]
+fn a_model_without_a_head_shows_its_map_and_no_class() {
+    let bench = Bench::new(3);
+    fs::create_dir(bench.path("model")).unwrap();
+    for name in names_in(&fixture("vit_a")) {
+        fs::copy(
+            fixture("vit_a").join(&name),
+            bench.path("model").join(&name),
+        )
+        .unwrap();
+    }
+    let config = fs::read_to_string(bench.path("model/config.json")).unwrap();
+    let headless = config.replace("ViTForImageClassification", "ViTModel");
+    fs::write(bench.path("model/config.json"), headless).unwrap();
+    let ended = bench.run("file in.mp4 out.mp4 --model model --scores - --progress none");
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    for record in records(&ended.stdout) {
+        assert!(record.attribution.is_some() && record.class.is_none());
+    }
+    bench.check_refused(
+        "file in.mp4 new.mp4 --model model --target bird",
+        1,
+        "error: model has no classifier, and so no class \"bird\"",
+    );
+}
+
+#[test]
+fn wrong_usage_exits_with_two_and_names_the_option() {
+    let bench = Bench::new(1);
+    let check = |args: &str, option: &str| {
+        let before = bench.names();
+        let ended = bench.run(args);
+        assert_eq!(Some(2), ended.code, "{args}");
+        assert!(ended.stderr.contains(option), "{args}: {}", ended.stderr);
+        assert_eq!(before, bench.names(), "{args}");
+    };
+    check("file in.mp4 out.mp4 --every 0", "--every <N>");
+    check("file in.mp4 out.mp4 --batch 0", "--batch <N>");
+    check("file in.mp4 out.mp4 --alpha 1.5", "--alpha <ALPHA>");
+    check(
+        "file in.mp4 out.mp4 --mode cloud",
+        "[possible values: overlay, side-by-side",
+    );
+    check(
+        "file in.mp4 out.mp4 --method magic",
+        "[possible values: diffmask, rollout",
+    );
+    check("file in.mp4 out.mp4 --start 1:99", "--start <TIME>");
+    check("file in.mp4 out.mp4 --device tpu", "--device <DEVICE>");
+    check("file in.mp4", "<OUT>");
+    check("still in.png", "<IN... OUT>");
+    check("explain", "unrecognized subcommand");
+}
+
+#[test]
+fn help_names_every_subcommand_and_option() {
+    let bench = Bench::new(1);
+    let help = bench.run("--help").stdout;
+    for subcommand in ["file", "still"] {
+        assert!(help.contains(&format!("  {subcommand} ")), "{help}");
+    }
+    let help = bench.run("file --help").stdout;
+    for option in [
+        "model",
+        "method",
+        "target",
+        "every",
+        "batch",
+        "start",
+        "end",
+        "mode",
+        "colormap",
+        "alpha",
+        "threshold",
+        "upsample",
+        "scores",
+        "sheet",
+        "audio",
+        "codec",
+        "crf",
+        "overwrite",
+        "progress",
+        "device",
+        "threads",
+        "quiet",
+    ] {
+        assert!(help.contains(&format!("--{option}")), "{option}: {help}");
+    }
+}
+
+#[test]
+fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
+    let bench = Bench::new(3);
+    fs::write(bench.path("old.mp4"), "old").unwrap();
+    fs::write(bench.path("old.jsonl"), "old").unwrap();
+    let refused =
+        |args: &str, error: &str| bench.check_refused(args, 1, &format!("error: {error}"));
+    refused(
+        "file in.mp4 in.mp4 --overwrite",
+        "the output would overwrite the input: \"in.mp4\"",
+    );
+    refused(
+        "file in.mp4 no/out.mp4",
+        "the output's directory does not exist: \"no\"",
+    );
+    refused(
+        "file in.mp4 old.mp4",
+        "the output exists and may not be overwritten (--overwrite): \"old.mp4\"",
+    );
+    refused(
+        "file in.mp4 out.mp4 --scores old.jsonl",
+        "the output exists and may not be overwritten (--overwrite): \"old.jsonl\"",
+    );
+    refused(
+        "file in.mp4 out.mp4 --sheet no/sheet.png",
+        "the output's directory does not exist: \"no\"",
+    );
+    refused(
+        "file in.mp4 out.mp4 --scores in.mp4 --overwrite",
+        "would be written over \"in.mp4\": \"in.mp4\"",
+    );
+    refused(
+        "file in.mp4 out.mp4 --sheet out.mp4",
+        "would be written over \"out.mp4\": \"out.mp4\"",
+    );
+    refused(
+        "file in.mp4 out.mp4 --scores a --sheet ./a",
+        "would be written over \"a\": \"./a\"",
+    );
+    refused(
+        "file in.mp4 out.mp4 --scores /dev/null --overwrite",
+        "is no regular file, expected a file to write: \"/dev/null\"",
+    );
+    assert_eq!("old", fs::read_to_string(bench.path("old.mp4")).unwrap());
+}
+
+#[test]
+fn a_model_that_cannot_be_is_refused() {
+    let bench = Bench::new(3);
+    let ended = bench.run("file in.mp4 out.mp4 --model ./no-such-model --progress none");
+    assert_eq!(Some(1), ended.code);
+    assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no-such-model"), "{}", ended.stderr);
+    assert_eq!(1, ended.stderr.lines().count(), "{}", ended.stderr);
+    assert_eq!(["in.mp4"], *bench.names());
+}
+
+#[test]
+fn a_target_that_is_no_class_is_refused() {
+    let bench = Bench::new(3);
+    bench.check_refused(
+        "file in.mp4 out.mp4 --target 5",
+        1,
+        "error: class index 5 is not between 0 and 4",
+    );
+    bench.check_refused(
+        "file in.mp4 out.mp4 --target brid",
+        1,
+        "error: classes are airplane, bird, cat, dog, ship, not \"brid\"",
+    );
+}
+
+#[test]
+fn an_interrupted_file_is_finished_where_it_is() {
+    let bench = Bench::new(2500);
+    let mut running = Running::start(
+        &bench,
+        "file in.mp4 out.mp4 --scores s.jsonl --progress json",
+    );
+    running.wait_for_secs(0.5);
+    running.signal("INT");
+    let (code, rest) = running.end();
+    assert_eq!(Some(130), code, "{rest}");
+    let last = rest.lines().last().unwrap();
+    assert!(last.starts_with("interrupted at "), "{rest}");
+    assert_eq!(["in.mp4", "out.mp4", "s.jsonl"], *bench.names());
+    let records = records(&fs::read_to_string(bench.path("s.jsonl")).unwrap());
+    let frames = decoded_frames(&bench.path("out.mp4"));
+    assert_eq!(records.len(), frames);
+    assert!((12..2500).contains(&frames), "{frames}");
+    let end_secs = frames as f64 / 25.0;
+    assert_eq!(format!("interrupted at {end_secs:.3} s"), last);
+}
+
+#[test]
+fn a_second_interrupt_stops_at_once_and_names_what_is_left() {
+    let bench = Bench::new(2500);
+    // Large batches of large pictures, so that much is still to do when the first interrupt comes.
+    let args = "file in.mp4 out.mp4 --batch 256 --mode side-by-side --progress json";
+    let mut running = Running::start(&bench, args);
+    running.wait_for_secs(0.5);
+    running.signal("INT");
+    running.wait_for("once more to stop at once");
+    running.signal("INT");
+    let (code, rest) = running.end();
+    assert_eq!(Some(130), code, "{rest}");
+    assert!(
+        rest.contains("unfinished output left in \"out.mp4.part\""),
+        "{rest}"
+    );
+    assert_eq!(["in.mp4", "out.mp4.part"], *bench.names());
+}
+
+#[test]
+fn a_killed_run_leaves_a_file_that_plays() {
+    let bench = Bench::new(2500);
+    let mut running = Running::start(&bench, "file in.mp4 out.mp4 --progress json");
+    // The encoder looks ahead by some seconds before the first fragment is complete.
+    running.wait_for_secs(10.0);
+    running.signal("KILL");
+    running.end();
+    assert_eq!(["in.mp4", "out.mp4.part"], *bench.names());
+    let frames = decoded_frames(&bench.path("out.mp4.part"));
+    assert!((25..2500).contains(&frames), "{frames}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let bench = Bench::new(300);
+    let mut child = bench
+        .command("file in.mp4 out.mp4 --scores - --progress none --quiet")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 1];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!("", String::from_utf8(output.stderr).unwrap());
+    assert_eq!(Some(0), output.status.code());
+    assert_eq!(300, decoded_frames(&bench.path("out.mp4")));
+}
+
+#[test]
+fn progress_is_a_json_object_a_line() {
+    let bench = Bench::new(30);
+    let ended = bench.run("file in.mp4 out.mp4 --progress json");
+    let lines: Vec<serde_json::Value> = ended
+        .stderr
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(1, lines.first().unwrap()["frames"]);
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (30, 100.0),
+        (
+            last["frames"].as_i64().unwrap(),
+            last["percent"].as_f64().unwrap()
+        )
+    );
+}
+
+#[test]
+fn quiet_prints_nothing() {
+    let bench = Bench::new(3);
+    let ended = bench.run("file in.mp4 out.mp4 --quiet");
+    assert_eq!(
+        (Some(0), "", ""),
+        (ended.code, &*ended.stdout, &*ended.stderr)
+    );
+}
+
+#[test]
+fn stills_keep_their_size_and_format() {
+    let bench = Bench::new(1);
+    let input = bench.path("in.mp4").display().to_string();
+    ffmpeg(&format!("-i {input} -frames:v 1"), &bench.path("a.png"));
+    ffmpeg(
+        &format!("-i {input} -vf scale=321:241 -frames:v 1"),
+        &bench.path("b.jpg"),
+    );
+    fs::create_dir(bench.path("out")).unwrap();
+    let ended = bench.run("still a.png b.jpg out --scores s.jsonl --sheet s.png");
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    assert_eq!(["a.png", "b.jpg"], *names_in(&bench.path("out")));
+    assert_eq!(
+        (320, 240),
+        image::image_dimensions(bench.path("out/a.png")).unwrap()
+    );
+    assert_eq!(
+        (321, 241),
+        image::image_dimensions(bench.path("out/b.jpg")).unwrap()
+    );
+    let explained = image::open(bench.path("out/a.png")).unwrap();
+    assert_ne!(
+        image::open(bench.path("a.png")).unwrap().to_rgb8(),
+        explained.to_rgb8()
+    );
+    assert_eq!(
+        2,
+        records(&fs::read_to_string(bench.path("s.jsonl")).unwrap()).len()
+    );
+
+    let ended = bench.run("still a.png new.png --mode original --quiet");
+    assert_eq!((Some(0), ""), (ended.code, &*ended.stderr));
+    assert_eq!(
+        (320, 240),
+        image::image_dimensions(bench.path("new.png")).unwrap()
+    );
+}
+
+#[test]
+fn pictures_that_cannot_be_are_refused() {
+    let bench = Bench::new(1);
+    fs::write(bench.path("text.png"), "text").unwrap();
+    let input = bench.path("in.mp4").display().to_string();
+    ffmpeg(&format!("-i {input} -frames:v 1"), &bench.path("a.png"));
+    let whole = fs::read(bench.path("a.png")).unwrap();
+    fs::write(bench.path("cut.png"), &whole[..whole.len() / 2]).unwrap();
+    fs::create_dir(bench.path("out")).unwrap();
+    let refused = |args: &str, begin: &str, end: &str| {
+        let before = bench.names();
+        let ended = bench.run(args);
+        let error = ended.stderr.trim_end();
+        assert!(error.starts_with(&format!("error: {begin}")), "{error}");
+        assert!(error.ends_with(end), "{error}");
+        assert_eq!(Some(1), ended.code);
+        assert_eq!(
+            (before, 0),
+            (bench.names(), names_in(&bench.path("out")).len())
+        );
+    };
+    refused("still no.png b.png", "", "\"no.png\"");
+    refused(
+        "still text.png b.png",
+        "not a readable picture",
+        "\"text.png\"",
+    );
+    refused(
+        "still a.png cut.png out --quiet",
+        "explaining pictures",
+        "\"cut.png\"",
+    );
+    refused("still a.png b.gif", "unknown extension", "\"b.gif\"");
+    refused("still a.png a.png", "would be written over", "\"a.png\"");
+    refused(
+        "still a.png text.png new",
+        "expected a directory",
+        "\"new\"",
+    );
+    refused(
+        "still a.png ./a.png out",
+        "would be written over",
+        "\"out/a.png\"",
+    );
+}

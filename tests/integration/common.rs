@@ -1,0 +1,74 @@
+//! What several tests need: small models, clips made by ffmpeg, and what ffprobe says of them.
+#![expect(clippy::expect_used, reason = "a failed step is a failed test")]
+#![cfg_attr(
+    not(feature = "cli"),
+    expect(dead_code, reason = "most of it is for tests of the program")
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A file or folder of `tests/fixtures`.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+/// Runs `program` to its end, and fails the test where it fails.
+pub(crate) fn run_tool(program: &str, args: &[&str]) -> Output {
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{program} does not start, the tests need it: {error}"));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {log}");
+    output
+}
+
+/// Makes a file by ffmpeg from space-separated arguments.
+pub(crate) fn ffmpeg(args: &str, file: &Path) {
+    let mut all: Vec<&str> = ["-v", "error", "-y"].to_vec();
+    all.extend(args.split_whitespace());
+    let file = file.to_str().expect("temporary paths are text");
+    all.push(file);
+    run_tool("ffmpeg", &all);
+}
+
+/// A clip of `frames` frames with a moving test picture and a sound.
+pub(crate) fn clip(file: &Path, size: &str, frames: u32) {
+    let secs = f64::from(frames) / 25.0;
+    ffmpeg(
+        &format!(
+            "-f lavfi -i testsrc=size={size}:rate=25:duration={secs} \
+             -f lavfi -i sine=frequency=440:duration={secs} \
+             -c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -shortest"
+        ),
+        file,
+    );
+}
+
+/// Times of the frames of `file` in nanoseconds, as ffprobe reads them, from the first one.
+pub(crate) fn frame_times(file: &Path) -> Vec<u64> {
+    let args = "-v error -select_streams v:0 -show_entries frame=pts_time -of csv=p=0";
+    let mut all: Vec<&str> = args.split_whitespace().collect();
+    let file = file.to_str().expect("temporary paths are text");
+    all.push(file);
+    let text = String::from_utf8(run_tool("ffprobe", &all).stdout).expect("ffprobe writes text");
+    text.lines()
+        .filter_map(|line| line.trim_end_matches(',').parse::<f64>().ok())
+        .map(|secs| (secs * 1e9).round() as u64)
+        .collect()
+}
+
+/// Names of what a folder holds, sorted.
+pub(crate) fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("the folder is readable");
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("the entry is readable").file_name())
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}

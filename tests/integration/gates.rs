@@ -1,0 +1,332 @@
+//! Gates on whole models: states, masked passes, methods that need attention or gates, files.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failing helper of a test shall end the test"
+)]
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+use vitscope::eval::{masked_answers, masks_within_margin};
+use vitscope::explain::{Method, Parts, Target};
+use vitscope::gates::{GateCard, GateSizes, Gates, clean_pass, masked_pass};
+use vitscope::rng::Rng;
+use vitscope::vit::{Family, Vit, VitConfig, init};
+
+/// Difference of f32 sums in another order.
+const TOLERANCE: f32 = 1e-4;
+
+fn config() -> VitConfig {
+    VitConfig {
+        image_size: 12,
+        patch_size: 4,
+        hidden_size: 16,
+        num_hidden_layers: 3,
+        num_attention_heads: 2,
+        intermediate_size: 32,
+        labels: vec!["cat".into(), "dog".into(), "owl".into()],
+        ..VitConfig::default()
+    }
+}
+
+fn with_registers_and_no_head() -> VitConfig {
+    VitConfig {
+        family: Family::Dinov2WithRegisters,
+        registers: 4,
+        layer_scale: true,
+        labels: Vec::new(),
+        ..config()
+    }
+}
+
+fn vit(config: VitConfig) -> Vit {
+    let weights = init::init(&config, &mut Rng::new(1)).unwrap();
+    Vit::load(config, &weights).unwrap()
+}
+
+fn images(batch: usize) -> Tensor {
+    Rng::new(2)
+        .normal_tensor((batch, 3, 12, 12), &Device::Cpu)
+        .unwrap()
+}
+
+fn gates(vit: &Vit) -> Gates {
+    let sizes = GateSizes::new(vit.config());
+    let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
+    Gates::load(sizes, 15.0, &tensors.into_iter().collect()).unwrap()
+}
+
+fn values(xs: &Tensor) -> Vec<f32> {
+    xs.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn assert_close(a: &Tensor, b: &Tensor) {
+    assert_eq!(a.dims(), b.dims());
+    for (a, b) in values(a).into_iter().zip(values(b)) {
+        assert!((a - b).abs() < TOLERANCE, "{a} is not {b}");
+    }
+}
+
+#[test]
+fn a_model_has_two_more_states_than_blocks_and_only_patches_in_them() {
+    for config in [config(), with_registers_and_no_head()] {
+        let clean = clean_pass(&vit(config), &images(2)).unwrap();
+        assert_eq!(clean.states.len(), 5);
+        assert!(clean.states.iter().all(|state| state.dims() == [2, 9, 16]));
+    }
+}
+
+#[test]
+fn the_first_state_knows_no_positions_and_the_second_does() {
+    let gray = Tensor::ones((1, 3, 12, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let states = clean_pass(&vit(config()), &gray).unwrap().states;
+    let patch = |state: &Tensor, index| values(&state.get(0).unwrap().get(index).unwrap());
+    assert_eq!(patch(&states[0], 0), patch(&states[0], 8));
+    assert_ne!(patch(&states[1], 0), patch(&states[1], 8));
+}
+
+#[test]
+fn states_carry_no_graph() {
+    let config = config();
+    let vars: HashMap<String, candle_core::Var> = init::init(&config, &mut Rng::new(1))
+        .unwrap()
+        .into_iter()
+        .map(|(name, tensor)| (name, candle_core::Var::from_tensor(&tensor).unwrap()))
+        .collect();
+    let weights = vars
+        .iter()
+        .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+        .collect();
+    let vit = Vit::load(config, &weights).unwrap();
+    let clean = clean_pass(&vit, &images(1)).unwrap();
+    assert!(clean.states.iter().all(|state| !state.track_op()));
+    assert!(!clean.output.logits.unwrap().track_op());
+}
+
+#[test]
+fn keeping_every_patch_changes_no_answer() {
+    let vit = vit(config());
+    let images = images(3);
+    let clean = vit.forward(&images).unwrap().logits.unwrap();
+    let baseline = Tensor::full(7.0_f32, 16, &Device::Cpu).unwrap();
+    let ones = Tensor::ones((3, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let masked = masked_pass(&vit, &images, &ones, &baseline).unwrap();
+    assert_close(&masked.logits.unwrap(), &clean);
+    let answers =
+        masked_answers(&vit, &images, &clean, &vec![vec![true; 9]; 3], &baseline).unwrap();
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer.agrees && answer.kept == 1.0)
+    );
+    assert!(answers.iter().all(|answer| answer.kl.abs() < 1e-6));
+}
+
+#[test]
+fn masking_every_patch_leaves_nothing_of_the_image() {
+    let vit = vit(config());
+    let images = images(2);
+    let baseline = Tensor::full(0.5_f32, 16, &Device::Cpu).unwrap();
+    let zeros = Tensor::zeros((2, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let masked = masked_pass(&vit, &images, &zeros, &baseline).unwrap();
+    let logits = masked.logits.unwrap();
+    assert_close(&logits.get(0).unwrap(), &logits.get(1).unwrap());
+}
+
+#[test]
+fn a_masked_patch_gets_the_baseline_and_the_others_stay() {
+    let vit = vit(config());
+    let images = images(1);
+    let clean = clean_pass(&vit, &images).unwrap();
+    let baseline = clean.states[0].get(0).unwrap().get(4).unwrap();
+    // The baseline equals patch 4's own embedding, so masking it changes nothing, and patch 5's does.
+    let logits = clean.output.logits.unwrap();
+    let masked = |patch: usize| {
+        let mut mask = vec![1.0_f32; 9];
+        mask[patch] = 0.0;
+        let mask = Tensor::from_vec(mask, (1, 9), &Device::Cpu).unwrap();
+        let output = masked_pass(&vit, &images, &mask, &baseline).unwrap();
+        output.logits.unwrap()
+    };
+    assert_close(&masked(4), &logits);
+    let moved: f32 = values(&(masked(5) - logits).unwrap())
+        .into_iter()
+        .map(f32::abs)
+        .sum();
+    assert!(moved > 1e-3);
+}
+
+#[test]
+fn within_the_margin_no_larger_mask_than_needed_is_kept() {
+    let vit = vit(config());
+    let images = images(4);
+    let original = vit.forward(&images).unwrap().logits.unwrap();
+    let baseline = Tensor::zeros(16, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let attributions: Vec<Vec<f32>> = Rng::new(4)
+        .uniform_tensor((4, 9), &Device::Cpu)
+        .unwrap()
+        .to_vec2()
+        .unwrap();
+    let kept = |margin| {
+        let masks = masks_within_margin(&vit, &images, &original, &attributions, &baseline, margin)
+            .unwrap();
+        let answers = masked_answers(&vit, &images, &original, &masks, &baseline).unwrap();
+        assert!(answers.iter().all(|answer| answer.kl <= margin));
+        answers.iter().map(|answer| answer.kept).sum::<f64>()
+    };
+    assert_eq!(kept(1e9), 0.0);
+    assert!(kept(1e-7) > kept(1e-2));
+}
+
+#[test]
+fn every_method_rates_every_patch_the_same_each_time() {
+    for config in [config(), with_registers_and_no_head()] {
+        let has_head = !config.labels.is_empty();
+        let vit = vit(config);
+        let gates = gates(&vit);
+        for method in Method::ALL {
+            let parts = Parts {
+                gates: Some(&gates),
+            };
+            let explainer = method.build(parts).unwrap();
+            assert_eq!(explainer.name(), method.name());
+            let explain = || {
+                explainer
+                    .explain(&vit, &images(2), Target::Predicted)
+                    .unwrap()
+            };
+            let explanation = explain();
+            let scores = values(&explanation.attribution);
+            assert_eq!(explanation.attribution.dims(), [2, 9], "{method}");
+            assert!(
+                scores
+                    .iter()
+                    .all(|score| score.is_finite() && *score >= 0.0)
+            );
+            assert_eq!(scores, values(&explain().attribution), "{method}");
+            assert_eq!(explanation.logits.is_some(), has_head);
+        }
+    }
+}
+
+#[test]
+fn a_batch_is_explained_as_its_images_are() {
+    let vit = vit(config());
+    let gates = gates(&vit);
+    for method in Method::ALL {
+        let parts = Parts {
+            gates: Some(&gates),
+        };
+        let explainer = method.build(parts).unwrap();
+        let images = images(2);
+        let explain = |images: &Tensor| {
+            let explanation = explainer.explain(&vit, images, Target::Predicted).unwrap();
+            explanation.attribution
+        };
+        let both = explain(&images);
+        let second = explain(&images.narrow(0, 1, 1).unwrap());
+        assert_close(&both.narrow(0, 1, 1).unwrap(), &second);
+    }
+}
+
+#[test]
+fn methods_that_explain_the_whole_answer_refuse_a_class() {
+    let vit = vit(config());
+    let explainer = Method::Rollout.build(Parts::default()).unwrap();
+    let message = explainer.explain(&vit, &images(1), Target::Class(1)).err();
+    assert!(message.unwrap().to_string().contains("not one class"));
+}
+
+#[test]
+fn rollout_of_one_block_is_half_its_attention() {
+    let one_block = VitConfig {
+        num_hidden_layers: 1,
+        ..config()
+    };
+    let vit = vit(one_block);
+    let explain = |method: Method| {
+        let explainer = method.build(Parts::default()).unwrap();
+        explainer
+            .explain(&vit, &images(2), Target::Predicted)
+            .unwrap()
+            .attribution
+    };
+    // Rows of attention sum to 1, so those of A + I sum to 2.
+    let doubled = (explain(Method::Rollout) * 2.0).unwrap();
+    assert_close(&doubled, &explain(Method::RawAttention));
+}
+
+fn card(sizes: GateSizes) -> GateCard {
+    GateCard {
+        base_sha256: "ab12".into(),
+        states: sizes.states,
+        dim: sizes.dim,
+        hidden: sizes.hidden,
+        stretch: 15.0,
+        seed: 3,
+        recipe: [("lr".to_owned(), 1e-4.into())].into(),
+        l0: 0.5,
+        kl: 0.01,
+    }
+}
+
+#[test]
+fn saved_gates_come_back_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config();
+    let sizes = GateSizes::new(&config);
+    let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
+    Gates::save(&tensors, &card(sizes), folder.path()).unwrap();
+    let (back, back_card) = Gates::open(folder.path(), &config, "AB12", &Device::Cpu).unwrap();
+    assert_eq!(back_card, card(sizes));
+    let vit = vit(config);
+    let states = clean_pass(&vit, &images(2)).unwrap().states;
+    let (before, after) = (gates(&vit), back);
+    assert_eq!(
+        values(&before.mask(&states).unwrap()),
+        values(&after.mask(&states).unwrap())
+    );
+}
+
+#[test]
+fn gates_of_other_weights_or_other_sizes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes = GateSizes::new(&config());
+    let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
+    Gates::save(&tensors, &card(sizes), folder.path()).unwrap();
+    let refused = |config: &VitConfig, sha256| {
+        let error = Gates::open(folder.path(), config, sha256, &Device::Cpu).err();
+        error.unwrap().to_string()
+    };
+    let message = refused(&config(), "cd34");
+    assert!(
+        message.contains("\"ab12\", the model's have \"cd34\""),
+        "{message}"
+    );
+    let deeper = VitConfig {
+        num_hidden_layers: 4,
+        ..config()
+    };
+    let message = refused(&deeper, "ab12");
+    assert!(
+        message.contains("5 states of 16 features, the model has 6 of 16"),
+        "{message}"
+    );
+}
+
+#[test]
+fn damaged_gates_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config();
+    let sizes = GateSizes::new(&config);
+    let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
+    Gates::save(&tensors, &card(sizes), folder.path()).unwrap();
+    let open = || Gates::open(folder.path(), &config, "ab12", &Device::Cpu);
+    let path = folder.path().join("gates.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    assert!(open().err().unwrap().to_string().contains("malformed"));
+    std::fs::write(&path, &whole).unwrap();
+    std::fs::write(folder.path().join("gates.json"), "{}").unwrap();
+    assert!(open().err().unwrap().to_string().contains("base_sha256"));
+}

@@ -1,0 +1,569 @@
+//! Video files through the media layer and back, judged from outside by ffmpeg and ffprobe.
+#![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use vitscope::frame::Pts;
+use vitscope::media::{self, AudioMode, FileJob, Sink, Source, VideoCodec};
+
+/// Picture of 2 s at 25 frames a second with B-frames, as most files have.
+const PICTURE: &str = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=2";
+const SOUND: &str = "-f lavfi -i sine=frequency=440:sample_rate=44100:duration=2";
+const H264: &str = "-c:v libx264 -preset veryfast -pix_fmt yuv420p -g 25 -bf 2";
+
+/// A folder for one test's files.
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Makes the file `name` by ffmpeg's options `args`, which hold no quotes.
+    fn make(&self, name: &str, args: &str) -> PathBuf {
+        let path = self.path(name);
+        let output = Command::new("ffmpeg")
+            .args(["-v", "error", "-y"])
+            .args(args.split_whitespace())
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        path
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+/// Runs `job` without a change to any frame; returns how many there were.
+fn run(job: &FileJob) -> vitscope::Result<u64> {
+    let (mut source, sink) = media::open(job)?;
+    let mut sink = Box::new(sink);
+    let mut n_frames = 0;
+    while let Some(frame) = source.next()? {
+        assert_eq!(frame.seq, n_frames);
+        n_frames += 1;
+        sink.push(frame)?;
+    }
+    sink.finish()?;
+    Ok(n_frames)
+}
+
+fn ffprobe(path: &Path, args: &str) -> String {
+    let output = Command::new("ffprobe")
+        .args(["-v", "error", "-of", "csv=p=0"])
+        .args(args.split_whitespace())
+        .arg(path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Presentation times of the decoded frames, in microseconds, rebased to the first.
+fn frame_times(path: &Path) -> Vec<i64> {
+    let times: Vec<i64> = ffprobe(path, "-select_streams v:0 -show_entries frame=pts_time")
+        .lines()
+        // Side data of a frame prints as an empty line.
+        .filter(|line| !line.is_empty())
+        .map(|line| (line.trim_matches(',').parse::<f64>().unwrap() * 1e6).round() as i64)
+        .collect();
+    times.iter().map(|time| time - times[0]).collect()
+}
+
+/// One property of the first picture.
+fn picture(path: &Path, entry: &str) -> String {
+    ffprobe(
+        path,
+        &format!("-select_streams v:0 -show_entries stream={entry}"),
+    )
+}
+
+fn seconds(path: &Path) -> f64 {
+    ffprobe(path, "-show_entries format=duration")
+        .parse()
+        .unwrap()
+}
+
+/// Digest of the packets of every sound track, by ffmpeg.
+fn sound_hash(path: &Path, filter: &str) -> String {
+    let output = Command::new("ffmpeg")
+        .args(["-v", "error", "-i"])
+        .arg(path)
+        .args(["-map", "0:a", "-c", "copy"])
+        .args(filter.split_whitespace())
+        .args(["-f", "streamhash", "-hash", "md5", "-"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn sound_packets(path: &Path) -> usize {
+    ffprobe(path, "-select_streams a -show_entries packet=size")
+        .lines()
+        .count()
+}
+
+/// Copies `input` to `name` and checks what every copy must keep, times up to `tolerance_micros`.
+fn check_copy(files: &Files, input: &Path, name: &str, tolerance_micros: i64) -> PathBuf {
+    let job = FileJob::new(input, files.path(name));
+    let n_frames = run(&job).unwrap();
+    let (before, after) = (frame_times(input), frame_times(&job.output));
+    assert_eq!(n_frames as usize, before.len(), "frames read");
+    assert_eq!(after.len(), before.len(), "frames written");
+    for (before, after) in before.iter().zip(&after) {
+        assert!(
+            (before - after).abs() <= tolerance_micros,
+            "{before} became {after} us"
+        );
+    }
+    assert!(
+        (seconds(input) - seconds(&job.output)).abs() < 0.05,
+        "{} s became {} s",
+        seconds(input),
+        seconds(&job.output)
+    );
+    assert!(!job.part_path().exists());
+    job.output
+}
+
+#[test]
+fn mp4_with_aac_keeps_frames_times_and_sound() {
+    let files = Files::new();
+    let input = files.make("in.mp4", &format!("{PICTURE} {SOUND} {H264} -c:a aac"));
+    let output = check_copy(&files, &input, "out.mp4", 0);
+    assert_eq!(sound_hash(&output, ""), sound_hash(&input, ""));
+    assert_eq!(sound_packets(&output), sound_packets(&input));
+    assert_eq!(picture(&output, "profile,pix_fmt"), "High,yuv420p");
+}
+
+#[test]
+fn frames_of_uneven_length_keep_their_times() {
+    let files = Files::new();
+    let uneven = "-vf select=not(mod(n\\,3))+not(mod(n\\,7)) -fps_mode vfr";
+    let input = files.make("in.mp4", &format!("{PICTURE} {uneven} {H264}"));
+    let output = check_copy(&files, &input, "out.mp4", 0);
+    let times = frame_times(&output);
+    assert!(times[1] - times[0] != times[3] - times[2], "{times:?}");
+    check_copy(&files, &input, "out.mkv", 1000);
+}
+
+#[test]
+fn times_off_every_usual_grid_are_kept() {
+    let files = Files::new();
+    // 1/12345 s steps: neither milliseconds nor 1/90000 s say these exactly.
+    let odd = "-vf settb=1/12345,setpts=trunc(N*493.8)+not(mod(N\\,5))*7 -enc_time_base 1/12345 -video_track_timescale 12345 -fps_mode passthrough";
+    let input = files.make("in.mp4", &format!("{PICTURE} {odd} {H264}"));
+    assert_eq!(picture(&input, "time_base"), "1/12345");
+    check_copy(&files, &input, "out.mp4", 0);
+    check_copy(&files, &input, "out.mov", 0);
+}
+
+#[test]
+fn ntsc_rate_is_kept() {
+    let files = Files::new();
+    let picture_ntsc = "-f lavfi -i testsrc2=size=320x240:rate=30000/1001:duration=2";
+    let input = files.make("in.mp4", &format!("{picture_ntsc} {H264}"));
+    let output = check_copy(&files, &input, "out.mp4", 0);
+    assert_eq!(picture(&output, "r_frame_rate"), "30000/1001");
+}
+
+#[test]
+fn rotation_is_applied() {
+    let files = Files::new();
+    let upright = files.make("upright.mp4", &format!("{PICTURE} {SOUND} {H264} -c:a aac"));
+    for (degrees, size) in [(90, "240,320"), (180, "320,240"), (270, "240,320")] {
+        let input = files.make(
+            &format!("in{degrees}.mp4"),
+            &format!(
+                "-i {} -c copy -metadata:s:v:0 rotate={degrees}",
+                upright.display()
+            ),
+        );
+        let output = check_copy(&files, &input, &format!("out{degrees}.mp4"), 0);
+        assert_eq!(picture(&output, "width,height"), size);
+        assert_eq!(
+            ffprobe(
+                &output,
+                "-show_entries stream_side_data=rotation -show_entries stream_tags=rotate"
+            ),
+            ""
+        );
+        // ffmpeg turns the input upright itself: both must then show the same picture.
+        assert!(similarity(&input, &output) > 30.0, "{degrees} degrees");
+    }
+}
+
+/// Peak signal-to-noise ratio of `b`'s picture against `a`'s, in dB; ffmpeg applies rotation to both.
+fn similarity(a: &Path, b: &Path) -> f64 {
+    let output = Command::new("ffmpeg")
+        .args(["-v", "info", "-i"])
+        .arg(a)
+        .arg("-i")
+        .arg(b)
+        .args(["-lavfi", "[0:v][1:v]psnr", "-f", "null", "-"])
+        .output()
+        .unwrap();
+    let log = text(&output.stderr);
+    let average = log.split("average:").nth(1).unwrap();
+    average
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap_or(f64::INFINITY)
+}
+
+#[test]
+fn odd_sizes_are_kept_or_made_even() {
+    let files = Files::new();
+    let odd =
+        "-f lavfi -i testsrc=size=321x241:rate=25:duration=1 -c:v libvpx -b:v 1M -auto-alt-ref 0";
+    let input = files.make("in.webm", odd);
+    assert_eq!(picture(&input, "width,height"), "321,241");
+    let webm = check_copy(&files, &input, "out.webm", 1000);
+    assert_eq!(picture(&webm, "width,height"), "321,241");
+    let mp4 = check_copy(&files, &input, "out.mp4", 1000);
+    assert_eq!(picture(&mp4, "width,height,pix_fmt"), "322,242,yuv420p");
+}
+
+#[test]
+fn a_video_without_sound_stays_without() {
+    let files = Files::new();
+    let input = files.make("in.mp4", &format!("{PICTURE} {H264}"));
+    let output = check_copy(&files, &input, "out.mp4", 0);
+    assert_eq!(sound_packets(&output), 0);
+}
+
+#[test]
+fn one_frame_is_a_video() {
+    let files = Files::new();
+    let input = files.make("in.mp4", &format!("{PICTURE} -frames:v 1 {H264}"));
+    for name in ["out.mp4", "out.mkv", "out.webm", "out.ts"] {
+        let job = FileJob::new(&input, files.path(name));
+        assert_eq!(run(&job).unwrap(), 1);
+        assert_eq!(frame_times(&job.output), [0]);
+    }
+}
+
+#[test]
+fn webm_with_opus_keeps_its_sound() {
+    let files = Files::new();
+    let sound = "-f lavfi -i sine=frequency=440:sample_rate=48000:duration=2";
+    let input = files.make(
+        "in.webm",
+        &format!("{PICTURE} {sound} -c:v libvpx -b:v 1M -auto-alt-ref 0 -c:a libopus"),
+    );
+    for name in ["out.webm", "out.mkv", "out.mp4"] {
+        let output = check_copy(&files, &input, name, 1000);
+        assert_eq!(sound_hash(&output, ""), sound_hash(&input, ""), "{name}");
+    }
+}
+
+#[test]
+fn mpegts_with_aac_keeps_its_sound() {
+    let files = Files::new();
+    let input = files.make("in.ts", &format!("{PICTURE} {SOUND} {H264} -c:a aac"));
+    let mp4 = check_copy(&files, &input, "out.mp4", 0);
+    // ffmpeg's own way to take the ADTS headers off.
+    assert_eq!(
+        sound_hash(&mp4, ""),
+        sound_hash(&input, "-bsf:a aac_adtstoasc")
+    );
+    let ts = check_copy(&files, &input, "out.ts", 0);
+    assert_eq!(sound_hash(&ts, ""), sound_hash(&input, ""));
+    check_copy(&files, &input, "out.mkv", 1000);
+}
+
+#[test]
+fn every_container_takes_every_other_ones_frames_and_sound() {
+    let files = Files::new();
+    let mp4 = files.make("in.mp4", &format!("{PICTURE} {SOUND} {H264} -c:a aac"));
+    for from in ["mp4", "mov", "mkv", "m4v"] {
+        let input = files.make(
+            &format!("in2.{from}"),
+            &format!("-i {} -c copy", mp4.display()),
+        );
+        for to in ["mp4", "mov", "mkv", "ts"] {
+            let tolerance = if from == "mkv" || to == "mkv" {
+                1000
+            } else {
+                0
+            };
+            let output = check_copy(&files, &input, &format!("{from}.{to}"), tolerance);
+            let filter = if to == "ts" {
+                "-bsf:a aac_adtstoasc"
+            } else {
+                ""
+            };
+            assert_eq!(
+                sound_hash(&output, filter),
+                sound_hash(&input, ""),
+                "{from} to {to}"
+            );
+        }
+    }
+}
+
+#[test]
+fn mp3_in_mp4_is_copied() {
+    let files = Files::new();
+    let input = files.make(
+        "in.mp4",
+        &format!("{PICTURE} {SOUND} {H264} -c:a libmp3lame"),
+    );
+    for name in ["out.mp4", "out.mkv", "out.mov", "out.ts"] {
+        let output = check_copy(&files, &input, name, 1000);
+        assert_eq!(sound_hash(&output, ""), sound_hash(&input, ""), "{name}");
+    }
+}
+
+#[test]
+fn all_sound_tracks_are_kept() {
+    let files = Files::new();
+    let second = "-f lavfi -i sine=frequency=880:sample_rate=48000:duration=2";
+    let input = files.make(
+        "in.mp4",
+        &format!(
+            "{PICTURE} {SOUND} {second} -map 0 -map 1 -map 2 {H264} -c:a:0 aac -c:a:1 libmp3lame"
+        ),
+    );
+    for name in ["out.mp4", "out.mkv"] {
+        let output = check_copy(&files, &input, name, 1000);
+        assert_eq!(sound_hash(&output, ""), sound_hash(&input, ""), "{name}");
+    }
+}
+
+#[test]
+fn sound_that_begins_late_begins_as_late() {
+    let files = Files::new();
+    let input = files.make(
+        "in.mp4",
+        &format!("{PICTURE} -itsoffset 0.5 {SOUND} {H264} -c:a aac"),
+    );
+    let begin = |path: &Path| -> f64 {
+        ffprobe(path, "-select_streams a -show_entries stream=start_time")
+            .parse()
+            .unwrap()
+    };
+    assert!(begin(&input) > 0.45);
+    for name in ["out.mp4", "out.mkv"] {
+        let output = check_copy(&files, &input, name, 1000);
+        assert_eq!(sound_hash(&output, ""), sound_hash(&input, ""), "{name}");
+        assert!(
+            (begin(&output) - begin(&input)).abs() < 0.025,
+            "{name}: {} became {}",
+            begin(&input),
+            begin(&output)
+        );
+    }
+}
+
+#[test]
+fn color_tags_are_kept_and_none_are_invented() {
+    let files = Files::new();
+    let entries = "color_range,color_space,color_transfer,color_primaries";
+    for tags in [
+        "-color_range tv -colorspace bt709 -color_trc bt709 -color_primaries bt709",
+        "-color_range tv -colorspace smpte170m -color_trc smpte170m -color_primaries smpte170m",
+        "-color_range pc -colorspace bt709 -color_trc bt709 -color_primaries bt709",
+        "",
+    ] {
+        let input = files.make("in.mp4", &format!("{PICTURE} {H264} {tags}"));
+        let job = FileJob {
+            overwrite: true,
+            ..FileJob::new(&input, files.path("out.mp4"))
+        };
+        run(&job).unwrap();
+        assert_eq!(
+            picture(&job.output, entries),
+            picture(&input, entries),
+            "{tags}"
+        );
+        assert!(similarity(&input, &job.output) > 30.0, "{tags}");
+    }
+}
+
+#[test]
+fn sound_that_webm_cannot_hold_becomes_opus() {
+    let files = Files::new();
+    let input = files.make("in.mp4", &format!("{PICTURE} {SOUND} {H264} -c:a aac"));
+    let job = FileJob::new(&input, files.path("out.webm"));
+    let (source, sink) = media::open(&job).unwrap();
+    assert!(!source.info().audio_copied);
+    assert_eq!(source.info().encoder, "vp8enc");
+    drop((source, sink));
+    let output = check_copy(&files, &input, "out.webm", 1000);
+    assert_eq!(
+        ffprobe(&output, "-select_streams a -show_entries stream=codec_name"),
+        "opus"
+    );
+}
+
+#[test]
+fn sound_is_dropped_or_encoded_on_demand() {
+    let files = Files::new();
+    let input = files.make(
+        "in.mp4",
+        &format!("{PICTURE} {SOUND} {H264} -c:a libmp3lame"),
+    );
+    let codec = |audio, name: &str| {
+        let job = FileJob {
+            audio,
+            ..FileJob::new(&input, files.path(name))
+        };
+        run(&job).unwrap();
+        ffprobe(
+            &job.output,
+            "-select_streams a -show_entries stream=codec_name",
+        )
+    };
+    assert_eq!(codec(AudioMode::Drop, "drop.mp4"), "");
+    assert_eq!(codec(AudioMode::Encode, "encode.mp4"), "aac");
+    assert_eq!(codec(AudioMode::Copy, "copy.mp4"), "mp3");
+}
+
+#[test]
+fn every_codec_can_be_forced() {
+    let files = Files::new();
+    let input = files.make("in.mp4", &format!("{PICTURE} {H264}"));
+    for (codec, name) in [
+        (VideoCodec::X264, "h264"),
+        (VideoCodec::OpenH264, "h264"),
+        (VideoCodec::Vp8, "vp8"),
+        (VideoCodec::Vp9, "vp9"),
+    ] {
+        let job = FileJob {
+            codec: Some(codec),
+            ..FileJob::new(&input, files.path(&format!("{codec}.mkv")))
+        };
+        assert_eq!(run(&job).unwrap(), 50);
+        assert_eq!(picture(&job.output, "codec_name"), name);
+        assert_eq!(frame_times(&job.output), frame_times(&input));
+        assert!(similarity(&input, &job.output) > 30.0, "{codec}");
+    }
+}
+
+#[test]
+fn a_range_begins_at_zero_and_cuts_sound_too() {
+    let files = Files::new();
+    let long = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=6";
+    let sound = "-f lavfi -i sine=frequency=440:sample_rate=44100:duration=6";
+    let mp4 = files.make("in.mp4", &format!("{long} {sound} {H264} -c:a aac"));
+    for extension in ["mp4", "mkv", "ts"] {
+        let input = files.make(
+            &format!("again.{extension}"),
+            &format!("-i {} -c copy", mp4.display()),
+        );
+        let job = FileJob {
+            start: Some(Pts(1_480_000_000)),
+            end: Some(Pts(4_000_000_000)),
+            ..FileJob::new(&input, files.path(&format!("{extension}.mp4")))
+        };
+        let n_frames = run(&job).unwrap();
+        let times = frame_times(&job.output);
+        assert_eq!(n_frames as usize, times.len(), "{extension}");
+        if extension == "mkv" {
+            // ffmpeg moved the picture by 23 ms for the sound's run-in, so 17 ms of one frame more are in the range.
+            assert_eq!((times.len(), times[1]), (64, 23_000));
+        } else {
+            let expected: Vec<i64> = (0..63).map(|frame| frame * 40_000).collect();
+            assert_eq!(times, expected, "{extension}");
+        }
+        assert!((seconds(&job.output) - 2.52).abs() < 0.05, "{extension}");
+        // 2.52 s hold 108.5 packets of 1024 samples.
+        let packets = sound_packets(&job.output);
+        assert!((107..=110).contains(&packets), "{extension}: {packets}");
+    }
+}
+
+#[test]
+fn a_start_past_the_end_is_an_error() {
+    let files = Files::new();
+    let input = files.make("in.mp4", &format!("{PICTURE} {H264}"));
+    let job = FileJob {
+        start: Some(Pts(3_000_000_000)),
+        ..FileJob::new(&input, files.path("out.mp4"))
+    };
+    check_refused(&job, "the start at 3 s lies past the end at 2 s: ");
+}
+
+/// `job` must be refused by one sentence that begins with `expected`, and leave nothing behind.
+fn check_refused(job: &FileJob, expected: &str) {
+    let folder = job.output.parent().unwrap_or(Path::new("."));
+    let list = || -> Vec<PathBuf> {
+        let mut names: Vec<_> = folder
+            .read_dir()
+            .map(|entries| entries.map(|entry| entry.unwrap().path()).collect())
+            .unwrap_or_default();
+        names.sort();
+        names
+    };
+    let before = list();
+    let message = match media::open(job) {
+        Ok(_) => panic!("{job:?} was accepted"),
+        Err(err) => err.to_string(),
+    };
+    assert!(message.starts_with(expected), "{message}");
+    assert!(!message.contains('\n'), "{message}");
+    assert_eq!(list(), before);
+}
+
+#[test]
+fn what_is_no_video_is_refused() {
+    let files = Files::new();
+    let output = files.path("out.mp4");
+    let refused =
+        |input: &Path, expected: &str| check_refused(&FileJob::new(input, &output), expected);
+    refused(&files.path("none.mp4"), "no such file, expected a video: ");
+    refused(files.0.path(), "is a directory, expected a video file: ");
+
+    let empty = files.path("empty.mp4");
+    std::fs::write(&empty, "").unwrap();
+    refused(&empty, "the file is empty, expected a video: ");
+
+    let prose = files.path("prose.mp4");
+    std::fs::write(
+        &prose,
+        "All work and no play makes a dull file.\n".repeat(100),
+    )
+    .unwrap();
+    refused(&prose, "X");
+    let noise = files.path("noise.mp4");
+    std::fs::write(&noise, [0x5a_u8; 10_000]).unwrap();
+    refused(&noise, "X");
+
+    let sound = files.make("sound.mp4", &format!("{SOUND} -c:a aac"));
+    refused(
+        &sound,
+        "the file has sound but no picture, expected a video: ",
+    );
+    let wav = files.make("sound.wav", SOUND);
+    refused(
+        &wav,
+        "the file has sound but no picture, expected a video: ",
+    );
+
+    let whole = files.make("whole.mp4", &format!("{PICTURE} {H264}"));
+    let bytes = std::fs::read(&whole).unwrap();
+    let cut = files.path("cut.mp4");
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&cut, "X");
+
+    let picture = files.make("still.png", &format!("{PICTURE} -frames:v 1"));
+    refused(&picture, "X");
+    let no_frames = files.make(
+        "no-frames.mkv",
+        &format!("{PICTURE} {SOUND} -frames:v 0 {H264} -c:a aac"),
+    );
+    refused(&no_frames, "X");
+}

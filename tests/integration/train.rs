@@ -1,0 +1,211 @@
+//! Training DiffMask gates: exact resume, reproducible runs, refusals.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failing helper of a test shall end the test"
+)]
+
+use std::path::Path;
+
+use vitscope::data::red_patches::RedPatches;
+use vitscope::data::{Dataset, Split};
+use vitscope::rng::Rng;
+use vitscope::train::Checkpoint;
+use vitscope::train::diffmask::{self, DiffMaskRecipe, Subject, TrainedGates};
+use vitscope::vit::{Vit, VitConfig, init};
+
+const SIDE_PX: usize = 12;
+
+fn vit() -> Vit {
+    let config = VitConfig {
+        image_size: SIDE_PX,
+        patch_size: 4,
+        hidden_size: 16,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        intermediate_size: 32,
+        labels: (0..10).map(|count| format!("{count} red")).collect(),
+        ..VitConfig::default()
+    };
+    let weights = init::init(&config, &mut Rng::new(1)).unwrap();
+    Vit::load(config, &weights).unwrap()
+}
+
+fn grids(len: usize, split: Split) -> RedPatches {
+    RedPatches::new(3, SIDE_PX / 3, len, 0, split).unwrap()
+}
+
+fn recipe() -> DiffMaskRecipe {
+    DiffMaskRecipe {
+        seed: 5,
+        steps: 9,
+        batch: 4,
+        warmup_steps: 2,
+        test_steps: 2,
+        test_pictures: 8,
+        checkpoint_steps: 4,
+        ..DiffMaskRecipe::default()
+    }
+}
+
+/// Trains in `folder`; `watch` gets the step and says whether to go on.
+fn train(
+    recipe: &DiffMaskRecipe,
+    folder: &Path,
+    watch: &mut dyn FnMut(u64) -> bool,
+) -> vitscope::Result<TrainedGates> {
+    let (vit, train, test) = (vit(), grids(10, Split::Train), grids(8, Split::Test));
+    let subject = Subject {
+        vit: &vit,
+        base_sha256: "ab12",
+        mean: [0.5; 3],
+        std: [0.5; 3],
+        train: &train,
+        test: &test,
+    };
+    diffmask::train(recipe, subject, folder, &mut |progress| {
+        watch(progress.step)
+    })
+}
+
+fn bits(trained: &TrainedGates) -> Vec<(String, Vec<u32>)> {
+    trained
+        .tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+            (name.clone(), values.into_iter().map(f32::to_bits).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_that_was_killed_and_resumed_gives_the_same_bits() {
+    let whole = tempfile::tempdir().unwrap();
+    let killed = tempfile::tempdir().unwrap();
+    let uninterrupted = train(&recipe(), whole.path(), &mut |step| {
+        if step == 7 {
+            // What a kill at step 7 leaves behind: the checkpoint of step 4.
+            let file = Checkpoint::path(Path::new(""));
+            std::fs::copy(whole.path().join(&file), killed.path().join(&file)).unwrap();
+        }
+        true
+    });
+    let mut first_step = None;
+    let resumed = train(&recipe(), killed.path(), &mut |step| {
+        first_step.get_or_insert(step);
+        true
+    });
+    assert_eq!(first_step, Some(5));
+    let (uninterrupted, resumed) = (uninterrupted.unwrap(), resumed.unwrap());
+    assert_eq!(bits(&uninterrupted), bits(&resumed));
+    assert_eq!(uninterrupted.card, resumed.card);
+}
+
+#[test]
+fn a_run_that_is_ended_early_goes_on_where_it_was() {
+    let whole = tempfile::tempdir().unwrap();
+    let ended = tempfile::tempdir().unwrap();
+    let uninterrupted = train(&recipe(), whole.path(), &mut |_| true).unwrap();
+    let first = train(&recipe(), ended.path(), &mut |step| step < 3).unwrap();
+    assert!(!first.complete && uninterrupted.complete);
+    let resumed = train(&recipe(), ended.path(), &mut |_| true).unwrap();
+    assert_eq!(bits(&uninterrupted), bits(&resumed));
+    let csv = |folder: &Path| std::fs::read_to_string(folder.join("gates.csv")).unwrap();
+    assert_eq!(csv(whole.path()), csv(ended.path()));
+    assert!(whole.path().join("gates.png").exists());
+}
+
+#[test]
+fn gates_depend_on_the_seed_and_on_nothing_else() {
+    let gates = |seed| {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = DiffMaskRecipe { seed, ..recipe() };
+        bits(&train(&recipe, folder.path(), &mut |_| true).unwrap())
+    };
+    assert_eq!(gates(5), gates(5));
+    assert_ne!(gates(5), gates(6));
+}
+
+#[test]
+fn a_checkpoint_of_another_recipe_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    train(&recipe(), folder.path(), &mut |step| step < 2).unwrap();
+    let other = DiffMaskRecipe {
+        margin: 0.2,
+        ..recipe()
+    };
+    let message = train(&other, folder.path(), &mut |_| true).err().unwrap();
+    assert!(message.to_string().contains("another recipe"));
+}
+
+#[test]
+fn the_start_masks_the_share_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = DiffMaskRecipe {
+        steps: 1,
+        batch: 10,
+        masked_share: Some(0.3),
+        lr: 1e-12,
+        lr_baseline: 1e-12,
+        ..recipe()
+    };
+    let trained = train(&recipe, folder.path(), &mut |_| true).unwrap();
+    let sizes = vitscope::gates::GateSizes::new(vit().config());
+    let tensors = trained.tensors.into_iter().collect();
+    let gates = vitscope::gates::Gates::load(sizes, recipe.stretch, &tensors).unwrap();
+    let pictures: Vec<_> = (0..10)
+        .map(|index| grids(10, Split::Train).picture(index).unwrap())
+        .collect();
+    let images = vitscope::data::images_from_pictures(
+        &pictures,
+        [0.5; 3],
+        [0.5; 3],
+        &candle_core::Device::Cpu,
+    );
+    let clean = vitscope::gates::clean_pass(&vit(), &images.unwrap()).unwrap();
+    let kept = gates.mask(&clean.states).unwrap().mean_all().unwrap();
+    let kept: f32 = kept.to_scalar().unwrap();
+    assert!((kept - 0.7).abs() < 1e-3, "{kept}");
+}
+
+#[test]
+fn pictures_of_another_size_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (vit, test) = (vit(), grids(8, Split::Test));
+    let large = RedPatches::new(3, 16, 8, 0, Split::Train).unwrap();
+    let subject = Subject {
+        vit: &vit,
+        base_sha256: "ab12",
+        mean: [0.5; 3],
+        std: [0.5; 3],
+        train: &large,
+        test: &test,
+    };
+    let message = diffmask::train(&recipe(), subject, folder.path(), &mut |_| true).err();
+    let message = message.unwrap().to_string();
+    assert!(
+        message.contains("12×12 pixels") && message.contains("48×48"),
+        "{message}"
+    );
+}
+
+#[test]
+fn recipes_without_sense_are_refused() {
+    for recipe in [
+        DiffMaskRecipe {
+            batch: 0,
+            ..recipe()
+        },
+        DiffMaskRecipe {
+            margin: 0.0,
+            ..recipe()
+        },
+        DiffMaskRecipe {
+            masked_share: Some(1.0),
+            ..recipe()
+        },
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(train(&recipe, folder.path(), &mut |_| true).is_err());
+    }
+}
