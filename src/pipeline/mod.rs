@@ -1,6 +1,6 @@
 //! The staged pipeline: decode → patchify → explain → composite → encode, one named thread a stage.
 //!
-//! The threads are joined by bounded [`edge`]s, so a slow stage slows the source down and no frame is ever dropped.
+//! The threads are joined by bounded [edges](mod@edge), so a slow stage slows the source down and no frame is ever dropped.
 //! A stage that fails returns its error; its channel ends drop, its neighbors finish quietly, and the run returns that error with the stage's name.
 //! What a stage computes is in [`stages`], which the GStreamer element uses too.
 //! The only module that starts threads.
