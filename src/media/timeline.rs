@@ -32,6 +32,9 @@ const LATE_BEGIN: Duration = Duration::from_secs(1);
 /// GStreamer's segment of time.
 pub(super) type Segment = gst::FormattedSegment<gst::ClockTime>;
 
+/// What a segment is replaced by; `None` where it stays.
+type ReplaceSegment = Box<dyn Fn(&Segment) -> Option<Segment> + Send + Sync>;
+
 /// The timeline of one input.
 pub(super) struct Timeline {
     kind: Kind,
@@ -147,7 +150,7 @@ impl Timeline {
     /// Sees to it that the stream of `pad` has the right segment.
     pub(super) fn apply(&self, pad: &gst::Pad) {
         let armed = Arc::clone(&self.armed);
-        let replace: Box<dyn Fn(&Segment) -> Option<Segment> + Send + Sync> = match &self.kind {
+        let replace: ReplaceSegment = match &self.kind {
             Kind::Movie(_) => {
                 let Some(window) = self.window_of(pad) else {
                     return;
