@@ -38,6 +38,8 @@ pub(super) struct AudioTrack {
     /// True where packets are copied.
     pub(super) copied: bool,
     early: Early,
+    /// How much later than it should its segment lets it be.
+    lead: Duration,
     end: gst::Pad,
     gate: gst::PadProbeId,
 }
@@ -67,9 +69,7 @@ impl AudioTrack {
         delay: Duration,
         early: Duration,
     ) -> Result<()> {
-        if !delay.is_zero() {
-            timeline::shift(&self.end, delay, early);
-        }
+        timeline::shift(&self.end, self.lead, delay, early);
         let pad = container.audio_pad(muxer)?;
         self.end.link(&pad).map_err(|err| {
             Error::Media(format!(
@@ -122,8 +122,12 @@ pub(super) fn attach(
         })
         .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
     refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
-    cut(&end, shared);
-    timeline.apply(pad);
+    let lead = match copied {
+        true => timeline.lead_of(pad),
+        false => Duration::ZERO,
+    };
+    timeline.apply(pad, lead);
+    cut(&end, lead, shared);
     let start = elements::static_pad(&chain[0], "sink")?;
     let early = match timeline.run_in_of(pad) {
         // What is decoded is cut to the sample; nothing of it begins early.
@@ -137,6 +141,7 @@ pub(super) fn attach(
         description,
         copied,
         early,
+        lead,
         end,
         gate,
     })
@@ -167,9 +172,10 @@ fn refuse_serialized_queries(pad: &gst::Pad) {
 }
 
 /// Drops packets after the picture was stopped, and completes the durations of the others.
-fn cut(end: &gst::Pad, shared: &Arc<Shared>) {
+fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     let before = Mutex::new((None, None));
+    let lead = u64::try_from(lead.as_nanos()).unwrap_or(u64::MAX);
     end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
         let segment = pad
             .sticky_event::<gst::event::Segment>(0)
@@ -180,10 +186,12 @@ fn cut(end: &gst::Pad, shared: &Arc<Shared>) {
         let (Some(segment), Some(pts)) = (segment, buffer.pts()) else {
             return gst::PadProbeReturn::Ok;
         };
-        let after_stop = segment
-            .to_running_time(pts)
-            .is_some_and(|time| time.nseconds() >= shared.sound_end.load(Ordering::SeqCst));
-        if after_stop {
+        let shown_at = |pts| {
+            let running = segment.to_running_time(pts)?;
+            running.nseconds().checked_sub(lead)
+        };
+        let stop = shared.sound_end.load(Ordering::SeqCst);
+        if shown_at(pts).is_some_and(|time| time >= stop) {
             return gst::PadProbeReturn::Drop;
         }
         let (last_pts, last_gap) = &mut *lock(&before);

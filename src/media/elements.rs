@@ -1,6 +1,7 @@
 //! Makes GStreamer elements, and says which Debian package brings one that is missing.
 
 use gstreamer as gst;
+use gstreamer::prelude::*;
 
 use crate::error::{Error, Result};
 
@@ -106,14 +107,23 @@ pub(super) fn drain() -> Result<gst::Element> {
 
 /// Adds `chain` to `pipeline`, links it in its order and starts it.
 pub(super) fn add_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
+    link_chain(pipeline, chain)?;
+    start_chain(chain)
+}
+
+/// Adds `chain` to `pipeline` and links it in its order.
+pub(super) fn link_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
     pipeline
         .add_many(chain)
         .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
     gst::Element::link_many(chain).map_err(|_| {
         let names: Vec<_> = chain.iter().map(factory_name).collect();
         Error::Media(format!("cannot link {}", names.join(" ! ")))
-    })?;
-    // From the end backwards, so that no element pushes into one that is not yet running.
+    })
+}
+
+/// Starts `chain` from its end backwards, so that no element pushes into one that is not yet running.
+pub(super) fn start_chain(chain: &[gst::Element]) -> Result<()> {
     for element in chain.iter().rev() {
         element.sync_state_with_parent().map_err(|_| {
             Error::Media(format!(
@@ -137,14 +147,11 @@ pub(super) fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad>
 
 /// The name that a person would look up.
 pub(super) fn factory_name(element: &gst::Element) -> String {
-    use gst::prelude::*;
     element.factory().map_or_else(
         || element.name().to_string(),
         |factory| factory.name().to_string(),
     )
 }
-
-use gst::prelude::*;
 
 #[cfg(test)]
 mod tests {

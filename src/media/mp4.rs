@@ -209,6 +209,16 @@ pub(super) fn ticks_from_duration(duration: Duration, timescale: u32) -> u64 {
     u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
+/// True where `path` begins as an mp4 and has no header: nobody can play it.
+pub(super) fn is_cut_off(path: &Path) -> bool {
+    let mut head = [0_u8; 8];
+    let Ok(mut file) = File::open(path) else {
+        return false;
+    };
+    let is_mp4 = file.read_exact(&mut head).is_ok() && &head[4..] == b"ftyp";
+    is_mp4 && read_moov(&mut file).is_none()
+}
+
 /// The contents of the top-level `moov` box, and where they lie in the file.
 fn read_moov(file: &mut File) -> Option<(Vec<u8>, u64)> {
     let mut position = 0_u64;

@@ -48,20 +48,21 @@ impl Track {
         }
     }
 
-    /// True where `self` has the packets of `whole`; of its beginning only where `interrupted`.
-    pub(super) fn continues_as(&self, whole: &Self, interrupted: bool) -> bool {
+    /// True where `self` has the packets of `whole`; all but the last ones where `interrupted`.
+    ///
+    /// Up to `unseen` packets may be missing at the beginning.
+    pub(super) fn is_copy_of(&self, whole: &Self, interrupted: bool, unseen: usize) -> bool {
         if self.codec == "PCM" {
             return interrupted || self.bytes.finish() == whole.bytes.finish();
         }
-        let complete = interrupted || self.packets.len() == whole.packets.len();
-        let hashes = self.packets.iter().map(|(_, hash)| hash);
-        complete
-            && self.packets.len() <= whole.packets.len()
-            && hashes.eq(whole
-                .packets
-                .iter()
-                .take(self.packets.len())
-                .map(|(_, hash)| hash))
+        let hashes =
+            |track: &Self| -> Vec<u64> { track.packets.iter().map(|(_, hash)| *hash).collect() };
+        let (copy, whole) = (hashes(self), hashes(whole));
+        (0..=unseen).any(|n_unseen| {
+            whole.get(n_unseen..).is_some_and(|seen| {
+                seen.starts_with(&copy) && (interrupted || seen.len() == copy.len())
+            })
+        })
     }
 }
 
@@ -90,7 +91,9 @@ impl Packets {
             found: Mutex::default(),
             linked: AtomicBool::new(false),
             ready,
+            unbegun: Mutex::default(),
             gates: Mutex::default(),
+            collecting: AtomicBool::new(false),
         });
         let pads = Arc::clone(&reader);
         let pipeline = session.pipeline.downgrade();
@@ -106,7 +109,12 @@ impl Packets {
         shared.check()?;
         started.map_err(|_| Error::Media(format!("the pipeline does not start: {path:?}")))?;
 
-        wait(&shared, &is_ready)?;
+        select! {
+            recv(is_ready) -> _ => {}
+            // A file without a packet, or without a range, is not held back.
+            recv(shared.over) -> _ => {}
+            recv(shared.aborted) -> _ => return Err(shared.error()),
+        }
         let claimed = reader
             .timeline
             .claimed()
@@ -149,8 +157,12 @@ struct Reader {
     found: Mutex<Found>,
     linked: AtomicBool,
     ready: Sender<()>,
+    /// Streams that have not yet given a packet.
+    unbegun: Mutex<Vec<gst::glib::GString>>,
     /// Streams held back until the range has been sought.
     gates: Mutex<Vec<(gst::glib::WeakRef<gst::Pad>, gst::PadProbeId)>>,
+    /// False before the seek.
+    collecting: AtomicBool,
 }
 
 #[derive(Default)]
@@ -174,14 +186,9 @@ impl Reader {
             .structure(0)
             .map(|fields| fields.name().to_string())
             .unwrap_or_default();
-        let ready = self.ready.clone();
-        let gate = pad.add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, move |_, info| {
-            // All streams are announced before the first of them flows.
-            let _ = ready.try_send(());
-            let _ = info;
-            gst::PadProbeReturn::Ok
-        });
-        lock(&self.gates).extend(gate.map(|gate| (pad.downgrade(), gate)));
+        if self.timeline.has_range() {
+            self.hold_back(pad);
+        }
 
         let is_picture = name.starts_with("video/") || name == "image/jpeg";
         let kind = if is_picture && !self.linked.swap(true, Ordering::SeqCst) {
@@ -200,7 +207,11 @@ impl Reader {
         } else {
             None
         };
-        self.timeline.apply(pad);
+        let lead = match kind {
+            Some(Kind::Sound { .. }) => self.timeline.lead_of(pad),
+            _ => Duration::ZERO,
+        };
+        self.timeline.apply(pad, lead);
         let mut chain = match kind {
             Some(Kind::Sound { .. }) => audio::raw_packets(&caps)?,
             _ => Vec::new(),
@@ -210,7 +221,7 @@ impl Reader {
             let reader = Arc::clone(self);
             static_pad(&sink, "sink")?.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
                 if let Some(buffer) = info.buffer() {
-                    reader.take(kind, pad, buffer);
+                    reader.take(kind, lead, pad, buffer);
                 }
                 gst::PadProbeReturn::Ok
             });
@@ -222,6 +233,31 @@ impl Reader {
         Ok(())
     }
 
+    /// Lets `pad` flow until all streams have begun: matroskademux seeks to another place before that.
+    fn hold_back(self: &Arc<Self>, pad: &gst::Pad) {
+        lock(&self.unbegun).push(pad.name());
+        let reader = Arc::clone(self);
+        let kinds = gst::PadProbeType::BLOCK
+            | gst::PadProbeType::BUFFER
+            | gst::PadProbeType::EVENT_DOWNSTREAM;
+        let gate = pad.add_probe(kinds, move |pad, info| {
+            if info
+                .event()
+                .is_some_and(|event| event.type_() != gst::EventType::Eos)
+            {
+                return gst::PadProbeReturn::Pass;
+            }
+            let mut unbegun = lock(&reader.unbegun);
+            unbegun.retain(|name| *name != pad.name());
+            if !unbegun.is_empty() {
+                return gst::PadProbeReturn::Pass;
+            }
+            let _ = reader.ready.try_send(());
+            gst::PadProbeReturn::Ok
+        });
+        lock(&self.gates).extend(gate.map(|gate| (pad.downgrade(), gate)));
+    }
+
     /// Seeks to the range, where there is one, and lets all streams flow.
     fn open(&self, shared: &Shared) -> Result<()> {
         let gates = std::mem::take(&mut *lock(&self.gates));
@@ -229,6 +265,7 @@ impl Reader {
             .into_iter()
             .filter_map(|(pad, gate)| Some((pad.upgrade()?, gate)))
             .collect();
+        self.collecting.store(true, Ordering::SeqCst);
         if let Some(seek) = self.timeline.seek()
             && !pads.first().is_some_and(|(pad, _)| pad.send_event(seek))
         {
@@ -243,7 +280,10 @@ impl Reader {
         Ok(())
     }
 
-    fn take(&self, kind: Kind, pad: &gst::Pad, buffer: &gst::BufferRef) {
+    fn take(&self, kind: Kind, lead: Duration, pad: &gst::Pad, buffer: &gst::BufferRef) {
+        if !self.collecting.load(Ordering::SeqCst) && self.timeline.has_range() {
+            return;
+        }
         let segment = pad.sticky_event::<gst::event::Segment>(0);
         let Some(segment) = segment
             .as_ref()
@@ -251,7 +291,7 @@ impl Reader {
         else {
             return;
         };
-        let Some(packet) = Packet::new(segment, buffer) else {
+        let Some(packet) = Packet::new(segment, lead, buffer) else {
             return;
         };
         let mut found = lock(&self.found);
@@ -293,18 +333,19 @@ struct Packet {
 
 impl Packet {
     /// `None` where it is a header, or has no time.
-    fn new(segment: &Segment, buffer: &gst::BufferRef) -> Option<Self> {
+    fn new(segment: &Segment, lead: Duration, buffer: &gst::BufferRef) -> Option<Self> {
         let unseen = gst::BufferFlags::HEADER;
         let header_only =
             buffer.flags().contains(unseen) && buffer.pts().or(buffer.dts()).is_none();
         if header_only || buffer.flags().contains(gst::BufferFlags::DECODE_ONLY) {
             return None;
         }
-        let time = signed(segment.to_running_time_full(buffer.pts().or(buffer.dts())?)?);
+        let lead = i64::try_from(lead.as_nanos()).ok()?;
+        let time = signed(segment.to_running_time_full(buffer.pts().or(buffer.dts())?)?) - lead;
         let stop = segment
             .stop()
             .and_then(|stop| segment.to_running_time_full(stop))
-            .map_or(i64::MAX, signed);
+            .map_or(i64::MAX, |stop| signed(stop) - lead);
         let nanos = |time: gst::ClockTime| i64::try_from(time.nseconds()).unwrap_or(i64::MAX);
         Some(Self {
             time,
@@ -338,4 +379,40 @@ fn signed(time: gst::Signed<gst::ClockTime>) -> i64 {
 fn is_hidden_vp8(buffer: &gst::BufferRef) -> bool {
     let mut first = [0_u8; 1];
     buffer.copy_to_slice(0, &mut first).is_ok() && first[0] & 0x10 == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn track(hashes: &[u64]) -> Track {
+        Track {
+            codec: "AAC".into(),
+            packets: hashes.iter().map(|hash| (0, *hash)).collect(),
+            ..Track::default()
+        }
+    }
+
+    #[test]
+    fn a_copy_has_every_packet() {
+        let whole = track(&[1, 2, 3, 4]);
+        assert!(whole.is_copy_of(&whole, false, 0));
+        assert!(!track(&[1, 2, 3]).is_copy_of(&whole, false, 0));
+        assert!(!track(&[1, 2, 4, 3]).is_copy_of(&whole, false, 0));
+        assert!(!track(&[1, 2, 3, 4, 5]).is_copy_of(&whole, true, 4));
+    }
+
+    #[test]
+    fn an_interrupted_copy_has_every_packet_so_far() {
+        let whole = track(&[1, 2, 3, 4]);
+        assert!(track(&[1, 2]).is_copy_of(&whole, true, 0));
+        assert!(!track(&[2, 3]).is_copy_of(&whole, true, 0));
+    }
+
+    #[test]
+    fn only_as_many_packets_as_allowed_may_be_unseen() {
+        let whole = track(&[1, 2, 3, 4]);
+        assert!(track(&[2, 3, 4]).is_copy_of(&whole, false, 1));
+        assert!(!track(&[3, 4]).is_copy_of(&whole, false, 1));
+    }
 }

@@ -39,9 +39,9 @@ pub(super) struct Shared {
     pub(super) stopped: AtomicBool,
     /// True once the input was read to its end (or to that of the range).
     pub(super) complete: AtomicBool,
-    /// Running time in nanoseconds from which sound is cut off; `u64::MAX` keeps all.
+    /// Presentation time in nanoseconds from which sound is cut off; `u64::MAX` keeps all.
     pub(super) sound_end: AtomicU64,
-    /// Running time in nanoseconds at which the last packet so far ends.
+    /// Presentation time in nanoseconds at which the last packet of sound so far ends.
     pub(super) sound_written: AtomicU64,
 }
 

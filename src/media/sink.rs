@@ -187,8 +187,10 @@ impl FileSink {
         filesink.set_property_from_str("buffer-mode", "unbuffered");
         let written = signal_end(&static_pad(&filesink, "sink")?);
 
-        // The muxer runs before anything can reach it.
-        elements::add_chain(pipeline, &[muxer.clone(), filesink])?;
+        // All is linked before any of it runs: a format that is asked for meanwhile could depend on who is quicker.
+        let writing = [muxer.clone(), filesink];
+        elements::link_chain(pipeline, &writing)?;
+        elements::link_chain(pipeline, &encoding)?;
         let video_pad = plan.container.video_pad(&muxer, plan.timescale)?;
         let mut tracks = lock(&self.session.shared.tracks).take().unwrap_or_default();
         let run_ins = tracks
@@ -204,10 +206,11 @@ impl FileSink {
             };
             track.link(&muxer, plan.container, delay, *run_in)?;
         }
-        elements::add_chain(pipeline, &encoding)?;
         static_pad(&queue, "src")?
             .link(&video_pad)
             .map_err(|err| Error::Media(format!("the picture cannot be written ({err})")))?;
+        elements::start_chain(&writing)?;
+        elements::start_chain(&encoding)?;
         for track in tracks {
             track.open();
         }
@@ -361,9 +364,6 @@ impl FileSink {
                 self.output
             )));
         };
-        let sound_end = writer
-            .delayed(writer.end)
-            .map_or(u64::MAX, gst::ClockTime::nseconds);
         let Writer {
             parcels,
             written,
@@ -375,7 +375,7 @@ impl FileSink {
         let shared = &self.session.shared;
         if !shared.complete.load(Ordering::SeqCst) {
             // The picture ends early, so the sound must: otherwise the muxer waits for the rest of it.
-            shared.sound_end.store(sound_end, Ordering::SeqCst);
+            shared.sound_end.store(end.0, Ordering::SeqCst);
             self.session.stop();
         }
         drop(parcels);

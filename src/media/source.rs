@@ -26,7 +26,7 @@ use super::job::{AudioMode, FileJob};
 use super::pixels::{self, BufferPixels};
 use super::session::{Session, Shared, lock};
 use super::timeline::Timeline;
-use super::{Source, audio};
+use super::{Source, audio, mp4};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, PixelLayout, Pts};
 
@@ -75,6 +75,12 @@ impl FileSource {
 
     /// Builds the reading half of the pipeline and waits for the first frame.
     pub(super) fn open(job: &FileJob, container: Container) -> Result<(Self, Picture)> {
+        if mp4::is_cut_off(&job.input) {
+            return Err(Error::Media(format!(
+                "the file is cut off, its header (moov) is missing: {:?}",
+                job.input
+            )));
+        }
         let shared = Shared::new(job.input.clone(), job.output.clone());
         let pipeline = gst::Pipeline::new();
         let filesrc = elements::make("filesrc")?;
@@ -360,7 +366,7 @@ impl Demuxed {
         pad: &gst::Pad,
         caps: &gst::Caps,
     ) -> Result<()> {
-        self.timeline.apply(pad);
+        self.timeline.apply(pad, Duration::ZERO);
         self.expect_packets(pad);
         let tagged = caps
             .structure(0)

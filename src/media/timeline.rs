@@ -32,9 +32,6 @@ const LATE_BEGIN: Duration = Duration::from_secs(1);
 /// GStreamer's segment of time.
 pub(super) type Segment = gst::FormattedSegment<gst::ClockTime>;
 
-/// What a segment is replaced by; `None` where it stays.
-type ReplaceSegment = Box<dyn Fn(&Segment) -> Option<Segment> + Send + Sync>;
-
 /// The timeline of one input.
 pub(super) struct Timeline {
     kind: Kind,
@@ -50,6 +47,9 @@ enum Kind {
     Matroska(Arc<OnceLock<gst::ClockTime>>),
     Other,
 }
+
+/// From a demuxer's segment to the right one.
+type Replace = Box<dyn Fn(&Segment) -> Option<Segment> + Send + Sync>;
 
 /// How one stream's own times become running times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,9 +109,14 @@ impl Timeline {
         self.range.0 > Duration::ZERO
     }
 
+    /// True where not all is wanted.
+    pub(super) fn has_range(&self) -> bool {
+        self.range != (Duration::ZERO, None)
+    }
+
     /// What makes the demuxer go to the range, where there is one; what comes after it is the range.
     pub(super) fn seek(&self) -> Option<gst::Event> {
-        if self.range == (Duration::ZERO, None) {
+        if !self.has_range() {
             return None;
         }
         self.armed.store(true, Ordering::SeqCst);
@@ -148,16 +153,19 @@ impl Timeline {
     }
 
     /// Sees to it that the stream of `pad` has the right segment.
-    pub(super) fn apply(&self, pad: &gst::Pad) {
+    ///
+    /// The segment begins earlier by `lead`, and so all its running times are later by `lead`:
+    /// parsers drop what lies before a segment, and running times cannot be negative.
+    pub(super) fn apply(&self, pad: &gst::Pad, lead: Duration) {
         let armed = Arc::clone(&self.armed);
-        let replace: ReplaceSegment = match &self.kind {
+        let replace: Replace = match &self.kind {
             Kind::Movie(_) => {
                 let Some(window) = self.window_of(pad) else {
                     return;
                 };
-                Box::new(move |_| Some(window.segment()))
+                Box::new(move |_| Some(window.segment(lead)))
             }
-            Kind::Matroska(begin) if self.range == (Duration::ZERO, None) => {
+            Kind::Matroska(begin) if !self.has_range() => {
                 let begin = Arc::clone(begin);
                 Box::new(move |old| {
                     let begin = *begin.get_or_init(|| {
@@ -185,8 +193,17 @@ impl Timeline {
     }
 
     /// The window of the stream behind `pad`; `None` where the demuxer is believed.
-    pub(super) fn window_of(&self, pad: &gst::Pad) -> Option<Window> {
+    fn window_of(&self, pad: &gst::Pad) -> Option<Window> {
         self.window(self.track_of(pad)?)
+    }
+
+    /// How much earlier than its window the sound of `pad` is to begin, so that no parser drops its run-in.
+    pub(super) fn lead_of(&self, pad: &gst::Pad) -> Duration {
+        let hidden = || Some(self.window_of(pad)?.start);
+        if self.begins_late() {
+            return Duration::ZERO;
+        }
+        hidden().unwrap_or_default()
     }
 
     /// How long before zero the sound of `pad` begins, where the header tells.
@@ -238,27 +255,29 @@ impl Timeline {
 }
 
 impl Window {
-    fn segment(self) -> Segment {
+    fn segment(self, lead: Duration) -> Segment {
         let time = |time: Duration| gst::ClockTime::try_from(time).ok();
         let mut segment = Segment::new();
-        segment.set_start(time(self.start));
+        segment.set_start(time(self.start.saturating_sub(lead)));
         segment.set_stop(self.stop.and_then(time));
         segment.set_base(time(self.base));
         segment.set_time(time(self.base));
-        segment.set_position(time(self.start));
+        segment.set_position(time(self.start.saturating_sub(lead)));
         segment
     }
 }
 
-/// Moves what flows through `pad` later by `delay`, letting in what begins up to `early` before the segment.
-pub(super) fn shift(pad: &gst::Pad, delay: Duration, early: Duration) {
+/// Takes `lead` back from what flows through `pad`, and moves it later by `delay`.
+///
+/// What begins more than `early` before zero is left out.
+pub(super) fn shift(pad: &gst::Pad, lead: Duration, delay: Duration, early: Duration) {
     replace_segment(pad, move |old| {
-        let early = gst::ClockTime::try_from(early.min(delay)).ok()?;
-        let delay = gst::ClockTime::try_from(delay).ok()?;
+        let time = |time: Duration| gst::ClockTime::try_from(time).ok();
+        let start = old.start()? + time(lead)?;
+        let early = early.min(delay).min(start.into());
         let mut new = old.clone();
-        let start = old.start()?;
-        new.set_start(start.saturating_sub(early));
-        new.set_base(old.base()? + delay.saturating_sub(early.min(start)));
+        new.set_start(start - time(early)?);
+        new.set_base(old.base()? + time(delay - early)?);
         Some(new)
     });
 }
