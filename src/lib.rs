@@ -18,3 +18,8 @@ pub mod train;
 pub mod vit;
 
 pub use error::{Error, Result};
+
+/// The README's example of the library is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

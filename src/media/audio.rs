@@ -169,7 +169,7 @@ fn refuse_serialized_queries(pad: &gst::Pad) {
 /// Drops packets after the picture was stopped, and completes the durations of the others.
 fn cut(end: &gst::Pad, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
-    let usual = Mutex::new(None);
+    let before = Mutex::new((None, None));
     end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
         let segment = pad
             .sticky_event::<gst::event::Segment>(0)
@@ -186,10 +186,13 @@ fn cut(end: &gst::Pad, shared: &Arc<Shared>) {
         if after_stop {
             return gst::PadProbeReturn::Drop;
         }
-        let mut usual = lock(&usual);
-        // A Matroska block need not say how long it is, and a muxer takes that for zero.
-        let duration = buffer.duration().or(*usual);
-        *usual = duration;
+        let (last_pts, last_gap) = &mut *lock(&before);
+        let gap = last_pts
+            .and_then(|last| pts.checked_sub(last))
+            .or(*last_gap);
+        (*last_pts, *last_gap) = (Some(pts), gap);
+        // A Matroska block need not say how long it is, and a muxer takes that of the last one for zero.
+        let duration = buffer.duration().or(gap);
         let left = segment.stop().map(|stop| stop.saturating_sub(pts));
         let duration = match (duration, left) {
             (Some(duration), Some(left)) => Some(duration.min(left)),
@@ -330,25 +333,31 @@ fn decoder(caps: &gst::Caps) -> Result<gst::Element> {
         .map_err(|err| Error::Media(format!("cannot make a sound decoder: {err}")))
 }
 
+/// What the stream of `pad` is, before its first packet.
+pub(super) fn caps_of(pad: &gst::Pad) -> gst::Caps {
+    pad.current_caps()
+        .or_else(|| pad.stream().and_then(|stream| stream.caps()))
+        .unwrap_or_else(|| pad.query_caps(None))
+}
+
+/// Elements that make packets of `caps` comparable between containers.
+pub(super) fn raw_packets(caps: &gst::Caps) -> Result<Vec<gst::Element>> {
+    if !is_aac(caps) {
+        return Ok(Vec::new());
+    }
+    let raw = gst::Caps::builder("audio/mpeg").field("stream-format", "raw");
+    Ok(vec![
+        elements::make("aacparse")?,
+        elements::capsfilter(&raw.build())?,
+    ])
+}
+
 /// Codec, rate and channels of `caps`, for people to read.
 fn describe(caps: &gst::Caps) -> String {
+    let mut description = codec(caps);
     let Some(fields) = caps.structure(0) else {
-        return "unknown sound".into();
+        return description;
     };
-    let codec = match (
-        fields.name().as_str(),
-        fields.get::<i32>("mpegversion"),
-        fields.get::<i32>("layer"),
-    ) {
-        ("audio/mpeg", Ok(2 | 4), _) => "AAC".to_owned(),
-        ("audio/mpeg", _, Ok(layer)) => format!("MP{layer}"),
-        ("audio/x-raw", ..) => "PCM".to_owned(),
-        (name, ..) => name
-            .trim_start_matches("audio/")
-            .trim_start_matches("x-")
-            .to_uppercase(),
-    };
-    let mut description = codec;
     if let Ok(rate) = fields.get::<i32>("rate") {
         description.push_str(&format!(" {rate} Hz"));
     }
@@ -356,4 +365,20 @@ fn describe(caps: &gst::Caps) -> String {
         description.push_str(&format!(" {channels} ch"));
     }
     description
+}
+
+/// Name of the codec of `caps`.
+pub(super) fn codec(caps: &gst::Caps) -> String {
+    let Some(fields) = caps.structure(0) else {
+        return "unknown".into();
+    };
+    match (fields.name().as_str(), fields.get::<i32>("layer")) {
+        _ if is_aac(caps) => "AAC".into(),
+        ("audio/mpeg", Ok(layer)) => format!("MP{layer}"),
+        ("audio/x-raw", _) => "PCM".into(),
+        (name, _) => name
+            .trim_start_matches("audio/")
+            .trim_start_matches("x-")
+            .to_uppercase(),
+    }
 }

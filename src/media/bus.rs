@@ -14,6 +14,8 @@ pub(super) struct Failure {
     pub(super) reason: String,
     /// True where a file could not grow.
     pub(super) disk_full: bool,
+    /// True where a demuxer or parser gave up.
+    reader: bool,
 }
 
 impl Failure {
@@ -22,6 +24,7 @@ impl Failure {
         Self {
             reason: reason.into(),
             disk_full: false,
+            reader: false,
         }
     }
 
@@ -45,13 +48,30 @@ impl Failure {
         } else {
             format!("{element}: {text}")
         };
-        Self { reason, disk_full }
+        let reader = message
+            .src()
+            .and_then(|src| src.downcast_ref::<gst::Element>())
+            .and_then(|element| element.factory())
+            .is_some_and(|factory| {
+                factory.has_type(gst::ElementFactoryType::DEMUXER)
+                    || factory.has_type(gst::ElementFactoryType::PARSER)
+                    || ["parsebin", "typefind"].contains(&factory.name().as_str())
+            });
+        Self {
+            reason,
+            disk_full,
+            reader,
+        }
     }
 
     /// The error for whoever asked for the frames of `input` or wrote `output`.
     pub(super) fn to_error(&self, input: &Path, output: &Path) -> Error {
         if self.disk_full {
             return Error::Media(format!("no space left on the disk: {output:?}"));
+        }
+        // Demuxers and parsers speak of what the file is, the others of what became of it.
+        if self.reader {
+            return Error::Media(format!("not a playable video ({}): {input:?}", self.reason));
         }
         Error::Media(format!("{}: {input:?}", self.reason))
     }

@@ -1,6 +1,7 @@
 //! Containers that can be written: their file name extensions, muxers, and what each may hold.
 
 use std::path::Path;
+use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -13,6 +14,11 @@ const FRAGMENT_MILLIS: u32 = 1000;
 
 /// Finest time step of an mp4's header, in units per second; represents 24, 25, 30, 60 and 30000/1001 frames a second.
 pub(super) const CLOCK: u32 = 90_000;
+
+/// Longer than any codec's run-in (AAC's is 2112 samples): sound that is hidden for longer was cut off.
+///
+/// Where no edit list can hide it, it is left out.
+pub(super) const LONGEST_RUN_IN: Duration = Duration::from_millis(150);
 
 /// A kind of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

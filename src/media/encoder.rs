@@ -121,10 +121,10 @@ impl VideoCodec {
                 encoder.set_property("key-int-max", key_frames);
                 if !settings.color_tagged {
                     // GStreamer would tag the output with what it guesses from the height.
-                    encoder.set_property(
-                        "option-string",
-                        "colorprim=undef:transfer=undef:colormatrix=undef",
-                    );
+                    // The shape of a pixel stands in the same place, so it is said another way.
+                    encoder.set_property("insert-vui", false);
+                    let (width, height) = settings.pixel_aspect;
+                    encoder.set_property("option-string", format!("sar={width}/{height}"));
                 }
                 let profile = gst::Caps::builder("video/x-h264").field("profile", "high");
                 Ok(vec![
@@ -192,6 +192,8 @@ pub(super) struct Settings {
     pub(super) framerate: gst::Fraction,
     /// Size in pixels.
     pub(super) size: FrameSize,
+    /// Width and height of one pixel, as a ratio.
+    pub(super) pixel_aspect: (u32, u32),
     /// True where the input says how its colors are meant.
     pub(super) color_tagged: bool,
 }

@@ -26,6 +26,8 @@ pub mod memory;
 #[cfg(feature = "media")]
 mod mp4;
 #[cfg(feature = "media")]
+mod packets;
+#[cfg(feature = "media")]
 mod pixels;
 #[cfg(feature = "media")]
 mod session;
@@ -35,6 +37,8 @@ mod sink;
 mod source;
 #[cfg(feature = "media")]
 mod timeline;
+#[cfg(feature = "media")]
+pub mod verify;
 
 #[cfg(feature = "media")]
 pub use self::{

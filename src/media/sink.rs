@@ -20,7 +20,7 @@ use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 
 use super::bus::Failure;
-use super::container::{CLOCK, Container};
+use super::container::{CLOCK, Container, LONGEST_RUN_IN};
 use super::elements::{self, static_pad};
 use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
@@ -33,9 +33,6 @@ use crate::frame::{Frame, PixelLayout, Pts};
 
 /// Frames that wait for the encoder, besides the one that it holds: 6 MB of 1080p I420.
 const WAITING_FRAMES: usize = 2;
-
-/// Longer than any codec's run-in (AAC's is 2112 samples): what is hidden beyond it was cut off.
-const LONGEST_RUN_IN: Duration = Duration::from_millis(150);
 
 /// Writes frames and the source's sound into a file.
 pub struct FileSink {
@@ -158,6 +155,7 @@ impl FileSink {
             crf: plan.crf,
             framerate: plan.picture.info.fps(),
             size: layout.size,
+            pixel_aspect: layout.pixel_aspect,
             color_tagged: plan.picture.color_tagged,
         };
 

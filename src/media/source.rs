@@ -183,23 +183,12 @@ impl FileSource {
         {
             return Err(past_the_end(job, start, claimed));
         }
+        let Some(event) = timeline.seek() else {
+            return Ok(());
+        };
         tap.discarding.store(true, Ordering::SeqCst);
         // The decoder's thread may wait with a frame; the flush needs it back.
         while self.frames.try_recv().is_ok() {}
-        let (from, to) = timeline.arm();
-        let stop = to.and_then(|to| gst::ClockTime::try_from(to).ok());
-        let event = gst::event::Seek::new(
-            1.0,
-            gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE,
-            gst::SeekType::Set,
-            gst::ClockTime::try_from(from).unwrap_or_default(),
-            if stop.is_some() {
-                gst::SeekType::Set
-            } else {
-                gst::SeekType::None
-            },
-            stop,
-        );
         if !tap.seek(event) {
             self.session.shared.check()?;
             return Err(Error::Media(format!(
@@ -278,19 +267,8 @@ struct Demuxed {
     tap: Arc<Tap>,
 }
 
-/// Attaches each stream of `parsebin`, and fails where none of them is a picture.
+/// Attaches each stream of `parsebin` as it turns up.
 fn connect(parsebin: &gst::Element, demuxed: Demuxed) {
-    let tap = Arc::clone(&demuxed.tap);
-    parsebin.connect_no_more_pads(move |_| {
-        if !tap.linked.load(Ordering::SeqCst) {
-            tap.shared
-                .fail(Failure::new(if tap.heard.load(Ordering::SeqCst) {
-                    "the file has sound but no picture, expected a video"
-                } else {
-                    "the file has no picture, expected a video"
-                }));
-        }
-    });
     parsebin.connect_pad_added(move |_, pad| {
         if let Err(err) = demuxed.attach(pad) {
             demuxed.tap.shared.fail(Failure::new(err.to_string()));
@@ -303,10 +281,7 @@ impl Demuxed {
         let Some(pipeline) = self.pipeline.upgrade() else {
             return Ok(());
         };
-        let caps = pad
-            .current_caps()
-            .or_else(|| pad.stream().and_then(|stream| stream.caps()))
-            .unwrap_or_else(|| pad.query_caps(None));
+        let caps = audio::caps_of(pad);
         let kind = caps
             .structure(0)
             .map(|fields| fields.name().to_string())
@@ -317,7 +292,7 @@ impl Demuxed {
             }
             tracing::warn!(stream = kind, "leaving out a second picture");
         } else if kind.starts_with("audio/") {
-            self.tap.heard.store(true, Ordering::SeqCst);
+            self.expect_picture(pad, "the file has sound but no picture, expected a video");
             if self.job.audio == AudioMode::Drop {
                 return drain(&pipeline, pad);
             }
@@ -336,12 +311,47 @@ impl Demuxed {
             }
             tracing::warn!(stream = kind, "leaving out sound that begins in mid-file");
         } else {
+            self.expect_picture(pad, "the file has no picture, expected a video");
             tracing::warn!(
                 stream = kind,
                 "leaving out a stream that is neither picture nor sound"
             );
         }
         drain(&pipeline, pad)
+    }
+
+    /// Fails with `complaint` where `pad` gives data and no stream has turned out to be a picture.
+    ///
+    /// All streams are announced before the first of them flows.
+    fn expect_picture(&self, pad: &gst::Pad, complaint: &'static str) {
+        let tap = Arc::clone(&self.tap);
+        let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+        pad.add_probe(kinds, move |_, info| {
+            if info
+                .event()
+                .is_some_and(|event| event.type_() != gst::EventType::Eos)
+            {
+                return gst::PadProbeReturn::Ok;
+            }
+            if !tap.linked.load(Ordering::SeqCst) {
+                tap.shared.fail(Failure::new(complaint));
+            }
+            gst::PadProbeReturn::Remove
+        });
+    }
+
+    /// Says that there are no frames where `pad` ends without a packet: then the decoder is never made, and silent.
+    fn expect_packets(&self, pad: &gst::Pad) {
+        let tap = Arc::clone(&self.tap);
+        let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+        pad.add_probe(kinds, move |_, info| match info.event() {
+            None => gst::PadProbeReturn::Remove,
+            Some(event) if event.type_() == gst::EventType::Eos => {
+                tap.end();
+                gst::PadProbeReturn::Remove
+            }
+            Some(_) => gst::PadProbeReturn::Ok,
+        });
     }
 
     fn attach_picture(
@@ -351,6 +361,7 @@ impl Demuxed {
         caps: &gst::Caps,
     ) -> Result<()> {
         self.timeline.apply(pad);
+        self.expect_packets(pad);
         let tagged = caps
             .structure(0)
             .is_some_and(|fields| fields.has_field("colorimetry"));
@@ -405,7 +416,6 @@ struct Tap {
     /// The last element, through which seeks go upstream.
     end: Mutex<Option<gst::glib::WeakRef<gst::Element>>>,
     linked: AtomicBool,
-    heard: AtomicBool,
     color_tagged: AtomicBool,
     full_range: AtomicBool,
     /// True from the decision to seek until the flush is through.
@@ -428,7 +438,6 @@ impl Tap {
             state: Mutex::default(),
             end: Mutex::new(None),
             linked: AtomicBool::new(false),
-            heard: AtomicBool::new(false),
             color_tagged: AtomicBool::new(false),
             full_range: AtomicBool::new(false),
             discarding: AtomicBool::new(false),

@@ -101,11 +101,35 @@ impl Timeline {
         Some(duration_from_ticks(movie.duration?.value, movie.timescale))
     }
 
-    /// Where the demuxer must go for the range: its own times, with room for each stream's beginning.
-    ///
-    /// What comes after this is the range.
-    pub(super) fn arm(&self) -> (Duration, Option<Duration>) {
+    /// True where the range begins after the presentation does.
+    pub(super) fn begins_late(&self) -> bool {
+        self.range.0 > Duration::ZERO
+    }
+
+    /// What makes the demuxer go to the range, where there is one; what comes after it is the range.
+    pub(super) fn seek(&self) -> Option<gst::Event> {
+        if self.range == (Duration::ZERO, None) {
+            return None;
+        }
         self.armed.store(true, Ordering::SeqCst);
+        let (start, stop) = self.demuxer_range();
+        let stop = stop.and_then(|stop| gst::ClockTime::try_from(stop).ok());
+        let stop_type = match stop {
+            Some(_) => gst::SeekType::Set,
+            None => gst::SeekType::None,
+        };
+        Some(gst::event::Seek::new(
+            1.0,
+            gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE,
+            gst::SeekType::Set,
+            gst::ClockTime::try_from(start).unwrap_or_default(),
+            stop_type,
+            stop,
+        ))
+    }
+
+    /// The range in the demuxer's own times, with room for each stream's beginning.
+    fn demuxer_range(&self) -> (Duration, Option<Duration>) {
         let (start, end) = self.range;
         let Kind::Movie(movie) = &self.kind else {
             return (start, end);
