@@ -7,6 +7,7 @@
 //! The method scores a patch by the length of its key in the last block: a patch with a long key can
 //! draw attention. Run: `cargo run --release --example custom_explainer`
 //! Prints how many frames were explained and drawn.
+#![expect(clippy::print_stdout, reason = "an example tells what it found")]
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::Arc;

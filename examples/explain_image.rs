@@ -6,6 +6,7 @@
 //!
 //! Run: `cargo run --release --example explain_image -- IN.jpg OUT.png`
 //! Prints the predicted class, its probability and the share of patches that the gates keep.
+#![expect(clippy::print_stdout, reason = "an example tells what it found")]
 
 use anyhow::{Context, bail};
 use candle_core::{D, Device};
