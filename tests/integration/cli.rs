@@ -382,7 +382,7 @@ fn what_is_no_video_is_refused_in_one_sentence() {
     );
     refused(
         "file cut.mp4 out.mp4",
-        "not a playable video (qtdemux: This file contains no playable streams): \"cut.mp4\"",
+        "the file is cut off, its header (moov) is missing: \"cut.mp4\"",
     );
     refused(
         "file sound.mp4 out.mp4",

@@ -129,7 +129,7 @@ fn check_copy(files: &Files, input: &Path, name: &str, tolerance_micros: i64) ->
     }
     assert!(
         (seconds(input) - seconds(&job.output)).abs() < 0.05,
-        "{} s became {} s",
+        "{name}: {} s became {} s",
         seconds(input),
         seconds(&job.output)
     );
@@ -651,7 +651,8 @@ fn a_stopped_run_is_a_whole_file_up_to_there() {
             overhang.abs() < 0.05,
             "{name}: sound ends {overhang} s after the picture"
         );
-        assert!((seconds(&job.output) - end.secs()).abs() < 0.05);
+        let overhang = seconds(&job.output) - end.secs();
+        assert!(overhang.abs() < 0.05, "{name}: {overhang} s too long");
     }
 }
 
