@@ -127,8 +127,9 @@ fn check_copy(files: &Files, input: &Path, name: &str, tolerance_micros: i64) ->
             "{before} became {after} us"
         );
     }
+    // A container without edit lists shows the codec's priming and the whole last packet of sound.
     assert!(
-        (seconds(input) - seconds(&job.output)).abs() < 0.05,
+        (seconds(input) - seconds(&job.output)).abs() < 0.06,
         "{name}: {} s became {} s",
         seconds(input),
         seconds(&job.output)
@@ -652,7 +653,8 @@ fn a_stopped_run_is_a_whole_file_up_to_there() {
             "{name}: sound ends {overhang} s after the picture"
         );
         let overhang = seconds(&job.output) - end.secs();
-        assert!(overhang.abs() < 0.05, "{name}: {overhang} s too long");
+        // At most a frame and a packet of sound.
+        assert!(overhang.abs() < 0.065, "{name}: {overhang} s too long");
     }
 }
 
