@@ -2,7 +2,7 @@
 //!
 //! Queries, keys and values keep the layout `[batch, tokens, heads · head_dim]`; a head is a range of
 //! columns, so nothing is permuted or copied. Probabilities live in a scratch buffer of one head and are
-//! computed again in the backward pass. Who needs them as a tensor composes [`super::softmax`] instead.
+//! computed again in the backward pass. Who needs them as a tensor composes [`super::softmax()`] instead.
 
 use std::cell::RefCell;
 

@@ -19,7 +19,6 @@ pub(super) struct Embedded {
 
 /// The files of `models/NAME`.
 #[cfg(feature = "embedded-models")]
-#[expect(unused_macros, reason = "no weights are committed yet")]
 macro_rules! embed {
     ($name:literal) => {
         Embedded {
@@ -44,7 +43,7 @@ macro_rules! embed {
 
 /// The embedded models, the default first.
 #[cfg(feature = "embedded-models")]
-pub(super) const MODELS: &[Embedded] = &[];
+pub(super) const MODELS: &[Embedded] = &[embed!("cifar10"), embed!("red-patches")];
 
 /// Without the feature `embedded-models` there are none.
 #[cfg(not(feature = "embedded-models"))]

@@ -228,7 +228,8 @@ pub struct Overlay {
     pub mode: Mode,
     /// Colors of the heat.
     pub colormap: Colormap,
-    /// Opacity of the greatest heat, from 0 to 1; in `dim`, how dark no heat is.
+    /// Opacity of the greatest heat, from 0 to 1; in `dim`, what has no heat keeps `(1 - alpha)²` of
+    /// its brightness.
     pub alpha: f32,
     /// Bilinear between patches, or each patch a flat rectangle. `mask` always has flat ones.
     pub smooth: bool,
@@ -241,7 +242,7 @@ impl Default for Overlay {
         Self {
             mode: Mode::default(),
             colormap: Colormap::default(),
-            alpha: 0.6,
+            alpha: 0.5,
             smooth: true,
             threshold: 0.5,
         }
@@ -318,9 +319,13 @@ impl Overlay {
                 paint(frame, &stencil, |level| (color(level), 1.0))
             }
             Mode::Mask => paint(frame, &stencil(), |level| (GRAY, 1.0 - unit(level))),
-            Mode::Dim => paint(frame, &stencil(), |level| {
-                ([0; 3], self.alpha * (1.0 - unit(level)))
-            }),
+            Mode::Dim => {
+                // Darkening shows less than color of the same opacity does.
+                let darkest = 1.0 - (1.0 - self.alpha.clamp(0.0, 1.0)).powi(2);
+                paint(frame, &stencil(), |level| {
+                    ([0; 3], darkest * (1.0 - unit(level)))
+                })
+            }
         }
     }
 }

@@ -69,7 +69,8 @@ impl Palette {
 /// Paints `color` of each level of the stencil into the frame.
 ///
 /// # Errors
-/// Fails where the frame's memory cannot be made writable.
+/// [`crate::Error::Shape`] where the frame's planes do not fit its format; whatever making its
+/// memory writable returns.
 pub(super) fn paint(
     frame: &mut Frame,
     stencil: &Stencil,
@@ -79,6 +80,7 @@ pub(super) fn paint(
         return Ok(());
     }
     let layout = frame.layout.clone();
+    rows::check(&layout)?;
     let bytes = frame.bytes_mut()?;
     let yuv = || Palette::new(Some(layout.color), &color);
     let rgb = || Palette::new(None, &color);

@@ -1,6 +1,6 @@
 //! The staged pipeline: decode → patchify → explain → composite → encode, one named thread a stage.
 //!
-//! The threads are joined by bounded [`edge`]s, so a slow stage slows the source down and no frame is ever dropped.
+//! The threads are joined by bounded [edges](mod@edge), so a slow stage slows the source down and no frame is ever dropped.
 //! A stage that fails returns its error; its channel ends drop, its neighbors finish quietly, and the run returns that error with the stage's name.
 //! What a stage computes is in [`stages`], which the GStreamer element uses too.
 //! The only module that starts threads.
@@ -35,6 +35,41 @@ const HELD_FRAMES: usize = 32;
 pub type OnFrame<'a> = Box<dyn FnMut(&Composited) -> Result<()> + Send + 'a>;
 
 /// All that stands between a [`Source`] and a [`Sink`].
+///
+/// ```
+/// use std::num::{NonZeroU64, NonZeroUsize};
+/// use std::sync::Arc;
+/// use std::sync::atomic::AtomicBool;
+///
+/// use candle_core::Device;
+/// use vitscope::explain::{Method, Parts, Target};
+/// use vitscope::media::memory::{MemorySink, MemorySource};
+/// use vitscope::models;
+/// use vitscope::overlay::{Overlay, frame_from_image};
+/// use vitscope::pipeline::{Pipeline, stages::View};
+///
+/// let pipeline = Pipeline {
+///     view: View {
+///         model: Arc::new(models::open("tests/fixtures/vit_a", &Device::Cpu)?),
+///         explainer: Method::Rollout.build(Parts::default())?,
+///         target: Target::Predicted,
+///         range: Method::Rollout.range(),
+///     },
+///     overlay: Overlay::default(),
+///     every: NonZeroU64::MIN,
+///     batch: NonZeroUsize::MIN,
+///     cancel: &AtomicBool::new(false),
+///     on_frame: Box::new(|frame| {
+///         println!("{}", frame.finding.as_ref().map_or_else(String::new, |found| found.caption()));
+///         Ok(())
+///     }),
+/// };
+/// let mut source = MemorySource::new(vec![frame_from_image(image::RgbImage::new(64, 48))]);
+/// let sink = MemorySink::default();
+/// let report = pipeline.run(&mut source, Box::new(sink.clone()))?;
+/// assert_eq!((1, 1), (report.counts.explained, sink.take().len()));
+/// # Ok::<(), vitscope::Error>(())
+/// ```
 pub struct Pipeline<'a> {
     /// Model, method and class.
     pub view: View,

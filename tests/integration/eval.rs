@@ -144,3 +144,135 @@ fn the_gallery_has_a_column_for_the_grid_and_one_a_method() {
         (24 + 3 * 168, 40 + 2 * 168)
     );
 }
+
+/// Shipped gates find exactly the red cells: the bounds are those that the project promises.
+#[test]
+fn shipped_gates_of_every_seed_find_the_red_cells() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/red-patches");
+    let model = vitscope::models::open(folder.to_str().unwrap(), &Device::Cpu).unwrap();
+    let grids = RedPatches::new(3, 16, 500, 7, Split::Test).unwrap();
+    let seeds = ["seeds/1", "seeds/2"].map(|seed| {
+        let config = model.vit.config();
+        let folder = folder.join(seed);
+        vitscope::gates::Gates::open(&folder, config, &model.weights_sha256, &Device::Cpu)
+            .unwrap()
+            .0
+    });
+    for gates in model.gates.iter().chain(&seeds) {
+        let method = vitscope::explain::diffmask::DiffMask::new(gates).unwrap();
+        let entry = Entry {
+            name: "diffmask".into(),
+            explainer: &method,
+            thresholds: &[Threshold::Half],
+        };
+        let (scores, _) = score(&model.vit, gates.baseline(), &grids, &entry, 0).unwrap();
+        assert!(scores.exact >= 0.95 && scores.iou >= 0.98, "{scores:?}");
+        assert!(
+            scores.agreement >= 0.98 && scores.consistency == 1.0,
+            "{scores:?}"
+        );
+        assert!(scores.kl <= 0.1, "{scores:?}");
+    }
+}
+
+#[cfg(feature = "cli")]
+mod program {
+    use std::process::{Command, Output};
+
+    fn vitscope(args: &str, folder: &std::path::Path) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_vitscope"))
+            .args(args.split_whitespace())
+            .current_dir(folder)
+            .output()
+            .unwrap()
+    }
+
+    fn stdout(args: &str, folder: &std::path::Path) -> String {
+        let output = vitscope(args, folder);
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args}: {log}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The whole way from nothing to a table, on a model too small to be right.
+    #[test]
+    fn a_model_is_trained_gets_gates_and_is_scored() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = "data = \"red-patches\"\n\
+            [classifier]\nepochs = 1\nbatch = 800\nhidden-size = 16\nheads = 2\nblocks = 1\n\
+            patch-size = 16\nshift-px = 0\nmirror = false\n\
+            [diffmask]\nsteps = 3\nwarmup-steps = 1\ntest-pictures = 8\n";
+        std::fs::write(folder.path().join("train.toml"), recipe).unwrap();
+        let trained = stdout(
+            "train classifier --recipe train.toml --out m",
+            folder.path(),
+        );
+        assert!(trained.contains("test accuracy"), "{trained}");
+        let trained = stdout(
+            "train diffmask --recipe train.toml --model m --set steps=2 --seed 4",
+            folder.path(),
+        );
+        assert!(trained.contains("gates in"), "{trained}");
+        for file in [
+            "train.csv",
+            "train.png",
+            "gates.csv",
+            "gates.png",
+            "gates.json",
+        ] {
+            assert!(folder.path().join("m").join(file).exists(), "{file}");
+        }
+        assert!(!folder.path().join("m/checkpoint.safetensors").exists());
+        let card = std::fs::read_to_string(folder.path().join("m/gates.json")).unwrap();
+        assert!(
+            card.contains("\"seed\": 4") && card.contains("\"steps\": 2"),
+            "{card}"
+        );
+        let table = stdout(
+            "eval faithfulness --model m --grids 20 --picture p.png --json s.json",
+            folder.path(),
+        );
+        for method in ["diffmask, seed 4", "rollout", "raw-attention"] {
+            assert!(table.contains(method), "{table}");
+        }
+        let scores = std::fs::read(folder.path().join("s.json")).unwrap();
+        let scores: serde_json::Value = serde_json::from_slice(&scores).unwrap();
+        assert_eq!(scores["scores"].as_array().unwrap().len(), 3);
+        assert!(folder.path().join("p.png").exists());
+    }
+
+    #[test]
+    fn what_cannot_be_trained_on_is_refused_in_one_sentence() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("empty")).unwrap();
+        for (args, expected) in [
+            ("train classifier --out m", "error: no data"),
+            (
+                "train classifier --out m --data gone",
+                "error: no such folder: \"gone\"",
+            ),
+            (
+                "train classifier --out m --data empty",
+                "error: folder has no pictures",
+            ),
+            (
+                "train classifier --out m --data red-patches --set epochs=many",
+                "error: recipe table \"classifier\"",
+            ),
+            (
+                "train diffmask --model gone --data red-patches",
+                "error: model is neither",
+            ),
+            ("eval faithfulness --model gone", "error: model is neither"),
+        ] {
+            let output = vitscope(args, folder.path());
+            let log = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{args}: {log}");
+            assert!(
+                log.starts_with(expected) && log.lines().count() == 1,
+                "{args}: {log}"
+            );
+            assert!(!folder.path().join("m").exists(), "{args}");
+        }
+    }
+}

@@ -26,7 +26,7 @@ mod train;
 mod vit;
 
 // The program: what it prints and writes, and what it refuses.
-#[cfg(feature = "cli")]
+#[cfg(all(feature = "cli", feature = "media"))]
 mod cli;
 // The layers and habits of the sources.
 mod tidy;

@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 pub enum Exit {
     /// All that was asked for is done.
     Whole = 0,
-    /// An error; nothing was written.
+    /// An error; what was written before it is whole or gone.
     Failed = 1,
     /// The arguments make no sense.
     Usage = 2,

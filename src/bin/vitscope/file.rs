@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use vitscope::frame::Pts;
-use vitscope::media::{self, AudioMode, FileJob, VideoCodec};
+use vitscope::media::{self, AudioMode, FileJob, VideoCodec, verify};
 use vitscope::pipeline::Pipeline;
 
 use crate::args::{DrawArgs, ExplainArgs, OutputArgs};
@@ -95,6 +95,13 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     for path in std::iter::once(&args.output).chain(&beside) {
         say(outputs, &format!("wrote {path:?}"));
     }
+    let verification = verify::compare(&job, report.interrupted_at)
+        .with_context(|| format!("reading {:?} again", args.output))?;
+    say(outputs, &format!("verified: {verification}"));
+    let complaint = verification.complaint();
+    if let Some(complaint) = &complaint {
+        eprintln!("incomplete: {complaint}");
+    }
     let unexplained = report.counts.unexplained;
     if unexplained > 0 {
         eprintln!("incomplete: {unexplained} frames stayed unexplained");
@@ -102,7 +109,7 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     Ok(if let Some(end) = report.interrupted_at {
         eprintln!("interrupted at {:.3} s", end.secs());
         Exit::Interrupted
-    } else if unexplained > 0 {
+    } else if complaint.is_some() || unexplained > 0 {
         Exit::Incomplete
     } else {
         Exit::Whole

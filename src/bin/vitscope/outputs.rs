@@ -68,8 +68,12 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
         if output.metadata().is_ok_and(|metadata| !metadata.is_file()) {
             bail!("is no regular file, expected a file to write: {output:?}");
         }
-        let others = taken.iter().chain(&outputs[..output_idx]);
-        if let Some(other) = others.into_iter().find(|other| same(output, other)) {
+        let mut others = taken.iter().chain(&outputs[..output_idx]);
+        let collides = |other: &&&Path| {
+            let (part, other_part) = (part_path(output), part_path(other));
+            same(output, other) || same(&part, other) || same(output, &other_part)
+        };
+        if let Some(other) = others.find(collides) {
             bail!("would be written over {other:?}: {output:?}");
         }
         if output.symlink_metadata().is_ok() && !overwrite {
@@ -134,6 +138,15 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.starts_with("would be written over"), "{error}");
+    }
+
+    #[test]
+    fn an_output_is_not_written_over_an_unfinished_one() {
+        let [a, part] = [Path::new("a"), Path::new("./a.part")];
+        for (first, second) in [(a, part), (part, a)] {
+            let error = check(&[first, second], &[], true).unwrap_err().to_string();
+            assert!(error.starts_with("would be written over"), "{error}");
+        }
     }
 
     #[test]

@@ -79,43 +79,51 @@ impl Progress {
     pub fn frame(&mut self, position: Duration) {
         let frames = self.state.frames + 1;
         self.state = State::new(frames, position, self.total, self.started.elapsed());
-        match &self.shown {
-            Shown::Bar(bar) => {
-                bar.set_position((10.0 * self.state.percent.unwrap_or_default()) as u64);
-                bar.set_message(self.state.to_string());
-            }
-            Shown::Lines { every, .. } => {
-                if self
-                    .printed
-                    .is_none_or(|printed| printed.elapsed() >= *every)
-                {
-                    self.print();
-                    self.printed = Some(Instant::now());
-                }
-            }
-            Shown::Nothing => {}
+        let every = match &self.shown {
+            Shown::Bar(_) => Duration::from_millis(100),
+            Shown::Lines { every, .. } => *every,
+            Shown::Nothing => return,
+        };
+        if self
+            .printed
+            .is_none_or(|printed| printed.elapsed() >= every)
+        {
+            self.print();
+            self.printed = Some(Instant::now());
         }
     }
 
-    /// Shows the last frame's state and leaves the line.
-    pub fn finish(&mut self) {
-        match &self.shown {
-            Shown::Bar(bar) => bar.finish_and_clear(),
-            Shown::Lines { .. } => self.print(),
-            Shown::Nothing => {}
+    /// Shows the last frame's state; a bar goes away.
+    pub fn finish(self) {
+        if matches!(self.shown, Shown::Lines { .. }) {
+            self.print();
         }
     }
 
     fn print(&self) {
-        let json = matches!(self.shown, Shown::Lines { json: true, .. });
-        let line = if json {
+        let line = match &self.shown {
+            Shown::Bar(bar) => {
+                bar.set_message(self.state.to_string());
+                bar.set_position((10.0 * self.state.percent.unwrap_or_default()) as u64);
+                return;
+            }
             // A struct of numbers always has a text.
-            serde_json::to_string(&self.state).unwrap_or_default()
-        } else {
-            self.state.to_string()
+            Shown::Lines { json: true, .. } => {
+                serde_json::to_string(&self.state).unwrap_or_default()
+            }
+            Shown::Lines { .. } | Shown::Nothing => self.state.to_string(),
         };
         // Progress that nobody reads is no reason to stop.
         let _ = writeln!(std::io::stderr(), "{line}");
+    }
+}
+
+impl Drop for Progress {
+    /// After a failure too: the error must not be printed into the bar.
+    fn drop(&mut self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
     }
 }
 
@@ -158,7 +166,7 @@ impl std::fmt::Display for State {
 fn bar() -> ProgressBar {
     let bar = ProgressBar::new(1000);
     // A template that does not parse is our own mistake; the default style still shows progress.
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {msg}") {
         bar.set_style(style);
     }
     bar

@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use candle_core::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -207,7 +207,14 @@ fn prepare(args: &CommonArgs) -> anyhow::Result<RecipeFile> {
         return Ok(RecipeFile::default());
     };
     let text = std::fs::read_to_string(path).with_context(|| format!("{path:?}"))?;
-    toml::from_str(&text).with_context(|| format!("recipe {path:?} is malformed"))
+    toml::from_str(&text).map_err(|err| {
+        let before = err.span().and_then(|span| text.get(..span.start));
+        let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+        anyhow!(
+            "recipe is malformed: {}: {path:?}, line {line}",
+            err.message()
+        )
+    })
 }
 
 /// The table of a recipe file with the command line's changes.
@@ -236,7 +243,11 @@ fn recipe<T: for<'de> Deserialize<'de>>(
     }
     toml::Value::Table(table)
         .try_into()
-        .with_context(|| format!("recipe table {name:?}"))
+        .map_err(|err: toml::de::Error| {
+            // Its second line names the key.
+            let reason = err.to_string().trim().replace('\n', " ");
+            anyhow!("recipe table {name:?}: {reason}")
+        })
 }
 
 fn open_data(

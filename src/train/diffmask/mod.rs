@@ -68,7 +68,7 @@ pub struct DiffMaskRecipe {
     /// Learning rate of the baseline.
     pub lr_baseline: f64,
     /// Decay of the optimizer's mean of squared gradients; a larger one remembers the huge divergences of the start.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Steps until both are reached.
     pub warmup_steps: u64,
     /// Share of the run, at its end, in which both fall to zero.

@@ -104,7 +104,7 @@ impl<'a> Trainer<'a> {
             })
             .collect();
         let options = AdamWOptions {
-            beta2: recipe.beta2,
+            beta2: recipe.beta2 as f32,
             ..AdamWOptions::default()
         };
         Ok(Self {

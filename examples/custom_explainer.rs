@@ -1,0 +1,87 @@
+//! Implements a method of one's own and runs it in the pipeline.
+//!
+//! ```text
+//! frames in memory → patchify → explain (KeyNorm) → composite → frames in memory
+//! ```
+//!
+//! The method scores a patch by the length of its key in the last block: a patch with a long key can
+//! draw attention. Run: `cargo run --release --example custom_explainer`
+//! Prints how many frames were explained and drawn.
+#![expect(clippy::print_stdout, reason = "an example tells what it found")]
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use candle_core::{D, Device, Tensor};
+use vitscope::explain::{Explainer, Explanation, Target};
+use vitscope::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
+use vitscope::media::memory::{MemorySink, MemorySource};
+use vitscope::models;
+use vitscope::overlay::{Overlay, Range};
+use vitscope::pipeline::Pipeline;
+use vitscope::pipeline::stages::View;
+use vitscope::vit::{Record, Site, Vit};
+
+struct KeyNorm;
+
+impl Explainer for KeyNorm {
+    fn name(&self) -> &'static str {
+        "key-norm"
+    }
+
+    fn explain(
+        &self,
+        vit: &Vit,
+        images: &Tensor,
+        _target: Target,
+    ) -> vitscope::Result<Explanation> {
+        let site = Site::Key(vit.n_blocks() - 1);
+        let mut record = Record::new([site]);
+        let output = vit.forward_with(images, &mut record)?;
+        let keys = record.get(site)?; // [batch, tokens, dim]
+        let n_special = vit.config().n_special_tokens();
+        let patches = keys.narrow(1, n_special, keys.dim(1)? - n_special)?; // [batch, patches, dim]
+        Ok(Explanation {
+            attribution: patches.sqr()?.sum(D::Minus1)?.sqrt()?, // [batch, patches]
+            logits: output.logits,
+        })
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let size = FrameSize {
+        width_px: 160,
+        height_px: 120,
+    };
+    let layout = Arc::new(PixelLayout::packed(PixelFormat::I420, size));
+    let frames = (0..10)
+        .map(|seq| {
+            let pixels = vec![16 * seq as u8; layout.min_len()];
+            let pts = Pts(seq * 40_000_000);
+            Frame::new(seq, pts, None, Arc::clone(&layout), Box::new(pixels))
+        })
+        .collect::<vitscope::Result<Vec<_>>>()?;
+
+    let sink = MemorySink::default();
+    let pipeline = Pipeline {
+        view: View {
+            model: Arc::new(models::open("cifar10", &Device::Cpu)?),
+            explainer: Box::new(KeyNorm),
+            target: Target::Predicted,
+            range: Range::MinMax,
+        },
+        overlay: Overlay::default(),
+        every: NonZeroU64::MIN,
+        batch: NonZeroUsize::MIN,
+        cancel: &AtomicBool::new(false),
+        on_frame: Box::new(|_| Ok(())),
+    };
+    let report = pipeline.run(&mut MemorySource::new(frames), Box::new(sink.clone()))?;
+    println!(
+        "{} frames explained, {} drawn",
+        report.counts.explained,
+        sink.take().len()
+    );
+    Ok(())
+}
