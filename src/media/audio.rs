@@ -33,8 +33,10 @@ enum Early {
 
 /// One sound track, kept back at the end of its queue.
 pub(super) struct AudioTrack {
-    /// What it is, for people to read.
-    pub(super) description: String,
+    /// What it is, as far as the demuxer said before the first packet.
+    description: String,
+    /// Where packets come in.
+    start: gst::Pad,
     /// True where packets are copied.
     pub(super) copied: bool,
     early: Early,
@@ -45,6 +47,12 @@ pub(super) struct AudioTrack {
 }
 
 impl AudioTrack {
+    /// What it is, for people to read.
+    pub(super) fn description(&self) -> String {
+        let caps = self.start.current_caps();
+        caps.map_or_else(|| self.description.clone(), |caps| describe(&caps))
+    }
+
     /// How long before zero it begins; sound that has not turned up in a while begins later.
     pub(super) fn early(&mut self, shared: &Shared) -> Result<Duration> {
         let early = match &self.early {
@@ -74,7 +82,7 @@ impl AudioTrack {
         self.end.link(&pad).map_err(|err| {
             Error::Media(format!(
                 "{} cannot be put into {container:?} ({err})",
-                self.description
+                self.description()
             ))
         })?;
         Ok(())
@@ -139,6 +147,7 @@ pub(super) fn attach(
         .map_err(|err| Error::Media(format!("sound {description:?} cannot be read ({err})")))?;
     Ok(AudioTrack {
         description,
+        start,
         copied,
         early,
         lead,

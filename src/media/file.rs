@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use gstreamer as gst;
 
+use super::audio::AudioTrack;
 use super::elements;
 use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
@@ -79,10 +80,7 @@ impl StreamInfo {
             duration: claimed
                 .map(|claimed| end.map_or(claimed, |end| end.min(claimed)))
                 .map(|end| end.saturating_sub(start)),
-            audio: tracks
-                .iter()
-                .map(|track| track.description.clone())
-                .collect(),
+            audio: tracks.iter().map(AudioTrack::description).collect(),
             audio_copied: tracks.iter().all(|track| track.copied),
             encoder: "",
         }

@@ -309,6 +309,12 @@ impl Reader {
                 if let (true, Ok(bytes), Some(track)) =
                     (kept, buffer.map_readable(), found.sound.get_mut(track_idx))
                 {
+                    if track.packets.is_empty()
+                        && let Some(caps) = pad.current_caps()
+                    {
+                        // Only now is it certain: a parser has seen the packet.
+                        track.codec = audio::codec(&caps);
+                    }
                     let mut hasher = DefaultHasher::new();
                     hasher.write(&bytes);
                     track.packets.push((packet.time, hasher.finish()));

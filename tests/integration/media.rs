@@ -329,6 +329,8 @@ fn mp3_in_mp4_is_copied() {
     for name in ["out.mp4", "out.mkv", "out.mov", "out.ts"] {
         let output = check_copy(&files, &input, name, 1000);
         assert_eq!(sound_hash(&output, ""), sound_hash(&input, ""), "{name}");
+        let verification = verify::compare(&FileJob::new(&input, output), None).unwrap();
+        assert_eq!(verification.audio_equal, Some(true), "{name}");
     }
 }
 
