@@ -10,7 +10,8 @@ use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
 use super::session::{Shared, lock};
 use super::sink::{FileSink, Plan};
-use super::source::{FileSource, Picture};
+use super::source::FileSource;
+use super::tap::Picture;
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 

@@ -26,7 +26,7 @@ use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
 use super::mp4::Movie;
 use super::session::{Session, lock};
-use super::source::{Item, Picture};
+use super::tap::{Item, Picture};
 use super::{Sink, audio, edits, even, matroska, pixels};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, PixelLayout, Pts};

@@ -1,0 +1,232 @@
+//! Takes decoded buffers off the last pad of the reading half, before its element sees them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, select};
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_video as gst_video;
+
+use super::bus::Failure;
+use super::pixels;
+use super::session::{Shared, lock};
+use crate::error::{Error, Result};
+use crate::frame::{PixelLayout, Pts};
+
+/// A frame that is not yet mapped.
+pub(super) struct Decoded {
+    pub(super) pts: Pts,
+    pub(super) duration: Option<Duration>,
+    pub(super) layout: Arc<PixelLayout>,
+    pub(super) buffer: gst::Buffer,
+}
+
+/// What the decoder's thread sends.
+pub(super) enum Item {
+    Frame(Decoded),
+    /// A seek is through: what came before is void.
+    Flushed,
+    End,
+}
+
+/// The picture of the input, as the container and the decoder describe it.
+#[derive(Clone)]
+pub(super) struct Picture {
+    pub(super) info: gst_video::VideoInfo,
+    /// True where the input says how its colors are meant.
+    pub(super) color_tagged: bool,
+}
+
+/// Takes decoded buffers off the last pad of the reading half.
+pub(super) struct Tap {
+    pub(super) shared: Arc<Shared>,
+    items: Sender<Item>,
+    state: Mutex<TapState>,
+    /// The last element, through which seeks go upstream.
+    pub(super) end: Mutex<Option<gst::glib::WeakRef<gst::Element>>>,
+    pub(super) linked: AtomicBool,
+    pub(super) color_tagged: AtomicBool,
+    pub(super) full_range: AtomicBool,
+    /// True from the decision to seek until the flush is through.
+    pub(super) discarding: AtomicBool,
+}
+
+#[derive(Default)]
+struct TapState {
+    info: Option<gst_video::VideoInfo>,
+    segment: Option<gst::FormattedSegment<gst::ClockTime>>,
+    layout: Option<Arc<PixelLayout>>,
+    ended: bool,
+}
+
+impl Tap {
+    pub(super) fn new(items: Sender<Item>, shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            items,
+            state: Mutex::default(),
+            end: Mutex::new(None),
+            linked: AtomicBool::new(false),
+            color_tagged: AtomicBool::new(false),
+            full_range: AtomicBool::new(false),
+            discarding: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn install(self: &Arc<Self>, pad: &gst::Pad) {
+        let tap = Arc::clone(self);
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            if let Some(buffer) = info.take_buffer() {
+                tap.on_buffer(buffer);
+            }
+            gst::PadProbeReturn::Handled
+        });
+        let tap = Arc::clone(self);
+        pad.add_probe(
+            gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::EVENT_FLUSH,
+            move |_, info| {
+                if let Some(event) = info.event() {
+                    tap.on_event(event);
+                }
+                gst::PadProbeReturn::Ok
+            },
+        );
+        pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
+            // Decoders pad their rows; one that may not say so by a meta copies every frame.
+            if let Some(query) = info.query_mut()
+                && let gst::QueryViewMut::Allocation(allocation) = query.view_mut()
+            {
+                allocation.add_allocation_meta::<gst_video::VideoMeta>(None);
+                return gst::PadProbeReturn::Handled;
+            }
+            gst::PadProbeReturn::Ok
+        });
+    }
+
+    fn on_event(&self, event: &gst::EventRef) {
+        match event.view() {
+            gst::EventView::Caps(caps) => match self.video_info(caps.caps()) {
+                Ok(info) => {
+                    let mut state = lock(&self.state);
+                    state.info = Some(info);
+                    state.layout = None;
+                }
+                Err(err) => self.shared.fail(Failure::new(format!(
+                    "the decoder's format is unknown ({err})"
+                ))),
+            },
+            gst::EventView::Segment(segment) => {
+                lock(&self.state).segment =
+                    segment.segment().downcast_ref::<gst::ClockTime>().cloned();
+            }
+            gst::EventView::FlushStop(_) => {
+                lock(&self.state).ended = false;
+                self.send(Item::Flushed);
+                self.discarding.store(false, Ordering::SeqCst);
+            }
+            gst::EventView::Eos(_) => {
+                if !self.shared.stopped.load(Ordering::SeqCst) {
+                    self.shared.complete.store(true, Ordering::SeqCst);
+                }
+                self.end();
+            }
+            _ => {}
+        }
+    }
+
+    fn video_info(
+        &self,
+        caps: &gst::CapsRef,
+    ) -> Result<gst_video::VideoInfo, gst::glib::BoolError> {
+        let info = gst_video::VideoInfo::from_caps(caps)?;
+        if !self.full_range.load(Ordering::SeqCst) {
+            return Ok(info);
+        }
+        let colors = info.colorimetry();
+        let full = gst_video::VideoColorimetry::new(
+            gst_video::VideoColorRange::Range0_255,
+            colors.matrix(),
+            colors.transfer(),
+            colors.primaries(),
+        );
+        let mut caps = caps.to_owned();
+        caps.make_mut().set("colorimetry", full.to_string());
+        gst_video::VideoInfo::from_caps(&caps)
+    }
+
+    fn on_buffer(&self, buffer: gst::Buffer) {
+        if self.discarding.load(Ordering::SeqCst) {
+            return;
+        }
+        if self.shared.stopped.load(Ordering::SeqCst) {
+            self.end();
+            return;
+        }
+        match self.decoded(buffer) {
+            Ok(frame) => self.send(Item::Frame(frame)),
+            Err(err) => self.shared.fail(Failure::new(err.to_string())),
+        }
+    }
+
+    fn decoded(&self, buffer: gst::Buffer) -> Result<Decoded> {
+        let mut state = lock(&self.state);
+        let (Some(info), Some(segment)) = (&state.info, &state.segment) else {
+            return Err(Error::Media("a frame came before its format".into()));
+        };
+        let running = buffer
+            .pts()
+            .and_then(|pts| segment.to_running_time(pts))
+            .ok_or_else(|| Error::Media("a frame has no presentation time".into()))?;
+        let layout = pixels::layout(info, &buffer)?;
+        let layout = match &state.layout {
+            Some(known) if **known == layout => Arc::clone(known),
+            _ => {
+                let layout = Arc::new(layout);
+                state.layout = Some(Arc::clone(&layout));
+                layout
+            }
+        };
+        Ok(Decoded {
+            pts: Pts(running.nseconds()),
+            duration: buffer.duration().map(Duration::from),
+            layout,
+            buffer,
+        })
+    }
+
+    /// Says once that no further frame comes.
+    pub(super) fn end(&self) {
+        if self.discarding.load(Ordering::SeqCst)
+            || std::mem::replace(&mut lock(&self.state).ended, true)
+        {
+            return;
+        }
+        self.send(Item::End);
+    }
+
+    /// Waits for room; gives up once the run has failed.
+    fn send(&self, item: Item) {
+        select! {
+            send(self.items, item) -> _ => {}
+            recv(self.shared.aborted) -> _ => {}
+        }
+    }
+
+    pub(super) fn seek(&self, event: gst::Event) -> bool {
+        let end = lock(&self.end).as_ref().and_then(|end| end.upgrade());
+        end.is_some_and(|end| end.send_event(event))
+    }
+
+    pub(super) fn picture(&self) -> Result<Picture> {
+        let info = lock(&self.state)
+            .info
+            .clone()
+            .ok_or_else(|| Error::Media("the decoder names no format".into()))?;
+        Ok(Picture {
+            info,
+            color_tagged: self.color_tagged.load(Ordering::SeqCst),
+        })
+    }
+}
