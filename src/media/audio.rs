@@ -209,10 +209,8 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
         if duration != buffer.duration() {
             buffer.make_mut().set_duration(duration);
         }
-        if let Some(end) = segment.to_running_time(pts + duration.unwrap_or_default()) {
-            shared
-                .sound_written
-                .fetch_max(end.nseconds(), Ordering::SeqCst);
+        if let Some(end) = shown_at(pts + duration.unwrap_or_default()) {
+            shared.sound_written.fetch_max(end, Ordering::SeqCst);
         }
         gst::PadProbeReturn::Ok
     });

@@ -408,7 +408,7 @@ impl FileSink {
 
     /// Removes what a full disk left behind: it is of no use, and the space is wanted.
     fn clean_up(&self) {
-        if self.session.shared.disk_full() {
+        if self.session.shared.disk_full() && self.part.symlink_metadata().is_ok() {
             let _ = self.session.shut_down();
             if let Err(err) = fs::remove_file(&self.part) {
                 tracing::warn!(%err, part = ?self.part, "cannot remove the unfinished file");
@@ -439,6 +439,8 @@ impl Drop for FileSink {
             self.session
                 .shared
                 .fail(Failure::new("the output was abandoned"));
+            // The source may have been the first to hear of a full disk.
+            self.clean_up();
         }
     }
 }

@@ -199,16 +199,16 @@ impl Timeline {
 
     /// How much earlier than its window the sound of `pad` is to begin, so that no parser drops its run-in.
     pub(super) fn lead_of(&self, pad: &gst::Pad) -> Duration {
-        let hidden = || Some(self.window_of(pad)?.start);
         if self.begins_late() {
             return Duration::ZERO;
         }
-        hidden().unwrap_or_default()
+        self.window_of(pad)
+            .map_or(Duration::ZERO, |window| window.start)
     }
 
     /// How long before zero the sound of `pad` begins, where the header tells.
     pub(super) fn run_in_of(&self, pad: &gst::Pad) -> Option<Duration> {
-        if self.range.0 > Duration::ZERO {
+        if self.begins_late() {
             return Some(Duration::ZERO);
         }
         match &self.kind {
