@@ -156,7 +156,6 @@ fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
     let Some(reference) = args.model.to_str() else {
         bail!("path is not UTF-8: {:?}", args.model);
     };
-    // New gates shall replace old ones, even ones that no longer fit.
     let model = models::open(reference, &Device::Cpu)?;
     let Preprocessor {
         rule,
@@ -279,6 +278,9 @@ struct Shown {
     means: Vec<f64>,
 }
 
+/// Steps between two lines where standard error is no terminal.
+const PLAIN_STEPS: u64 = 100;
+
 /// Weight of the newest step in a running mean.
 const NEWEST: f64 = 0.05;
 
@@ -294,31 +296,29 @@ impl Shown {
 
     fn step(&mut self, progress: &Progress<'_>) -> bool {
         self.means.resize(progress.values.len(), f64::NAN);
-        for (mean, value) in self.means.iter_mut().zip(progress.values) {
-            if mean.is_nan() {
+        let shown = self.means.iter_mut().zip(progress.values);
+        for ((mean, value), name) in shown.zip(progress.names) {
+            // What is measured now and then is shown as it was last measured.
+            if mean.is_nan() || (name.starts_with("test") && value.is_finite()) {
                 *mean = *value;
             } else if value.is_finite() {
                 *mean += NEWEST * (value - *mean);
             }
         }
-        let bar = self.bar.get_or_insert_with(|| bar(progress));
-        bar.set_position(progress.step);
         let line: Vec<String> = progress
             .names
             .iter()
-            .zip(progress.values.iter().zip(&self.means))
-            .filter(|(_, (_, mean))| mean.is_finite())
-            .map(|(name, (value, mean))| {
-                // What is measured now and then is shown as it was last measured.
-                let shown = if name.starts_with("test") && value.is_finite() {
-                    value
-                } else {
-                    mean
-                };
-                format!("{name} {shown:.3}")
-            })
+            .zip(&self.means)
+            .filter(|(_, mean)| mean.is_finite())
+            .map(|(name, mean)| format!("{name} {mean:.3}"))
             .collect();
-        bar.set_message(line.join("  "));
+        let line = line.join("  ");
+        let bar = self.bar.get_or_insert_with(|| bar(progress));
+        bar.set_position(progress.step);
+        if bar.is_hidden() && progress.step.is_multiple_of(PLAIN_STEPS) {
+            eprintln!("{}/{}  {line}", progress.step, progress.n_steps);
+        }
+        bar.set_message(line);
         !self.interrupted.load(Ordering::SeqCst)
     }
 
