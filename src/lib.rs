@@ -20,7 +20,7 @@
 //! | 3 | [`models`]: model folders; [`train`]; [`eval`]; [`sidecar`]: JSON Lines |
 //! | 2 | [`explain`]: one file a method; [`data`]: data sets; [`media`]: GStreamer |
 //! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`overlay`]: what is drawn |
-//! | 0 | [`frame`], [`kernels`], [`rng`], [`error`] |
+//! | 0 | [`frame`], [`kernels`], [`rng`], [`files`], [`error`] |
 //!
 //! # Invariants
 //!
@@ -69,6 +69,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod explain;
+pub mod files;
 pub mod frame;
 pub mod gates;
 pub mod kernels;

@@ -15,6 +15,7 @@ use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
+use crate::frame::normalize::append_planes;
 
 /// A picture as it is stored: 8 bits a channel, not normalized.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,10 +91,7 @@ pub fn images_from_pictures(
                 got: format!("{:?} with {} bytes", picture.size, picture.rgb.len()),
             });
         }
-        for (channel, (mean, std)) in mean.into_iter().zip(std).enumerate() {
-            let samples = picture.rgb.iter().skip(channel).step_by(3);
-            planes.extend(samples.map(|&sample| (f32::from(sample) / 255.0 - mean) / std));
-        }
+        append_planes(&picture.rgb, mean, std, &mut planes);
     }
     let shape = (pictures.len(), 3, size.height_px, size.width_px);
     Ok(Tensor::from_vec(planes, shape, device)?)

@@ -5,6 +5,7 @@
 //! No GStreamer type appears here: `media` brings mapped buffers behind [`Pixels`].
 
 pub(crate) mod color;
+pub mod normalize;
 pub mod placement;
 pub mod resize;
 pub(crate) mod rows;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{GateSizes, Gates};
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 use crate::vit::VitConfig;
 
 /// File names in a model's folder.
@@ -118,8 +119,7 @@ impl Gates {
             .map_err(|err| Error::Model(format!("gates.json cannot be written: {err}")))?;
         json.push('\n');
         for (name, bytes) in [(WEIGHTS_FILE, weights), (CARD_FILE, json.into_bytes())] {
-            let path = folder.join(name);
-            fs::write(&path, bytes).map_err(|err| Error::io(path, err))?;
+            write_whole(&folder.join(name), &bytes)?;
         }
         Ok(())
     }

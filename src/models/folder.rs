@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 
 use super::preprocessor::Preprocessor;
-use super::weights::{Precision, bytes_from_tensors, sha256_hex, write_whole};
+use super::weights::{Precision, bytes_from_tensors, sha256_hex};
+use crate::files::write_whole;
 use crate::vit::{VitConfig, names};
 use crate::{Error, Result};
 

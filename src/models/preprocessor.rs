@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 
 use crate::frame::FrameSize;
+use crate::frame::normalize::append_planes;
 use crate::frame::placement::ResizeRule;
 use crate::frame::resize::Resampling;
 use crate::vit::Family;
@@ -148,10 +149,6 @@ impl Preprocessor {
             height_px,
         } = self.image_size();
         let n_pixels = width_px * height_px;
-        let tables: [[f32; 256]; 3] = std::array::from_fn(|channel| {
-            let (mean, std) = (self.mean[channel], self.std[channel]);
-            std::array::from_fn(|byte| (byte as f32 / 255.0 - mean) / std)
-        });
         let mut values = Vec::with_capacity(rgb.len() * 3 * n_pixels);
         for picture in rgb {
             if picture.len() != 3 * n_pixels {
@@ -160,10 +157,7 @@ impl Preprocessor {
                     got: format!("{} bytes", picture.len()),
                 });
             }
-            for (channel, table) in tables.iter().enumerate() {
-                let samples = picture.iter().skip(channel).step_by(3);
-                values.extend(samples.map(|sample| table[usize::from(*sample)]));
-            }
+            append_planes(picture, self.mean, self.std, &mut values);
         }
         let shape = (rgb.len(), 3, height_px, width_px);
         Ok(Tensor::from_vec(values, shape, device)?)

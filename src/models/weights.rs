@@ -4,9 +4,6 @@
 //! type to f32. What the file claims is checked against what it holds before a tensor is made.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io;
-use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -97,25 +94,6 @@ pub fn bytes_from_tensors(
 pub fn sha256_hex(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Writes `bytes` beside `path` and moves them there, so that nobody sees half a file.
-///
-/// # Errors
-/// [`Error::Io`] if the file cannot be written.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let part = path.with_file_name(format!("{name}.part"));
-    let written = fs::File::create(&part).and_then(|mut file| {
-        io::Write::write_all(&mut file, bytes)?;
-        file.sync_all()?;
-        fs::rename(&part, path)
-    });
-    written.map_err(|source| {
-        // The reason is told by `source`; a part that cannot be removed either changes nothing.
-        let _ = fs::remove_file(&part);
-        Error::io(path, source)
-    })
 }
 
 #[cfg(test)]

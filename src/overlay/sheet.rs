@@ -12,6 +12,7 @@ use image::codecs::png::PngEncoder;
 
 use super::text;
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 use crate::frame::placement::{PixelRect, ResizeRule};
 use crate::frame::resize::{Resampling, Resizer};
 use crate::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
@@ -114,17 +115,7 @@ impl Sheet {
                 image::ExtendedColorType::Rgb8,
             )
             .map_err(failed)?;
-
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = Path::new(&part);
-        std::fs::write(part, png)
-            .and_then(|()| std::fs::rename(part, path))
-            .map_err(|e| {
-                // What is left of the sheet is of no use; the first error is the one to tell.
-                let _ = std::fs::remove_file(part);
-                Error::io(path, e)
-            })
+        write_whole(path, &png)
     }
 
     /// All thumbnails on one RGB frame.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use super::write_whole;
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 
 /// Width and height of one panel in pixels; each curve has a panel of its own.
 const PANEL_PX: (u32, u32) = (960, 240);

@@ -17,6 +17,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::error::{Error, Result};
+use crate::files::write_whole;
 use crate::rng::Rng;
 
 pub use history::History;
@@ -162,15 +163,6 @@ impl Checkpoint {
 
 fn unusable(path: &Path, reason: impl std::fmt::Display) -> Error {
     Error::Config(format!("the checkpoint is unusable, {reason}: {path:?}"))
-}
-
-/// Writes a file under a temporary name and renames it into place.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".part");
-    let partial = PathBuf::from(partial);
-    std::fs::write(&partial, bytes).map_err(|error| Error::io(&partial, error))?;
-    std::fs::rename(&partial, path).map_err(|error| Error::io(path, error))
 }
 
 /// Linear warm-up over `warmup` steps, then half a cosine down to zero at `n_steps`.

@@ -1,0 +1,54 @@
+//! Files that are there whole or not at all.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Writes `bytes` beside `path` under the name with `.part` and moves them there, so that nobody sees half a file.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be written; nothing is left of it then, and an older one stays.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().map_or_else(OsString::new, OsString::from);
+    name.push(".part");
+    let part = path.with_file_name(name);
+    let write = || {
+        let mut file = fs::File::create(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&part, path)
+    };
+    write().map_err(|source: io::Error| {
+        // The reason is told by `source`; a part that cannot be removed either changes nothing.
+        let _ = fs::remove_file(&part);
+        Error::io(path, source)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_replaces_the_older_one_and_nothing_stays_beside_it() {
+        let folder = tempfile::tempdir().expect("a writable folder");
+        let path = folder.path().join("scores.json");
+        write_whole(&path, b"old").expect("a writable folder");
+        write_whole(&path, b"new").expect("a writable folder");
+        assert_eq!(fs::read(&path).expect("a file"), b"new");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_nothing_and_names_the_file() {
+        let folder = tempfile::tempdir().expect("a writable folder");
+        let path = folder.path().join("taken");
+        fs::create_dir(&path).expect("a writable folder");
+        let error = write_whole(&path, b"new").expect_err("a folder is in the way");
+        assert!(error.to_string().contains("taken"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+}
