@@ -51,15 +51,31 @@ pub fn embedded_names() -> impl Iterator<Item = &'static str> {
 /// [`Error::Model`] if there is no such model, listing what was tried, or if one of its files is
 /// missing, malformed or contradicts another; [`Error::Io`] if a file cannot be read.
 pub fn open(reference: &str, device: &Device) -> Result<Model> {
+    open_files(reference, &find(reference)?, device)
+}
+
+/// The same without the gates that may lie beside it: whatever they belong to, new ones are wanted.
+///
+/// # Errors
+/// As [`open`], but for gates.
+pub fn open_without_gates(reference: &str, device: &Device) -> Result<Model> {
+    let files = Files {
+        gates: None,
+        ..find(reference)?
+    };
+    open_files(reference, &files, device)
+}
+
+fn find(reference: &str) -> Result<Files> {
     let embedded = embedded::MODELS
         .iter()
         .find(|model| model.name == reference);
     if let Some(model) = embedded {
-        return open_files(reference, &model.files(), device);
+        return Ok(model.files());
     }
     let path = Path::new(reference);
     if path.is_dir() {
-        return open_files(reference, &Files::read(path)?, device);
+        return Files::read(path);
     }
     Err(Error::Model(not_found(reference)))
 }

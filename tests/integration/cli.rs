@@ -358,6 +358,47 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     assert_eq!("old", fs::read_to_string(bench.path("old.mp4")).unwrap());
 }
 
+/// `/dev/full` takes no byte, as a full disk does.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_said_in_one_sentence_and_nothing_is_left() {
+    let bench = Bench::new(30);
+    std::os::unix::fs::symlink("/dev/full", bench.path("out.mp4.part")).unwrap();
+    let ended = bench.run("file in.mp4 out.mp4 --progress none");
+    assert_eq!(
+        "error: explaining \"in.mp4\": stage vitscope-encode failed: no space left on the disk: \"out.mp4\"",
+        ended.stderr.trim_end()
+    );
+    assert_eq!(Some(1), ended.code);
+    assert_eq!(["in.mp4"], bench.names().as_slice());
+}
+
+#[cfg(unix)]
+#[test]
+fn the_number_of_threads_changes_no_pixel() {
+    let bench = Bench::new(3);
+    let pixels = |threads: u32| {
+        let out = bench.path(&format!("{threads}.mp4"));
+        let ended = bench.run(&format!(
+            "file in.mp4 {threads}.mp4 --threads {threads} --progress none"
+        ));
+        assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+        let hashes = [
+            "-v",
+            "error",
+            "-i",
+            out.to_str().unwrap(),
+            "-map",
+            "0:v",
+            "-f",
+            "framemd5",
+            "-",
+        ];
+        run_tool("ffmpeg", &hashes).stdout
+    };
+    assert_eq!(pixels(1), pixels(3));
+}
+
 #[test]
 fn what_is_no_video_is_refused_in_one_sentence() {
     let bench = Bench::new(50);

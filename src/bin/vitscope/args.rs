@@ -50,6 +50,16 @@ impl Command {
         let for_people = [ProgressMode::Auto, ProgressMode::Plain];
         !outputs.quiet && for_people.contains(&outputs.progress)
     }
+
+    /// What `--threads` says.
+    pub fn threads(&self) -> Option<NonZeroUsize> {
+        match self {
+            Self::File(args) => args.explain.threads,
+            Self::Still(args) => args.explain.threads,
+            Self::Train(args) => args.threads(),
+            Self::Eval(_) => None,
+        }
+    }
 }
 
 /// What looks at the frames, and how it is asked what it saw.

@@ -44,7 +44,7 @@ pub struct FileArgs {
     #[arg(long)]
     crf: Option<u32>,
     #[command(flatten)]
-    explain: ExplainArgs,
+    pub explain: ExplainArgs,
     #[command(flatten)]
     draw: DrawArgs,
     #[command(flatten)]

@@ -10,6 +10,7 @@ mod progress;
 mod setup;
 mod side;
 mod still;
+mod threads;
 mod train;
 
 use std::process::ExitCode;
@@ -22,13 +23,19 @@ use exit::Exit;
 fn main() -> ExitCode {
     let command = Args::parse().command;
     exit::init_log(command.is_chatty());
-    let outcome = match command {
-        Command::File(args) => file::run(&args),
-        Command::Still(args) => still::run(&args),
-        Command::Train(args) => train::run(&args),
-        Command::Eval(args) => eval::run(&args),
-    };
-    outcome
+    run(&command)
         .unwrap_or_else(|error| Exit::from_error(&error))
         .into()
+}
+
+fn run(command: &Command) -> anyhow::Result<Exit> {
+    if let Some(threads) = command.threads() {
+        threads::limit(threads)?;
+    }
+    match command {
+        Command::File(args) => file::run(args),
+        Command::Still(args) => still::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+    }
 }

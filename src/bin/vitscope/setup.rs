@@ -12,12 +12,6 @@ use crate::args::{DeviceChoice, DrawArgs, ExplainArgs, Upsample};
 
 /// Loads the model and tries the method on one image, so that wrong options fail before anything is written.
 pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
-    if let Some(threads) = args.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.get())
-            .build_global()
-            .context("--threads cannot be set")?;
-    }
     if !cfg!(feature = "cuda") && matches!(args.device, DeviceChoice::Cuda(_)) {
         bail!("this program was built without CUDA, which takes `cargo build --features cuda`");
     }

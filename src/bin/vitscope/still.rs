@@ -25,7 +25,7 @@ pub struct StillArgs {
     #[arg(value_name = "IN... OUT", num_args = 2.., required = true)]
     paths: Vec<PathBuf>,
     #[command(flatten)]
-    explain: ExplainArgs,
+    pub explain: ExplainArgs,
     #[command(flatten)]
     draw: DrawArgs,
     #[command(flatten)]

@@ -8,6 +8,7 @@
     reason = "what a command is asked for goes to standard output"
 )]
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -83,7 +84,7 @@ struct CommonArgs {
     checkpoint: Option<u64>,
     /// Threads that compute; runs are equal bit by bit for equal numbers [default: one a core].
     #[arg(long, value_name = "N")]
-    threads: Option<std::num::NonZeroUsize>,
+    threads: Option<NonZeroUsize>,
 }
 
 /// A recipe file.
@@ -101,6 +102,16 @@ struct RecipeFile {
 /// Edge of the model's image where neither recipe nor data say one; pixels.
 const DEFAULT_IMAGE_PX: usize = 64;
 
+impl TrainArgs {
+    /// What `--threads` says.
+    pub fn threads(&self) -> Option<NonZeroUsize> {
+        match &self.what {
+            What::Classifier(args) => args.common.threads,
+            What::Diffmask(args) => args.common.threads,
+        }
+    }
+}
+
 /// Runs `vitscope train`.
 pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     match &args.what {
@@ -110,7 +121,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
 }
 
 fn train_classifier(args: &ClassifierArgs) -> anyhow::Result<Exit> {
-    let file = prepare(&args.common)?;
+    let file = read_recipe(&args.common)?;
     let recipe: ClassifierRecipe = recipe(&file.classifier, &args.common, "classifier")?;
     let side_px = file.image_size.unwrap_or(DEFAULT_IMAGE_PX);
     let size = FrameSize {
@@ -150,13 +161,13 @@ fn train_classifier(args: &ClassifierArgs) -> anyhow::Result<Exit> {
 }
 
 fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
-    let file = prepare(&args.common)?;
+    let file = read_recipe(&args.common)?;
     let recipe: DiffMaskRecipe = recipe(&file.diffmask, &args.common, "diffmask")?;
     let out = args.out.as_deref().unwrap_or(&args.model);
     let Some(reference) = args.model.to_str() else {
         bail!("path is not UTF-8: {:?}", args.model);
     };
-    let model = models::open(reference, &Device::Cpu)?;
+    let model = models::open_without_gates(reference, &Device::Cpu)?;
     let Preprocessor {
         rule,
         resampling,
@@ -194,14 +205,7 @@ fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// Reads the recipe file and sets the number of threads.
-fn prepare(args: &CommonArgs) -> anyhow::Result<RecipeFile> {
-    if let Some(threads) = args.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.get())
-            .build_global()
-            .context("--threads cannot be set")?;
-    }
+fn read_recipe(args: &CommonArgs) -> anyhow::Result<RecipeFile> {
     let Some(path) = &args.recipe else {
         return Ok(RecipeFile::default());
     };
