@@ -5,13 +5,16 @@
 //! gives pictures only, the numbers here are ours). An attribution becomes a mask by a threshold; the
 //! masked patches get one baseline vector, the same for every method, and the model answers again.
 //!
+//! Equal divergence makes methods with and without a natural threshold comparable: [`Threshold::Margin`]
+//! keeps as many of an image's best-rated patches as the model needs to stay within [`MARGIN`].
+//!
 //! Attention has no natural threshold. Two are tried, Otsu's and the image's mean, and the one with the
 //! better scores on these very grids is reported: the comparison leans towards attention.
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 
-use super::{logits, masked_answers, mean, share};
+use super::{logits, masked_answers, masks_within_margin, mean, share};
 use crate::data::red_patches::RedPatches;
 use crate::data::{Dataset, Picture, images_from_pictures};
 use crate::error::{Error, Result};
@@ -20,6 +23,9 @@ use crate::vit::Vit;
 
 /// Grids that go through the model at once.
 const BATCH: usize = 64;
+
+/// Divergence that [`Threshold::Margin`] allows, in nats: what gates are trained for by default.
+pub const MARGIN: f64 = 0.1;
 
 /// How an attribution becomes a mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -31,6 +37,8 @@ pub enum Threshold {
     Otsu,
     /// At the mean of an image's patches.
     Mean,
+    /// For each image where the divergence just stays within [`MARGIN`], found by bisection.
+    Margin,
 }
 
 impl Threshold {
@@ -40,20 +48,43 @@ impl Threshold {
             Self::Half => "0.5",
             Self::Otsu => "otsu",
             Self::Mean => "mean",
+            Self::Margin => "margin",
         }
     }
 
-    /// Patches that are kept; where all are rated alike, all of them.
-    pub fn mask(self, attribution: &[f32]) -> Vec<bool> {
-        let threshold = match self {
+    /// Patches that are kept of each image; where all are rated alike, all of them.
+    ///
+    /// # Shapes
+    /// - `images`: `[batch, 3, height, width]`
+    /// - `original`: logits of the whole images, `[batch, classes]`
+    /// - `attributions`: one a patch, image by image
+    /// - `baseline`: `[dim]`
+    fn masks(
+        self,
+        vit: &Vit,
+        images: &Tensor,
+        original: &Tensor,
+        attributions: &[Vec<f32>],
+        baseline: &Tensor,
+    ) -> Result<Vec<Vec<bool>>> {
+        if self == Self::Margin {
+            return masks_within_margin(vit, images, original, attributions, baseline, MARGIN);
+        }
+        Ok(attributions
+            .iter()
+            .map(|scores| self.mask(scores))
+            .collect())
+    }
+
+    /// Patches that are kept of an image of which the model is not asked.
+    fn mask(self, attribution: &[f32]) -> Vec<bool> {
+        let least = match self {
             Self::Half => 0.5,
             Self::Otsu => otsu(attribution),
             Self::Mean => attribution.iter().sum::<f32>() / attribution.len().max(1) as f32,
+            Self::Margin => f32::NEG_INFINITY,
         };
-        attribution
-            .iter()
-            .map(|&score| score >= threshold)
-            .collect()
+        attribution.iter().map(|&score| score >= least).collect()
     }
 }
 
@@ -213,10 +244,7 @@ fn explain_chunk(
         })
         .collect::<Result<Vec<_>>>()?;
     for &threshold in entry.thresholds {
-        let masks: Vec<Vec<bool>> = attributions
-            .iter()
-            .map(|attribution| threshold.mask(attribution))
-            .collect();
+        let masks = threshold.masks(vit, &images, &original, &attributions, baseline)?;
         let answers = masked_answers(vit, &images, &original, &masks, baseline)?;
         for ((grid, kept), answer) in found.iter_mut().zip(masks).zip(answers) {
             grid.masks.push(FoundMask { kept, answer });

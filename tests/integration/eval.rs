@@ -4,10 +4,12 @@
     reason = "a failing helper of a test shall end the test"
 )]
 
+use std::collections::HashMap;
+
 use candle_core::{D, DType, Device, Tensor};
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
-use vitscope::eval::faithfulness::{Entry, Scores, Threshold, score};
+use vitscope::eval::faithfulness::{Entry, MARGIN, Scores, Threshold, score};
 use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::{Explainer, Explanation, Target};
 use vitscope::rng::Rng;
@@ -24,7 +26,24 @@ fn vit() -> Vit {
         labels: vec!["few".into(), "many".into()],
         ..VitConfig::default()
     };
-    let weights = init::init(&config, &mut Rng::new(1)).unwrap();
+    let mut rng = Rng::new(1);
+    let weights = init::init(&config, &mut rng).unwrap().into_iter();
+    // Fresh weights are so small that no mask moves an answer.
+    let mut weights: HashMap<String, Tensor> = weights
+        .map(|(name, weight)| {
+            let grown = ["projection.weight", "value.weight", "dense.weight"]
+                .iter()
+                .any(|end| name.ends_with(end));
+            let weight = if grown {
+                (weight * 20.0).unwrap()
+            } else {
+                weight
+            };
+            (name, weight)
+        })
+        .collect();
+    let classifier = rng.normal_tensor((2, 16), &Device::Cpu).unwrap();
+    weights.insert("classifier.weight".into(), (classifier * 2.0).unwrap());
     Vit::load(config, &weights).unwrap()
 }
 
@@ -57,11 +76,15 @@ impl Explainer for Oracle {
 }
 
 fn scores(oracle: &Oracle) -> Scores {
+    scores_at(Threshold::Half, oracle)
+}
+
+fn scores_at(threshold: Threshold, oracle: &Oracle) -> Scores {
     let grids = RedPatches::new(3, 4, 200, 0, Split::Test).unwrap();
     let entry = Entry {
         name: "oracle".into(),
         explainer: oracle,
-        thresholds: &[Threshold::Half],
+        thresholds: &[threshold],
     };
     let baseline = Tensor::zeros(16, DType::F32, &Device::Cpu).unwrap();
     let (scores, example) = score(&vit(), &baseline, &grids, &entry, 3).unwrap();
@@ -92,6 +115,16 @@ fn keeping_everything_is_exact_only_where_all_or_nothing_is_red() {
     assert_eq!((scores.kept, scores.agreement), (1.0, 1.0));
     assert!(scores.kl.abs() < 1e-6);
     assert!(scores.iou < 0.9);
+}
+
+#[test]
+fn at_the_margin_the_divergence_stays_within_it() {
+    let oracle = Oracle(|red| Ok(red.clone()));
+    let half = scores_at(Threshold::Half, &oracle);
+    assert!(half.kl > MARGIN, "masks must matter: {half:?}");
+    let scores = scores_at(Threshold::Margin, &oracle);
+    assert!(scores.kl > 0.0 && scores.kl <= MARGIN, "{scores:?}");
+    assert!(scores.kept > 0.0 && scores.kept < 1.0, "{scores:?}");
 }
 
 #[test]

@@ -11,11 +11,12 @@ use candle_core::Device;
 use serde::Serialize;
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
-use vitscope::eval::faithfulness::{self, Entry, Example, Scores, Threshold};
+use vitscope::eval::faithfulness::{self, Entry, Example, MARGIN, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::attention::RawAttention;
 use vitscope::explain::diffmask::DiffMask;
 use vitscope::explain::rollout::Rollout;
+use vitscope::files::write_whole;
 use vitscope::gates::Gates;
 use vitscope::models::{self, Model};
 
@@ -59,6 +60,9 @@ struct FaithfulnessArgs {
     json: Option<PathBuf>,
 }
 
+/// How the rows of gates begin.
+const GATES: &str = "diffmask";
+
 /// Runs `vitscope eval`.
 pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     match &args.what {
@@ -73,6 +77,7 @@ struct Report<'a> {
     model: &'a str,
     sha256: &'a str,
     scores: &'a [Scores],
+    at_margin: &'a [Scores],
 }
 
 fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
@@ -98,7 +103,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
     let mut entries: Vec<Entry<'_>> = methods
         .iter()
         .map(|(seed, method)| Entry {
-            name: format!("diffmask, seed {seed}"),
+            name: format!("{GATES}, seed {seed}"),
             explainer: method,
             thresholds: &[Threshold::Half],
         })
@@ -121,15 +126,28 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
         .chain([gates, gates])
         .map(|gates| gates.baseline())
         .collect();
+    let score = |entry: &Entry<'_>, baseline, n_examples| {
+        faithfulness::score(&model.vit, baseline, &grids, entry, n_examples)
+    };
     let mut scores = Vec::new();
     let mut examples = Vec::new();
-    for (entry, baseline) in entries.iter().zip(baselines) {
-        let (found, example) =
-            faithfulness::score(&model.vit, baseline, &grids, entry, args.examples)?;
+    for (entry, baseline) in entries.iter().zip(&baselines) {
+        let (found, example) = score(entry, baseline, args.examples)?;
         scores.push(found);
         examples.push(example);
     }
+    let mut at_margin = Vec::new();
+    for (entry, baseline) in entries.iter_mut().zip(&baselines) {
+        entry.thresholds = &[Threshold::Margin];
+        at_margin.push(score(entry, baseline, 0)?.0);
+    }
+    println!(
+        "{} held-out grids, masks filled with the learned baseline",
+        grids.len()
+    );
     print!("{}", table(&scores));
+    println!("\nAs many best-rated cells as keep the divergence within {MARGIN} nats");
+    print!("{}", table(&at_margin));
     if let Some(path) = &args.picture {
         draw(args, &grids, (rows, columns), &scores, &examples, path)?;
         println!("picture in {path:?}");
@@ -140,10 +158,11 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
             model: &args.model,
             sha256: &model.weights_sha256,
             scores: &scores,
+            at_margin: &at_margin,
         };
         let mut text = serde_json::to_string_pretty(&report)?;
         text.push('\n');
-        std::fs::write(path, text).with_context(|| format!("{path:?}"))?;
+        write_whole(path, text.as_bytes())?;
         println!("scores in {path:?}");
     }
     Ok(Exit::Whole)
@@ -188,10 +207,8 @@ fn more_gates(
 
 fn table(scores: &[Scores]) -> String {
     let width = scores.iter().map(|row| row.method.len()).max().unwrap_or(0);
-    let n_grids = scores.first().map_or(0, |row| row.grids);
     let mut text = format!(
-        "{n_grids} held-out grids, masks filled with the learned baseline\n\
-         {:width$}  threshold   exact     IoU  consistency      KL  agreement    kept\n",
+        "{:width$}  threshold   exact     IoU  consistency      KL  agreement    kept\n",
         "method"
     );
     for row in scores {
@@ -199,10 +216,15 @@ fn table(scores: &[Scores]) -> String {
     }
     let gates: Vec<&Scores> = scores
         .iter()
-        .filter(|row| row.threshold == Threshold::Half)
+        .filter(|row| row.method.starts_with(GATES))
         .collect();
     if let Some(worst) = worst(&gates) {
-        text += &line("worst diffmask", width, worst.threshold.name(), &worst);
+        text += &line(
+            &format!("worst {GATES}"),
+            width,
+            worst.threshold.name(),
+            &worst,
+        );
     }
     text
 }
