@@ -8,10 +8,11 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
-use super::optim::{AdamW, AdamWOptions, Param};
+use super::optim::{AdamW, AdamWOptions, Muon, Param};
 use super::{Checkpoint, History, OnProgress, Progress, cosine_schedule};
 use crate::data::{Dataset, Picture, images_from_pictures};
 use crate::error::{Error, Result};
@@ -42,6 +43,8 @@ pub struct ClassifierRecipe {
     pub batch: usize,
     /// Highest learning rate.
     pub lr: f64,
+    /// Highest learning rate of the blocks' matrices, which Muon then trains; without it AdamW trains all.
+    pub muon_lr: Option<f64>,
     /// Steps until the learning rate is at its highest.
     pub warmup_steps: u64,
     /// Decoupled weight decay of matrices.
@@ -73,6 +76,7 @@ impl Default for ClassifierRecipe {
             epochs: 20,
             batch: 128,
             lr: 1e-3,
+            muon_lr: None,
             warmup_steps: 400,
             weight_decay: 0.05,
             label_smoothing: 0.1,
@@ -169,7 +173,7 @@ pub fn train(
         .into_iter()
         .map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?)))
         .collect::<Result<HashMap<_, _>>>()?;
-    let mut optim = optimizer(recipe, &vars);
+    let mut optim = Optimizers::new(recipe, &vars)?;
     let csv_path = folder.join("train.csv");
 
     let n_batches = train.len().div_ceil(recipe.batch) as u64;
@@ -188,15 +192,20 @@ pub fn train(
     let vit = Vit::load(config.clone(), &weights)?;
 
     let mut complete = true;
+    let mut order = Vec::new();
     while step < n_steps {
         let (epoch, batch_idx) = (step / n_batches, step % n_batches);
-        let indices = batch_indices(recipe, train.len(), epoch, batch_idx);
-        let lr = recipe.lr * cosine_schedule(step, recipe.warmup_steps, n_steps);
+        if batch_idx == 0 || order.is_empty() {
+            order = epoch_order(recipe.seed, train.len(), epoch);
+        }
+        let start = batch_idx as usize * recipe.batch;
+        let indices = &order[start..(start + recipe.batch).min(order.len())];
+        let schedule = cosine_schedule(step, recipe.warmup_steps, n_steps);
         let whole = (step as f64) >= (1.0 - recipe.whole_share) * n_steps as f64;
         let keep = if whole { 1.0 } else { recipe.keep_patches };
-        let (images, labels) = augmented_batch(recipe, train, &indices, epoch)?;
+        let (images, labels) = augmented_batch(recipe, train, indices, epoch)?;
         let (loss, accuracy) = train_step(
-            &vit, &mut optim, &images, &labels, recipe, keep, lr, &mut rng,
+            &vit, &mut optim, &images, &labels, recipe, keep, schedule, &mut rng,
         )?;
         if !loss.is_finite() {
             return Err(Error::Config(format!(
@@ -211,7 +220,7 @@ pub fn train(
         } else {
             f64::NAN
         };
-        let values = [loss, lr, accuracy, test_accuracy];
+        let values = [loss, recipe.lr * schedule, accuracy, test_accuracy];
         history.push(step, &values);
         let go_on = on_progress(&Progress {
             step,
@@ -277,27 +286,71 @@ fn predictions(logits: &Option<Tensor>) -> Result<Vec<u32>> {
     Ok(logits.argmax(D::Minus1)?.to_vec1()?)
 }
 
-fn optimizer(recipe: &ClassifierRecipe, vars: &HashMap<String, Var>) -> AdamW {
-    let mut params: Vec<Param> = vars
-        .iter()
-        .map(|(name, var)| Param {
-            name: name.clone(),
-            var: var.clone(),
-            lr_factor: 1.0,
-            // Biases, norms, tokens and positions are not decayed.
-            weight_decay: if name.ends_with("weight") && var.rank() > 1 {
-                recipe.weight_decay
-            } else {
-                0.0
-            },
+/// Muon for the blocks' matrices where the recipe wants it, AdamW for everything else.
+struct Optimizers {
+    adamw: AdamW,
+    muon: Option<(Muon, f64)>,
+    lr: f64,
+}
+
+impl Optimizers {
+    fn new(recipe: &ClassifierRecipe, vars: &HashMap<String, Var>) -> Result<Self> {
+        let mut params: Vec<Param> = vars
+            .iter()
+            .map(|(name, var)| Param {
+                name: name.clone(),
+                var: var.clone(),
+                lr_factor: 1.0,
+                // Biases, norms, tokens and positions are not decayed.
+                weight_decay: if name.ends_with("weight") && var.rank() > 1 {
+                    recipe.weight_decay
+                } else {
+                    0.0
+                },
+            })
+            .collect();
+        params.sort_by(|a, b| a.name.cmp(&b.name));
+        let (matrices, others) = params.into_iter().partition(|param| {
+            recipe.muon_lr.is_some() && param.var.rank() == 2 && param.name.starts_with("encoder.")
+        });
+        let options = AdamWOptions {
+            max_norm: Some(recipe.max_norm),
+            ..AdamWOptions::default()
+        };
+        Ok(Self {
+            adamw: AdamW::new(others, options),
+            muon: recipe
+                .muon_lr
+                .map(|lr| Ok::<_, Error>((Muon::new(matrices)?, lr)))
+                .transpose()?,
+            lr: recipe.lr,
         })
-        .collect();
-    params.sort_by(|a, b| a.name.cmp(&b.name));
-    let options = AdamWOptions {
-        max_norm: Some(recipe.max_norm),
-        ..AdamWOptions::default()
-    };
-    AdamW::new(params, options)
+    }
+
+    /// One step at `schedule` times the highest learning rates.
+    fn step(&mut self, grads: &GradStore, schedule: f64) -> Result<()> {
+        self.adamw.step(grads, self.lr * schedule)?;
+        if let Some((muon, lr)) = &mut self.muon {
+            muon.step(grads, *lr * schedule)?;
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> Result<HashMap<String, Tensor>> {
+        let mut state = self.adamw.state()?;
+        if let Some((muon, _)) = &self.muon {
+            state.extend(muon.state()?);
+        }
+        Ok(state)
+    }
+
+    fn restore(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
+        self.adamw.restore(state)?;
+        match &mut self.muon {
+            Some((muon, _)) => muon.restore(state),
+            None => Ok(()),
+        }
+    }
 }
 
 #[expect(
@@ -306,12 +359,12 @@ fn optimizer(recipe: &ClassifierRecipe, vars: &HashMap<String, Var>) -> AdamW {
 )]
 fn train_step(
     vit: &Vit,
-    optim: &mut AdamW,
+    optim: &mut Optimizers,
     images: &Tensor,
     labels: &[u32],
     recipe: &ClassifierRecipe,
     keep: f64,
-    lr: f64,
+    schedule: f64,
     rng: &mut Rng,
 ) -> Result<(f64, f64)> {
     let mut tap: Box<dyn Tap> = if keep < 1.0 {
@@ -325,7 +378,7 @@ fn train_step(
         .ok_or_else(|| Error::Model("the model has no classifier".into()))?;
     let loss = cross_entropy(&logits, labels, recipe.label_smoothing)?;
     let grads = loss.backward()?;
-    optim.step(&grads, lr)?;
+    optim.step(&grads, schedule)?;
     let predicted = predictions(&Some(logits))?;
     let right = predicted.iter().zip(labels).filter(|(a, b)| a == b).count();
     let accuracy = right as f64 / labels.len().max(1) as f64;
@@ -365,12 +418,11 @@ fn drop_patches(vit: &Vit, images: &Tensor, keep: f64, rng: &mut Rng) -> Result<
     }))
 }
 
-/// The pictures of one step: each epoch has an order of its own, which depends on the seed alone.
-fn batch_indices(recipe: &ClassifierRecipe, len: usize, epoch: u64, batch_idx: u64) -> Vec<usize> {
+/// The order of the pictures in an epoch, which depends on the seed alone.
+fn epoch_order(seed: u64, len: usize, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();
-    Rng::for_item(recipe.seed, epoch).shuffle(&mut order);
-    let start = batch_idx as usize * recipe.batch;
-    order[start.min(len)..(start + recipe.batch).min(len)].to_vec()
+    Rng::for_item(seed, epoch).shuffle(&mut order);
+    order
 }
 
 fn augmented_batch(

@@ -1,15 +1,17 @@
-//! Training DiffMask gates: exact resume, reproducible runs, refusals.
+//! Training: exact resume, reproducible runs, refusals.
 #![expect(
     clippy::unwrap_used,
     reason = "a failing helper of a test shall end the test"
 )]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
 use vitscope::rng::Rng;
 use vitscope::train::Checkpoint;
+use vitscope::train::classifier::{self, ClassifierRecipe, TrainedClassifier};
 use vitscope::train::diffmask::{self, DiffMaskRecipe, Subject, TrainedGates};
 use vitscope::vit::{Vit, VitConfig, init};
 
@@ -207,5 +209,82 @@ fn recipes_without_sense_are_refused() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         assert!(train(&recipe, folder.path(), &mut |_| true).is_err());
+    }
+}
+
+fn classifier_recipe() -> ClassifierRecipe {
+    ClassifierRecipe {
+        seed: 3,
+        patch_size: 4,
+        hidden_size: 16,
+        blocks: 2,
+        heads: 2,
+        epochs: 3,
+        batch: 4,
+        muon_lr: Some(2e-3),
+        warmup_steps: 2,
+        shift_px: 1,
+        checkpoint_steps: 4,
+        ..ClassifierRecipe::default()
+    }
+}
+
+/// Trains a classifier in `folder`; `watch` gets the step and says whether to go on.
+fn train_classifier(
+    recipe: &ClassifierRecipe,
+    folder: &Path,
+    watch: &mut dyn FnMut(u64) -> bool,
+) -> vitscope::Result<TrainedClassifier> {
+    let (train, test) = (grids(10, Split::Train), grids(8, Split::Test));
+    classifier::train(recipe, &train, &test, folder, &mut |progress| {
+        watch(progress.step)
+    })
+}
+
+fn classifier_bits(trained: &TrainedClassifier) -> BTreeMap<String, Vec<u32>> {
+    let weights = trained.weights.iter();
+    weights
+        .map(|(name, tensor)| {
+            let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+            (name.clone(), values.into_iter().map(f32::to_bits).collect())
+        })
+        .collect()
+}
+
+/// Stopped in the middle of an epoch, whose order of pictures must go on where it was.
+#[test]
+fn a_classifier_that_is_ended_early_goes_on_where_it_was() {
+    let whole = tempfile::tempdir().unwrap();
+    let ended = tempfile::tempdir().unwrap();
+    let uninterrupted =
+        train_classifier(&classifier_recipe(), whole.path(), &mut |_| true).unwrap();
+    let first = train_classifier(&classifier_recipe(), ended.path(), &mut |step| step < 5).unwrap();
+    assert!(!first.complete && uninterrupted.complete);
+    let resumed = train_classifier(&classifier_recipe(), ended.path(), &mut |_| true).unwrap();
+    assert_eq!(classifier_bits(&uninterrupted), classifier_bits(&resumed));
+    assert_ne!(classifier_bits(&uninterrupted), classifier_bits(&first));
+}
+
+/// Muon trains the blocks' matrices and no others.
+#[test]
+fn the_optimizer_of_the_blocks_changes_their_matrices_alone() {
+    let after_one_step = |muon_lr| {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = ClassifierRecipe {
+            muon_lr,
+            // Clipping goes by the norm of all that AdamW trains.
+            max_norm: f64::INFINITY,
+            ..classifier_recipe()
+        };
+        train_classifier(&recipe, folder.path(), &mut |_| false).unwrap()
+    };
+    let (adamw, muon) = (after_one_step(None), after_one_step(Some(2e-3)));
+    let (adamw, muon) = (classifier_bits(&adamw), classifier_bits(&muon));
+    for (name, bits) in &adamw {
+        let is_matrix = name.starts_with("encoder.") && name.ends_with("dense.weight")
+            || ["query.weight", "key.weight", "value.weight"]
+                .iter()
+                .any(|end| name.ends_with(end));
+        assert_eq!(muon[name] != *bits, is_matrix, "{name}");
     }
 }

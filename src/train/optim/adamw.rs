@@ -1,15 +1,13 @@
-//! AdamW (Loshchilov and Hutter, arXiv:1711.05101) with learning rates by group and a state that can be saved.
-//!
-//! A parameter without a gradient is skipped together with its moments and its step count, as a
-//! parameter of a branch that this step did not take should be.
+//! AdamW (Loshchilov and Hutter, arXiv:1711.05101) with learning rates by group.
 
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::Param;
 use crate::error::{Error, Result};
 
 /// Constants of the moments.
@@ -34,19 +32,6 @@ impl Default for AdamWOptions {
             max_norm: None,
         }
     }
-}
-
-/// A variable to train.
-#[derive(Clone, Debug)]
-pub struct Param {
-    /// Name in checkpoints.
-    pub name: String,
-    /// What is changed.
-    pub var: Var,
-    /// Factor on the step's learning rate.
-    pub lr_factor: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
 }
 
 struct Moments {
@@ -149,23 +134,10 @@ impl AdamW {
     /// Names the first value that is missing or has another shape.
     pub fn restore(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
         for (param, moments) in &mut self.params {
-            let name = &param.name;
-            let get = |kind: &str| {
-                state.get(&format!("{kind}.{name}")).ok_or_else(|| {
-                    Error::Config(format!("the checkpoint lacks {kind} of {name:?}"))
-                })
-            };
-            let value = get("param")?;
-            if value.dims() != param.var.dims() {
-                return Err(Error::Shape {
-                    expected: format!("{:?} for {name:?}", param.var.dims()),
-                    got: format!("{:?}", value.dims()),
-                });
-            }
-            param.var.set(&value.to_device(param.var.device())?)?;
-            moments.mean = get("mean")?.to_vec1()?;
-            moments.square = get("square")?.to_vec1()?;
-            let steps: Vec<f32> = get("steps")?.to_vec1()?;
+            param.restore(state)?;
+            moments.mean = param.saved("mean", state)?.to_vec1()?;
+            moments.square = param.saved("square", state)?.to_vec1()?;
+            let steps: Vec<f32> = param.saved("steps", state)?.to_vec1()?;
             moments.steps = steps.first().map_or(0, |steps| *steps as u32);
         }
         Ok(())
@@ -200,6 +172,8 @@ fn update(
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Var;
+
     use super::*;
 
     fn param(name: &str, value: f32, weight_decay: f64) -> Param {
