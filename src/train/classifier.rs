@@ -13,7 +13,7 @@ use candle_core::{D, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use super::optim::{AdamW, AdamWOptions, Muon, Param};
-use super::{Checkpoint, History, OnProgress, Progress, cosine_schedule};
+use super::{Checkpoint, History, OnProgress, Progress, cosine_schedule, epoch_order};
 use crate::data::{Dataset, Picture, images_from_pictures};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
@@ -196,7 +196,7 @@ pub fn train(
     while step < n_steps {
         let (epoch, batch_idx) = (step / n_batches, step % n_batches);
         if batch_idx == 0 || order.is_empty() {
-            order = epoch_order(recipe.seed, train.len(), epoch);
+            order = epoch_order(recipe.seed, epoch, train.len());
         }
         let start = batch_idx as usize * recipe.batch;
         let indices = &order[start..(start + recipe.batch).min(order.len())];
@@ -416,13 +416,6 @@ fn drop_patches(vit: &Vit, images: &Tensor, keep: f64, rng: &mut Rng) -> Result<
     Ok(Replace::new(Site::Hidden(0), move |xs: Tensor| {
         xs.index_select(&kept, 1)
     }))
-}
-
-/// The order of the pictures in an epoch, which depends on the seed alone.
-fn epoch_order(seed: u64, len: usize, epoch: u64) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..len).collect();
-    Rng::for_item(seed, epoch).shuffle(&mut order);
-    order
 }
 
 fn augmented_batch(

@@ -173,3 +173,10 @@ pub fn cosine_schedule(step: u64, warmup: u64, n_steps: u64) -> f64 {
     let done = (step - warmup) as f64 / n_steps.saturating_sub(warmup).max(1) as f64;
     0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
 }
+
+/// The order of `len` pictures in an epoch, which depends on the seed alone.
+fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..len).collect();
+    Rng::for_item(seed, epoch).shuffle(&mut order);
+    order
+}

@@ -118,7 +118,7 @@ impl Default for DiffMaskRecipe {
             lambda_rate: 0.3,
             lambda_min: 0.0,
             lambda_max: 200.0,
-            dead_gradient: 0.0,
+            dead_gradient: 0.1,
             test_steps: 500,
             test_pictures: 256,
             checkpoint_steps: 500,

@@ -13,8 +13,8 @@ use crate::gates::{
     sample_from_logits,
 };
 use crate::rng::Rng;
-use crate::train::Checkpoint;
 use crate::train::optim::{AdamW, AdamWOptions, Param};
+use crate::train::{Checkpoint, epoch_order};
 use crate::vit::Vit;
 
 /// Before the names of the best gates' tensors in a checkpoint.
@@ -383,13 +383,6 @@ fn calibrated_offset(
         .ok_or_else(|| Error::Model(format!("gates lack tensor {name:?}")))?
         .to_vec1()?;
     Ok(start.iter().map(|&start| f64::from(start)).sum::<f64>() + (low + high) / 2.0)
-}
-
-/// The order of the pictures in an epoch, which depends on nothing but the seed.
-fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..len).collect();
-    Rng::for_item(seed, epoch).shuffle(&mut order);
-    order
 }
 
 /// Indices of the pictures of a step; the last batch of an epoch may be smaller.
