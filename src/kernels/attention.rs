@@ -11,7 +11,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::softmax::{softmax_rows, softmax_rows_backward};
-use super::{Into, MatrixView, f32_slice, is_fused, matmul, matmul_raw, with_f32};
+use super::{Into, MatrixView, SharedOutput, f32_slice, is_fused, matmul, matmul_raw, with_f32};
 
 /// Attention of `heads` heads.
 ///
@@ -51,22 +51,6 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Ten
 
 struct Attention {
     heads: usize,
-}
-
-/// A buffer into which several threads write at different places.
-#[derive(Clone, Copy)]
-struct SharedOutput(*mut f32);
-
-// SAFETY: every piece of parallel work writes the columns of its own head in its own image only.
-unsafe impl Send for SharedOutput {}
-// SAFETY: as above.
-unsafe impl Sync for SharedOutput {}
-
-impl SharedOutput {
-    /// A method, so that closures capture the whole and not the bare pointer.
-    fn ptr(self) -> *mut f32 {
-        self.0
-    }
 }
 
 thread_local! {

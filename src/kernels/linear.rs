@@ -1,13 +1,16 @@
 //! Matrix product with bias: `xs · weightᵀ + bias`.
 //!
 //! A frozen weight gets no gradient: only operands that candle tracks are differentiated, which for a
-//! frozen model halves the backward pass.
+//! frozen model halves the backward pass. It is packed once, when it is first used.
+
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
+use super::packed::{Packed, Strides};
 use super::{
-    Into, MatrixView, add_assign, all_threads, column_sums, f32_slice, for_row_blocks, is_fused,
-    matmul, with_f32,
+    Into, MatrixView, add_assign, all_threads, column_sums, f32_slice, gelu, is_fused, matmul,
+    with_f32,
 };
 
 /// `xs · weightᵀ + bias`.
@@ -21,26 +24,210 @@ use super::{
 /// # Errors
 /// Fails where the shapes do not fit each other.
 pub fn linear(xs: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let (out_dim, in_dim) = weight.dims2()?;
-    if xs.dims().last() != Some(&in_dim) || bias.dims() != [out_dim] {
-        candle_core::bail!(
-            "linear: xs {:?}, weight {:?} and bias {:?} do not fit",
-            xs.shape(),
-            weight.shape(),
-            bias.shape()
-        );
-    }
-    if is_fused(xs) {
-        return xs
-            .contiguous()?
-            .apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear);
-    }
-    xs.broadcast_matmul(&weight.t()?)?.broadcast_add(bias)
+    Linear::new(weight.clone(), bias.clone()).forward(xs)
 }
 
-struct Linear;
+/// A weight with its bias, to be multiplied with many times.
+///
+/// The values of a frozen weight, which is one that candle does not track, must not change any more.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+    packs: Option<Arc<Packs>>,
+}
 
-impl CustomOp3 for Linear {
+impl Linear {
+    /// A linear map.
+    ///
+    /// # Shapes
+    /// - `weight`: `[out, in]`
+    /// - `bias`: `[out]`
+    pub fn new(weight: Tensor, bias: Tensor) -> Self {
+        let packs = (!weight.track_op()).then(Arc::default);
+        Self {
+            weight,
+            bias,
+            packs,
+        }
+    }
+
+    /// `xs · weightᵀ + bias`.
+    ///
+    /// # Shapes
+    /// - `xs`: `[.., in]`
+    /// - result: `[.., out]`
+    ///
+    /// # Errors
+    /// Fails where the shapes do not fit each other.
+    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        self.check(xs)?;
+        if !is_fused(xs) {
+            return xs
+                .broadcast_matmul(&self.weight.t()?)?
+                .broadcast_add(&self.bias);
+        }
+        if self.is_untracked(xs) {
+            return self.forward_untracked(xs, |_, _, _| ());
+        }
+        let op = Product {
+            packs: self.packs.clone(),
+        };
+        xs.contiguous()?
+            .apply_op3(&self.weight.contiguous()?, &self.bias.contiguous()?, op)
+    }
+
+    /// `gelu(xs · weightᵀ + bias)`, at once where nothing is differentiated.
+    ///
+    /// # Shapes
+    /// - `xs`: `[.., in]`
+    /// - result: `[.., out]`
+    ///
+    /// # Errors
+    /// Fails where the shapes do not fit each other.
+    pub fn forward_gelu(&self, xs: &Tensor) -> Result<Tensor> {
+        if is_fused(xs) && self.is_untracked(xs) {
+            self.check(xs)?;
+            return self.forward_untracked(xs, |_, _, piece| gelu::in_place(piece));
+        }
+        super::gelu(&self.forward(xs)?)
+    }
+
+    /// `residual + xs · weightᵀ + bias`, at once where nothing is differentiated.
+    ///
+    /// # Shapes
+    /// - `xs`: `[.., in]`
+    /// - `residual`: `[.., out]`; the result has the same
+    ///
+    /// # Errors
+    /// Fails where the shapes do not fit each other.
+    pub fn forward_add(&self, xs: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        if is_fused(xs) && self.is_untracked(xs) && !residual.track_op() {
+            self.check(xs)?;
+            let out_dim = self.bias.elem_count();
+            if residual.dims().split_last()
+                == xs.dims().split_last().map(|(_, front)| (&out_dim, front))
+            {
+                return with_f32(residual, |residual| {
+                    self.forward_untracked(xs, |row, first_col, piece| {
+                        let start = row * out_dim + first_col;
+                        add_assign(piece, &residual[start..start + piece.len()]);
+                    })
+                });
+            }
+        }
+        residual + self.forward(xs)?
+    }
+
+    fn check(&self, xs: &Tensor) -> Result<()> {
+        let (out_dim, in_dim) = self.weight.dims2()?;
+        if xs.dims().last() != Some(&in_dim) || self.bias.dims() != [out_dim] {
+            candle_core::bail!(
+                "linear: xs {:?}, weight {:?} and bias {:?} do not fit",
+                xs.shape(),
+                self.weight.shape(),
+                self.bias.shape()
+            );
+        }
+        Ok(())
+    }
+
+    fn is_untracked(&self, xs: &Tensor) -> bool {
+        !(xs.track_op() || self.weight.track_op() || self.bias.track_op())
+    }
+
+    /// The product without a graph, `finish` applied to every piece of a row.
+    fn forward_untracked(
+        &self,
+        xs: &Tensor,
+        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
+    ) -> Result<Tensor> {
+        let out_dim = self.bias.elem_count();
+        let mut dims = xs.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = out_dim;
+        }
+        let mut ys = vec![0f32; dims.iter().product()];
+        let packs = self.packs.as_deref();
+        with_f32(xs, |xs| {
+            with_f32(&self.weight, |weight| {
+                with_f32(&self.bias, |bias| {
+                    with_packed(
+                        packs,
+                        Side::Forward,
+                        weight,
+                        self.weight.dims2()?,
+                        |packed| {
+                            packed.multiply(xs, Some(bias), &mut ys, finish);
+                        },
+                    );
+                    Ok(())
+                })
+            })
+        })?;
+        Tensor::from_vec(ys, dims, xs.device())
+    }
+}
+
+/// A weight as both passes want it.
+#[derive(Default)]
+struct Packs {
+    forward: OnceLock<Packed>,
+    backward: OnceLock<Packed>,
+}
+
+impl std::fmt::Debug for Packs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Packs")
+    }
+}
+
+/// Which product a weight is packed for: with the inputs, or with the gradient of the outputs.
+#[derive(Clone, Copy)]
+enum Side {
+    Forward,
+    Backward,
+}
+
+/// Calls `work` with the packed weight, which is kept in `packs` where there are any.
+fn with_packed<T>(
+    packs: Option<&Packs>,
+    side: Side,
+    weight: &[f32],
+    (out_dim, in_dim): (usize, usize),
+    work: impl FnOnce(&Packed) -> T,
+) -> T {
+    let pack = || match side {
+        Side::Forward => Packed::new(
+            weight,
+            (in_dim, out_dim),
+            Strides {
+                depth: 1,
+                col: in_dim,
+            },
+        ),
+        Side::Backward => Packed::new(
+            weight,
+            (out_dim, in_dim),
+            Strides {
+                depth: in_dim,
+                col: 1,
+            },
+        ),
+    };
+    match (packs, side) {
+        (None, _) => work(&pack()),
+        (Some(packs), Side::Forward) => work(packs.forward.get_or_init(pack)),
+        (Some(packs), Side::Backward) => work(packs.backward.get_or_init(pack)),
+    }
+}
+
+/// The product as candle's graph knows it.
+struct Product {
+    packs: Option<Arc<Packs>>,
+}
+
+impl CustomOp3 for Product {
     fn name(&self) -> &'static str {
         "linear"
     }
@@ -59,25 +246,14 @@ impl CustomOp3 for Linear {
         let weight = f32_slice(weight, weight_layout)?;
         let bias = f32_slice(bias, bias_layout)?;
         let mut dims = xs_layout.dims().to_vec();
-        let rows = dims[..dims.len() - 1].iter().product::<usize>();
         if let Some(last) = dims.last_mut() {
             *last = out_dim;
         }
-
-        let mut ys = vec![0f32; rows * out_dim];
-        for_row_blocks(&mut ys, out_dim, 64, |_, block| {
-            for row in block.chunks_exact_mut(out_dim) {
-                row.copy_from_slice(bias);
-            }
+        let mut ys = vec![0f32; dims.iter().product()];
+        let packs = self.packs.as_deref();
+        with_packed(packs, Side::Forward, weight, (out_dim, in_dim), |packed| {
+            packed.multiply(xs, Some(bias), &mut ys, |_, _, _| ());
         });
-        matmul(
-            (&mut ys, MatrixView::row_major(rows, out_dim)),
-            (xs, MatrixView::row_major(rows, in_dim)),
-            (weight, MatrixView::row_major(out_dim, in_dim).transposed()),
-            1.0,
-            Into::Add,
-            all_threads(),
-        );
         Ok((CpuStorage::F32(ys), dims.into()))
     }
 
@@ -98,15 +274,12 @@ impl CustomOp3 for Linear {
                 .track_op()
                 .then(|| {
                     let mut grad_xs = vec![0f32; rows * in_dim];
+                    let packs = self.packs.as_deref();
                     with_f32(weight, |weight| {
-                        matmul(
-                            (&mut grad_xs, MatrixView::row_major(rows, in_dim)),
-                            (grad, grad_view),
-                            (weight, MatrixView::row_major(out_dim, in_dim)),
-                            1.0,
-                            Into::Overwrite,
-                            all_threads(),
-                        );
+                        let dims = (out_dim, in_dim);
+                        with_packed(packs, Side::Backward, weight, dims, |packed| {
+                            packed.multiply(grad, None, &mut grad_xs, |_, _, _| ());
+                        });
                         Ok(())
                     })?;
                     Tensor::from_vec(grad_xs, xs.shape(), device)

@@ -17,11 +17,12 @@ pub mod attention;
 pub mod gelu;
 pub mod linear;
 pub mod norm;
+mod packed;
 pub mod softmax;
 
 pub use attention::attention;
 pub use gelu::gelu;
-pub use linear::linear;
+pub use linear::{Linear, linear};
 pub use norm::layer_norm;
 pub use softmax::softmax;
 
@@ -73,6 +74,22 @@ fn for_row_blocks(
     out.par_chunks_mut(row_len * rows_per_block)
         .enumerate()
         .for_each(|(block_idx, block)| work(block_idx * rows_per_block, block));
+}
+
+/// A buffer into which several threads write at different places.
+#[derive(Clone, Copy)]
+struct SharedOutput(*mut f32);
+
+// SAFETY: every piece of parallel work writes elements of its own only.
+unsafe impl Send for SharedOutput {}
+// SAFETY: as above.
+unsafe impl Sync for SharedOutput {}
+
+impl SharedOutput {
+    /// A method, so that closures capture the whole and not the bare pointer.
+    fn ptr(self) -> *mut f32 {
+        self.0
+    }
 }
 
 /// A matrix inside a larger buffer: element (i, j) is at `start + i * row_stride + j * col_stride`.

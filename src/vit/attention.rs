@@ -2,9 +2,10 @@
 
 use candle_core::{Result, Tensor};
 
+use super::block::add_scaled;
 use super::tap::tapped;
-use super::{Linear, Site, Tap, VitConfig, Weights};
-use crate::kernels;
+use super::{Site, Tap, VitConfig, Weights, linear};
+use crate::kernels::{self, Linear};
 
 /// Query, key and value projections, attention, output projection.
 #[derive(Clone, Debug)]
@@ -20,24 +21,23 @@ impl SelfAttention {
     pub(crate) fn load(config: &VitConfig, name: &str, weights: &Weights<'_>) -> Result<Self> {
         let projection = |which: &str| {
             let name = format!("{name}.attention.{which}");
-            if config.qkv_bias {
-                Linear::load(&name, weights)
-            } else {
-                Linear::load_unbiased(&name, weights)
-            }
+            linear(&name, config.qkv_bias, weights)
         };
         Ok(Self {
             query: projection("query")?,
             key: projection("key")?,
             value: projection("value")?,
-            output: Linear::load(&format!("{name}.output.dense"), weights)?,
+            output: linear(&format!("{name}.output.dense"), true, weights)?,
             heads: config.num_attention_heads,
         })
     }
 
-    pub(crate) fn forward(
+    /// Attention among `xs`, times `scale` where there is one, added to `residual`.
+    pub(crate) fn forward_add(
         &self,
         xs: &Tensor,
+        scale: Option<&Tensor>,
+        residual: &Tensor,
         block_idx: usize,
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
@@ -49,7 +49,7 @@ impl SelfAttention {
         } else {
             kernels::attention(&q, &k, &v, self.heads)?
         };
-        self.output.forward(&mixed)
+        add_scaled(&self.output, &mixed, scale, residual)
     }
 
     /// The same attention with scores and probabilities as tensors, for taps that want them.

@@ -4,8 +4,8 @@ use candle_core::{Result, Tensor};
 
 use super::attention::SelfAttention;
 use super::tap::tapped;
-use super::{LayerNorm, Linear, Site, Tap, VitConfig, Weights};
-use crate::kernels;
+use super::{LayerNorm, Site, Tap, VitConfig, Weights, linear};
+use crate::kernels::Linear;
 
 /// One transformer layer.
 #[derive(Clone, Debug)]
@@ -38,8 +38,8 @@ impl Block {
             attention: SelfAttention::load(config, &at("attention"), weights)?,
             scale1: scale("layer_scale1.lambda1")?,
             norm2: norm("layernorm_after")?,
-            mlp_in: Linear::load(&at("intermediate.dense"), weights)?,
-            mlp_out: Linear::load(&at("output.dense"), weights)?,
+            mlp_in: linear(&at("intermediate.dense"), true, weights)?,
+            mlp_out: linear(&at("output.dense"), true, weights)?,
             scale2: scale("layer_scale2.lambda1")?,
         })
     }
@@ -51,17 +51,24 @@ impl Block {
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
         let normed = tapped(tap, Site::Normed(block_idx), self.norm1.forward(xs)?)?;
-        let mixed = self.attention.forward(&normed, block_idx, tap)?;
-        let xs = (xs + scaled(mixed, &self.scale1)?)?;
-        let hidden = kernels::gelu(&self.mlp_in.forward(&self.norm2.forward(&xs)?)?)?;
-        &xs + scaled(self.mlp_out.forward(&hidden)?, &self.scale2)?
+        let (scale1, scale2) = (self.scale1.as_ref(), self.scale2.as_ref());
+        let xs = self
+            .attention
+            .forward_add(&normed, scale1, xs, block_idx, tap)?;
+        let hidden = self.mlp_in.forward_gelu(&self.norm2.forward(&xs)?)?;
+        add_scaled(&self.mlp_out, &hidden, scale2, &xs)
     }
 }
 
-/// Layer scale (Touvron et al., arXiv:2103.17239, Eq. 5), where the model has it.
-fn scaled(xs: Tensor, scale: &Option<Tensor>) -> Result<Tensor> {
+/// `residual + map(xs)`, under a layer scale (Touvron et al., arXiv:2103.17239, Eq. 5) where the model has it.
+pub(super) fn add_scaled(
+    map: &Linear,
+    xs: &Tensor,
+    scale: Option<&Tensor>,
+    residual: &Tensor,
+) -> Result<Tensor> {
     match scale {
-        Some(scale) => xs.broadcast_mul(scale),
-        None => Ok(xs),
+        Some(scale) => residual + map.forward(xs)?.broadcast_mul(scale)?,
+        None => map.forward_add(xs, residual),
     }
 }

@@ -32,7 +32,7 @@ use std::collections::HashMap;
 
 use candle_core::{Result, Tensor};
 
-use crate::kernels;
+use crate::kernels::{self, Linear};
 use block::Block;
 use patches::{PatchEmbedding, PositionEmbedding};
 use tap::tapped;
@@ -93,10 +93,10 @@ impl Vit {
                 .collect::<Result<_>>()?,
             norm: LayerNorm::load("layernorm", config.layer_norm_eps, weights)?,
             classifier: (head != Head::None)
-                .then(|| Linear::load("classifier", weights))
+                .then(|| linear("classifier", true, weights))
                 .transpose()?,
             distillation_classifier: (head == Head::ClassAndDistillationTokens)
-                .then(|| Linear::load("distillation_classifier", weights))
+                .then(|| linear("distillation_classifier", true, weights))
                 .transpose()?,
             config,
         })
@@ -222,31 +222,15 @@ impl Weights<'_> {
     }
 }
 
-/// A linear map with bias.
-#[derive(Clone, Debug)]
-pub(crate) struct Linear {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Linear {
-    pub(crate) fn load(name: &str, weights: &Weights<'_>) -> Result<Self> {
-        Ok(Self {
-            weight: weights.tensor(&format!("{name}.weight"))?,
-            bias: weights.tensor(&format!("{name}.bias"))?,
-        })
-    }
-
-    /// A map whose checkpoint has no bias gets one of zeros.
-    pub(crate) fn load_unbiased(name: &str, weights: &Weights<'_>) -> Result<Self> {
-        let weight = weights.tensor(&format!("{name}.weight"))?;
-        let bias = Tensor::zeros(weight.dim(0)?, weight.dtype(), weight.device())?;
-        Ok(Self { weight, bias })
-    }
-
-    pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        kernels::linear(xs, &self.weight, &self.bias)
-    }
+/// A linear map; one whose checkpoint has no bias gets one of zeros.
+pub(crate) fn linear(name: &str, biased: bool, weights: &Weights<'_>) -> Result<Linear> {
+    let weight = weights.tensor(&format!("{name}.weight"))?;
+    let bias = if biased {
+        weights.tensor(&format!("{name}.bias"))?
+    } else {
+        Tensor::zeros(weight.dim(0)?, weight.dtype(), weight.device())?
+    };
+    Ok(Linear::new(weight, bias))
 }
 
 /// Layer normalization over the last dimension.

@@ -3,13 +3,12 @@
 use candle_core::{Result, Tensor};
 
 use super::{VitConfig, Weights};
-use crate::kernels;
+use crate::kernels::Linear;
 
 /// A linear map of each patch's pixels; the checkpoint stores it as a convolution with stride = kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct PatchEmbedding {
-    weight: Tensor,
-    bias: Tensor,
+    projection: Linear,
     channels: usize,
     patch_px: usize,
 }
@@ -19,8 +18,8 @@ impl PatchEmbedding {
         let at =
             |leaf: &str| weights.tensor(&format!("embeddings.patch_embeddings.projection.{leaf}"));
         Ok(Self {
-            weight: at("weight")?,
-            bias: at("bias")?,
+            // [dim, channels · patch · patch]
+            projection: Linear::new(at("weight")?.flatten_from(1)?, at("bias")?),
             channels: config.num_channels,
             patch_px: config.patch_size,
         })
@@ -38,8 +37,8 @@ impl PatchEmbedding {
                 images.shape()
             );
         }
-        let weight = self.weight.flatten_from(1)?; // [dim, channels · patch · patch]
-        kernels::linear(&pixels_of_patches(images, patch_px)?, &weight, &self.bias)
+        self.projection
+            .forward(&pixels_of_patches(images, patch_px)?)
     }
 }
 

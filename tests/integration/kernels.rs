@@ -219,6 +219,61 @@ fn frozen_weights_get_no_gradient() {
 }
 
 #[test]
+fn a_frozen_map_equals_its_formula_with_and_without_what_is_fused_onto_it() {
+    let mut rng = Rng::new(9);
+    for (rows, in_dim, out_dim) in [(1, 1, 1), (5, 7, 3), (197, 48, 100), (400, 200, 192)] {
+        let mut random = |dims: &[usize]| rng.normal_tensor(dims, &Device::Cpu).unwrap();
+        let (weight, bias) = (random(&[out_dim, in_dim]), random(&[out_dim]));
+        let residual = random(&[2, rows, out_dim]);
+        let map = kernels::Linear::new(weight.clone(), bias.clone());
+        let what = format!("frozen linear {rows}x{in_dim}x{out_dim}");
+        // The second time the weight is packed already.
+        for _ in 0..2 {
+            let xs = random(&[2, rows, in_dim]);
+            let product = xs.broadcast_matmul(&weight.t().unwrap()).unwrap();
+            let want = product.broadcast_add(&bias).unwrap();
+            let check = |got: Result<Tensor>, want: &Tensor| {
+                assert_close(&what, &got.unwrap(), want, FORWARD_TOLERANCE);
+            };
+            check(map.forward(&xs), &want);
+            check(map.forward_gelu(&xs), &want.gelu_erf().unwrap());
+            check(
+                map.forward_add(&xs, &residual),
+                &(&residual + &want).unwrap(),
+            );
+        }
+        let xs = random(&[2, rows, in_dim]);
+        assert!(
+            map.forward_add(&xs, &random(&[2, rows, out_dim + 1]))
+                .is_err()
+        );
+    }
+}
+
+/// A tracked input needs its graph, whatever is fused where nothing is tracked.
+#[test]
+fn gradients_pass_a_frozen_map_with_all_that_is_fused_onto_it() {
+    let mut rng = Rng::new(10);
+    let weight = rng.normal_tensor((6, 4), &Device::Cpu).unwrap();
+    let bias = rng.normal_tensor(6, &Device::Cpu).unwrap();
+    let map = kernels::Linear::new(weight.clone(), bias.clone());
+    let plain = |xs: &Tensor| xs.broadcast_matmul(&weight.t()?)?.broadcast_add(&bias);
+    let args = [random(&mut rng, &[1, 3, 4]), random(&mut rng, &[1, 3, 6])];
+    check(
+        "frozen linear with GELU",
+        &args[..1],
+        &|args| map.forward_gelu(&args[0]),
+        &|args| plain(&args[0])?.gelu_erf(),
+    );
+    check(
+        "frozen linear with residual",
+        &args,
+        &|args| map.forward_add(&args[0], &args[1]),
+        &|args| &args[1] + plain(&args[0])?,
+    );
+}
+
+#[test]
 fn shapes_that_do_not_fit_are_refused_with_both_shapes() {
     let mut rng = Rng::new(8);
     let (xs, weight, bias) = (
