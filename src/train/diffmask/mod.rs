@@ -20,6 +20,7 @@
 //! - One pass serves gates and multiplier, at half the cost; theirs draws two.
 //! - λ moves by plain steps, λ ← clamp(λ + rate·clip((KL − m)/m, −1, 1)), because Adam's second moment
 //!   remembers the first huge divergences for a thousand steps.
+//! - The margin holds for binary masks on test pictures; that of sampled masks is steered until it does.
 //! - No Lookahead; the class token has no vote; the model's clean pass builds no graph.
 
 mod trainer;
@@ -79,7 +80,8 @@ pub struct DiffMaskRecipe {
     pub offset: f64,
     /// Share of patches that is masked at the start; where given, `offset` is found from it on the first pictures.
     pub masked_share: Option<f64>,
-    /// Largest divergence allowed, in nats.
+    /// Largest divergence allowed, in nats; of binary masks on test pictures, for which sampled masks on
+    /// training pictures are held to a smaller one where need be.
     pub margin: f64,
     /// Multipliers at the start.
     pub lambda: f64,
@@ -186,7 +188,7 @@ pub fn train(
         let step = trainer.step;
         if step.is_multiple_of(recipe.test_steps.max(1)) || step == recipe.steps {
             let measured = trainer.measure()?;
-            trainer.keep_best(measured)?;
+            trainer.learn_from(measured)?;
             values.extend([measured.kl, measured.kept, measured.agreement]);
         }
         values.resize(COLUMNS.len(), f64::NAN);

@@ -53,6 +53,8 @@ pub(super) struct Trainer<'a> {
     vars: BTreeMap<String, Var>,
     gates: Gates,
     optim: AdamW,
+    /// Divergence that sampled masks may have, see [`steered`].
+    margin: f32,
     /// One multiplier a depth.
     lambda: Vec<f32>,
     /// Draws depths and samples.
@@ -113,6 +115,7 @@ impl<'a> Trainer<'a> {
             gates: Gates::load(sizes, recipe.stretch, &over_vars)?,
             vars,
             optim: AdamW::new(params, options),
+            margin: recipe.margin as f32,
             lambda: vec![recipe.lambda as f32; sizes.states],
             rng,
             step: 0,
@@ -138,7 +141,8 @@ impl<'a> Trainer<'a> {
         let sparsity = log_mask.mean_all()?;
         let lambda = f64::from(self.lambda[depth]);
         // The margin is constant and leaves the gradient alone.
-        let loss = (((&kl - recipe.margin)? * lambda)? + sparsity)?;
+        let margin = f64::from(self.margin);
+        let loss = (((&kl - margin)? * lambda)? + sparsity)?;
         let grads = loss.backward()?;
         self.optim
             .step(&grads, recipe.lr * schedule(recipe, self.step))?;
@@ -150,7 +154,7 @@ impl<'a> Trainer<'a> {
                 self.step, recipe.lr
             )));
         }
-        self.lambda[depth] = ascended(recipe, lambda, kl) as f32;
+        self.lambda[depth] = ascended(recipe, lambda, kl, margin) as f32;
         self.step += 1;
         let kept = log_mask.exp()?.mean_all()?.to_scalar::<f32>()?;
         Ok([
@@ -215,8 +219,10 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Remembers the gates as they are if they measured better than any before.
-    pub(super) fn keep_best(&mut self, measured: Measured) -> Result<()> {
+    /// Learns from a measurement: steers the margin, and remembers the gates as they are if they measured
+    /// better than any before.
+    pub(super) fn learn_from(&mut self, measured: Measured) -> Result<()> {
+        self.margin = steered(self.margin, self.recipe.margin, measured.kl);
         let margin = self.recipe.margin;
         let beaten = |best: &Best| measured.is_better_than(&best.measured, margin);
         if self.best.as_ref().is_none_or(beaten) {
@@ -238,6 +244,7 @@ impl<'a> Trainer<'a> {
         let mut tensors = self.optim.state()?;
         let lambda = Tensor::from_slice(&self.lambda, self.lambda.len(), &Device::Cpu)?;
         tensors.insert("lambda".into(), lambda);
+        tensors.insert("margin".into(), Tensor::new(&[self.margin], &Device::Cpu)?);
         if let Some(Best {
             measured,
             tensors: best,
@@ -264,11 +271,13 @@ impl<'a> Trainer<'a> {
 
     pub(super) fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
         self.optim.restore(&checkpoint.tensors)?;
-        self.lambda = checkpoint
-            .tensors
-            .get("lambda")
-            .ok_or_else(|| Error::Config("the checkpoint lacks the multipliers".into()))?
-            .to_vec1()?;
+        let saved = |name: &str| -> Result<Vec<f32>> {
+            let tensor = checkpoint.tensors.get(name);
+            let lacking = || Error::Config(format!("the checkpoint lacks the {name}"));
+            Ok(tensor.ok_or_else(lacking)?.to_vec1()?)
+        };
+        self.lambda = saved("lambda")?;
+        self.margin = saved("margin")?.first().copied().unwrap_or(self.margin);
         if let Some(measured) = checkpoint.tensors.get("best measured") {
             let numbers: Vec<f32> = measured.to_vec1()?;
             let [kl, kept, agreement] = numbers[..] else {
@@ -302,7 +311,7 @@ impl<'a> Trainer<'a> {
     pub(super) fn finish(mut self, complete: bool) -> Result<TrainedGates> {
         if self.best.is_none() {
             let measured = self.measure()?;
-            self.keep_best(measured)?;
+            self.learn_from(measured)?;
         }
         let Some(Best { measured, tensors }) = self.best else {
             return Err(Error::Model("no gates were measured".into()));
@@ -339,9 +348,18 @@ fn schedule(recipe: &DiffMaskRecipe, step: u64) -> f64 {
 }
 
 /// The multiplier after a step of ascent: up where the divergence exceeds the margin, else down.
-fn ascended(recipe: &DiffMaskRecipe, lambda: f64, kl: f64) -> f64 {
-    let excess = ((kl - recipe.margin) / recipe.margin).clamp(-1.0, 1.0);
+fn ascended(recipe: &DiffMaskRecipe, lambda: f64, kl: f64, margin: f64) -> f64 {
+    let excess = ((kl - margin) / margin).clamp(-1.0, 1.0);
     (lambda + recipe.lambda_rate * excess).clamp(recipe.lambda_min, recipe.lambda_max)
+}
+
+/// The margin of sampled masks after binary ones diverged by `kl` on test pictures, of which `target` is allowed.
+///
+/// A model is surer of the pictures that it learned from, so masks that keep its answer to those often
+/// fail on others. The margin shrinks until binary masks of test pictures meet the target.
+fn steered(margin: f32, target: f64, kl: f64) -> f32 {
+    let factor = (target / kl.max(target / 100.0)).sqrt();
+    (f64::from(margin) * factor).clamp(target / 10.0, target) as f32
 }
 
 fn agreement(original: &Tensor, masked: &Tensor) -> Result<f64> {
@@ -418,12 +436,12 @@ mod tests {
     fn multipliers_rise_above_the_margin_and_fall_below_it_within_their_bounds() {
         let recipe = DiffMaskRecipe::default();
         let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
-        assert!(near(ascended(&recipe, 20.0, 7.0), 20.3));
-        assert!(near(ascended(&recipe, 20.0, 0.15), 20.15));
-        assert!(near(ascended(&recipe, 20.0, 0.1), 20.0));
-        assert!(near(ascended(&recipe, 20.0, 0.0), 19.7));
-        assert!(near(ascended(&recipe, 199.9, 7.0), 200.0));
-        assert!(near(ascended(&recipe, 0.1, 0.0), 0.0));
+        assert!(near(ascended(&recipe, 20.0, 7.0, 0.1), 20.3));
+        assert!(near(ascended(&recipe, 20.0, 0.15, 0.1), 20.15));
+        assert!(near(ascended(&recipe, 20.0, 0.1, 0.1), 20.0));
+        assert!(near(ascended(&recipe, 20.0, 0.0, 0.1), 19.7));
+        assert!(near(ascended(&recipe, 199.9, 7.0, 0.1), 200.0));
+        assert!(near(ascended(&recipe, 0.1, 0.0, 0.1), 0.0));
     }
 
     #[test]
@@ -443,6 +461,15 @@ mod tests {
             ..recipe
         };
         assert!(near(schedule(&constant, 99), 1.0));
+    }
+
+    #[test]
+    fn the_margin_shrinks_while_binary_masks_exceed_it_and_comes_back() {
+        let after = |margin, kl| steered(margin, 0.1, kl);
+        assert!((after(0.1, 0.4) - 0.05).abs() < 1e-6);
+        assert!((after(0.05, 0.1) - 0.05).abs() < 1e-6);
+        assert!((after(0.05, 0.025) - 0.1).abs() < 1e-6);
+        assert_eq!((after(0.1, 0.01), after(0.02, 9.0)), (0.1, 0.01));
     }
 
     #[test]
