@@ -221,6 +221,17 @@ fn matmul(
     }
 }
 
+/// Runs `work` on a thread of rayon's pool.
+///
+/// From there each parallel operation begins at once; from any other thread each one would wake the pool
+/// and sleep until it is done.
+pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    match rayon::current_thread_index() {
+        Some(_) => work(),
+        None => rayon::scope(|_| work()),
+    }
+}
+
 /// All threads of the current rayon pool; gemm itself keeps small products on one.
 fn all_threads() -> gemm::Parallelism {
     match rayon::current_num_threads() {

@@ -1,8 +1,8 @@
 //! Products with a matrix that is packed once and used often: `lhs · rhs + bias`.
 //!
 //! A general matrix product packs both operands at every call. A frozen weight stays packed, and the
-//! activations need no packing: a tile reads them row by row. Where a processor has AVX-512 or AVX2, a tile of the result
-//! stays in registers while it grows; elsewhere the compiler vectorizes the same loop.
+//! activations need no packing: a tile reads them row by row. A tile of the result stays in registers
+//! while it grows, by intrinsics for AVX-512 and AVX2; elsewhere the compiler vectorizes the same loop.
 
 use std::sync::OnceLock;
 

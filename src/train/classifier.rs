@@ -17,6 +17,7 @@ use super::{Checkpoint, History, OnProgress, Progress, cosine_schedule, epoch_or
 use crate::data::{Dataset, Picture, images_from_pictures};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
+use crate::kernels::in_pool;
 use crate::rng::Rng;
 use crate::vit::{NoTap, Replace, Site, Tap, Vit, VitConfig, init};
 
@@ -204,9 +205,11 @@ pub fn train(
         let whole = (step as f64) >= (1.0 - recipe.whole_share) * n_steps as f64;
         let keep = if whole { 1.0 } else { recipe.keep_patches };
         let (images, labels) = augmented_batch(recipe, train, indices, epoch)?;
-        let (loss, accuracy) = train_step(
-            &vit, &mut optim, &images, &labels, recipe, keep, schedule, &mut rng,
-        )?;
+        let (loss, accuracy) = in_pool(|| {
+            train_step(
+                &vit, &mut optim, &images, &labels, recipe, keep, schedule, &mut rng,
+            )
+        })?;
         if !loss.is_finite() {
             return Err(Error::Config(format!(
                 "the loss is {loss} at step {step}; lower the learning rate of {}",

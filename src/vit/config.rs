@@ -138,6 +138,23 @@ impl Default for VitConfig {
 }
 
 impl VitConfig {
+    /// The usual sizes (arXiv:2010.11929, table 1; arXiv:2012.12877, table 1), 1,000 classes: `vit-ti/16`, `vit-s/16` and `vit-b/16`.
+    pub fn preset(name: &str) -> Option<Self> {
+        let heads = match name {
+            "vit-ti/16" => 3,
+            "vit-s/16" => 6,
+            "vit-b/16" => 12,
+            _ => return None,
+        };
+        Some(Self {
+            hidden_size: 64 * heads,
+            num_attention_heads: heads,
+            intermediate_size: 4 * 64 * heads,
+            labels: (0..1000).map(|class| class.to_string()).collect(),
+            ..Self::default()
+        })
+    }
+
     /// Reads the text of a `config.json`.
     ///
     /// # Errors

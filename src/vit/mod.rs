@@ -145,6 +145,10 @@ impl Vit {
     /// # Errors
     /// Fails where `images` has another shape, or where the tap does.
     pub fn forward_with(&self, images: &Tensor, tap: &mut dyn Tap) -> Result<Output> {
+        kernels::in_pool(|| self.forward_here(images, tap))
+    }
+
+    fn forward_here(&self, images: &Tensor, tap: &mut dyn Tap) -> Result<Output> {
         let (_, _, height_px, width_px) = images.dims4()?;
         let grid = self.grid(height_px, width_px);
         let patches = self.patch_embedding.forward(images)?; // [batch, patches, dim]

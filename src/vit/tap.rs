@@ -49,8 +49,8 @@ impl Site {
     }
 }
 
-/// Sees every tensor it wants and may replace it.
-pub trait Tap {
+/// Sees every tensor it wants and may replace it, on whatever thread the model runs.
+pub trait Tap: Send {
     /// Asked first, so that the forward pass materializes nothing in vain.
     fn wants(&self, site: Site) -> bool;
 
@@ -176,7 +176,7 @@ impl<F: FnMut(Tensor) -> Result<Tensor>> Replace<F> {
     }
 }
 
-impl<F: FnMut(Tensor) -> Result<Tensor>> Tap for Replace<F> {
+impl<F: FnMut(Tensor) -> Result<Tensor> + Send> Tap for Replace<F> {
     fn wants(&self, site: Site) -> bool {
         site == self.site
     }

@@ -64,8 +64,13 @@ impl Bench {
 
     /// `args` must end with `code`, print exactly `error`, and leave the folder as it was.
     fn check_refused(&self, args: &str, code: i32, error: &str) {
+        self.check_refused_as_it_is(&format!("{args} --progress none"), code, error);
+    }
+
+    /// The same for a subcommand that shows no progress.
+    fn check_refused_as_it_is(&self, args: &str, code: i32, error: &str) {
         let before = self.names();
-        let ended = self.run(&format!("{args} --progress none"));
+        let ended = self.run(args);
         assert_eq!(error, ended.stderr.trim_end(), "{args}");
         assert_eq!(Some(code), ended.code, "{args}");
         assert_eq!(before, self.names(), "{args}");
@@ -280,7 +285,7 @@ fn wrong_usage_exits_with_two_and_names_the_option() {
 fn help_names_every_subcommand_and_option() {
     let bench = Bench::new(1);
     let help = bench.run("--help").stdout;
-    for subcommand in ["file", "still"] {
+    for subcommand in ["file", "still", "train", "eval", "bench"] {
         assert!(help.contains(&format!("  {subcommand} ")), "{help}");
     }
     let help = bench.run("file --help").stdout;
@@ -690,5 +695,52 @@ fn pictures_that_cannot_be_are_refused() {
         "still a.png ./a.png out",
         "would be written over",
         "\"out/a.png\"",
+    );
+}
+
+#[test]
+fn bench_times_every_case_and_says_what_a_method_costs_over_the_bare_model() {
+    let bench = Bench::new(1);
+    let ended = bench.run(&format!(
+        "bench --model {} --method rollout,forward --batch 1,2 --repeat 2 --json figures.json",
+        fixture("vit_a").display()
+    ));
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    let figures = fs::read_to_string(bench.path("figures.json")).unwrap();
+    let figures: Vec<serde_json::Value> = serde_json::from_str(&figures).unwrap();
+    let cases: Vec<_> = figures
+        .iter()
+        .map(|row| {
+            (
+                row["method"].as_str().unwrap(),
+                row["batch"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        [
+            ("rollout", 1),
+            ("forward", 1),
+            ("rollout", 2),
+            ("forward", 2)
+        ],
+        cases.as_slice()
+    );
+    for row in &figures {
+        let (ms, ratio) = (&row["ms_per_image"], &row["over_forward"]);
+        assert!(ms.as_f64().unwrap() > 0.0 && ratio.as_f64().unwrap() > 0.0);
+        assert_eq!(2, row["repetitions"]);
+    }
+    assert_eq!(5, ended.stdout.lines().count() - 1, "{}", ended.stdout);
+}
+
+#[test]
+fn bench_names_the_methods_that_there_are() {
+    let bench = Bench::new(1);
+    let model = fixture("vit_a");
+    bench.check_refused_as_it_is(
+        &format!("bench --model {} --method none", model.display()),
+        1,
+        "error: unknown method \"none\", expected forward, diffmask, rollout, raw-attention",
     );
 }

@@ -11,6 +11,7 @@ use vitscope::Error;
 use vitscope::explain::Method;
 use vitscope::overlay::{Colormap, Mode, Overlay};
 
+use crate::bench::BenchArgs;
 use crate::eval::EvalArgs;
 use crate::file::FileArgs;
 use crate::progress::ProgressMode;
@@ -37,6 +38,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Score explanations.
     Eval(EvalArgs),
+    /// Time models and their explanations on this machine.
+    Bench(BenchArgs),
 }
 
 impl Command {
@@ -45,7 +48,7 @@ impl Command {
         let outputs = match self {
             Self::File(args) => &args.outputs,
             Self::Still(args) => &args.outputs,
-            Self::Train(_) | Self::Eval(_) => return true,
+            Self::Train(_) | Self::Eval(_) | Self::Bench(_) => return true,
         };
         let for_people = [ProgressMode::Auto, ProgressMode::Plain];
         !outputs.quiet && for_people.contains(&outputs.progress)
@@ -58,6 +61,7 @@ impl Command {
             Self::Still(args) => args.explain.threads,
             Self::Train(args) => args.threads(),
             Self::Eval(_) => None,
+            Self::Bench(args) => args.threads,
         }
     }
 }

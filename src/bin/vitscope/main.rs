@@ -1,6 +1,7 @@
 //! The program `vitscope`: parses its arguments, runs one subcommand, and says by its exit code how it went.
 
 mod args;
+mod bench;
 mod eval;
 mod exit;
 mod file;
@@ -37,5 +38,6 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Still(args) => still::run(args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Bench(args) => bench::run(args),
     }
 }

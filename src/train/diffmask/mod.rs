@@ -35,6 +35,7 @@ use super::{Checkpoint, History, OnProgress, Progress};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::gates::GateCard;
+use crate::kernels::in_pool;
 use crate::vit::Vit;
 use trainer::Trainer;
 
@@ -184,7 +185,7 @@ pub fn train(
     let mut history = History::load_csv(COLUMNS, &csv_path, trainer.step)?;
     let mut complete = true;
     while trainer.step < recipe.steps {
-        let mut values = trainer.step()?.to_vec();
+        let mut values = in_pool(|| trainer.step())?.to_vec();
         let step = trainer.step;
         if step.is_multiple_of(recipe.test_steps.max(1)) || step == recipe.steps {
             let measured = trainer.measure()?;
