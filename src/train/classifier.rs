@@ -13,7 +13,7 @@ use candle_core::{D, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use super::optim::{AdamW, AdamWOptions, Muon, Param};
-use super::{Checkpoint, History, OnProgress, Progress, cosine_schedule, epoch_order};
+use super::{Batches, Checkpoint, History, OnProgress, Progress, cosine_schedule};
 use crate::data::{Dataset, Picture, images_from_pictures};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
@@ -177,7 +177,8 @@ pub fn train(
     let mut optim = Optimizers::new(recipe, &vars)?;
     let csv_path = folder.join("train.csv");
 
-    let n_batches = train.len().div_ceil(recipe.batch) as u64;
+    let mut batches = Batches::new(recipe.seed, train.len(), recipe.batch);
+    let n_batches = batches.per_epoch();
     let n_steps = n_batches * recipe.epochs as u64;
     let mut step = 0;
     if let Some(checkpoint) = Checkpoint::load(folder, &recipe_text)? {
@@ -193,18 +194,13 @@ pub fn train(
     let vit = Vit::load(config.clone(), &weights)?;
 
     let mut complete = true;
-    let mut order = Vec::new();
     while step < n_steps {
-        let (epoch, batch_idx) = (step / n_batches, step % n_batches);
-        if batch_idx == 0 || order.is_empty() {
-            order = epoch_order(recipe.seed, epoch, train.len());
-        }
-        let start = batch_idx as usize * recipe.batch;
-        let indices = &order[start..(start + recipe.batch).min(order.len())];
+        let epoch = step / n_batches;
+        let indices = batches.at(step);
         let schedule = cosine_schedule(step, recipe.warmup_steps, n_steps);
         let whole = (step as f64) >= (1.0 - recipe.whole_share) * n_steps as f64;
         let keep = if whole { 1.0 } else { recipe.keep_patches };
-        let (images, labels) = augmented_batch(recipe, train, indices, epoch)?;
+        let (images, labels) = augmented_batch(recipe, train, &indices, epoch)?;
         let (loss, accuracy) = in_pool(|| {
             train_step(
                 &vit, &mut optim, &images, &labels, recipe, keep, schedule, &mut rng,

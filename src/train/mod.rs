@@ -174,9 +174,42 @@ pub fn cosine_schedule(step: u64, warmup: u64, n_steps: u64) -> f64 {
     0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
 }
 
-/// The order of `len` pictures in an epoch, which depends on the seed alone.
-fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..len).collect();
-    Rng::for_item(seed, epoch).shuffle(&mut order);
-    order
+/// Which pictures each step sees: every epoch has an order of its own, which depends on the seed alone.
+struct Batches {
+    seed: u64,
+    len: usize,
+    batch: usize,
+    /// Epoch of the order at hand, and the order.
+    order: Option<(u64, Vec<usize>)>,
+}
+
+impl Batches {
+    fn new(seed: u64, len: usize, batch: usize) -> Self {
+        Self {
+            seed,
+            len,
+            batch,
+            order: None,
+        }
+    }
+
+    /// Steps of an epoch.
+    fn per_epoch(&self) -> u64 {
+        self.len.div_ceil(self.batch) as u64
+    }
+
+    /// Indices of the pictures of a step; the last batch of an epoch may be smaller.
+    fn at(&mut self, step: u64) -> Vec<usize> {
+        let (epoch, batch_idx) = (step / self.per_epoch(), step % self.per_epoch());
+        let (_, order) = match self.order.take() {
+            Some(order) if order.0 == epoch => self.order.insert(order),
+            _ => {
+                let mut order: Vec<usize> = (0..self.len).collect();
+                Rng::for_item(self.seed, epoch).shuffle(&mut order);
+                self.order.insert((epoch, order))
+            }
+        };
+        let start = batch_idx as usize * self.batch;
+        order[start..(start + self.batch).min(self.len)].to_vec()
+    }
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::Tensor;
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
 use vitscope::rng::Rng;
@@ -69,10 +70,12 @@ fn train(
     })
 }
 
-fn bits(trained: &TrainedGates) -> Vec<(String, Vec<u32>)> {
-    trained
-        .tensors
-        .iter()
+/// Values by name, to be compared bit by bit.
+fn bits<'a>(
+    tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
+) -> BTreeMap<String, Vec<u32>> {
+    tensors
+        .into_iter()
         .map(|(name, tensor)| {
             let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
             (name.clone(), values.into_iter().map(f32::to_bits).collect())
@@ -99,7 +102,7 @@ fn a_run_that_was_killed_and_resumed_gives_the_same_bits() {
     });
     assert_eq!(first_step, Some(5));
     let (uninterrupted, resumed) = (uninterrupted.unwrap(), resumed.unwrap());
-    assert_eq!(bits(&uninterrupted), bits(&resumed));
+    assert_eq!(bits(&uninterrupted.tensors), bits(&resumed.tensors));
     assert_eq!(uninterrupted.card, resumed.card);
 }
 
@@ -111,7 +114,7 @@ fn a_run_that_is_ended_early_goes_on_where_it_was() {
     let first = train(&recipe(), ended.path(), &mut |step| step < 3).unwrap();
     assert!(!first.complete && uninterrupted.complete);
     let resumed = train(&recipe(), ended.path(), &mut |_| true).unwrap();
-    assert_eq!(bits(&uninterrupted), bits(&resumed));
+    assert_eq!(bits(&uninterrupted.tensors), bits(&resumed.tensors));
     let csv = |folder: &Path| std::fs::read_to_string(folder.join("gates.csv")).unwrap();
     assert_eq!(csv(whole.path()), csv(ended.path()));
     assert!(whole.path().join("gates.png").exists());
@@ -122,7 +125,11 @@ fn gates_depend_on_the_seed_and_on_nothing_else() {
     let gates = |seed| {
         let folder = tempfile::tempdir().unwrap();
         let recipe = DiffMaskRecipe { seed, ..recipe() };
-        bits(&train(&recipe, folder.path(), &mut |_| true).unwrap())
+        bits(
+            &train(&recipe, folder.path(), &mut |_| true)
+                .unwrap()
+                .tensors,
+        )
     };
     assert_eq!(gates(5), gates(5));
     assert_ne!(gates(5), gates(6));
@@ -241,16 +248,6 @@ fn train_classifier(
     })
 }
 
-fn classifier_bits(trained: &TrainedClassifier) -> BTreeMap<String, Vec<u32>> {
-    let weights = trained.weights.iter();
-    weights
-        .map(|(name, tensor)| {
-            let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
-            (name.clone(), values.into_iter().map(f32::to_bits).collect())
-        })
-        .collect()
-}
-
 /// Stopped in the middle of an epoch, whose order of pictures must go on where it was.
 #[test]
 fn a_classifier_that_is_ended_early_goes_on_where_it_was() {
@@ -261,8 +258,8 @@ fn a_classifier_that_is_ended_early_goes_on_where_it_was() {
     let first = train_classifier(&classifier_recipe(), ended.path(), &mut |step| step < 5).unwrap();
     assert!(!first.complete && uninterrupted.complete);
     let resumed = train_classifier(&classifier_recipe(), ended.path(), &mut |_| true).unwrap();
-    assert_eq!(classifier_bits(&uninterrupted), classifier_bits(&resumed));
-    assert_ne!(classifier_bits(&uninterrupted), classifier_bits(&first));
+    assert_eq!(bits(&uninterrupted.weights), bits(&resumed.weights));
+    assert_ne!(bits(&uninterrupted.weights), bits(&first.weights));
 }
 
 /// Muon trains the blocks' matrices and no others.
@@ -279,7 +276,7 @@ fn the_optimizer_of_the_blocks_changes_their_matrices_alone() {
         train_classifier(&recipe, folder.path(), &mut |_| false).unwrap()
     };
     let (adamw, muon) = (after_one_step(None), after_one_step(Some(2e-3)));
-    let (adamw, muon) = (classifier_bits(&adamw), classifier_bits(&muon));
+    let (adamw, muon) = (bits(&adamw.weights), bits(&muon.weights));
     for (name, bits) in &adamw {
         let is_matrix = name.starts_with("encoder.") && name.ends_with("dense.weight")
             || ["query.weight", "key.weight", "value.weight"]

@@ -14,7 +14,7 @@ use crate::gates::{
 };
 use crate::rng::Rng;
 use crate::train::optim::{AdamW, AdamWOptions, Param};
-use crate::train::{Checkpoint, epoch_order};
+use crate::train::{Batches, Checkpoint};
 use crate::vit::Vit;
 
 /// Before the names of the best gates' tensors in a checkpoint.
@@ -60,8 +60,7 @@ pub(super) struct Trainer<'a> {
     /// Draws depths and samples.
     rng: Rng,
     pub(super) step: u64,
-    /// The pictures' order in the epoch that was last asked for.
-    order: (u64, Vec<usize>),
+    batches: Batches,
     best: Option<Best>,
 }
 
@@ -70,13 +69,9 @@ impl<'a> Trainer<'a> {
         let sizes = GateSizes::new(subject.vit.config());
         let mut rng = Rng::new(recipe.seed);
         let mut tensors = Gates::initial_tensors(sizes, recipe.offset, &mut rng, &Device::Cpu)?;
-        let mut order = (0, epoch_order(recipe.seed, 0, subject.train.len()));
+        let mut batches = Batches::new(recipe.seed, subject.train.len(), recipe.batch);
         if let Some(share) = recipe.masked_share {
-            let images = images_at(
-                subject,
-                subject.train,
-                &batch_of(recipe, subject, &mut order, 0),
-            )?;
+            let images = images_at(subject, subject.train, &batches.at(0))?;
             let offset = calibrated_offset(&tensors, recipe.stretch, subject.vit, &images, share)?;
             for (name, tensor) in &mut tensors {
                 if name.ends_with("offset") {
@@ -119,7 +114,7 @@ impl<'a> Trainer<'a> {
             lambda: vec![recipe.lambda as f32; sizes.states],
             rng,
             step: 0,
-            order,
+            batches,
             best: None,
         })
     }
@@ -129,7 +124,7 @@ impl<'a> Trainer<'a> {
         let Self {
             recipe, subject, ..
         } = *self;
-        let indices = batch_of(recipe, subject, &mut self.order, self.step);
+        let indices = self.batches.at(self.step);
         let images = images_at(subject, subject.train, &indices)?;
         let clean = clean_pass(subject.vit, &images)?;
         let original = eval::logits(clean.output.logits)?;
@@ -401,23 +396,6 @@ fn calibrated_offset(
         .ok_or_else(|| Error::Model(format!("gates lack tensor {name:?}")))?
         .to_vec1()?;
     Ok(start.iter().map(|&start| f64::from(start)).sum::<f64>() + (low + high) / 2.0)
-}
-
-/// Indices of the pictures of a step; the last batch of an epoch may be smaller.
-fn batch_of(
-    recipe: &DiffMaskRecipe,
-    subject: Subject<'_>,
-    order: &mut (u64, Vec<usize>),
-    step: u64,
-) -> Vec<usize> {
-    let len = subject.train.len();
-    let n_batches = len.div_ceil(recipe.batch) as u64;
-    let (epoch, batch_idx) = (step / n_batches, (step % n_batches) as usize);
-    if order.0 != epoch {
-        *order = (epoch, epoch_order(recipe.seed, epoch, len));
-    }
-    let start = batch_idx * recipe.batch;
-    order.1[start..(start + recipe.batch).min(len)].to_vec()
 }
 
 fn images_at(subject: Subject<'_>, data: &dyn Dataset, indices: &[usize]) -> Result<Tensor> {

@@ -59,8 +59,9 @@ impl Muon {
                 continue;
             };
             let lr = lr * param.lr_factor;
-            *momentum = ((&*momentum * MOMENTUM)? + (grad * (1.0 - MOMENTUM))?)?.detach();
-            let ahead = ((&*momentum * MOMENTUM)? + (grad * (1.0 - MOMENTUM))?)?; // Nesterov
+            let fresh = (grad * (1.0 - MOMENTUM))?;
+            *momentum = ((&*momentum * MOMENTUM)? + &fresh)?.detach();
+            let ahead = ((&*momentum * MOMENTUM)? + fresh)?; // Nesterov
             let (rows, cols) = ahead.dims2()?;
             let scale = UPDATE_RMS * (rows.max(cols) as f64).sqrt();
             let update = (orthogonalized(&ahead)? * (lr * scale))?;
