@@ -15,7 +15,7 @@ use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
-use crate::frame::normalize::append_planes;
+use crate::frame::normalize::Normalization;
 
 /// A picture as it is stored: 8 bits a channel, not normalized.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +83,7 @@ pub fn images_from_pictures(
         .ok_or_else(|| Error::Data("a batch needs at least one picture".into()))?
         .size;
     let n_pixels = size.width_px * size.height_px;
+    let normalization = Normalization::new(mean, std);
     let mut planes = Vec::with_capacity(pictures.len() * 3 * n_pixels);
     for picture in pictures {
         if picture.size != size || picture.rgb.len() != 3 * n_pixels {
@@ -91,7 +92,7 @@ pub fn images_from_pictures(
                 got: format!("{:?} with {} bytes", picture.size, picture.rgb.len()),
             });
         }
-        append_planes(&picture.rgb, mean, std, &mut planes);
+        normalization.append_planes(&picture.rgb, &mut planes);
     }
     let shape = (pictures.len(), 3, size.height_px, size.width_px);
     Ok(Tensor::from_vec(planes, shape, device)?)

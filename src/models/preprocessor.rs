@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 
 use crate::frame::FrameSize;
-use crate::frame::normalize::append_planes;
+use crate::frame::normalize::Normalization;
 use crate::frame::placement::ResizeRule;
 use crate::frame::resize::Resampling;
 use crate::vit::Family;
@@ -149,6 +149,7 @@ impl Preprocessor {
             height_px,
         } = self.image_size();
         let n_pixels = width_px * height_px;
+        let normalization = Normalization::new(self.mean, self.std);
         let mut values = Vec::with_capacity(rgb.len() * 3 * n_pixels);
         for picture in rgb {
             if picture.len() != 3 * n_pixels {
@@ -157,7 +158,7 @@ impl Preprocessor {
                     got: format!("{} bytes", picture.len()),
                 });
             }
-            append_planes(picture, self.mean, self.std, &mut values);
+            normalization.append_planes(picture, &mut values);
         }
         let shape = (rgb.len(), 3, height_px, width_px);
         Ok(Tensor::from_vec(values, shape, device)?)
