@@ -67,7 +67,7 @@ impl Linear {
                 .broadcast_matmul(&self.weight.t()?)?
                 .broadcast_add(&self.bias);
         }
-        if self.is_untracked(xs) {
+        if self.needs_no_graph(xs) {
             return self.forward_untracked(xs, |_, _, _| ());
         }
         let op = Product {
@@ -86,7 +86,7 @@ impl Linear {
     /// # Errors
     /// Fails where the shapes do not fit each other.
     pub fn forward_gelu(&self, xs: &Tensor) -> Result<Tensor> {
-        if is_fused(xs) && self.is_untracked(xs) {
+        if self.needs_no_graph(xs) {
             self.check(xs)?;
             return self.forward_untracked(xs, |_, _, piece| gelu::in_place(piece));
         }
@@ -102,12 +102,10 @@ impl Linear {
     /// # Errors
     /// Fails where the shapes do not fit each other.
     pub fn forward_add(&self, xs: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        if is_fused(xs) && self.is_untracked(xs) && !residual.track_op() {
+        if self.needs_no_graph(xs) && !residual.track_op() {
             self.check(xs)?;
             let out_dim = self.bias.elem_count();
-            if residual.dims().split_last()
-                == xs.dims().split_last().map(|(_, front)| (&out_dim, front))
-            {
+            if residual.dims() == output_dims(xs.dims(), out_dim) {
                 return with_f32(residual, |residual| {
                     self.forward_untracked(xs, |row, first_col, piece| {
                         let start = row * out_dim + first_col;
@@ -132,8 +130,9 @@ impl Linear {
         Ok(())
     }
 
-    fn is_untracked(&self, xs: &Tensor) -> bool {
-        !(xs.track_op() || self.weight.track_op() || self.bias.track_op())
+    /// True where the fused product applies and nothing is differentiated.
+    fn needs_no_graph(&self, xs: &Tensor) -> bool {
+        is_fused(xs) && !(xs.track_op() || self.weight.track_op() || self.bias.track_op())
     }
 
     /// The product without a graph, `finish` applied to every piece of a row.
@@ -142,31 +141,31 @@ impl Linear {
         xs: &Tensor,
         finish: impl Fn(usize, usize, &mut [f32]) + Sync,
     ) -> Result<Tensor> {
-        let out_dim = self.bias.elem_count();
-        let mut dims = xs.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = out_dim;
-        }
-        let mut ys = vec![0f32; dims.iter().product()];
+        let weight_dims = self.weight.dims2()?;
         let packs = self.packs.as_deref();
+        let dims = output_dims(xs.dims(), weight_dims.0);
+        let mut ys = vec![0f32; dims.iter().product()];
         with_f32(xs, |xs| {
             with_f32(&self.weight, |weight| {
                 with_f32(&self.bias, |bias| {
-                    with_packed(
-                        packs,
-                        Side::Forward,
-                        weight,
-                        self.weight.dims2()?,
-                        |packed| {
-                            packed.multiply(xs, Some(bias), &mut ys, finish);
-                        },
-                    );
+                    with_packed(packs, Side::Forward, weight, weight_dims, |packed| {
+                        packed.multiply(xs, Some(bias), &mut ys, finish);
+                    });
                     Ok(())
                 })
             })
         })?;
         Tensor::from_vec(ys, dims, xs.device())
     }
+}
+
+/// The shape of the result for inputs of this shape.
+fn output_dims(xs_dims: &[usize], out_dim: usize) -> Vec<usize> {
+    let mut dims = xs_dims.to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = out_dim;
+    }
+    dims
 }
 
 /// A weight as both passes want it.
@@ -241,17 +240,14 @@ impl CustomOp3 for Product {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (out_dim, in_dim) = weight_layout.shape().dims2()?;
+        let weight_dims = weight_layout.shape().dims2()?;
         let xs = f32_slice(xs, xs_layout)?;
         let weight = f32_slice(weight, weight_layout)?;
         let bias = f32_slice(bias, bias_layout)?;
-        let mut dims = xs_layout.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = out_dim;
-        }
+        let dims = output_dims(xs_layout.dims(), weight_dims.0);
         let mut ys = vec![0f32; dims.iter().product()];
         let packs = self.packs.as_deref();
-        with_packed(packs, Side::Forward, weight, (out_dim, in_dim), |packed| {
+        with_packed(packs, Side::Forward, weight, weight_dims, |packed| {
             packed.multiply(xs, Some(bias), &mut ys, |_, _, _| ());
         });
         Ok((CpuStorage::F32(ys), dims.into()))

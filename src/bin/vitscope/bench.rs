@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 use vitscope::explain::{Explainer, Method, Parts, Target};
@@ -20,6 +20,7 @@ use vitscope::vit::{Vit, VitConfig, init};
 
 use crate::args::DeviceChoice;
 use crate::exit::Exit;
+use crate::setup;
 
 /// Options of `vitscope bench`.
 #[derive(Debug, clap::Args)]
@@ -93,7 +94,7 @@ struct Figures {
 
 /// Runs `vitscope bench`.
 pub fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
-    let device = args.device.open().context("no such device")?;
+    let device = setup::device(args.device)?;
     let models = args
         .model
         .iter()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use candle_core::Device;
 use vitscope::explain::{Method, Parts, Target};
 use vitscope::models;
 use vitscope::overlay::Overlay;
@@ -12,10 +13,7 @@ use crate::args::{DeviceChoice, DrawArgs, ExplainArgs, Upsample};
 
 /// Loads the model and tries the method on one image, so that wrong options fail before anything is written.
 pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
-    if !cfg!(feature = "cuda") && matches!(args.device, DeviceChoice::Cuda(_)) {
-        bail!("this program was built without CUDA, which takes `cargo build --features cuda`");
-    }
-    let device = args.device.open().context("no CUDA device")?;
+    let device = device(args.device)?;
     let model = models::open(&args.model, &device)?;
     let method = args.method.unwrap_or(if model.gates.is_some() {
         Method::DiffMask
@@ -36,6 +34,14 @@ pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
     };
     view.check()?;
     Ok(view)
+}
+
+/// The device that `--device` names.
+pub fn device(choice: DeviceChoice) -> anyhow::Result<Device> {
+    if !cfg!(feature = "cuda") && matches!(choice, DeviceChoice::Cuda(_)) {
+        bail!("this program was built without CUDA, which takes `cargo build --features cuda`");
+    }
+    choice.open().context("no CUDA device")
 }
 
 /// What the drawing options say.
