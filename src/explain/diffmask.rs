@@ -20,7 +20,7 @@ use candle_core::Tensor;
 
 use super::{Explainer, Explanation, Target, refuse_class};
 use crate::error::Result;
-use crate::gates::{FrozenGates, Gates, clean_pass};
+use crate::gates::{FrozenGates, Gates};
 use crate::vit::Vit;
 
 /// Explains by trained gates.
@@ -47,10 +47,10 @@ impl Explainer for DiffMask {
 
     fn explain(&self, vit: &Vit, images: &Tensor, target: Target) -> Result<Explanation> {
         refuse_class(self.name(), target)?;
-        let clean = clean_pass(vit, images)?;
+        let voted = self.gates.pass(vit, images)?;
         Ok(Explanation {
-            attribution: self.gates.mask(&clean.states)?,
-            logits: clean.output.logits,
+            attribution: voted.mask,
+            logits: voted.output.logits,
         })
     }
 }

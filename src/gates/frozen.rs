@@ -4,6 +4,25 @@ use candle_core::{Result, Tensor};
 
 use super::hard_concrete::log_keep_from_logits;
 use super::{Gates, weight_norm};
+use crate::kernels::{Linear, Vote};
+use crate::vit::{Output, Site, Tap, Vit};
+
+/// Gates with their weight norms applied, each asked while its state is still in the cache.
+pub struct FrozenGates {
+    votes: Vec<Vote>,
+    stretch: f64,
+    /// `[gates, 1, 1]`
+    offsets: Tensor,
+}
+
+/// A model's answer and the mask that its gates made of the same pass; carries no graph.
+#[derive(Clone, Debug)]
+pub struct VotedPass {
+    /// `[batch, patches]`, in [0, 1].
+    pub mask: Tensor,
+    /// What the model says of the unmasked images.
+    pub output: Output,
+}
 
 impl Gates {
     /// The same gates, prepared to be asked often: weight norms are applied once.
@@ -11,46 +30,53 @@ impl Gates {
     /// # Errors
     /// Fails where the device runs out of memory.
     pub fn freeze(&self) -> Result<FrozenGates> {
-        let (mut first, mut states, mut biases) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut votes, mut vote_biases, mut offsets) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut votes, mut offsets) = (Vec::new(), Vec::new());
+        let dim = self.sizes.dim;
         for gate in &self.gates {
             let weight = weight_norm(&gate.hidden_direction, &gate.hidden_length)?.detach();
-            first.push(weight.narrow(1, 0, self.sizes.dim)?);
-            let state = weight.narrow(1, self.sizes.dim, self.sizes.dim)?;
-            states.push(state.t()?.contiguous()?);
-            biases.push(gate.hidden_bias.detach());
-            votes.push(weight_norm(&gate.vote_direction, &gate.vote_length)?.detach());
-            vote_biases.push(gate.vote_bias.detach());
+            let half = |which: usize| weight.narrow(1, which * dim, dim)?.contiguous();
+            let bias = gate.hidden_bias.detach();
+            let out = weight_norm(&gate.vote_direction, &gate.vote_length)?.detach();
+            votes.push(Vote {
+                own: Linear::new(half(1)?, bias.zeros_like()?),
+                first: Linear::new(half(0)?, bias),
+                out: Linear::new(out, gate.vote_bias.detach()),
+            });
             offsets.push(gate.offset.detach());
         }
         Ok(FrozenGates {
-            hidden: self.sizes.hidden,
+            offsets: Tensor::cat(&offsets, 0)?.reshape((votes.len(), 1, 1))?,
+            votes,
             stretch: self.stretch,
-            first: Tensor::cat(&first, 0)?.t()?.contiguous()?, // [dim, gates·hidden]
-            bias: Tensor::cat(&biases, 0)?,                    // [gates·hidden]
-            states,
-            votes: Tensor::cat(&votes, 0)?.unsqueeze(2)?, // [gates, hidden, 1]
-            vote_biases: Tensor::cat(&vote_biases, 0)?.reshape((self.gates.len(), 1))?,
-            offsets: Tensor::cat(&offsets, 0)?.reshape((self.gates.len(), 1))?,
         })
     }
 }
 
-/// Gates with their weight norms applied and their common input multiplied at once.
-pub struct FrozenGates {
-    hidden: usize,
-    stretch: f64,
-    /// What all gates do with state 0, `[dim, gates·hidden]`.
-    first: Tensor,
-    bias: Tensor,
-    /// What each gate does with its own state, `[dim, hidden]`.
-    states: Vec<Tensor>,
-    votes: Tensor,
-    vote_biases: Tensor,
-    offsets: Tensor,
-}
-
 impl FrozenGates {
+    /// Runs the model on unmasked images and asks each gate when its state comes by.
+    ///
+    /// # Shapes
+    /// - `images`: `[batch, 3, height, width]`
+    ///
+    /// # Errors
+    /// Fails where `images` does not fit the model, or the model not the gates.
+    pub fn pass(&self, vit: &Vit, images: &Tensor) -> Result<VotedPass> {
+        let mut votes = Votes {
+            gates: self,
+            first: None,
+            votes: Vec::with_capacity(self.votes.len()),
+        };
+        self.check(vit.n_blocks() + 2)?;
+        let Output { tokens, logits } = vit.forward_with(images, &mut votes)?;
+        Ok(VotedPass {
+            mask: self.mask_from_votes(&votes.votes)?,
+            output: Output {
+                tokens: tokens.detach(),
+                logits: logits.map(|logits| logits.detach()),
+            },
+        })
+    }
+
     /// The mask of all gates together; equals [`Gates::mask`] to rounding.
     ///
     /// # Shapes
@@ -60,38 +86,50 @@ impl FrozenGates {
     /// # Errors
     /// Fails where the states do not fit.
     pub fn mask(&self, states: &[Tensor]) -> Result<Tensor> {
-        if states.len() != self.states.len() {
-            candle_core::bail!(
-                "there are {} gates for {} states",
-                self.states.len(),
-                states.len()
-            );
-        }
-        let (b, n_patches, dim) = states[0].dims3()?;
-        let rows = (b * n_patches, dim);
-        let common = states[0]
-            .reshape(rows)?
-            .matmul(&self.first)?
-            .broadcast_add(&self.bias)?; // [batch·patches, gates·hidden]
-        let hidden = states
+        self.check(states.len())?;
+        let votes = states
             .iter()
-            .zip(&self.states)
-            .enumerate()
-            .map(|(gate_idx, (state, weight))| {
-                let own = state.reshape(rows)?.matmul(weight)?;
-                common.narrow(1, gate_idx * self.hidden, self.hidden)? + own
-            })
+            .zip(&self.votes)
+            .map(|(state, vote)| vote.forward(&states[0], state))
             .collect::<Result<Vec<_>>>()?;
-        let hidden = Tensor::stack(&hidden, 0)?.tanh()?; // [gates, batch·patches, hidden]
-        let votes = hidden
-            .matmul(&self.votes)?
-            .squeeze(2)?
-            .broadcast_add(&self.vote_biases)?
-            .tanh()?; // [gates, batch·patches]
+        self.mask_from_votes(&votes)
+    }
+
+    fn check(&self, n_states: usize) -> Result<()> {
+        if n_states != self.votes.len() {
+            candle_core::bail!("there are {} gates for {n_states} states", self.votes.len());
+        }
+        Ok(())
+    }
+
+    /// # Shapes
+    /// - `votes`: one a gate, each `[batch, patches]`
+    /// - result: `[batch, patches]`
+    fn mask_from_votes(&self, votes: &[Tensor]) -> Result<Tensor> {
+        let votes = Tensor::stack(votes, 0)?; // [gates, batch, patches]
         let logits = (votes * self.stretch)?.broadcast_add(&self.offsets)?;
-        log_keep_from_logits(&logits)?
-            .sum(0)?
-            .exp()?
-            .reshape((b, n_patches))
+        log_keep_from_logits(&logits)?.sum(0)?.exp()
+    }
+}
+
+/// Collects the votes of a pass.
+struct Votes<'a> {
+    gates: &'a FrozenGates,
+    /// State 0: the patch embeddings.
+    first: Option<Tensor>,
+    votes: Vec<Tensor>,
+}
+
+impl Tap for Votes<'_> {
+    fn wants(&self, site: Site) -> bool {
+        matches!(site, Site::PatchEmbeddings | Site::Hidden(_))
+    }
+
+    fn at(&mut self, _site: Site, xs: Tensor) -> Result<Tensor> {
+        let first = self.first.get_or_insert_with(|| xs.clone());
+        if let Some(vote) = self.gates.votes.get(self.votes.len()) {
+            self.votes.push(vote.forward(first, &xs)?);
+        }
+        Ok(xs)
     }
 }

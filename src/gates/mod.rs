@@ -35,7 +35,7 @@ use crate::rng::Rng;
 use crate::vit::VitConfig;
 
 pub use card::GateCard;
-pub use frozen::FrozenGates;
+pub use frozen::{FrozenGates, VotedPass};
 pub use hard_concrete::{
     STRETCH_HI, STRETCH_LO, TEMPERATURE, log_keep_from_logits, sample_from_logits,
 };

@@ -1,17 +1,18 @@
 //! Multi-head attention on unsplit heads: `softmax(q kᵀ / sqrt(head_dim)) v` (arXiv:1706.03762, Eq. 1).
 //!
 //! Queries, keys and values keep the layout `[batch, tokens, heads · head_dim]`; a head is a range of
-//! columns, so nothing is permuted or copied. Probabilities live in a scratch buffer of one head and are
-//! computed again in the backward pass. Who needs them as a tensor composes [`super::softmax()`] instead.
+//! columns, so nothing is permuted. Probabilities live in a buffer of one head and are computed again in
+//! the backward pass. Who needs them as a tensor composes [`scores`], [`super::softmax()`] and [`mix`].
 
-use std::cell::RefCell;
-
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use gemm::Parallelism;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::packed::{Packed, Start, TILE_ROWS};
 use super::softmax::{softmax_rows, softmax_rows_backward};
-use super::{Into, MatrixView, SharedOutput, f32_slice, is_fused, matmul, matmul_raw, with_f32};
+use super::workspace::{self, Workspace};
+use super::{
+    MatrixView, SharedOutput, Spread, f32_slice, for_images, images_mut, is_fused, with_f32,
+};
 
 /// Attention of `heads` heads.
 ///
@@ -21,79 +22,234 @@ use super::{Into, MatrixView, SharedOutput, f32_slice, is_fused, matmul, matmul_
 /// # Errors
 /// Fails where the shapes differ or `heads` does not divide the last dimension.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
-    let (batch, tokens, dim) = q.dims3()?;
-    if k.dims() != q.dims() || v.dims() != q.dims() || heads == 0 || dim % heads != 0 {
-        candle_core::bail!(
-            "attention: q {:?}, k {:?}, v {:?} and {heads} heads do not fit",
-            q.shape(),
-            k.shape(),
-            v.shape()
-        );
-    }
+    check(&[q, k, v], heads)?;
     if is_fused(q) {
         let op = Attention { heads };
         return q
             .contiguous()?
             .apply_op3(&k.contiguous()?, &v.contiguous()?, op);
     }
-    let head_dim = dim / heads;
-    let split = |xs: &Tensor| {
-        xs.reshape((batch, tokens, heads, head_dim))?
-            .transpose(1, 2)?
-            .contiguous() // [batch, heads, tokens, head_dim]
-    };
-    let scores = (split(q)?.matmul(&split(k)?.t()?)? * (head_dim as f64).powf(-0.5))?;
-    super::softmax(&scores)?
-        .matmul(&split(v)?)?
+    mix(&super::softmax(&scores(q, k, heads)?)?, v)
+}
+
+/// Scores of each query and key of a head: `q kᵀ / sqrt(head_dim)`.
+///
+/// # Shapes
+/// - `q`, `k`: `[batch, tokens, heads * head_dim]`
+/// - result: `[batch, heads, tokens, tokens]`, rows are queries
+///
+/// # Errors
+/// Fails where the shapes differ or `heads` does not divide the last dimension.
+pub fn scores(q: &Tensor, k: &Tensor, heads: usize) -> Result<Tensor> {
+    let dim = check(&[q, k], heads)?;
+    if is_fused(q) {
+        return q
+            .contiguous()?
+            .apply_op2(&k.contiguous()?, Scores { heads });
+    }
+    let scale = ((dim / heads) as f64).powf(-0.5);
+    split(q, heads)?.matmul(&split(k, heads)?.t()?)? * scale
+}
+
+/// The values of each head, weighted by its probabilities.
+///
+/// # Shapes
+/// - `probabilities`: `[batch, heads, tokens, tokens]`, rows are queries
+/// - `v`: `[batch, tokens, heads * head_dim]`; the result has the same
+///
+/// # Errors
+/// Fails where the shapes do not fit each other.
+pub fn mix(probabilities: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let (batch, tokens, _) = v.dims3()?;
+    let (_, heads, _, _) = probabilities.dims4()?;
+    let dim = check(&[v], heads)?;
+    if probabilities.dims() != [batch, heads, tokens, tokens] {
+        candle_core::bail!(
+            "attention: probabilities {:?} and v {:?} do not fit",
+            probabilities.shape(),
+            v.shape()
+        );
+    }
+    if is_fused(v) {
+        return probabilities
+            .contiguous()?
+            .apply_op2(&v.contiguous()?, Mix { heads });
+    }
+    probabilities
+        .matmul(&split(v, heads)?)?
         .transpose(1, 2)?
         .reshape((batch, tokens, dim))
+}
+
+/// `heads * head_dim` of tensors `[batch, tokens, heads * head_dim]` of one shape.
+fn check(xs: &[&Tensor], heads: usize) -> Result<usize> {
+    let shapes: Vec<_> = xs.iter().map(|xs| xs.dims()).collect();
+    match shapes.as_slice() {
+        [first @ [_, _, dim], rest @ ..]
+            if heads > 0 && dim.is_multiple_of(heads) && rest.iter().all(|dims| dims == first) =>
+        {
+            Ok(*dim)
+        }
+        _ => candle_core::bail!("attention: shapes {shapes:?} and {heads} heads do not fit"),
+    }
+}
+
+/// `[batch, tokens, heads * head_dim]` to `[batch, heads, tokens, head_dim]`.
+fn split(xs: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, tokens, dim) = xs.dims3()?;
+    xs.reshape((batch, tokens, heads, dim / heads))?
+        .transpose(1, 2)?
+        .contiguous()
 }
 
 struct Attention {
     heads: usize,
 }
 
-thread_local! {
-    /// Scores of one head and their gradient; kept, so that a forward pass does not allocate for each head.
-    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+/// Queries that are scored at a time, so that their scores stay in the second cache.
+const QUERY_BLOCK: usize = 256;
+
+/// Sizes of the attention within one image, whose rows are tokens of all heads.
+#[derive(Clone, Copy)]
+pub(super) struct Heads {
+    pub(super) heads: usize,
+    pub(super) tokens: usize,
+    pub(super) dim: usize,
 }
 
-/// Runs `work(image and head as columns, scratch, scratch)` for every head of every image.
-fn for_heads(
-    (batch, tokens, dim): (usize, usize, usize),
-    heads: usize,
-    work: impl Fn(MatrixView, &mut [f32], &mut [f32]) + Sync,
-) {
-    let head_dim = dim / heads;
-    (0..batch * heads).into_par_iter().for_each(|unit| {
-        let (image_idx, head_idx) = (unit / heads, unit % heads);
-        let columns = MatrixView::columns(
-            image_idx * tokens * dim,
-            tokens,
-            dim,
-            head_idx * head_dim,
-            head_dim,
-        );
-        SCRATCH.with_borrow_mut(|(scores, grad_scores)| {
-            scores.resize(tokens * tokens, 0.0);
-            grad_scores.resize(tokens * tokens, 0.0);
-            work(columns, scores, grad_scores);
+impl Heads {
+    fn scale(self) -> f32 {
+        ((self.dim / self.heads) as f32).powf(-0.5)
+    }
+
+    /// The columns of a head.
+    fn columns(self, head_idx: usize) -> MatrixView {
+        let head_dim = self.dim / self.heads;
+        MatrixView {
+            start: head_idx * head_dim,
+            cols: head_dim,
+            ..MatrixView::row_major(self.tokens, self.dim)
+        }
+    }
+
+    /// Attention of one image.
+    ///
+    /// # Shapes
+    /// - `q`, `k`, `v`, `out`: `[tokens, dim]`
+    pub(super) fn forward(self, [q, k, v]: [&[f32]; 3], out: &mut [f32], spread: Spread) {
+        assert_eq!(out.len(), self.tokens * self.dim);
+        let block_rows = match spread {
+            Spread::Thread => QUERY_BLOCK,
+            // Two blocks a head keep an even number of threads busy with an odd number of heads.
+            Spread::Pool => QUERY_BLOCK.min(self.tokens.div_ceil(2)),
+        };
+        let block_rows = block_rows.next_multiple_of(TILE_ROWS);
+        let n_blocks = self.tokens.div_ceil(block_rows);
+        let shared = SharedOutput(out.as_mut_ptr());
+        let work = |unit: usize| {
+            let (head_idx, block_idx) = (unit / n_blocks, unit % n_blocks);
+            let first_row = block_idx * block_rows;
+            let head = self.columns(head_idx);
+            let queries = head.rows_from(first_row, block_rows.min(self.tokens - first_row));
+            workspace::with(|buffers| {
+                let Workspace {
+                    scores,
+                    keys,
+                    values,
+                    ..
+                } = buffers;
+                keys.fill((k, head.transposed()));
+                let scores = scores.of(queries.rows * self.tokens);
+                probabilities((q, queries), keys, self.scale(), scores);
+                let scores = (&*scores, MatrixView::row_major(queries.rows, self.tokens));
+                values.fill((v, head));
+                // SAFETY: `queries` names elements of `out` that no other piece of work touches.
+                unsafe {
+                    values.multiply_into(
+                        (shared, queries),
+                        scores,
+                        Start::Zeros,
+                        Spread::Thread,
+                        |_, _, _| (),
+                    );
+                }
+            });
+        };
+        let n_units = self.heads * n_blocks;
+        match spread {
+            Spread::Thread => (0..n_units).for_each(work),
+            Spread::Pool => (0..n_units).into_par_iter().for_each(work),
+        }
+    }
+
+    /// Gradients of one image's queries, keys and values.
+    ///
+    /// # Shapes
+    /// - all: `[tokens, dim]`
+    pub(super) fn backward(
+        self,
+        [q, k, v]: [&[f32]; 3],
+        grad: &[f32],
+        grads: [&mut [f32]; 3],
+        spread: Spread,
+    ) {
+        let [grad_q, grad_k, grad_v] = grads.map(|grad| {
+            assert_eq!(grad.len(), self.tokens * self.dim);
+            SharedOutput(grad.as_mut_ptr())
         });
-    });
+        let square = MatrixView::row_major(self.tokens, self.tokens);
+        let work = |head_idx: usize| {
+            let head = self.columns(head_idx);
+            let (scale, transposed) = (self.scale(), head.transposed());
+            workspace::with(|buffers| {
+                let Workspace {
+                    scores,
+                    grad_scores,
+                    keys: packed,
+                    ..
+                } = buffers;
+                let probs = scores.of(square.end());
+                packed.fill((k, transposed));
+                probabilities((q, head), packed, scale, probs);
+                let grad_scores = grad_scores.of(square.end());
+                packed.fill((v, transposed));
+                packed.multiply(
+                    (grad, head),
+                    Start::Zeros,
+                    grad_scores,
+                    Spread::Thread,
+                    |_, _, _| (),
+                );
+                let probs_t = (&*probs, square.transposed());
+                // SAFETY: `head` names columns that no other piece of work touches.
+                unsafe { product((grad_v, head), probs_t, (grad, head), 1.0, packed) }
+                softmax_rows_backward(probs, grad_scores, self.tokens);
+                let grad_scores_t = (&*grad_scores, square.transposed());
+                // SAFETY: as above.
+                unsafe {
+                    product(
+                        (grad_q, head),
+                        (grad_scores, square),
+                        (k, head),
+                        scale,
+                        packed,
+                    );
+                    product((grad_k, head), grad_scores_t, (q, head), scale, packed);
+                }
+            });
+        };
+        match spread {
+            Spread::Thread => (0..self.heads).for_each(work),
+            Spread::Pool => (0..self.heads).into_par_iter().for_each(work),
+        }
+    }
 }
 
-/// Probabilities of one head: `softmax(q kᵀ · scale)`.
-fn probabilities(q: &[f32], k: &[f32], head: MatrixView, scale: f32, scores: &mut [f32]) {
-    let square = MatrixView::row_major(head.rows, head.rows);
-    matmul(
-        (scores, square),
-        (q, head),
-        (k, head.transposed()),
-        scale,
-        Into::Overwrite,
-        Parallelism::None,
-    );
-    softmax_rows(scores, head.rows);
+/// Rows of `softmax(q kᵀ · scale)`.
+fn probabilities(q: (&[f32], MatrixView), keys: &Packed, scale: f32, scores: &mut [f32]) {
+    let n_keys = scores.len() / q.1.rows.max(1);
+    keys.multiply(q, Start::Zeros, scores, Spread::Thread, |_, _, _| ());
+    softmax_rows(scores, n_keys, scale);
 }
 
 impl CustomOp3 for Attention {
@@ -110,29 +266,25 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (batch, tokens, dim) = q_layout.shape().dims3()?;
-        let (q, k, v) = (
+        let (_, tokens, dim) = q_layout.shape().dims3()?;
+        let heads = Heads {
+            heads: self.heads,
+            tokens,
+            dim,
+        };
+        let qkv = [
             f32_slice(q, q_layout)?,
             f32_slice(k, k_layout)?,
             f32_slice(v, v_layout)?,
+        ];
+        let mut out = vec![0f32; qkv[0].len()];
+        for_images(
+            images_mut(&mut out, tokens * dim),
+            |image_idx, out, spread| {
+                let start = image_idx * out.len();
+                heads.forward(qkv.map(|xs| &xs[start..start + out.len()]), out, spread);
+            },
         );
-        let scale = ((dim / self.heads) as f32).powf(-0.5);
-        let mut out = vec![0f32; q.len()];
-        let shared = SharedOutput(out.as_mut_ptr());
-        for_heads((batch, tokens, dim), self.heads, |head, scores, _| {
-            probabilities(q, k, head, scale, scores);
-            // SAFETY: `head` names columns of `out` that no other piece of work touches.
-            unsafe {
-                matmul_raw(
-                    (shared.ptr(), head),
-                    (scores, MatrixView::row_major(tokens, tokens)),
-                    (v, head),
-                    1.0,
-                    Into::Overwrite,
-                    Parallelism::None,
-                );
-            }
-        });
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 
@@ -144,53 +296,211 @@ impl CustomOp3 for Attention {
         _out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (batch, tokens, dim) = q.dims3()?;
-        let scale = ((dim / self.heads) as f32).powf(-0.5);
-        let mut grads = [(); 3].map(|()| vec![0f32; q.elem_count()]);
-        let [grad_q, grad_k, grad_v] = grads.each_mut().map(|g| SharedOutput(g.as_mut_ptr()));
-        let square = MatrixView::row_major(tokens, tokens);
+        let (_, tokens, dim) = q.dims3()?;
+        let heads = Heads {
+            heads: self.heads,
+            tokens,
+            dim,
+        };
+        let image_len = tokens * dim;
+        let [mut grad_q, mut grad_k, mut grad_v] = [(); 3].map(|()| vec![0f32; q.elem_count()]);
+        let outputs = images_mut(&mut grad_q, image_len)
+            .into_iter()
+            .zip(images_mut(&mut grad_k, image_len))
+            .zip(images_mut(&mut grad_v, image_len))
+            .map(|((grad_q, grad_k), grad_v)| [grad_q, grad_k, grad_v])
+            .collect();
         with_f32(q, |q| {
             with_f32(k, |k| {
                 with_f32(v, |v| {
                     with_f32(grad, |grad| {
-                        for_heads(
-                            (batch, tokens, dim),
-                            self.heads,
-                            |head, probs, grad_probs| {
-                                probabilities(q, k, head, scale, probs);
-                                matmul(
-                                    (grad_probs, square),
-                                    (grad, head),
-                                    (v, head.transposed()),
-                                    1.0,
-                                    Into::Overwrite,
-                                    Parallelism::None,
-                                );
-                                let store = |dst: SharedOutput, lhs, rhs, scale| {
-                                    // SAFETY: `head` names columns that no other piece of work touches.
-                                    unsafe {
-                                        matmul_raw(
-                                            (dst.ptr(), head),
-                                            lhs,
-                                            (rhs, head),
-                                            scale,
-                                            Into::Overwrite,
-                                            Parallelism::None,
-                                        );
-                                    }
-                                };
-                                store(grad_v, (&*probs, square.transposed()), grad, 1.0);
-                                softmax_rows_backward(probs, grad_probs, tokens);
-                                store(grad_q, (&*grad_probs, square), k, scale);
-                                store(grad_k, (&*grad_probs, square.transposed()), q, scale);
-                            },
-                        );
+                        for_images(outputs, |image_idx, grads, spread| {
+                            let start = image_idx * image_len;
+                            let range = start..start + image_len;
+                            let qkv = [q, k, v].map(|xs| &xs[range.clone()]);
+                            heads.backward(qkv, &grad[range], grads, spread);
+                        });
                         Ok(())
                     })
                 })
             })
         })?;
-        let [grad_q, grad_k, grad_v] = grads.map(|g| Tensor::from_vec(g, q.shape(), q.device()));
-        Ok((Some(grad_q?), Some(grad_k?), Some(grad_v?)))
+        let grad = |grad| Tensor::from_vec(grad, q.shape(), q.device()).map(Some);
+        Ok((grad(grad_q)?, grad(grad_k)?, grad(grad_v)?))
+    }
+}
+
+/// Calls `work(columns of a head within its image's rows, place of the head's square, buffers)` for every
+/// head of every image.
+fn for_heads(
+    (batch, tokens, dim): (usize, usize, usize),
+    heads: usize,
+    work: impl Fn(MatrixView, MatrixView, &mut Packed) + Sync,
+) {
+    let sizes = Heads { heads, tokens, dim };
+    (0..batch * heads).into_par_iter().for_each(|unit| {
+        let (image_idx, head_idx) = (unit / heads, unit % heads);
+        let columns = sizes.columns(head_idx);
+        let columns = MatrixView {
+            start: columns.start + image_idx * tokens * dim,
+            ..columns
+        };
+        let square = MatrixView {
+            start: unit * tokens * tokens,
+            ..MatrixView::row_major(tokens, tokens)
+        };
+        workspace::with(|buffers| work(columns, square, &mut buffers.values));
+    });
+}
+
+/// `dst = scale * lhs · rhs` on the calling thread.
+///
+/// # Safety
+/// As for [`Packed::multiply_into`].
+unsafe fn product(
+    dst: (SharedOutput, MatrixView),
+    lhs: (&[f32], MatrixView),
+    rhs: (&[f32], MatrixView),
+    scale: f32,
+    packed: &mut Packed,
+) {
+    packed.fill(rhs);
+    let finish = |_, _, piece: &mut [f32]| piece.iter_mut().for_each(|value| *value *= scale);
+    // SAFETY: passed on.
+    unsafe { packed.multiply_into(dst, lhs, Start::Zeros, Spread::Thread, finish) }
+}
+
+struct Scores {
+    heads: usize,
+}
+
+impl CustomOp2 for Scores {
+    fn name(&self) -> &'static str {
+        "attention-scores"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let dims @ (batch, tokens, dim) = q_layout.shape().dims3()?;
+        let (q, k) = (f32_slice(q, q_layout)?, f32_slice(k, k_layout)?);
+        let scale = ((dim / self.heads) as f32).powf(-0.5);
+        let mut scores = vec![0f32; batch * self.heads * tokens * tokens];
+        let out = SharedOutput(scores.as_mut_ptr());
+        for_heads(dims, self.heads, |head, square, packed| {
+            // SAFETY: each head has a square of its own.
+            unsafe {
+                product(
+                    (out, square),
+                    (q, head),
+                    (k, head.transposed()),
+                    scale,
+                    packed,
+                )
+            }
+        });
+        let shape = (batch, self.heads, tokens, tokens).into();
+        Ok((CpuStorage::F32(scores), shape))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        _scores: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dims @ (_, _, dim) = q.dims3()?;
+        let scale = ((dim / self.heads) as f32).powf(-0.5);
+        let [mut grad_q, mut grad_k] = [(); 2].map(|()| vec![0f32; q.elem_count()]);
+        let (out_q, out_k) = (
+            SharedOutput(grad_q.as_mut_ptr()),
+            SharedOutput(grad_k.as_mut_ptr()),
+        );
+        with_f32(q, |q| {
+            with_f32(k, |k| {
+                with_f32(grad, |grad| {
+                    for_heads(dims, self.heads, |head, square, packed| {
+                        // SAFETY: each head has columns of its own.
+                        unsafe {
+                            product((out_q, head), (grad, square), (k, head), scale, packed);
+                            let grad = (grad, square.transposed());
+                            product((out_k, head), grad, (q, head), scale, packed);
+                        }
+                    });
+                    Ok(())
+                })
+            })
+        })?;
+        let grad = |grad| Tensor::from_vec(grad, q.shape(), q.device()).map(Some);
+        Ok((grad(grad_q)?, grad(grad_k)?))
+    }
+}
+
+struct Mix {
+    heads: usize,
+}
+
+impl CustomOp2 for Mix {
+    fn name(&self) -> &'static str {
+        "attention-mix"
+    }
+
+    fn cpu_fwd(
+        &self,
+        probs: &CpuStorage,
+        probs_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let dims = v_layout.shape().dims3()?;
+        let (probs, v) = (f32_slice(probs, probs_layout)?, f32_slice(v, v_layout)?);
+        let mut mixed = vec![0f32; v.len()];
+        let out = SharedOutput(mixed.as_mut_ptr());
+        for_heads(dims, self.heads, |head, square, packed| {
+            // SAFETY: each head has columns of its own.
+            unsafe { product((out, head), (probs, square), (v, head), 1.0, packed) }
+        });
+        Ok((CpuStorage::F32(mixed), v_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        probs: &Tensor,
+        v: &Tensor,
+        _mixed: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dims = v.dims3()?;
+        let mut grad_probs = vec![0f32; probs.elem_count()];
+        let mut grad_v = vec![0f32; v.elem_count()];
+        let (out_probs, out_v) = (
+            SharedOutput(grad_probs.as_mut_ptr()),
+            SharedOutput(grad_v.as_mut_ptr()),
+        );
+        with_f32(probs, |probs| {
+            with_f32(v, |v| {
+                with_f32(grad, |grad| {
+                    for_heads(dims, self.heads, |head, square, packed| {
+                        let v_transposed = (v, head.transposed());
+                        // SAFETY: each head has a square and columns of its own.
+                        unsafe {
+                            product((out_probs, square), (grad, head), v_transposed, 1.0, packed);
+                            let probs = (probs, square.transposed());
+                            product((out_v, head), probs, (grad, head), 1.0, packed);
+                        }
+                    });
+                    Ok(())
+                })
+            })
+        })?;
+        Ok((
+            Some(Tensor::from_vec(grad_probs, probs.shape(), probs.device())?),
+            Some(Tensor::from_vec(grad_v, v.shape(), v.device())?),
+        ))
     }
 }

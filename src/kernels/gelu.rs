@@ -3,7 +3,10 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 
-use super::{exp, f32_slice, for_row_blocks, is_fused, with_f32};
+use super::{Spread, exp, f32_slice, for_row_blocks, is_fused, values, with_f32};
+
+/// 1 / √(2π)
+const DENSITY: f32 = 0.398_942_3;
 
 /// Elements that one piece of parallel work covers.
 const BLOCK: usize = 8192;
@@ -32,22 +35,19 @@ impl CustomOp1 for Gelu {
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = f32_slice(xs, layout)?;
         let mut ys = vec![0f32; xs.len()];
-        for_row_blocks(&mut ys, 1, BLOCK, |start, block| {
+        for_row_blocks(&mut ys, 1, BLOCK, Spread::Pool, |start, block| {
             forward(&xs[start..start + block.len()], block);
         });
         Ok((CpuStorage::F32(ys), layout.shape().clone()))
     }
 
     fn bwd(&self, xs: &Tensor, _ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let mut grad_xs = vec![0f32; xs.elem_count()];
+        let mut grad_xs = values(grad)?;
         with_f32(xs, |x| {
-            with_f32(grad, |g| {
-                for_row_blocks(&mut grad_xs, 1, BLOCK, |start, block| {
-                    let range = start..start + block.len();
-                    backward(&x[range.clone()], &g[range], block);
-                });
-                Ok(())
-            })
+            for_row_blocks(&mut grad_xs, 1, BLOCK, Spread::Pool, |start, block| {
+                backward_in_place(&x[start..start + block.len()], block);
+            });
+            Ok(())
         })?;
         Tensor::from_vec(grad_xs, xs.shape(), xs.device()).map(Some)
     }
@@ -83,12 +83,21 @@ pub(super) fn in_place(xs: &mut [f32]) {
     }
 }
 
+/// The outputs of `xs` and, from the gradient of the outputs, in place, that of the inputs.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
-fn backward(xs: &[f32], grad: &[f32], grad_xs: &mut [f32]) {
-    // 1 / √(2π)
-    const DENSITY: f32 = 0.398_942_3;
-    for ((out, &x), &g) in grad_xs.iter_mut().zip(xs).zip(grad) {
+pub(super) fn both(xs: &[f32], ys: &mut [f32], grad: &mut [f32]) {
+    for ((y, g), &x) in ys.iter_mut().zip(grad).zip(xs) {
         let (cdf, decay) = normal_cdf(x);
-        *out = g * (cdf + x * DENSITY * decay);
+        *y = x * cdf;
+        *g *= cdf + x * DENSITY * decay;
+    }
+}
+
+/// Turns the gradient of the outputs into that of the inputs `xs`, in place.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
+pub(super) fn backward_in_place(xs: &[f32], grad: &mut [f32]) {
+    for (g, &x) in grad.iter_mut().zip(xs) {
+        let (cdf, decay) = normal_cdf(x);
+        *g *= cdf + x * DENSITY * decay;
     }
 }

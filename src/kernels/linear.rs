@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
-use super::packed::{Packed, Strides};
+use super::packed::{Packed, Start};
 use super::{
-    Into, MatrixView, add_assign, all_threads, column_sums, f32_slice, gelu, is_fused, matmul,
-    with_f32,
+    MatrixView, Spread, add_assign, column_sums, f32_slice, is_fused, matmul, values, with_f32,
+    workspace,
 };
 
 /// `xs · weightᵀ + bias`.
@@ -67,54 +67,11 @@ impl Linear {
                 .broadcast_matmul(&self.weight.t()?)?
                 .broadcast_add(&self.bias);
         }
-        if self.needs_no_graph(xs) {
-            return self.forward_untracked(xs, |_, _, _| ());
-        }
         let op = Product {
             packs: self.packs.clone(),
         };
         xs.contiguous()?
             .apply_op3(&self.weight.contiguous()?, &self.bias.contiguous()?, op)
-    }
-
-    /// `gelu(xs · weightᵀ + bias)`, at once where nothing is differentiated.
-    ///
-    /// # Shapes
-    /// - `xs`: `[.., in]`
-    /// - result: `[.., out]`
-    ///
-    /// # Errors
-    /// Fails where the shapes do not fit each other.
-    pub fn forward_gelu(&self, xs: &Tensor) -> Result<Tensor> {
-        if self.needs_no_graph(xs) {
-            self.check(xs)?;
-            return self.forward_untracked(xs, |_, _, piece| gelu::in_place(piece));
-        }
-        super::gelu(&self.forward(xs)?)
-    }
-
-    /// `residual + xs · weightᵀ + bias`, at once where nothing is differentiated.
-    ///
-    /// # Shapes
-    /// - `xs`: `[.., in]`
-    /// - `residual`: `[.., out]`; the result has the same
-    ///
-    /// # Errors
-    /// Fails where the shapes do not fit each other.
-    pub fn forward_add(&self, xs: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        if self.needs_no_graph(xs) && !residual.track_op() {
-            self.check(xs)?;
-            let out_dim = self.bias.elem_count();
-            if residual.dims() == output_dims(xs.dims(), out_dim) {
-                return with_f32(residual, |residual| {
-                    self.forward_untracked(xs, |row, first_col, piece| {
-                        let start = row * out_dim + first_col;
-                        add_assign(piece, &residual[start..start + piece.len()]);
-                    })
-                });
-            }
-        }
-        residual + self.forward(xs)?
     }
 
     fn check(&self, xs: &Tensor) -> Result<()> {
@@ -130,32 +87,42 @@ impl Linear {
         Ok(())
     }
 
-    /// True where the fused product applies and nothing is differentiated.
-    fn needs_no_graph(&self, xs: &Tensor) -> bool {
-        is_fused(xs) && !(xs.track_op() || self.weight.track_op() || self.bias.track_op())
+    /// True where neither weight nor bias is differentiated.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.packs.is_some() && !self.bias.track_op()
     }
 
-    /// The product without a graph, `finish` applied to every piece of a row.
-    fn forward_untracked(
-        &self,
-        xs: &Tensor,
-        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
-    ) -> Result<Tensor> {
-        let weight_dims = self.weight.dims2()?;
-        let packs = self.packs.as_deref();
-        let dims = output_dims(xs.dims(), weight_dims.0);
-        let mut ys = vec![0f32; dims.iter().product()];
-        with_f32(xs, |xs| {
-            with_f32(&self.weight, |weight| {
-                with_f32(&self.bias, |bias| {
-                    with_packed(packs, Side::Forward, weight, weight_dims, |packed| {
-                        packed.multiply(xs, Some(bias), &mut ys, finish);
-                    });
-                    Ok(())
-                })
-            })
-        })?;
-        Tensor::from_vec(ys, dims, xs.device())
+    /// True where both weight and bias are differentiated.
+    pub(super) fn learns(&self) -> bool {
+        self.weight.track_op() && self.bias.track_op()
+    }
+
+    /// Weight and bias.
+    pub(super) fn parts(&self) -> [&Tensor; 2] {
+        [&self.weight, &self.bias]
+    }
+
+    /// Features of the inputs and of the outputs.
+    pub(super) fn dims(&self) -> Result<(usize, usize)> {
+        let (out_dim, in_dim) = self.weight.dims2()?;
+        Ok((in_dim, out_dim))
+    }
+
+    pub(super) fn weight(&self) -> Result<Vec<f32>> {
+        values(&self.weight)
+    }
+
+    pub(super) fn bias(&self) -> Result<Vec<f32>> {
+        values(&self.bias)
+    }
+
+    /// The frozen weight, packed when it is first asked for.
+    pub(super) fn packed(&self, side: Side) -> Result<&Packed> {
+        let Some(packs) = &self.packs else {
+            candle_core::bail!("a weight that learns is packed at every use");
+        };
+        let dims = self.weight.dims2()?;
+        with_f32(&self.weight, |weight| Ok(packs.get(side, weight, dims)))
     }
 }
 
@@ -168,11 +135,39 @@ fn output_dims(xs_dims: &[usize], out_dim: usize) -> Vec<usize> {
     dims
 }
 
-/// A weight as both passes want it.
+/// Which product a weight is packed for: with the inputs, or with the gradient of the outputs.
+#[derive(Clone, Copy)]
+pub(super) enum Side {
+    Forward,
+    Backward,
+}
+
+/// A frozen weight as both passes want it.
 #[derive(Default)]
 struct Packs {
     forward: OnceLock<Packed>,
     backward: OnceLock<Packed>,
+}
+
+impl Side {
+    /// The right-hand side of this product, out of a weight `[out, in]`.
+    fn operand(self, weight: &[f32], (out_dim, in_dim): (usize, usize)) -> (&[f32], MatrixView) {
+        let view = MatrixView::row_major(out_dim, in_dim);
+        match self {
+            Self::Forward => (weight, view.transposed()),
+            Self::Backward => (weight, view),
+        }
+    }
+}
+
+impl Packs {
+    fn get(&self, side: Side, weight: &[f32], dims: (usize, usize)) -> &Packed {
+        let cell = match side {
+            Side::Forward => &self.forward,
+            Side::Backward => &self.backward,
+        };
+        cell.get_or_init(|| Packed::new(side.operand(weight, dims)))
+    }
 }
 
 impl std::fmt::Debug for Packs {
@@ -181,49 +176,28 @@ impl std::fmt::Debug for Packs {
     }
 }
 
-/// Which product a weight is packed for: with the inputs, or with the gradient of the outputs.
-#[derive(Clone, Copy)]
-enum Side {
-    Forward,
-    Backward,
-}
-
-/// Calls `work` with the packed weight, which is kept in `packs` where there are any.
-fn with_packed<T>(
-    packs: Option<&Packs>,
-    side: Side,
-    weight: &[f32],
-    (out_dim, in_dim): (usize, usize),
-    work: impl FnOnce(&Packed) -> T,
-) -> T {
-    let pack = || match side {
-        Side::Forward => Packed::new(
-            weight,
-            (in_dim, out_dim),
-            Strides {
-                depth: 1,
-                col: in_dim,
-            },
-        ),
-        Side::Backward => Packed::new(
-            weight,
-            (out_dim, in_dim),
-            Strides {
-                depth: in_dim,
-                col: 1,
-            },
-        ),
-    };
-    match (packs, side) {
-        (None, _) => work(&pack()),
-        (Some(packs), Side::Forward) => work(packs.forward.get_or_init(pack)),
-        (Some(packs), Side::Backward) => work(packs.backward.get_or_init(pack)),
-    }
-}
-
 /// The product as candle's graph knows it.
 struct Product {
     packs: Option<Arc<Packs>>,
+}
+
+impl Product {
+    /// Calls `work` with the weight, packed for now where it learns.
+    fn with_packed(
+        &self,
+        side: Side,
+        weight: &[f32],
+        dims: (usize, usize),
+        work: impl FnOnce(&Packed),
+    ) {
+        match &self.packs {
+            Some(packs) => work(packs.get(side, weight, dims)),
+            None => workspace::with(|workspace| {
+                workspace.values.fill(side.operand(weight, dims));
+                work(&workspace.values);
+            }),
+        }
+    }
 }
 
 impl CustomOp3 for Product {
@@ -246,9 +220,10 @@ impl CustomOp3 for Product {
         let bias = f32_slice(bias, bias_layout)?;
         let dims = output_dims(xs_layout.dims(), weight_dims.0);
         let mut ys = vec![0f32; dims.iter().product()];
-        let packs = self.packs.as_deref();
-        with_packed(packs, Side::Forward, weight, weight_dims, |packed| {
-            packed.multiply(xs, Some(bias), &mut ys, |_, _, _| ());
+        let rows = ys.len() / weight_dims.0.max(1);
+        let xs = (xs, MatrixView::row_major(rows, weight_dims.1));
+        self.with_packed(Side::Forward, weight, weight_dims, |packed| {
+            packed.multiply(xs, Start::Bias(bias), &mut ys, Spread::Pool, |_, _, _| ());
         });
         Ok((CpuStorage::F32(ys), dims.into()))
     }
@@ -270,11 +245,11 @@ impl CustomOp3 for Product {
                 .track_op()
                 .then(|| {
                     let mut grad_xs = vec![0f32; rows * in_dim];
-                    let packs = self.packs.as_deref();
                     with_f32(weight, |weight| {
-                        let dims = (out_dim, in_dim);
-                        with_packed(packs, Side::Backward, weight, dims, |packed| {
-                            packed.multiply(grad, None, &mut grad_xs, |_, _, _| ());
+                        self.with_packed(Side::Backward, weight, (out_dim, in_dim), |packed| {
+                            let grad = (grad, grad_view);
+                            let out = &mut grad_xs;
+                            packed.multiply(grad, Start::Zeros, out, Spread::Pool, |_, _, _| ());
                         });
                         Ok(())
                     })?;
@@ -290,9 +265,6 @@ impl CustomOp3 for Product {
                             (&mut grad_weight, MatrixView::row_major(out_dim, in_dim)),
                             (grad, grad_view.transposed()),
                             (xs, MatrixView::row_major(rows, in_dim)),
-                            1.0,
-                            Into::Overwrite,
-                            all_threads(),
                         );
                         Ok(())
                     })?;

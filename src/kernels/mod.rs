@@ -6,8 +6,8 @@
 //! candle's operations, which candle differentiates itself.
 //!
 //! Vector code is compiled for several instruction sets and chosen at run time. Work is split over
-//! rayon's current pool in pieces whose size does not depend on the number of threads, so results don't
-//! either.
+//! rayon's current pool so that results do not depend on the number of threads: what is summed over rows
+//! is summed in pieces of a fixed size.
 #![expect(
     unsafe_code,
     reason = "gemm takes raw pointers, and vector dispatch calls functions with target features"
@@ -15,16 +15,26 @@
 
 pub mod attention;
 pub mod gelu;
+mod learning_mlp;
 pub mod linear;
+pub mod mlp;
 pub mod norm;
 mod packed;
+pub mod self_attention;
 pub mod softmax;
+pub mod vote;
+pub mod watch;
+mod workspace;
 
 pub use attention::attention;
 pub use gelu::gelu;
 pub use linear::{Linear, linear};
-pub use norm::layer_norm;
+pub use mlp::Mlp;
+pub use norm::{LayerNorm, layer_norm};
+pub use self_attention::FusedSelfAttention;
 pub use softmax::softmax;
+pub use vote::Vote;
+pub use watch::Watch;
 
 use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
@@ -58,17 +68,96 @@ fn with_f32<T>(xs: &Tensor, read: impl FnOnce(&[f32]) -> Result<T>) -> Result<T>
     }
 }
 
+/// A copy of the f32 elements of a small CPU tensor.
+fn values(xs: &Tensor) -> Result<Vec<f32>> {
+    with_f32(xs, |xs| Ok(xs.to_vec()))
+}
+
+/// Who computes a piece of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spread {
+    /// All threads of the current pool, where the work is large enough.
+    Pool,
+    /// The calling thread, because others are busy with pieces of their own.
+    Thread,
+}
+
+/// Pieces a thread from which on it does not matter that one thread has one more.
+const MANY: usize = 4;
+
+/// True where pieces of equal size keep all threads busy when each gets whole ones.
+fn feeds_all_threads(n_pieces: usize) -> bool {
+    let threads = rayon::current_num_threads();
+    n_pieces >= MANY * threads || (n_pieces > 0 && n_pieces.is_multiple_of(threads))
+}
+
+/// Runs `work(first_row, rows_of_out, spread)` over all rows of `out`.
+///
+/// Each thread gets pieces of about `piece_rows` rows where there are enough of them, otherwise all
+/// threads work on all rows at once. Pieces are multiples of `tile_rows`.
+fn for_pieces(
+    out: &mut [f32],
+    row_len: usize,
+    (tile_rows, piece_rows): (usize, usize),
+    work: impl Fn(usize, &mut [f32], Spread) + Sync,
+) {
+    if out.is_empty() {
+        return;
+    }
+    let tile_len = row_len * tile_rows;
+    let n_tiles = out.len().div_ceil(tile_len);
+    let n_pieces = out.len().div_ceil(row_len * piece_rows);
+    if !feeds_all_threads(n_pieces) {
+        return work(0, out, Spread::Pool);
+    }
+    let n_pieces = n_pieces.next_multiple_of(rayon::current_num_threads());
+    let n_pieces = n_pieces.min(n_tiles);
+    let mut pieces = Vec::with_capacity(n_pieces);
+    let (mut rest, mut first_tile) = (out, 0);
+    for piece_idx in 1..=n_pieces {
+        let end_tile = piece_idx * n_tiles / n_pieces;
+        let len = ((end_tile - first_tile) * tile_len).min(rest.len());
+        let (piece, behind) = rest.split_at_mut(len);
+        pieces.push((first_tile * tile_rows, piece));
+        (rest, first_tile) = (behind, end_tile);
+    }
+    pieces
+        .into_par_iter()
+        .for_each(|(first_row, piece)| work(first_row, piece, Spread::Thread));
+}
+
+/// Runs `work(image_idx, outputs, spread)` on the outputs of each image: one image a thread where there
+/// are enough of them, otherwise one after the other on all threads.
+fn for_images<T: Send>(outputs: Vec<T>, work: impl Fn(usize, T, Spread) + Sync) {
+    if feeds_all_threads(outputs.len()) {
+        outputs
+            .into_par_iter()
+            .enumerate()
+            .for_each(|(image_idx, outputs)| work(image_idx, outputs, Spread::Thread));
+    } else {
+        for (image_idx, outputs) in outputs.into_iter().enumerate() {
+            work(image_idx, outputs, Spread::Pool);
+        }
+    }
+}
+
+/// The rows of each image in `xs`, which holds `image_len` values of each.
+fn images_mut(xs: &mut [f32], image_len: usize) -> Vec<&mut [f32]> {
+    xs.chunks_exact_mut(image_len.max(1)).collect()
+}
+
 /// Runs `work(first_row, rows_of_out)` over blocks of `rows_per_block` rows of `out`, in parallel where it pays.
 fn for_row_blocks(
     out: &mut [f32],
     row_len: usize,
     rows_per_block: usize,
+    spread: Spread,
     work: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if row_len == 0 {
         return;
     }
-    if out.len() < PARALLEL_MIN_ELEMENTS {
+    if spread == Spread::Thread || out.len() < PARALLEL_MIN_ELEMENTS {
         return work(0, out);
     }
     out.par_chunks_mut(row_len * rows_per_block)
@@ -114,14 +203,13 @@ impl MatrixView {
         }
     }
 
-    /// Columns `from..from + cols` of a row-major matrix that is `width` wide and begins at `start`.
-    fn columns(start: usize, rows: usize, width: usize, from: usize, cols: usize) -> Self {
+    /// `rows` rows of this matrix.
+    fn rows_from(self, first_row: usize, rows: usize) -> Self {
+        assert!(first_row + rows <= self.rows);
         Self {
-            start: start + from,
+            start: self.start + first_row * self.row_stride,
             rows,
-            cols,
-            row_stride: width,
-            col_stride: 1,
+            ..self
         }
     }
 
@@ -144,26 +232,13 @@ impl MatrixView {
     }
 }
 
-/// Whether a product is added to what the destination holds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Into {
-    Overwrite,
-    Add,
-}
-
-/// `dst (+)= scale * lhs · rhs`, on the threads of `parallelism`.
-///
-/// # Safety
-/// No other thread reads or writes the elements that `dst_view` names, and `dst` points to a live
-/// allocation that holds all of them.
-unsafe fn matmul_raw(
-    (dst, dst_view): (*mut f32, MatrixView),
+/// `dst = lhs · rhs` on all threads of the current pool, where nothing is used often enough to pack it.
+fn matmul(
+    (dst, dst_view): (&mut [f32], MatrixView),
     (lhs, lhs_view): (&[f32], MatrixView),
     (rhs, rhs_view): (&[f32], MatrixView),
-    scale: f32,
-    into: Into,
-    parallelism: gemm::Parallelism,
 ) {
+    assert!(dst_view.end() <= dst.len());
     assert!(lhs_view.end() <= lhs.len() && rhs_view.end() <= rhs.len());
     assert_eq!(
         (dst_view.rows, dst_view.cols, lhs_view.cols),
@@ -172,50 +247,31 @@ unsafe fn matmul_raw(
     if dst_view.rows == 0 || dst_view.cols == 0 {
         return;
     }
-    // SAFETY: the assertions above keep every read inside `lhs` and `rhs`; the caller vouches for `dst`.
+    let parallelism = match rayon::current_num_threads() {
+        1 => gemm::Parallelism::None,
+        threads => gemm::Parallelism::Rayon(threads),
+    };
+    // SAFETY: the assertions above keep every access inside the three slices.
     unsafe {
         gemm::gemm(
             dst_view.rows,
             dst_view.cols,
             lhs_view.cols,
-            dst.add(dst_view.start),
+            dst.as_mut_ptr().add(dst_view.start),
             dst_view.col_stride as isize,
             dst_view.row_stride as isize,
-            into == Into::Add,
+            false,
             lhs.as_ptr().add(lhs_view.start),
             lhs_view.col_stride as isize,
             lhs_view.row_stride as isize,
             rhs.as_ptr().add(rhs_view.start),
             rhs_view.col_stride as isize,
             rhs_view.row_stride as isize,
+            0.0,
             1.0,
-            scale,
             false,
             false,
             false,
-            parallelism,
-        );
-    }
-}
-
-/// `dst (+)= scale * lhs · rhs` on all threads of the current pool.
-fn matmul(
-    (dst, dst_view): (&mut [f32], MatrixView),
-    lhs: (&[f32], MatrixView),
-    rhs: (&[f32], MatrixView),
-    scale: f32,
-    into: Into,
-    parallelism: gemm::Parallelism,
-) {
-    assert!(dst_view.end() <= dst.len());
-    // SAFETY: `dst` is borrowed exclusively and holds every element of `dst_view`.
-    unsafe {
-        matmul_raw(
-            (dst.as_mut_ptr(), dst_view),
-            lhs,
-            rhs,
-            scale,
-            into,
             parallelism,
         );
     }
@@ -229,14 +285,6 @@ pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     match rayon::current_thread_index() {
         Some(_) => work(),
         None => rayon::scope(|_| work()),
-    }
-}
-
-/// All threads of the current rayon pool; gemm itself keeps small products on one.
-fn all_threads() -> gemm::Parallelism {
-    match rayon::current_num_threads() {
-        1 => gemm::Parallelism::None,
-        threads => gemm::Parallelism::Rayon(threads),
     }
 }
 

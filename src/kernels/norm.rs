@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 
-use super::{column_sums, f32_slice, for_row_blocks, is_fused, sum, sum_by, with_f32};
+use super::{Spread, column_sums, f32_slice, for_row_blocks, is_fused, sum, sum_by, with_f32};
 
 /// `(xs - mean) / sqrt(variance + eps) * weight + bias`, mean and variance over the last dimension.
 ///
@@ -24,7 +24,7 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
         );
     }
     if is_fused(xs) {
-        let op = LayerNorm { eps: eps as f32 };
+        let op = LayerNormOp { eps: eps as f32 };
         return xs
             .contiguous()?
             .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);
@@ -37,11 +37,112 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
         .broadcast_add(bias)
 }
 
-struct LayerNorm {
+/// A layer normalization with its weight and bias, to be applied many times.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// A layer normalization.
+    ///
+    /// # Shapes
+    /// - `weight`, `bias`: `[dim]`
+    pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Self {
+        Self { weight, bias, eps }
+    }
+
+    /// See [`layer_norm`].
+    ///
+    /// # Shapes
+    /// - `xs`: `[.., dim]`; the result has the same
+    ///
+    /// # Errors
+    /// Fails where the shapes do not fit each other.
+    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        layer_norm(xs, &self.weight, &self.bias, self.eps)
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        !(self.weight.track_op() || self.bias.track_op())
+    }
+
+    pub(super) fn learns(&self) -> bool {
+        self.weight.track_op() && self.bias.track_op()
+    }
+
+    /// Weight, bias and what is added to the variance.
+    pub(super) fn parts(&self) -> (&Tensor, &Tensor, f32) {
+        (&self.weight, &self.bias, self.eps as f32)
+    }
+
+    /// The same normalization on slices.
+    pub(super) fn on_rows(&self) -> Result<NormRows> {
+        with_f32(&self.weight, |weight| {
+            with_f32(&self.bias, |bias| {
+                Ok(NormRows::new(weight, bias, self.eps as f32))
+            })
+        })
+    }
+}
+
+/// A layer normalization of rows in memory.
+pub(super) struct NormRows {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
     eps: f32,
 }
 
-impl CustomOp3 for LayerNorm {
+impl NormRows {
+    pub(super) fn new(weight: &[f32], bias: &[f32], eps: f32) -> Self {
+        Self {
+            weight: weight.to_vec(),
+            bias: bias.to_vec(),
+            eps,
+        }
+    }
+
+    /// Adds the gradients of weight and bias to `sums`, from that of the outputs.
+    pub(super) fn add_weight_gradients(&self, xs: &[f32], grad: &[f32], sums: [&mut [f32]; 2]) {
+        let [weight_sums, bias_sums] = sums;
+        let dim = self.dim();
+        for (x, g) in xs.chunks_exact(dim).zip(grad.chunks_exact(dim)) {
+            add_normalized(x, g, self.eps, weight_sums);
+            super::add_assign(bias_sums, g);
+        }
+    }
+
+    pub(super) fn dim(&self) -> usize {
+        self.weight.len()
+    }
+
+    pub(super) fn forward(&self, xs: &[f32], ys: &mut [f32], spread: Spread) {
+        let dim = self.dim();
+        for_row_blocks(ys, dim, 32, spread, |row_idx, block| {
+            let start = row_idx * dim;
+            let xs = &xs[start..start + block.len()];
+            forward(xs, &self.weight, &self.bias, self.eps, block);
+        });
+    }
+
+    /// Turns the gradient of the outputs into that of the inputs, in place.
+    pub(super) fn backward(&self, xs: &[f32], grad: &mut [f32], spread: Spread) {
+        let dim = self.dim();
+        for_row_blocks(grad, dim, 32, spread, |row_idx, block| {
+            let start = row_idx * dim;
+            let xs = &xs[start..start + block.len()];
+            backward_in_place(xs, &self.weight, self.eps, block);
+        });
+    }
+}
+
+struct LayerNormOp {
+    eps: f32,
+}
+
+impl CustomOp3 for LayerNormOp {
     fn name(&self) -> &'static str {
         "layer-norm"
     }
@@ -58,18 +159,8 @@ impl CustomOp3 for LayerNorm {
         let xs = f32_slice(xs, xs_layout)?;
         let weight = f32_slice(weight, weight_layout)?;
         let bias = f32_slice(bias, bias_layout)?;
-        let dim = weight.len();
         let mut ys = vec![0f32; xs.len()];
-        for_row_blocks(&mut ys, dim, 32, |row_idx, block| {
-            let start = row_idx * dim;
-            forward(
-                &xs[start..start + block.len()],
-                weight,
-                bias,
-                self.eps,
-                block,
-            );
-        });
+        NormRows::new(weight, bias, self.eps).forward(xs, &mut ys, Spread::Pool);
         Ok((CpuStorage::F32(ys), xs_layout.shape().clone()))
     }
 
@@ -88,14 +179,9 @@ impl CustomOp3 for LayerNorm {
             with_f32(grad, |g| {
                 let grad_xs = tracks_xs
                     .then(|| {
-                        let mut grad_xs = vec![0f32; x.len()];
-                        with_f32(weight, |weight| {
-                            for_row_blocks(&mut grad_xs, dim, 32, |row_idx, block| {
-                                let range = row_idx * dim..row_idx * dim + block.len();
-                                backward(&x[range.clone()], &g[range], weight, self.eps, block);
-                            });
-                            Ok(())
-                        })?;
+                        let mut grad_xs = g.to_vec();
+                        let norm = LayerNorm::new(weight.clone(), bias.clone(), self.eps.into());
+                        norm.on_rows()?.backward(x, &mut grad_xs, Spread::Pool);
                         Tensor::from_vec(grad_xs, xs.shape(), device)
                     })
                     .transpose()?;
@@ -147,15 +233,14 @@ fn forward(xs: &[f32], weight: &[f32], bias: &[f32], eps: f32, ys: &mut [f32]) {
 
 /// With x̂ the normalized row and h = g ∘ weight: (h − mean(h) − x̂ mean(h ∘ x̂)) / std.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
-fn backward(xs: &[f32], grad: &[f32], weight: &[f32], eps: f32, grad_xs: &mut [f32]) {
+fn backward_in_place(xs: &[f32], weight: &[f32], eps: f32, grad: &mut [f32]) {
     let dim = weight.len();
-    let rows = xs.chunks_exact(dim).zip(grad.chunks_exact(dim));
-    for ((x, g), out) in rows.zip(grad_xs.chunks_exact_mut(dim)) {
+    for (x, g) in xs.chunks_exact(dim).zip(grad.chunks_exact_mut(dim)) {
         let (mean, inv_std) = moments(x, eps);
         let mean_h = sum_by(dim, |i| g[i] * weight[i]) / dim as f32;
         let mean_hx = sum_by(dim, |i| g[i] * weight[i] * (x[i] - mean)) * inv_std / dim as f32;
-        for (((out, &x), &g), &w) in out.iter_mut().zip(x).zip(g).zip(weight) {
-            *out = (g * w - mean_h - (x - mean) * inv_std * mean_hx) * inv_std;
+        for ((g, &x), &w) in g.iter_mut().zip(x).zip(weight) {
+            *g = (*g * w - mean_h - (x - mean) * inv_std * mean_hx) * inv_std;
         }
     }
 }

@@ -8,12 +8,14 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::{PARALLEL_MIN_ELEMENTS, SharedOutput};
+use super::{MatrixView, PARALLEL_MIN_ELEMENTS, SharedOutput, Spread};
 
 /// Columns of a panel on each instruction set, and rows of a tile: what fills the registers.
 /// Widths of Vision Transformers are multiples of 48 far more often than not.
 const AVX512_COLS: usize = 48;
 const AVX512_ROWS: usize = 8;
+/// Rows of the tallest tile; pieces of work that are multiples of it leave no registers idle.
+pub(super) const TILE_ROWS: usize = AVX512_ROWS;
 const AVX2_COLS: usize = 16;
 const AVX2_ROWS: usize = 6;
 const PORTABLE_COLS: usize = 16;
@@ -70,80 +72,140 @@ struct Line([f32; 16]);
 
 /// The right-hand side of products: a `[depth, cols]` matrix in panels of columns.
 ///
-/// A panel holds its columns side by side for depth 0, then for depth 1, and so on; the last one is
-/// filled up with zeros.
+/// A panel holds its columns side by side for depth 0, then for depth 1, and so on. The last one is as
+/// narrow as whole lines allow, and filled up with zeros.
 pub(super) struct Packed {
-    panels: Vec<Line>,
+    lines: Vec<Line>,
     depth: usize,
     cols: usize,
     isa: Isa,
 }
 
-/// Where element (depth, col) of a matrix lies: `depth · depth_stride + col · col_stride`.
+/// What a product is added to.
 #[derive(Clone, Copy)]
-pub(super) struct Strides {
-    pub(super) depth: usize,
-    pub(super) col: usize,
+pub(super) enum Start<'a> {
+    Zeros,
+    /// The same values in every row, `[cols]`.
+    Bias(&'a [f32]),
+    /// What the destination holds.
+    Destination,
+}
+
+/// A matrix of no size, to be filled.
+impl Default for Packed {
+    fn default() -> Self {
+        Self::new((&[], MatrixView::row_major(0, 0)))
+    }
 }
 
 impl Packed {
-    /// Packs a `[depth, cols]` matrix.
-    pub(super) fn new(matrix: &[f32], (depth, cols): (usize, usize), strides: Strides) -> Self {
-        Self::with(Isa::detect(), matrix, (depth, cols), strides)
+    /// Packs a matrix.
+    pub(super) fn new(matrix: (&[f32], MatrixView)) -> Self {
+        Self::with(Isa::detect(), matrix)
     }
 
-    fn with(isa: Isa, matrix: &[f32], (depth, cols): (usize, usize), strides: Strides) -> Self {
-        let (_, panel_cols) = isa.tile();
-        let lines = panel_cols / 16;
-        let n_panels = cols.div_ceil(panel_cols);
-        let mut panels = vec![Line([0.0; 16]); n_panels * depth * lines];
-        for (panel_idx, panel) in panels.chunks_exact_mut((depth * lines).max(1)).enumerate() {
-            for (row_idx, row) in panel.chunks_exact_mut(lines).enumerate() {
-                let first = panel_idx * panel_cols;
-                let values = row.iter_mut().flat_map(|line| &mut line.0);
-                for (value, col) in values.zip(first..cols) {
-                    *value = matrix[row_idx * strides.depth + col * strides.col];
+    fn with(isa: Isa, matrix: (&[f32], MatrixView)) -> Self {
+        let mut packed = Self {
+            lines: Vec::new(),
+            depth: 0,
+            cols: 0,
+            isa,
+        };
+        packed.fill(matrix);
+        packed
+    }
+
+    /// Packs another matrix into the same memory.
+    pub(super) fn fill(&mut self, (matrix, view): (&[f32], MatrixView)) {
+        let (depth, cols) = (view.rows, view.cols);
+        assert!(view.end() <= matrix.len());
+        (self.depth, self.cols) = (depth, cols);
+        let n_lines = depth * cols.div_ceil(16);
+        self.lines.resize(n_lines, Line([0.0; 16]));
+        for panel_idx in 0..self.n_panels() {
+            let (first_col, width) = self.panel_cols(panel_idx);
+            let lines_a_row = width.div_ceil(16);
+            let first_line = first_col / 16 * depth;
+            let panel = &mut self.lines[first_line..][..depth * lines_a_row];
+            for (row_idx, row) in panel.chunks_exact_mut(lines_a_row).enumerate() {
+                let start = view.start + row_idx * view.row_stride + first_col * view.col_stride;
+                for (line_idx, line) in row.iter_mut().enumerate() {
+                    let width = (width - 16 * line_idx).min(16);
+                    let start = start + 16 * line_idx * view.col_stride;
+                    if view.col_stride == 1 {
+                        line.0[..width].copy_from_slice(&matrix[start..start + width]);
+                    } else {
+                        for (col, value) in line.0[..width].iter_mut().enumerate() {
+                            *value = matrix[start + col * view.col_stride];
+                        }
+                    }
+                    line.0[width..].fill(0.0);
                 }
             }
         }
-        Self {
-            panels,
-            depth,
-            cols,
-            isa,
-        }
     }
 
-    /// `out = lhs · self + bias`, then `finish` on every piece of a row of `out` as soon as it is complete.
+    fn n_panels(&self) -> usize {
+        self.cols.div_ceil(self.isa.tile().1)
+    }
+
+    /// First column of a panel and how many it has.
+    fn panel_cols(&self, panel_idx: usize) -> (usize, usize) {
+        let (_, panel_cols) = self.isa.tile();
+        let first_col = panel_idx * panel_cols;
+        (first_col, panel_cols.min(self.cols - first_col))
+    }
+
+    /// `out = start + lhs · self`, then `finish` on every piece of a row of `out` as soon as it is complete.
     ///
     /// `finish` gets the row, the first column and the piece.
     ///
     /// # Shapes
     /// - `lhs`: `[rows, depth]`
-    /// - `bias`: `[cols]`
-    /// - `out`: `[rows, cols]`
+    /// - `out`: `[rows, cols]`, row by row
     pub(super) fn multiply(
         &self,
-        lhs: &[f32],
-        bias: Option<&[f32]>,
+        lhs: (&[f32], MatrixView),
+        start: Start<'_>,
         out: &mut [f32],
+        spread: Spread,
         finish: impl Fn(usize, usize, &mut [f32]) + Sync,
     ) {
-        if self.cols == 0 || out.is_empty() {
+        let out_view = MatrixView::row_major(lhs.1.rows, self.cols);
+        assert_eq!(out.len(), out_view.end());
+        let shared = SharedOutput(out.as_mut_ptr());
+        // SAFETY: `out` is borrowed exclusively and holds all of `out_view`.
+        unsafe { self.multiply_into((shared, out_view), lhs, start, spread, finish) }
+    }
+
+    /// [`multiply`](Self::multiply) into a part of a larger buffer.
+    ///
+    /// # Safety
+    /// `dst` holds every element that `dst_view` names, rows in one piece, and no other thread touches them.
+    pub(super) unsafe fn multiply_into(
+        &self,
+        (dst, dst_view): (SharedOutput, MatrixView),
+        lhs: (&[f32], MatrixView),
+        start: Start<'_>,
+        spread: Spread,
+        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
+    ) {
+        let rows = lhs.1.rows;
+        assert_eq!((rows, self.cols), (dst_view.rows, dst_view.cols));
+        assert!(lhs.1.cols == self.depth && lhs.1.end() <= lhs.0.len());
+        assert!(!matches!(start, Start::Bias(bias) if bias.len() != self.cols));
+        if rows == 0 || self.cols == 0 {
             return;
         }
-        let rows = out.len() / self.cols;
-        assert!(lhs.len() == rows * self.depth && out.len() == rows * self.cols);
-        assert!(bias.is_none_or(|bias| bias.len() == self.cols));
-        let (tile_rows, panel_cols) = self.isa.tile();
-        let n_panels = self.cols.div_ceil(panel_cols);
+        let (tile_rows, _) = self.isa.tile();
+        let n_panels = self.n_panels();
         // Row blocks of equal size, in whole tiles.
-        let n_row_blocks = rows
-            .div_ceil(ROW_BLOCK)
-            .max(if n_panels < 8 { 2 } else { 1 });
+        let n_row_blocks = rows.div_ceil(ROW_BLOCK).max(match spread {
+            Spread::Pool if n_panels < 8 => 2,
+            _ => 1,
+        });
         let block_rows = rows.div_ceil(n_row_blocks).next_multiple_of(tile_rows);
         let n_row_blocks = rows.div_ceil(block_rows);
-        let shared = SharedOutput(out.as_mut_ptr());
         let work = |unit: usize| {
             let (block_idx, panel_idx) = (unit / n_panels, unit % n_panels);
             let first_row = block_idx * block_rows;
@@ -151,11 +213,11 @@ impl Packed {
                 rows: first_row..(first_row + block_rows).min(rows),
                 panel_idx,
             };
-            // SAFETY: pieces do not overlap, and `out` holds all of them.
-            unsafe { self.multiply_piece(lhs, bias, shared, &piece, &finish) }
+            // SAFETY: pieces do not overlap, and the caller vouches for all of them.
+            unsafe { self.multiply_piece((dst, dst_view), lhs, start, &piece, &finish) }
         };
         let n_units = n_row_blocks * n_panels;
-        if rows * self.cols < PARALLEL_MIN_ELEMENTS {
+        if spread == Spread::Thread || rows * self.cols < PARALLEL_MIN_ELEMENTS {
             (0..n_units).for_each(work);
         } else {
             (0..n_units).into_par_iter().for_each(work);
@@ -163,67 +225,78 @@ impl Packed {
     }
 
     /// # Safety
-    /// `out` holds `[rows, cols]`, and nobody else touches the columns of this piece's rows.
+    /// As for [`multiply_into`](Self::multiply_into), for the columns of this piece's rows.
     unsafe fn multiply_piece(
         &self,
-        lhs: &[f32],
-        bias: Option<&[f32]>,
-        out: SharedOutput,
+        (dst, dst_view): (SharedOutput, MatrixView),
+        (lhs, lhs_view): (&[f32], MatrixView),
+        start: Start<'_>,
         piece: &Piece,
         finish: &(impl Fn(usize, usize, &mut [f32]) + Sync),
     ) {
-        let (tile_rows, panel_cols) = self.isa.tile();
-        let first_col = piece.panel_idx * panel_cols;
-        let cols = panel_cols.min(self.cols - first_col);
-        let lines = panel_cols / 16;
-        let mut start = [Line([0.0; 16]); AVX512_COLS / 16];
-        if let Some(bias) = bias {
-            let values = start.iter_mut().flat_map(|line| &mut line.0);
-            for (value, bias) in values.zip(&bias[first_col..first_col + cols]) {
-                *value = *bias;
+        let (tile_rows, _) = self.isa.tile();
+        let (first_col, cols) = self.panel_cols(piece.panel_idx);
+        let lines = cols.div_ceil(16);
+        // A tile of the last panel may be wider than what is left of the result.
+        let narrow = cols % 16 != 0;
+        let mut spare = [Line([0.0; 16]); AVX512_ROWS * AVX512_COLS / 16];
+        let mut bias = [Line([0.0; 16]); AVX512_COLS / 16];
+        if let Start::Bias(values) = start {
+            let padded = bias.iter_mut().flat_map(|line| &mut line.0);
+            for (padded, value) in padded.zip(&values[first_col..first_col + cols]) {
+                *padded = *value;
             }
         }
-        // A tile of the last panel may be wider than what is left of the result.
-        let mut spare = [Line([0.0; 16]); AVX512_ROWS * AVX512_COLS / 16];
-        let narrow = cols < panel_cols;
-        let panel = &self.panels[piece.panel_idx * self.depth * lines..][..self.depth * lines];
-        let depth_block = if narrow {
-            self.depth.max(1)
-        } else {
-            DEPTH_BLOCK
-        };
-        for first_depth in (0..self.depth.max(1)).step_by(depth_block) {
-            let depth = depth_block.min(self.depth - first_depth);
+        let panel = &self.lines[first_col / 16 * self.depth..][..self.depth * lines];
+        for first_depth in (0..self.depth.max(1)).step_by(DEPTH_BLOCK) {
+            let depth = DEPTH_BLOCK.min(self.depth - first_depth);
             let rhs = &panel[first_depth * lines..][..depth * lines];
+            let keeps = first_depth > 0 || matches!(start, Start::Destination);
             for first_row in piece.rows.clone().step_by(tile_rows) {
                 let rows = tile_rows.min(piece.rows.end - first_row);
-                let lhs = &lhs[first_row * self.depth..][..rows * self.depth];
+                let offset = dst_view.start + first_row * dst_view.row_stride + first_col;
                 // SAFETY: the caller vouches for the columns of these rows.
-                let at = unsafe { out.ptr().add(first_row * self.cols + first_col) };
-                let (dst, dst_stride) = if narrow {
-                    (spare.as_mut_ptr().cast::<f32>(), panel_cols)
+                let at = unsafe { dst.ptr().add(offset) };
+                let (tile_dst, tile_stride) = if narrow {
+                    (spare.as_mut_ptr().cast::<f32>(), 16 * lines)
                 } else {
-                    (at, self.cols)
+                    (at, dst_view.row_stride)
                 };
-                let tile = Tile {
-                    lhs: lhs.as_ptr().wrapping_add(first_depth),
-                    lhs_stride: self.depth,
-                    rhs: rhs.as_ptr().cast(),
-                    depth,
-                    start: (first_depth == 0).then_some(start.as_ptr().cast()),
-                    dst,
-                    dst_stride,
-                };
-                // SAFETY: `lhs` has `rows` rows of which `depth` elements are read from `first_depth` on,
-                // `rhs` has `depth` rows of the panel, `start` one, and `dst` room for the tile.
-                unsafe { self.isa.add_product(rows, &tile) };
-                if narrow {
+                if narrow && keeps {
                     for row in 0..rows {
-                        // SAFETY: `spare` has `rows` rows of `panel_cols`, `out` one of `cols` here.
+                        // SAFETY: `spare` has `rows` rows of whole lines, `dst` one of `cols` here.
                         unsafe {
                             std::ptr::copy_nonoverlapping(
-                                dst.add(row * panel_cols),
-                                at.add(row * self.cols),
+                                at.add(row * dst_view.row_stride),
+                                tile_dst.add(row * tile_stride),
+                                cols,
+                            );
+                        }
+                    }
+                }
+                let lhs_start = lhs_view.start
+                    + first_row * lhs_view.row_stride
+                    + first_depth * lhs_view.col_stride;
+                let tile = Tile {
+                    lhs: lhs.as_ptr().wrapping_add(lhs_start),
+                    lhs_stride: lhs_view.row_stride,
+                    lhs_depth_stride: lhs_view.col_stride,
+                    rhs: rhs.as_ptr().cast(),
+                    depth,
+                    start: (!keeps).then_some(bias.as_ptr().cast()),
+                    dst: tile_dst,
+                    dst_stride: tile_stride,
+                };
+                // SAFETY: `lhs` has these rows and depths, as was asserted; `rhs` has `depth` rows of the
+                // panel, `bias` one, and the destination room for the tile.
+                unsafe { self.isa.add_product(rows, lines, &tile) };
+                if narrow {
+                    for row in 0..rows {
+                        // SAFETY: as above.
+                        unsafe {
+                            std::ptr::copy_nonoverlapping(
+                                tile_dst.add(row * tile_stride),
+                                at.add(row * dst_view.row_stride),
                                 cols,
                             );
                         }
@@ -233,7 +306,7 @@ impl Packed {
                     for row in 0..rows {
                         // SAFETY: the caller vouches for these columns; the tile is written.
                         let piece = unsafe {
-                            std::slice::from_raw_parts_mut(at.add(row * self.cols), cols)
+                            std::slice::from_raw_parts_mut(at.add(row * dst_view.row_stride), cols)
                         };
                         finish(first_row + row, first_col, piece);
                     }
@@ -253,6 +326,7 @@ struct Piece {
 struct Tile {
     lhs: *const f32,
     lhs_stride: usize,
+    lhs_depth_stride: usize,
     rhs: *const f32,
     depth: usize,
     start: Option<*const f32>,
@@ -262,16 +336,16 @@ struct Tile {
 
 /// Calls a function that is generic over the number of rows with the one that is needed.
 macro_rules! for_rows {
-    ($rows:expr, $function:ident, $tile:expr) => {
+    ($rows:expr, $function:ident $(, $lines:literal)?; $tile:expr) => {
         match $rows {
-            1 => $function::<1>($tile),
-            2 => $function::<2>($tile),
-            3 => $function::<3>($tile),
-            4 => $function::<4>($tile),
-            5 => $function::<5>($tile),
-            6 => $function::<6>($tile),
-            7 => $function::<7>($tile),
-            _ => $function::<8>($tile),
+            1 => $function::<1 $(, $lines)?>($tile),
+            2 => $function::<2 $(, $lines)?>($tile),
+            3 => $function::<3 $(, $lines)?>($tile),
+            4 => $function::<4 $(, $lines)?>($tile),
+            5 => $function::<5 $(, $lines)?>($tile),
+            6 => $function::<6 $(, $lines)?>($tile),
+            7 => $function::<7 $(, $lines)?>($tile),
+            _ => $function::<8 $(, $lines)?>($tile),
         }
     };
 }
@@ -279,16 +353,21 @@ macro_rules! for_rows {
 impl Isa {
     /// # Safety
     /// The processor has this instruction set, and all that the tile points to is there: `rows` rows of
-    /// `lhs` and `dst`, `depth` rows of `rhs`, one row of `start`; `rows` is at most that of a whole tile.
-    unsafe fn add_product(self, rows: usize, tile: &Tile) {
+    /// `lhs` and `dst`, `depth` rows of `rhs`, one row of `start`, each of `lines` lines; neither number is
+    /// larger than that of a whole tile.
+    unsafe fn add_product(self, rows: usize, lines: usize, tile: &Tile) {
         // SAFETY: passed on.
         unsafe {
-            match self {
+            match (self, lines) {
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 => for_rows!(rows, tile_avx512, tile),
+                (Self::Avx512, 1) => for_rows!(rows, tile_avx512, 1; tile),
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx2 => for_rows!(rows, tile_avx2, tile),
-                Self::Portable => for_rows!(rows, tile_portable, tile),
+                (Self::Avx512, 2) => for_rows!(rows, tile_avx512, 2; tile),
+                #[cfg(target_arch = "x86_64")]
+                (Self::Avx512, _) => for_rows!(rows, tile_avx512, 3; tile),
+                #[cfg(target_arch = "x86_64")]
+                (Self::Avx2, _) => for_rows!(rows, tile_avx2; tile),
+                (Self::Portable, _) => for_rows!(rows, tile_portable; tile),
             }
         }
     }
@@ -298,10 +377,9 @@ impl Isa {
 /// As [`Isa::add_product`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn tile_avx512<const ROWS: usize>(tile: &Tile) {
+unsafe fn tile_avx512<const ROWS: usize, const LINES: usize>(tile: &Tile) {
     use std::arch::x86_64::*;
 
-    const LINES: usize = AVX512_COLS / 16;
     // SAFETY: the caller vouches for all that the tile points to.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); LINES]; ROWS];
@@ -320,9 +398,13 @@ unsafe fn tile_avx512<const ROWS: usize>(tile: &Tile) {
             for (line, right) in right.iter_mut().enumerate() {
                 *right = _mm512_load_ps(rhs.add(16 * line));
             }
-            rhs = rhs.add(AVX512_COLS);
+            rhs = rhs.add(16 * LINES);
             for (row, sums) in sums.iter_mut().enumerate() {
-                let left = _mm512_set1_ps(*tile.lhs.add(row * tile.lhs_stride + depth));
+                let left = _mm512_set1_ps(
+                    *tile
+                        .lhs
+                        .add(row * tile.lhs_stride + depth * tile.lhs_depth_stride),
+                );
                 for (sum, right) in sums.iter_mut().zip(right) {
                     *sum = _mm512_fmadd_ps(left, right, *sum);
                 }
@@ -361,7 +443,11 @@ unsafe fn tile_avx2<const ROWS: usize>(tile: &Tile) {
             let right = [_mm256_load_ps(rhs), _mm256_load_ps(rhs.add(8))];
             rhs = rhs.add(AVX2_COLS);
             for (row, sums) in sums.iter_mut().enumerate() {
-                let left = _mm256_set1_ps(*tile.lhs.add(row * tile.lhs_stride + depth));
+                let left = _mm256_set1_ps(
+                    *tile
+                        .lhs
+                        .add(row * tile.lhs_stride + depth * tile.lhs_depth_stride),
+                );
                 for (sum, right) in sums.iter_mut().zip(right) {
                     *sum = _mm256_fmadd_ps(left, right, *sum);
                 }
@@ -391,7 +477,9 @@ unsafe fn tile_portable<const ROWS: usize>(tile: &Tile) {
         for depth in 0..tile.depth {
             let right = *tile.rhs.cast::<[f32; PORTABLE_COLS]>().add(depth);
             for (row, sums) in sums.iter_mut().enumerate() {
-                let left = *tile.lhs.add(row * tile.lhs_stride + depth);
+                let left = *tile
+                    .lhs
+                    .add(row * tile.lhs_stride + depth * tile.lhs_depth_stride);
                 for (sum, right) in sums.iter_mut().zip(right) {
                     *sum += left * right;
                 }
@@ -415,32 +503,75 @@ mod tests {
             .collect()
     }
 
+    /// Checks a product from every start, with both operands as they are and transposed in memory.
     fn check(isa: Isa, rows: usize, depth: usize, cols: usize) {
         let (lhs, rhs) = (matrix(rows, depth, 7), matrix(depth, cols, 5));
         let bias = matrix(1, cols, 3);
-        let strides = Strides {
-            depth: cols,
-            col: 1,
+        let product = |row: usize, col: usize| -> f32 {
+            (0..depth)
+                .map(|k| lhs[row * depth + k] * rhs[k * cols + col])
+                .sum()
         };
-        let packed = Packed::with(isa, &rhs, (depth, cols), strides);
-        let mut out = vec![f32::NAN; rows * cols];
-        packed.multiply(&lhs, Some(&bias), &mut out, |row, first_col, piece| {
-            for (col, value) in piece.iter_mut().enumerate() {
-                *value += (1000 * row + first_col + col) as f32;
-            }
-        });
-        for row in 0..rows {
-            for col in 0..cols {
-                let product: f32 = (0..depth)
-                    .map(|k| lhs[row * depth + k] * rhs[k * cols + col])
-                    .sum();
-                let want = product + bias[col] + (1000 * row + col) as f32;
-                let got = out[row * cols + col];
-                assert_eq!(
-                    got, want,
-                    "{isa:?}, {rows}×{depth}×{cols} at ({row}, {col})"
+        let lhs_t = transposed(&lhs, rows, depth);
+        let rhs_t = transposed(&rhs, depth, cols);
+        let lhs_sides = [
+            (&lhs, MatrixView::row_major(rows, depth)),
+            (&lhs_t, MatrixView::row_major(depth, rows).transposed()),
+        ];
+        let rhs_sides = [
+            (&rhs, MatrixView::row_major(depth, cols)),
+            (&rhs_t, MatrixView::row_major(cols, depth).transposed()),
+        ];
+        for ((lhs, lhs_view), (rhs, rhs_view)) in lhs_sides.into_iter().zip(rhs_sides) {
+            let packed = Packed::with(isa, (rhs, rhs_view));
+            for (start, spread) in [
+                (Start::Zeros, Spread::Pool),
+                (Start::Bias(&bias), Spread::Thread),
+                (Start::Destination, Spread::Pool),
+            ] {
+                let mut out = vec![2.0; rows * cols];
+                packed.multiply(
+                    (lhs, lhs_view),
+                    start,
+                    &mut out,
+                    spread,
+                    |row, first_col, piece| {
+                        for (col, value) in piece.iter_mut().enumerate() {
+                            *value += (1000 * row + first_col + col) as f32;
+                        }
+                    },
                 );
+                for (index, got) in out.into_iter().enumerate() {
+                    let (row, col) = (index / cols, index % cols);
+                    let start = match start {
+                        Start::Zeros => 0.0,
+                        Start::Bias(bias) => bias[col],
+                        Start::Destination => 2.0,
+                    };
+                    let want = start + product(row, col) + (1000 * row + col) as f32;
+                    let what = format!("{isa:?}, {rows}×{depth}×{cols} at ({row}, {col})");
+                    assert_eq!(got, want, "{what}");
+                }
             }
+        }
+    }
+
+    fn transposed(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+        (0..rows * cols)
+            .map(|index| values[index % rows * cols + index / rows])
+            .collect()
+    }
+
+    #[test]
+    fn a_packed_matrix_is_filled_anew() {
+        let (wide, small) = (matrix(9, 70, 7), matrix(2, 3, 5));
+        let mut packed = Packed::new((&wide, MatrixView::row_major(9, 70)));
+        packed.fill((&small, MatrixView::row_major(2, 3)));
+        let mut out = [0.0; 3];
+        let lhs = (&[1.0, 10.0][..], MatrixView::row_major(1, 2));
+        packed.multiply(lhs, Start::Zeros, &mut out, Spread::Thread, |_, _, _| ());
+        for (col, got) in out.into_iter().enumerate() {
+            assert_eq!(got, small[col] + 10.0 * small[3 + col]);
         }
     }
 
@@ -459,7 +590,7 @@ mod tests {
         }
         for isa in isas {
             for rows in sizes {
-                for cols in [1, 15, 16, 17, 48, 49, 100] {
+                for cols in [1, 15, 16, 17, 33, 48, 49, 80, 100] {
                     check(isa, rows, 5, cols);
                 }
             }

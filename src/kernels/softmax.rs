@@ -3,7 +3,9 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 
-use super::{exp, f32_slice, for_row_blocks, is_fused, sum, sum_by, with_f32};
+use super::{
+    LANES, Spread, exp, f32_slice, for_row_blocks, is_fused, sum, sum_by, values, with_f32,
+};
 
 /// Softmax over the last dimension.
 ///
@@ -32,15 +34,17 @@ impl CustomOp1 for Softmax {
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let cols = layout.dims().last().copied().unwrap_or(1);
         let mut ys = f32_slice(xs, layout)?.to_vec();
-        for_row_blocks(&mut ys, cols, 32, |_, block| softmax_rows(block, cols));
+        for_row_blocks(&mut ys, cols, 32, Spread::Pool, |_, block| {
+            softmax_rows(block, cols, 1.0);
+        });
         Ok((CpuStorage::F32(ys), layout.shape().clone()))
     }
 
     fn bwd(&self, xs: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let cols = xs.dims().last().copied().unwrap_or(1);
         with_f32(ys, |y| {
-            let mut grad_xs = with_f32(grad, |g| Ok(g.to_vec()))?;
-            for_row_blocks(&mut grad_xs, cols, 32, |row_idx, block| {
+            let mut grad_xs = values(grad)?;
+            for_row_blocks(&mut grad_xs, cols, 32, Spread::Pool, |row_idx, block| {
                 let start = row_idx * cols;
                 softmax_rows_backward(&y[start..start + block.len()], block, cols);
             });
@@ -49,19 +53,35 @@ impl CustomOp1 for Softmax {
     }
 }
 
-/// Turns each row of `cols` scores into probabilities, in place.
+/// Turns each row of `cols` scores, times `scale`, into probabilities, in place; `scale` is positive.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
-pub(super) fn softmax_rows(rows: &mut [f32], cols: usize) {
+pub(super) fn softmax_rows(rows: &mut [f32], cols: usize, scale: f32) {
     for row in rows.chunks_exact_mut(cols) {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let max = max(row);
         for x in row.iter_mut() {
-            *x = exp(*x - max);
+            *x = exp((*x - max) * scale);
         }
-        let scale = 1.0 / sum(row);
+        let share = 1.0 / sum(row);
         for x in row.iter_mut() {
-            *x *= scale;
+            *x *= share;
         }
     }
+}
+
+/// The largest value, in [`LANES`] running ones so that it vectorizes.
+#[inline(always)]
+fn max(xs: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (blocks, rest) = xs.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, &x) in lanes.iter_mut().zip(block) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |max, &x| max.max(x))
 }
 
 /// Turns the gradient of each row of probabilities into that of its scores, in place: y ∘ (g − Σ g ∘ y).

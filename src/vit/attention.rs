@@ -1,55 +1,76 @@
-//! Multi-head self-attention (arXiv:1706.03762, section 3.2).
+//! Multi-head self-attention (arXiv:1706.03762, section 3.2) behind a norm and beside a residual.
 
 use candle_core::{Result, Tensor};
 
-use super::block::add_scaled;
 use super::tap::tapped;
-use super::{Site, Tap, VitConfig, Weights, linear};
-use crate::kernels::{self, Linear};
+use super::{Site, Tap, VitConfig, Weights, layer_norm, linear};
+use crate::kernels::{self, FusedSelfAttention};
 
-/// Query, key and value projections, attention, output projection.
+/// The first half of a block: norm, query, key and value projections, attention, output projection.
 #[derive(Clone, Debug)]
 pub(crate) struct SelfAttention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
-    heads: usize,
+    parts: FusedSelfAttention,
 }
 
 impl SelfAttention {
-    pub(crate) fn load(config: &VitConfig, name: &str, weights: &Weights<'_>) -> Result<Self> {
+    pub(crate) fn load(
+        config: &VitConfig,
+        block_name: &str,
+        scale: Option<Tensor>,
+        weights: &Weights<'_>,
+    ) -> Result<Self> {
         let projection = |which: &str| {
-            let name = format!("{name}.attention.{which}");
+            let name = format!("{block_name}.attention.attention.{which}");
             linear(&name, config.qkv_bias, weights)
         };
-        Ok(Self {
+        let output = format!("{block_name}.attention.output.dense");
+        let parts = FusedSelfAttention {
+            norm: layer_norm(&format!("{block_name}.layernorm_before"), config, weights)?,
             query: projection("query")?,
             key: projection("key")?,
             value: projection("value")?,
-            output: linear(&format!("{name}.output.dense"), true, weights)?,
+            output: linear(&output, true, weights)?,
+            scale,
             heads: config.num_attention_heads,
-        })
+        };
+        Ok(Self { parts })
     }
 
-    /// Attention among `xs`, times `scale` where there is one, added to `residual`.
-    pub(crate) fn forward_add(
+    /// `xs` plus the attention among its tokens.
+    pub(crate) fn forward(
         &self,
         xs: &Tensor,
-        scale: Option<&Tensor>,
-        residual: &Tensor,
         block_idx: usize,
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
-        let q = tapped(tap, Site::Query(block_idx), self.query.forward(xs)?)?;
-        let k = tapped(tap, Site::Key(block_idx), self.key.forward(xs)?)?;
-        let v = tapped(tap, Site::Value(block_idx), self.value.forward(xs)?)?;
+        let sites = Site::in_attention(block_idx);
+        if self.parts.applies_to(xs) && !sites.into_iter().any(|site| tap.wants(site)) {
+            return self.parts.forward(xs);
+        }
+        let FusedSelfAttention {
+            norm,
+            query,
+            key,
+            value,
+            output,
+            scale,
+            heads,
+        } = &self.parts;
+        let normed = tapped(tap, Site::Normed(block_idx), norm.forward(xs)?)?;
+        let q = tapped(tap, Site::Query(block_idx), query.forward(&normed)?)?;
+        let k = tapped(tap, Site::Key(block_idx), key.forward(&normed)?)?;
+        let v = tapped(tap, Site::Value(block_idx), value.forward(&normed)?)?;
         let mixed = if tap.wants(Site::Scores(block_idx)) || tap.wants(Site::Attention(block_idx)) {
             self.mix_with_tap(&q, &k, &v, block_idx, tap)?
         } else {
-            kernels::attention(&q, &k, &v, self.heads)?
+            kernels::attention(&q, &k, &v, *heads)?
         };
-        add_scaled(&self.output, &mixed, scale, residual)
+        let ys = output.forward(&mixed)?;
+        // Layer scale (Touvron et al., arXiv:2103.17239, Eq. 5) where the model has it.
+        match scale {
+            Some(scale) => xs + ys.broadcast_mul(scale)?,
+            None => xs + ys,
+        }
     }
 
     /// The same attention with scores and probabilities as tensors, for taps that want them.
@@ -61,19 +82,10 @@ impl SelfAttention {
         block_idx: usize,
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
-        let (batch, tokens, dim) = q.dims3()?;
-        let head_dim = dim / self.heads;
-        let split = |xs: &Tensor| {
-            xs.reshape((batch, tokens, self.heads, head_dim))?
-                .transpose(1, 2)?
-                .contiguous() // [batch, heads, tokens, head_dim]
-        };
-        let scores = (split(q)?.matmul(&split(k)?.t()?)? * (head_dim as f64).powf(-0.5))?;
+        let scores = kernels::attention::scores(q, k, self.parts.heads)?;
         let scores = tapped(tap, Site::Scores(block_idx), scores)?;
         let attn = kernels::softmax(&scores)?; // [batch, heads, tokens, tokens]
         let attn = tapped(tap, Site::Attention(block_idx), attn)?;
-        attn.matmul(&split(v)?)?
-            .transpose(1, 2)?
-            .reshape((batch, tokens, dim))
+        kernels::attention::mix(&attn, v)
     }
 }

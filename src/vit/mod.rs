@@ -32,7 +32,7 @@ use std::collections::HashMap;
 
 use candle_core::{Result, Tensor};
 
-use crate::kernels::{self, Linear};
+use crate::kernels::{self, LayerNorm, Linear};
 use block::Block;
 use patches::{PatchEmbedding, PositionEmbedding};
 use tap::tapped;
@@ -91,7 +91,7 @@ impl Vit {
             blocks: (0..config.num_hidden_layers)
                 .map(|block_idx| Block::load(&config, block_idx, weights))
                 .collect::<Result<_>>()?,
-            norm: LayerNorm::load("layernorm", config.layer_norm_eps, weights)?,
+            norm: layer_norm("layernorm", &config, weights)?,
             classifier: (head != Head::None)
                 .then(|| linear("classifier", true, weights))
                 .transpose()?,
@@ -237,24 +237,15 @@ pub(crate) fn linear(name: &str, biased: bool, weights: &Weights<'_>) -> Result<
     Ok(Linear::new(weight, bias))
 }
 
-/// Layer normalization over the last dimension.
-#[derive(Clone, Debug)]
-pub(crate) struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
-impl LayerNorm {
-    pub(crate) fn load(name: &str, eps: f64, weights: &Weights<'_>) -> Result<Self> {
-        Ok(Self {
-            weight: weights.tensor(&format!("{name}.weight"))?,
-            bias: weights.tensor(&format!("{name}.bias"))?,
-            eps,
-        })
-    }
-
-    pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        kernels::layer_norm(xs, &self.weight, &self.bias, self.eps)
-    }
+/// A layer normalization.
+pub(crate) fn layer_norm(
+    name: &str,
+    config: &VitConfig,
+    weights: &Weights<'_>,
+) -> Result<LayerNorm> {
+    Ok(LayerNorm::new(
+        weights.tensor(&format!("{name}.weight"))?,
+        weights.tensor(&format!("{name}.bias"))?,
+        config.layer_norm_eps,
+    ))
 }

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
+use crate::kernels::Watch;
+
 /// A place in the forward pass. `usize` is the block, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Site {
@@ -29,18 +31,22 @@ pub enum Site {
 }
 
 impl Site {
+    /// The sites inside a block's attention.
+    pub(super) fn in_attention(block_idx: usize) -> [Self; 6] {
+        [
+            Self::Normed(block_idx),
+            Self::Query(block_idx),
+            Self::Key(block_idx),
+            Self::Value(block_idx),
+            Self::Scores(block_idx),
+            Self::Attention(block_idx),
+        ]
+    }
+
     /// Every site of a model with this many blocks, in the order of the forward pass.
     pub fn all(n_blocks: usize) -> Vec<Self> {
         let in_block = |block_idx| {
-            [
-                Self::Hidden(block_idx),
-                Self::Normed(block_idx),
-                Self::Query(block_idx),
-                Self::Key(block_idx),
-                Self::Value(block_idx),
-                Self::Scores(block_idx),
-                Self::Attention(block_idx),
-            ]
+            std::iter::once(Self::Hidden(block_idx)).chain(Self::in_attention(block_idx))
         };
         std::iter::once(Self::PatchEmbeddings)
             .chain((0..n_blocks).flat_map(in_block))
@@ -121,12 +127,18 @@ impl Tap for Record {
     }
 }
 
-/// Adds a zero variable at some sites, whose gradient is that of the site.
-///
-/// candle drops the gradients of intermediate tensors after use; those of variables it keeps.
+/// Keeps the gradients of some sites, which candle drops after use.
 pub struct Probe {
     sites: BTreeSet<Site>,
-    zeros: BTreeMap<Site, Var>,
+    kept: BTreeMap<Site, Kept>,
+}
+
+/// How the gradient of a site is kept.
+enum Kept {
+    /// By a zero variable that was added: it has the same gradient, and begins a graph where there is none.
+    Zeros(Var),
+    /// By a watch on the graph.
+    Watch(Watch),
 }
 
 impl Probe {
@@ -134,17 +146,21 @@ impl Probe {
     pub fn new(sites: impl IntoIterator<Item = Site>) -> Self {
         Self {
             sites: sites.into_iter().collect(),
-            zeros: BTreeMap::new(),
+            kept: BTreeMap::new(),
         }
     }
 
-    /// The gradient at `site`, from the backward pass that gave `grads`.
+    /// The gradient at `site`, from the last backward pass, which gave `grads`.
     ///
     /// # Errors
     /// Fails where `site` was not probed, or where the differentiated value does not depend on it.
     pub fn gradient(&self, site: Site, grads: &GradStore) -> Result<Tensor> {
-        match self.zeros.get(&site).and_then(|zeros| grads.get(zeros)) {
-            Some(grad) => Ok(grad.clone()),
+        let gradient = self.kept.get(&site).and_then(|kept| match kept {
+            Kept::Zeros(zeros) => grads.get(zeros).cloned(),
+            Kept::Watch(watch) => watch.gradient(),
+        });
+        match gradient {
+            Some(gradient) => Ok(gradient),
             None => candle_core::bail!("no gradient reaches {site:?}"),
         }
     }
@@ -156,9 +172,14 @@ impl Tap for Probe {
     }
 
     fn at(&mut self, site: Site, xs: Tensor) -> Result<Tensor> {
-        let zeros = Var::zeros(xs.shape(), xs.dtype(), xs.device())?;
-        let ys = (&xs + zeros.as_tensor())?;
-        self.zeros.insert(site, zeros);
+        let (ys, kept) = if Watch::applies_to(&xs) {
+            let watch = Watch::default();
+            (watch.watch(&xs)?, Kept::Watch(watch))
+        } else {
+            let zeros = Var::zeros(xs.shape(), xs.dtype(), xs.device())?;
+            ((&xs + zeros.as_tensor())?, Kept::Zeros(zeros))
+        };
+        self.kept.insert(site, kept);
         Ok(ys)
     }
 }

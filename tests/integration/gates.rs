@@ -103,6 +103,37 @@ fn states_carry_no_graph() {
     assert!(!clean.output.logits.unwrap().track_op());
 }
 
+/// Class and register tokens stand before the patches and have no votes.
+#[test]
+fn gates_asked_during_a_pass_give_the_mask_of_its_states() {
+    for config in [config(), with_registers_and_no_head()] {
+        let vit = vit(config);
+        let gates = gates(&vit);
+        for batch in [1, 2, 9] {
+            let images = images(batch);
+            let clean = clean_pass(&vit, &images).unwrap();
+            let voted = gates.freeze().unwrap().pass(&vit, &images).unwrap();
+            assert_close(&voted.mask, &gates.mask(&clean.states).unwrap());
+            assert_close(&voted.output.tokens, &clean.output.tokens);
+        }
+    }
+}
+
+#[test]
+fn gates_of_another_depth_are_refused() {
+    let shallow = VitConfig {
+        num_hidden_layers: 2,
+        ..config()
+    };
+    let gates = gates(&vit(shallow)).freeze().unwrap();
+    assert!(gates.pass(&vit(config()), &images(1)).is_err());
+    let deep = VitConfig {
+        num_hidden_layers: 4,
+        ..config()
+    };
+    assert!(gates.pass(&vit(deep), &images(1)).is_err());
+}
+
 #[test]
 fn keeping_every_patch_changes_no_answer() {
     let vit = vit(config());

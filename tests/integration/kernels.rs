@@ -68,11 +68,7 @@ fn linear_equals_matmul_and_add() {
             &format!("linear {rows}x{in_dim}x{out_dim}"),
             &args,
             &|args| kernels::linear(&args[0], &args[1], &args[2]),
-            &|args| {
-                args[0]
-                    .broadcast_matmul(&args[1].t()?)?
-                    .broadcast_add(&args[2])
-            },
+            &|args| plain_linear(&args[0], &args[1], &args[2]),
         );
     }
 }
@@ -90,14 +86,7 @@ fn layer_norm_equals_its_formula() {
             &format!("layer norm {rows}x{dim}"),
             &args,
             &|args| kernels::layer_norm(&args[0], &args[1], &args[2], 1e-6),
-            &|args| {
-                let centered = args[0].broadcast_sub(&args[0].mean_keepdim(D::Minus1)?)?;
-                let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
-                centered
-                    .broadcast_div(&(variance + 1e-6)?.sqrt()?)?
-                    .broadcast_mul(&args[1])?
-                    .broadcast_add(&args[2])
-            },
+            &|args| plain_norm(&args[0], &args[1], &args[2]),
         );
     }
 }
@@ -149,23 +138,34 @@ fn attention_equals_scores_softmax_values() {
     for (batch, tokens, heads, head_dim) in [(1, 1, 1, 1), (2, 5, 3, 7), (3, 65, 4, 32)] {
         let dim = heads * head_dim;
         let args = [(); 3].map(|()| random(&mut rng, &[batch, tokens, dim]));
+        let name = format!("attention {batch}x{tokens}x{heads}x{head_dim}");
+        let plain = |args: &[Tensor]| {
+            let split = |xs: &Tensor| {
+                xs.reshape((batch, tokens, heads, head_dim))?
+                    .transpose(1, 2)?
+                    .contiguous()
+            };
+            let scores = split(&args[0])?.matmul(&split(&args[1])?.t()?.contiguous()?)?;
+            let scores = (scores * (head_dim as f64).powf(-0.5))?;
+            candle_nn::ops::softmax(&scores, D::Minus1)?
+                .matmul(&split(&args[2])?)?
+                .transpose(1, 2)?
+                .reshape((batch, tokens, dim))
+        };
         check(
-            &format!("attention {batch}x{tokens}x{heads}x{head_dim}"),
+            &name,
             &args,
             &|args| kernels::attention(&args[0], &args[1], &args[2], heads),
+            &plain,
+        );
+        check(
+            &format!("{name} in steps"),
+            &args,
             &|args| {
-                let split = |xs: &Tensor| {
-                    xs.reshape((batch, tokens, heads, head_dim))?
-                        .transpose(1, 2)?
-                        .contiguous()
-                };
-                let scores = split(&args[0])?.matmul(&split(&args[1])?.t()?.contiguous()?)?;
-                let scores = (scores * (head_dim as f64).powf(-0.5))?;
-                candle_nn::ops::softmax(&scores, D::Minus1)?
-                    .matmul(&split(&args[2])?)?
-                    .transpose(1, 2)?
-                    .reshape((batch, tokens, dim))
+                let scores = kernels::attention::scores(&args[0], &args[1], heads)?;
+                kernels::attention::mix(&kernels::softmax(&scores)?, &args[2])
             },
+            &plain,
         );
     }
 }
@@ -204,6 +204,22 @@ fn an_empty_batch_gives_an_empty_result() {
             .dims(),
         [0, 5, 8]
     );
+    let square = Tensor::ones((8, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let ones = Tensor::ones(8, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let norm = kernels::LayerNorm::new(ones.clone(), ones.clone(), 1e-6);
+    let map = kernels::Linear::new(square, ones);
+    let mlp = kernels::Mlp::new(norm.clone(), map.clone(), map.clone(), None);
+    assert_eq!(mlp.forward(&empty).unwrap().dims(), [0, 5, 8]);
+    let attention = kernels::FusedSelfAttention {
+        norm,
+        query: map.clone(),
+        key: map.clone(),
+        value: map.clone(),
+        output: map,
+        scale: None,
+        heads: 2,
+    };
+    assert_eq!(attention.forward(&empty).unwrap().dims(), [0, 5, 8]);
 }
 
 #[test]
@@ -219,58 +235,224 @@ fn frozen_weights_get_no_gradient() {
 }
 
 #[test]
-fn a_frozen_map_equals_its_formula_with_and_without_what_is_fused_onto_it() {
+fn a_frozen_map_equals_its_formula_also_when_it_is_packed_already() {
     let mut rng = Rng::new(9);
     for (rows, in_dim, out_dim) in [(1, 1, 1), (5, 7, 3), (197, 48, 100), (400, 200, 192)] {
         let mut random = |dims: &[usize]| rng.normal_tensor(dims, &Device::Cpu).unwrap();
         let (weight, bias) = (random(&[out_dim, in_dim]), random(&[out_dim]));
-        let residual = random(&[2, rows, out_dim]);
         let map = kernels::Linear::new(weight.clone(), bias.clone());
-        let what = format!("frozen linear {rows}x{in_dim}x{out_dim}");
-        // The second time the weight is packed already.
         for _ in 0..2 {
             let xs = random(&[2, rows, in_dim]);
-            let product = xs.broadcast_matmul(&weight.t().unwrap()).unwrap();
-            let want = product.broadcast_add(&bias).unwrap();
-            let check = |got: Result<Tensor>, want: &Tensor| {
-                assert_close(&what, &got.unwrap(), want, FORWARD_TOLERANCE);
-            };
-            check(map.forward(&xs), &want);
-            check(map.forward_gelu(&xs), &want.gelu_erf().unwrap());
-            check(
-                map.forward_add(&xs, &residual),
-                &(&residual + &want).unwrap(),
-            );
+            let want = plain_linear(&xs, &weight, &bias).unwrap();
+            let what = format!("frozen linear {rows}x{in_dim}x{out_dim}");
+            assert_close(&what, &map.forward(&xs).unwrap(), &want, FORWARD_TOLERANCE);
         }
-        let xs = random(&[2, rows, in_dim]);
-        assert!(
-            map.forward_add(&xs, &random(&[2, rows, out_dim + 1]))
-                .is_err()
-        );
     }
 }
 
-/// A tracked input needs its graph, whatever is fused where nothing is tracked.
+fn plain_linear(xs: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    xs.broadcast_matmul(&weight.t()?)?.broadcast_add(bias)
+}
+
+fn plain_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let centered = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
+    let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
+    centered
+        .broadcast_div(&(variance + 1e-6)?.sqrt()?)?
+        .broadcast_mul(weight)?
+        .broadcast_add(bias)
+}
+
+/// Few images and few rows are split over all threads, many go to one thread each.
+const BATCHES: [usize; 4] = [1, 2, 3, 17];
+
+/// Weights of a map whose outputs are of the size of its inputs.
+fn map_weights(rng: &mut Rng, out_dim: usize, in_dim: usize) -> [Var; 2] {
+    let weight = rng.normal_tensor((out_dim, in_dim), &Device::Cpu).unwrap();
+    let weight = (weight / (in_dim as f64).sqrt()).unwrap();
+    [Var::from_tensor(&weight).unwrap(), random(rng, &[out_dim])]
+}
+
 #[test]
-fn gradients_pass_a_frozen_map_with_all_that_is_fused_onto_it() {
+fn an_mlp_equals_its_formula_and_its_gradients_with_frozen_weights_and_with_learning_ones() {
     let mut rng = Rng::new(10);
-    let weight = rng.normal_tensor((6, 4), &Device::Cpu).unwrap();
-    let bias = rng.normal_tensor(6, &Device::Cpu).unwrap();
-    let map = kernels::Linear::new(weight.clone(), bias.clone());
-    let plain = |xs: &Tensor| xs.broadcast_matmul(&weight.t()?)?.broadcast_add(&bias);
-    let args = [random(&mut rng, &[1, 3, 4]), random(&mut rng, &[1, 3, 6])];
-    check(
-        "frozen linear with GELU",
-        &args[..1],
-        &|args| map.forward_gelu(&args[0]),
-        &|args| plain(&args[0])?.gelu_erf(),
-    );
-    check(
-        "frozen linear with residual",
-        &args,
-        &|args| map.forward_add(&args[0], &args[1]),
-        &|args| &args[1] + plain(&args[0])?,
-    );
+    for (batch, tokens, dim, hidden) in [(1, 1, 2, 3), (2, 5, 7, 9), (3, 197, 48, 192)]
+        .into_iter()
+        .chain(BATCHES.map(|batch| (batch, 65, 32, 3000)))
+    {
+        for scaled in [false, true] {
+            let [up, up_bias] = map_weights(&mut rng, hidden, dim);
+            let [down, down_bias] = map_weights(&mut rng, dim, hidden);
+            let mut args = vec![
+                random(&mut rng, &[batch, tokens, dim]),
+                random(&mut rng, &[dim]),
+                random(&mut rng, &[dim]),
+                up,
+                up_bias,
+                down,
+                down_bias,
+            ];
+            if scaled {
+                args.push(random(&mut rng, &[dim]));
+            }
+            let mlp = |args: &[Tensor]| {
+                kernels::Mlp::new(
+                    kernels::LayerNorm::new(args[1].clone(), args[2].clone(), 1e-6),
+                    kernels::Linear::new(args[3].clone(), args[4].clone()),
+                    kernels::Linear::new(args[5].clone(), args[6].clone()),
+                    args.get(7).cloned(),
+                )
+            };
+            let plain = |args: &[Tensor]| {
+                let normed = plain_norm(&args[0], &args[1], &args[2])?;
+                let hidden = plain_linear(&normed, &args[3], &args[4])?.gelu_erf()?;
+                let ys = plain_linear(&hidden, &args[5], &args[6])?;
+                match args.get(7) {
+                    Some(scale) => &args[0] + ys.broadcast_mul(scale)?,
+                    None => &args[0] + ys,
+                }
+            };
+            let name = format!("mlp {batch}x{tokens}x{dim}x{hidden}, scaled: {scaled}");
+            if hidden < 1000 {
+                check(&name, &args, &|args| mlp(args).forward(&args[0]), &plain);
+            }
+            let frozen: Vec<Tensor> = args.iter().map(|var| var.as_tensor().detach()).collect();
+            let with_frozen = |xs: &Tensor| [std::slice::from_ref(xs), &frozen[1..]].concat();
+            let fused = mlp(&frozen);
+            check(
+                &format!("frozen {name}"),
+                &args[..1],
+                &|args| fused.forward(&args[0]),
+                &|args| plain(&with_frozen(&args[0])),
+            );
+        }
+    }
+}
+
+#[test]
+fn fused_self_attention_equals_its_formula_and_its_gradient() {
+    let mut rng = Rng::new(11);
+    for (batch, tokens, heads, head_dim) in [(1, 1, 1, 1), (2, 5, 3, 7), (1, 300, 3, 16)]
+        .into_iter()
+        .chain(BATCHES.map(|batch| (batch, 65, 4, 32)))
+    {
+        for scaled in [false, true] {
+            let dim = heads * head_dim;
+            let xs = random(&mut rng, &[batch, tokens, dim]);
+            let norm = [&[dim], &[dim]].map(|dims| random(&mut rng, dims).as_tensor().detach());
+            let maps = [(); 4]
+                .map(|()| map_weights(&mut rng, dim, dim).map(|var| var.as_tensor().detach()));
+            let scale = scaled.then(|| random(&mut rng, &[dim]).as_tensor().detach());
+            let [query, key, value, output] = maps
+                .clone()
+                .map(|[weight, bias]| kernels::Linear::new(weight, bias));
+            let fused = kernels::FusedSelfAttention {
+                norm: kernels::LayerNorm::new(norm[0].clone(), norm[1].clone(), 1e-6),
+                query,
+                key,
+                value,
+                output,
+                scale: scale.clone(),
+                heads,
+            };
+            assert!(fused.applies_to(&xs));
+            check(
+                &format!("self-attention {batch}x{tokens}x{heads}x{head_dim}, scaled: {scaled}"),
+                &[xs],
+                &|args| fused.forward(&args[0]),
+                &|args| {
+                    let normed = plain_norm(&args[0], &norm[0], &norm[1])?;
+                    let project = |which: usize| {
+                        let [weight, bias] = &maps[which];
+                        plain_linear(&normed, weight, bias)?
+                            .reshape((batch, tokens, heads, head_dim))?
+                            .transpose(1, 2)?
+                            .contiguous()
+                    };
+                    let scores = project(0)?.matmul(&project(1)?.t()?.contiguous()?)?;
+                    let scores = (scores * (head_dim as f64).powf(-0.5))?;
+                    let mixed = candle_nn::ops::softmax(&scores, D::Minus1)?
+                        .matmul(&project(2)?)?
+                        .transpose(1, 2)?
+                        .reshape((batch, tokens, dim))?;
+                    let ys = plain_linear(&mixed, &maps[3][0], &maps[3][1])?;
+                    match &scale {
+                        Some(scale) => &args[0] + ys.broadcast_mul(scale)?,
+                        None => &args[0] + ys,
+                    }
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn a_vote_equals_its_formula_on_the_last_tokens() {
+    let mut rng = Rng::new(13);
+    for (batch, n, front, dim, hidden) in [
+        (1, 1, 0, 1, 1),
+        (2, 5, 3, 7, 3),
+        (1, 196, 1, 64, 48),
+        (9, 64, 5, 32, 100),
+    ] {
+        let mut frozen = |dims: &[usize]| random(&mut rng, dims).as_tensor().detach();
+        let (xs, ys) = (frozen(&[batch, n, dim]), frozen(&[batch, front + n, dim]));
+        let mut map = |out_dim, in_dim| {
+            let weight = (frozen(&[out_dim, in_dim]) / (in_dim as f64).sqrt()).unwrap();
+            (weight, frozen(&[out_dim]))
+        };
+        let maps = [map(hidden, dim), map(hidden, dim), map(1, hidden)];
+        let [first, own, out] = maps.clone().map(|(w, b)| kernels::Linear::new(w, b));
+        let got = kernels::Vote { first, own, out }.forward(&xs, &ys).unwrap();
+        let plain = |xs: &Tensor, which: usize| plain_linear(xs, &maps[which].0, &maps[which].1);
+        let seen = ys.narrow(1, front, n).unwrap();
+        let hidden = (plain(&xs, 0).unwrap() + plain(&seen, 1).unwrap()).unwrap();
+        let want = plain(&hidden.tanh().unwrap(), 2)
+            .unwrap()
+            .squeeze(2)
+            .unwrap();
+        let name = format!("vote {batch}x{front}+{n}x{dim}");
+        assert_close(&name, &got, &want.tanh().unwrap(), FORWARD_TOLERANCE);
+    }
+}
+
+#[test]
+fn fused_self_attention_leaves_weights_that_learn_to_others() {
+    let mut rng = Rng::new(12);
+    let maps = [(); 4].map(|()| map_weights(&mut rng, 4, 4));
+    let [query, key, value, output] = maps.each_ref().map(|[weight, bias]| {
+        kernels::Linear::new(weight.as_tensor().detach(), bias.as_tensor().clone())
+    });
+    let ones = Tensor::ones(4, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let attention = kernels::FusedSelfAttention {
+        norm: kernels::LayerNorm::new(ones.clone(), ones, 1e-6),
+        query,
+        key,
+        value,
+        output,
+        scale: None,
+        heads: 2,
+    };
+    assert!(!attention.applies_to(&random(&mut rng, &[1, 3, 4])));
+}
+
+#[test]
+fn a_watch_keeps_the_gradient_of_the_last_backward_pass_and_lets_it_through() {
+    let xs = random(&mut Rng::new(14), &[3, 5]);
+    let watch = kernels::Watch::default();
+    let squares = xs.as_tensor().sqr().unwrap();
+    let watched = watch.watch(&squares).unwrap();
+    assert_close("watched", &watched, &squares, 0.0);
+    assert!(watch.gradient().is_none());
+    for factor in [3.0, 5.0] {
+        let loss = (&watched * factor).unwrap().sum_all().unwrap();
+        let grads = loss.backward().unwrap();
+        let want = (squares.ones_like().unwrap() * factor).unwrap();
+        assert_close("gradient", &watch.gradient().unwrap(), &want, 0.0);
+        let want = (xs.as_tensor() * (2.0 * factor)).unwrap();
+        assert_close("passed on", grads.get(&xs).unwrap(), &want, 1e-6);
+    }
+    assert!(!kernels::Watch::applies_to(&xs.as_tensor().detach()));
 }
 
 #[test]

@@ -193,13 +193,13 @@ impl<'a> Trainer<'a> {
         let mut answers = Vec::new();
         for chunk in indices.chunks(self.recipe.batch.max(32)) {
             let images = images_at(self.subject, test, chunk)?;
-            let clean = clean_pass(vit, &images)?;
-            let masks: Vec<Vec<f32>> = gates.mask(&clean.states)?.to_vec2()?;
+            let voted = gates.pass(vit, &images)?;
+            let masks: Vec<Vec<f32>> = voted.mask.to_vec2()?;
             let masks: Vec<Vec<bool>> = masks
                 .into_iter()
                 .map(|mask| mask.into_iter().map(|keep| keep >= THRESHOLD).collect())
                 .collect();
-            let original = eval::logits(clean.output.logits)?;
+            let original = eval::logits(voted.output.logits)?;
             answers.extend(masked_answers(vit, &images, &original, &masks, &baseline)?);
         }
         // Rounded to what a checkpoint keeps, so that a resumed run compares the same numbers.

@@ -1,0 +1,221 @@
+//! The first half of a block: `xs + scale ∘ output(attention(norm(xs)))` (arXiv:2010.11929, Eq. 2).
+//!
+//! One operation over frozen weights. Queries, keys and values of an image live in buffers; the backward
+//! pass computes them again. Whoever wants to see them composes [`Linear`] and
+//! [`attention`](super::attention()) instead.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use super::attention::Heads;
+use super::linear::Side;
+use super::mlp::{scale_and_add, scaled};
+use super::norm::NormRows;
+use super::packed::{Packed, Start};
+use super::workspace::{self, Workspace};
+use super::{
+    LayerNorm, Linear, MatrixView, Spread, add_assign, f32_slice, for_images, images_mut, is_fused,
+    values, with_f32,
+};
+
+/// Norm, projections, attention, output projection, layer scale where the model has it, and residual.
+#[derive(Clone, Debug)]
+pub struct FusedSelfAttention {
+    /// `[dim]`
+    pub norm: LayerNorm,
+    /// `dim` to `dim`
+    pub query: Linear,
+    /// `dim` to `dim`
+    pub key: Linear,
+    /// `dim` to `dim`
+    pub value: Linear,
+    /// `dim` to `dim`
+    pub output: Linear,
+    /// `[dim]`
+    pub scale: Option<Tensor>,
+    /// Number of heads; divides `dim`.
+    pub heads: usize,
+}
+
+impl FusedSelfAttention {
+    /// True where the fused operation applies: f32 on the CPU, and nothing but `xs` is differentiated.
+    pub fn applies_to(&self, xs: &Tensor) -> bool {
+        let maps = [&self.query, &self.key, &self.value, &self.output];
+        is_fused(xs)
+            && self.norm.is_frozen()
+            && maps.into_iter().all(Linear::is_frozen)
+            && !self.scale.as_ref().is_some_and(Tensor::track_op)
+    }
+
+    /// `xs + scale ∘ output(attention(norm(xs)))`.
+    ///
+    /// # Shapes
+    /// - `xs`: `[batch, tokens, dim]`; the result has the same
+    ///
+    /// # Errors
+    /// Fails where the operation does not [apply](Self::applies_to) or the shapes do not fit each other.
+    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        xs.contiguous()?.apply_op1(self.clone())
+    }
+
+    fn projections(&self) -> [&Linear; 3] {
+        [&self.query, &self.key, &self.value]
+    }
+}
+
+/// The operands of both passes, in memory.
+struct Operands<'a> {
+    norm: NormRows,
+    qkv: [&'a Packed; 3],
+    qkv_bias: [Vec<f32>; 3],
+    scale: Option<Vec<f32>>,
+    heads: Heads,
+}
+
+impl<'a> Operands<'a> {
+    fn new(op: &'a FusedSelfAttention, (_, tokens, dim): (usize, usize, usize)) -> Result<Self> {
+        let norm = op.norm.on_rows()?;
+        let [q, k, v] = op.projections();
+        let maps = [q, k, v, &op.output];
+        let fits = |map: &Linear| map.dims().is_ok_and(|dims| dims == (dim, dim));
+        let divides = op.heads > 0 && dim.is_multiple_of(op.heads);
+        if norm.dim() != dim || !divides || !maps.into_iter().all(fits) {
+            candle_core::bail!(
+                "self-attention: norm of {}, {} heads and projections of {:?} do not fit rows of {dim}",
+                norm.dim(),
+                op.heads,
+                q.dims()?
+            );
+        }
+        Ok(Self {
+            norm,
+            qkv: [
+                q.packed(Side::Forward)?,
+                k.packed(Side::Forward)?,
+                v.packed(Side::Forward)?,
+            ],
+            qkv_bias: [q.bias()?, k.bias()?, v.bias()?],
+            scale: op.scale.as_ref().map(values).transpose()?,
+            heads: Heads {
+                heads: op.heads,
+                tokens,
+                dim,
+            },
+        })
+    }
+
+    fn view(&self) -> MatrixView {
+        MatrixView::row_major(self.heads.tokens, self.heads.dim)
+    }
+
+    /// Queries, keys and values of one image.
+    fn project(&self, xs: &[f32], normed: &mut [f32], qkv: [&mut [f32]; 3], spread: Spread) {
+        self.norm.forward(xs, normed, spread);
+        let normed = (&*normed, self.view());
+        for ((packed, bias), out) in self.qkv.into_iter().zip(&self.qkv_bias).zip(qkv) {
+            packed.multiply(normed, Start::Bias(bias), out, spread, |_, _, _| ());
+        }
+    }
+}
+
+impl CustomOp1 for FusedSelfAttention {
+    fn name(&self) -> &'static str {
+        "self-attention"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let xs = f32_slice(xs, layout)?;
+        let operands = Operands::new(self, layout.shape().dims3()?)?;
+        let (output, output_bias) = (self.output.packed(Side::Forward)?, self.output.bias()?);
+        let dim = operands.heads.dim;
+        let scale = operands.scale.as_deref();
+        let view = operands.view();
+        let mut ys = vec![0f32; xs.len()];
+        for_images(images_mut(&mut ys, view.end()), |image_idx, ys, spread| {
+            let xs = &xs[image_idx * ys.len()..][..ys.len()];
+            workspace::with(|buffers| {
+                let Workspace {
+                    normed,
+                    query,
+                    key,
+                    value,
+                    mixed,
+                    ..
+                } = buffers;
+                let len = xs.len();
+                let (q, k, v) = (query.of(len), key.of(len), value.of(len));
+                operands.project(xs, normed.of(len), [q, k, v], spread);
+                let mixed = mixed.of(len);
+                operands.heads.forward([q, k, v], mixed, spread);
+                let bias = Start::Bias(&output_bias);
+                output.multiply((mixed, view), bias, ys, spread, |row, first_col, piece| {
+                    let start = row * dim + first_col;
+                    let residual = &xs[start..start + piece.len()];
+                    scale_and_add(piece, scale, first_col, residual);
+                });
+            });
+        });
+        Ok((CpuStorage::F32(ys), layout.shape().clone()))
+    }
+
+    fn bwd(&self, xs: &Tensor, _ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let operands = Operands::new(self, xs.dims3()?)?;
+        let output = self.output.packed(Side::Backward)?;
+        let [q_back, k_back, v_back] = self.projections().map(|map| map.packed(Side::Backward));
+        let back = [q_back?, k_back?, v_back?];
+        let view = operands.view();
+        let mut grad_xs = vec![0f32; xs.elem_count()];
+        with_f32(xs, |xs| {
+            with_f32(grad, |grad| {
+                let outputs = images_mut(&mut grad_xs, view.end());
+                for_images(outputs, |image_idx, grad_xs, spread| {
+                    let start = image_idx * grad_xs.len();
+                    let range = start..start + grad_xs.len();
+                    let (xs, grad) = (&xs[range.clone()], &grad[range]);
+                    operands.backward(xs, grad, (output, back), grad_xs, spread);
+                });
+                Ok(())
+            })
+        })?;
+        Tensor::from_vec(grad_xs, xs.shape(), xs.device()).map(Some)
+    }
+}
+
+impl Operands<'_> {
+    /// The gradient of one image.
+    fn backward(
+        &self,
+        xs: &[f32],
+        grad: &[f32],
+        (output, qkv): (&Packed, [&Packed; 3]),
+        grad_xs: &mut [f32],
+        spread: Spread,
+    ) {
+        let (view, len) = (self.view(), xs.len());
+        workspace::with(|buffers| {
+            let (q, k, v) = (
+                buffers.query.of(len),
+                buffers.key.of(len),
+                buffers.value.of(len),
+            );
+            self.project(xs, buffers.normed.of(len), [q, k, v], spread);
+            let scaled_grad = scaled(grad, self.scale.as_deref(), &mut buffers.grad);
+            let grad_mixed = buffers.mixed.of(len);
+            let scaled_grad = (scaled_grad, view);
+            output.multiply(scaled_grad, Start::Zeros, grad_mixed, spread, |_, _, _| ());
+            let (grad_q, grad_k, grad_v) = (
+                buffers.grad_query.of(len),
+                buffers.grad_key.of(len),
+                buffers.grad_value.of(len),
+            );
+            let grads = [&mut *grad_q, &mut *grad_k, &mut *grad_v];
+            self.heads.backward([q, k, v], grad_mixed, grads, spread);
+            let mut start = Start::Zeros;
+            for (packed, grad) in qkv.into_iter().zip([grad_q, grad_k, grad_v]) {
+                packed.multiply((grad, view), start, grad_xs, spread, |_, _, _| ());
+                start = Start::Destination;
+            }
+            self.norm.backward(xs, grad_xs, spread);
+            add_assign(grad_xs, grad);
+        });
+    }
+}

@@ -1,0 +1,131 @@
+//! A small network that looks at two tensors and gives one number a row, as DiffMask's gates do.
+
+use candle_core::{Result, Tensor};
+use multiversion::multiversion;
+
+use super::linear::Side;
+use super::packed::Start;
+use super::workspace::{self, Workspace};
+use super::{Linear, MatrixView, exp, for_images, images_mut, is_fused, sum_by, with_f32};
+
+/// `tanh(out(tanh(first(xs) + own(ys))))`, where the bias of `own` counts as well as that of `first`.
+#[derive(Clone, Debug)]
+pub struct Vote {
+    /// `dim` to `hidden`
+    pub first: Linear,
+    /// `dim` to `hidden`
+    pub own: Linear,
+    /// `hidden` to 1
+    pub out: Linear,
+}
+
+impl Vote {
+    /// Votes for the last `n` tokens of each image.
+    ///
+    /// No gradient passes: on the CPU the weights must be frozen, and whatever `xs` and `ys` come from
+    /// is not differentiated.
+    ///
+    /// # Shapes
+    /// - `xs`: `[batch, n, dim]`
+    /// - `ys`: `[batch, tokens, dim]`, at least `n` tokens
+    /// - result: `[batch, n]`
+    ///
+    /// # Errors
+    /// Fails where the shapes do not fit each other.
+    pub fn forward(&self, xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
+        let (batch, n, dim) = xs.dims3()?;
+        let (ys_batch, tokens, ys_dim) = ys.dims3()?;
+        let (in_dim, hidden_dim) = self.first.dims()?;
+        if (batch, dim) != (ys_batch, ys_dim) || tokens < n || dim != in_dim {
+            candle_core::bail!(
+                "vote: xs {:?} and ys {:?} do not fit maps of {in_dim}",
+                xs.shape(),
+                ys.shape()
+            );
+        }
+        let frozen = [&self.first, &self.own, &self.out]
+            .into_iter()
+            .all(Linear::is_frozen);
+        if !(is_fused(xs) && is_fused(ys) && frozen) {
+            let own = ys.narrow(1, tokens - n, n)?;
+            let hidden = (self.first.forward(xs)? + self.own.forward(&own)?)?.tanh()?;
+            let votes = self.out.forward(&hidden)?.squeeze(2)?.tanh()?;
+            return Ok(votes.detach());
+        }
+        if self.own.dims()? != (dim, hidden_dim) || self.out.dims()? != (hidden_dim, 1) {
+            candle_core::bail!(
+                "vote: maps {:?}, {:?} and {:?} do not fit",
+                (in_dim, hidden_dim),
+                self.own.dims()?,
+                self.out.dims()?
+            );
+        }
+        let mut votes = vec![0f32; batch * n];
+        with_f32(xs, |xs| {
+            with_f32(ys, |ys| {
+                self.forward_rows((xs, ys), (n, tokens), &mut votes)
+            })
+        })?;
+        Tensor::from_vec(votes, (batch, n), xs.device())
+    }
+
+    fn forward_rows(
+        &self,
+        (xs, ys): (&[f32], &[f32]),
+        (n, tokens): (usize, usize),
+        votes: &mut [f32],
+    ) -> Result<()> {
+        let (dim, hidden_dim) = self.first.dims()?;
+        let (first, own) = (
+            self.first.packed(Side::Forward)?,
+            self.own.packed(Side::Forward)?,
+        );
+        let bias: Vec<f32> = self
+            .first
+            .bias()?
+            .into_iter()
+            .zip(self.own.bias()?)
+            .map(|(first, own)| first + own)
+            .collect();
+        let weight = self.out.weight()?;
+        let out_bias = self.out.bias()?.first().copied().unwrap_or(0.0);
+        let view = MatrixView::row_major(n, dim);
+        for_images(images_mut(votes, n), |image_idx, votes, spread| {
+            workspace::with(|buffers| {
+                let Workspace { hidden, .. } = buffers;
+                let hidden = hidden.of(n * hidden_dim);
+                let xs = (&xs[image_idx * n * dim..][..n * dim], view);
+                first.multiply(xs, Start::Bias(&bias), hidden, spread, |_, _, _| ());
+                let ys = &ys[(image_idx * tokens + tokens - n) * dim..][..n * dim];
+                let start = Start::Destination;
+                own.multiply((ys, view), start, hidden, spread, |_, _, piece| tanh(piece));
+                for (vote, row) in votes.iter_mut().zip(hidden.chunks_exact(hidden_dim)) {
+                    *vote = out_bias + sum_by(hidden_dim, |i| row[i] * weight[i]);
+                }
+                tanh(votes);
+            });
+        });
+        Ok(())
+    }
+}
+
+/// The hyperbolic tangent in place; the absolute error is below 2e-7.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
+fn tanh(xs: &mut [f32]) {
+    for x in xs {
+        *x = 1.0 - 2.0 / (1.0 + exp(2.0 * *x));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn tanh_is_that_of_the_standard_library() {
+        for step in -2000..=2000 {
+            let x = step as f32 * 0.05;
+            let mut got = [x];
+            super::tanh(&mut got);
+            assert!((got[0] - x.tanh()).abs() < 2e-7, "tanh({x}) = {}", got[0]);
+        }
+    }
+}
