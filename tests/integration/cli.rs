@@ -700,38 +700,52 @@ fn pictures_that_cannot_be_are_refused() {
 
 #[test]
 fn bench_times_every_case_and_says_what_a_method_costs_over_the_bare_model() {
-    let bench = Bench::new(1);
+    let bench = Bench::new(5);
     let ended = bench.run(&format!(
-        "bench --model {} --method rollout,forward --batch 1,2 --repeat 2 --json figures.json",
+        "bench --model {} --method rollout,forward,backward --batch 1,2 --repeat 2 --video in.mp4 \
+         --json figures.json",
         fixture("vit_a").display()
     ));
     assert_eq!(Some(0), ended.code, "{}", ended.stderr);
     let figures = fs::read_to_string(bench.path("figures.json")).unwrap();
-    let figures: Vec<serde_json::Value> = serde_json::from_str(&figures).unwrap();
-    let cases: Vec<_> = figures
-        .iter()
-        .map(|row| {
-            (
-                row["method"].as_str().unwrap(),
-                row["batch"].as_u64().unwrap(),
-            )
+    let figures: serde_json::Value = serde_json::from_str(&figures).unwrap();
+    let cases = |table: &str| -> Vec<(String, u64)> {
+        let rows = figures[table].as_array().unwrap().iter();
+        rows.map(|row| {
+            let method = row["method"].as_str().unwrap().to_owned();
+            (method, row["batch"].as_u64().unwrap())
         })
-        .collect();
+        .collect()
+    };
+    let expected = |methods: &[&str]| -> Vec<(String, u64)> {
+        let batches = [1, 2].into_iter();
+        batches
+            .flat_map(|batch| {
+                methods
+                    .iter()
+                    .map(move |method| (method.to_string(), batch))
+            })
+            .collect()
+    };
     assert_eq!(
-        [
-            ("rollout", 1),
-            ("forward", 1),
-            ("rollout", 2),
-            ("forward", 2)
-        ],
-        cases.as_slice()
+        expected(&["rollout", "forward", "backward"]),
+        cases("passes")
     );
-    for row in &figures {
+    for row in figures["passes"].as_array().unwrap() {
         let (ms, ratio) = (&row["ms_per_image"], &row["over_forward"]);
         assert!(ms.as_f64().unwrap() > 0.0 && ratio.as_f64().unwrap() > 0.0);
         assert_eq!(2, row["repetitions"]);
     }
-    assert_eq!(5, ended.stdout.lines().count() - 1, "{}", ended.stdout);
+    assert_eq!(expected(&["rollout"]), cases("videos"));
+    for row in figures["videos"].as_array().unwrap() {
+        assert_eq!(5, row["frames"]);
+        assert!(row["frames_per_s"].as_f64().unwrap() > 0.0);
+        assert_eq!(5, row["stage_ms"].as_array().unwrap().len());
+    }
+    assert_eq!(["figures.json", "in.mp4"], *bench.names());
+    // Two tables with their heads, an empty line between them, and where the figures are.
+    let lines = ended.stdout.lines().count();
+    assert_eq!(7 + 1 + 3 + 1, lines, "{}", ended.stdout);
 }
 
 #[test]
@@ -741,6 +755,6 @@ fn bench_names_the_methods_that_there_are() {
     bench.check_refused_as_it_is(
         &format!("bench --model {} --method none", model.display()),
         1,
-        "error: unknown method \"none\", expected forward, diffmask, rollout, raw-attention",
+        "error: unknown method \"none\", expected forward, backward, diffmask, rollout, raw-attention",
     );
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod environment;
 mod eval;
 mod exit;
 mod file;
@@ -11,7 +12,6 @@ mod progress;
 mod setup;
 mod side;
 mod still;
-mod threads;
 mod train;
 
 use std::process::ExitCode;
@@ -30,9 +30,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> anyhow::Result<Exit> {
-    if let Some(threads) = command.threads() {
-        threads::limit(threads)?;
-    }
+    environment::set(command.threads())?;
     match command {
         Command::File(args) => file::run(args),
         Command::Still(args) => still::run(args),

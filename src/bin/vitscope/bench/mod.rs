@@ -1,0 +1,135 @@
+//! `vitscope bench`: how long models, their explanations and whole videos take on this machine.
+#![expect(
+    clippy::print_stdout,
+    reason = "what a command is asked for goes to standard output"
+)]
+
+mod passes;
+mod video;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::Device;
+use serde::Serialize;
+use vitscope::files::write_whole;
+use vitscope::gates::{DEFAULT_STRETCH, GateSizes, Gates};
+use vitscope::models::{self, Model, Preprocessor};
+use vitscope::rng::Rng;
+use vitscope::vit::{Vit, VitConfig, init};
+
+use crate::args::DeviceChoice;
+use crate::exit::Exit;
+use crate::setup;
+
+/// Options of `vitscope bench`.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Embedded models, folders, or vit-ti/16, vit-s/16 and vit-b/16, which get random weights.
+    #[arg(
+        long,
+        value_name = "MODEL,…",
+        value_delimiter = ',',
+        default_value = "vit-ti/16,vit-s/16,vit-b/16"
+    )]
+    model: Vec<String>,
+    /// `forward`, which is the bare model, `backward`, which adds the gradients at all places of the
+    /// model, and methods.
+    #[arg(
+        long,
+        value_name = "METHOD,…",
+        value_delimiter = ',',
+        default_value = "forward,diffmask"
+    )]
+    method: Vec<String>,
+    /// Pictures that go through the model at once.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8")]
+    batch: Vec<NonZeroUsize>,
+    /// Edge of the pictures of models with random weights, in pixels.
+    #[arg(long, value_name = "PX", default_value = "224")]
+    size: usize,
+    /// How often each case is timed; the cases take turns.
+    #[arg(long, value_name = "N", default_value = "20")]
+    repeat: NonZeroUsize,
+    /// Take this video through the whole pipeline too, and time its stages.
+    #[arg(long, value_name = "FILE")]
+    video: Option<PathBuf>,
+    /// Where the model runs: cpu, cuda, cuda:N, or auto.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Threads that compute [default: one a core].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Write the figures as JSON.
+    #[arg(long, value_name = "FILE.json")]
+    json: Option<PathBuf>,
+}
+
+/// All that was measured.
+#[derive(Debug, Serialize)]
+struct Figures {
+    passes: Vec<passes::Figures>,
+    videos: Vec<video::Figures>,
+}
+
+/// Runs `vitscope bench`.
+pub fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
+    let device = setup::device(args.device)?;
+    let models = args
+        .model
+        .iter()
+        .map(|name| Ok(Arc::new(open(name, args.size, &device)?)))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let passes = passes::measure(args, &models, &device)?;
+    print!("{}", passes::table(&passes));
+    let videos = match &args.video {
+        Some(path) => video::measure(args, path, &models, &passes)?,
+        None => Vec::new(),
+    };
+    if !videos.is_empty() {
+        print!("\n{}", video::table(&videos));
+    }
+    if let Some(path) = &args.json {
+        let figures = Figures { passes, videos };
+        let text = serde_json::to_string_pretty(&figures)? + "\n";
+        write_whole(path, text.as_bytes())?;
+        println!("figures in {path:?}");
+    }
+    Ok(Exit::Whole)
+}
+
+/// A model by reference, or one with random weights and gates.
+fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
+    let Some(config) = VitConfig::preset(name) else {
+        return Ok(models::open(name, device)?);
+    };
+    let config = VitConfig {
+        image_size: size_px,
+        ..config
+    };
+    let mut rng = Rng::new(0);
+    let weights = init::init(&config, &mut rng)?
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
+        .collect::<anyhow::Result<_>>()?;
+    let sizes = GateSizes::new(&config);
+    let gates = Gates::initial_tensors(sizes, 0.0, &mut rng, device)?;
+    Ok(Model {
+        name: name.to_owned(),
+        vit: Vit::load(config, &weights)?,
+        preprocessor: Preprocessor::square(size_px),
+        weights_sha256: String::new(),
+        gates: Some(Gates::load(
+            sizes,
+            DEFAULT_STRETCH,
+            &gates.into_iter().collect(),
+        )?),
+        gate_card: None,
+    })
+}
+
+/// The longest of some names, for the width of a column.
+fn width<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    names.map(str::len).max().unwrap_or(0).max(6)
+}

@@ -1,0 +1,195 @@
+//! Passes of pictures through models.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use candle_core::{D, Device, Tensor};
+use serde::Serialize;
+use vitscope::explain::{Explainer, Method, Parts, Target};
+use vitscope::models::Model;
+use vitscope::rng::Rng;
+use vitscope::vit::{Probe, Site};
+
+use super::{BenchArgs, width};
+
+/// What a case is called that explains nothing.
+const FORWARD: &str = "forward";
+/// And one that computes the gradient of the strongest class at every place that a method may look at.
+const BACKWARD: &str = "backward";
+
+/// Runs of each case before the first that counts.
+const WARM_UP: usize = 3;
+
+/// What is done with pictures.
+enum Work {
+    Forward,
+    Backward,
+    Explain(Box<dyn Explainer>),
+}
+
+/// One line of the table.
+struct Case<'a> {
+    model: &'a Model,
+    work: Work,
+    images: Tensor,
+    /// Seconds of each repetition.
+    secs: Vec<f64>,
+}
+
+/// What was measured for a case.
+#[derive(Debug, Serialize)]
+pub(super) struct Figures {
+    pub(super) model: String,
+    pub(super) method: String,
+    pub(super) batch: usize,
+    repetitions: usize,
+    /// Median over the repetitions.
+    pub(super) ms_per_image: f64,
+    /// 95th percentile.
+    ms_per_image_p95: f64,
+    pub(super) images_per_s: f64,
+    /// Time over that of the bare model with the same batch, where that was timed too.
+    over_forward: Option<f64>,
+}
+
+/// Times all cases, in turns.
+pub(super) fn measure(
+    args: &BenchArgs,
+    models: &[Arc<Model>],
+    device: &Device,
+) -> anyhow::Result<Vec<Figures>> {
+    let mut cases = Vec::new();
+    for model in models {
+        for &batch in &args.batch {
+            for method in &args.method {
+                cases.push(Case::new(model, method, batch.get(), device)?);
+            }
+        }
+    }
+    for round in 0..WARM_UP + args.repeat.get() {
+        for case in &mut cases {
+            let start = Instant::now();
+            case.run(device)?;
+            if round >= WARM_UP {
+                case.secs.push(start.elapsed().as_secs_f64());
+            }
+        }
+    }
+    let mut figures: Vec<Figures> = cases.iter_mut().map(Case::figures).collect();
+    for figure_idx in 0..figures.len() {
+        let case = &figures[figure_idx];
+        let bare = figures.iter().find(|other| {
+            (&other.model, other.batch) == (&case.model, case.batch) && other.method == FORWARD
+        });
+        let ratio = bare.map(|bare| case.ms_per_image / bare.ms_per_image);
+        figures[figure_idx].over_forward = ratio;
+    }
+    Ok(figures)
+}
+
+/// The method of that name; `None` for passes that explain nothing.
+pub(super) fn method(name: &str) -> anyhow::Result<Option<Method>> {
+    if [FORWARD, BACKWARD].contains(&name) {
+        return Ok(None);
+    }
+    let Ok(method) = name.parse() else {
+        let known = Method::ALL.map(Method::name).join(", ");
+        bail!("unknown method {name:?}, expected {FORWARD}, {BACKWARD}, {known}");
+    };
+    Ok(Some(method))
+}
+
+impl<'a> Case<'a> {
+    fn new(model: &'a Model, name: &str, batch: usize, device: &Device) -> anyhow::Result<Self> {
+        let work = match method(name)? {
+            Some(method) => {
+                let gates = model.gates.as_ref();
+                Work::Explain(method.build(Parts { gates })?)
+            }
+            None if name == BACKWARD => Work::Backward,
+            None => Work::Forward,
+        };
+        let size = model.preprocessor.image_size();
+        let dims = (batch, 3, size.height_px, size.width_px);
+        Ok(Self {
+            model,
+            work,
+            images: Rng::new(1).normal_tensor(dims, device)?,
+            secs: Vec::new(),
+        })
+    }
+
+    /// One pass, finished when its result has arrived in the processor's memory.
+    fn run(&self, device: &Device) -> anyhow::Result<()> {
+        let (vit, images) = (&self.model.vit, &self.images);
+        let result = match &self.work {
+            Work::Forward => vit.forward(images)?.tokens,
+            Work::Backward => {
+                let mut probe = Probe::new(Site::all(vit.n_blocks()));
+                let logits = vit.forward_with(images, &mut probe)?.logits;
+                let logits =
+                    logits.context("a model without a head has no class to differentiate")?;
+                let strongest = logits.max(D::Minus1)?.sum_all()?;
+                let grads = vitscope::kernels::in_pool(|| strongest.backward())?;
+                probe.gradient(Site::PatchEmbeddings, &grads)?
+            }
+            Work::Explain(explainer) => {
+                explainer
+                    .explain(vit, images, Target::Predicted)?
+                    .attribution
+            }
+        };
+        std::hint::black_box(result);
+        Ok(device.synchronize()?)
+    }
+
+    fn figures(&mut self) -> Figures {
+        self.secs.sort_by(f64::total_cmp);
+        let batch = self.images.dims().first().copied().unwrap_or(1);
+        let at = |share: f64| {
+            let last = self.secs.len().saturating_sub(1);
+            let secs = self.secs.get((last as f64 * share).round() as usize);
+            secs.copied().unwrap_or(f64::NAN) * 1e3 / batch as f64
+        };
+        let method = match &self.work {
+            Work::Forward => FORWARD,
+            Work::Backward => BACKWARD,
+            Work::Explain(explainer) => explainer.name(),
+        };
+        Figures {
+            model: self.model.name.clone(),
+            method: method.to_owned(),
+            batch,
+            repetitions: self.secs.len(),
+            ms_per_image: at(0.5),
+            ms_per_image_p95: at(0.95),
+            images_per_s: 1e3 / at(0.5),
+            over_forward: None,
+        }
+    }
+}
+
+pub(super) fn table(figures: &[Figures]) -> String {
+    let model = width(figures.iter().map(|row| row.model.as_str()));
+    let method = width(figures.iter().map(|row| row.method.as_str()));
+    let mut text = format!(
+        "{:model$}  {:method$}  batch  ms/image      p95  images/s  of forward\n",
+        "model", "method"
+    );
+    for row in figures {
+        let ratio = row
+            .over_forward
+            .map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        text += &format!(
+            "{:model$}  {:method$}  {:5}  {:8.2}  {:7.2}  {:8.1}  {ratio:>10}\n",
+            row.model,
+            row.method,
+            row.batch,
+            row.ms_per_image,
+            row.ms_per_image_p95,
+            row.images_per_s
+        );
+    }
+    text
+}
