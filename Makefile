@@ -3,6 +3,8 @@
 #   make demo               explain a real clip; `make demo VIDEO=path` takes yours
 #   make test               all the tests, lints and documentation
 #   make install            put `vitscope` into ~/.cargo/bin
+#   make bench-peers        time it beside ONNX Runtime, OpenVINO and PyTorch
+#   make check-cuda         compile it for CUDA, with or without a GPU
 
 CLIP := demo/cockatoo.mp4
 VIDEO ?= $(CLIP)
@@ -23,7 +25,7 @@ MIN_RUST := 1.92
 CARGO_HOME ?= $(HOME)/.cargo
 export PATH := $(CARGO_HOME)/bin:$(PATH)
 
-.PHONY: demo test install packages test-packages clip-packages rust
+.PHONY: demo test install bench-peers check-cuda packages test-packages pip venv python-packages rust
 
 demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
 	cargo build --release --locked
@@ -48,6 +50,18 @@ test: packages test-packages rust
 
 install: packages rust
 	cargo install --locked --path .
+
+# Passes take a quarter of an hour on two cores, and videos as long.
+bench-peers: packages rust venv $(CLIP)
+	cargo build --release --locked
+	[ -x target/peers/bin/python ] || python3 -m venv target/peers
+	target/peers/bin/pip install --quiet onnxruntime onnx openvino timm torch \
+		opencv-python-headless safetensors grad-cam
+	target/peers/bin/python tests/benches/peers/forward.py target/release/vitscope
+	target/peers/bin/python tests/benches/peers/whole_job.py target/release/vitscope $(VIDEO)
+
+check-cuda: packages rust pip
+	tests/cuda/check.sh
 
 # Installs the Debian packages in $(1) that are missing; elsewhere only names them.
 define install_packages
@@ -87,7 +101,7 @@ rust: packages
 		|| { echo "rustc is still older than $(MIN_RUST); is \`stable\` the default of rustup?"; exit 1; }
 
 $(CLIP):
-	@command -v pip3 >/dev/null || $(MAKE) --no-print-directory clip-packages
+	@$(MAKE) --no-print-directory pip
 	mkdir -p demo
 	pip3 download --quiet --no-deps --only-binary :all: --dest demo $(CLIP_PACKAGE)
 	cd demo && python3 -m zipfile -e imageio-*.whl wheel
@@ -95,5 +109,12 @@ $(CLIP):
 	mv demo/wheel/$(CLIP_PATH) $@
 	rm -r demo/wheel demo/imageio-*.whl
 
-clip-packages:
-	$(call install_packages,python3-pip)
+# A Python that did not come from Debian may bring its own.
+pip:
+	@command -v pip3 >/dev/null || $(MAKE) --no-print-directory python-packages
+
+venv:
+	@python3 -c 'import ensurepip' 2>/dev/null || $(MAKE) --no-print-directory python-packages
+
+python-packages:
+	$(call install_packages,python3-pip python3-venv)

@@ -1,6 +1,6 @@
-"""Times one forward pass of ViT-Ti, -S and -B here, in ONNX Runtime and in PyTorch, in turns, and prints ratios.
+"""Times one forward pass of ViT-Ti, -S and -B here, in ONNX Runtime, OpenVINO and PyTorch, in turns, and prints ratios.
 
-    pip install onnxruntime onnx timm torch
+    pip install onnxruntime onnx openvino timm torch
     cargo build --release && python3 tests/benches/peers/forward.py target/release/vitscope
 
 All run on two threads with random weights; a figure is the median over all rounds, in ms a picture.
@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 import onnxruntime
+import openvino
 import timm
 import torch
 
@@ -52,21 +53,30 @@ def peers(name, batch, folder):
     )
     feed = {session.get_inputs()[0].name: images.numpy().astype(np.float32)}
 
+    settings = {"INFERENCE_NUM_THREADS": THREADS, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    request = compiled.create_infer_request()
+
     def pytorch():
         with torch.inference_mode():
             model(images)
 
-    return {"onnxruntime": lambda: session.run(None, feed), "pytorch": pytorch}
+    return {
+        "onnxruntime": lambda: session.run(None, feed),
+        "openvino": lambda: request.infer([images.numpy()]),
+        "pytorch": pytorch,
+    }
 
 
 def ours(program, name, batch, folder):
-    """Milliseconds a picture of the bare model and of DiffMask, one median a round."""
+    """Milliseconds a picture of the bare model, with gradients and with DiffMask, one median a round."""
     path = folder / "ours.json"
     command = [program, "bench", "--model", name, "--batch", str(batch)]
-    command += ["--method", "forward,diffmask", "--threads", str(THREADS)]
+    command += ["--method", "forward,backward,diffmask", "--threads", str(THREADS)]
     command += ["--repeat", str(REPEATS_A_ROUND), "--json", str(path)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return {row["method"]: [row["ms_per_image"]] for row in json.loads(path.read_text())}
+    passes = json.loads(path.read_text())["passes"]
+    return {row["method"]: [row["ms_per_image"]] for row in passes}
 
 
 def main():
@@ -76,7 +86,10 @@ def main():
     parser.add_argument("--models", default=",".join(MODELS))
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
-    print("model      batch  forward  diffmask  onnxruntime  pytorch  forward/ort  diffmask/forward")
+    print(
+        "model      batch  forward  diffmask  backward  onnxruntime  openvino  pytorch"
+        "  forward/ort  diffmask/forward  backward/forward"
+    )
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for name in args.models.split(","):
@@ -92,9 +105,10 @@ def main():
                 ms = {what: statistics.median(values) for what, values in times.items()}
                 print(
                     f"{name:9}  {batch:5}  {ms['forward']:7.2f}  {ms['diffmask']:8.2f}"
-                    f"  {ms['onnxruntime']:11.2f}  {ms['pytorch']:7.2f}"
-                    f"  {ms['forward'] / ms['onnxruntime']:11.2f}"
-                    f"  {ms['diffmask'] / ms['forward']:16.2f}",
+                    f"  {ms['backward']:8.2f}  {ms['onnxruntime']:11.2f}  {ms['openvino']:8.2f}"
+                    f"  {ms['pytorch']:7.2f}  {ms['forward'] / ms['onnxruntime']:11.2f}"
+                    f"  {ms['diffmask'] / ms['forward']:16.2f}"
+                    f"  {ms['backward'] / ms['forward']:16.2f}",
                     flush=True,
                 )
 
