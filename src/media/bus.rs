@@ -16,6 +16,8 @@ pub(super) struct Failure {
     pub(super) disk_full: bool,
     /// True where a demuxer or parser gave up.
     reader: bool,
+    /// True where an encoder, a muxer or the file could not go on.
+    pub(super) writer: bool,
 }
 
 impl Failure {
@@ -25,6 +27,7 @@ impl Failure {
             reason: reason.into(),
             disk_full: false,
             reader: false,
+            writer: false,
         }
     }
 
@@ -48,19 +51,25 @@ impl Failure {
         } else {
             format!("{element}: {text}")
         };
-        let reader = message
+        let factory = message
             .src()
             .and_then(|src| src.downcast_ref::<gst::Element>())
-            .and_then(|element| element.factory())
-            .is_some_and(|factory| {
-                factory.has_type(gst::ElementFactoryType::DEMUXER)
-                    || factory.has_type(gst::ElementFactoryType::PARSER)
-                    || ["parsebin", "typefind"].contains(&factory.name().as_str())
-            });
+            .and_then(|element| element.factory());
+        let reader = factory.as_ref().is_some_and(|factory| {
+            factory.has_type(gst::ElementFactoryType::DEMUXER)
+                || factory.has_type(gst::ElementFactoryType::PARSER)
+                || ["parsebin", "typefind"].contains(&factory.name().as_str())
+        });
+        let writer = factory.as_ref().is_some_and(|factory| {
+            factory.has_type(gst::ElementFactoryType::ENCODER)
+                || factory.has_type(gst::ElementFactoryType::MUXER)
+                || factory.has_type(gst::ElementFactoryType::SINK)
+        });
         Self {
             reason,
             disk_full,
             reader,
+            writer,
         }
     }
 

@@ -88,6 +88,16 @@ impl Shared {
         Ok(())
     }
 
+    /// Fails where something has failed that the sink does not speak of.
+    ///
+    /// Both wake at a failure; without this, which of them names it would be a matter of luck.
+    pub(super) fn check_source(&self) -> Result<()> {
+        let writer = lock(&self.failure)
+            .as_ref()
+            .is_some_and(|failure| failure.writer);
+        if writer { Ok(()) } else { self.check() }
+    }
+
     /// True where the disk was full.
     pub(super) fn disk_full(&self) -> bool {
         lock(&self.failure)

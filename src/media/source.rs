@@ -142,12 +142,11 @@ impl FileSource {
         match item {
             Some(Item::Frame(frame)) => Ok(Some(frame)),
             Some(Item::Flushed) => self.receive(),
-            Some(Item::End) => {
-                self.session.shared.check()?;
+            Some(Item::End) | None => {
+                self.session.shared.check_source()?;
                 self.ended = true;
                 Ok(None)
             }
-            None => Err(self.session.shared.error()),
         }
     }
 
