@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{D, Device, Tensor};
-use vitscope::explain::{Explainer, Explanation, Target};
+use vitscope::explain::{Explainer, Needs, Pass, Target};
 use vitscope::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
 use vitscope::media::memory::{MemorySink, MemorySource};
 use vitscope::models;
 use vitscope::overlay::{Overlay, Range};
 use vitscope::pipeline::Pipeline;
 use vitscope::pipeline::stages::View;
-use vitscope::vit::{Record, Site, Vit};
+use vitscope::vit::{Site, Vit};
 
 struct KeyNorm;
 
@@ -30,22 +30,18 @@ impl Explainer for KeyNorm {
         "key-norm"
     }
 
-    fn explain(
-        &self,
-        vit: &Vit,
-        images: &Tensor,
-        _target: Target,
-    ) -> vitscope::Result<Explanation> {
-        let site = Site::Key(vit.n_blocks() - 1);
-        let mut record = Record::new([site]);
-        let output = vit.forward_with(images, &mut record)?;
-        let keys = record.get(site)?; // [batch, tokens, dim]
-        let n_special = vit.config().n_special_tokens();
-        let patches = keys.narrow(1, n_special, keys.dim(1)? - n_special)?; // [batch, patches, dim]
-        Ok(Explanation {
-            attribution: patches.sqr()?.sum(D::Minus1)?.sqrt()?, // [batch, patches]
-            logits: output.logits,
-        })
+    fn range(&self) -> Range {
+        Range::MinMax
+    }
+
+    fn needs(&self, vit: &Vit) -> Needs {
+        Needs::values([Site::Key(vit.n_blocks() - 1)])
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> vitscope::Result<Tensor> {
+        let keys = pass.value(Site::Key(pass.vit().n_blocks() - 1))?; // [batch, tokens, dim]
+        let patches = pass.patches_of(&keys, 1)?; // [batch, patches, dim]
+        Ok(patches.sqr()?.sum(D::Minus1)?.sqrt()?) // [batch, patches]
     }
 }
 
@@ -67,9 +63,8 @@ fn main() -> anyhow::Result<()> {
     let pipeline = Pipeline {
         view: View {
             model: Arc::new(models::open("cifar10", &Device::Cpu)?),
-            explainer: Box::new(KeyNorm),
-            target: Target::Predicted,
-            range: Range::MinMax,
+            explainers: vec![Box::new(KeyNorm)],
+            targets: vec![Target::Predicted],
         },
         overlay: Overlay::default(),
         every: NonZeroU64::MIN,

@@ -48,7 +48,7 @@ fn main() -> anyhow::Result<()> {
         attribution: &attribution,
         grid: model.grid(),
         placement: &placement,
-        range: Method::DiffMask.range(),
+        range: explainer.range(),
     };
     let drawn = Overlay::default().draw(frame, Some(&heat), &caption)?;
     overlay::image_from_frame(&drawn)?.save(output)?;

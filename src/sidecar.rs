@@ -17,12 +17,12 @@ use crate::error::{Error, Result};
 ///
 /// ```
 /// let line = r#"{"seq":30,"pts":1001000000,"duration":33366667,"explained":true,"shows":30,
-///     "method":"diffmask",
-///     "class":{"index":2,"label":"bird","probability":0.9132},
-///     "predicted":{"index":2,"label":"bird","probability":0.9132},
-///     "kept":0.375,"grid":[2,2],"attribution":[0.0,0.5,1.0,0.0]}"#;
+///     "predicted":{"index":2,"label":"bird","probability":0.9132},"grid":[2,2],
+///     "maps":[{"method":"diffmask",
+///         "class":{"index":2,"label":"bird","probability":0.9132},
+///         "kept":0.375,"attribution":[0.0,0.5,1.0,0.0]}]}"#;
 /// let record: vitscope::sidecar::Record = serde_json::from_str(line)?;
-/// assert_eq!(Some((2, 2)), record.grid);
+/// assert_eq!((Some((2, 2)), "diffmask"), (record.grid, record.maps.unwrap()[0].method.as_str()));
 ///
 /// let line = r#"{"seq":31,"pts":1034366667,"duration":33366667,"explained":false,"shows":30}"#;
 /// let record: vitscope::sidecar::Record = serde_json::from_str(line)?;
@@ -39,29 +39,39 @@ pub struct Record {
     /// How long the frame is shown, in nanoseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<u64>,
-    /// True where the frame went through the model; all keys from `method` on need that.
+    /// True where the frame went through the model; `predicted`, `grid` and `maps` need that.
     pub explained: bool,
     /// `seq` of the frame whose explanation is drawn on this one; left out where none is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shows: Option<u64>,
-    /// Name of the method.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub method: Option<String>,
-    /// The class that is explained; left out where the model has no head.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub class: Option<Class>,
     /// The most probable class; left out where the model has no head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Class>,
-    /// Mean of the mask's keep values, in 0–1; left out for methods that give no mask.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kept: Option<f32>,
     /// Rows and columns of the patch grid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<(usize, usize)>,
-    /// Raw scores of the patches, row by row from the top left, higher is more important; four significant digits.
+    /// What each method found: its maps for all targets, then those of the next method.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attribution: Option<Vec<f32>>,
+    pub maps: Option<Vec<Map>>,
+}
+
+/// What one method found for one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Map {
+    /// Name of the method.
+    pub method: String,
+    /// The class that is explained; left out where the model has no head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// The class that it is contrasted with; left out where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<Class>,
+    /// Mean of the mask's keep values, in 0–1; left out for methods that give no mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<f32>,
+    /// Raw scores of the patches, row by row from the top left, higher is more important; four significant digits.
+    pub attribution: Vec<f32>,
 }
 
 /// A class and how sure the model is of it.
@@ -150,12 +160,15 @@ mod tests {
             duration: None,
             explained: true,
             shows: Some(1),
-            method: Some("rollout".into()),
-            class: None,
             predicted: None,
-            kept: None,
             grid: Some((1, 2)),
-            attribution: Some(vec![rounded(0.123_456), rounded(1.0 / 30_000.0)]),
+            maps: Some(vec![Map {
+                method: "rollout".into(),
+                class: None,
+                against: None,
+                kept: None,
+                attribution: vec![rounded(0.123_456), rounded(1.0 / 30_000.0)],
+            }]),
         }
     }
 
@@ -192,8 +205,8 @@ mod tests {
         writer.finish().unwrap();
         let text = String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
         assert_eq!(
-            "{\"seq\":1,\"pts\":40000000,\"explained\":true,\"shows\":1,\"method\":\"rollout\",\
-             \"grid\":[1,2],\"attribution\":[0.1235,0.00003333]}\n",
+            "{\"seq\":1,\"pts\":40000000,\"explained\":true,\"shows\":1,\"grid\":[1,2],\
+             \"maps\":[{\"method\":\"rollout\",\"attribution\":[0.1235,0.00003333]}]}\n",
             text
         );
         assert_eq!(record(), serde_json::from_str(&text).unwrap());

@@ -18,10 +18,11 @@
 
 use candle_core::Tensor;
 
-use super::{Explainer, Explanation, Target, refuse_class};
+use super::{Explainer, Needs, Pass};
 use crate::error::Result;
 use crate::gates::{FrozenGates, Gates};
-use crate::vit::Vit;
+use crate::overlay::Range;
+use crate::vit::{Site, Vit};
 
 /// Explains by trained gates.
 pub struct DiffMask {
@@ -45,12 +46,24 @@ impl Explainer for DiffMask {
         "diffmask"
     }
 
-    fn explain(&self, vit: &Vit, images: &Tensor, target: Target) -> Result<Explanation> {
-        refuse_class(self.name(), target)?;
-        let voted = self.gates.pass(vit, images)?;
-        Ok(Explanation {
-            attribution: voted.mask,
-            logits: voted.output.logits,
-        })
+    fn range(&self) -> Range {
+        Range::Unit
     }
+
+    fn needs(&self, vit: &Vit) -> Needs {
+        Needs::values(states(vit))
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let states = states(pass.vit())
+            .map(|site| pass.value(site))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(self.gates.mask(&states)?)
+    }
+}
+
+/// The states that gates look at, in order.
+fn states(vit: &Vit) -> impl Iterator<Item = Site> + use<> {
+    let hidden = (0..=vit.n_blocks()).map(Site::Hidden);
+    std::iter::once(Site::PatchEmbeddings).chain(hidden)
 }

@@ -1,18 +1,35 @@
 //! Explainers: each scores the patches of an image by how much they matter to the model.
+//!
+//! One file a method family; [`methods`] is the table of all. Methods that read the same forward and backward
+//! pass share it: see [`pass`].
 
+pub mod agcam;
 pub mod attention;
+pub mod beyond_intuition;
+pub mod chefer;
 pub mod diffmask;
+pub mod gradcam;
+pub mod gradients;
+pub mod gradmask;
+pub mod legrad;
+pub mod masked;
+pub mod methods;
+pub mod occlusion;
+pub mod pass;
+pub mod recipro_cam;
+pub mod rise;
 pub mod rollout;
-
-use std::fmt;
-use std::str::FromStr;
+pub mod score_cam;
+pub mod tam;
 
 use candle_core::Tensor;
 
+pub use methods::{Method, Parts};
+pub use pass::{Forward, Needs, Pass};
+
 use crate::error::{Error, Result};
-use crate::gates::Gates;
 use crate::overlay::Range;
-use crate::vit::Vit;
+use crate::vit::{Site, Vit};
 
 /// The class that is explained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +39,8 @@ pub enum Target {
     Predicted,
     /// A class by index.
     Class(usize),
+    /// What speaks for the first class and against the second.
+    Contrast(usize, usize),
 }
 
 /// What an explainer found. The logits come along so that nobody runs the model twice.
@@ -40,148 +59,141 @@ pub trait Explainer: Send {
     /// Name on the command line and in the sidecar: lower case, no spaces.
     fn name(&self) -> &'static str;
 
-    /// Explains a batch.
+    /// True where the method tells classes apart; others are asked for [`Target::Predicted`] only.
+    fn explains_classes(&self) -> bool {
+        false
+    }
+
+    /// How attributions become colors.
+    fn range(&self) -> Range {
+        Range::Percentile
+    }
+
+    /// What it reads of the pass that all methods share; nothing but the logits where it runs the model itself.
+    fn needs(&self, _vit: &Vit) -> Needs {
+        Needs::default()
+    }
+
+    /// Explains a batch by a pass that kept what the method [`needs`](Self::needs).
+    ///
+    /// # Shapes
+    /// - result: `[batch, patches]`, raw scores, higher is more important
+    ///
+    /// # Errors
+    /// Fails where model and method do not go together.
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor>;
+
+    /// Explains a batch by a pass of its own.
     ///
     /// # Shapes
     /// - `images`: `[batch, 3, height, width]`, normalized for `vit`
     ///
     /// # Errors
     /// Fails where `images` does not fit the model, or the target has no meaning for the method.
-    fn explain(&self, vit: &Vit, images: &Tensor, target: Target) -> Result<Explanation>;
-}
-
-/// The built-in methods; [`Display`](fmt::Display) and [`FromStr`] use the names of the command line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Method {
-    /// Trained gates: [`diffmask::DiffMask`].
-    #[default]
-    DiffMask,
-    /// Attention through all blocks: [`rollout::Rollout`].
-    Rollout,
-    /// Attention of the last block: [`attention::RawAttention`].
-    RawAttention,
-}
-
-/// What a model brings along for the methods that need trained parts.
-#[derive(Clone, Copy, Default)]
-pub struct Parts<'a> {
-    /// DiffMask gates for this model's weights.
-    pub gates: Option<&'a Gates>,
-}
-
-impl Method {
-    /// Every method, best known first.
-    pub const ALL: [Self; 3] = [Self::DiffMask, Self::Rollout, Self::RawAttention];
-
-    /// Name on the command line and in the sidecar.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::DiffMask => "diffmask",
-            Self::Rollout => "rollout",
-            Self::RawAttention => "raw-attention",
-        }
-    }
-
-    /// One line for a list of methods.
-    pub fn summary(self) -> &'static str {
-        match self {
-            Self::DiffMask => "patches that the whole answer can be kept with, by trained gates",
-            Self::Rollout => "attention followed through all blocks to the class token",
-            Self::RawAttention => "attention of the class token in the last block",
-        }
-    }
-
-    /// True where the method tells classes apart, so that a target has a meaning.
-    pub fn explains_classes(self) -> bool {
-        match self {
-            Self::DiffMask | Self::Rollout | Self::RawAttention => false,
-        }
-    }
-
-    /// True where the model must bring trained gates.
-    pub fn needs_gates(self) -> bool {
-        self == Self::DiffMask
-    }
-
-    /// How attributions of this method become colors: masks as they are, attention by its largest values.
-    pub fn range(self) -> Range {
-        match self {
-            Self::DiffMask => Range::Unit,
-            Self::Rollout | Self::RawAttention => Range::Percentile,
-        }
-    }
-
-    /// The explainer.
-    ///
-    /// # Errors
-    /// [`Error::Model`] where `parts` lacks what the method needs.
-    pub fn build(self, parts: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(match self {
-            Self::DiffMask => {
-                let gates = parts.gates.ok_or_else(|| {
-                    Error::Model(
-                        "model has no gates, train them with `vitscope train diffmask` or choose another method"
-                            .into(),
-                    )
-                })?;
-                Box::new(diffmask::DiffMask::new(gates)?)
-            }
-            Self::Rollout => Box::new(rollout::Rollout::default()),
-            Self::RawAttention => Box::new(attention::RawAttention),
+    fn explain(&self, vit: &Vit, images: &Tensor, target: Target) -> Result<Explanation> {
+        target.check_for(self.name(), self.explains_classes())?;
+        let forward = Forward::run(vit, images, self.needs(vit))?;
+        let attribution = self.attribution(&forward.toward(target)?)?.detach();
+        Ok(Explanation {
+            attribution,
+            logits: forward.logits(),
         })
     }
 }
 
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
+/// What several explainers found on the same images.
+#[derive(Clone, Debug)]
+pub struct Explanations {
+    /// `[batch, patches]` for each target of the first explainer, then of the second, and so on.
+    pub attributions: Vec<Tensor>,
+    /// `[batch, classes]` of the unmasked images; `None` where the model has no head.
+    pub logits: Option<Tensor>,
 }
 
-impl FromStr for Method {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|method| method.name() == name)
-            .or((name == "attention").then_some(Self::RawAttention))
-            .ok_or_else(|| {
-                let known = Self::ALL.map(Self::name).join(", ");
-                Error::Config(format!("no such method, known are {known}: {name:?}"))
-            })
-    }
-}
-
-/// The error of methods that explain the whole answer when they are asked for one class.
-fn refuse_class(method: &str, target: Target) -> Result<()> {
-    match target {
-        Target::Predicted => Ok(()),
-        Target::Class(class) => Err(Error::Config(format!(
-            "method {method:?} explains the whole answer, not one class, asked for class {class}"
-        ))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_method_is_found_by_its_name() {
-        for method in Method::ALL {
-            assert_eq!(method.to_string().parse::<Method>().ok(), Some(method));
+/// Explains a batch by all `explainers` for all `targets`: one forward pass, and one backward pass a target.
+///
+/// # Shapes
+/// - `images`: `[batch, 3, height, width]`, normalized for `vit`
+///
+/// # Errors
+/// As [`Explainer::explain`].
+pub fn explain_all(
+    explainers: &[Box<dyn Explainer>],
+    vit: &Vit,
+    images: &Tensor,
+    targets: &[Target],
+) -> Result<Explanations> {
+    for explainer in explainers {
+        for target in targets {
+            target.check_for(explainer.name(), explainer.explains_classes())?;
         }
     }
-
-    #[test]
-    fn an_unknown_method_is_told_the_known_ones() {
-        let message = "grad".parse::<Method>().err().map(|err| err.to_string());
-        assert!(message.is_some_and(|message| message.contains("diffmask, rollout")));
+    let needs = explainers.iter().map(|explainer| explainer.needs(vit));
+    let forward = Forward::run(vit, images, needs.fold(Needs::default(), Needs::and))?;
+    let mut by_target = Vec::with_capacity(targets.len());
+    for &target in targets {
+        let pass = forward.toward(target)?;
+        let found = explainers
+            .iter()
+            .map(|explainer| Ok(explainer.attribution(&pass)?.detach()))
+            .collect::<Result<Vec<_>>>()?;
+        by_target.push(found);
     }
+    let attributions = (0..explainers.len())
+        .flat_map(|explainer_idx| {
+            by_target
+                .iter()
+                .map(move |found| found[explainer_idx].clone())
+        })
+        .collect();
+    Ok(Explanations {
+        attributions,
+        logits: forward.logits(),
+    })
+}
 
-    #[test]
-    fn diffmask_without_gates_is_refused() {
-        assert!(Method::DiffMask.build(Parts::default()).is_err());
+impl Target {
+    /// Fails where a method that explains the whole answer is asked for a class.
+    fn check_for(self, method: &str, explains_classes: bool) -> Result<()> {
+        let asked = match self {
+            _ if explains_classes => return Ok(()),
+            Self::Predicted => return Ok(()),
+            Self::Class(class) => format!("class {class}"),
+            Self::Contrast(class, other) => format!("class {class} against class {other}"),
+        };
+        Err(Error::Config(format!(
+            "method {method:?} explains the whole answer, not one class, asked for {asked}"
+        )))
     }
+}
+
+/// An explainer that is its own options, read from a table.
+trait Options: Explainer {
+    /// Fails where an option is out of range.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Attention of all blocks, in order.
+fn attention_sites(vit: &Vit) -> impl DoubleEndedIterator<Item = Site> + ExactSizeIterator + use<> {
+    (0..vit.n_blocks()).map(Site::Attention)
+}
+
+/// The last block.
+fn last_block(vit: &Vit) -> Result<usize> {
+    vit.n_blocks().checked_sub(1).ok_or_else(no_blocks)
+}
+
+fn no_blocks() -> Error {
+    Error::Model("a model without blocks has nothing to explain by".into())
+}
+
+/// The rows of the class token's query.
+///
+/// # Shapes
+/// - `attn`: `[batch, heads, tokens, tokens]`
+/// - result: `[batch, heads, tokens]`
+fn class_row(attn: &Tensor) -> candle_core::Result<Tensor> {
+    attn.narrow(2, 0, 1)?.squeeze(2)?.contiguous()
 }

@@ -17,15 +17,21 @@
 //! (widespread code, Vision DiffMask's among it, does so for the first image of a batch only); it is
 //! off by default, as in the paper.
 //! No weights are needed.
+//!
+//! [`GradientRollout`] asks for one class: Aₗ becomes meanₕ((Aₗ ∘ ∂z/∂Aₗ)⁺) (the variant of the widespread
+//! `vit-explain` code), at the price of 1 backward.
 
-use candle_core::{Device, Tensor};
+use candle_core::{D, Device, Tensor};
 
-use super::{Explainer, Explanation, Target, refuse_class};
+use serde::Deserialize;
+
+use super::{Explainer, Needs, Options, Pass, attention_sites, no_blocks};
 use crate::error::{Error, Result};
-use crate::vit::{Record, Site, Vit};
+use crate::vit::{Site, Vit};
 
 /// How the heads of a block become one attention matrix.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum HeadFusion {
     /// Their mean, as in the paper.
     #[default]
@@ -37,11 +43,17 @@ pub enum HeadFusion {
 }
 
 /// Explains by attention rollout.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Rollout {
     fusion: HeadFusion,
     discard: f64,
 }
+
+/// Explains one class by attention rollout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GradientRollout {}
 
 impl Rollout {
     /// Rollout with the heads fused by `fusion` and the share `discard` of each block's weakest entries
@@ -50,12 +62,9 @@ impl Rollout {
     /// # Errors
     /// [`Error::Config`] where `discard` is not in [0, 1).
     pub fn new(fusion: HeadFusion, discard: f64) -> Result<Self> {
-        if !(0.0..1.0).contains(&discard) {
-            return Err(Error::Config(format!(
-                "discarded share of attention must be at least 0 and below 1, got {discard}"
-            )));
-        }
-        Ok(Self { fusion, discard })
+        let rollout = Self { fusion, discard };
+        rollout.check()?;
+        Ok(rollout)
     }
 
     /// Attention of one block as a row-stochastic mixture with the residual path.
@@ -74,9 +83,19 @@ impl Rollout {
         } else {
             fused
         };
-        let eye = Tensor::eye(fused.dim(1)?, fused.dtype(), fused.device())?;
-        let mixed = fused.broadcast_add(&eye)?;
-        mixed.broadcast_div(&mixed.sum_keepdim(2)?) // [batch, tokens, tokens]
+        with_residual(&fused)
+    }
+}
+
+impl Options for Rollout {
+    fn check(&self) -> Result<()> {
+        if (0.0..1.0).contains(&self.discard) {
+            return Ok(());
+        }
+        Err(Error::Config(format!(
+            "discarded share of attention must be at least 0 and below 1, got {}",
+            self.discard
+        )))
     }
 }
 
@@ -85,30 +104,66 @@ impl Explainer for Rollout {
         "rollout"
     }
 
-    fn explain(&self, vit: &Vit, images: &Tensor, target: Target) -> Result<Explanation> {
-        refuse_class(self.name(), target)?;
-        let sites = (0..vit.n_blocks()).map(Site::Attention);
-        let mut record = Record::new(sites.clone());
-        let output = vit.forward_with(images, &mut record)?;
-        let mut reached: Option<Tensor> = None; // [batch, 1, tokens]
-        for site in sites.rev() {
-            let mixed = self.mixture(record.get(site)?)?;
-            reached = Some(match reached {
-                Some(reached) => reached.matmul(&mixed)?,
-                None => mixed.narrow(1, 0, 1)?.contiguous()?,
-            });
-        }
-        let reached = reached
-            .ok_or_else(|| Error::Model("a model without blocks has no attention".into()))?;
-        let n_special = vit.config().n_special_tokens();
-        let attribution = reached
-            .narrow(2, n_special, reached.dim(2)? - n_special)?
-            .squeeze(1)?; // [batch, patches]
-        Ok(Explanation {
-            attribution,
-            logits: output.logits,
-        })
+    fn needs(&self, vit: &Vit) -> Needs {
+        Needs::values(attention_sites(vit))
     }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let mixture = |site| Ok(self.mixture(&pass.value(site)?)?);
+        reached(pass, mixture)
+    }
+}
+
+impl Options for GradientRollout {}
+
+impl Explainer for GradientRollout {
+    fn name(&self) -> &'static str {
+        "gradient-rollout"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn needs(&self, vit: &Vit) -> Needs {
+        Needs::values(attention_sites(vit)).and(Needs::gradients(attention_sites(vit)))
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let mixture = |site| {
+            let weighted = (pass.value(site)? * pass.gradient(site)?)?.relu()?;
+            Ok(with_residual(&weighted.mean(1)?)?)
+        };
+        reached(pass, mixture)
+    }
+}
+
+/// Ã of a block: attention and the residual path, rows normalized.
+///
+/// # Shapes
+/// - `fused` and result: `[batch, tokens, tokens]`
+fn with_residual(fused: &Tensor) -> candle_core::Result<Tensor> {
+    let eye = Tensor::eye(fused.dim(1)?, fused.dtype(), fused.device())?;
+    let mixed = fused.broadcast_add(&eye)?;
+    mixed.broadcast_div(&mixed.sum_keepdim(2)?)
+}
+
+/// How much of each patch reaches the class token through the mixtures of all blocks.
+///
+/// # Shapes
+/// - a mixture: `[batch, tokens, tokens]`
+/// - result: `[batch, patches]`
+fn reached(pass: &Pass<'_>, mixture: impl Fn(Site) -> Result<Tensor>) -> Result<Tensor> {
+    let mut reached: Option<Tensor> = None; // [batch, 1, tokens]
+    for site in attention_sites(pass.vit()).rev() {
+        let mixed = mixture(site)?;
+        reached = Some(match reached {
+            Some(reached) => reached.matmul(&mixed)?,
+            None => mixed.narrow(1, 0, 1)?.contiguous()?,
+        });
+    }
+    let reached = reached.ok_or_else(no_blocks)?.squeeze(1)?; // [batch, tokens]
+    pass.patches_of(&reached, D::Minus1)
 }
 
 /// Zeroes the share `discard` of weakest entries of each image's matrix.

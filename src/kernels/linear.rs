@@ -98,7 +98,7 @@ impl Linear {
     }
 
     /// Weight and bias.
-    pub(super) fn parts(&self) -> [&Tensor; 2] {
+    pub(crate) fn parts(&self) -> [&Tensor; 2] {
         [&self.weight, &self.bias]
     }
 

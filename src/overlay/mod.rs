@@ -8,6 +8,7 @@
 //! not see is left as it is, except by [`Mode::Heatmap`], which shows no picture at all.
 
 mod colormap;
+mod grid;
 mod paint;
 pub mod sheet;
 mod still;
@@ -353,12 +354,7 @@ fn doubled(frame: &Frame) -> Result<Frame> {
     let mut bytes = Vec::with_capacity(layout.min_len());
     for plane_idx in 0..layout.planes.len() {
         let (_, row_len) = layout.plane_extent(plane_idx);
-        let sample_len = match (from.format, plane_idx) {
-            (PixelFormat::Rgb | PixelFormat::Bgr, _) => 3,
-            (PixelFormat::Rgba | PixelFormat::Bgrx, _) => 4,
-            (PixelFormat::Nv12, 1) => 2,
-            _ => 1,
-        };
+        let sample_len = sample_len(from.format, plane_idx);
         for row in rows::rows(frame.bytes(), from, plane_idx) {
             for _ in 0..2 {
                 bytes.extend_from_slice(row);
@@ -377,4 +373,14 @@ fn doubled(frame: &Frame) -> Result<Frame> {
         Arc::new(layout),
         Box::new(bytes),
     )
+}
+
+/// Bytes from one sample of a plane to the next of its kind.
+fn sample_len(format: PixelFormat, plane_idx: usize) -> usize {
+    match (format, plane_idx) {
+        (PixelFormat::Rgb | PixelFormat::Bgr, _) => 3,
+        (PixelFormat::Rgba | PixelFormat::Bgrx, _) => 4,
+        (PixelFormat::Nv12, 1) => 2,
+        _ => 1,
+    }
 }

@@ -51,16 +51,15 @@ pub type OnFrame<'a> = Box<dyn FnMut(&Composited) -> Result<()> + Send + 'a>;
 /// let pipeline = Pipeline {
 ///     view: View {
 ///         model: Arc::new(models::open("tests/fixtures/vit_a", &Device::Cpu)?),
-///         explainer: Method::Rollout.build(Parts::default())?,
-///         target: Target::Predicted,
-///         range: Method::Rollout.range(),
+///         explainers: vec![Method::Rollout.build(Parts::default())?],
+///         targets: vec![Target::Predicted],
 ///     },
 ///     overlay: Overlay::default(),
 ///     every: NonZeroU64::MIN,
 ///     batch: NonZeroUsize::MIN,
 ///     cancel: &AtomicBool::new(false),
 ///     on_frame: Box::new(|frame| {
-///         println!("{}", frame.finding.as_ref().map_or_else(String::new, |found| found.caption()));
+///         println!("{}", frame.finding.as_ref().map_or_else(String::new, |found| found.answer()));
 ///         Ok(())
 ///     }),
 /// };
@@ -71,7 +70,7 @@ pub type OnFrame<'a> = Box<dyn FnMut(&Composited) -> Result<()> + Send + 'a>;
 /// # Ok::<(), vitscope::Error>(())
 /// ```
 pub struct Pipeline<'a> {
-    /// Model, method and class.
+    /// Model, methods and classes.
     pub view: View,
     /// What is drawn.
     pub overlay: Overlay,
@@ -105,6 +104,7 @@ impl Pipeline<'_> {
         } = self;
         let started = Instant::now();
         let failure = Failure::default();
+        let n_maps = view.n_maps();
         let preprocessor = &view.model.preprocessor;
         let resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
         let (to_patchify, decoded) = edge("decode to patchify", EDGE_FRAMES);
@@ -136,7 +136,7 @@ impl Pipeline<'_> {
             let composite = start.stage(
                 composite,
                 (explained, to_encode),
-                move |(from, to), busy| composite_loop(&overlay, from, to, busy),
+                move |(from, to), busy| composite_loop(&overlay, n_maps, from, to, busy),
             )?;
             let encode = start.stage(encode, composited, |from, busy| {
                 encode_loop(sink, on_frame, from, &failure, busy)
@@ -339,12 +339,13 @@ fn explain_loop(
 
 fn composite_loop(
     overlay: &Overlay,
+    n_maps: usize,
     explained: &EdgeReceiver<Explained>,
     to_encode: &EdgeSender<Composited>,
     busy: &mut Busy,
 ) -> Result<()> {
     while let Some(frame) = explained.recv() {
-        let composited = busy.with(|| stages::composite(frame, overlay))?;
+        let composited = busy.with(|| stages::composite(frame, overlay, n_maps))?;
         if to_encode.send(composited).is_err() {
             break;
         }

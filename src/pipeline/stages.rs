@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::explain::{Explainer, Explanation, Target};
+use crate::explain::{Explainer, Explanations, Target, explain_all};
 use crate::frame::placement::Placement;
 use crate::frame::resize::Resizer;
 use crate::frame::{Frame, FrameSize};
@@ -19,12 +19,10 @@ use crate::sidecar;
 pub struct View {
     /// The model that looks at the frames.
     pub model: Arc<Model>,
-    /// The method that says what it looked at.
-    pub explainer: Box<dyn Explainer>,
-    /// The class that is explained.
-    pub target: Target,
-    /// How the method's attribution becomes color.
-    pub range: Range,
+    /// The methods that say what it looked at.
+    pub explainers: Vec<Box<dyn Explainer>>,
+    /// The classes that each of them explains.
+    pub targets: Vec<Target>,
 }
 
 /// A frame as the source gave it.
@@ -88,24 +86,33 @@ pub struct Class {
     pub probability: f32,
 }
 
-/// What the explainer found on one frame.
+/// What the explainers found on one frame.
 pub struct Finding {
     /// The frame that was explained.
     pub seq: u64,
+    /// Rows and columns of the patch grid.
+    pub grid: (usize, usize),
+    /// Where the patch grid lies in the frame.
+    pub placement: Placement,
+    /// The most probable class; `None` where the model has no head.
+    pub predicted: Option<Class>,
+    /// The maps of the first method, one a target, then those of the second, and so on.
+    pub maps: Vec<Map>,
+}
+
+/// What one method found for one target.
+#[derive(Clone, Debug)]
+pub struct Map {
     /// Name of the method.
     pub method: &'static str,
     /// How the attribution becomes color.
     pub range: Range,
-    /// Rows and columns of the patch grid.
-    pub grid: (usize, usize),
     /// Raw scores of the patches, row by row.
     pub attribution: Vec<f32>,
-    /// Where the patch grid lies in the frame.
-    pub placement: Placement,
     /// The class that is explained; `None` where the model has no head.
     pub target: Option<Class>,
-    /// The most probable class; `None` where the model has no head.
-    pub predicted: Option<Class>,
+    /// The class that it is contrasted with.
+    pub against: Option<Class>,
 }
 
 /// Cuts the model's image out of a frame whose turn it is.
@@ -174,47 +181,65 @@ pub fn explain(
         .collect()
 }
 
-/// Draws the explanation and the class over the frame.
+/// Draws the explanations and their classes over the frame: one over the whole of it, several on a grid of
+/// smaller copies.
 ///
 /// An explanation that does not fit the frame is left out.
 ///
 /// # Errors
 /// Fails where the frame's memory cannot be written.
-pub fn composite(input: Explained, overlay: &Overlay) -> Result<Composited> {
+pub fn composite(input: Explained, overlay: &Overlay, n_maps: usize) -> Result<Composited> {
     let Explained { frame, finding } = input;
-    let finding = finding.filter(|finding| match finding.heat().check(frame.size()) {
-        Ok(()) => true,
-        Err(error) => {
-            warn_unexplained(frame.seq, &error);
-            false
+    let finding = finding.filter(|finding| {
+        let checked = finding
+            .maps
+            .iter()
+            .try_for_each(|map| finding.heat(map).check(frame.size()));
+        if let Err(error) = &checked {
+            warn_unexplained(frame.seq, error);
         }
+        checked.is_ok()
     });
-    let heat = finding.as_deref().map(Finding::heat);
-    let caption = finding.as_deref().map(Finding::caption).unwrap_or_default();
-    let frame = overlay.draw(frame, heat.as_ref(), &caption)?;
+    let panes: Vec<(Option<Heat<'_>>, String)> = match finding.as_deref() {
+        Some(finding) => (finding.maps.iter())
+            .map(|map| (Some(finding.heat(map)), finding.caption(map)))
+            .collect(),
+        None => vec![(None, String::new()); n_maps],
+    };
+    let frame = match panes.as_slice() {
+        [(heat, caption)] => overlay.draw(frame, heat.as_ref(), caption)?,
+        panes => overlay.draw_grid(&frame, panes)?,
+    };
     Ok(Composited { frame, finding })
 }
 
-/// One image's share of an [`Explanation`], out of the tensors.
+/// One image's share of [`Explanations`], out of the tensors.
 struct Scores {
     grid: (usize, usize),
-    attribution: Vec<f32>,
-    target: Option<Class>,
     predicted: Option<Class>,
+    maps: Vec<Map>,
 }
 
 impl View {
     /// Explains one gray image, to find out before a run what would fail on every frame of it.
     ///
     /// # Errors
-    /// Fails where model, method and target do not go together.
+    /// Fails where model, methods and targets do not go together.
     pub fn check(&self) -> Result<()> {
+        if self.n_maps() == 0 {
+            return Err(Error::Config("there is no method or no target".into()));
+        }
         let FrameSize {
             width_px,
             height_px,
         } = self.model.preprocessor.rule.image_size();
         let gray = vec![128; 3 * width_px * height_px];
         self.try_scores(&[gray]).map(|_| ())
+    }
+
+    /// Maps a frame: one a method and target.
+    pub fn n_maps(&self) -> usize {
+        self.explainers.len() * self.targets.len()
     }
 
     /// One entry an image; `None` where it cannot be explained.
@@ -239,116 +264,164 @@ impl View {
     fn try_scores(&self, images: &[Vec<u8>]) -> Result<Vec<Scores>> {
         let vit = &self.model.vit;
         let tensor = self.model.images_from_rgb(images)?; // [batch, 3, height, width]
-        let Explanation {
-            attribution,
+        let Explanations {
+            attributions,
             logits,
-        } = self.explainer.explain(vit, &tensor, self.target)?;
+        } = explain_all(&self.explainers, vit, &tensor, &self.targets)?;
         let (_, _, height_px, width_px) = tensor.dims4()?;
         let grid @ (rows, columns) = vit.grid(height_px, width_px);
         let expected = [images.len(), rows * columns];
-        if attribution.dims() != expected {
-            return Err(Error::Shape {
-                expected: format!("{expected:?} for the attribution"),
-                got: format!("{:?}", attribution.dims()),
-            });
-        }
-        let attribution = attribution.to_vec2::<f32>()?;
+        let attributions = attributions
+            .iter()
+            .map(|attribution| {
+                if attribution.dims() != expected {
+                    return Err(Error::Shape {
+                        expected: format!("{expected:?} for the attribution"),
+                        got: format!("{:?}", attribution.dims()),
+                    });
+                }
+                Ok(attribution.to_vec2::<f32>()?)
+            })
+            .collect::<Result<Vec<_>>>()?;
         let logits = match logits {
             Some(logits) => logits.to_vec2::<f32>()?.into_iter().map(Some).collect(),
-            None => vec![None; attribution.len()],
+            None => vec![None; images.len()],
         };
-        attribution
+        logits
             .into_iter()
-            .zip(logits)
-            .map(|(attribution, logits)| self.checked_scores(grid, attribution, logits))
+            .enumerate()
+            .map(|(image_idx, logits)| {
+                let of_image = attributions.iter().map(|maps| maps[image_idx].clone());
+                self.checked_scores(grid, of_image.collect(), logits)
+            })
             .collect()
     }
 
+    /// The scores of one image; the attributions come target by target, method by method.
     fn checked_scores(
         &self,
         grid: (usize, usize),
-        attribution: Vec<f32>,
+        attributions: Vec<Vec<f32>>,
         logits: Option<Vec<f32>>,
     ) -> Result<Scores> {
-        let numbers = attribution.iter().chain(logits.iter().flatten());
-        if let Some(number) = numbers.into_iter().find(|number| !number.is_finite()) {
-            return Err(Error::Model(format!(
-                "method {:?} computed {number}",
-                self.explainer.name()
-            )));
+        let is_bad = |number: &f32| !number.is_finite();
+        if let Some(number) = logits.iter().flatten().copied().find(is_bad) {
+            return Err(Error::Model(format!("the model computed {number}")));
         }
-        let Some(probabilities) = logits.map(|logits| softmax(&logits)) else {
-            return Ok(Scores {
-                grid,
-                attribution,
-                target: None,
-                predicted: None,
-            });
-        };
-        let predicted = argmax(&probabilities).and_then(|index| self.class(&probabilities, index));
-        let target = match self.target {
-            Target::Predicted => predicted.clone(),
-            Target::Class(index) => Some(self.class(&probabilities, index).ok_or_else(|| {
-                Error::Config(format!(
-                    "target is class {index}, the model has {} classes",
-                    probabilities.len()
-                ))
-            })?),
-        };
+        let probabilities = logits.map(|logits| softmax(&logits));
+        let class = |index| self.class(probabilities.as_deref(), index);
+        let predicted = class(probabilities.as_deref().and_then(argmax))?;
+        let asked = self
+            .explainers
+            .iter()
+            .flat_map(|explainer| self.targets.iter().map(move |target| (explainer, *target)));
+        let maps = asked
+            .zip(attributions)
+            .map(|((explainer, target), attribution)| {
+                let method = explainer.name();
+                if let Some(number) = attribution.iter().copied().find(is_bad) {
+                    return Err(Error::Model(format!("method {method:?} computed {number}")));
+                }
+                let (target, against) = match target {
+                    Target::Predicted => (predicted.clone(), None),
+                    Target::Class(index) => (class(Some(index))?, None),
+                    Target::Contrast(index, other) => (class(Some(index))?, class(Some(other))?),
+                };
+                Ok(Map {
+                    method,
+                    range: explainer.range(),
+                    attribution,
+                    target,
+                    against,
+                })
+            })
+            .collect::<Result<_>>()?;
         Ok(Scores {
             grid,
-            attribution,
-            target,
             predicted,
+            maps,
         })
     }
 
-    fn class(&self, probabilities: &[f32], index: usize) -> Option<Class> {
-        Some(Class {
+    /// The class of this index; `None` where the model has no head.
+    fn class(&self, probabilities: Option<&[f32]>, index: Option<usize>) -> Result<Option<Class>> {
+        let (Some(probabilities), Some(index)) = (probabilities, index) else {
+            return Ok(None);
+        };
+        let Some(&probability) = probabilities.get(index) else {
+            return Err(Error::Config(format!(
+                "target is class {index}, the model has {} classes",
+                probabilities.len()
+            )));
+        };
+        Ok(Some(Class {
             index,
             label: self.model.vit.config().labels.get(index).cloned(),
-            probability: *probabilities.get(index)?,
-        })
+            probability,
+        }))
     }
 
     fn finding(&self, seq: u64, scores: Scores, placement: Placement) -> Finding {
+        let Scores {
+            grid,
+            predicted,
+            maps,
+        } = scores;
         Finding {
             seq,
-            method: self.explainer.name(),
-            range: self.range,
-            grid: scores.grid,
-            attribution: scores.attribution,
+            grid,
             placement,
-            target: scores.target,
-            predicted: scores.predicted,
+            predicted,
+            maps,
         }
     }
 }
 
 impl Finding {
-    /// The attribution as the overlay draws it.
-    pub fn heat(&self) -> Heat<'_> {
+    /// One of the maps as the overlay draws it.
+    pub fn heat<'a>(&'a self, map: &'a Map) -> Heat<'a> {
         Heat {
-            attribution: &self.attribution,
+            attribution: &map.attribution,
             grid: self.grid,
             placement: &self.placement,
-            range: self.range,
+            range: map.range,
         }
     }
 
-    /// The class that is explained and, if it is another one, the predicted class: `cat 12% (predicted dog 80%)`.
+    /// What stands over a map: its class and, if it is another one, the predicted class, as in
+    /// `cat 12% (predicted dog 80%)`; with the method in front where there are several maps.
     ///
-    /// Empty where the model has no head.
-    pub fn caption(&self) -> String {
-        match (&self.target, &self.predicted) {
-            (Some(target), Some(predicted)) if target.index != predicted.index => {
+    /// Empty for the only map of a model without head.
+    pub fn caption(&self, map: &Map) -> String {
+        let class = match (&map.target, &map.against, &self.predicted) {
+            (Some(target), Some(against), _) => format!("{target} against {against}"),
+            (Some(target), None, Some(predicted)) if target.index != predicted.index => {
                 format!("{target} (predicted {predicted})")
             }
-            (Some(target), _) => target.to_string(),
-            (None, _) => String::new(),
+            (Some(target), None, _) => target.to_string(),
+            (None, _, _) => String::new(),
+        };
+        match self.maps.as_slice() {
+            [_] => class,
+            _ if class.is_empty() => map.method.to_owned(),
+            _ => format!("{}: {class}", map.method),
         }
     }
 
+    /// What the model says of the frame; empty where it has no head.
+    pub fn answer(&self) -> String {
+        match self.maps.as_slice() {
+            [map] => self.caption(map),
+            _ => self
+                .predicted
+                .as_ref()
+                .map(Class::to_string)
+                .unwrap_or_default(),
+        }
+    }
+}
+
+impl Map {
     /// Mean of a mask's keep values, in 0–1; `None` for attributions that are not masks.
     pub fn kept(&self) -> Option<f32> {
         let n_patches = self.attribution.len() as f32;
@@ -365,6 +438,18 @@ impl Composited {
             label: class.label.clone(),
             probability: sidecar::rounded(class.probability),
         };
+        let map = |map: &Map| sidecar::Map {
+            method: map.method.to_owned(),
+            class: map.target.as_ref().map(class),
+            against: map.against.as_ref().map(class),
+            kept: map.kept().map(sidecar::rounded),
+            attribution: map
+                .attribution
+                .iter()
+                .copied()
+                .map(sidecar::rounded)
+                .collect(),
+        };
         sidecar::Record {
             seq: self.frame.seq,
             pts: self.frame.pts.0,
@@ -374,15 +459,9 @@ impl Composited {
                 .and_then(|duration| u64::try_from(duration.as_nanos()).ok()),
             explained: own.is_some(),
             shows: self.finding.as_deref().map(|finding| finding.seq),
-            method: own.map(|finding| finding.method.to_owned()),
-            class: own.and_then(|finding| finding.target.as_ref().map(class)),
             predicted: own.and_then(|finding| finding.predicted.as_ref().map(class)),
-            kept: own.and_then(Finding::kept).map(sidecar::rounded),
             grid: own.map(|finding| finding.grid),
-            attribution: own.map(|finding| {
-                let attribution = finding.attribution.iter().copied();
-                attribution.map(sidecar::rounded).collect()
-            }),
+            maps: own.map(|finding| finding.maps.iter().map(map).collect()),
         }
     }
 

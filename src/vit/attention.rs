@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::tap::tapped;
 use super::{Site, Tap, VitConfig, Weights, layer_norm, linear};
-use crate::kernels::{self, FusedSelfAttention};
+use crate::kernels::{self, FusedSelfAttention, Linear};
 
 /// The first half of a block: norm, query, key and value projections, attention, output projection.
 #[derive(Clone, Debug)]
@@ -52,9 +52,8 @@ impl SelfAttention {
             query,
             key,
             value,
-            output,
-            scale,
             heads,
+            ..
         } = &self.parts;
         let normed = tapped(tap, Site::Normed(block_idx), norm.forward(xs)?)?;
         let q = tapped(tap, Site::Query(block_idx), query.forward(&normed)?)?;
@@ -65,12 +64,26 @@ impl SelfAttention {
         } else {
             kernels::attention(&q, &k, &v, *heads)?
         };
-        let ys = output.forward(&mixed)?;
+        self.finish(xs, &mixed)
+    }
+
+    /// `xs` plus what the output projection makes of mixed values.
+    pub(crate) fn finish(&self, xs: &Tensor, mixed: &Tensor) -> Result<Tensor> {
+        let ys = self.parts.output.forward(mixed)?;
         // Layer scale (Touvron et al., arXiv:2103.17239, Eq. 5) where the model has it.
-        match scale {
+        match &self.parts.scale {
             Some(scale) => xs + ys.broadcast_mul(scale)?,
             None => xs + ys,
         }
+    }
+
+    /// Biases of keys and values, each `[dim]`.
+    pub(crate) fn key_value_biases(&self) -> (Tensor, Tensor) {
+        let bias = |projection: &Linear| {
+            let [_, bias] = projection.parts();
+            bias.clone()
+        };
+        (bias(&self.parts.key), bias(&self.parts.value))
     }
 
     /// The same attention with scores and probabilities as tensors, for taps that want them.

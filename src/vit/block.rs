@@ -48,4 +48,13 @@ impl Block {
         self.mlp
             .forward(&self.attention.forward(xs, block_idx, tap)?)
     }
+
+    /// The block's output where attention has mixed the values already.
+    pub(crate) fn finish(&self, xs: &Tensor, mixed: &Tensor) -> Result<Tensor> {
+        self.mlp.forward(&self.attention.finish(xs, mixed)?)
+    }
+
+    pub(crate) fn key_value_biases(&self) -> (Tensor, Tensor) {
+        self.attention.key_value_biases()
+    }
 }

@@ -148,13 +148,71 @@ impl Vit {
         kernels::in_pool(|| self.forward_here(images, tap))
     }
 
+    /// Runs the model from the input of block `first_block` on; from behind the last one, only norm and head.
+    ///
+    /// The number of tokens is free: tokens may have been taken out.
+    ///
+    /// # Shapes
+    /// - `xs`: `[batch, tokens, dim]`
+    ///
+    /// # Errors
+    /// Fails where `xs` has another width, or where the tap does.
+    pub fn forward_from(
+        &self,
+        first_block: usize,
+        xs: &Tensor,
+        tap: &mut dyn Tap,
+    ) -> Result<Output> {
+        kernels::in_pool(|| self.encode(first_block, xs.clone(), tap))
+    }
+
+    /// What block `block_idx` makes of tokens whose attention has mixed values already.
+    ///
+    /// # Shapes
+    /// - `xs`, the block's input, and `mixed`: `[batch, tokens, dim]`
+    /// - result: `[batch, tokens, dim]`
+    ///
+    /// # Errors
+    /// Fails where there is no such block, or the shapes do not fit.
+    pub fn finish_block(&self, block_idx: usize, xs: &Tensor, mixed: &Tensor) -> Result<Tensor> {
+        kernels::in_pool(|| self.block(block_idx)?.finish(xs, mixed))
+    }
+
+    /// Biases of the key and value projections of block `block_idx`, each `[dim]`.
+    ///
+    /// # Errors
+    /// Fails where there is no such block.
+    pub fn key_value_biases(&self, block_idx: usize) -> Result<(Tensor, Tensor)> {
+        Ok(self.block(block_idx)?.key_value_biases())
+    }
+
+    /// Bias of the patch embedding, `[dim]`: what black (zero) pixels become.
+    pub fn patch_bias(&self) -> &Tensor {
+        self.patch_embedding.bias()
+    }
+
+    fn block(&self, block_idx: usize) -> Result<&Block> {
+        match self.blocks.get(block_idx) {
+            Some(block) => Ok(block),
+            None => candle_core::bail!(
+                "there is no block {block_idx}, the model has {}",
+                self.blocks.len()
+            ),
+        }
+    }
+
     fn forward_here(&self, images: &Tensor, tap: &mut dyn Tap) -> Result<Output> {
         let (_, _, height_px, width_px) = images.dims4()?;
         let grid = self.grid(height_px, width_px);
-        let patches = self.patch_embedding.forward(images)?; // [batch, patches, dim]
+        let images = tapped(tap, Site::Pixels, images.clone())?;
+        let patches = self.patch_embedding.forward(&images)?; // [batch, patches, dim]
         let patches = tapped(tap, Site::PatchEmbeddings, patches)?;
-        let mut xs = self.embed(&patches, grid)?; // [batch, tokens, dim]
-        for (block_idx, block) in self.blocks.iter().enumerate() {
+        let xs = self.embed(&patches, grid)?; // [batch, tokens, dim]
+        self.encode(0, xs, tap)
+    }
+
+    fn encode(&self, first_block: usize, mut xs: Tensor, tap: &mut dyn Tap) -> Result<Output> {
+        for (block_idx, block) in self.blocks.iter().enumerate().skip(first_block) {
             xs = tapped(tap, Site::Hidden(block_idx), xs)?;
             xs = block.forward(&xs, block_idx, tap)?;
         }

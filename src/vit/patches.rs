@@ -25,6 +25,12 @@ impl PatchEmbedding {
         })
     }
 
+    /// `[dim]`
+    pub(crate) fn bias(&self) -> &Tensor {
+        let [_, bias] = self.projection.parts();
+        bias
+    }
+
     /// `[batch, channels, height, width]` to `[batch, patches, dim]`.
     pub(crate) fn forward(&self, images: &Tensor) -> Result<Tensor> {
         let (_, channels, height_px, width_px) = images.dims4()?;

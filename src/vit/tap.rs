@@ -10,6 +10,8 @@ use crate::kernels::Watch;
 /// A place in the forward pass. `usize` is the block, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Site {
+    /// `[batch, channels, height, width]`, what the model is given.
+    Pixels,
     /// `[batch, patches, dim]`, before class token and positions.
     PatchEmbeddings,
     /// `[batch, tokens, dim]`, the input of a block; `Hidden(blocks)`: after the last block, before the final norm.
@@ -48,7 +50,8 @@ impl Site {
         let in_block = |block_idx| {
             std::iter::once(Self::Hidden(block_idx)).chain(Self::in_attention(block_idx))
         };
-        std::iter::once(Self::PatchEmbeddings)
+        [Self::Pixels, Self::PatchEmbeddings]
+            .into_iter()
             .chain((0..n_blocks).flat_map(in_block))
             .chain([Self::Hidden(n_blocks), Self::Tokens])
             .collect()

@@ -169,10 +169,13 @@ fn a_file_comes_out_with_sidecar_and_sheet() {
     assert_eq!(times, frame_times(&bench.path("out.mp4")));
     for (seq, record) in (0..).zip(&records) {
         assert_eq!((seq, true), (record.seq, record.explained));
-        assert_eq!(Some("rollout"), record.method.as_deref());
+        let [map] = record.maps.as_deref().unwrap() else {
+            panic!("{record:?}")
+        };
+        assert_eq!("chefer", map.method);
         assert_eq!(Some((4, 4)), record.grid);
-        assert_eq!(Some(16), record.attribution.as_ref().map(Vec::len));
-        let class = record.class.as_ref().unwrap();
+        assert_eq!(16, map.attribution.len());
+        let class = map.class.as_ref().unwrap();
         assert!(class.index < 5 && class.label.is_some(), "{class:?}");
         assert!((0.2..=1.0).contains(&class.probability), "{class:?}");
     }
@@ -244,7 +247,8 @@ fn a_model_without_a_head_shows_its_map_and_no_class() {
     let ended = bench.run("file in.mp4 out.mp4 --model model --scores - --progress none");
     assert_eq!(Some(0), ended.code, "{}", ended.stderr);
     for record in records(&ended.stdout) {
-        assert!(record.attribution.is_some() && record.class.is_none());
+        let maps = record.maps.unwrap();
+        assert!(maps.len() == 1 && maps[0].class.is_none());
     }
     bench.check_refused(
         "file in.mp4 new.mp4 --model model --target bird",

@@ -11,7 +11,7 @@ use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
 use vitscope::eval::faithfulness::{Entry, MARGIN, Scores, Threshold, score};
 use vitscope::eval::gallery::{self, Column};
-use vitscope::explain::{Explainer, Explanation, Target};
+use vitscope::explain::{Explainer, Pass};
 use vitscope::rng::Rng;
 use vitscope::vit::{Vit, VitConfig, init};
 
@@ -55,12 +55,8 @@ impl Explainer for Oracle {
         "oracle"
     }
 
-    fn explain(
-        &self,
-        vit: &Vit,
-        images: &Tensor,
-        _target: Target,
-    ) -> vitscope::Result<Explanation> {
+    fn attribution(&self, pass: &Pass<'_>) -> vitscope::Result<Tensor> {
+        let images = pass.images();
         // The top left pixel of each cell of 4 × 4 pixels.
         let corners = images.reshape((images.dim(0)?, 3, 3, 4, 3, 4))?;
         let corners = corners.narrow(3, 0, 1)?.narrow(5, 0, 1)?;
@@ -68,10 +64,7 @@ impl Explainer for Oracle {
         let red = corners.narrow(1, 0, 1)?.gt(0.0)?.to_dtype(DType::F32)?;
         let others = corners.narrow(1, 1, 2)?.max(1)?.unsqueeze(1)?;
         let red = (red * others.lt(0.0)?.to_dtype(DType::F32)?)?.squeeze(1)?;
-        Ok(Explanation {
-            attribution: (self.0)(&red)?,
-            logits: vit.forward(images)?.logits,
-        })
+        Ok((self.0)(&red)?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Gates on whole models: states, masked passes, methods that need attention or gates, files.
+//! Gates on whole models: states, masked passes, files.
 #![expect(
     clippy::unwrap_used,
     reason = "a failing helper of a test shall end the test"
@@ -8,7 +8,6 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use vitscope::eval::{masked_answers, masks_within_margin};
-use vitscope::explain::{Method, Parts, Target};
 use vitscope::gates::{GateCard, GateSizes, Gates, clean_pass, masked_pass};
 use vitscope::rng::Rng;
 use vitscope::vit::{Family, Vit, VitConfig, init};
@@ -207,84 +206,6 @@ fn within_the_margin_no_larger_mask_than_needed_is_kept() {
     };
     assert_eq!(kept(1e9), 0.0);
     assert!(kept(1e-7) > kept(1e-2));
-}
-
-#[test]
-fn every_method_rates_every_patch_the_same_each_time() {
-    for config in [config(), with_registers_and_no_head()] {
-        let has_head = !config.labels.is_empty();
-        let vit = vit(config);
-        let gates = gates(&vit);
-        for method in Method::ALL {
-            let parts = Parts {
-                gates: Some(&gates),
-            };
-            let explainer = method.build(parts).unwrap();
-            assert_eq!(explainer.name(), method.name());
-            let explain = || {
-                explainer
-                    .explain(&vit, &images(2), Target::Predicted)
-                    .unwrap()
-            };
-            let explanation = explain();
-            let scores = values(&explanation.attribution);
-            assert_eq!(explanation.attribution.dims(), [2, 9], "{method}");
-            assert!(
-                scores
-                    .iter()
-                    .all(|score| score.is_finite() && *score >= 0.0)
-            );
-            assert_eq!(scores, values(&explain().attribution), "{method}");
-            assert_eq!(explanation.logits.is_some(), has_head);
-        }
-    }
-}
-
-#[test]
-fn a_batch_is_explained_as_its_images_are() {
-    let vit = vit(config());
-    let gates = gates(&vit);
-    for method in Method::ALL {
-        let parts = Parts {
-            gates: Some(&gates),
-        };
-        let explainer = method.build(parts).unwrap();
-        let images = images(2);
-        let explain = |images: &Tensor| {
-            let explanation = explainer.explain(&vit, images, Target::Predicted).unwrap();
-            explanation.attribution
-        };
-        let both = explain(&images);
-        let second = explain(&images.narrow(0, 1, 1).unwrap());
-        assert_close(&both.narrow(0, 1, 1).unwrap(), &second);
-    }
-}
-
-#[test]
-fn methods_that_explain_the_whole_answer_refuse_a_class() {
-    let vit = vit(config());
-    let explainer = Method::Rollout.build(Parts::default()).unwrap();
-    let message = explainer.explain(&vit, &images(1), Target::Class(1)).err();
-    assert!(message.unwrap().to_string().contains("not one class"));
-}
-
-#[test]
-fn rollout_of_one_block_is_half_its_attention() {
-    let one_block = VitConfig {
-        num_hidden_layers: 1,
-        ..config()
-    };
-    let vit = vit(one_block);
-    let explain = |method: Method| {
-        let explainer = method.build(Parts::default()).unwrap();
-        explainer
-            .explain(&vit, &images(2), Target::Predicted)
-            .unwrap()
-            .attribution
-    };
-    // Rows of attention sum to 1, so those of A + I sum to 2.
-    let doubled = (explain(Method::Rollout) * 2.0).unwrap();
-    assert_close(&doubled, &explain(Method::RawAttention));
 }
 
 fn card(sizes: GateSizes) -> GateCard {

@@ -7,7 +7,9 @@ mod common;
 mod data;
 // Scores on explainers whose score is known by hand.
 mod eval;
-// Gates on whole models, and the methods that explain.
+// Every method: against PyTorch, on a toy whose answer is known, and what it refuses.
+mod explain;
+// Gates on whole models.
 mod gates;
 // The fused operations against their plain composition: forward and gradient.
 mod kernels;

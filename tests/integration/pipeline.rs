@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use vitscope::explain::{Explainer, Explanation, Target};
+use vitscope::explain::{Explainer, Pass, Target};
 use vitscope::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
 use vitscope::media::memory::{MemorySink, MemorySource};
 use vitscope::media::{Sink, Source};
@@ -16,7 +16,6 @@ use vitscope::overlay::{Mode, Overlay, Range};
 use vitscope::pipeline::stages::View;
 use vitscope::pipeline::{Counts, OnFrame, Pipeline, Report};
 use vitscope::sidecar::Record;
-use vitscope::vit::Vit;
 use vitscope::{Error, Result, models};
 
 use crate::common::fixture;
@@ -60,7 +59,12 @@ impl Explainer for Brightness {
         "brightness"
     }
 
-    fn explain(&self, vit: &Vit, images: &Tensor, _: Target) -> Result<Explanation> {
+    fn range(&self) -> Range {
+        Range::MinMax
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let images = pass.images();
         let (batch, _, height_px, width_px) = images.dims4()?;
         self.batches.lock().unwrap().push(batch);
         let brightness = images.flatten_from(1)?.mean_keepdim(1)?; // [batch, 1]
@@ -68,22 +72,18 @@ impl Explainer for Brightness {
         if brightness.max_all()?.to_scalar::<f32>()? > 0.99 {
             return Err(Error::Model("too bright".into()));
         }
-        let (rows, columns) = vit.grid(height_px, width_px);
-        Ok(Explanation {
-            attribution: brightness
-                .broadcast_as((batch, rows * columns))?
-                .contiguous()?,
-            logits: None,
-        })
+        let (rows, columns) = pass.vit().grid(height_px, width_px);
+        Ok(brightness
+            .broadcast_as((batch, rows * columns))?
+            .contiguous()?)
     }
 }
 
 fn view(explainer: impl Explainer + 'static) -> View {
     View {
         model: Arc::new(models::open(fixture("vit_a").to_str().unwrap(), &Device::Cpu).unwrap()),
-        explainer: Box::new(explainer),
-        target: Target::Predicted,
-        range: Range::MinMax,
+        explainers: vec![Box::new(explainer)],
+        targets: vec![Target::Predicted],
     }
 }
 
@@ -250,7 +250,8 @@ fn each_frame_shows_its_own_explanation() {
             (record.seq, record.explained, record.shows)
         );
         let brightness = f32::from(gray(seq)) / 127.5 - 1.0;
-        let attribution = record.attribution.unwrap();
+        let [map] = record.maps.unwrap().try_into().unwrap();
+        let attribution = map.attribution;
         assert!(!attribution.is_empty());
         for score in attribution {
             assert!(
@@ -268,8 +269,7 @@ fn between_every_third_frame_the_last_explanation_stays() {
     assert_eq!(vec![0, 0, 0, 3, 3, 3, 6, 6, 6, 9, 9], shown);
     for record in &records {
         assert_eq!(record.seq % 3 == 0, record.explained);
-        assert_eq!(record.explained, record.attribution.is_some());
-        assert_eq!(record.explained, record.method.is_some());
+        assert_eq!(record.explained, record.maps.is_some());
     }
     let expected = Counts {
         frames: 11,
@@ -526,7 +526,7 @@ fn what_fails_on_every_image_fails_before_the_run() {
             "never"
         }
 
-        fn explain(&self, _: &Vit, _: &Tensor, _: Target) -> Result<Explanation> {
+        fn attribution(&self, _: &Pass<'_>) -> Result<Tensor> {
             Err(Error::Model("needs gates".into()))
         }
     }
@@ -542,12 +542,10 @@ fn an_explanation_of_another_shape_or_without_numbers_is_refused() {
             "fixed"
         }
 
-        fn explain(&self, _: &Vit, images: &Tensor, _: Target) -> Result<Explanation> {
+        fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+            let images = pass.images();
             let shape = (images.dim(0)?, self.0);
-            Ok(Explanation {
-                attribution: Tensor::full(self.1, shape, images.device())?,
-                logits: None,
-            })
+            Ok(Tensor::full(self.1, shape, images.device())?)
         }
     }
     let error = view(Fixed(1, 0.0)).check().unwrap_err();

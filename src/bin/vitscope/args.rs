@@ -40,6 +40,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Time models and their explanations on this machine.
     Bench(BenchArgs),
+    /// List the methods: where they come from, what they need, what they cost.
+    Methods,
 }
 
 impl Command {
@@ -48,7 +50,7 @@ impl Command {
         let outputs = match self {
             Self::File(args) => &args.outputs,
             Self::Still(args) => &args.outputs,
-            Self::Train(_) | Self::Eval(_) | Self::Bench(_) => return true,
+            Self::Train(_) | Self::Eval(_) | Self::Bench(_) | Self::Methods => return true,
         };
         let for_people = [ProgressMode::Auto, ProgressMode::Plain];
         !outputs.quiet && for_people.contains(&outputs.progress)
@@ -60,7 +62,7 @@ impl Command {
             Self::File(args) => args.explain.threads,
             Self::Still(args) => args.explain.threads,
             Self::Train(args) => args.threads(),
-            Self::Eval(_) => None,
+            Self::Eval(_) | Self::Methods => None,
             Self::Bench(args) => args.threads,
         }
     }
@@ -73,14 +75,20 @@ pub struct ExplainArgs {
     /// Name of an embedded model, or a folder with config.json and model.safetensors.
     #[arg(long, value_name = "MODEL", default_value = "cifar10")]
     pub model: String,
-    /// How to explain [default: diffmask where the model has gates, else rollout].
-    #[arg(long, value_parser = named::<Method, _>(
-        Method::ALL.map(|method| PossibleValue::new(method.name()).help(method.summary()))
-    ))]
-    pub method: Option<Method>,
-    /// The class to explain: `predicted`, a class name, or an index.
+    /// How to explain; several methods share a grid. `vitscope methods` lists them
+    /// [default: diffmask where the model has gates, else chefer, or rollout where it has no head].
+    #[arg(long, value_name = "METHOD,…", value_delimiter = ',', hide_possible_values = true,
+        value_parser = named::<Method, _>(
+            Method::ALL.map(|method| PossibleValue::new(method.name()).help(method.entry().summary))
+        ))]
+    pub method: Vec<Method>,
+    /// Change an option of a method, e.g. `--set gradmask.groups=12`.
+    #[arg(long, value_name = "METHOD.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The class to explain: `predicted`, a class name, an index, or `contrast:A,B` for what speaks for A and
+    /// against B; may be given several times, for a map each.
     #[arg(long, value_name = "CLASS", default_value = "predicted")]
-    pub target: String,
+    pub target: Vec<String>,
     /// Frames that go through the model at once.
     #[arg(long, value_name = "N", default_value = "8")]
     pub batch: NonZeroUsize,

@@ -117,7 +117,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
     });
     entries.push(Entry {
         name: "raw-attention".into(),
-        explainer: &RawAttention,
+        explainer: &RawAttention {},
         thresholds: relative,
     });
     // Each gates' masks are filled with their own baseline, attention's with that of the model's gates.

@@ -2,11 +2,13 @@
 
 mod args;
 mod bench;
+mod changes;
 mod environment;
 mod eval;
 mod exit;
 mod file;
 mod interrupt;
+mod methods;
 mod outputs;
 mod progress;
 mod setup;
@@ -37,5 +39,6 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Methods => methods::run(),
     }
 }

@@ -1,39 +1,86 @@
-//! Builds what the options ask for: device, model, method and overlay.
+//! Builds what the options ask for: device, model, methods and overlay.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use vitscope::explain::{Method, Parts, Target};
-use vitscope::models;
+use vitscope::explain::{Explainer, Method, Parts, Target};
+use vitscope::gates::Gates;
+use vitscope::models::{self, Model};
 use vitscope::overlay::Overlay;
 use vitscope::pipeline::stages::View;
+use vitscope::vit::Head;
 
 use crate::args::{DeviceChoice, DrawArgs, ExplainArgs, Upsample};
+use crate::changes;
 
-/// Loads the model and tries the method on one image, so that wrong options fail before anything is written.
+/// Loads the model and tries the methods on one image, so that wrong options fail before anything is written.
 pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
     let device = device(args.device)?;
     let model = models::open(&args.model, &device)?;
-    let method = args.method.unwrap_or(if model.gates.is_some() {
-        Method::DiffMask
-    } else {
-        Method::Rollout
-    });
-    let target = match args.target.as_str() {
-        "predicted" => Target::Predicted,
-        class => Target::Class(model.class_index(class)?),
+    let methods = match args.method.as_slice() {
+        [] if model.gates.is_some() => &[Method::DiffMask],
+        [] if model.vit.config().head() == Head::None => &[Method::Rollout],
+        [] => &[Method::Chefer],
+        methods => methods,
     };
+    let targets = args
+        .target
+        .iter()
+        .map(|name| target(&model, name))
+        .collect::<anyhow::Result<_>>()?;
     let view = View {
-        explainer: method.build(Parts {
-            gates: model.gates.as_ref(),
-        })?,
-        range: method.range(),
+        explainers: explainers(methods, &args.set, model.gates.as_ref())?,
         model: Arc::new(model),
-        target,
+        targets,
     };
     view.check()?;
     Ok(view)
+}
+
+/// The explainers, with what `--set` changes of them.
+pub fn explainers(
+    methods: &[Method],
+    changes: &[String],
+    gates: Option<&Gates>,
+) -> anyhow::Result<Vec<Box<dyn Explainer>>> {
+    let mut options: BTreeMap<String, toml::Table> = BTreeMap::new();
+    for change in changes {
+        for (method, values) in changes::parse(change)? {
+            let toml::Value::Table(values) = values else {
+                bail!("--set takes METHOD.KEY=VALUE, got {change:?}");
+            };
+            if !methods.iter().any(|known| known.name() == method) {
+                bail!("--set {change:?} is for a method that is not asked for");
+            }
+            options.entry(method).or_default().extend(values);
+        }
+    }
+    methods
+        .iter()
+        .map(|method| {
+            let options = options.get(method.name()).cloned().unwrap_or_default();
+            Ok(method.build_with(Parts { gates }, options)?)
+        })
+        .collect()
+}
+
+/// The target that `--target` names.
+fn target(model: &Model, name: &str) -> anyhow::Result<Target> {
+    if name == "predicted" {
+        return Ok(Target::Predicted);
+    }
+    let Some(pair) = name.strip_prefix("contrast:") else {
+        return Ok(Target::Class(model.class_index(name)?));
+    };
+    let (class, other) = pair
+        .split_once(',')
+        .with_context(|| format!("expected contrast:A,B with two classes, got {name:?}"))?;
+    Ok(Target::Contrast(
+        model.class_index(class)?,
+        model.class_index(other.trim())?,
+    ))
 }
 
 /// The device that `--device` names.

@@ -68,7 +68,7 @@ impl Side {
             writer.write(&frame.record())?;
         }
         if let Some((sheet, _)) = &mut self.sheet {
-            let caption = frame.finding.as_deref().map(|finding| finding.caption());
+            let caption = frame.finding.as_deref().map(|finding| finding.answer());
             sheet.add(&frame.frame, &caption.unwrap_or_default())?;
         }
         let start = Duration::from_nanos(frame.frame.pts.0);

@@ -26,6 +26,7 @@ use vitscope::train::classifier::{self, ClassifierRecipe};
 use vitscope::train::diffmask::{self, DiffMaskRecipe, Subject};
 use vitscope::train::{Checkpoint, Progress};
 
+use crate::changes;
 use crate::exit::Exit;
 use crate::interrupt;
 
@@ -228,14 +229,7 @@ fn recipe<T: for<'de> Deserialize<'de>>(
 ) -> anyhow::Result<T> {
     let mut table = table.clone();
     for change in &args.set {
-        let parsed: toml::Table = toml::from_str(change)
-            .or_else(|_| {
-                // A bare word is text.
-                let (key, value) = change.split_once('=').unwrap_or((change, ""));
-                toml::from_str(&format!("{key} = {value:?}"))
-            })
-            .with_context(|| format!("--set takes KEY=VALUE, got {change:?}"))?;
-        table.extend(parsed);
+        table.extend(changes::parse(change)?);
     }
     let numbers = [("seed", args.seed), ("checkpoint-steps", args.checkpoint)];
     for (key, value) in numbers {

@@ -95,7 +95,7 @@ pub(super) fn method(name: &str) -> anyhow::Result<Option<Method>> {
     }
     let Ok(method) = name.parse() else {
         let known = Method::ALL.map(Method::name).join(", ");
-        bail!("unknown method {name:?}, expected {FORWARD}, {BACKWARD}, {known}");
+        bail!("unknown method {name:?}, expected {FORWARD}, {BACKWARD}, all, {known}");
     };
     Ok(Some(method))
 }

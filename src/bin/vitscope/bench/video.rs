@@ -81,11 +81,10 @@ fn run(
     let pipeline = Pipeline {
         view: View {
             model: Arc::clone(model),
-            explainer: method.build(Parts {
+            explainers: vec![method.build(Parts {
                 gates: model.gates.as_ref(),
-            })?,
-            target: Target::Predicted,
-            range: method.range(),
+            })?],
+            targets: vec![Target::Predicted],
         },
         overlay: Overlay::default(),
         every: NonZeroU64::MIN,

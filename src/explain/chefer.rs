@@ -1,0 +1,94 @@
+//! Generic attention explainability: attention times its gradient, accumulated through all blocks.
+//!
+//! Paper: Chefer et al., "Generic Attention-model Explainability", ICCV 2021, arXiv:2103.15679.
+//! Relevance of tokens begins as the identity; each block adds what its class-relevant attention passes on.
+//!
+//! | symbol | here | equation |
+//! |---|---|---|
+//! | Āₗ | `relevant` | meanₕ((∇Aₗ ∘ Aₗ)⁺), Eq. 5 |
+//! | R | `relevance` | R ← R + Āₗ R, Eq. 6; its class row |
+//!
+//! Cost: 1 forward, 1 backward, and a vector times a matrix a block: of the product ∏(I + Āₗ) only the class
+//! row is followed, from the last block to the first.
+//! **Deviations**: none. No weights are needed.
+//!
+//! [`GradSam`] (Barkan et al., CIKM 2021) takes the class row of the mean of Aₗ ∘ (∇Aₗ)⁺ over blocks and heads.
+
+use candle_core::{D, Tensor};
+use serde::Deserialize;
+
+use super::{Explainer, Needs, Options, Pass, attention_sites, class_row, no_blocks};
+use crate::error::Result;
+use crate::vit::Vit;
+
+/// Explains by attention and its gradient in all blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chefer {}
+
+/// Explains by the mean of attention times its gradient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GradSam {}
+
+impl Options for Chefer {}
+
+impl Explainer for Chefer {
+    fn name(&self) -> &'static str {
+        "chefer"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn needs(&self, vit: &Vit) -> Needs {
+        Needs::values(attention_sites(vit)).and(Needs::gradients(attention_sites(vit)))
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let mut relevance: Option<Tensor> = None; // [batch, 1, tokens]
+        for site in attention_sites(pass.vit()).rev() {
+            let relevant = (pass.value(site)? * pass.gradient(site)?)?
+                .relu()?
+                .mean(1)?; // [batch, tokens, tokens]
+            relevance = Some(match relevance {
+                Some(relevance) => (&relevance + relevance.matmul(&relevant)?)?,
+                None => {
+                    let row = relevant.narrow(1, 0, 1)?.contiguous()?;
+                    let eye = Tensor::eye(row.dim(2)?, row.dtype(), row.device())?;
+                    row.broadcast_add(&eye.narrow(0, 0, 1)?)?
+                }
+            });
+        }
+        let relevance = relevance.ok_or_else(no_blocks)?.squeeze(1)?;
+        pass.patches_of(&relevance, D::Minus1)
+    }
+}
+
+impl Options for GradSam {}
+
+impl Explainer for GradSam {
+    fn name(&self) -> &'static str {
+        "grad-sam"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn needs(&self, vit: &Vit) -> Needs {
+        Chefer {}.needs(vit)
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let rows = attention_sites(pass.vit()).map(|site| {
+            let attn = class_row(&pass.value(site)?)?; // [batch, heads, tokens]
+            let gradient = class_row(pass.gradient(site)?)?.relu()?;
+            Ok((attn * gradient)?.mean(1)?)
+        });
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let mean = Tensor::stack(&rows, 0)?.mean(0)?; // [batch, tokens]
+        pass.patches_of(&mean, D::Minus1)
+    }
+}

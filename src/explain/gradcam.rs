@@ -1,0 +1,82 @@
+//! Grad-CAM on Vision Transformers: features or attention of the last block, weighted by gradients.
+//!
+//! Papers: Selvaraju et al., arXiv:1610.02391; on tokens as in `pytorch-grad-cam`, on attention as in the
+//! baselines of Chefer et al., arXiv:2012.09838.
+//!
+//! | symbol | here | equation |
+//! |---|---|---|
+//! | T | tokens after the last block's first norm | |
+//! | w | mean over patches of ∂z/∂T, a channel | |
+//! | [`GradCam`] | | (Σ_d w_d T_d)⁺ |
+//! | wₕ | mean over patches of the class row of ∂z/∂A_L, a head | |
+//! | [`GradCamAttention`] | | (meanₕ wₕ A_L\[h, class, patches\])⁺ |
+//!
+//! Behind the last block a patch has no gradient where the model reads the class token only; hence the norm
+//! before it. Cost: 1 forward, 1 backward through part of the last block.
+//! **Deviations**: no scaling to [0, 1], which is the overlay's business. No weights are needed.
+
+use candle_core::{D, Tensor};
+use serde::Deserialize;
+
+use super::{Explainer, Needs, Options, Pass, class_row, last_block};
+use crate::error::Result;
+use crate::vit::{Site, Vit};
+
+/// Explains by the last block's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GradCam {}
+
+/// Explains by the last block's attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GradCamAttention {}
+
+impl Options for GradCam {}
+
+impl Explainer for GradCam {
+    fn name(&self) -> &'static str {
+        "gradcam"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn needs(&self, vit: &Vit) -> Needs {
+        let site = last_block(vit).map(Site::Normed);
+        Needs::values(site.iter().copied()).and(Needs::gradients(site))
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let site = Site::Normed(last_block(pass.vit())?);
+        let tokens = pass.patches_of(&pass.value(site)?, 1)?; // [batch, patches, dim]
+        let weights = pass.patches_of(pass.gradient(site)?, 1)?.mean_keepdim(1)?; // [batch, 1, dim]
+        Ok(tokens.broadcast_mul(&weights)?.sum(D::Minus1)?.relu()?)
+    }
+}
+
+impl Options for GradCamAttention {}
+
+impl Explainer for GradCamAttention {
+    fn name(&self) -> &'static str {
+        "gradcam-attention"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn needs(&self, vit: &Vit) -> Needs {
+        let site = last_block(vit).map(Site::Attention);
+        Needs::values(site.iter().copied()).and(Needs::gradients(site))
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let site = Site::Attention(last_block(pass.vit())?);
+        let patches = |attn: &Tensor| pass.patches_of(&class_row(attn)?, D::Minus1); // [batch, heads, patches]
+        let weights = patches(pass.gradient(site)?)?.mean_keepdim(D::Minus1)?;
+        let attn = patches(&pass.value(site)?)?;
+        Ok(attn.broadcast_mul(&weights)?.mean(1)?.relu()?)
+    }
+}

@@ -1,0 +1,253 @@
+//! Gradients with respect to the image: saliency, gradient × input, integrated gradients, SmoothGrad.
+//!
+//! Papers: saliency, Simonyan et al., arXiv:1312.6034; gradient × input, Shrikumar et al., arXiv:1605.01713;
+//! integrated gradients, Sundararajan et al., arXiv:1703.01365; SmoothGrad, Smilkov et al., arXiv:1706.03825.
+//!
+//! | method | pixel | patch |
+//! |---|---|---|
+//! | [`Saliency`] | max over channels of \|∂z/∂x\| | sum |
+//! | [`GradientInput`] | x · ∂z/∂x | sum over channels and pixels |
+//! | [`IntegratedGradients`] | x · mean over k of ∂z/∂x at x (k − ½)/n | sum over channels and pixels |
+//! | [`SmoothGrad`] | \|mean over noisy copies of ∂z/∂x\| | sum over channels and pixels |
+//!
+//! The patch embedding is linear, so x · ∂z/∂x summed over a patch is (E(x) − E(0)) · ∂z/∂E for its
+//! embedding E: gradient × input and integrated gradients never go back to pixels.
+//!
+//! Cost: 1 forward and 1 backward, times `steps` or `copies`.
+//! **Deviations**: the image without information is 0 after normalization, which is gray or the training
+//! pictures' mean color. Signed maps keep their sign. No weights are needed.
+
+use candle_core::{D, Tensor};
+use serde::Deserialize;
+
+use super::pass::Forward;
+use super::{Explainer, Needs, Options, Pass};
+use crate::error::{Error, Result};
+use crate::rng::Rng;
+use crate::vit::{Site, Vit};
+
+/// Explains by the gradient's absolute value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saliency {}
+
+/// Explains by the gradient times the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GradientInput {}
+
+/// Explains by gradients on the way from gray to the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IntegratedGradients {
+    /// Points on the way.
+    pub steps: usize,
+}
+
+impl Default for IntegratedGradients {
+    fn default() -> Self {
+        Self { steps: 50 }
+    }
+}
+
+/// Explains by the mean gradient of noisy copies.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SmoothGrad {
+    /// Noisy copies of each image.
+    pub copies: usize,
+    /// Standard deviation of the noise, as a share of the image's range.
+    pub noise: f64,
+    /// Seed of the noise, which is the same for all images.
+    pub seed: u64,
+}
+
+impl Default for SmoothGrad {
+    fn default() -> Self {
+        Self {
+            copies: 50,
+            noise: 0.15,
+            seed: 0,
+        }
+    }
+}
+
+impl Options for Saliency {}
+
+impl Explainer for Saliency {
+    fn name(&self) -> &'static str {
+        "saliency"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn needs(&self, _vit: &Vit) -> Needs {
+        Needs::gradients([Site::Pixels])
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let strongest = pass.gradient(Site::Pixels)?.abs()?.max(1)?; // [batch, height, width]
+        sum_of_patches(pass, &strongest.unsqueeze(1)?)
+    }
+}
+
+impl Options for GradientInput {}
+
+impl Explainer for GradientInput {
+    fn name(&self) -> &'static str {
+        "gradient-x-input"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn needs(&self, _vit: &Vit) -> Needs {
+        Needs::values([Site::PatchEmbeddings]).and(Needs::gradients([Site::PatchEmbeddings]))
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        times_embeddings(pass, pass.gradient(Site::PatchEmbeddings)?)
+    }
+}
+
+impl Options for IntegratedGradients {
+    fn check(&self) -> Result<()> {
+        at_least_one("steps", self.steps)
+    }
+}
+
+impl Explainer for IntegratedGradients {
+    fn name(&self) -> &'static str {
+        "integrated-gradients"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn needs(&self, _vit: &Vit) -> Needs {
+        Needs::values([Site::PatchEmbeddings])
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let images = (0..self.steps).map(|step| {
+            let share = (step as f64 + 0.5) / self.steps as f64;
+            pass.images() * share
+        });
+        let mean = mean_gradient(pass, Site::PatchEmbeddings, images)?;
+        times_embeddings(pass, &mean)
+    }
+}
+
+impl Options for SmoothGrad {
+    fn check(&self) -> Result<()> {
+        at_least_one("copies", self.copies)?;
+        if self.noise.is_finite() && self.noise >= 0.0 {
+            return Ok(());
+        }
+        Err(Error::Config(format!(
+            "noise must be at least 0, got {}",
+            self.noise
+        )))
+    }
+}
+
+impl Explainer for SmoothGrad {
+    fn name(&self) -> &'static str {
+        "smoothgrad"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let images = pass.images();
+        let (_, channels, height_px, width_px) = images.dims4()?;
+        let flat = images.flatten_from(1)?;
+        let range = (flat.max_keepdim(1)? - flat.min_keepdim(1)?)?;
+        let sigma = (range * self.noise)?.unsqueeze(2)?.unsqueeze(3)?; // [batch, 1, 1, 1]
+        let noisy = (0..self.copies as u64).map(|copy| {
+            let mut rng = Rng::for_item(self.seed, copy);
+            let dims = (1, channels, height_px, width_px);
+            let noise = rng.normal_tensor(dims, images.device())?;
+            images + noise.broadcast_mul(&sigma)?
+        });
+        smooth(pass, noisy)
+    }
+}
+
+/// SmoothGrad of noisy copies of one's own: absolute values of their mean gradient, summed over patches.
+///
+/// # Shapes
+/// - `images`: each `[batch, 3, height, width]`
+/// - result: `[batch, patches]`
+///
+/// # Errors
+/// Fails where there is no copy, or one does not fit the model.
+pub fn smooth(
+    pass: &Pass<'_>,
+    images: impl Iterator<Item = candle_core::Result<Tensor>>,
+) -> Result<Tensor> {
+    sum_of_patches(pass, &mean_gradient(pass, Site::Pixels, images)?.abs()?)
+}
+
+/// Mean over `images` of the gradient at `site`.
+fn mean_gradient(
+    pass: &Pass<'_>,
+    site: Site,
+    images: impl Iterator<Item = candle_core::Result<Tensor>>,
+) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    let mut n_images = 0_usize;
+    for images in images {
+        let images = images?;
+        let forward = Forward::run(pass.vit(), &images, Needs::gradients([site]))?;
+        let other = forward.toward_weights(Some(pass.weights()?.clone()))?;
+        let gradient = other.gradient(site)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + gradient)?,
+            None => gradient.clone(),
+        });
+        n_images += 1;
+    }
+    let sum = sum.ok_or_else(|| Error::Config("no image to differentiate at".into()))?;
+    Ok((sum / n_images as f64)?)
+}
+
+/// Pixels times their gradient, summed over patches, by way of the patch embedding.
+///
+/// # Shapes
+/// - `gradient`: `[batch, patches, dim]`
+/// - result: `[batch, patches]`
+fn times_embeddings(pass: &Pass<'_>, gradient: &Tensor) -> Result<Tensor> {
+    let embeddings = pass.value(Site::PatchEmbeddings)?;
+    let of_pixels = embeddings.broadcast_sub(pass.vit().patch_bias())?;
+    Ok((of_pixels * gradient)?.sum(D::Minus1)?)
+}
+
+/// Sums over channels and the pixels of each patch.
+///
+/// # Shapes
+/// - `xs`: `[batch, channels, height, width]`
+/// - result: `[batch, patches]`
+fn sum_of_patches(pass: &Pass<'_>, xs: &Tensor) -> Result<Tensor> {
+    let (batch, _, height_px, width_px) = xs.dims4()?;
+    let (grid_h, grid_w) = pass.grid()?;
+    let (patch_h, patch_w) = (height_px / grid_h, width_px / grid_w);
+    let patches = xs
+        .sum(1)?
+        .reshape(vec![batch, grid_h, patch_h, grid_w, patch_w])?
+        .sum((2, 4))?; // [batch, grid_h, grid_w]
+    Ok(patches.reshape((batch, grid_h * grid_w))?)
+}
+
+fn at_least_one(name: &str, count: usize) -> Result<()> {
+    if count == 0 {
+        return Err(Error::Config(format!("{name} must be at least 1, got 0")));
+    }
+    Ok(())
+}

@@ -1,0 +1,475 @@
+//! The table of methods: what each is called, where it comes from, what it needs and what it costs.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::DeserializeOwned;
+
+use super::agcam::Agcam;
+use super::attention::RawAttention;
+use super::beyond_intuition::BeyondIntuition;
+use super::chefer::{Chefer, GradSam};
+use super::diffmask::DiffMask;
+use super::gradcam::{GradCam, GradCamAttention};
+use super::gradients::{GradientInput, IntegratedGradients, Saliency, SmoothGrad};
+use super::gradmask::GradMask;
+use super::legrad::LeGrad;
+use super::occlusion::Occluding;
+use super::recipro_cam::ReciproCam;
+use super::rise::Rise;
+use super::rollout::{GradientRollout, Rollout};
+use super::score_cam::ScoreCam;
+use super::tam::TransitionAttention;
+use super::{Explainer, Options};
+use crate::error::{Error, Result};
+use crate::gates::Gates;
+
+/// The built-in methods; [`Display`](fmt::Display) and [`FromStr`] use the names of the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    /// Trained gates: [`DiffMask`].
+    #[default]
+    DiffMask,
+    /// Masks of gradients, weighted by confidence: [`GradMask`].
+    GradMask,
+    /// Attention times its gradient: [`Chefer`].
+    Chefer,
+    /// [`GradSam`]
+    GradSam,
+    /// Gradients of the last block's tokens: [`GradCam`].
+    GradCam,
+    /// [`GradCamAttention`]
+    GradCamAttention,
+    /// [`Agcam`]
+    Agcam,
+    /// [`LeGrad`]
+    LeGrad,
+    /// Neighborhoods of patches in the last block: [`ReciproCam`].
+    ReciproCam,
+    /// Attention through all blocks: [`Rollout`].
+    Rollout,
+    /// [`GradientRollout`]
+    GradientRollout,
+    /// Attention of the last block: [`RawAttention`].
+    RawAttention,
+    /// [`TransitionAttention`]
+    TransitionAttention,
+    /// [`BeyondIntuition`]
+    BeyondIntuition,
+    /// [`Saliency`]
+    Saliency,
+    /// [`GradientInput`]
+    GradientInput,
+    /// [`IntegratedGradients`]
+    IntegratedGradients,
+    /// [`SmoothGrad`]
+    SmoothGrad,
+    /// [`Occluding`]
+    Occlusion,
+    /// [`ScoreCam`]
+    ScoreCam,
+    /// [`Rise`]
+    Rise,
+}
+
+/// How fast a method is on video.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// A few passes of the model: as live as the model.
+    A,
+    /// Ten passes or so.
+    B,
+    /// Dozens to hundreds: offline, or every so many frames.
+    C,
+    /// Thousands: single pictures.
+    D,
+}
+
+/// A line of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Name on the command line and in the sidecar.
+    pub name: &'static str,
+    /// One line on what it does.
+    pub summary: &'static str,
+    /// Where it was published.
+    pub paper: &'static str,
+    /// Forward passes a frame, as a formula of blocks (L), patches (N) and width (D).
+    pub forwards: &'static str,
+    /// Backward passes a frame.
+    pub backwards: &'static str,
+    /// How fast it is.
+    pub pace: Pace,
+}
+
+/// What a model brings along for the methods that need trained parts.
+#[derive(Clone, Copy, Default)]
+pub struct Parts<'a> {
+    /// DiffMask gates for this model's weights.
+    pub gates: Option<&'a Gates>,
+}
+
+/// A line of [`Method::entry`].
+const fn entry(
+    name: &'static str,
+    summary: &'static str,
+    paper: &'static str,
+    (forwards, backwards): (&'static str, &'static str),
+    pace: Pace,
+) -> Entry {
+    Entry {
+        name,
+        summary,
+        paper,
+        forwards,
+        backwards,
+        pace,
+    }
+}
+
+impl Method {
+    /// Every method, best known families first.
+    pub const ALL: [Self; 21] = [
+        Self::DiffMask,
+        Self::GradMask,
+        Self::Chefer,
+        Self::GradSam,
+        Self::GradCam,
+        Self::GradCamAttention,
+        Self::Agcam,
+        Self::LeGrad,
+        Self::ReciproCam,
+        Self::Rollout,
+        Self::GradientRollout,
+        Self::RawAttention,
+        Self::TransitionAttention,
+        Self::BeyondIntuition,
+        Self::Saliency,
+        Self::GradientInput,
+        Self::IntegratedGradients,
+        Self::SmoothGrad,
+        Self::Occlusion,
+        Self::ScoreCam,
+        Self::Rise,
+    ];
+
+    /// The method's line of the table; costs are those of its default options.
+    pub const fn entry(self) -> Entry {
+        match self {
+            Self::DiffMask => entry(
+                "diffmask",
+                "patches that the whole answer can be kept with, by trained gates",
+                "Vision DiffMask, arXiv:2304.06391",
+                ("1", "0"),
+                Pace::A,
+            ),
+            Self::GradMask => entry(
+                "gradmask",
+                "masks of query, key and value gradients, weighted by the class's probability",
+                "IJCNN 2025, 10.1109/IJCNN64981.2025.11228361",
+                ("1 + 12 (L - 1)", "1"),
+                Pace::C,
+            ),
+            Self::Chefer => entry(
+                "chefer",
+                "attention times its gradient, accumulated through all blocks",
+                "Generic Attention, arXiv:2103.15679",
+                ("1", "1"),
+                Pace::A,
+            ),
+            Self::GradSam => entry(
+                "grad-sam",
+                "mean of attention times its gradient",
+                "Grad-SAM, arXiv:2204.11073",
+                ("1", "1"),
+                Pace::A,
+            ),
+            Self::GradCam => entry(
+                "gradcam",
+                "channels of the last block's tokens, weighted by gradients",
+                "Grad-CAM, arXiv:1610.02391",
+                ("1", "1"),
+                Pace::A,
+            ),
+            Self::GradCamAttention => entry(
+                "gradcam-attention",
+                "heads of the last block's attention, weighted by gradients",
+                "baseline of arXiv:2012.09838",
+                ("1", "1"),
+                Pace::A,
+            ),
+            Self::Agcam => entry(
+                "agcam",
+                "attention scores behind a sigmoid, guided by gradients",
+                "AGCAM, arXiv:2402.04563",
+                ("1", "1"),
+                Pace::A,
+            ),
+            Self::LeGrad => entry(
+                "legrad",
+                "each block's attention gradient of the class score read behind it",
+                "LeGrad, arXiv:2404.03214",
+                ("2", "1"),
+                Pace::A,
+            ),
+            Self::ReciproCam => entry(
+                "recipro-cam",
+                "class score when the last block sees one neighborhood only",
+                "ViT-ReciproCAM, arXiv:2310.02588",
+                ("1.07", "0"),
+                Pace::A,
+            ),
+            Self::Rollout => entry(
+                "rollout",
+                "attention followed through all blocks to the class token",
+                "Attention Rollout, arXiv:2005.00928",
+                ("1", "0"),
+                Pace::A,
+            ),
+            Self::GradientRollout => entry(
+                "gradient-rollout",
+                "rollout of attention times its gradient",
+                "variant of arXiv:2005.00928",
+                ("1", "1"),
+                Pace::A,
+            ),
+            Self::RawAttention => entry(
+                "raw-attention",
+                "attention of the class token in the last block",
+                "none",
+                ("1", "0"),
+                Pace::A,
+            ),
+            Self::TransitionAttention => entry(
+                "tam",
+                "attention as a Markov chain, times integrated gradients",
+                "Transition Attention Maps, NeurIPS workshop 2021",
+                ("21", "20"),
+                Pace::C,
+            ),
+            Self::BeyondIntuition => entry(
+                "beyond-intuition",
+                "heads that matter, times integrated gradients",
+                "Beyond Intuition, ICML 2023",
+                ("21", "21"),
+                Pace::C,
+            ),
+            Self::Saliency => entry(
+                "saliency",
+                "absolute gradient of the image",
+                "arXiv:1312.6034",
+                ("1", "1"),
+                Pace::A,
+            ),
+            Self::GradientInput => entry(
+                "gradient-x-input",
+                "gradient times the image",
+                "arXiv:1605.01713",
+                ("1", "1"),
+                Pace::A,
+            ),
+            Self::IntegratedGradients => entry(
+                "integrated-gradients",
+                "gradients on the way from gray to the image",
+                "arXiv:1703.01365",
+                ("51", "50"),
+                Pace::C,
+            ),
+            Self::SmoothGrad => entry(
+                "smoothgrad",
+                "mean gradient of noisy copies",
+                "arXiv:1706.03825",
+                ("51", "50"),
+                Pace::C,
+            ),
+            Self::Occlusion => entry(
+                "occlusion",
+                "fall of the class's probability when patches are hidden",
+                "arXiv:1311.2901",
+                ("2 + N", "0"),
+                Pace::C,
+            ),
+            Self::ScoreCam => entry(
+                "score-cam",
+                "channels as masks, weighted by the class's probability",
+                "Score-CAM, arXiv:1910.01279",
+                ("1 + D", "0"),
+                Pace::C,
+            ),
+            Self::Rise => entry(
+                "rise",
+                "random masks, weighted by the class's probability",
+                "RISE, arXiv:1806.07421",
+                ("2001", "0"),
+                Pace::D,
+            ),
+        }
+    }
+
+    /// Name on the command line and in the sidecar.
+    pub const fn name(self) -> &'static str {
+        self.entry().name
+    }
+
+    /// True where the model must bring trained gates.
+    pub fn needs_gates(self) -> bool {
+        self == Self::DiffMask
+    }
+
+    /// The explainer, with its default options.
+    ///
+    /// # Errors
+    /// As [`build_with`](Self::build_with).
+    pub fn build(self, parts: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        self.build_with(parts, toml::Table::new())
+    }
+
+    /// The explainer; the keys of `options` are the fields of its type, in kebab case.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where `parts` lacks what the method needs; [`Error::Config`] where an option is unknown or
+    /// out of range.
+    pub fn build_with(self, parts: Parts<'_>, options: toml::Table) -> Result<Box<dyn Explainer>> {
+        match self {
+            Self::DiffMask => {
+                if let Some(key) = options.keys().next() {
+                    return Err(Error::Config(format!("diffmask has no option {key:?}")));
+                }
+                let gates = parts.gates.ok_or_else(|| {
+                    Error::Model(
+                        "model has no gates, train them with `vitscope train diffmask` or choose another method"
+                            .into(),
+                    )
+                })?;
+                Ok(Box::new(DiffMask::new(gates)?))
+            }
+            Self::GradMask => self.with::<GradMask>(options),
+            Self::Chefer => self.with::<Chefer>(options),
+            Self::GradSam => self.with::<GradSam>(options),
+            Self::GradCam => self.with::<GradCam>(options),
+            Self::GradCamAttention => self.with::<GradCamAttention>(options),
+            Self::Agcam => self.with::<Agcam>(options),
+            Self::LeGrad => self.with::<LeGrad>(options),
+            Self::ReciproCam => self.with::<ReciproCam>(options),
+            Self::Rollout => self.with::<Rollout>(options),
+            Self::GradientRollout => self.with::<GradientRollout>(options),
+            Self::RawAttention => self.with::<RawAttention>(options),
+            Self::TransitionAttention => self.with::<TransitionAttention>(options),
+            Self::BeyondIntuition => self.with::<BeyondIntuition>(options),
+            Self::Saliency => self.with::<Saliency>(options),
+            Self::GradientInput => self.with::<GradientInput>(options),
+            Self::IntegratedGradients => self.with::<IntegratedGradients>(options),
+            Self::SmoothGrad => self.with::<SmoothGrad>(options),
+            Self::Occlusion => self.with::<Occluding>(options),
+            Self::ScoreCam => self.with::<ScoreCam>(options),
+            Self::Rise => self.with::<Rise>(options),
+        }
+    }
+
+    fn with<T: Options + DeserializeOwned + 'static>(
+        self,
+        options: toml::Table,
+    ) -> Result<Box<dyn Explainer>> {
+        let explainer: T = options.try_into().map_err(|error: toml::de::Error| {
+            // Its second line names the key.
+            let reason = error.to_string().trim().replace('\n', " ");
+            Error::Config(format!("method {self}: {reason}"))
+        })?;
+        explainer.check()?;
+        Ok(Box::new(explainer))
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl fmt::Display for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::A => "A",
+            Self::B => "B",
+            Self::C => "C",
+            Self::D => "D",
+        })
+    }
+}
+
+impl FromStr for Method {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let named = Self::ALL.into_iter().find(|method| method.name() == name);
+        named
+            .or((name == "attention").then_some(Self::RawAttention))
+            .ok_or_else(|| Error::Config(unknown(name)))
+    }
+}
+
+/// Says which methods a mistyped name may have meant, or which there are.
+fn unknown(name: &str) -> String {
+    let names = Method::ALL.map(Method::name);
+    let near: Vec<&str> = names
+        .iter()
+        .copied()
+        .filter(|known| known.contains(name) || strsim::jaro_winkler(known, name) > 0.8)
+        .collect();
+    if near.is_empty() || name.is_empty() {
+        return format!("no such method, known are {}: {name:?}", names.join(", "));
+    }
+    format!("no such method, near it are {}: {name:?}", near.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_is_found_by_its_name() {
+        for method in Method::ALL {
+            assert_eq!(method.to_string().parse::<Method>().ok(), Some(method));
+        }
+    }
+
+    #[test]
+    fn every_method_that_needs_no_part_is_built_and_bears_its_name() {
+        for method in Method::ALL
+            .into_iter()
+            .filter(|method| !method.needs_gates())
+        {
+            let explainer = method.build(Parts::default()).unwrap();
+            assert_eq!(method.name(), explainer.name());
+        }
+    }
+
+    #[test]
+    fn an_unknown_method_is_told_the_near_ones_or_all() {
+        let told = |name: &str| name.parse::<Method>().unwrap_err().to_string();
+        assert_eq!(
+            "no such method, near it are gradmask: \"gradmsk\"",
+            told("gradmsk")
+        );
+        assert!(told("xyz").contains("known are diffmask, gradmask"));
+    }
+
+    #[test]
+    fn an_unknown_option_is_named_with_the_method() {
+        let options = "group = 3".parse().unwrap();
+        let error = Method::GradMask
+            .build_with(Parts::default(), options)
+            .err()
+            .unwrap();
+        let error = error.to_string();
+        assert!(
+            error.contains("gradmask") && error.contains("`group`") && error.contains("`groups`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn diffmask_without_gates_is_refused() {
+        assert!(Method::DiffMask.build(Parts::default()).is_err());
+    }
+}

@@ -1,0 +1,153 @@
+//! RISE: random masks, weighted by the probability that the class keeps under them.
+//!
+//! Paper: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation", BMVC 2018, arXiv:1806.07421.
+//! A mask is a small random grid of kept and hidden cells, upsampled bilinearly and shifted by a part of a cell.
+//!
+//! | symbol | here | equation |
+//! |---|---|---|
+//! | Mᵢ | masks, of pixels | |
+//! | S | map | Σᵢ p(x ∘ Mᵢ) Mᵢ / (N · E\[M\]), Eq. 6; its mean over each patch |
+//!
+//! Cost: `masks` forwards: offline only.
+//! **Deviations**: masks are the same for all images and frames, so that maps of neighboring frames differ by
+//! what is seen only. E\[M\] is the masks' mean, as in the authors' later code. No weights are needed.
+
+use candle_core::Tensor;
+use serde::Deserialize;
+
+use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
+use super::{Explainer, Options, Pass};
+use crate::error::{Error, Result};
+use crate::rng::Rng;
+
+/// Explains by random masks.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rise {
+    /// Number of masks.
+    pub masks: usize,
+    /// Cells along an edge of the random grid.
+    pub cells: usize,
+    /// Share of cells that are kept.
+    pub keep: f32,
+    /// Seed of the masks.
+    pub seed: u64,
+}
+
+impl Default for Rise {
+    fn default() -> Self {
+        Self {
+            masks: 2000,
+            cells: 8,
+            keep: 0.5,
+            seed: 0,
+        }
+    }
+}
+
+impl Options for Rise {
+    fn check(&self) -> Result<()> {
+        if self.masks == 0 || self.cells == 0 || !(self.keep > 0.0 && self.keep <= 1.0) {
+            return Err(Error::Config(format!(
+                "masks and cells must be at least 1 and keep above 0 and at most 1, got {}, {} and {}",
+                self.masks, self.cells, self.keep
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Explainer for Rise {
+    fn name(&self) -> &'static str {
+        "rise"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let (_, _, height_px, width_px) = pass.images().dims4()?;
+        let mask = |mask_idx: usize| self.mask(mask_idx as u64, height_px, width_px);
+        from_masks(pass, self.masks, mask)
+    }
+}
+
+impl Rise {
+    /// The mask of this index, one value a pixel, row by row.
+    fn mask(&self, mask_idx: u64, height_px: usize, width_px: usize) -> Vec<f32> {
+        let mut rng = Rng::for_item(self.seed, mask_idx);
+        let cells: Vec<f32> = (0..self.cells * self.cells)
+            .map(|_| f32::from(rng.uniform() < self.keep))
+            .collect();
+        let (cell_h, cell_w) = (
+            height_px.div_ceil(self.cells),
+            width_px.div_ceil(self.cells),
+        );
+        let (down, right) = (rng.below(cell_h.max(1)), rng.below(cell_w.max(1)));
+        // One cell more than the image is wide, so that every shift of it fits.
+        let rows = positions(height_px, down, (self.cells + 1) * cell_h, self.cells);
+        let columns = positions(width_px, right, (self.cells + 1) * cell_w, self.cells);
+        let mut mask = Vec::with_capacity(height_px * width_px);
+        for &(row, low) in &rows {
+            for &(column, left) in &columns {
+                let at = |row: usize, column: usize| cells[row * self.cells + column];
+                let (below, beside) = (
+                    (row + 1).min(self.cells - 1),
+                    (column + 1).min(self.cells - 1),
+                );
+                let upper = at(row, column) * (1.0 - left) + at(row, beside) * left;
+                let lower = at(below, column) * (1.0 - left) + at(below, beside) * left;
+                mask.push(upper * (1.0 - low) + lower * low);
+            }
+        }
+        mask
+    }
+}
+
+/// For each of `n` pixels from `shift` on in an edge of `length` pixels that shows `cells`: the cell before it,
+/// and its distance from that one's center, as a share of a cell.
+fn positions(n: usize, shift: usize, length: usize, cells: usize) -> Vec<(usize, f32)> {
+    (shift..shift + n)
+        .map(|pixel| {
+            let position = (pixel as f32 + 0.5) * cells as f32 / length as f32 - 0.5;
+            let position = position.clamp(0.0, cells as f32 - 1.0);
+            (position as usize, position.fract())
+        })
+        .collect()
+}
+
+/// RISE with masks of one's own, numbered from 0, of one value a pixel, row by row.
+///
+/// # Shapes
+/// - result: `[batch, patches]`
+///
+/// # Errors
+/// Fails where the images do not fit the model.
+pub fn from_masks(
+    pass: &Pass<'_>,
+    n_masks: usize,
+    mask: impl Fn(usize) -> Vec<f32>,
+) -> Result<Tensor> {
+    let (_, _, height_px, width_px) = pass.images().dims4()?;
+    let (grid_h, grid_w) = pass.grid()?;
+    let (patch_h, patch_w) = (height_px / grid_h.max(1), width_px / grid_w.max(1));
+    let patch_masks: Vec<Vec<f32>> = (0..n_masks)
+        .map(|mask_idx| {
+            let mut patches = vec![0f32; grid_h * grid_w];
+            for (pixel, keep) in mask(mask_idx).into_iter().enumerate() {
+                let (row, column) = (pixel / width_px / patch_h, pixel % width_px / patch_w);
+                patches[row * grid_w + column] += keep / (patch_h * patch_w) as f32;
+            }
+            patches
+        })
+        .collect();
+    let kept: f32 = patch_masks.iter().flatten().sum();
+    let expected = kept / (grid_h * grid_w) as f32; // N · E[M]
+    each_image(pass, |image_idx| {
+        let copies = Copies::new(pass, image_idx, Occlusion::PixelZero)?;
+        let scores = copies.scores_of_pixels((0..n_masks).map(&mask), Score::Prob)?;
+        let sum = weighted_sum(&patch_masks, &scores, grid_h * grid_w);
+        Ok(sum.into_iter().map(|sum| sum / expected).collect())
+    })
+}

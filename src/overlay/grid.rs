@@ -1,0 +1,242 @@
+//! Several explanations of one frame: smaller copies on a grid, as large together as about the frame.
+
+use std::sync::Arc;
+
+use super::{Heat, Overlay, sample_len};
+use crate::error::{Error, Result};
+use crate::frame::placement::{Placement, Region};
+use crate::frame::{Frame, FrameSize, PixelLayout, rows};
+
+/// What the copies are called that are left over: the picture without an explanation.
+const PLAIN: &str = "original";
+
+impl Overlay {
+    /// Draws each of `panes`, heat and caption, on a copy of the frame, and puts the copies on a grid that is
+    /// about as wide as high, row by row. Places that are left over show the plain picture.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the frame is too small for so many copies; else as [`draw`](Self::draw).
+    pub fn draw_grid(&self, frame: &Frame, panes: &[(Option<Heat<'_>>, String)]) -> Result<Frame> {
+        rows::check(&frame.layout)?;
+        let n_columns = (1..=panes.len()).find(|edge| edge * edge >= panes.len());
+        let n_columns = n_columns.unwrap_or(1);
+        let small = shrunk(frame, n_columns)?;
+        let mut drawn = panes
+            .iter()
+            .map(|(heat, caption)| {
+                if let Some(heat) = heat {
+                    heat.check(frame.size())?;
+                }
+                let placement = heat.map(|heat| shrunk_placement(&heat, &small, n_columns));
+                let heat = heat.zip(placement.as_ref());
+                let heat = heat.map(|(heat, placement)| Heat { placement, ..heat });
+                self.draw(copy(&small)?, heat.as_ref(), caption)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        while !drawn.len().is_multiple_of(n_columns) {
+            drawn.push(self.draw(copy(&small)?, None, PLAIN)?);
+        }
+        tiled(frame, &drawn, n_columns)
+    }
+}
+
+/// Where the model's image lies in a frame of a `factor`th of the size.
+fn shrunk_placement(heat: &Heat<'_>, small: &Frame, factor: usize) -> Placement {
+    let Region {
+        left,
+        top,
+        width,
+        height,
+    } = heat.placement.region;
+    let factor = factor as f64;
+    Placement {
+        frame: small.size(),
+        image: heat.placement.image,
+        region: Region {
+            left: left / factor,
+            top: top / factor,
+            width: width / factor,
+            height: height / factor,
+        },
+    }
+}
+
+/// The frame at a `factor`th of its width and height, rounded down to even numbers; a sample is the mean of those
+/// that it covers.
+fn shrunk(frame: &Frame, factor: usize) -> Result<Frame> {
+    let from = &frame.layout;
+    let even = |edge_px: usize| edge_px / factor / 2 * 2;
+    let size = FrameSize {
+        width_px: even(from.size.width_px),
+        height_px: even(from.size.height_px),
+    };
+    if size.width_px == 0 || size.height_px == 0 {
+        return Err(Error::Shape {
+            expected: format!("a frame that can be shown {factor} times side by side"),
+            got: format!("{} x {} pixels", from.size.width_px, from.size.height_px),
+        });
+    }
+    let layout = same_but_for_size(from, size);
+    let mut bytes = Vec::with_capacity(layout.min_len());
+    for plane_idx in 0..layout.planes.len() {
+        let (n_rows, row_len) = layout.plane_extent(plane_idx);
+        let sample_len = sample_len(layout.format, plane_idx);
+        let source: Vec<&[u8]> = rows::rows(frame.bytes(), from, plane_idx).collect();
+        for lines in source.chunks(factor).take(n_rows) {
+            for place in 0..row_len {
+                let first = place / sample_len * factor * sample_len + place % sample_len;
+                let samples = lines.iter().flat_map(|line| {
+                    let line = line.get(first..).unwrap_or_default();
+                    line.iter().step_by(sample_len).take(factor)
+                });
+                let (sum, n) =
+                    samples.fold((0, 0), |(sum, n), &sample| (sum + u32::from(sample), n + 1));
+                // The mean of bytes is a byte.
+                bytes.push((sum + n / 2).checked_div(n).unwrap_or(0) as u8);
+            }
+        }
+    }
+    with_bytes(frame, layout, bytes)
+}
+
+/// `panes` of equal size row by row, in the time of `frame`.
+fn tiled(frame: &Frame, panes: &[Frame], n_columns: usize) -> Result<Frame> {
+    let Some(pane) = panes.first() else {
+        return Err(Error::Config("there is nothing to put on a grid".into()));
+    };
+    let size = FrameSize {
+        width_px: pane.size().width_px * n_columns,
+        height_px: pane.size().height_px * panes.len().div_ceil(n_columns),
+    };
+    let layout = same_but_for_size(&pane.layout, size);
+    let mut bytes = Vec::with_capacity(layout.min_len());
+    for plane_idx in 0..layout.planes.len() {
+        for line in panes.chunks(n_columns) {
+            let mut sources: Vec<_> = line
+                .iter()
+                .map(|pane| rows::rows(pane.bytes(), &pane.layout, plane_idx))
+                .collect();
+            let (n_rows, _) = pane.layout.plane_extent(plane_idx);
+            for _ in 0..n_rows {
+                for source in &mut sources {
+                    bytes.extend_from_slice(source.next().unwrap_or_default());
+                }
+            }
+        }
+    }
+    with_bytes(frame, layout, bytes)
+}
+
+fn same_but_for_size(from: &PixelLayout, size: FrameSize) -> PixelLayout {
+    let mut layout = PixelLayout::packed(from.format, size);
+    layout.color = from.color;
+    layout.pixel_aspect = from.pixel_aspect;
+    layout
+}
+
+fn copy(frame: &Frame) -> Result<Frame> {
+    with_bytes(frame, (*frame.layout).clone(), frame.bytes().to_vec())
+}
+
+fn with_bytes(frame: &Frame, layout: PixelLayout, bytes: Vec<u8>) -> Result<Frame> {
+    let pixels = Box::new(bytes);
+    Frame::new(
+        frame.seq,
+        frame.pts,
+        frame.duration,
+        Arc::new(layout),
+        pixels,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::placement::ResizeRule;
+    use crate::frame::{PixelFormat, Pts};
+    use crate::overlay::{Mode, Range};
+
+    fn frame(format: PixelFormat, (width_px, height_px): (usize, usize)) -> Frame {
+        let layout = PixelLayout::packed(
+            format,
+            FrameSize {
+                width_px,
+                height_px,
+            },
+        );
+        let bytes: Vec<u8> = (0..layout.min_len()).map(|i| (i % 251) as u8).collect();
+        Frame::new(3, Pts(7), None, Arc::new(layout), Box::new(bytes)).unwrap()
+    }
+
+    #[test]
+    fn a_shrunken_sample_is_the_mean_of_those_that_it_covers() {
+        let small = shrunk(&frame(PixelFormat::Rgb, (4, 4)), 2).unwrap();
+        assert_eq!((2, 2), (small.size().width_px, small.size().height_px));
+        // Red of the first pixel: bytes 0, 3 of the first row and 12, 15 of the second.
+        assert_eq!([8, 9, 10], small.bytes()[..3]); // 7.5 rounds up.
+    }
+
+    #[test]
+    fn every_format_keeps_its_planes_and_odd_edges_are_cut() {
+        for format in [
+            PixelFormat::I420,
+            PixelFormat::Nv12,
+            PixelFormat::Rgb,
+            PixelFormat::Bgrx,
+        ] {
+            let frame = frame(format, (27, 19));
+            let panes = vec![(None, String::new()); 3];
+            let grid = Overlay::default().draw_grid(&frame, &panes).unwrap();
+            assert_eq!(
+                (24, 16),
+                (grid.size().width_px, grid.size().height_px),
+                "{format:?}"
+            );
+            assert_eq!(grid.layout.min_len(), grid.bytes().len());
+            assert_eq!((3, Pts(7)), (grid.seq, grid.pts));
+        }
+    }
+
+    #[test]
+    fn each_pane_shows_its_own_heat_where_the_frame_has_it() {
+        let size = FrameSize {
+            width_px: 64,
+            height_px: 64,
+        };
+        let layout = PixelLayout::packed(PixelFormat::Rgb, size);
+        let black = vec![0; layout.min_len()];
+        let black = Frame::new(0, Pts(0), None, Arc::new(layout), Box::new(black)).unwrap();
+        let placement = Placement::new(&ResizeRule::Stretch(size), size).unwrap();
+        let (left, right) = ([1.0, 0.0], [0.0, 1.0]);
+        let pane = |attribution| {
+            let heat = Heat {
+                attribution,
+                grid: (1, 2),
+                placement: &placement,
+                range: Range::Unit,
+            };
+            (Some(heat), String::new())
+        };
+        let overlay = Overlay {
+            mode: Mode::Mask,
+            smooth: false,
+            ..Overlay::default()
+        };
+        let grid = overlay
+            .draw_grid(&black, &[pane(&left), pane(&right)])
+            .unwrap();
+        assert_eq!((64, 32), (grid.size().width_px, grid.size().height_px));
+        let gray_from: Vec<bool> = (0..64)
+            .map(|x| grid.bytes()[3 * (64 * 16 + x)] > 0)
+            .collect();
+        let expected: Vec<bool> = (0..64).map(|x| (16..48).contains(&x)).collect();
+        assert_eq!(expected, gray_from);
+    }
+
+    #[test]
+    fn a_frame_without_room_for_the_panes_is_refused() {
+        let panes = vec![(None, String::new()); 9];
+        let drawn = Overlay::default().draw_grid(&frame(PixelFormat::I420, (4, 64)), &panes);
+        assert!(matches!(drawn.err(), Some(Error::Shape { .. })));
+    }
+}
