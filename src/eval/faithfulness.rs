@@ -148,7 +148,17 @@ pub struct Example {
     pub masks: Vec<Vec<bool>>,
 }
 
-/// Scores one method on all of `grids` and returns its view of the first `n_examples`.
+/// What [`score`] finds for one method.
+pub struct Outcome {
+    /// By the threshold of the entry's that gives the most exact masks.
+    pub best: Scores,
+    /// By [`Threshold::Margin`].
+    pub at_margin: Scores,
+    /// The method's view of the first grids, by the best threshold.
+    pub example: Example,
+}
+
+/// Scores one method on all of `grids`, and keeps its view of the first `n_examples`.
 ///
 /// # Shapes
 /// - `baseline`: `[dim]`, what a masked patch embedding becomes
@@ -161,7 +171,7 @@ pub fn score(
     grids: &RedPatches,
     entry: &Entry<'_>,
     n_examples: usize,
-) -> Result<(Scores, Example)> {
+) -> Result<Outcome> {
     let size = grids.size();
     let n_patches = {
         let (grid_h, grid_w) = vit.grid(size.height_px, size.width_px);
@@ -175,9 +185,19 @@ pub fn score(
     }
     let mut found = Vec::with_capacity(grids.len());
     let indices: Vec<usize> = (0..grids.len()).collect();
+    let thresholds = [entry.thresholds, &[Threshold::Margin]].concat();
     for chunk in indices.chunks(BATCH) {
-        found.extend(explain_chunk(vit, baseline, grids, entry, chunk)?);
+        let explainer = entry.explainer;
+        found.extend(explain_chunk(
+            vit,
+            baseline,
+            grids,
+            explainer,
+            &thresholds,
+            chunk,
+        )?);
     }
+    let at_margin = summarize(entry, Threshold::Margin, entry.thresholds.len(), &found);
     let best = entry
         .thresholds
         .iter()
@@ -187,7 +207,7 @@ pub fn score(
             (threshold_idx, scores)
         })
         .max_by(|(_, a), (_, b)| a.exact.total_cmp(&b.exact).then(a.iou.total_cmp(&b.iou)));
-    let (threshold_idx, scores) =
+    let (threshold_idx, best) =
         best.ok_or_else(|| Error::Config(format!("no threshold was given for {:?}", entry.name)))?;
     let examples = found.into_iter().take(n_examples);
     let (attributions, masks) = examples
@@ -200,7 +220,11 @@ pub fn score(
         attributions,
         masks,
     };
-    Ok((scores, example))
+    Ok(Outcome {
+        best,
+        at_margin,
+        example,
+    })
 }
 
 /// What was found for one grid.
@@ -220,7 +244,8 @@ fn explain_chunk(
     vit: &Vit,
     baseline: &Tensor,
     grids: &RedPatches,
-    entry: &Entry<'_>,
+    explainer: &dyn Explainer,
+    thresholds: &[Threshold],
     chunk: &[usize],
 ) -> Result<Vec<Found>> {
     let pictures = chunk
@@ -229,7 +254,7 @@ fn explain_chunk(
         .collect::<Result<Vec<Picture>>>()?;
     // Pixels are exactly −1 or 1, as in the paper's code.
     let images = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu)?;
-    let explanation = entry.explainer.explain(vit, &images, Target::Predicted)?;
+    let explanation = explainer.explain(vit, &images, Target::Predicted)?;
     let original = logits(explanation.logits)?;
     let attributions: Vec<Vec<f32>> = explanation.attribution.to_vec2()?;
     let mut found = chunk
@@ -243,7 +268,7 @@ fn explain_chunk(
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    for &threshold in entry.thresholds {
+    for &threshold in thresholds {
         let masks = threshold.masks(vit, &images, &original, &attributions, baseline)?;
         let answers = masked_answers(vit, &images, &original, &masks, baseline)?;
         for ((grid, kept), answer) in found.iter_mut().zip(masks).zip(answers) {

@@ -76,7 +76,9 @@ fn perceived(attn: &Tensor, gradient: &Tensor) -> Result<Tensor> {
         .matmul(&gradient.contiguous()?)?
         .abs()?;
     let weights = effect.mean((2, 3))?; // [batch, heads]
-    let weights = weights.broadcast_div(&weights.sum_keepdim(1)?)?;
+    // A block that the class does not depend on has no head that matters.
+    let total = (weights.sum_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
+    let weights = weights.broadcast_div(&total)?;
     let weights = weights.unsqueeze(2)?.unsqueeze(3)?;
     Ok(attn.broadcast_mul(&weights)?.sum(1)?)
 }

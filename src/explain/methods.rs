@@ -414,7 +414,7 @@ fn unknown(name: &str) -> String {
     let near: Vec<&str> = names
         .iter()
         .copied()
-        .filter(|known| known.contains(name) || strsim::jaro_winkler(known, name) > 0.8)
+        .filter(|known| known.contains(name) || strsim::levenshtein(known, name) <= 2)
         .collect();
     if near.is_empty() || name.is_empty() {
         return format!("no such method, known are {}: {name:?}", names.join(", "));

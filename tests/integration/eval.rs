@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use candle_core::{D, DType, Device, Tensor};
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
-use vitscope::eval::faithfulness::{Entry, MARGIN, Scores, Threshold, score};
+use vitscope::eval::faithfulness::{Entry, MARGIN, Outcome, Scores, Threshold, score};
 use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::{Explainer, Pass};
 use vitscope::rng::Rng;
@@ -69,20 +69,21 @@ impl Explainer for Oracle {
 }
 
 fn scores(oracle: &Oracle) -> Scores {
-    scores_at(Threshold::Half, oracle)
+    outcome(oracle).best
 }
 
-fn scores_at(threshold: Threshold, oracle: &Oracle) -> Scores {
+fn outcome(oracle: &Oracle) -> Outcome {
     let grids = RedPatches::new(3, 4, 200, 0, Split::Test).unwrap();
     let entry = Entry {
         name: "oracle".into(),
         explainer: oracle,
-        thresholds: &[threshold],
+        thresholds: &[Threshold::Half],
     };
     let baseline = Tensor::zeros(16, DType::F32, &Device::Cpu).unwrap();
-    let (scores, example) = score(&vit(), &baseline, &grids, &entry, 3).unwrap();
+    let outcome = score(&vit(), &baseline, &grids, &entry, 3).unwrap();
+    let example = &outcome.example;
     assert_eq!((example.attributions.len(), example.masks.len()), (3, 3));
-    scores
+    outcome
 }
 
 #[test]
@@ -113,9 +114,11 @@ fn keeping_everything_is_exact_only_where_all_or_nothing_is_red() {
 #[test]
 fn at_the_margin_the_divergence_stays_within_it() {
     let oracle = Oracle(|red| Ok(red.clone()));
-    let half = scores_at(Threshold::Half, &oracle);
-    assert!(half.kl > MARGIN, "masks must matter: {half:?}");
-    let scores = scores_at(Threshold::Margin, &oracle);
+    let Outcome {
+        best, at_margin, ..
+    } = outcome(&oracle);
+    assert!(best.kl > MARGIN, "masks must matter: {best:?}");
+    let scores = at_margin;
     assert!(scores.kl > 0.0 && scores.kl <= MARGIN, "{scores:?}");
     assert!(scores.kept > 0.0 && scores.kept < 1.0, "{scores:?}");
 }
@@ -191,7 +194,9 @@ fn shipped_gates_of_every_seed_find_the_red_cells() {
             explainer: &method,
             thresholds: &[Threshold::Half],
         };
-        let (scores, _) = score(&model.vit, gates.baseline(), &grids, &entry, 0).unwrap();
+        let scores = score(&model.vit, gates.baseline(), &grids, &entry, 0)
+            .unwrap()
+            .best;
         assert!(scores.exact >= 0.95 && scores.iou >= 0.98, "{scores:?}");
         assert!(
             scores.agreement >= 0.98 && scores.consistency == 1.0,

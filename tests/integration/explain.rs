@@ -255,7 +255,7 @@ fn all_methods(gates: &Gates) -> Vec<Box<dyn Explainer>> {
         .into_iter()
         .map(|method| {
             let options = match method {
-                Method::Rise => "masks = 40\ncells = 3",
+                Method::Rise => "masks = 400\ncells = 3",
                 Method::SmoothGrad => "copies = 3",
                 Method::IntegratedGradients => "steps = 4",
                 _ => "",
@@ -336,7 +336,8 @@ fn methods_together_find_what_they_find_alone() {
     let together = explain_all(&explainers, &vit, &images, &[Target::Predicted]).unwrap();
     for (explainer, found) in explainers.iter().zip(&together.attributions) {
         let alone = explainer.explain(&vit, &images, Target::Predicted).unwrap();
-        assert_near(&alone.attribution, found, 1e-5, explainer.name());
+        // A pass with more taps sums in another order; Score-CAM takes small differences of that.
+        assert_near(&alone.attribution, found, 1e-3, explainer.name());
     }
 }
 

@@ -13,9 +13,8 @@ use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
 use vitscope::eval::faithfulness::{self, Entry, Example, MARGIN, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
-use vitscope::explain::attention::RawAttention;
 use vitscope::explain::diffmask::DiffMask;
-use vitscope::explain::rollout::Rollout;
+use vitscope::explain::{Explainer, Method, Parts};
 use vitscope::files::write_whole;
 use vitscope::gates::Gates;
 use vitscope::models::{self, Model};
@@ -43,6 +42,9 @@ struct FaithfulnessArgs {
     /// Folder of more gates for the same model, one a training seed [default: those in MODEL/seeds].
     #[arg(long, value_name = "FOLDER")]
     gates: Vec<PathBuf>,
+    /// Methods beside the gates [default: all].
+    #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
+    method: Vec<Method>,
     /// Held-out grids.
     #[arg(long, value_name = "N", default_value = "1000")]
     grids: std::num::NonZeroUsize,
@@ -108,38 +110,23 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
             thresholds: &[Threshold::Half],
         })
         .collect();
-    let rollout = Rollout::default();
-    let relative = &[Threshold::Otsu, Threshold::Mean];
-    entries.push(Entry {
-        name: "rollout".into(),
-        explainer: &rollout,
-        thresholds: relative,
-    });
-    entries.push(Entry {
-        name: "raw-attention".into(),
-        explainer: &RawAttention {},
-        thresholds: relative,
-    });
-    // Each gates' masks are filled with their own baseline, attention's with that of the model's gates.
-    let baselines: Vec<_> = std::iter::once(gates)
+    let others = others(&args.method)?;
+    entries.extend(others.iter().map(|explainer| Entry {
+        name: explainer.name().into(),
+        explainer: &**explainer,
+        thresholds: &[Threshold::Otsu, Threshold::Mean],
+    }));
+    // Each gates' masks are filled with their own baseline, those of other methods with that of the model's gates.
+    let baselines = std::iter::once(gates)
         .chain(more.iter().map(|(_, gates)| gates))
-        .chain([gates, gates])
-        .map(|gates| gates.baseline())
-        .collect();
-    let score = |entry: &Entry<'_>, baseline, n_examples| {
-        faithfulness::score(&model.vit, baseline, &grids, entry, n_examples)
-    };
-    let mut scores = Vec::new();
-    let mut examples = Vec::new();
-    for (entry, baseline) in entries.iter().zip(&baselines) {
-        let (found, example) = score(entry, baseline, args.examples)?;
-        scores.push(found);
-        examples.push(example);
-    }
-    let mut at_margin = Vec::new();
-    for (entry, baseline) in entries.iter_mut().zip(&baselines) {
-        entry.thresholds = &[Threshold::Margin];
-        at_margin.push(score(entry, baseline, 0)?.0);
+        .chain(std::iter::repeat(gates))
+        .map(Gates::baseline);
+    let (mut scores, mut at_margin, mut examples) = (Vec::new(), Vec::new(), Vec::new());
+    for (entry, baseline) in entries.iter().zip(baselines) {
+        let outcome = faithfulness::score(&model.vit, baseline, &grids, entry, args.examples)?;
+        scores.push(outcome.best);
+        at_margin.push(outcome.at_margin);
+        examples.push(outcome.example);
     }
     println!(
         "{} held-out grids, masks filled with the learned baseline",
@@ -179,6 +166,16 @@ fn open(reference: &str) -> anyhow::Result<(Model, Option<PathBuf>)> {
         .and_then(Path::to_str)
         .unwrap_or(reference);
     Ok((models::open(reference, &Device::Cpu)?, folder))
+}
+
+/// The methods that need no gates, or those of them that are asked for.
+fn others(asked: &[Method]) -> vitscope::Result<Vec<Box<dyn Explainer>>> {
+    Method::ALL
+        .into_iter()
+        .filter(|method| !method.needs_gates())
+        .filter(|method| asked.is_empty() || asked.contains(method))
+        .map(|method| method.build(Parts::default()))
+        .collect()
 }
 
 /// Gates of other training seeds, with their seeds.
@@ -284,6 +281,10 @@ fn command(args: &FaithfulnessArgs) -> String {
     );
     for folder in &args.gates {
         command += &format!(" --gates {}", folder.display());
+    }
+    if !args.method.is_empty() {
+        let names: Vec<&str> = args.method.iter().map(|method| method.name()).collect();
+        command += &format!(" --method {}", names.join(","));
     }
     command
 }

@@ -35,7 +35,7 @@ pub struct BenchArgs {
     )]
     model: Vec<String>,
     /// `forward`, which is the bare model, `backward`, which adds the gradients at all places of the
-    /// model, and methods.
+    /// model, and methods; `all` is `forward` and all methods.
     #[arg(
         long,
         value_name = "METHOD,…",
@@ -52,6 +52,9 @@ pub struct BenchArgs {
     /// How often each case is timed; the cases take turns.
     #[arg(long, value_name = "N", default_value = "20")]
     repeat: NonZeroUsize,
+    /// Seconds after which a case is timed no more, once it was.
+    #[arg(long, value_name = "SECS", default_value = "60")]
+    limit: f64,
     /// Take this video through the whole pipeline too, and time its stages.
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,

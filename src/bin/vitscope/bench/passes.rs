@@ -21,6 +21,9 @@ const BACKWARD: &str = "backward";
 /// Runs of each case before the first that counts.
 const WARM_UP: usize = 3;
 
+/// What takes longer is warm after a part of it.
+const COLD_SECS: f64 = 2.0;
+
 /// What is done with pictures.
 enum Work {
     Forward,
@@ -35,6 +38,8 @@ struct Case<'a> {
     images: Tensor,
     /// Seconds of each repetition.
     secs: Vec<f64>,
+    /// Seconds of all runs.
+    spent_secs: f64,
 }
 
 /// What was measured for a case.
@@ -62,17 +67,22 @@ pub(super) fn measure(
     let mut cases = Vec::new();
     for model in models {
         for &batch in &args.batch {
-            for method in &args.method {
+            for method in names(&args.method) {
                 cases.push(Case::new(model, method, batch.get(), device)?);
             }
         }
     }
     for round in 0..WARM_UP + args.repeat.get() {
         for case in &mut cases {
+            if case.spent_secs > args.limit && !case.secs.is_empty() {
+                continue;
+            }
             let start = Instant::now();
             case.run(device)?;
-            if round >= WARM_UP {
-                case.secs.push(start.elapsed().as_secs_f64());
+            let secs = start.elapsed().as_secs_f64();
+            case.spent_secs += secs;
+            if round >= WARM_UP || secs > COLD_SECS {
+                case.secs.push(secs);
             }
         }
     }
@@ -86,6 +96,16 @@ pub(super) fn measure(
         figures[figure_idx].over_forward = ratio;
     }
     Ok(figures)
+}
+
+/// The names of the cases, where `all` stands for many.
+pub(super) fn names(asked: &[String]) -> Vec<&str> {
+    let all = || std::iter::once(FORWARD).chain(Method::ALL.map(Method::name));
+    let named = asked.iter().flat_map(|name| match name.as_str() {
+        "all" => all().collect(),
+        name => vec![name],
+    });
+    named.collect()
 }
 
 /// The method of that name; `None` for passes that explain nothing.
@@ -117,6 +137,7 @@ impl<'a> Case<'a> {
             work,
             images: Rng::new(1).normal_tensor(dims, device)?,
             secs: Vec::new(),
+            spent_secs: 0.0,
         })
     }
 
