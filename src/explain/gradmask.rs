@@ -141,6 +141,9 @@ pub struct GradMask {
     pub coverage: Coverage,
     /// Masks whose intersection over union is above this are one mask that counts as often; 1 keeps all.
     pub merge: f32,
+    /// Frames of a video over which the masks are spread: [`Spread`](super::temporal::Spread) asks each frame
+    /// about its share of them. 1 asks about all.
+    pub spread: usize,
 }
 
 impl Default for GradMask {
@@ -156,6 +159,7 @@ impl Default for GradMask {
             weight: Weight::default(),
             coverage: Coverage::default(),
             merge: 1.0,
+            spread: 1,
         }
     }
 }
@@ -165,6 +169,9 @@ impl Options for GradMask {
         let refuse = |what: &str| Err(Error::Config(format!("gradmask: {what}")));
         if self.groups == 0 {
             return refuse("groups must be at least 1, got 0");
+        }
+        if self.spread == 0 {
+            return refuse("spread must be at least 1 frame, got 0");
         }
         if self.matrices.is_empty() {
             return refuse("matrices must name at least one of query, key and value");
@@ -211,7 +218,7 @@ impl GradMask {
     /// The masks of each image, by site, then group, then threshold.
     ///
     /// # Errors
-    /// [`Error::Config`] where the groups do not divide the model's width.
+    /// [`Error::Config`] where the groups do not divide the model's width, or no block votes.
     pub fn masks(&self, pass: &Pass<'_>) -> Result<Vec<Vec<Vec<f32>>>> {
         let dim = pass.vit().config().hidden_size;
         if !dim.is_multiple_of(self.groups) {
@@ -221,6 +228,13 @@ impl GradMask {
             )));
         }
         let mut masks = vec![Vec::new(); pass.images().dim(0)?];
+        if self.blocks(pass.vit().n_blocks()).is_empty() {
+            return Err(Error::Config(format!(
+                "gradmask: layers {:?} leave none of the model's {} blocks",
+                self.layers,
+                pass.vit().n_blocks()
+            )));
+        }
         for site in self.sites(pass.vit().n_blocks()) {
             for (masks, groups) in masks.iter_mut().zip(self.votes(pass, site)?) {
                 masks.extend(groups.iter().flat_map(|votes| self.threshold.masks(votes)));
@@ -287,27 +301,48 @@ impl Explainer for GradMask {
         let mut all_masks = self.masks(pass)?.into_iter();
         each_image(pass, |image_idx| {
             let masks = all_masks.next().unwrap_or_default();
-            if masks.is_empty() {
-                return Err(Error::Config(format!(
-                    "gradmask: layers {:?} leave none of the model's {} blocks",
-                    self.layers,
-                    pass.vit().n_blocks()
-                )));
-            }
-            let n_patches = masks.first().map_or(0, Vec::len);
-            let (masks, counts) = merged(masks, self.merge);
-            let copies = Copies::new(pass, image_idx, self.occlusion)?;
-            let weights = self.weights(&copies, &masks)?;
-            let weights: Vec<f32> = weights.iter().zip(&counts).map(|(w, n)| w * n).collect();
-            let mut map = weighted_sum(&masks, &weights, n_patches);
-            if self.coverage == Coverage::Divide {
-                let covered = weighted_sum(&masks, &counts, n_patches);
-                for (score, covered) in map.iter_mut().zip(covered) {
-                    *score = if covered > 0.0 { *score / covered } else { 0.0 };
-                }
-            }
-            Ok(map)
+            Ok(self.map(&self.sums(pass, image_idx, masks)?))
         })
+    }
+}
+
+/// Masks of an image, added up.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sums {
+    /// Σ w M, one value a patch.
+    pub(super) weighted: Vec<f32>,
+    /// Σ M, one value a patch.
+    pub(super) covered: Vec<f32>,
+}
+
+impl GradMask {
+    /// Asks the model about some masks of an image, and adds them up.
+    pub(super) fn sums(
+        &self,
+        pass: &Pass<'_>,
+        image_idx: usize,
+        masks: Vec<Vec<f32>>,
+    ) -> Result<Sums> {
+        let (masks, counts) = merged(masks, self.merge);
+        let copies = Copies::new(pass, image_idx, self.occlusion)?;
+        let weights = self.weights(&copies, &masks)?;
+        let weights: Vec<f32> = weights.iter().zip(&counts).map(|(w, n)| w * n).collect();
+        let (grid_h, grid_w) = pass.grid()?;
+        Ok(Sums {
+            weighted: weighted_sum(&masks, &weights, grid_h * grid_w),
+            covered: weighted_sum(&masks, &counts, grid_h * grid_w),
+        })
+    }
+
+    /// The map that the sums make.
+    pub(super) fn map(&self, sums: &Sums) -> Vec<f32> {
+        let pairs = sums.weighted.iter().zip(&sums.covered);
+        match self.coverage {
+            Coverage::None => sums.weighted.clone(),
+            Coverage::Divide => pairs
+                .map(|(sum, covered)| if *covered > 0.0 { sum / covered } else { 0.0 })
+                .collect(),
+        }
     }
 }
 

@@ -230,6 +230,11 @@ impl<'a> Copies<'a> {
         pixels
     }
 
+    /// The image itself, `[channels, height, width]`.
+    pub(super) fn image(&self) -> &[f32] {
+        &self.image
+    }
+
     /// The image where `mask` is 1, what hides it where that is 0.
     fn masked(&self, mask: &[f32]) -> Vec<f32> {
         let mix = |((&pixel, &fill), &keep): ((&f32, &f32), &f32)| fill + keep * (pixel - fill);

@@ -20,6 +20,9 @@ use super::rise::Rise;
 use super::rollout::{GradientRollout, Rollout};
 use super::score_cam::ScoreCam;
 use super::tam::TransitionAttention;
+use super::temporal::Spread;
+use super::tis::Tis;
+use super::vit_cx::VitCx;
 use super::{Explainer, Options};
 use crate::error::{Error, Result};
 use crate::gates::Gates;
@@ -68,6 +71,10 @@ pub enum Method {
     Occlusion,
     /// [`ScoreCam`]
     ScoreCam,
+    /// [`VitCx`]
+    VitCx,
+    /// [`Tis`]
+    Tis,
     /// [`Rise`]
     Rise,
 }
@@ -129,7 +136,7 @@ const fn entry(
 
 impl Method {
     /// Every method, best known families first.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::DiffMask,
         Self::GradMask,
         Self::Chefer,
@@ -150,6 +157,8 @@ impl Method {
         Self::SmoothGrad,
         Self::Occlusion,
         Self::ScoreCam,
+        Self::VitCx,
+        Self::Tis,
         Self::Rise,
     ];
 
@@ -296,6 +305,20 @@ impl Method {
                 ("1 + D", "0"),
                 Pace::C,
             ),
+            Self::VitCx => entry(
+                "vit-cx",
+                "clusters of channels as masks, weighted by the class's probability",
+                "ViT-CX, arXiv:2211.03064",
+                ("2 + 2 × clusters", "0"),
+                Pace::C,
+            ),
+            Self::Tis => entry(
+                "tis",
+                "clusters of all blocks' features as masks of tokens",
+                "TiS, ICCV workshops 2023",
+                ("1 + 1024 / 2", "0"),
+                Pace::C,
+            ),
             Self::Rise => entry(
                 "rise",
                 "random masks, weighted by the class's probability",
@@ -343,7 +366,13 @@ impl Method {
                 })?;
                 Ok(Box::new(DiffMask::new(gates)?))
             }
-            Self::GradMask => self.with::<GradMask>(options),
+            Self::GradMask => {
+                let gradmask: GradMask = self.read(options)?;
+                if gradmask.spread == 1 {
+                    return Ok(Box::new(gradmask));
+                }
+                Ok(Box::new(Spread::new(gradmask)))
+            }
             Self::Chefer => self.with::<Chefer>(options),
             Self::GradSam => self.with::<GradSam>(options),
             Self::GradCam => self.with::<GradCam>(options),
@@ -362,6 +391,8 @@ impl Method {
             Self::SmoothGrad => self.with::<SmoothGrad>(options),
             Self::Occlusion => self.with::<Occluding>(options),
             Self::ScoreCam => self.with::<ScoreCam>(options),
+            Self::VitCx => self.with::<VitCx>(options),
+            Self::Tis => self.with::<Tis>(options),
             Self::Rise => self.with::<Rise>(options),
         }
     }
@@ -370,13 +401,18 @@ impl Method {
         self,
         options: toml::Table,
     ) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self.read::<T>(options)?))
+    }
+
+    /// Checked options.
+    fn read<T: Options + DeserializeOwned>(self, options: toml::Table) -> Result<T> {
         let explainer: T = options.try_into().map_err(|error: toml::de::Error| {
             // Its second line names the key.
             let reason = error.to_string().trim().replace('\n', " ");
             Error::Config(format!("method {self}: {reason}"))
         })?;
         explainer.check()?;
-        Ok(Box::new(explainer))
+        Ok(explainer)
     }
 }
 

@@ -21,6 +21,9 @@ pub mod rise;
 pub mod rollout;
 pub mod score_cam;
 pub mod tam;
+pub mod temporal;
+pub mod tis;
+pub mod vit_cx;
 
 use candle_core::Tensor;
 
@@ -54,7 +57,8 @@ pub struct Explanation {
 
 /// Scores the patches of an image by their importance.
 ///
-/// An explainer does not change the model, and gives the same answer for the same image and target.
+/// An explainer does not change the model, and gives the same answer for the same image and target; those of
+/// [`temporal`] for the same images in the same order.
 pub trait Explainer: Send {
     /// Name on the command line and in the sidecar: lower case, no spaces.
     fn name(&self) -> &'static str;
@@ -83,6 +87,9 @@ pub trait Explainer: Send {
     /// Fails where model and method do not go together.
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor>;
 
+    /// Forgets the frames before, where the method has a memory of them: what comes next is another video.
+    fn forget(&self) {}
+
     /// Explains a batch by a pass of its own.
     ///
     /// # Shapes
@@ -93,6 +100,7 @@ pub trait Explainer: Send {
     fn explain(&self, vit: &Vit, images: &Tensor, target: Target) -> Result<Explanation> {
         target.check_for(self.name(), self.explains_classes())?;
         let forward = Forward::run(vit, images, self.needs(vit))?;
+        forward.check_head_for(self.name(), self.explains_classes())?;
         let attribution = self.attribution(&forward.toward(target)?)?.detach();
         Ok(Explanation {
             attribution,
@@ -130,6 +138,9 @@ pub fn explain_all(
     }
     let needs = explainers.iter().map(|explainer| explainer.needs(vit));
     let forward = Forward::run(vit, images, needs.fold(Needs::default(), Needs::and))?;
+    for explainer in explainers {
+        forward.check_head_for(explainer.name(), explainer.explains_classes())?;
+    }
     let mut by_target = Vec::with_capacity(targets.len());
     for &target in targets {
         let pass = forward.toward(target)?;

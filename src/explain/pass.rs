@@ -85,6 +85,16 @@ impl<'a> Forward<'a> {
         self.logits.as_ref().map(Tensor::detach)
     }
 
+    /// Fails where a method that explains a class meets a model without one.
+    pub(super) fn check_head_for(&self, method: &str, explains_classes: bool) -> Result<()> {
+        if explains_classes && self.logits.is_none() {
+            return Err(Error::Model(format!(
+                "method {method:?} explains a class and the model has no head, expected a method of the whole answer as rollout"
+            )));
+        }
+        Ok(())
+    }
+
     /// Goes backward from the score of `target`.
     ///
     /// # Errors

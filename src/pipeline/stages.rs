@@ -234,7 +234,11 @@ impl View {
             height_px,
         } = self.model.preprocessor.rule.image_size();
         let gray = vec![128; 3 * width_px * height_px];
-        self.try_scores(&[gray]).map(|_| ())
+        self.try_scores(&[gray])?;
+        self.explainers
+            .iter()
+            .for_each(|explainer| explainer.forget());
+        Ok(())
     }
 
     /// Maps a frame: one a method and target.

@@ -455,6 +455,44 @@ fn rollout_of_one_block_is_half_its_attention() {
     assert_near(&doubled, &explain(Method::RawAttention), 1e-5, "rollout");
 }
 
+#[test]
+fn masks_spread_over_the_frames_of_a_still_video_give_the_same_map() {
+    let vit = small_vit(small_config());
+    let images = small_images(1);
+    let whole = build(Method::GradMask, "");
+    let whole = whole
+        .explain(&vit, &images, Target::Class(0))
+        .unwrap()
+        .attribution;
+    let spread = build(Method::GradMask, "spread = 3");
+    let explain = |images: &Tensor| {
+        let found = spread.explain(&vit, images, Target::Class(0)).unwrap();
+        found.attribution
+    };
+    // The first frame is asked about all masks.
+    assert_near(&whole, &explain(&images), 1e-6, "the first frame");
+    // Turns of 3 frames: after many, the moving sum swings around the whole sum.
+    let mut turn = whole.zeros_like().unwrap();
+    for frame in 0..63 {
+        let found = explain(&images);
+        if frame >= 60 {
+            turn = (turn + found).unwrap();
+        }
+    }
+    assert_near(&whole, &(turn / 3.0).unwrap(), 1e-4, "the mean of a turn");
+    // A batch is so many frames, one after the other.
+    let other = small_images(2).narrow(0, 1, 1).unwrap();
+    let both = explain(&Tensor::cat(&[&images, &other], 0).unwrap());
+    spread.forget();
+    assert_near(
+        &whole,
+        &explain(&images),
+        1e-6,
+        "the first frame of the next video",
+    );
+    assert_eq!([2, 9], both.dims());
+}
+
 /// A patch of the toy, and the only one that its logit depends on.
 const SEEN_PATCH: usize = 5;
 

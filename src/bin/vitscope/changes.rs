@@ -7,8 +7,9 @@ pub fn parse(change: &str) -> anyhow::Result<toml::Table> {
     toml::from_str(change)
         .or_else(|_| {
             // A bare word is text.
-            let (key, value) = change.split_once('=').unwrap_or((change, ""));
-            toml::from_str(&format!("{key} = {value:?}"))
+            let quoted = change.split_once('=');
+            let quoted = quoted.map(|(key, value)| format!("{key} = {value:?}"));
+            toml::from_str(&quoted.unwrap_or_else(|| change.to_owned()))
         })
         .with_context(|| format!("--set takes KEY=VALUE, got {change:?}"))
 }

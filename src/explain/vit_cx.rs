@@ -1,0 +1,196 @@
+//! ViT-CX: clustered features of the last block as masks, weighted by the class's probability under them.
+//!
+//! Paper: Xie et al., "ViT-CX: Causal Explanation of Vision Transformers", IJCAI 2023, arXiv:2211.03064.
+//! Channels of the last block's tokens that look alike are one mask, so that few masks stand for many.
+//!
+//! | symbol | here | equation |
+//! |---|---|---|
+//! | T_d | channel of the tokens after the last block's first norm, scaled to \[0, 1\] | |
+//! | Mₖ | masks | sum of a cluster's channels, scaled to \[0, 1\] |
+//! | ε | noise in place of what is hidden | N(0, 0.1²) |
+//! | wₖ | | p(x M + ε (1 − M)) − p(x + ε (1 − M)) + p(x) |
+//! | map | | (1/K) Σₖ wₖ Mₖ / Σⱼ Mⱼ\[k\], the sum over patches |
+//!
+//! Clusters are those of complete linkage by cosine distance, cut at `distance`.
+//! Cost: 2 + 2K forwards, K of some tens.
+//! **Deviations**: channels are clustered on the patch grid, and upsampled to pixels by nearest neighbor; the authors
+//! upsample first. The noise is the same for all images. No weights are needed.
+
+use candle_core::Tensor;
+use kodama::{Method as Linkage, linkage};
+use serde::Deserialize;
+
+use super::masked::{Copies, Occlusion, Score, each_image};
+use super::score_cam::unit;
+use super::{Explainer, Needs, Options, Pass, last_block};
+use crate::error::{Error, Result};
+use crate::rng::Rng;
+use crate::vit::{Site, Vit};
+
+/// Explains by clusters of channels.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VitCx {
+    /// Cosine distance up to which channels are alike.
+    pub distance: f32,
+    /// Standard deviation of the noise, in normalized pixels.
+    pub noise: f32,
+    /// Seed of the noise.
+    pub seed: u64,
+}
+
+impl Default for VitCx {
+    fn default() -> Self {
+        Self {
+            distance: 0.1,
+            noise: 0.1,
+            seed: 0,
+        }
+    }
+}
+
+impl Options for VitCx {
+    fn check(&self) -> Result<()> {
+        if (0.0..=2.0).contains(&self.distance) && (0.0..f32::INFINITY).contains(&self.noise) {
+            return Ok(());
+        }
+        Err(Error::Config(format!(
+            "vit-cx: distance must lie between 0 and 2 and noise be at least 0, got {} and {}",
+            self.distance, self.noise
+        )))
+    }
+}
+
+impl Explainer for VitCx {
+    fn name(&self) -> &'static str {
+        "vit-cx"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn needs(&self, vit: &Vit) -> Needs {
+        Needs::values(last_block(vit).map(Site::Normed))
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let site = Site::Normed(last_block(pass.vit())?);
+        let tokens = pass.patches_of(&pass.value(site)?, 1)?;
+        let channels = tokens.transpose(1, 2)?; // [batch, dim, patches]
+        each_image(pass, |image_idx| {
+            let channels: Vec<Vec<f32>> = channels.get(image_idx)?.to_vec2()?;
+            let channels: Vec<Vec<f32>> = channels.iter().map(|channel| unit(channel)).collect();
+            let masks = clustered(&channels, self.distance);
+            let weights =
+                self.weights(&Copies::new(pass, image_idx, Occlusion::PixelZero)?, &masks)?;
+            Ok(mean_share(&masks, &weights))
+        })
+    }
+}
+
+impl VitCx {
+    /// How much the class keeps under each mask, without what the noise alone does.
+    fn weights(&self, copies: &Copies<'_>, masks: &[Vec<f32>]) -> Result<Vec<f32>> {
+        let image = copies.image();
+        let mut rng = Rng::new(self.seed);
+        let noise: Vec<f32> = image.iter().map(|_| self.noise * rng.normal()).collect();
+        // The whole image, then each mask's pair: what is hidden replaced by noise, and with noise on top.
+        let pairs = masks.iter().flat_map(|mask| {
+            let mask = copies.pixels(mask);
+            [1.0, 0.0].map(|hides| {
+                let pixels = image.iter().zip(&noise).zip(mask.iter().cycle());
+                pixels
+                    .map(|((pixel, noise), keep)| {
+                        pixel * (1.0 - hides * (1.0 - keep)) + noise * (1.0 - keep)
+                    })
+                    .collect()
+            })
+        });
+        let images = std::iter::once(image.to_vec()).chain(pairs);
+        let scores = copies.scores_of_images(images, Score::Prob)?;
+        let (whole, pairs) = scores
+            .split_first()
+            .map_or((0.0, [].as_slice()), |(whole, pairs)| (*whole, pairs));
+        Ok(pairs
+            .chunks_exact(2)
+            .map(|pair| pair[0] - pair[1] + whole)
+            .collect())
+    }
+}
+
+/// Sums of the channels that are alike, scaled to [0, 1].
+fn clustered(channels: &[Vec<f32>], distance: f32) -> Vec<Vec<f32>> {
+    let n = channels.len();
+    let mut distances = Vec::with_capacity(n * n.saturating_sub(1) / 2);
+    for (channel_idx, channel) in channels.iter().enumerate() {
+        let others = channels.iter().skip(channel_idx + 1);
+        distances.extend(others.map(|other| cosine_distance(channel, other)));
+    }
+    // Sums of clusters by kodama's numbers: channels first, then one a step; what was joined is taken.
+    let mut clusters: Vec<Option<Vec<f32>>> = channels.iter().cloned().map(Some).collect();
+    for step in linkage(&mut distances, n, Linkage::Complete).steps() {
+        if step.dissimilarity > distance {
+            break;
+        }
+        let take = |clusters: &mut Vec<Option<Vec<f32>>>, cluster: usize| clusters[cluster].take();
+        let joined = take(&mut clusters, step.cluster1).zip(take(&mut clusters, step.cluster2));
+        let sum = joined.map(|(a, b)| a.iter().zip(&b).map(|(a, b)| a + b).collect());
+        clusters.push(sum);
+    }
+    clusters.iter().flatten().map(|sum| unit(sum)).collect()
+}
+
+/// 1 − cosine; channels of zeros are far from all others.
+fn cosine_distance(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    if lengths > 0.0 {
+        (1.0 - dot(a, b) / lengths).max(0.0)
+    } else {
+        1.0
+    }
+}
+
+/// Mean over the masks of each one's weight, shared out among its patches.
+fn mean_share(masks: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
+    let mut map = vec![0f32; masks.first().map_or(0, Vec::len)];
+    for (mask, weight) in masks.iter().zip(weights) {
+        let total: f32 = mask.iter().sum();
+        for (score, keep) in map.iter_mut().zip(mask) {
+            if total > 0.0 {
+                *score += weight * keep / (total * masks.len() as f32);
+            }
+        }
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_that_are_alike_become_one_mask() {
+        let channels = [
+            vec![1.0, 0.0, 0.0],
+            vec![0.9, 0.1, 0.0],
+            vec![0.0, 0.0, 1.0],
+        ];
+        let masks = clustered(&channels, 0.1);
+        assert_eq!(2, masks.len());
+        assert_eq!(vec![0.0, 0.0, 1.0], masks[0]);
+        assert_eq!((1.0, 0.0), (masks[1][0], masks[1][2]));
+        assert_eq!(3, clustered(&channels, 0.0).len());
+        assert_eq!(1, clustered(&channels, 1.0).len());
+    }
+
+    #[test]
+    fn a_weight_is_shared_out_among_the_patches_of_its_mask() {
+        let map = mean_share(&[vec![1.0, 1.0], vec![0.0, 1.0]], &[0.4, 0.6]);
+        assert!(
+            (map[0] - 0.1).abs() < 1e-6 && (map[1] - 0.4).abs() < 1e-6,
+            "{map:?}"
+        );
+    }
+}
