@@ -41,12 +41,12 @@ demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
 # Tests run by nextest where it is installed, because it ends tests that hang.
 test: packages test-packages rust
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features lrp -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
-	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; \
-		else cargo test --locked --lib --bins --tests; fi
-	cargo test --locked --doc
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked --features lrp; \
+		else cargo test --locked --features lrp --lib --bins --tests; fi
+	cargo test --locked --features lrp --doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features lrp
 
 install: packages rust
 	cargo install --locked --path .

@@ -14,6 +14,7 @@ use super::gradcam::{GradCam, GradCamAttention};
 use super::gradients::{GradientInput, IntegratedGradients, Saliency, SmoothGrad};
 use super::gradmask::GradMask;
 use super::legrad::LeGrad;
+use super::lrp::LibraGrad;
 use super::occlusion::Occluding;
 use super::recipro_cam::ReciproCam;
 use super::rise::Rise;
@@ -67,6 +68,11 @@ pub enum Method {
     IntegratedGradients,
     /// [`SmoothGrad`]
     SmoothGrad,
+    /// [`LibraGrad`]
+    LibraGrad,
+    /// [`AttnLrp`](super::lrp::AttnLrp)
+    #[cfg(feature = "lrp")]
+    AttnLrp,
     /// [`Occluding`]
     Occlusion,
     /// [`ScoreCam`]
@@ -136,7 +142,7 @@ const fn entry(
 
 impl Method {
     /// Every method, best known families first.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: &'static [Self] = &[
         Self::DiffMask,
         Self::GradMask,
         Self::Chefer,
@@ -155,6 +161,9 @@ impl Method {
         Self::GradientInput,
         Self::IntegratedGradients,
         Self::SmoothGrad,
+        Self::LibraGrad,
+        #[cfg(feature = "lrp")]
+        Self::AttnLrp,
         Self::Occlusion,
         Self::ScoreCam,
         Self::VitCx,
@@ -291,6 +300,21 @@ impl Method {
                 ("51", "50"),
                 Pace::C,
             ),
+            Self::LibraGrad => entry(
+                "libragrad",
+                "gradient times the image under rules that keep its sum",
+                "LibraGrad, arXiv:2411.16760",
+                ("2", "1"),
+                Pace::A,
+            ),
+            #[cfg(feature = "lrp")]
+            Self::AttnLrp => entry(
+                "attn-lrp",
+                "relevance that attention passes on",
+                "AttnLRP, arXiv:2402.05602",
+                ("2", "1"),
+                Pace::A,
+            ),
             Self::Occlusion => entry(
                 "occlusion",
                 "fall of the class's probability when patches are hidden",
@@ -389,6 +413,9 @@ impl Method {
             Self::GradientInput => self.with::<GradientInput>(options),
             Self::IntegratedGradients => self.with::<IntegratedGradients>(options),
             Self::SmoothGrad => self.with::<SmoothGrad>(options),
+            Self::LibraGrad => self.with::<LibraGrad>(options),
+            #[cfg(feature = "lrp")]
+            Self::AttnLrp => self.with::<super::lrp::AttnLrp>(options),
             Self::Occlusion => self.with::<Occluding>(options),
             Self::ScoreCam => self.with::<ScoreCam>(options),
             Self::VitCx => self.with::<VitCx>(options),
@@ -437,7 +464,10 @@ impl FromStr for Method {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let named = Self::ALL.into_iter().find(|method| method.name() == name);
+        let named = Self::ALL
+            .iter()
+            .copied()
+            .find(|method| method.name() == name);
         named
             .or((name == "attention").then_some(Self::RawAttention))
             .ok_or_else(|| Error::Config(unknown(name)))
@@ -446,7 +476,7 @@ impl FromStr for Method {
 
 /// Says which methods a mistyped name may have meant, or which there are.
 fn unknown(name: &str) -> String {
-    let names = Method::ALL.map(Method::name);
+    let names: Vec<&str> = Method::ALL.iter().map(|method| method.name()).collect();
     let near: Vec<&str> = names
         .iter()
         .copied()
@@ -464,17 +494,14 @@ mod tests {
 
     #[test]
     fn every_method_is_found_by_its_name() {
-        for method in Method::ALL {
+        for &method in Method::ALL {
             assert_eq!(method.to_string().parse::<Method>().ok(), Some(method));
         }
     }
 
     #[test]
     fn every_method_that_needs_no_part_is_built_and_bears_its_name() {
-        for method in Method::ALL
-            .into_iter()
-            .filter(|method| !method.needs_gates())
-        {
+        for method in Method::ALL.iter().filter(|method| !method.needs_gates()) {
             let explainer = method.build(Parts::default()).unwrap();
             assert_eq!(method.name(), explainer.name());
         }

@@ -12,6 +12,7 @@ pub mod gradcam;
 pub mod gradients;
 pub mod gradmask;
 pub mod legrad;
+pub mod lrp;
 pub mod masked;
 pub mod methods;
 pub mod occlusion;

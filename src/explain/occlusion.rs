@@ -92,9 +92,9 @@ fn mean_fall(masks: &[Vec<f32>], scores: &[f32]) -> Vec<f32> {
     let n_patches = masks.first().map_or(0, Vec::len);
     (0..n_patches)
         .map(|patch| {
-            let falls = masks.iter().zip(scores);
-            let falls =
-                falls.filter_map(|(mask, score)| (mask[patch] == 0.0).then(|| whole - score));
+            let pairs = masks.iter().zip(scores);
+            let hiding = pairs.filter(|(mask, _)| mask[patch] == 0.0);
+            let falls = hiding.map(|(_, score)| whole - score);
             let (sum, n) = falls.fold((0.0, 0), |(sum, n), fall| (sum + fall, n + 1));
             if n == 0 { 0.0 } else { sum / n as f32 }
         })

@@ -64,8 +64,23 @@ impl Mlp {
         if is_fused(xs) && self.learns() {
             return learning_mlp::forward(xs, &self.norm, &self.up, &self.down);
         }
-        let hidden = gelu::gelu(&self.up.forward(&self.norm.forward(xs)?)?)?;
-        let ys = self.down.forward(&hidden)?;
+        let hidden = self.up.forward(&self.norm.forward(xs)?)?;
+        self.finish(xs, &gelu::gelu(&hidden)?)
+    }
+
+    /// The norm before the maps.
+    pub(crate) fn norm(&self) -> &LayerNorm {
+        &self.norm
+    }
+
+    /// The map to the hidden layer.
+    pub(crate) fn up(&self) -> &Linear {
+        &self.up
+    }
+
+    /// `xs + scale ∘ down(hidden)`, where `hidden` went through the GELU.
+    pub(crate) fn finish(&self, xs: &Tensor, hidden: &Tensor) -> Result<Tensor> {
+        let ys = self.down.forward(hidden)?;
         match &self.scale {
             Some(scale) => xs + ys.broadcast_mul(scale)?,
             None => xs + ys,

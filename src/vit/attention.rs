@@ -36,6 +36,11 @@ impl SelfAttention {
         Ok(Self { parts })
     }
 
+    /// Weights and sizes.
+    pub(super) fn parts(&self) -> &FusedSelfAttention {
+        &self.parts
+    }
+
     /// `xs` plus the attention among its tokens.
     pub(crate) fn forward(
         &self,

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::attention::SelfAttention;
-use super::{Tap, VitConfig, Weights, layer_norm, linear};
+use super::{Rules, Tap, VitConfig, Weights, layer_norm, linear};
 use crate::kernels::Mlp;
 
 /// One transformer layer.
@@ -43,8 +43,12 @@ impl Block {
         &self,
         xs: &Tensor,
         block_idx: usize,
+        rules: Option<Rules>,
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
+        if let Some(rules) = rules {
+            return rules.block(&self.attention, &self.mlp, xs, block_idx, tap);
+        }
         self.mlp
             .forward(&self.attention.forward(xs, block_idx, tap)?)
     }

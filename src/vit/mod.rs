@@ -23,9 +23,11 @@ pub(crate) mod fields;
 pub mod init;
 pub mod names;
 pub mod patches;
+pub mod rules;
 pub mod tap;
 
 pub use config::{Activation, Family, Head, VitConfig};
+pub use rules::Rules;
 pub use tap::{NoTap, Probe, Record, Replace, Site, Tap};
 
 use std::collections::HashMap;
@@ -59,6 +61,7 @@ pub struct Vit {
     norm: LayerNorm,
     classifier: Option<Linear>,
     distillation_classifier: Option<Linear>,
+    rules: Option<Rules>,
 }
 
 impl Vit {
@@ -98,8 +101,18 @@ impl Vit {
             distillation_classifier: (head == Head::ClassAndDistillationTokens)
                 .then(|| linear("distillation_classifier", true, weights))
                 .transpose()?,
+            rules: None,
             config,
         })
+    }
+
+    /// The same weights, gone backward through by other rules.
+    #[must_use]
+    pub fn with_rules(&self, rules: Rules) -> Self {
+        Self {
+            rules: Some(rules),
+            ..self.clone()
+        }
     }
 
     /// The model's shape.
@@ -214,10 +227,14 @@ impl Vit {
     fn encode(&self, first_block: usize, mut xs: Tensor, tap: &mut dyn Tap) -> Result<Output> {
         for (block_idx, block) in self.blocks.iter().enumerate().skip(first_block) {
             xs = tapped(tap, Site::Hidden(block_idx), xs)?;
-            xs = block.forward(&xs, block_idx, tap)?;
+            xs = block.forward(&xs, block_idx, self.rules, tap)?;
         }
         xs = tapped(tap, Site::Hidden(self.blocks.len()), xs)?;
-        let tokens = tapped(tap, Site::Tokens, self.norm.forward(&xs)?)?;
+        let normed = match self.rules {
+            Some(rules) => rules.norm(&self.norm, &xs)?,
+            None => self.norm.forward(&xs)?,
+        };
+        let tokens = tapped(tap, Site::Tokens, normed)?;
         let logits = self.classify(&tokens)?;
         Ok(Output { tokens, logits })
     }

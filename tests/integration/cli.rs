@@ -276,7 +276,7 @@ fn wrong_usage_exits_with_two_and_names_the_option() {
     );
     check(
         "file in.mp4 out.mp4 --method magic",
-        "[possible values: diffmask, rollout",
+        "[possible values: diffmask, gradmask",
     );
     check("file in.mp4 out.mp4 --start 1:99", "--start <TIME>");
     check("file in.mp4 out.mp4 --device tpu", "--device <DEVICE>");
@@ -289,7 +289,9 @@ fn wrong_usage_exits_with_two_and_names_the_option() {
 fn help_names_every_subcommand_and_option() {
     let bench = Bench::new(1);
     let help = bench.run("--help").stdout;
-    for subcommand in ["file", "still", "train", "eval", "bench"] {
+    for subcommand in [
+        "file", "still", "train", "eval", "bench", "methods", "models",
+    ] {
         assert!(help.contains(&format!("  {subcommand} ")), "{help}");
     }
     let help = bench.run("file --help").stdout;
@@ -753,12 +755,111 @@ fn bench_times_every_case_and_says_what_a_method_costs_over_the_bare_model() {
 }
 
 #[test]
+fn several_methods_and_targets_share_a_grid_and_the_sidecar_has_them_all() {
+    let bench = Bench::new(6);
+    let ended = bench.run(
+        "file in.mp4 out.mp4 --method chefer,gradmask,occlusion --target bird --target contrast:cat,dog \
+         --set gradmask.groups=2 --set gradmask.spread=3 --scores s.jsonl --progress none"
+    );
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    let records = records(&fs::read_to_string(bench.path("s.jsonl")).unwrap());
+    for record in &records {
+        let maps = record.maps.as_deref().unwrap();
+        let names: Vec<(&str, &str, bool)> = maps
+            .iter()
+            .map(|map| {
+                let class = map.class.as_ref().and_then(|class| class.label.as_deref());
+                (map.method.as_str(), class.unwrap(), map.against.is_some())
+            })
+            .collect();
+        let of = |method| [(method, "bird", false), (method, "cat", true)];
+        assert_eq!(
+            [of("chefer"), of("gradmask"), of("occlusion")].concat(),
+            names
+        );
+    }
+    // Six maps on three columns: panes of a third of the width, rounded down to even.
+    let edges = |name: &str| -> Vec<usize> {
+        let file = bench.path(name);
+        let args = "-v error -show_entries stream=width,height -of csv=p=0 -select_streams v";
+        let args: Vec<&str> = args.split(' ').chain(file.to_str()).collect();
+        let shown = String::from_utf8(run_tool("ffprobe", &args).stdout).unwrap();
+        shown
+            .trim()
+            .split(',')
+            .map(|edge| edge.parse().unwrap())
+            .collect()
+    };
+    let (before, shown) = (edges("in.mp4"), edges("out.mp4"));
+    assert_eq!(
+        vec![before[0] / 3 / 2 * 2 * 3, before[1] / 3 / 2 * 2 * 2],
+        shown
+    );
+}
+
+#[test]
+fn methods_and_models_are_listed() {
+    let bench = Bench::new(1);
+    let methods = bench.run("methods");
+    assert_eq!(Some(0), methods.code);
+    for method in vitscope::explain::Method::ALL {
+        assert!(
+            methods
+                .stdout
+                .lines()
+                .any(|line| line.starts_with(method.name())),
+            "{method}"
+        );
+    }
+    let listed = bench.run("models list");
+    assert!(listed.stdout.contains("cifar10") && listed.stdout.contains("10 classes, gates"));
+    let inspected = bench.run("models inspect cifar10").stdout;
+    assert!(
+        inspected.contains("8 x 8 patches of 4 px, and 1 special"),
+        "{inspected}"
+    );
+    assert!(
+        inspected.contains("10: airplane, automobile"),
+        "{inspected}"
+    );
+    bench.check_refused_as_it_is(
+        "models inspect nothing",
+        1,
+        "error: model is neither an embedded model (cifar10, red-patches) nor a folder: \"nothing\"",
+    );
+}
+
+#[test]
+fn options_of_methods_that_cannot_be_are_refused_before_anything_is_written() {
+    let bench = Bench::new(1);
+    let refused = |options: &str, part: &str| {
+        bench.check_refused(&format!("file in.mp4 out.mp4 {options}"), 1, part);
+    };
+    refused(
+        "--method gradmask --set gradmask.groups=0",
+        "error: gradmask: groups must be at least 1, got 0",
+    );
+    refused(
+        "--method gradmask --set rollout.discard=0.5",
+        "error: --set \"rollout.discard=0.5\" is for a method that is not asked for",
+    );
+    refused(
+        "--method rollout --target cat",
+        "error: method \"rollout\" explains the whole answer, not one class, asked for class 2",
+    );
+    refused(
+        "--method chefer --target contrast:cat",
+        "error: expected contrast:A,B with two classes, got \"contrast:cat\"",
+    );
+}
+
+#[test]
 fn bench_names_the_methods_that_there_are() {
     let bench = Bench::new(1);
     let model = fixture("vit_a");
     bench.check_refused_as_it_is(
         &format!("bench --model {} --method none", model.display()),
         1,
-        "error: unknown method \"none\", expected forward, backward, diffmask, rollout, raw-attention",
+        "error: unknown method \"none\", expected forward, backward, all, or one of `vitscope methods`",
     );
 }

@@ -260,7 +260,7 @@ mod program {
             "{card}"
         );
         let table = stdout(
-            "eval faithfulness --model m --grids 20 --picture p.png --json s.json",
+            "eval faithfulness --model m --grids 20 --method rollout,raw-attention --picture p.png --json s.json",
             folder.path(),
         );
         for method in ["diffmask, seed 4", "rollout", "raw-attention"] {
@@ -270,6 +270,18 @@ mod program {
         let scores: serde_json::Value = serde_json::from_slice(&scores).unwrap();
         assert_eq!(scores["scores"].as_array().unwrap().len(), 3);
         assert!(folder.path().join("p.png").exists());
+        // Without names all methods are meant that go with the model: GradMask has no use for its only block.
+        let output = vitscope("eval faithfulness --model m --grids 2", folder.path());
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.success() && log.contains("left out: gradmask"),
+            "{log}"
+        );
+        let table = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            table.contains("chefer") && !table.contains("gradmask"),
+            "{table}"
+        );
     }
 
     #[test]

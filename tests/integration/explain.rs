@@ -22,7 +22,7 @@ use crate::common::fixture;
 const CLASS: usize = 2;
 
 /// Methods under the names and options of the fixtures, and where those have another class, that one.
-const PARITY: [(&str, Method, &str, usize); 22] = [
+const PARITY: &[(&str, Method, &str, usize)] = &[
     ("raw-attention", Method::RawAttention, "", CLASS),
     ("rollout", Method::Rollout, "", CLASS),
     ("gradient-rollout", Method::GradientRollout, "", CLASS),
@@ -55,6 +55,9 @@ const PARITY: [(&str, Method, &str, usize); 22] = [
     ("score-cam", Method::ScoreCam, "", CLASS),
     ("score-cam-other", Method::ScoreCam, "", 1),
     ("gradmask", Method::GradMask, "", CLASS),
+    ("libragrad", Method::LibraGrad, "", CLASS),
+    #[cfg(feature = "lrp")]
+    ("attn-lrp", Method::AttnLrp, "", CLASS),
 ];
 
 fn fixture_model(name: &str) -> (Model, Tensor) {
@@ -102,7 +105,7 @@ fn maps_are_those_of_pytorch() {
     let expected = expected();
     for name in ["vit_a", "vit_b", "deit_distilled"] {
         let (model, images) = fixture_model(name);
-        for (key, method, options, class) in PARITY {
+        for &(key, method, options, class) in PARITY {
             let what = format!("{name}/{key}");
             let explainer = build(method, options);
             let target = target_of(&*explainer, class);
@@ -252,8 +255,8 @@ fn gates(vit: &Vit) -> Gates {
 fn all_methods(gates: &Gates) -> Vec<Box<dyn Explainer>> {
     let gates = Some(gates);
     Method::ALL
-        .into_iter()
-        .map(|method| {
+        .iter()
+        .map(|&method| {
             let options = match method {
                 Method::Rise => "masks = 400\ncells = 3",
                 Method::SmoothGrad => "copies = 3",
@@ -505,16 +508,14 @@ fn one_patch_vit() -> Vit {
         labels: vec!["bright".into(), "dark".into()],
         ..small_config()
     };
-    let mut weights = init::init(&config, &mut Rng::new(0)).unwrap();
-    for (name, tensor) in &mut weights {
-        let norm = name.contains("norm") && name.ends_with("weight");
-        *tensor = if norm {
-            tensor.ones_like()
-        } else {
-            tensor.zeros_like()
-        }
-        .unwrap();
-    }
+    let drawn = init::init(&config, &mut Rng::new(0)).unwrap().into_iter();
+    let plain = drawn.map(|(name, tensor)| {
+        let is_norm = name.contains("norm") && name.ends_with("weight");
+        let value = if is_norm { 1.0 } else { 0.0 };
+        let tensor = Tensor::full(value, tensor.dims(), &Device::Cpu).unwrap();
+        (name, tensor.to_dtype(DType::F32).unwrap())
+    });
+    let mut weights: HashMap<String, Tensor> = plain.collect();
     let mut set = |name: &str, entries: &[(usize, f32)]| {
         let tensor = weights.get_mut(name).unwrap();
         let mut values = values(tensor);

@@ -14,6 +14,7 @@ use vitscope::overlay::{Colormap, Mode, Overlay};
 use crate::bench::BenchArgs;
 use crate::eval::EvalArgs;
 use crate::file::FileArgs;
+use crate::models::ModelsArgs;
 use crate::progress::ProgressMode;
 use crate::still::StillArgs;
 use crate::train::TrainArgs;
@@ -42,6 +43,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// List the methods: where they come from, what they need, what they cost.
     Methods,
+    /// List the embedded models, or say what is in a model.
+    Models(ModelsArgs),
 }
 
 impl Command {
@@ -50,7 +53,9 @@ impl Command {
         let outputs = match self {
             Self::File(args) => &args.outputs,
             Self::Still(args) => &args.outputs,
-            Self::Train(_) | Self::Eval(_) | Self::Bench(_) | Self::Methods => return true,
+            Self::Train(_) | Self::Eval(_) | Self::Bench(_) | Self::Methods | Self::Models(_) => {
+                return true;
+            }
         };
         let for_people = [ProgressMode::Auto, ProgressMode::Plain];
         !outputs.quiet && for_people.contains(&outputs.progress)
@@ -62,7 +67,7 @@ impl Command {
             Self::File(args) => args.explain.threads,
             Self::Still(args) => args.explain.threads,
             Self::Train(args) => args.threads(),
-            Self::Eval(_) | Self::Methods => None,
+            Self::Eval(_) | Self::Methods | Self::Models(_) => None,
             Self::Bench(args) => args.threads,
         }
     }
@@ -79,7 +84,7 @@ pub struct ExplainArgs {
     /// [default: diffmask where the model has gates, else chefer, or rollout where it has no head].
     #[arg(long, value_name = "METHOD,…", value_delimiter = ',', hide_possible_values = true,
         value_parser = named::<Method, _>(
-            Method::ALL.map(|method| PossibleValue::new(method.name()).help(method.entry().summary))
+            Method::ALL.iter().map(|method| PossibleValue::new(method.name()).help(method.entry().summary))
         ))]
     pub method: Vec<Method>,
     /// Change an option of a method, e.g. `--set gradmask.groups=12`.
@@ -195,8 +200,9 @@ impl FromStr for DeviceChoice {
 }
 
 /// Accepts `values` only, and lists them in the help and where another one was given.
-fn named<T, const N: usize>(values: [PossibleValue; N]) -> impl TypedValueParser<Value = T>
+fn named<T, I>(values: I) -> impl TypedValueParser<Value = T>
 where
+    I: IntoIterator<Item = PossibleValue>,
     T: FromStr<Err = Error> + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(values).try_map(|name| name.parse::<T>())

@@ -7,14 +7,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
 use vitscope::eval::faithfulness::{self, Entry, Example, MARGIN, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::diffmask::DiffMask;
-use vitscope::explain::{Explainer, Method, Parts};
+use vitscope::explain::{Explainer, Method, Parts, Target};
 use vitscope::files::write_whole;
 use vitscope::gates::Gates;
 use vitscope::models::{self, Model};
@@ -110,7 +110,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
             thresholds: &[Threshold::Half],
         })
         .collect();
-    let others = others(&args.method)?;
+    let others = others(&args.method, &model)?;
     entries.extend(others.iter().map(|explainer| Entry {
         name: explainer.name().into(),
         explainer: &**explainer,
@@ -169,13 +169,25 @@ fn open(reference: &str) -> anyhow::Result<(Model, Option<PathBuf>)> {
 }
 
 /// The methods that need no gates, or those of them that are asked for.
-fn others(asked: &[Method]) -> vitscope::Result<Vec<Box<dyn Explainer>>> {
-    Method::ALL
-        .into_iter()
-        .filter(|method| !method.needs_gates())
-        .filter(|method| asked.is_empty() || asked.contains(method))
-        .map(|method| method.build(Parts::default()))
-        .collect()
+///
+/// Where all are meant, those that do not go with the model are left out.
+fn others(asked: &[Method], model: &Model) -> anyhow::Result<Vec<Box<dyn Explainer>>> {
+    let size = model.preprocessor.image_size();
+    let dims = (1, 3, size.height_px, size.width_px);
+    let gray = Tensor::zeros(dims, DType::F32, &Device::Cpu)?;
+    let mut others = Vec::new();
+    for method in Method::ALL.iter().filter(|method| !method.needs_gates()) {
+        if !asked.is_empty() && !asked.contains(method) {
+            continue;
+        }
+        let explainer = method.build(Parts::default())?;
+        match explainer.explain(&model.vit, &gray, Target::Predicted) {
+            Ok(_) => others.push(explainer),
+            Err(error) if asked.is_empty() => eprintln!("left out: {error}"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(others)
 }
 
 /// Gates of other training seeds, with their seeds.

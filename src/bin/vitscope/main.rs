@@ -9,6 +9,7 @@ mod exit;
 mod file;
 mod interrupt;
 mod methods;
+mod models;
 mod outputs;
 mod progress;
 mod setup;
@@ -40,5 +41,6 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Methods => methods::run(),
+        Command::Models(args) => models::run(args),
     }
 }

@@ -19,8 +19,8 @@ pace       A: a few passes, as live as the model; C: dozens to hundreds; D: thou
 pub fn run() -> anyhow::Result<Exit> {
     let width = |column: fn(Method) -> &'static str| {
         Method::ALL
-            .into_iter()
-            .map(column)
+            .iter()
+            .map(|&method| column(method))
             .map(str::len)
             .max()
             .unwrap_or(0)

@@ -100,7 +100,7 @@ pub(super) fn measure(
 
 /// The names of the cases, where `all` stands for many.
 pub(super) fn names(asked: &[String]) -> Vec<&str> {
-    let all = || std::iter::once(FORWARD).chain(Method::ALL.map(Method::name));
+    let all = || std::iter::once(FORWARD).chain(Method::ALL.iter().map(|method| method.name()));
     let named = asked.iter().flat_map(|name| match name.as_str() {
         "all" => all().collect(),
         name => vec![name],
@@ -114,8 +114,9 @@ pub(super) fn method(name: &str) -> anyhow::Result<Option<Method>> {
         return Ok(None);
     }
     let Ok(method) = name.parse() else {
-        let known = Method::ALL.map(Method::name).join(", ");
-        bail!("unknown method {name:?}, expected {FORWARD}, {BACKWARD}, all, {known}");
+        bail!(
+            "unknown method {name:?}, expected {FORWARD}, {BACKWARD}, all, or one of `vitscope methods`"
+        );
     };
     Ok(Some(method))
 }

@@ -1,0 +1,158 @@
+//! `vitscope models`: which models there are, and what is in one.
+#![expect(
+    clippy::print_stdout,
+    reason = "what a command is asked for goes to standard output"
+)]
+
+use candle_core::Device;
+use vitscope::explain::{Method, Parts};
+use vitscope::models::{self, Model};
+use vitscope::vit::Head;
+
+use crate::exit::Exit;
+
+/// Labels that `inspect` shows.
+const SHOWN_LABELS: usize = 12;
+
+/// Look at models.
+#[derive(Debug, clap::Args)]
+pub struct ModelsArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// List the models that are part of this program.
+    List,
+    /// Say what a model is: architecture, sizes, labels, gates, and which methods explain it.
+    Inspect {
+        /// Name of an embedded model, or a folder with config.json and model.safetensors.
+        model: String,
+    },
+}
+
+/// Runs `vitscope models`.
+pub fn run(args: &ModelsArgs) -> anyhow::Result<Exit> {
+    match &args.what {
+        What::List => {
+            for name in models::embedded_names() {
+                println!("{}", summary(&models::open(name, &Device::Cpu)?));
+            }
+        }
+        What::Inspect { model } => print!("{}", inspect(&models::open(model, &Device::Cpu)?)),
+    }
+    Ok(Exit::Whole)
+}
+
+/// One line on a model.
+fn summary(model: &Model) -> String {
+    let config = model.vit.config();
+    let size = model.preprocessor.image_size();
+    let gates = if model.gates.is_some() {
+        "gates"
+    } else {
+        "no gates"
+    };
+    format!(
+        "{:12}  {}, {} blocks of {} channels, {} x {} px, {} classes, {gates}",
+        model.name,
+        config.family.model_type(),
+        config.num_hidden_layers,
+        config.hidden_size,
+        size.width_px,
+        size.height_px,
+        config.labels.len()
+    )
+}
+
+fn inspect(model: &Model) -> String {
+    let config = model.vit.config();
+    let size = model.preprocessor.image_size();
+    let (grid_h, grid_w) = model.grid();
+    let n_special = config.n_special_tokens();
+    let head = match config.head() {
+        Head::None => "none",
+        Head::ClassToken => "reads the class token",
+        Head::ClassTokenAndPatchMean => "reads the class token and the mean of the patches",
+        Head::ClassAndDistillationTokens => "the mean of two, of class and distillation token",
+    };
+    let gates = match (&model.gates, &model.gate_card) {
+        (Some(_), Some(card)) => format!("DiffMask, {} states of seed {}", card.states, card.seed),
+        (Some(_), None) => "DiffMask".to_owned(),
+        (None, _) => "none; `vitscope train diffmask` makes them".to_owned(),
+    };
+    let methods: Vec<&str> = Method::ALL
+        .iter()
+        .filter(|method| explains(**method, model))
+        .map(|method| method.name())
+        .collect();
+    let lines = [
+        ("model", format!("{:?}", model.name)),
+        ("family", config.family.model_type().to_owned()),
+        (
+            "blocks",
+            format!(
+                "{} of {} channels, {} heads, MLP of {}",
+                config.num_hidden_layers,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size
+            ),
+        ),
+        (
+            "input",
+            format!(
+                "{} x {} px, {:?}",
+                size.width_px, size.height_px, model.preprocessor.rule
+            ),
+        ),
+        (
+            "tokens",
+            format!(
+                "{grid_h} x {grid_w} patches of {} px, and {n_special} special",
+                config.patch_size
+            ),
+        ),
+        ("head", head.to_owned()),
+        ("classes", classes(&config.labels)),
+        ("gates", gates),
+        ("methods", methods.join(", ")),
+        ("sha256", model.weights_sha256.clone()),
+    ];
+    lines
+        .map(|(name, value)| format!("{name:8}  {value}\n"))
+        .concat()
+}
+
+/// True where the method works on the model.
+fn explains(method: Method, model: &Model) -> bool {
+    let gates = model.gates.as_ref();
+    let head = model.vit.config().head();
+    let Ok(explainer) = method.build(Parts { gates }) else {
+        return false;
+    };
+    match head {
+        Head::None => !explainer.explains_classes(),
+        Head::ClassTokenAndPatchMean => method != Method::ReciproCam,
+        Head::ClassToken | Head::ClassAndDistillationTokens => true,
+    }
+}
+
+/// How many classes there are, and the first of them.
+fn classes(labels: &[String]) -> String {
+    let shown = labels
+        .iter()
+        .take(SHOWN_LABELS)
+        .cloned()
+        .collect::<Vec<_>>();
+    let more = if labels.len() > shown.len() {
+        ", …"
+    } else {
+        ""
+    };
+    match labels.len() {
+        0 => "none".to_owned(),
+        n => format!("{n}: {}{more}", shown.join(", ")),
+    }
+}

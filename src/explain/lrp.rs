@@ -1,0 +1,75 @@
+//! Gradient × input under other rules of going backward: LibraGrad and AttnLRP.
+//!
+//! Papers: Mehri et al., "LibraGrad", CVPR 2025, arXiv:2411.16760; Achtibat et al., "AttnLRP", ICML 2024,
+//! arXiv:2402.05602.
+//! The gradient of a transformer does not share out a score among its inputs: norms, attention and GELU lose or
+//! double parts of it. Rules in their place keep the sum; [`Rules`] lists them.
+//!
+//! Cost: 2 forwards, 1 backward: the pass under other rules is not the shared one.
+//! **Deviations**: none. No weights are needed.
+//!
+//! The authors of LXT, AttnLRP's own code, state that layer-wise relevance propagation is covered by a patent and free
+//! for personal and scientific use only; `AttnLrp` is therefore behind the feature `lrp`, which is off by default.
+
+use candle_core::Tensor;
+use serde::Deserialize;
+
+use super::gradients::GradientInput;
+use super::pass::Forward;
+use super::{Explainer, Options, Pass};
+use crate::error::Result;
+use crate::vit::Rules;
+
+/// Explains by the balanced gradient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LibraGrad {}
+
+/// Explains by relevance that attention passes on.
+#[cfg(feature = "lrp")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttnLrp {}
+
+impl Options for LibraGrad {}
+
+impl Explainer for LibraGrad {
+    fn name(&self) -> &'static str {
+        "libragrad"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        under(Rules::LibraGrad, pass)
+    }
+}
+
+#[cfg(feature = "lrp")]
+impl Options for AttnLrp {}
+
+#[cfg(feature = "lrp")]
+impl Explainer for AttnLrp {
+    fn name(&self) -> &'static str {
+        "attn-lrp"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        under(Rules::AttnLrp, pass)
+    }
+}
+
+/// Gradient × input of a pass under `rules`.
+fn under(rules: Rules, pass: &Pass<'_>) -> Result<Tensor> {
+    let vit = pass.vit().with_rules(rules);
+    let gradient_input = GradientInput {};
+    let forward = Forward::run(&vit, pass.images(), gradient_input.needs(&vit))?;
+    let ruled = forward.toward_weights(Some(pass.weights()?.clone()))?;
+    gradient_input.attribution(&ruled)
+}
