@@ -17,8 +17,9 @@
 use candle_core::{D, Tensor};
 use serde::Deserialize;
 
+use super::chefer::accumulated;
 use super::tam::integrated_gradient;
-use super::{Explainer, Needs, Options, Pass, attention_sites, no_blocks};
+use super::{Explainer, Needs, Options, Pass, attention_sites};
 use crate::error::Result;
 use crate::vit::Vit;
 
@@ -45,22 +46,16 @@ impl Explainer for BeyondIntuition {
         Needs::values(attention_sites(vit)).and(Needs::gradients(attention_sites(vit)))
     }
 
+    fn rehearse(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        let mut relevance: Option<Tensor> = None; // [batch, 1, tokens]
-        for site in attention_sites(pass.vit()).skip(self.start).rev() {
-            let perceived = perceived(&pass.value(site)?, pass.gradient(site)?)?;
-            relevance = Some(match relevance {
-                Some(relevance) => (&relevance + relevance.matmul(&perceived)?)?,
-                None => {
-                    let row = perceived.narrow(1, 0, 1)?.contiguous()?;
-                    let eye = Tensor::eye(row.dim(2)?, row.dtype(), row.device())?;
-                    row.broadcast_add(&eye.narrow(0, 0, 1)?)?
-                }
-            });
-        }
-        let relevance = relevance.ok_or_else(no_blocks)?.squeeze(1)?;
-        let map = (relevance * integrated_gradient(pass)?)?;
-        pass.patches_of(&map, D::Minus1)
+        let relevance = accumulated(pass, self.start, |site| {
+            perceived(&pass.value(site)?, pass.gradient(site)?)
+        })?;
+        let integrated = pass.patches_of(&integrated_gradient(pass)?, D::Minus1)?;
+        Ok((relevance * integrated)?)
     }
 }
 

@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use super::{Explainer, Needs, Options, Pass, attention_sites, class_row, no_blocks};
 use crate::error::Result;
-use crate::vit::Vit;
+use crate::vit::{Site, Vit};
 
 /// Explains by attention and its gradient in all blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -47,23 +47,37 @@ impl Explainer for Chefer {
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        let mut relevance: Option<Tensor> = None; // [batch, 1, tokens]
-        for site in attention_sites(pass.vit()).rev() {
-            let relevant = (pass.value(site)? * pass.gradient(site)?)?
-                .relu()?
-                .mean(1)?; // [batch, tokens, tokens]
-            relevance = Some(match relevance {
-                Some(relevance) => (&relevance + relevance.matmul(&relevant)?)?,
-                None => {
-                    let row = relevant.narrow(1, 0, 1)?.contiguous()?;
-                    let eye = Tensor::eye(row.dim(2)?, row.dtype(), row.device())?;
-                    row.broadcast_add(&eye.narrow(0, 0, 1)?)?
-                }
-            });
-        }
-        let relevance = relevance.ok_or_else(no_blocks)?.squeeze(1)?;
-        pass.patches_of(&relevance, D::Minus1)
+        accumulated(pass, 0, |site| {
+            let weighted = (pass.value(site)? * pass.gradient(site)?)?;
+            Ok(weighted.relu()?.mean(1)?)
+        })
     }
+}
+
+/// Class row of ∏(I + Āₗ) over the blocks from `first` on, of which only that row is followed.
+///
+/// # Shapes
+/// - `relevant`, Āₗ: `[batch, tokens, tokens]`
+/// - result: `[batch, patches]`
+pub(super) fn accumulated(
+    pass: &Pass<'_>,
+    first: usize,
+    relevant: impl Fn(Site) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mut relevance: Option<Tensor> = None; // [batch, 1, tokens]
+    for site in attention_sites(pass.vit()).skip(first).rev() {
+        let relevant = relevant(site)?;
+        relevance = Some(match relevance {
+            Some(relevance) => (&relevance + relevance.matmul(&relevant)?)?,
+            None => {
+                let row = relevant.narrow(1, 0, 1)?.contiguous()?;
+                let eye = Tensor::eye(row.dim(2)?, row.dtype(), row.device())?;
+                row.broadcast_add(&eye.narrow(0, 0, 1)?)?
+            }
+        });
+    }
+    let relevance = relevance.ok_or_else(no_blocks)?.squeeze(1)?;
+    pass.patches_of(&relevance, D::Minus1)
 }
 
 impl Options for GradSam {}

@@ -132,6 +132,10 @@ impl Explainer for IntegratedGradients {
         Needs::values([Site::PatchEmbeddings])
     }
 
+    fn rehearse(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
         let images = (0..self.steps).map(|step| {
             let share = (step as f64 + 0.5) / self.steps as f64;
@@ -162,6 +166,10 @@ impl Explainer for SmoothGrad {
 
     fn explains_classes(&self) -> bool {
         true
+    }
+
+    fn rehearse(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {

@@ -297,6 +297,11 @@ impl Explainer for GradMask {
             .and(self.occlusion.needs())
     }
 
+    fn rehearse(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        self.masks(pass)?;
+        Ok(None)
+    }
+
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
         let mut all_masks = self.masks(pass)?.into_iter();
         each_image(pass, |image_idx| {

@@ -38,6 +38,9 @@ pub enum Method {
     GradMask,
     /// Attention times its gradient: [`Chefer`].
     Chefer,
+    /// [`CheferLrp`](super::chefer_lrp::CheferLrp)
+    #[cfg(feature = "lrp")]
+    CheferLrp,
     /// [`GradSam`]
     GradSam,
     /// Gradients of the last block's tokens: [`GradCam`].
@@ -146,6 +149,8 @@ impl Method {
         Self::DiffMask,
         Self::GradMask,
         Self::Chefer,
+        #[cfg(feature = "lrp")]
+        Self::CheferLrp,
         Self::GradSam,
         Self::GradCam,
         Self::GradCamAttention,
@@ -194,6 +199,14 @@ impl Method {
                 "Generic Attention, arXiv:2103.15679",
                 ("1", "1"),
                 Pace::A,
+            ),
+            #[cfg(feature = "lrp")]
+            Self::CheferLrp => entry(
+                "chefer-lrp",
+                "relevance of attention times its gradient, accumulated through all blocks",
+                "Transformer attribution, arXiv:2012.09838",
+                ("5", "1"),
+                Pace::B,
             ),
             Self::GradSam => entry(
                 "grad-sam",
@@ -398,6 +411,8 @@ impl Method {
                 Ok(Box::new(Spread::new(gradmask)))
             }
             Self::Chefer => self.with::<Chefer>(options),
+            #[cfg(feature = "lrp")]
+            Self::CheferLrp => self.with::<super::chefer_lrp::CheferLrp>(options),
             Self::GradSam => self.with::<GradSam>(options),
             Self::GradCam => self.with::<GradCam>(options),
             Self::GradCamAttention => self.with::<GradCamAttention>(options),

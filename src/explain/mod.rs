@@ -7,6 +7,8 @@ pub mod agcam;
 pub mod attention;
 pub mod beyond_intuition;
 pub mod chefer;
+#[cfg(feature = "lrp")]
+pub mod chefer_lrp;
 pub mod diffmask;
 pub mod gradcam;
 pub mod gradients;
@@ -88,6 +90,18 @@ pub trait Explainer: Send {
     /// Fails where model and method do not go together.
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor>;
 
+    /// Tries the method before a run, to find out what would fail on every image; those of many passes try less, and
+    /// return nothing.
+    ///
+    /// # Shapes
+    /// - result: as that of [`attribution`](Self::attribution)
+    ///
+    /// # Errors
+    /// As [`attribution`](Self::attribution).
+    fn rehearse(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        self.attribution(pass).map(Some)
+    }
+
     /// Forgets the frames before, where the method has a memory of them: what comes next is another video.
     fn forget(&self) {}
 
@@ -132,6 +146,37 @@ pub fn explain_all(
     images: &Tensor,
     targets: &[Target],
 ) -> Result<Explanations> {
+    let explain =
+        |explainer: &dyn Explainer, pass: &Pass<'_>| Ok(explainer.attribution(pass)?.detach());
+    let (attributions, logits) = each(explainers, vit, images, targets, explain)?;
+    Ok(Explanations {
+        attributions,
+        logits,
+    })
+}
+
+/// Lets all `explainers` [rehearse](Explainer::rehearse) for all `targets`, in the order of [`Explanations`].
+///
+/// # Errors
+/// As [`explain_all`].
+pub fn rehearse_all(
+    explainers: &[Box<dyn Explainer>],
+    vit: &Vit,
+    images: &Tensor,
+    targets: &[Target],
+) -> Result<Vec<Option<Tensor>>> {
+    let rehearse = |explainer: &dyn Explainer, pass: &Pass<'_>| explainer.rehearse(pass);
+    Ok(each(explainers, vit, images, targets, rehearse)?.0)
+}
+
+/// What `ask` returns for each explainer and target, and the logits.
+fn each<T>(
+    explainers: &[Box<dyn Explainer>],
+    vit: &Vit,
+    images: &Tensor,
+    targets: &[Target],
+    ask: impl Fn(&dyn Explainer, &Pass<'_>) -> Result<T>,
+) -> Result<(Vec<T>, Option<Tensor>)> {
     for explainer in explainers {
         for target in targets {
             target.check_for(explainer.name(), explainer.explains_classes())?;
@@ -142,26 +187,15 @@ pub fn explain_all(
     for explainer in explainers {
         forward.check_head_for(explainer.name(), explainer.explains_classes())?;
     }
-    let mut by_target = Vec::with_capacity(targets.len());
+    let mut by_explainer: Vec<Vec<T>> = explainers.iter().map(|_| Vec::new()).collect();
     for &target in targets {
         let pass = forward.toward(target)?;
-        let found = explainers
-            .iter()
-            .map(|explainer| Ok(explainer.attribution(&pass)?.detach()))
-            .collect::<Result<Vec<_>>>()?;
-        by_target.push(found);
+        for (explainer, answers) in explainers.iter().zip(&mut by_explainer) {
+            answers.push(ask(&**explainer, &pass)?);
+        }
     }
-    let attributions = (0..explainers.len())
-        .flat_map(|explainer_idx| {
-            by_target
-                .iter()
-                .map(move |found| found[explainer_idx].clone())
-        })
-        .collect();
-    Ok(Explanations {
-        attributions,
-        logits: forward.logits(),
-    })
+    let answers = by_explainer.into_iter().flatten().collect();
+    Ok((answers, forward.logits()))
 }
 
 impl Target {

@@ -64,6 +64,10 @@ impl Explainer for Occluding {
         self.occlusion.needs()
     }
 
+    fn rehearse(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
         let (grid_h, grid_w) = pass.grid()?;
         let edge = |patches: usize| self.window.min(patches);

@@ -66,6 +66,10 @@ impl Explainer for Rise {
         true
     }
 
+    fn rehearse(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
         let (_, _, height_px, width_px) = pass.images().dims4()?;
         let mask = |mask_idx: usize| self.mask(mask_idx as u64, height_px, width_px);

@@ -37,13 +37,15 @@ impl Explainer for ScoreCam {
     }
 
     fn needs(&self, vit: &Vit) -> Needs {
-        Needs::values(last_block(vit).map(Site::Normed))
+        channels_needed(vit)
+    }
+
+    fn rehearse(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        let site = Site::Normed(last_block(pass.vit())?);
-        let tokens = pass.patches_of(&pass.value(site)?, 1)?;
-        let channels = tokens.transpose(1, 2)?; // [batch, dim, patches]
+        let channels = channels(pass)?;
         each_image(pass, |image_idx| {
             let channels: Vec<Vec<f32>> = channels.get(image_idx)?.to_vec2()?;
             let masks: Vec<Vec<f32>> = channels.iter().map(|channel| unit(channel)).collect();
@@ -59,6 +61,18 @@ impl Explainer for ScoreCam {
             Ok(sum.into_iter().map(|sum| (sum / total).max(0.0)).collect())
         })
     }
+}
+
+/// What [`channels`] reads.
+pub(super) fn channels_needed(vit: &Vit) -> Needs {
+    Needs::values(last_block(vit).map(Site::Normed))
+}
+
+/// Channels of the last block's normed patches, `[batch, dim, patches]`.
+pub(super) fn channels(pass: &Pass<'_>) -> Result<Tensor> {
+    let site = Site::Normed(last_block(pass.vit())?);
+    let tokens = pass.patches_of(&pass.value(site)?, 1)?;
+    Ok(tokens.transpose(1, 2)?)
 }
 
 /// `values` scaled to [0, 1]; equal values are all 0.

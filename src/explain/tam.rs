@@ -45,6 +45,10 @@ impl Explainer for TransitionAttention {
         Needs::values(attention_sites(vit))
     }
 
+    fn rehearse(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
         let mut state: Option<Tensor> = None; // [batch, 1, tokens]
         for site in attention_sites(pass.vit()).rev() {

@@ -88,6 +88,10 @@ impl Explainer for Spread {
         self.gradmask.needs(vit)
     }
 
+    fn rehearse(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        self.gradmask.rehearse(pass)
+    }
+
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
         let mut all_masks = self.gradmask.masks(pass)?.into_iter();
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);

@@ -78,6 +78,10 @@ impl Explainer for Tis {
         Needs::values(outputs(vit)).and(tokens)
     }
 
+    fn rehearse(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
         let features = outputs(pass.vit())
             .map(|site| pass.patches_of(&pass.value(site)?, 1))

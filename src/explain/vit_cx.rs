@@ -21,11 +21,11 @@ use kodama::{Method as Linkage, linkage};
 use serde::Deserialize;
 
 use super::masked::{Copies, Occlusion, Score, each_image};
-use super::score_cam::unit;
-use super::{Explainer, Needs, Options, Pass, last_block};
+use super::score_cam::{channels, channels_needed, unit};
+use super::{Explainer, Needs, Options, Pass};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
-use crate::vit::{Site, Vit};
+use crate::vit::Vit;
 
 /// Explains by clusters of channels.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
@@ -71,13 +71,15 @@ impl Explainer for VitCx {
     }
 
     fn needs(&self, vit: &Vit) -> Needs {
-        Needs::values(last_block(vit).map(Site::Normed))
+        channels_needed(vit)
+    }
+
+    fn rehearse(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        let site = Site::Normed(last_block(pass.vit())?);
-        let tokens = pass.patches_of(&pass.value(site)?, 1)?;
-        let channels = tokens.transpose(1, 2)?; // [batch, dim, patches]
+        let channels = channels(pass)?;
         each_image(pass, |image_idx| {
             let channels: Vec<Vec<f32>> = channels.get(image_idx)?.to_vec2()?;
             let channels: Vec<Vec<f32>> = channels.iter().map(|channel| unit(channel)).collect();

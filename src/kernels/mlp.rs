@@ -78,6 +78,18 @@ impl Mlp {
         &self.up
     }
 
+    /// The map from the hidden layer.
+    #[cfg(feature = "lrp")]
+    pub(crate) fn down(&self) -> &Linear {
+        &self.down
+    }
+
+    /// Layer scale, where the model has it.
+    #[cfg(feature = "lrp")]
+    pub(crate) fn scale(&self) -> &Option<Tensor> {
+        &self.scale
+    }
+
     /// `xs + scale ∘ down(hidden)`, where `hidden` went through the GELU.
     pub(crate) fn finish(&self, xs: &Tensor, hidden: &Tensor) -> Result<Tensor> {
         let ys = self.down.forward(hidden)?;

@@ -6,8 +6,10 @@
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
+
 use crate::error::{Error, Result};
-use crate::explain::{Explainer, Explanations, Target, explain_all};
+use crate::explain::{Explainer, Explanations, Target, explain_all, rehearse_all};
 use crate::frame::placement::Placement;
 use crate::frame::resize::Resizer;
 use crate::frame::{Frame, FrameSize};
@@ -234,11 +236,33 @@ impl View {
             height_px,
         } = self.model.preprocessor.rule.image_size();
         let gray = vec![128; 3 * width_px * height_px];
-        self.try_scores(&[gray])?;
+        let images = self.model.images_from_rgb(&[gray])?;
+        let rehearsed = rehearse_all(&self.explainers, &self.model.vit, &images, &self.targets)?;
+        let grid = self.grid(&images)?;
+        for (attribution, explainer) in rehearsed.into_iter().zip(self.methods()) {
+            if let Some(attribution) = attribution {
+                checked_attribution(explainer.name(), &attribution, 1, grid)?;
+            }
+        }
         self.explainers
             .iter()
             .for_each(|explainer| explainer.forget());
         Ok(())
+    }
+
+    /// The method of each map, in their order.
+    fn methods(&self) -> impl Iterator<Item = &dyn Explainer> {
+        let each = |explainer| self.targets.iter().map(move |_| explainer);
+        self.explainers
+            .iter()
+            .map(|explainer| &**explainer)
+            .flat_map(each)
+    }
+
+    /// Rows and columns of the patch grid of `images`.
+    fn grid(&self, images: &Tensor) -> Result<(usize, usize)> {
+        let (_, _, height_px, width_px) = images.dims4()?;
+        Ok(self.model.vit.grid(height_px, width_px))
     }
 
     /// Maps a frame: one a method and target.
@@ -272,19 +296,12 @@ impl View {
             attributions,
             logits,
         } = explain_all(&self.explainers, vit, &tensor, &self.targets)?;
-        let (_, _, height_px, width_px) = tensor.dims4()?;
-        let grid @ (rows, columns) = vit.grid(height_px, width_px);
-        let expected = [images.len(), rows * columns];
+        let grid = self.grid(&tensor)?;
         let attributions = attributions
             .iter()
-            .map(|attribution| {
-                if attribution.dims() != expected {
-                    return Err(Error::Shape {
-                        expected: format!("{expected:?} for the attribution"),
-                        got: format!("{:?}", attribution.dims()),
-                    });
-                }
-                Ok(attribution.to_vec2::<f32>()?)
+            .zip(self.methods())
+            .map(|(attribution, explainer)| {
+                checked_attribution(explainer.name(), attribution, images.len(), grid)
             })
             .collect::<Result<Vec<_>>>()?;
         let logits = match logits {
@@ -322,17 +339,13 @@ impl View {
         let maps = asked
             .zip(attributions)
             .map(|((explainer, target), attribution)| {
-                let method = explainer.name();
-                if let Some(number) = attribution.iter().copied().find(is_bad) {
-                    return Err(Error::Model(format!("method {method:?} computed {number}")));
-                }
                 let (target, against) = match target {
                     Target::Predicted => (predicted.clone(), None),
                     Target::Class(index) => (class(Some(index))?, None),
                     Target::Contrast(index, other) => (class(Some(index))?, class(Some(other))?),
                 };
                 Ok(Map {
-                    method,
+                    method: explainer.name(),
                     range: explainer.range(),
                     attribution,
                     target,
@@ -484,6 +497,28 @@ impl std::fmt::Display for Class {
             Some(label) => write!(f, "{label} {percent:.0}%"),
             None => write!(f, "class {} {percent:.0}%", self.index),
         }
+    }
+}
+
+/// The scores of each image, where there is one a patch and all are numbers.
+fn checked_attribution(
+    method: &str,
+    attribution: &Tensor,
+    n_images: usize,
+    (rows, columns): (usize, usize),
+) -> Result<Vec<Vec<f32>>> {
+    let expected = [n_images, rows * columns];
+    if attribution.dims() != expected {
+        return Err(Error::Shape {
+            expected: format!("{expected:?} for the attribution"),
+            got: format!("{:?}", attribution.dims()),
+        });
+    }
+    let scores: Vec<Vec<f32>> = attribution.to_vec2()?;
+    let is_bad = |score: &f32| !score.is_finite();
+    match scores.iter().flatten().copied().find(is_bad) {
+        Some(score) => Err(Error::Model(format!("method {method:?} computed {score}"))),
+        None => Ok(scores),
     }
 }
 

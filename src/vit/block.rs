@@ -5,12 +5,24 @@ use candle_core::{Result, Tensor};
 use super::attention::SelfAttention;
 use super::{Rules, Tap, VitConfig, Weights, layer_norm, linear};
 use crate::kernels::Mlp;
+#[cfg(feature = "lrp")]
+use crate::kernels::{FusedSelfAttention, LayerNorm, Linear};
 
 /// One transformer layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     attention: SelfAttention,
     mlp: Mlp,
+}
+
+/// Weights of a block, for rules of going backward that need them.
+#[cfg(feature = "lrp")]
+pub(crate) struct BlockParts<'a> {
+    pub(crate) attention: &'a FusedSelfAttention,
+    pub(crate) mlp_norm: &'a LayerNorm,
+    pub(crate) up: &'a Linear,
+    pub(crate) down: &'a Linear,
+    pub(crate) mlp_scale: &'a Option<Tensor>,
 }
 
 impl Block {
@@ -60,5 +72,17 @@ impl Block {
 
     pub(crate) fn key_value_biases(&self) -> (Tensor, Tensor) {
         self.attention.key_value_biases()
+    }
+
+    /// Weights.
+    #[cfg(feature = "lrp")]
+    pub(crate) fn parts(&self) -> BlockParts<'_> {
+        BlockParts {
+            attention: self.attention.parts(),
+            mlp_norm: self.mlp.norm(),
+            up: self.mlp.up(),
+            down: self.mlp.down(),
+            mlp_scale: self.mlp.scale(),
+        }
     }
 }

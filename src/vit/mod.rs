@@ -36,6 +36,8 @@ use candle_core::{Result, Tensor};
 
 use crate::kernels::{self, LayerNorm, Linear};
 use block::Block;
+#[cfg(feature = "lrp")]
+pub(crate) use block::BlockParts;
 use patches::{PatchEmbedding, PositionEmbedding};
 use tap::tapped;
 
@@ -202,6 +204,18 @@ impl Vit {
     /// Bias of the patch embedding, `[dim]`: what black (zero) pixels become.
     pub fn patch_bias(&self) -> &Tensor {
         self.patch_embedding.bias()
+    }
+
+    /// Weights of block `block_idx`.
+    #[cfg(feature = "lrp")]
+    pub(crate) fn block_parts(&self, block_idx: usize) -> Result<BlockParts<'_>> {
+        Ok(self.block(block_idx)?.parts())
+    }
+
+    /// What reads the class token.
+    #[cfg(feature = "lrp")]
+    pub(crate) fn classifier(&self) -> Option<&Linear> {
+        self.classifier.as_ref()
     }
 
     fn block(&self, block_idx: usize) -> Result<&Block> {

@@ -8,6 +8,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use candle_core::{Device, Tensor};
+use vitscope::gates::{GateSizes, Gates};
+use vitscope::rng::Rng;
+use vitscope::vit::{Family, Vit, VitConfig, init};
+
 /// A file or folder of `tests/fixtures`.
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -71,4 +76,49 @@ pub(crate) fn names_in(folder: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// A model of 3 blocks and 3 × 3 patches.
+pub(crate) fn small_config() -> VitConfig {
+    VitConfig {
+        image_size: 12,
+        patch_size: 4,
+        hidden_size: 16,
+        num_hidden_layers: 3,
+        num_attention_heads: 2,
+        intermediate_size: 32,
+        labels: vec!["cat".into(), "dog".into(), "owl".into()],
+        ..VitConfig::default()
+    }
+}
+
+/// The same with all that DINOv2 has, and without a head.
+pub(crate) fn small_config_without_head() -> VitConfig {
+    VitConfig {
+        family: Family::Dinov2WithRegisters,
+        registers: 4,
+        layer_scale: true,
+        labels: Vec::new(),
+        ..small_config()
+    }
+}
+
+/// Random weights.
+pub(crate) fn small_vit(config: VitConfig) -> Vit {
+    let weights = init::init(&config, &mut Rng::new(1)).expect("weights are drawn");
+    Vit::load(config, &weights).expect("drawn weights fit")
+}
+
+/// Random images.
+pub(crate) fn small_images(batch: usize) -> Tensor {
+    let images = Rng::new(2).normal_tensor((batch, 3, 12, 12), &Device::Cpu);
+    images.expect("images are drawn")
+}
+
+/// Random gates.
+pub(crate) fn small_gates(vit: &Vit) -> Gates {
+    let sizes = GateSizes::new(vit.config());
+    let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu);
+    let tensors = tensors.expect("gates are drawn").into_iter().collect();
+    Gates::load(sizes, 15.0, &tensors).expect("drawn gates fit")
 }

@@ -11,12 +11,14 @@ use vitscope::explain::gradmask::GradMask;
 use vitscope::explain::{
     Explainer, Forward, Method, Needs, Parts, Target, explain_all, gradients, rise,
 };
-use vitscope::gates::{GateSizes, Gates};
+use vitscope::gates::Gates;
 use vitscope::models::{self, Model};
 use vitscope::rng::Rng;
-use vitscope::vit::{Family, Site, Vit, VitConfig, init};
+use vitscope::vit::{Site, Vit, VitConfig, init};
 
-use crate::common::fixture;
+use crate::common::{
+    fixture, small_config, small_config_without_head, small_gates, small_images, small_vit,
+};
 
 /// The class that the fixtures explain.
 const CLASS: usize = 2;
@@ -120,6 +122,33 @@ fn maps_are_those_of_pytorch() {
     }
 }
 
+#[cfg(feature = "lrp")]
+#[test]
+fn relevance_of_attention_is_that_of_pytorch() {
+    let expected = expected();
+    let explainer = build(Method::CheferLrp, "");
+    for name in ["vit_a", "vit_b"] {
+        let (model, images) = fixture_model(name);
+        let explanation = explainer.explain(&model.vit, &images, Target::Class(CLASS));
+        let what = format!("{name}/chefer-lrp");
+        // Quotients of small numbers: PyTorch in f32 is off by 1.6e-4 of its own f64.
+        assert_near(
+            &expected[&what],
+            &explanation.unwrap().attribution,
+            1e-3,
+            &what,
+        );
+    }
+    let (model, images) = fixture_model("deit_distilled");
+    let refused = explainer.explain(&model.vit, &images, Target::Predicted);
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("class token only")
+    );
+}
+
 #[test]
 fn gradmask_draws_the_masks_of_pytorch() {
     let expected = expected();
@@ -221,36 +250,6 @@ fn with_nothing_hidden_every_mask_counts_as_the_class_does() {
     assert_near(&expected, &found.attribution, 1e-4, "24 full masks");
 }
 
-fn small_config() -> VitConfig {
-    VitConfig {
-        image_size: 12,
-        patch_size: 4,
-        hidden_size: 16,
-        num_hidden_layers: 3,
-        num_attention_heads: 2,
-        intermediate_size: 32,
-        labels: vec!["cat".into(), "dog".into(), "owl".into()],
-        ..VitConfig::default()
-    }
-}
-
-fn small_vit(config: VitConfig) -> Vit {
-    let weights = init::init(&config, &mut Rng::new(1)).unwrap();
-    Vit::load(config, &weights).unwrap()
-}
-
-fn small_images(batch: usize) -> Tensor {
-    Rng::new(2)
-        .normal_tensor((batch, 3, 12, 12), &Device::Cpu)
-        .unwrap()
-}
-
-fn gates(vit: &Vit) -> Gates {
-    let sizes = GateSizes::new(vit.config());
-    let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
-    Gates::load(sizes, 15.0, &tensors.into_iter().collect()).unwrap()
-}
-
 /// Every method, cheap enough for many runs.
 fn all_methods(gates: &Gates) -> Vec<Box<dyn Explainer>> {
     let gates = Some(gates);
@@ -277,7 +276,7 @@ fn values(xs: &Tensor) -> Vec<f32> {
 #[test]
 fn every_method_rates_every_patch_the_same_each_time() {
     let vit = small_vit(small_config());
-    for explainer in all_methods(&gates(&vit)) {
+    for explainer in all_methods(&small_gates(&vit)) {
         let explain = || {
             explainer
                 .explain(&vit, &small_images(2), Target::Predicted)
@@ -298,14 +297,8 @@ fn every_method_rates_every_patch_the_same_each_time() {
 
 #[test]
 fn a_model_without_head_is_explained_by_methods_of_the_whole_answer_only() {
-    let vit = small_vit(VitConfig {
-        family: Family::Dinov2WithRegisters,
-        registers: 4,
-        layer_scale: true,
-        labels: Vec::new(),
-        ..small_config()
-    });
-    for explainer in all_methods(&gates(&vit)) {
+    let vit = small_vit(small_config_without_head());
+    for explainer in all_methods(&small_gates(&vit)) {
         let explained = explainer.explain(&vit, &small_images(2), Target::Predicted);
         if explainer.explains_classes() {
             let error = explained.unwrap_err().to_string();
@@ -319,7 +312,7 @@ fn a_model_without_head_is_explained_by_methods_of_the_whole_answer_only() {
 #[test]
 fn a_batch_is_explained_as_its_images_are() {
     let vit = small_vit(small_config());
-    for explainer in all_methods(&gates(&vit)) {
+    for explainer in all_methods(&small_gates(&vit)) {
         let images = small_images(3);
         let explain = |images: &Tensor| {
             let target = target_of(&*explainer, 1);
@@ -334,7 +327,7 @@ fn a_batch_is_explained_as_its_images_are() {
 #[test]
 fn methods_together_find_what_they_find_alone() {
     let vit = small_vit(small_config());
-    let explainers = all_methods(&gates(&vit));
+    let explainers = all_methods(&small_gates(&vit));
     let images = small_images(2);
     let together = explain_all(&explainers, &vit, &images, &[Target::Predicted]).unwrap();
     for (explainer, found) in explainers.iter().zip(&together.attributions) {
@@ -569,7 +562,7 @@ fn every_method_of_a_class_finds_the_only_patch_that_the_class_depends_on() {
     let vit = one_patch_vit();
     let images = Tensor::ones((1, 3, 12, 12), DType::F32, &Device::Cpu).unwrap();
     let mut n_methods = 0;
-    for explainer in all_methods(&gates(&vit)) {
+    for explainer in all_methods(&small_gates(&vit)) {
         if !explainer.explains_classes() {
             continue;
         }

@@ -10,50 +10,14 @@ use candle_core::{Device, Tensor};
 use vitscope::eval::{masked_answers, masks_within_margin};
 use vitscope::gates::{GateCard, GateSizes, Gates, clean_pass, masked_pass};
 use vitscope::rng::Rng;
-use vitscope::vit::{Family, Vit, VitConfig, init};
+use vitscope::vit::{Vit, VitConfig, init};
+
+use crate::common::{
+    small_config, small_config_without_head, small_gates, small_images, small_vit,
+};
 
 /// Difference of f32 sums in another order.
 const TOLERANCE: f32 = 1e-4;
-
-fn config() -> VitConfig {
-    VitConfig {
-        image_size: 12,
-        patch_size: 4,
-        hidden_size: 16,
-        num_hidden_layers: 3,
-        num_attention_heads: 2,
-        intermediate_size: 32,
-        labels: vec!["cat".into(), "dog".into(), "owl".into()],
-        ..VitConfig::default()
-    }
-}
-
-fn with_registers_and_no_head() -> VitConfig {
-    VitConfig {
-        family: Family::Dinov2WithRegisters,
-        registers: 4,
-        layer_scale: true,
-        labels: Vec::new(),
-        ..config()
-    }
-}
-
-fn vit(config: VitConfig) -> Vit {
-    let weights = init::init(&config, &mut Rng::new(1)).unwrap();
-    Vit::load(config, &weights).unwrap()
-}
-
-fn images(batch: usize) -> Tensor {
-    Rng::new(2)
-        .normal_tensor((batch, 3, 12, 12), &Device::Cpu)
-        .unwrap()
-}
-
-fn gates(vit: &Vit) -> Gates {
-    let sizes = GateSizes::new(vit.config());
-    let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
-    Gates::load(sizes, 15.0, &tensors.into_iter().collect()).unwrap()
-}
 
 fn values(xs: &Tensor) -> Vec<f32> {
     xs.flatten_all().unwrap().to_vec1().unwrap()
@@ -68,8 +32,8 @@ fn assert_close(a: &Tensor, b: &Tensor) {
 
 #[test]
 fn a_model_has_two_more_states_than_blocks_and_only_patches_in_them() {
-    for config in [config(), with_registers_and_no_head()] {
-        let clean = clean_pass(&vit(config), &images(2)).unwrap();
+    for config in [small_config(), small_config_without_head()] {
+        let clean = clean_pass(&small_vit(config), &small_images(2)).unwrap();
         assert_eq!(clean.states.len(), 5);
         assert!(clean.states.iter().all(|state| state.dims() == [2, 9, 16]));
     }
@@ -78,7 +42,9 @@ fn a_model_has_two_more_states_than_blocks_and_only_patches_in_them() {
 #[test]
 fn the_first_state_knows_no_positions_and_the_second_does() {
     let gray = Tensor::ones((1, 3, 12, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let states = clean_pass(&vit(config()), &gray).unwrap().states;
+    let states = clean_pass(&small_vit(small_config()), &gray)
+        .unwrap()
+        .states;
     let patch = |state: &Tensor, index| values(&state.get(0).unwrap().get(index).unwrap());
     assert_eq!(patch(&states[0], 0), patch(&states[0], 8));
     assert_ne!(patch(&states[1], 0), patch(&states[1], 8));
@@ -86,7 +52,7 @@ fn the_first_state_knows_no_positions_and_the_second_does() {
 
 #[test]
 fn states_carry_no_graph() {
-    let config = config();
+    let config = small_config();
     let vars: HashMap<String, candle_core::Var> = init::init(&config, &mut Rng::new(1))
         .unwrap()
         .into_iter()
@@ -97,7 +63,7 @@ fn states_carry_no_graph() {
         .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
         .collect();
     let vit = Vit::load(config, &weights).unwrap();
-    let clean = clean_pass(&vit, &images(1)).unwrap();
+    let clean = clean_pass(&vit, &small_images(1)).unwrap();
     assert!(clean.states.iter().all(|state| !state.track_op()));
     assert!(!clean.output.logits.unwrap().track_op());
 }
@@ -105,11 +71,11 @@ fn states_carry_no_graph() {
 /// Class and register tokens stand before the patches and have no votes.
 #[test]
 fn gates_asked_during_a_pass_give_the_mask_of_its_states() {
-    for config in [config(), with_registers_and_no_head()] {
-        let vit = vit(config);
-        let gates = gates(&vit);
+    for config in [small_config(), small_config_without_head()] {
+        let vit = small_vit(config);
+        let gates = small_gates(&vit);
         for batch in [1, 2, 9] {
-            let images = images(batch);
+            let images = small_images(batch);
             let clean = clean_pass(&vit, &images).unwrap();
             let voted = gates.freeze().unwrap().pass(&vit, &images).unwrap();
             assert_close(&voted.mask, &gates.mask(&clean.states).unwrap());
@@ -122,21 +88,25 @@ fn gates_asked_during_a_pass_give_the_mask_of_its_states() {
 fn gates_of_another_depth_are_refused() {
     let shallow = VitConfig {
         num_hidden_layers: 2,
-        ..config()
+        ..small_config()
     };
-    let gates = gates(&vit(shallow)).freeze().unwrap();
-    assert!(gates.pass(&vit(config()), &images(1)).is_err());
+    let gates = small_gates(&small_vit(shallow)).freeze().unwrap();
+    assert!(
+        gates
+            .pass(&small_vit(small_config()), &small_images(1))
+            .is_err()
+    );
     let deep = VitConfig {
         num_hidden_layers: 4,
-        ..config()
+        ..small_config()
     };
-    assert!(gates.pass(&vit(deep), &images(1)).is_err());
+    assert!(gates.pass(&small_vit(deep), &small_images(1)).is_err());
 }
 
 #[test]
 fn keeping_every_patch_changes_no_answer() {
-    let vit = vit(config());
-    let images = images(3);
+    let vit = small_vit(small_config());
+    let images = small_images(3);
     let clean = vit.forward(&images).unwrap().logits.unwrap();
     let baseline = Tensor::full(7.0_f32, 16, &Device::Cpu).unwrap();
     let ones = Tensor::ones((3, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
@@ -154,8 +124,8 @@ fn keeping_every_patch_changes_no_answer() {
 
 #[test]
 fn masking_every_patch_leaves_nothing_of_the_image() {
-    let vit = vit(config());
-    let images = images(2);
+    let vit = small_vit(small_config());
+    let images = small_images(2);
     let baseline = Tensor::full(0.5_f32, 16, &Device::Cpu).unwrap();
     let zeros = Tensor::zeros((2, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
     let masked = masked_pass(&vit, &images, &zeros, &baseline).unwrap();
@@ -165,8 +135,8 @@ fn masking_every_patch_leaves_nothing_of_the_image() {
 
 #[test]
 fn a_masked_patch_gets_the_baseline_and_the_others_stay() {
-    let vit = vit(config());
-    let images = images(1);
+    let vit = small_vit(small_config());
+    let images = small_images(1);
     let clean = clean_pass(&vit, &images).unwrap();
     let baseline = clean.states[0].get(0).unwrap().get(4).unwrap();
     // The baseline equals patch 4's own embedding, so masking it changes nothing, and patch 5's does.
@@ -188,8 +158,8 @@ fn a_masked_patch_gets_the_baseline_and_the_others_stay() {
 
 #[test]
 fn within_the_margin_no_larger_mask_than_needed_is_kept() {
-    let vit = vit(config());
-    let images = images(4);
+    let vit = small_vit(small_config());
+    let images = small_images(4);
     let original = vit.forward(&images).unwrap().logits.unwrap();
     let baseline = Tensor::zeros(16, candle_core::DType::F32, &Device::Cpu).unwrap();
     let attributions: Vec<Vec<f32>> = Rng::new(4)
@@ -225,15 +195,15 @@ fn card(sizes: GateSizes) -> GateCard {
 #[test]
 fn saved_gates_come_back_as_they_were() {
     let folder = tempfile::tempdir().unwrap();
-    let config = config();
+    let config = small_config();
     let sizes = GateSizes::new(&config);
     let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
     Gates::save(&tensors, &card(sizes), folder.path()).unwrap();
     let (back, back_card) = Gates::open(folder.path(), &config, "AB12", &Device::Cpu).unwrap();
     assert_eq!(back_card, card(sizes));
-    let vit = vit(config);
-    let states = clean_pass(&vit, &images(2)).unwrap().states;
-    let (before, after) = (gates(&vit), back);
+    let vit = small_vit(config);
+    let states = clean_pass(&vit, &small_images(2)).unwrap().states;
+    let (before, after) = (small_gates(&vit), back);
     assert_eq!(
         values(&before.mask(&states).unwrap()),
         values(&after.mask(&states).unwrap())
@@ -243,21 +213,21 @@ fn saved_gates_come_back_as_they_were() {
 #[test]
 fn gates_of_other_weights_or_other_sizes_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let sizes = GateSizes::new(&config());
+    let sizes = GateSizes::new(&small_config());
     let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
     Gates::save(&tensors, &card(sizes), folder.path()).unwrap();
     let refused = |config: &VitConfig, sha256| {
         let error = Gates::open(folder.path(), config, sha256, &Device::Cpu).err();
         error.unwrap().to_string()
     };
-    let message = refused(&config(), "cd34");
+    let message = refused(&small_config(), "cd34");
     assert!(
         message.contains("\"ab12\", the model's have \"cd34\""),
         "{message}"
     );
     let deeper = VitConfig {
         num_hidden_layers: 4,
-        ..config()
+        ..small_config()
     };
     let message = refused(&deeper, "ab12");
     assert!(
@@ -269,7 +239,7 @@ fn gates_of_other_weights_or_other_sizes_are_refused() {
 #[test]
 fn damaged_gates_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let config = config();
+    let config = small_config();
     let sizes = GateSizes::new(&config);
     let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
     Gates::save(&tensors, &card(sizes), folder.path()).unwrap();

@@ -1,0 +1,94 @@
+//! Lays methods side by side: one picture in, a grid of maps out, and how far the methods agree.
+//!
+//! ```sh
+//! cargo run --release --example compare_methods -- IN.jpg OUT.png diffmask gradmask chefer gradcam
+//! ```
+//!
+//! One forward and one backward pass serve all methods that read them. Agreement is Spearman's rank correlation of the
+//! patches: 1 where two methods order them alike, 0 where they have nothing to do with each other.
+#![expect(clippy::print_stdout, reason = "an example tells what it found")]
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use vitscope::explain::{Method, Parts, Target, explain_all};
+use vitscope::frame::resize::Resizer;
+use vitscope::models;
+use vitscope::overlay::{self, Heat, Overlay};
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [input, output, names @ ..] = args.as_slice() else {
+        bail!("usage: compare_methods IN OUT METHOD...");
+    };
+    let model = models::open("cifar10", &Device::Cpu)?;
+    let gates = model.gates.as_ref();
+    let explainers = names
+        .iter()
+        .map(|name| name.parse::<Method>()?.build(Parts { gates }))
+        .collect::<vitscope::Result<Vec<_>>>()?;
+
+    let picture = image::open(input).with_context(|| format!("opening {input:?}"))?;
+    let frame = overlay::frame_from_image(picture.to_rgb8());
+    let preprocessor = &model.preprocessor;
+    let mut resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
+    let (rgb, placement) = resizer.rgb_from_frame(&frame)?;
+
+    let images = model.images_from_rgb(&[rgb])?;
+    let found = explain_all(&explainers, &model.vit, &images, &[Target::Predicted])?;
+    let maps = found
+        .attributions
+        .iter()
+        .map(|map| map.flatten_all()?.to_vec1())
+        .collect::<candle_core::Result<Vec<Vec<f32>>>>()?;
+
+    let panes: Vec<(Option<Heat<'_>>, String)> = explainers
+        .iter()
+        .zip(&maps)
+        .map(|(explainer, attribution)| {
+            let heat = Heat {
+                attribution,
+                grid: model.grid(),
+                placement: &placement,
+                range: explainer.range(),
+            };
+            (Some(heat), explainer.name().to_owned())
+        })
+        .collect();
+    let drawn = Overlay::default().draw_grid(&frame, &panes)?;
+    overlay::image_from_frame(&drawn)?.save(output)?;
+
+    for (explainer, map) in explainers.iter().zip(&maps) {
+        let agreement: Vec<String> = maps
+            .iter()
+            .map(|other| format!("{:6.2}", correlation(&ranks(map), &ranks(other))))
+            .collect();
+        println!("{:22} {}", explainer.name(), agreement.join(" "));
+    }
+    Ok(())
+}
+
+/// Position of each value in their order; equal values share the mean of theirs.
+fn ranks(values: &[f32]) -> Vec<f64> {
+    let rank = |value: &f32| {
+        let below = values.iter().filter(|other| *other < value).count();
+        let equal = values.iter().filter(|other| *other == value).count();
+        below as f64 + (equal as f64 - 1.0) / 2.0
+    };
+    values.iter().map(rank).collect()
+}
+
+/// Pearson's correlation; 0 where one side does not vary.
+fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let centered = |values: &[f64]| -> Vec<f64> {
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        values.iter().map(|value| value - mean).collect()
+    };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let (a, b) = (centered(a), centered(b));
+    let lengths = (dot(&a, &a) * dot(&b, &b)).sqrt();
+    if lengths > 0.0 {
+        dot(&a, &b) / lengths
+    } else {
+        0.0
+    }
+}
