@@ -13,7 +13,7 @@ const LEGEND: &str = "\
 class      the map is of one class, which --target names
 needs      parts that must be trained for the model
 forwards   passes of the model a frame: L blocks, N patches, D channels; backward passes likewise
-pace       A: a few passes, as live as the model; C: dozens to hundreds; D: thousands";
+pace       A: a few passes, as live as the model; B: about ten; C: dozens to hundreds; D: thousands";
 
 /// Prints the table.
 pub fn run() -> anyhow::Result<Exit> {
