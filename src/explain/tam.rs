@@ -12,7 +12,7 @@
 //! Cost: 20 forwards, 20 backwards through part of the last block.
 //! **Deviations**: none. No weights are needed.
 //!
-//! [`integrated_gradient`] serves Beyond Intuition too.
+//! The integrated gradient serves [Beyond Intuition](super::beyond_intuition) too.
 
 use candle_core::{D, Tensor};
 use serde::Deserialize;
