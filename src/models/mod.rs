@@ -188,6 +188,18 @@ impl Model {
         self.preprocessor.images_from_rgb(rgb, device)
     }
 
+    /// One gray picture, to try something on that needs no particular one.
+    ///
+    /// # Shapes
+    /// - result: `[1, 3, height, width]`
+    ///
+    /// # Errors
+    /// Fails where the device runs out of memory.
+    pub fn gray_image(&self) -> Result<Tensor> {
+        let size = self.preprocessor.image_size();
+        self.images_from_rgb(&[vec![128; 3 * size.width_px * size.height_px]])
+    }
+
     /// The class of this name (whatever its case), or of this index.
     ///
     /// Where a label lists synonyms, as ImageNet's do (`"tabby, tabby cat"`), each of them is a name.

@@ -10,9 +10,9 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::explain::{Explainer, Explanations, Target, explain_all, rehearse_all};
+use crate::frame::Frame;
 use crate::frame::placement::Placement;
 use crate::frame::resize::Resizer;
-use crate::frame::{Frame, FrameSize};
 use crate::models::Model;
 use crate::overlay::{Heat, Overlay, Range};
 use crate::sidecar;
@@ -231,15 +231,10 @@ impl View {
         if self.n_maps() == 0 {
             return Err(Error::Config("there is no method or no target".into()));
         }
-        let FrameSize {
-            width_px,
-            height_px,
-        } = self.model.preprocessor.rule.image_size();
-        let gray = vec![128; 3 * width_px * height_px];
-        let images = self.model.images_from_rgb(&[gray])?;
+        let images = self.model.gray_image()?;
         let rehearsed = rehearse_all(&self.explainers, &self.model.vit, &images, &self.targets)?;
         let grid = self.grid(&images)?;
-        for (attribution, explainer) in rehearsed.into_iter().zip(self.methods()) {
+        for (attribution, (explainer, _)) in rehearsed.into_iter().zip(self.asked()) {
             if let Some(attribution) = attribution {
                 checked_attribution(explainer.name(), &attribution, 1, grid)?;
             }
@@ -250,13 +245,12 @@ impl View {
         Ok(())
     }
 
-    /// The method of each map, in their order.
-    fn methods(&self) -> impl Iterator<Item = &dyn Explainer> {
-        let each = |explainer| self.targets.iter().map(move |_| explainer);
-        self.explainers
-            .iter()
-            .map(|explainer| &**explainer)
-            .flat_map(each)
+    /// Method and target of each map, in their order.
+    fn asked(&self) -> impl Iterator<Item = (&dyn Explainer, Target)> {
+        self.explainers.iter().flat_map(|explainer| {
+            let targets = self.targets.iter();
+            targets.map(move |&target| (&**explainer, target))
+        })
     }
 
     /// Rows and columns of the patch grid of `images`.
@@ -299,8 +293,8 @@ impl View {
         let grid = self.grid(&tensor)?;
         let attributions = attributions
             .iter()
-            .zip(self.methods())
-            .map(|(attribution, explainer)| {
+            .zip(self.asked())
+            .map(|(attribution, (explainer, _))| {
                 checked_attribution(explainer.name(), attribution, images.len(), grid)
             })
             .collect::<Result<Vec<_>>>()?;
@@ -318,7 +312,7 @@ impl View {
             .collect()
     }
 
-    /// The scores of one image; the attributions come target by target, method by method.
+    /// The scores of one image; the attributions come in the order of [`asked`](Self::asked).
     fn checked_scores(
         &self,
         grid: (usize, usize),
@@ -332,11 +326,8 @@ impl View {
         let probabilities = logits.map(|logits| softmax(&logits));
         let class = |index| self.class(probabilities.as_deref(), index);
         let predicted = class(probabilities.as_deref().and_then(argmax))?;
-        let asked = self
-            .explainers
-            .iter()
-            .flat_map(|explainer| self.targets.iter().map(move |target| (explainer, *target)));
-        let maps = asked
+        let maps = self
+            .asked()
             .zip(attributions)
             .map(|((explainer, target), attribution)| {
                 let (target, against) = match target {

@@ -52,24 +52,32 @@ impl SelfAttention {
         if self.parts.applies_to(xs) && !sites.into_iter().any(|site| tap.wants(site)) {
             return self.parts.forward(xs);
         }
-        let FusedSelfAttention {
-            norm,
-            query,
-            key,
-            value,
-            heads,
-            ..
-        } = &self.parts;
+        let FusedSelfAttention { norm, heads, .. } = &self.parts;
         let normed = tapped(tap, Site::Normed(block_idx), norm.forward(xs)?)?;
-        let q = tapped(tap, Site::Query(block_idx), query.forward(&normed)?)?;
-        let k = tapped(tap, Site::Key(block_idx), key.forward(&normed)?)?;
-        let v = tapped(tap, Site::Value(block_idx), value.forward(&normed)?)?;
+        let [q, k, v] = self.project(&normed, block_idx, tap)?;
         let mixed = if tap.wants(Site::Scores(block_idx)) || tap.wants(Site::Attention(block_idx)) {
             self.mix_with_tap(&q, &k, &v, block_idx, tap)?
         } else {
             kernels::attention(&q, &k, &v, *heads)?
         };
         self.finish(xs, &mixed)
+    }
+
+    /// Queries, keys and values of normed tokens, as the tap leaves them.
+    pub(super) fn project(
+        &self,
+        normed: &Tensor,
+        block_idx: usize,
+        tap: &mut dyn Tap,
+    ) -> Result<[Tensor; 3]> {
+        let FusedSelfAttention {
+            query, key, value, ..
+        } = &self.parts;
+        Ok([
+            tapped(tap, Site::Query(block_idx), query.forward(normed)?)?,
+            tapped(tap, Site::Key(block_idx), key.forward(normed)?)?,
+            tapped(tap, Site::Value(block_idx), value.forward(normed)?)?,
+        ])
     }
 
     /// `xs` plus what the output projection makes of mixed values.

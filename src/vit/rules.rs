@@ -36,19 +36,9 @@ impl Rules {
         block_idx: usize,
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
-        let FusedSelfAttention {
-            norm,
-            query,
-            key,
-            value,
-            heads,
-            ..
-        } = attention.parts();
+        let FusedSelfAttention { norm, heads, .. } = attention.parts();
         let normed = tapped(tap, Site::Normed(block_idx), self.norm(norm, xs)?)?;
-        let q = tapped(tap, Site::Query(block_idx), query.forward(&normed)?)?;
-        let k = tapped(tap, Site::Key(block_idx), key.forward(&normed)?)?;
-        let v = tapped(tap, Site::Value(block_idx), value.forward(&normed)?)?;
-        let [q, k, v] = self.shared_out([q, k, v])?;
+        let [q, k, v] = self.shared_out(attention.project(&normed, block_idx, tap)?)?;
         let scores = kernels::attention::scores(&q, &k, *heads)?;
         let scores = tapped(tap, Site::Scores(block_idx), scores)?;
         let attn = self.probabilities(kernels::softmax(&scores)?);

@@ -5,21 +5,23 @@
 )]
 
 use std::path::{Path, PathBuf};
+use std::slice;
 
 use anyhow::{Context, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 use serde::Serialize;
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
 use vitscope::eval::faithfulness::{self, Entry, Example, MARGIN, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::diffmask::DiffMask;
-use vitscope::explain::{Explainer, Method, Parts, Target};
+use vitscope::explain::{Explainer, Method, Parts};
 use vitscope::files::write_whole;
 use vitscope::gates::Gates;
 use vitscope::models::{self, Model};
 
 use crate::exit::Exit;
+use crate::setup;
 
 /// Score explanations.
 #[derive(Debug, clap::Args)]
@@ -172,17 +174,14 @@ fn open(reference: &str) -> anyhow::Result<(Model, Option<PathBuf>)> {
 ///
 /// Where all are meant, those that do not go with the model are left out.
 fn others(asked: &[Method], model: &Model) -> anyhow::Result<Vec<Box<dyn Explainer>>> {
-    let size = model.preprocessor.image_size();
-    let dims = (1, 3, size.height_px, size.width_px);
-    let gray = Tensor::zeros(dims, DType::F32, &Device::Cpu)?;
     let mut others = Vec::new();
     for method in Method::ALL.iter().filter(|method| !method.needs_gates()) {
         if !asked.is_empty() && !asked.contains(method) {
             continue;
         }
         let explainer = method.build(Parts::default())?;
-        match explainer.explain(&model.vit, &gray, Target::Predicted) {
-            Ok(_) => others.push(explainer),
+        match setup::rehearse(slice::from_ref(&explainer), model) {
+            Ok(()) => others.push(explainer),
             Err(error) if asked.is_empty() => eprintln!("left out: {error}"),
             Err(error) => return Err(error.into()),
         }

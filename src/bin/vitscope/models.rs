@@ -10,6 +10,7 @@ use vitscope::models::{self, Model};
 use vitscope::vit::Head;
 
 use crate::exit::Exit;
+use crate::setup;
 
 /// Labels that `inspect` shows.
 const SHOWN_LABELS: usize = 12;
@@ -128,15 +129,8 @@ fn inspect(model: &Model) -> String {
 /// True where the method works on the model.
 fn explains(method: Method, model: &Model) -> bool {
     let gates = model.gates.as_ref();
-    let head = model.vit.config().head();
-    let Ok(explainer) = method.build(Parts { gates }) else {
-        return false;
-    };
-    match head {
-        Head::None => !explainer.explains_classes(),
-        Head::ClassTokenAndPatchMean => method != Method::ReciproCam,
-        Head::ClassToken | Head::ClassAndDistillationTokens => true,
-    }
+    let explainer = method.build(Parts { gates });
+    explainer.is_ok_and(|explainer| setup::rehearse(&[explainer], model).is_ok())
 }
 
 /// How many classes there are, and the first of them.

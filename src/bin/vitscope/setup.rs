@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use vitscope::explain::{Explainer, Method, Parts, Target};
+use vitscope::explain::{Explainer, Method, Parts, Target, rehearse_all};
 use vitscope::gates::Gates;
 use vitscope::models::{self, Model};
 use vitscope::overlay::Overlay;
@@ -64,6 +64,12 @@ pub fn explainers(
             Ok(method.build_with(Parts { gates }, options)?)
         })
         .collect()
+}
+
+/// Fails where a method does not go with the model, at the price of a pass or so.
+pub fn rehearse(explainers: &[Box<dyn Explainer>], model: &Model) -> vitscope::Result<()> {
+    let image = model.gray_image()?;
+    rehearse_all(explainers, &model.vit, &image, &[Target::Predicted]).map(|_| ())
 }
 
 /// The target that `--target` names.
