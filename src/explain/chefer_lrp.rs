@@ -64,7 +64,7 @@ impl Explainer for CheferLrp {
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
         let vit = pass.vit();
-        if vit.config().head() != Head::ClassToken {
+        if vit.config().head() != Some(Head::ClassToken) {
             return Err(Error::Model(
                 "chefer-lrp needs a head that reads the class token only, and the model's reads more".into(),
             ));
@@ -92,7 +92,7 @@ fn of_tokens(pass: &Pass<'_>) -> Result<Tensor> {
     let tokens = pass.value(Site::Tokens)?; // [batch, tokens, dim]
     let head = pass
         .vit()
-        .classifier()
+        .classifier_of_class_token()
         .ok_or_else(|| Error::Model("the model has no head".into()))?;
     let class_token = tokens.narrow(1, 0, 1)?.contiguous()?;
     let relevance = through_linear(head, &class_token, &pass.weights()?.unsqueeze(1)?)?;
@@ -114,6 +114,7 @@ fn through_block(
         attention,
         mlp_norm,
         up,
+        activation,
         down,
         mlp_scale,
     } = pass.vit().block_parts(block_idx)?;
@@ -150,7 +151,7 @@ fn through_block(
     )?;
     let middle = (&input + &attended)?;
     let normed = mlp_norm.forward(&middle)?;
-    let hidden = up.forward(&normed)?.gelu_erf()?;
+    let hidden = activation.forward(&up.forward(&normed)?)?;
     let branch = scaled(down.forward(&hidden)?, mlp_scale)?;
 
     let (of_middle, of_branch) = through_sum(&middle, &branch, relevance)?;

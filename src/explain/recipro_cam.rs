@@ -53,7 +53,7 @@ impl Explainer for ReciproCam {
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
         let vit = pass.vit();
-        if vit.config().head() == Head::ClassTokenAndPatchMean {
+        if vit.config().head() == Some(Head::ClassTokenAndPatchMean) {
             return Err(Error::Model(
                 "recipro-cam needs a head that reads the class token only, and the model's reads the patches too"
                     .into(),

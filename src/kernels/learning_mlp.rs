@@ -12,21 +12,29 @@ use super::mlp::{Forward, keep};
 use super::norm::NormRows;
 use super::packed::{Packed, Start};
 use super::workspace::{self, Workspace};
-use super::{LayerNorm, Linear, MatrixView, Spread, add_assign, f32_slice, gelu, with_f32};
+use super::{
+    Activation, LayerNorm, Linear, MatrixView, Spread, activation, add_assign, f32_slice, with_f32,
+};
 
 /// Rows that one thread differentiates at a time.
 const PIECE_ROWS: usize = 256;
 /// Sums that the gradients of the weights are gathered in, whatever the number of threads.
 const LANES: usize = 8;
 
-/// `xs + down(gelu(up(norm(xs))))`.
+/// `xs + down(act(up(norm(xs))))`.
 ///
 /// # Shapes
 /// - `xs`: `[.., dim]`; the result has the same
 ///
 /// # Errors
 /// Fails where the shapes do not fit each other.
-pub(super) fn forward(xs: &Tensor, norm: &LayerNorm, up: &Linear, down: &Linear) -> Result<Tensor> {
+pub(super) fn forward(
+    xs: &Tensor,
+    norm: &LayerNorm,
+    up: &Linear,
+    activation: Activation,
+    down: &Linear,
+) -> Result<Tensor> {
     let (dim, hidden_dim) = up.dims()?;
     let (norm_weight, norm_bias, eps) = norm.parts();
     let fits = norm_weight.dims() == [dim] && norm_bias.dims() == [dim];
@@ -46,6 +54,7 @@ pub(super) fn forward(xs: &Tensor, norm: &LayerNorm, up: &Linear, down: &Linear)
     let op = LearningMlp {
         places: Places { dim, hidden_dim },
         eps,
+        activation,
         kept: OnceLock::new(),
     };
     xs.contiguous()?.apply_op2(&Tensor::cat(&weights, 0)?, op)
@@ -94,7 +103,8 @@ impl Places {
 struct LearningMlp {
     places: Places,
     eps: f32,
-    /// The hidden layer before GELU, `[rows, hidden]`.
+    activation: Activation,
+    /// The hidden layer before the activation, `[rows, hidden]`.
     kept: OnceLock<Vec<f32>>,
 }
 
@@ -117,6 +127,7 @@ impl CustomOp2 for LearningMlp {
         let (ys, kept) = Forward {
             norm: &NormRows::new(norm_weight, norm_bias, self.eps),
             up: (&up, up_bias),
+            activation: self.activation,
             down: (&down, down_bias),
             scale: None,
         }
@@ -139,7 +150,7 @@ impl CustomOp2 for LearningMlp {
         let grad_flat = with_f32(xs, |xs| {
             with_f32(flat, |flat| {
                 with_f32(grad, |grad| {
-                    let backward = Backward::new(self.places, self.eps, flat);
+                    let backward = Backward::new(self.places, self.eps, self.activation, flat);
                     Ok(backward.run((xs, kept, grad), &mut grad_xs))
                 })
             })
@@ -154,16 +165,18 @@ impl CustomOp2 for LearningMlp {
 /// The operands of a backward pass.
 struct Backward {
     places: Places,
+    activation: Activation,
     norm: NormRows,
     up: Packed,
     down: Packed,
 }
 
 impl Backward {
-    fn new(places: Places, eps: f32, flat: &[f32]) -> Self {
+    fn new(places: Places, eps: f32, activation: Activation, flat: &[f32]) -> Self {
         let [norm_weight, norm_bias, up, _, down, _] = places.split(flat);
         Self {
             places,
+            activation,
             norm: NormRows::new(norm_weight, norm_bias, eps),
             up: Packed::new((up, places.up())),
             down: Packed::new((down, places.down())),
@@ -228,7 +241,7 @@ impl Backward {
             let (start, spread) = (Start::Zeros, Spread::Thread);
             self.down
                 .multiply((grad, rows), start, grad_hidden, spread, |_, _, _| ());
-            gelu::both(kept, hidden, grad_hidden);
+            activation::both(self.activation, kept, hidden, grad_hidden);
             packed.fill((hidden, wide));
             let lhs = (grad, rows.transposed());
             packed.multiply(lhs, Start::Destination, down, spread, |_, _, _| ());

@@ -1,8 +1,8 @@
-//! The second half of a block: `xs + scale ∘ down(gelu(up(norm(xs))))` (arXiv:2010.11929, Eq. 3).
+//! The second half of a block: `xs + scale ∘ down(act(up(norm(xs))))` (arXiv:2010.11929, Eq. 3).
 //!
 //! With frozen weights it is one operation: the hidden layer, which is four times as wide as a token, is
 //! computed for a few rows at a time and never leaves the cache. Where a gradient is wanted it is kept as
-//! it was before GELU, once. Weights that learn have an operation of their own beside it.
+//! it was before the activation, once. Weights that learn have an operation of their own beside it.
 
 use std::sync::OnceLock;
 
@@ -13,18 +13,19 @@ use super::norm::NormRows;
 use super::packed::{Packed, Start, TILE_ROWS};
 use super::workspace::{self, Buffer, Workspace};
 use super::{
-    LayerNorm, Linear, MatrixView, SharedOutput, add_assign, f32_slice, for_pieces, gelu, is_fused,
-    learning_mlp, values, with_f32,
+    Activation, LayerNorm, Linear, MatrixView, SharedOutput, activation, add_assign, f32_slice,
+    for_pieces, is_fused, learning_mlp, values, with_f32,
 };
 
 /// Values of the hidden layer that one thread computes at a time: they fit in the second cache.
 const HIDDEN_VALUES: usize = 192 * 1024;
 
-/// Norm, two linear maps with GELU between them, layer scale where the model has it, and residual.
+/// Norm, two linear maps with an activation between them, layer scale where the model has it, and residual.
 #[derive(Clone, Debug)]
 pub struct Mlp {
     norm: LayerNorm,
     up: Linear,
+    activation: Activation,
     down: Linear,
     scale: Option<Tensor>,
 }
@@ -37,16 +38,23 @@ impl Mlp {
     /// - `up`: `dim` to `hidden`
     /// - `down`: `hidden` to `dim`
     /// - `scale`: `[dim]`
-    pub fn new(norm: LayerNorm, up: Linear, down: Linear, scale: Option<Tensor>) -> Self {
+    pub fn new(
+        norm: LayerNorm,
+        up: Linear,
+        activation: Activation,
+        down: Linear,
+        scale: Option<Tensor>,
+    ) -> Self {
         Self {
             norm,
             up,
+            activation,
             down,
             scale,
         }
     }
 
-    /// `xs + scale ∘ down(gelu(up(norm(xs))))`.
+    /// `xs + scale ∘ down(act(up(norm(xs))))`.
     ///
     /// # Shapes
     /// - `xs`: `[.., dim]`; the result has the same
@@ -62,15 +70,20 @@ impl Mlp {
             });
         }
         if is_fused(xs) && self.learns() {
-            return learning_mlp::forward(xs, &self.norm, &self.up, &self.down);
+            return learning_mlp::forward(xs, &self.norm, &self.up, self.activation, &self.down);
         }
         let hidden = self.up.forward(&self.norm.forward(xs)?)?;
-        self.finish(xs, &gelu::gelu(&hidden)?)
+        self.finish(xs, &self.activation.forward(&hidden)?)
     }
 
     /// The norm before the maps.
     pub(crate) fn norm(&self) -> &LayerNorm {
         &self.norm
+    }
+
+    /// What follows it.
+    pub(crate) fn activation(&self) -> Activation {
+        self.activation
     }
 
     /// The map to the hidden layer.
@@ -90,7 +103,7 @@ impl Mlp {
         &self.scale
     }
 
-    /// `xs + scale ∘ down(hidden)`, where `hidden` went through the GELU.
+    /// `xs + scale ∘ down(hidden)`, where `hidden` went through the activation.
     pub(crate) fn finish(&self, xs: &Tensor, hidden: &Tensor) -> Result<Tensor> {
         let ys = self.down.forward(hidden)?;
         match &self.scale {
@@ -122,7 +135,7 @@ impl Mlp {
 /// The operation as candle's graph knows it.
 struct FusedMlp {
     mlp: Mlp,
-    /// The hidden layer before GELU, `[rows, hidden]`; `None` where no gradient is wanted.
+    /// The hidden layer before the activation, `[rows, hidden]`; `None` where no gradient is wanted.
     kept: Option<OnceLock<Vec<f32>>>,
 }
 
@@ -159,12 +172,13 @@ impl Operands {
 pub(super) struct Forward<'a> {
     pub(super) norm: &'a NormRows,
     pub(super) up: (&'a Packed, &'a [f32]),
+    pub(super) activation: Activation,
     pub(super) down: (&'a Packed, &'a [f32]),
     pub(super) scale: Option<&'a [f32]>,
 }
 
 impl Forward<'_> {
-    /// The outputs and, where it is kept, the hidden layer before GELU; otherwise nothing.
+    /// The outputs and, where it is kept, the hidden layer before the activation; otherwise nothing.
     pub(super) fn run(&self, xs: &[f32], keeps: bool) -> (Vec<f32>, Vec<f32>) {
         let (dim, hidden_dim) = (self.norm.dim(), self.up.1.len());
         let mut ys = vec![0f32; xs.len()];
@@ -195,7 +209,7 @@ impl Forward<'_> {
                             std::ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len());
                         }
                     }
-                    gelu::in_place(piece);
+                    activation::in_place(self.activation, piece);
                 });
                 let ((down, bias), hidden) = (self.down, (&*hidden, wide));
                 let bias = Start::Bias(bias);
@@ -262,6 +276,7 @@ impl CustomOp1 for FusedMlp {
         let (ys, kept) = Forward {
             norm: &operands.norm,
             up: (up.packed(Side::Forward)?, &up.bias()?),
+            activation: self.mlp.activation,
             down: (down.packed(Side::Forward)?, &down.bias()?),
             scale: operands.scale.as_deref(),
         }
@@ -302,16 +317,17 @@ impl CustomOp1 for FusedMlp {
                             } = buffers;
                             let scaled_grad = (scaled(grad, scale, scaled_grad), rows);
                             let grad_hidden = grad_hidden.of(wide.end());
-                            let through_gelu = |row, first_col, piece: &mut [f32]| {
+                            let through_activation = |row, first_col, piece: &mut [f32]| {
                                 let start = row * hidden_dim + first_col;
-                                gelu::backward_in_place(&kept[start..start + piece.len()], piece);
+                                let kept = &kept[start..start + piece.len()];
+                                activation::backward_in_place(self.mlp.activation, kept, piece);
                             };
                             down.multiply(
                                 scaled_grad,
                                 Start::Zeros,
                                 grad_hidden,
                                 spread,
-                                through_gelu,
+                                through_activation,
                             );
                             let grad_hidden = (&*grad_hidden, wide);
                             up.multiply(grad_hidden, Start::Zeros, grad_xs, spread, |_, _, _| ());

@@ -13,8 +13,8 @@
     reason = "gemm takes raw pointers, and vector dispatch calls functions with target features"
 )]
 
+pub mod activation;
 pub mod attention;
-pub mod gelu;
 mod learning_mlp;
 pub mod linear;
 pub mod mlp;
@@ -26,8 +26,8 @@ pub mod vote;
 pub mod watch;
 mod workspace;
 
+pub use activation::Activation;
 pub use attention::attention;
-pub use gelu::gelu;
 pub use linear::{Linear, linear};
 pub use mlp::Mlp;
 pub use norm::{LayerNorm, layer_norm};

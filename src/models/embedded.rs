@@ -52,11 +52,14 @@ pub(super) const MODELS: &[Embedded] = &[];
 impl Embedded {
     /// The files, under a path that says where they are.
     pub(super) fn files(&self) -> Files {
+        let origin = Path::new("embedded").join(self.name);
         Files {
-            origin: Path::new("embedded").join(self.name),
+            additions: origin.clone(),
+            origin,
             config: Cow::Borrowed(self.config),
             preprocessor: Cow::Borrowed(self.preprocessor),
             weights: Cow::Borrowed(self.weights),
+            head: None,
             gates: Some((Cow::Borrowed(self.gates), Cow::Borrowed(self.gate_card))),
         }
     }

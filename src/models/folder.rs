@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use super::preprocessor::Preprocessor;
 use super::weights::{Precision, bytes_from_tensors, sha256_hex};
 use crate::files::write_whole;
-use crate::vit::{VitConfig, names};
+use crate::vit::{Family, VitConfig, names};
 use crate::{Error, Result};
 
 pub(super) const CONFIG: &str = "config.json";
@@ -19,6 +19,14 @@ pub(super) const PREPROCESSOR: &str = "preprocessor_config.json";
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const GATES: &str = "gates.safetensors";
 const GATE_CARD: &str = "gates.json";
+pub(super) const HEAD: &str = "head.safetensors";
+
+/// The files that a model cannot do without.
+pub(super) const REQUIRED: [&str; 3] = [CONFIG, PREPROCESSOR, WEIGHTS];
+
+/// All files that are read, the weights last.
+#[cfg(feature = "hub")]
+pub(super) const ALL: [&str; 6] = [CONFIG, PREPROCESSOR, GATE_CARD, GATES, HEAD, WEIGHTS];
 
 type Bytes = Cow<'static, [u8]>;
 
@@ -29,20 +37,58 @@ pub(super) struct Files {
     pub(super) config: Bytes,
     pub(super) preprocessor: Bytes,
     pub(super) weights: Bytes,
+    /// Where head and gates are, for messages.
+    pub(super) additions: PathBuf,
+    /// A classifier of its own.
+    pub(super) head: Option<Bytes>,
     /// Weights and card.
     pub(super) gates: Option<(Bytes, Bytes)>,
 }
 
 impl Files {
-    /// Reads a folder. Gates may be absent, but not by half.
+    /// Reads a folder. Head and gates may be absent, but gates not by half.
     pub(super) fn read(folder: &Path) -> Result<Self> {
+        if folder.join(HEAD).exists() && !REQUIRED.iter().any(|file| folder.join(file).exists()) {
+            return Err(Error::Model(format!(
+                "model folder holds a head only, and so needs the model that it was made for as its backbone: \
+                 {folder:?}"
+            )));
+        }
         let config = required(folder, CONFIG, "")?;
         let preprocessor = required(
             folder,
             PREPROCESSOR,
             ", without which the size and scale of the model's input are unknown",
         )?;
-        let weights = required(folder, WEIGHTS, weights_hint(folder))?;
+        let hint = weights_elsewhere(WEIGHTS, |file| folder.join(file).exists());
+        let weights = required(folder, WEIGHTS, hint)?;
+        let files = Self {
+            origin: folder.to_owned(),
+            config,
+            preprocessor,
+            weights,
+            additions: PathBuf::new(),
+            head: None,
+            gates: None,
+        };
+        files.with_additions(folder)
+    }
+
+    /// The same model with head and gates of `folder`, which has no model of its own.
+    pub(super) fn under(self, folder: &Path) -> Result<Self> {
+        if let Some(file) = REQUIRED.into_iter().find(|file| folder.join(file).exists()) {
+            return Err(Error::Model(format!(
+                "model folder has a {file} of its own and so takes no backbone: {folder:?}"
+            )));
+        }
+        let files = self.with_additions(folder)?;
+        if files.head.is_none() && files.gates.is_none() {
+            return Err(missing(folder, HEAD, &format!(" and no {GATES}")));
+        }
+        Ok(files)
+    }
+
+    fn with_additions(self, folder: &Path) -> Result<Self> {
         let gates = match (optional(folder, GATES)?, optional(folder, GATE_CARD)?) {
             (Some(gates), Some(card)) => Some((gates, card)),
             (None, None) => None,
@@ -54,11 +100,10 @@ impl Files {
             }
         };
         Ok(Self {
-            origin: folder.to_owned(),
-            config,
-            preprocessor,
-            weights,
+            additions: folder.to_owned(),
+            head: optional(folder, HEAD)?,
             gates,
+            ..self
         })
     }
 
@@ -70,7 +115,11 @@ impl Files {
 
     /// Says which file an error is about.
     pub(super) fn blame(&self, file: &str, error: Error) -> Error {
-        Error::Model(format!("{error}: {:?}", self.origin.join(file)))
+        let folder = match file {
+            HEAD | GATES => &self.additions,
+            _ => &self.origin,
+        };
+        Error::Model(format!("{error}: {:?}", folder.join(file)))
     }
 }
 
@@ -91,11 +140,13 @@ fn missing(folder: &Path, file: &str, hint: &str) -> Error {
     Error::Model(format!("model folder has no {file}{hint}: {folder:?}"))
 }
 
-/// What to do about weights in another form.
-fn weights_hint(folder: &Path) -> &'static str {
-    if folder.join("model.safetensors.index.json").exists() {
+/// What to do about weights in another form, where `missing` are those in the form that is read.
+pub(super) fn weights_elsewhere(missing: &str, exists: impl Fn(&str) -> bool) -> &'static str {
+    if missing != WEIGHTS {
+        ""
+    } else if exists("model.safetensors.index.json") {
         ", only weights in several files, which are not supported"
-    } else if folder.join("pytorch_model.bin").exists() {
+    } else if exists("pytorch_model.bin") {
         ", only pytorch_model.bin, which transformers can save as safetensors"
     } else {
         ""
@@ -109,7 +160,8 @@ fn weights_hint(folder: &Path) -> &'static str {
 /// appears whole or not at all.
 ///
 /// # Errors
-/// [`Error::Model`] if the tensors do not fit `config`; [`Error::Io`] if a file cannot be written.
+/// [`Error::Model`] if the tensors do not fit `config`, or if it is a CLIP's, which is read only; [`Error::Io`] if a
+/// file cannot be written.
 pub fn save_folder(
     folder: &Path,
     config: &VitConfig,
@@ -118,6 +170,11 @@ pub fn save_folder(
     precision: Precision,
 ) -> Result<String> {
     config.validate()?;
+    if config.family == Family::Clip {
+        return Err(Error::Model(
+            "half a CLIP cannot be saved, only read".into(),
+        ));
+    }
     names::check(config, tensors)?;
     let published: BTreeMap<String, Tensor> = names::expected_shapes(config)
         .into_iter()
@@ -134,5 +191,5 @@ pub fn save_folder(
         preprocessor.to_json().as_bytes(),
     )?;
     write_whole(&folder.join(WEIGHTS), &weights)?;
-    Ok(sha256_hex(&weights))
+    Ok(sha256_hex(&[&weights]))
 }

@@ -1,17 +1,23 @@
-//! Models by reference: an embedded name, or a folder as Hugging Face lays it out.
+//! Models by reference: an embedded name, a folder as Hugging Face lays it out, or a model of its hub.
 //!
-//! A folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, and may hold
-//! DiffMask gates (`gates.safetensors`, `gates.json`), which are refused if they belong to other
-//! weights. What is embedded goes the same way. Nothing is downloaded.
+//! A folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, and may hold a
+//! classifier of its own ([`head.safetensors`](head)) and DiffMask gates (`gates.safetensors`,
+//! `gates.json`), which are refused if they belong to other weights. A folder with head or gates only
+//! stands on another model, its backbone. What is embedded and what the hub has goes the same way.
 
 pub mod card;
 mod embedded;
 mod folder;
+pub mod head;
+#[cfg(feature = "hub")]
+mod hub;
 pub mod preprocessor;
 pub mod weights;
 
 pub use card::ModelCard;
 pub use folder::save_folder;
+#[cfg(feature = "hub")]
+pub use hub::pull;
 pub use preprocessor::Preprocessor;
 pub use weights::Precision;
 
@@ -22,17 +28,18 @@ use candle_core::{Device, Tensor};
 use crate::gates::{GateCard, Gates};
 use crate::vit::{Vit, VitConfig, names};
 use crate::{Error, Result};
-use folder::{CONFIG, Files, GATES, PREPROCESSOR, WEIGHTS};
+use folder::{CONFIG, Files, GATES, HEAD, PREPROCESSOR, WEIGHTS};
+use head::HeadFile;
 
 /// A model with all that lies in its folder.
 pub struct Model {
-    /// Embedded name, or the folder as it was given.
+    /// Embedded name, folder or hub id, as it was given.
     pub name: String,
     /// The Vision Transformer.
     pub vit: Vit,
     /// How pictures become its input.
     pub preprocessor: Preprocessor,
-    /// Hash of `model.safetensors`, in lower-case hexadecimal.
+    /// Hash of `model.safetensors`, and of `head.safetensors` behind it where there is one, in lower-case hexadecimal.
     pub weights_sha256: String,
     /// DiffMask gates for exactly these weights.
     pub gates: Option<Gates>,
@@ -45,25 +52,56 @@ pub fn embedded_names() -> impl Iterator<Item = &'static str> {
     embedded::MODELS.iter().map(|model| model.name)
 }
 
-/// Opens a model by embedded name or by folder; `./NAME` is always a folder.
+/// Which model to open. A text is one without a backbone, gates and all.
+#[derive(Clone, Copy, Debug)]
+pub struct Reference<'a> {
+    /// Embedded name, folder or hub id; `./NAME` is always a folder.
+    pub model: &'a str,
+    /// The model that stands under a folder with a head or gates only.
+    pub backbone: Option<&'a str>,
+    /// Whether gates are read; where new ones are wanted, it does not matter whose the old ones are.
+    pub gates: bool,
+}
+
+impl<'a> From<&'a str> for Reference<'a> {
+    fn from(model: &'a str) -> Self {
+        Self {
+            model,
+            backbone: None,
+            gates: true,
+        }
+    }
+}
+
+/// Opens a model. One of the hub is downloaded if it is not in the hub's cache.
 ///
 /// # Errors
 /// [`Error::Model`] if there is no such model, listing what was tried, or if one of its files is
 /// missing, malformed or contradicts another; [`Error::Io`] if a file cannot be read.
-pub fn open(reference: &str, device: &Device) -> Result<Model> {
-    open_files(reference, &find(reference)?, device)
+pub fn open<'a>(reference: impl Into<Reference<'a>>, device: &Device) -> Result<Model> {
+    let Reference {
+        model,
+        backbone,
+        gates,
+    } = reference.into();
+    let mut files = match backbone {
+        Some(backbone) => find(backbone)?.under(folder(model)?)?,
+        None => find(model)?,
+    };
+    if !gates {
+        files.gates = None;
+    }
+    open_files(model, &files, device)
 }
 
-/// The same without the gates that may lie beside it: whatever they belong to, new ones are wanted.
-///
-/// # Errors
-/// As [`open`], but for gates.
-pub fn open_without_gates(reference: &str, device: &Device) -> Result<Model> {
-    let files = Files {
-        gates: None,
-        ..find(reference)?
-    };
-    open_files(reference, &files, device)
+fn folder(reference: &str) -> Result<&Path> {
+    let path = Path::new(reference);
+    match path.is_dir() {
+        true => Ok(path),
+        false => Err(Error::Model(format!(
+            "over a backbone goes a folder with a head or gates, and there is none: {reference:?}"
+        ))),
+    }
 }
 
 fn find(reference: &str) -> Result<Files> {
@@ -76,6 +114,10 @@ fn find(reference: &str) -> Result<Files> {
     let path = Path::new(reference);
     if path.is_dir() {
         return Files::read(path);
+    }
+    #[cfg(feature = "hub")]
+    if is_hub_id(reference) {
+        return Files::read(&hub::fetch(reference)?);
     }
     Err(Error::Model(not_found(reference)))
 }
@@ -93,8 +135,8 @@ fn not_found(reference: &str) -> String {
     let tried = format!("neither an embedded model ({embedded}) nor a folder");
     if is_hub_id(reference) {
         return format!(
-            "model is {tried}, and nothing is downloaded; save its {CONFIG}, {PREPROCESSOR} and \
-             {WEIGHTS} from the hub in a folder and pass that: {reference:?}"
+            "model is {tried}, and this program was built without the feature `hub`; save the model's {CONFIG}, \
+             {PREPROCESSOR} and {WEIGHTS} in a folder and pass that: {reference:?}"
         );
     }
     format!("model is {tried}: {reference:?}")
@@ -116,16 +158,25 @@ fn is_hub_id(reference: &str) -> bool {
 
 fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
     let config = files.text(CONFIG, &files.config)?;
-    let config = VitConfig::from_json(config).map_err(|error| files.blame(CONFIG, error))?;
+    let mut config = VitConfig::from_json(config).map_err(|error| files.blame(CONFIG, error))?;
     let preprocessor = files.text(PREPROCESSOR, &files.preprocessor)?;
     let preprocessor = Preprocessor::from_json(preprocessor, config.family)
         .and_then(|preprocessor| fit(preprocessor, &config))
         .map_err(|error| files.blame(PREPROCESSOR, error))?;
-    let vit = weights::tensors_from_bytes(&files.weights, device)
-        .and_then(|tensors| names::canonical_weights(&config, tensors))
+    let mut tensors = weights::tensors_where(&files.weights, device, names::takes_part)
+        .and_then(names::renamed)
+        .map_err(|error| files.blame(WEIGHTS, error))?;
+    if let Some(head) = &files.head {
+        HeadFile::from_bytes(head, device)
+            .and_then(|head| head.install(&mut config, &mut tensors))
+            .map_err(|error| files.blame(HEAD, error))?;
+    }
+    let vit = names::canonical_weights(&config, tensors)
         .and_then(|tensors| Vit::load(config, &tensors))
         .map_err(|error| files.blame(WEIGHTS, error))?;
-    let weights_sha256 = weights::sha256_hex(&files.weights);
+    let mut parts = vec![&*files.weights];
+    parts.extend(files.head.as_deref());
+    let weights_sha256 = weights::sha256_hex(&parts);
     let gates = match &files.gates {
         None => None,
         Some((gates, card)) => {

@@ -192,6 +192,7 @@ fn defaults(fields: Fields, family: Family) -> Result<Defaults> {
         (None, Family::Vit) => "ViT",
         (None, Family::Deit) => "DeiT",
         (None, Family::Dinov2 | Family::Dinov2WithRegisters) => "Bit",
+        (None, Family::Clip) => "CLIP",
     };
     let endings = ["Fast", "Pil", "ImageProcessor", "FeatureExtractor"];
     let kind = endings

@@ -26,10 +26,20 @@ pub enum Precision {
 /// [`Error::Model`] if the file is truncated or lies about its contents, or if a tensor is not of
 /// floating point or holds a value that is not finite.
 pub fn tensors_from_bytes(bytes: &[u8], device: &Device) -> Result<HashMap<String, Tensor>> {
+    tensors_where(bytes, device, |_| true)
+}
+
+/// The same for tensors of some names only.
+pub(super) fn tensors_where(
+    bytes: &[u8],
+    device: &Device,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<HashMap<String, Tensor>> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|error| Error::Model(format!("not a whole safetensors file ({error})")))?;
     let views = file.tensors().into_iter();
     views
+        .filter(|(name, _)| wanted(name))
         .map(|(name, view)| {
             let tensor = f32_from_view(&name, &view)?.to_device(device)?;
             Ok((name, tensor))
@@ -90,9 +100,13 @@ pub fn bytes_from_tensors(
     safetensors::serialize(views, Some(format)).map_err(invalid)
 }
 
-/// SHA-256 in lower-case hexadecimal.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
+/// SHA-256 of parts, one behind the other, in lower-case hexadecimal.
+pub fn sha256_hex(parts: &[&[u8]]) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update(part);
+    }
+    let digest = digest.finalize();
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -168,6 +182,6 @@ mod tests {
     #[test]
     fn the_digest_is_the_published_one() {
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(sha256_hex(b"abc"), expected);
+        assert_eq!(sha256_hex(&[b"a", b"bc"]), expected);
     }
 }

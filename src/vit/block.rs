@@ -6,7 +6,7 @@ use super::attention::SelfAttention;
 use super::{Rules, Tap, VitConfig, Weights, layer_norm, linear};
 use crate::kernels::Mlp;
 #[cfg(feature = "lrp")]
-use crate::kernels::{FusedSelfAttention, LayerNorm, Linear};
+use crate::kernels::{Activation, FusedSelfAttention, LayerNorm, Linear};
 
 /// One transformer layer.
 #[derive(Clone, Debug)]
@@ -21,6 +21,7 @@ pub(crate) struct BlockParts<'a> {
     pub(crate) attention: &'a FusedSelfAttention,
     pub(crate) mlp_norm: &'a LayerNorm,
     pub(crate) up: &'a Linear,
+    pub(crate) activation: Activation,
     pub(crate) down: &'a Linear,
     pub(crate) mlp_scale: &'a Option<Tensor>,
 }
@@ -45,6 +46,7 @@ impl Block {
             mlp: Mlp::new(
                 layer_norm(&at("layernorm_after"), config, weights)?,
                 linear(&at("intermediate.dense"), true, weights)?,
+                config.hidden_act,
                 linear(&at("output.dense"), true, weights)?,
                 scale("layer_scale2.lambda1")?,
             ),
@@ -81,6 +83,7 @@ impl Block {
             attention: self.attention.parts(),
             mlp_norm: self.mlp.norm(),
             up: self.mlp.up(),
+            activation: self.mlp.activation(),
             down: self.mlp.down(),
             mlp_scale: self.mlp.scale(),
         }

@@ -1,13 +1,14 @@
 //! The shape of a Vision Transformer, read from and written to Hugging Face's `config.json`.
 //!
-//! Four families are understood: `vit` (which DINO's first version also uses), `deit` (distilled
-//! DeiT; the plain one is a `vit`), `dinov2` and `dinov2_with_registers`. Field names and defaults
+//! Five families are understood: `vit` (which DINO's first version also uses), `deit` (distilled
+//! DeiT; the plain one is a `vit`), `dinov2`, `dinov2_with_registers` and CLIP's image half. Field names and defaults
 //! are those of `transformers`. What a configuration may say and this crate does not compute (other
 //! activations, SwiGLU) is refused by name. Nothing here opens a file: text in, text out.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::fields::{self, Fields, MAX_SIZE};
+use crate::kernels::Activation;
 use crate::{Error, Result};
 
 /// Which published architecture a checkpoint follows.
@@ -21,14 +22,17 @@ pub enum Family {
     Dinov2,
     /// DINOv2 with register tokens between the class token and the patches.
     Dinov2WithRegisters,
+    /// The image half of CLIP (Radford et al., arXiv:2103.00020): a norm before the first block.
+    Clip,
 }
 
 impl Family {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Vit,
         Self::Deit,
         Self::Dinov2,
         Self::Dinov2WithRegisters,
+        Self::Clip,
     ];
 
     /// The family's `model_type` in `config.json`.
@@ -38,6 +42,7 @@ impl Family {
             Self::Deit => "deit",
             Self::Dinov2 => "dinov2",
             Self::Dinov2WithRegisters => "dinov2_with_registers",
+            Self::Clip => "clip_vision_model",
         }
     }
 
@@ -53,28 +58,25 @@ impl Family {
             Self::Deit => "DeiT",
             Self::Dinov2 => "Dinov2",
             Self::Dinov2WithRegisters => "Dinov2WithRegisters",
+            Self::Clip => "CLIPVision",
         }
     }
-}
-
-/// Non-linearity of the MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// The exact Gaussian error linear unit, `x · Φ(x)`.
-    Gelu,
 }
 
 /// What the classifier reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
-    /// There is no classifier.
-    None,
     /// The class token.
     ClassToken,
     /// The class token and the mean of the patch tokens, one behind the other (DINOv2).
     ClassTokenAndPatchMean,
     /// One classifier on the class token and one on the distillation token, their logits averaged.
     ClassAndDistillationTokens,
+    /// The class token, projected and brought to length 1: its cosines with one vector a class (CLIP).
+    ImageEmbedding {
+        /// Numbers of a class vector.
+        projection_dim: usize,
+    },
 }
 
 /// The shape of a Vision Transformer. [`Default`] is ViT-B/16 at 224 pixels without a classifier.
@@ -108,10 +110,10 @@ pub struct VitConfig {
     pub layer_scale: bool,
     /// Whether a distillation token follows the class token.
     pub distilled: bool,
-    /// Whether a second classifier reads the distillation token. Only with `distilled`.
-    pub teacher_head: bool,
     /// Class names in the order of the logits; empty without a classifier.
     pub labels: Vec<String>,
+    /// What a classifier reads; [`VitConfig::head`] says whether there is one.
+    pub reads: Head,
 }
 
 impl Default for VitConfig {
@@ -131,8 +133,8 @@ impl Default for VitConfig {
             registers: 0,
             layer_scale: false,
             distilled: false,
-            teacher_head: false,
             labels: Vec::new(),
+            reads: Head::ClassToken,
         }
     }
 }
@@ -161,7 +163,11 @@ impl VitConfig {
     /// [`Error::Model`], naming the field, if the text is not JSON, if a field is missing or of the
     /// wrong kind, if sizes do not divide, or if the model is of a kind that this crate lacks.
     pub fn from_json(text: &str) -> Result<Self> {
-        let root = fields::parse(text)?;
+        let mut root = fields::parse(text)?;
+        if matches!(root.get("model_type"), Some(name) if name == CLIP || name == Family::Clip.model_type())
+        {
+            root = image_half(&root)?;
+        }
         let fields = Fields(&root);
         if fields.value("pretrained_cfg").is_some() || fields.value("architecture").is_some() {
             return refuse("timm's configuration, not a Hugging Face config.json".into());
@@ -196,11 +202,20 @@ impl VitConfig {
             },
             layer_scale: family.is_dinov2(),
             distilled: family == Family::Deit,
-            teacher_head: architecture.ends_with("WithTeacher"),
             labels: if classifies {
                 labels(fields)?
             } else {
                 Vec::new()
+            },
+            reads: match family {
+                Family::Dinov2 | Family::Dinov2WithRegisters => Head::ClassTokenAndPatchMean,
+                Family::Deit if architecture.ends_with("WithTeacher") => {
+                    Head::ClassAndDistillationTokens
+                }
+                Family::Vit | Family::Deit => Head::ClassToken,
+                Family::Clip => Head::ImageEmbedding {
+                    projection_dim: fields.size("projection_dim")?,
+                },
             },
         };
         config.validate()?;
@@ -210,14 +225,15 @@ impl VitConfig {
     /// The text of a `config.json` that `transformers` and [`VitConfig::from_json`] read.
     pub fn to_json(&self) -> String {
         let class = match self.head() {
-            Head::None => "Model",
-            Head::ClassAndDistillationTokens => "ForImageClassificationWithTeacher",
-            Head::ClassToken | Head::ClassTokenAndPatchMean => "ForImageClassification",
+            _ if self.family == Family::Clip => "ModelWithProjection",
+            None => "Model",
+            Some(Head::ClassAndDistillationTokens) => "ForImageClassificationWithTeacher",
+            Some(_) => "ForImageClassification",
         };
         let mut root = json!({
             "architectures": [format!("{}{class}", self.family.class_prefix())],
             "attention_probs_dropout_prob": 0.0,
-            "hidden_act": "gelu",
+            "hidden_act": activation_name(self.hidden_act),
             "hidden_dropout_prob": 0.0,
             "hidden_size": self.hidden_size,
             "image_size": self.image_size,
@@ -239,6 +255,9 @@ impl VitConfig {
         }
         if self.family == Family::Dinov2WithRegisters {
             root["num_register_tokens"] = json!(self.registers);
+        }
+        if let Head::ImageEmbedding { projection_dim } = self.reads {
+            root["projection_dim"] = json!(projection_dim);
         }
         if !self.labels.is_empty() {
             let id2label = self.labels.iter().enumerate();
@@ -292,20 +311,15 @@ impl VitConfig {
                 self.intermediate_size
             ));
         }
-        if self.teacher_head && !self.distilled {
+        if self.reads == Head::ClassAndDistillationTokens && !self.distilled {
             return refuse("a teacher's classifier needs a distillation token".into());
         }
         Ok(())
     }
 
-    /// What the classifier reads.
-    pub fn head(&self) -> Head {
-        match self.family {
-            _ if self.labels.is_empty() => Head::None,
-            Family::Dinov2 | Family::Dinov2WithRegisters => Head::ClassTokenAndPatchMean,
-            _ if self.teacher_head => Head::ClassAndDistillationTokens,
-            Family::Vit | Family::Deit => Head::ClassToken,
-        }
+    /// What the classifier reads; `None` without a classifier.
+    pub fn head(&self) -> Option<Head> {
+        (!self.labels.is_empty()).then_some(self.reads)
     }
 
     /// Number of classes; 0 without a classifier.
@@ -335,6 +349,16 @@ impl VitConfig {
         1 + usize::from(self.distilled) + self.n_patches()
     }
 
+    /// Whether the patch embedding has a bias; CLIP's has none.
+    pub fn patch_bias(&self) -> bool {
+        self.family != Family::Clip
+    }
+
+    /// Whether a norm stands before the first block, as in CLIP.
+    pub fn pre_norm(&self) -> bool {
+        self.family == Family::Clip
+    }
+
     /// Whether position embeddings are antialiased when they are resized for another input size.
     ///
     /// `transformers` does so for DINOv2 with registers, and for no other family.
@@ -354,7 +378,9 @@ fn family(fields: Fields) -> Result<Family> {
         .find(|family| name.as_str() == Some(family.model_type()));
     family.ok_or_else(|| {
         let known = Family::ALL.map(Family::model_type).join(", ");
-        Error::Model(format!("model_type is {name}, supported are {known}"))
+        Error::Model(format!(
+            "model_type is {name}, supported are {known}, {CLIP}"
+        ))
     })
 }
 
@@ -375,11 +401,65 @@ fn intermediate_size(fields: Fields, family: Family, hidden_size: usize) -> Resu
 }
 
 fn activation(fields: Fields) -> Result<Activation> {
-    match fields.value("hidden_act") {
-        None => Ok(Activation::Gelu),
-        Some(name) if name == "gelu" => Ok(Activation::Gelu),
-        Some(name) => refuse(format!("hidden_act is {name}, supported is \"gelu\"")),
+    let Some(name) = fields.value("hidden_act") else {
+        return Ok(Activation::Gelu);
+    };
+    let known = [Activation::Gelu, Activation::QuickGelu];
+    let found = known
+        .into_iter()
+        .find(|known| name == activation_name(*known));
+    found.ok_or_else(|| {
+        let known = known.map(activation_name).join(" and ");
+        Error::Model(format!("hidden_act is {name}, supported are {known}"))
+    })
+}
+
+fn activation_name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Gelu => "gelu",
+        Activation::QuickGelu => "quick_gelu",
     }
+}
+
+/// The `model_type` of a whole CLIP, whose image half is described inside it.
+const CLIP: &str = "clip";
+
+/// The fields of CLIP's image half, with the defaults of `transformers` where a file leaves them out.
+fn image_half(root: &Map<String, Value>) -> Result<Map<String, Value>> {
+    let whole = Fields(root);
+    let architecture = architecture(whole)?;
+    if architecture.contains("ForImageClassification") {
+        return refuse(format!(
+            "{architecture} is not supported; take the CLIP under it, with class vectors of its own"
+        ));
+    }
+    let given = match whole.value("vision_config") {
+        Some(Value::Object(vision)) => vision,
+        Some(other) => return refuse(format!("field \"vision_config\" is {other}, not an object")),
+        None => root,
+    };
+    let defaults = json!({
+        "hidden_act": "quick_gelu",
+        "hidden_size": 768,
+        "image_size": 224,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-5,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "patch_size": 32,
+        "projection_dim": 512,
+    });
+    let mut fields = Map::new();
+    for object in [defaults.as_object(), Some(given)].into_iter().flatten() {
+        fields.extend(object.clone());
+    }
+    // The whole model's projection is the one that both of its halves end in.
+    if let Some(projection_dim) = whole.value("projection_dim") {
+        fields.insert("projection_dim".into(), projection_dim.clone());
+    }
+    fields.insert("model_type".into(), json!(Family::Clip.model_type()));
+    fields.remove("id2label");
+    Ok(fields)
 }
 
 /// The first of `architectures`, empty if there is none.
@@ -435,7 +515,7 @@ mod tests {
         let config = VitConfig::from_json(VIT).unwrap();
         assert_eq!(config.labels[..3], ["cat", "dog", "c"]);
         assert_eq!(config.labels[10], "k");
-        assert_eq!(config.head(), Head::ClassToken);
+        assert_eq!(config.head(), Some(Head::ClassToken));
         assert_eq!((config.grid(), config.n_positions()), ((4, 4), 17));
     }
 
@@ -449,7 +529,17 @@ mod tests {
         let deit = VitConfig {
             family: Family::Deit,
             distilled: true,
-            teacher_head: true,
+            reads: Head::ClassAndDistillationTokens,
+            ..vit.clone()
+        };
+        let clip = VitConfig {
+            family: Family::Clip,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+            labels: Vec::new(),
+            reads: Head::ImageEmbedding {
+                projection_dim: 512,
+            },
             ..vit.clone()
         };
         let dinov2 = VitConfig {
@@ -459,9 +549,10 @@ mod tests {
             qkv_bias: false,
             layer_norm_eps: 1e-6,
             labels: Vec::new(),
+            reads: Head::ClassTokenAndPatchMean,
             ..vit.clone()
         };
-        for config in [vit, deit, dinov2] {
+        for config in [vit, deit, dinov2, clip] {
             assert_eq!(VitConfig::from_json(&config.to_json()).unwrap(), config);
         }
     }
@@ -469,7 +560,7 @@ mod tests {
     #[test]
     fn a_bare_model_has_no_classes_even_if_names_are_given() {
         let text = VIT.replace("ViTForImageClassification", "ViTModel");
-        assert_eq!(VitConfig::from_json(&text).unwrap().head(), Head::None);
+        assert_eq!(VitConfig::from_json(&text).unwrap().head(), None);
     }
 
     #[test]
@@ -477,6 +568,25 @@ mod tests {
         let text = VIT.replace("id2label", "other");
         let config = VitConfig::from_json(&text).unwrap();
         assert_eq!(config.labels, ["LABEL_0", "LABEL_1"]);
+    }
+
+    #[test]
+    fn clip_is_read_from_its_image_half() {
+        let text = r#"{"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 24,
+            "text_config": {"hidden_size": 16}, "vision_config": {"hidden_size": 48,
+            "num_attention_heads": 3, "projection_dim": 7, "patch_size": 16}}"#;
+        let config = VitConfig::from_json(text).unwrap();
+        assert_eq!((config.hidden_size, config.grid()), (48, (14, 14)));
+        assert_eq!(config.hidden_act, Activation::QuickGelu);
+        let projection_dim = 24;
+        assert_eq!(config.reads, Head::ImageEmbedding { projection_dim });
+        assert_eq!(config.head(), None, "class vectors come from elsewhere");
+        let other = text.replace("CLIPModel", "CLIPForImageClassification");
+        let message = VitConfig::from_json(&other).unwrap_err().to_string();
+        assert!(
+            message.contains("CLIPForImageClassification is not supported"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -20,13 +20,15 @@ pub mod attention;
 pub mod block;
 pub mod config;
 pub(crate) mod fields;
+mod head;
 pub mod init;
 pub mod names;
 pub mod patches;
 pub mod rules;
 pub mod tap;
 
-pub use config::{Activation, Family, Head, VitConfig};
+pub use crate::kernels::Activation;
+pub use config::{Family, Head, VitConfig};
 pub use rules::Rules;
 pub use tap::{NoTap, Probe, Record, Replace, Site, Tap};
 
@@ -38,6 +40,7 @@ use crate::kernels::{self, LayerNorm, Linear};
 use block::Block;
 #[cfg(feature = "lrp")]
 pub(crate) use block::BlockParts;
+use head::Classifier;
 use patches::{PatchEmbedding, PositionEmbedding};
 use tap::tapped;
 
@@ -60,9 +63,9 @@ pub struct Vit {
     distillation_token: Option<Tensor>,
     register_tokens: Option<Tensor>,
     blocks: Vec<Block>,
+    pre_norm: Option<LayerNorm>,
     norm: LayerNorm,
-    classifier: Option<Linear>,
-    distillation_classifier: Option<Linear>,
+    classifier: Option<Classifier>,
     rules: Option<Rules>,
 }
 
@@ -81,7 +84,6 @@ impl Vit {
 
     fn from_checked(config: VitConfig, weights: &Weights<'_>) -> Result<Self> {
         let embeddings = |name: &str| weights.tensor(&format!("embeddings.{name}"));
-        let head = config.head();
         Ok(Self {
             patch_embedding: PatchEmbedding::load(&config, weights)?,
             position_embedding: PositionEmbedding::load(&config, weights)?,
@@ -96,13 +98,12 @@ impl Vit {
             blocks: (0..config.num_hidden_layers)
                 .map(|block_idx| Block::load(&config, block_idx, weights))
                 .collect::<Result<_>>()?,
+            pre_norm: config
+                .pre_norm()
+                .then(|| layer_norm("pre_layernorm", &config, weights))
+                .transpose()?,
             norm: layer_norm("layernorm", &config, weights)?,
-            classifier: (head != Head::None)
-                .then(|| linear("classifier", true, weights))
-                .transpose()?,
-            distillation_classifier: (head == Head::ClassAndDistillationTokens)
-                .then(|| linear("distillation_classifier", true, weights))
-                .transpose()?,
+            classifier: Classifier::load(&config, weights)?,
             rules: None,
             config,
         })
@@ -212,10 +213,10 @@ impl Vit {
         Ok(self.block(block_idx)?.parts())
     }
 
-    /// What reads the class token.
+    /// The classifier, where it reads the class token and nothing else.
     #[cfg(feature = "lrp")]
-    pub(crate) fn classifier(&self) -> Option<&Linear> {
-        self.classifier.as_ref()
+    pub(crate) fn classifier_of_class_token(&self) -> Option<&Linear> {
+        self.classifier.as_ref()?.of_class_token()
     }
 
     fn block(&self, block_idx: usize) -> Result<&Block> {
@@ -249,7 +250,11 @@ impl Vit {
             None => self.norm.forward(&xs)?,
         };
         let tokens = tapped(tap, Site::Tokens, normed)?;
-        let logits = self.classify(&tokens)?;
+        let n_special = self.config.n_special_tokens();
+        let classifier = self.classifier.as_ref();
+        let logits = classifier
+            .map(|classifier| classifier.forward(&tokens, n_special, self.rules))
+            .transpose()?;
         Ok(Output { tokens, logits })
     }
 
@@ -267,6 +272,9 @@ impl Vit {
         placed.push(patches.clone());
         let xs = Tensor::cat(&placed, 1)?; // [batch, positions, dim]
         let xs = xs.broadcast_add(&self.position_embedding.at(grid)?)?;
+        if let Some(norm) = &self.pre_norm {
+            return norm.forward(&xs);
+        }
         let Some(registers) = &self.register_tokens else {
             return Ok(xs);
         };
@@ -275,31 +283,6 @@ impl Vit {
         let front = xs.narrow(1, 0, n_front)?;
         let behind = xs.narrow(1, n_front, xs.dim(1)? - n_front)?;
         Tensor::cat(&[&front, &repeat(registers)?, &behind], 1) // [batch, tokens, dim]
-    }
-
-    fn classify(&self, tokens: &Tensor) -> Result<Option<Tensor>> {
-        let Some(classifier) = &self.classifier else {
-            return Ok(None);
-        };
-        let token = |token_idx: usize| tokens.narrow(1, token_idx, 1)?.squeeze(1); // [batch, dim]
-        let logits = match self.config.head() {
-            Head::None => return Ok(None),
-            Head::ClassToken => classifier.forward(&token(0)?)?,
-            Head::ClassTokenAndPatchMean => {
-                let n_special = self.config.n_special_tokens();
-                let patches = tokens.narrow(1, n_special, tokens.dim(1)? - n_special)?;
-                let both = Tensor::cat(&[&token(0)?, &patches.mean(1)?], 1)?; // [batch, 2 dim]
-                classifier.forward(&both)?
-            }
-            Head::ClassAndDistillationTokens => {
-                let logits = classifier.forward(&token(0)?)?;
-                match &self.distillation_classifier {
-                    Some(teacher) => ((logits + teacher.forward(&token(1)?)?)? / 2.0)?,
-                    None => logits,
-                }
-            }
-        };
-        Ok(Some(logits))
     }
 }
 

@@ -4,9 +4,9 @@
 //! `encoder.layer.3.attention.attention.query.weight`. Understood besides: the prefixes `vit.`,
 //! `deit.`, `dinov2.` and `dinov2_with_registers.`; DINOv2's names (`norm1`, `mlp.fc1`); those that
 //! transformers 5 holds in memory (`layers.3.attention.q_proj`); timm's and the original DINO's
-//! (`blocks.3.attn.qkv`, which is cut in three). A tensor that belongs to no part of the model is an
+//! (`blocks.3.attn.qkv`, which is cut in three); CLIP's image half (`vision_model.`). A tensor that belongs to no part of the model is an
 //! error, because a model that has it computes something else; only parts that do not take part in
-//! classifying (mask token, pooler) are passed over.
+//! classifying (mask token, pooler, CLIP's text half) are passed over.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,13 @@ use super::config::{Head, VitConfig};
 use crate::{Error, Result};
 
 /// In front of the base model's names inside a model with a head.
-const PREFIXES: [&str; 4] = ["vit.", "deit.", "dinov2_with_registers.", "dinov2."];
+const PREFIXES: [&str; 5] = [
+    "vit.",
+    "deit.",
+    "dinov2_with_registers.",
+    "dinov2.",
+    "vision_model.",
+];
 
 /// In front of a block's number: in Hugging Face's files, in transformers' memory (two), in timm.
 const BLOCKS: [&str; 4] = ["encoder.layer.", "encoder.layers.", "layers.", "blocks."];
@@ -42,7 +48,13 @@ pub fn expected_shapes(config: &VitConfig) -> Vec<(String, Vec<usize>)> {
     let projection = "embeddings.patch_embeddings.projection";
     let shape = [dim, config.num_channels, patch, patch];
     add(format!("{projection}.weight"), &shape);
-    add(format!("{projection}.bias"), &[dim]);
+    if config.patch_bias() {
+        add(format!("{projection}.bias"), &[dim]);
+    }
+    if config.pre_norm() {
+        add("pre_layernorm.weight".into(), &[dim]);
+        add("pre_layernorm.bias".into(), &[dim]);
+    }
 
     for block_idx in 0..config.num_hidden_layers {
         let block = format!("encoder.layer.{block_idx}");
@@ -76,10 +88,16 @@ pub fn expected_shapes(config: &VitConfig) -> Vec<(String, Vec<usize>)> {
     add("layernorm.bias".into(), &[dim]);
     let n_classes = config.n_classes();
     let (heads, width): (&[&str], usize) = match config.head() {
-        Head::None => (&[], 0),
-        Head::ClassToken => (&["classifier"], dim),
-        Head::ClassTokenAndPatchMean => (&["classifier"], 2 * dim),
-        Head::ClassAndDistillationTokens => (&["classifier", "distillation_classifier"], dim),
+        None => (&[], 0),
+        Some(Head::ClassToken) => (&["classifier"], dim),
+        Some(Head::ClassTokenAndPatchMean) => (&["classifier"], 2 * dim),
+        Some(Head::ClassAndDistillationTokens) => (&["classifier", "distillation_classifier"], dim),
+        Some(Head::ImageEmbedding { projection_dim }) => {
+            add("visual_projection.weight".into(), &[projection_dim, dim]);
+            add("logit_scale".into(), &[]);
+            add("classifier.weight".into(), &[n_classes, projection_dim]);
+            (&[], 0)
+        }
     };
     for head in heads {
         add(format!("{head}.weight"), &[n_classes, width]);
@@ -131,16 +149,27 @@ pub fn check(config: &VitConfig, weights: &HashMap<String, Tensor>) -> Result<()
 
 /// Renames the tensors of a checkpoint and checks them.
 ///
-/// A classifier that the configuration does not have is left out; timm's joint query, key and value
-/// are cut in three; timm's position embeddings without one for the class token get a zero for it.
+/// A classifier that the configuration does not have is left out, and timm's position embeddings without
+/// one for the class token get a zero for it.
 ///
 /// # Errors
-/// [`Error::Model`] where a name is unknown or stands for the same tensor as another, and as
-/// [`check`] does.
+/// As [`renamed`] and [`check`].
 pub fn canonical_weights(
     config: &VitConfig,
     weights: HashMap<String, Tensor>,
 ) -> Result<HashMap<String, Tensor>> {
+    let mut canonical = renamed(weights)?;
+    canonical.retain(|name, _| !(config.labels.is_empty() && is_classifier(name)));
+    pad_class_position(config, &mut canonical)?;
+    check(config, &canonical)?;
+    Ok(canonical)
+}
+
+/// Renames the tensors of a checkpoint; timm's joint query, key and value are cut in three.
+///
+/// # Errors
+/// [`Error::Model`] where a name is unknown or stands for the same tensor as another.
+pub fn renamed(weights: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
     let mut found: Vec<(String, Tensor)> = weights.into_iter().collect();
     // Sorted, so that of several errors always the same one is told.
     found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -153,8 +182,7 @@ pub fn canonical_weights(
                     "tensor {name:?} belongs to no part of a Vision Transformer known here"
                 )));
             }
-            Name::One(to) if config.labels.is_empty() && is_classifier(&to) => continue,
-            Name::One(to) => vec![(to, tensor)],
+            Name::One(to) => vec![(to.clone(), embedding_of_batch(&to, tensor)?)],
             Name::JointQkv { block, leaf } => split_qkv(&name, &block, leaf, &tensor)?,
         };
         for (to, tensor) in parts {
@@ -165,15 +193,13 @@ pub fn canonical_weights(
             }
         }
     }
-    pad_class_position(config, &mut canonical)?;
-    check(config, &canonical)?;
     Ok(canonical)
 }
 
 /// The name under which Hugging Face's files hold a tensor, from its canonical name.
 pub fn published_name(config: &VitConfig, canonical: &str) -> String {
     if is_classifier(canonical) {
-        let teacher = config.head() == Head::ClassAndDistillationTokens;
+        let teacher = config.head() == Some(Head::ClassAndDistillationTokens);
         return match canonical.strip_prefix("classifier.") {
             Some(leaf) if teacher => format!("cls_classifier.{leaf}"),
             _ => canonical.to_owned(),
@@ -191,8 +217,8 @@ pub fn published_name(config: &VitConfig, canonical: &str) -> String {
         canonical.to_owned()
     };
     match config.head() {
-        Head::None => name,
-        _ => format!("{}.{name}", config.family.model_type()),
+        None => name,
+        Some(_) => format!("{}.{name}", config.family.model_type()),
     }
 }
 
@@ -226,29 +252,36 @@ fn rename(name: &str) -> Name {
 
 fn rename_outside(name: &str) -> Name {
     let whole = match name {
-        "embeddings.cls_token" | "cls_token" => "cls_token",
-        "embeddings.position_embeddings" | "pos_embed" => "position_embeddings",
+        "embeddings.cls_token" | "cls_token" | "embeddings.class_embedding" => "cls_token",
+        "embeddings.position_embeddings" | "pos_embed" | "embeddings.position_embedding.weight" => {
+            "position_embeddings"
+        }
         "embeddings.register_tokens" | "register_tokens" | "reg_token" => "register_tokens",
         "embeddings.distillation_token" | "dist_token" => "distillation_token",
         "embeddings.mask_token" | "mask_token" => return Name::Unused,
-        "embeddings.position_ids" => return Name::Unused,
+        "embeddings.position_ids" | "text_projection.weight" => return Name::Unused,
+        "logit_scale" => return Name::One(name.to_owned()),
         _ => return rename_pair_outside(name),
     };
     Name::One(format!("embeddings.{whole}"))
 }
 
 fn rename_pair_outside(name: &str) -> Name {
-    if name.starts_with("pooler.") || name.starts_with("decoder.") {
+    let unused = ["pooler.", "decoder.", "text_model."];
+    if unused.iter().any(|prefix| name.starts_with(prefix)) {
         return Name::Unused;
     }
     let Some((stem, leaf)) = stem_and_leaf(name) else {
         return Name::Unknown;
     };
     let stem = match stem {
-        "embeddings.patch_embeddings.projection" | "patch_embed.proj" => {
-            "embeddings.patch_embeddings.projection"
-        }
-        "layernorm" | "norm" => "layernorm",
+        "embeddings.patch_embeddings.projection"
+        | "patch_embed.proj"
+        | "embeddings.patch_embedding" => "embeddings.patch_embeddings.projection",
+        // CLIP's files spell it so.
+        "pre_layernorm" | "pre_layrnorm" => "pre_layernorm",
+        "layernorm" | "norm" | "post_layernorm" => "layernorm",
+        "visual_projection" => "visual_projection",
         "classifier" | "cls_classifier" | "head" => "classifier",
         "distillation_classifier" | "head_dist" => "distillation_classifier",
         _ => return Name::Unknown,
@@ -271,12 +304,20 @@ fn rename_pair_in_block(block: String, name: &str) -> Name {
         return Name::Unknown;
     };
     let stem = match stem {
-        "layernorm_before" | "norm1" => "layernorm_before",
-        "attention.attention.query" | "attention.q_proj" => "attention.attention.query",
-        "attention.attention.key" | "attention.k_proj" => "attention.attention.key",
-        "attention.attention.value" | "attention.v_proj" => "attention.attention.value",
-        "attention.output.dense" | "attention.o_proj" | "attn.proj" => "attention.output.dense",
-        "layernorm_after" | "norm2" => "layernorm_after",
+        "layernorm_before" | "norm1" | "layer_norm1" => "layernorm_before",
+        "attention.attention.query" | "attention.q_proj" | "self_attn.q_proj" => {
+            "attention.attention.query"
+        }
+        "attention.attention.key" | "attention.k_proj" | "self_attn.k_proj" => {
+            "attention.attention.key"
+        }
+        "attention.attention.value" | "attention.v_proj" | "self_attn.v_proj" => {
+            "attention.attention.value"
+        }
+        "attention.output.dense" | "attention.o_proj" | "self_attn.out_proj" | "attn.proj" => {
+            "attention.output.dense"
+        }
+        "layernorm_after" | "norm2" | "layer_norm2" => "layernorm_after",
         "intermediate.dense" | "mlp.fc1" => "intermediate.dense",
         "output.dense" | "mlp.fc2" => "output.dense",
         "attn.qkv" => return Name::JointQkv { block, leaf },
@@ -294,8 +335,33 @@ fn stem_and_leaf(name: &str) -> Option<(&str, &'static str)> {
     }
 }
 
+/// Whether a tensor, by canonical name, belongs to what makes logits of tokens.
 fn is_classifier(name: &str) -> bool {
-    name.starts_with("classifier.") || name.starts_with("distillation_classifier.")
+    let parts = [
+        "classifier.",
+        "distillation_classifier.",
+        "visual_projection.",
+        "logit_scale",
+    ];
+    parts.iter().any(|part| name.starts_with(part))
+}
+
+/// CLIP's class token and positions, `[dim]` and `[positions, dim]`, with the axes that others have in front.
+fn embedding_of_batch(name: &str, mut tensor: Tensor) -> Result<Tensor> {
+    if matches!(
+        name,
+        "embeddings.cls_token" | "embeddings.position_embeddings"
+    ) {
+        while (1..3).contains(&tensor.rank()) {
+            tensor = tensor.unsqueeze(0)?;
+        }
+    }
+    Ok(tensor)
+}
+
+/// Whether a tensor of this name in a checkpoint takes part in classifying.
+pub(crate) fn takes_part(name: &str) -> bool {
+    rename(name) != Name::Unused
 }
 
 /// Cuts `[3 · dim, ..]` into query, key and value, each `[dim, ..]`.
@@ -432,7 +498,7 @@ mod tests {
         let deit = VitConfig {
             family: Family::Deit,
             distilled: true,
-            teacher_head: true,
+            reads: Head::ClassAndDistillationTokens,
             ..small()
         };
         for config in [small(), dinov2.clone(), deit] {

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{VitConfig, Weights};
+use super::{VitConfig, Weights, linear};
 use crate::kernels::Linear;
 
 /// A linear map of each patch's pixels; the checkpoint stores it as a convolution with stride = kernel.
@@ -15,11 +15,15 @@ pub(crate) struct PatchEmbedding {
 
 impl PatchEmbedding {
     pub(crate) fn load(config: &VitConfig, weights: &Weights<'_>) -> Result<Self> {
-        let at =
-            |leaf: &str| weights.tensor(&format!("embeddings.patch_embeddings.projection.{leaf}"));
+        let convolution = linear(
+            "embeddings.patch_embeddings.projection",
+            config.patch_bias(),
+            weights,
+        )?;
+        let [weight, bias] = convolution.parts();
         Ok(Self {
             // [dim, channels · patch · patch]
-            projection: Linear::new(at("weight")?.flatten_from(1)?, at("bias")?),
+            projection: Linear::new(weight.flatten_from(1)?, bias.clone()),
             channels: config.num_channels,
             patch_px: config.patch_size,
         })

@@ -7,14 +7,14 @@
 //! |---|---|---|
 //! | layer norm | the standard deviation is a constant | the same |
 //! | attention | probabilities are constants | gradients that reach q and k are divided by 4, v by 2 |
-//! | GELU | x · sg(Φ(x)) | x · sg(GELU(x) / (x + 1e-10)) |
+//! | GELU | x · sg(Φ(x)), its gate | x · sg(GELU(x) / (x + 1e-10)) |
 
 use candle_core::{D, Result, Tensor};
 
 use super::Tap;
 use super::attention::SelfAttention;
 use super::tap::{Site, tapped};
-use crate::kernels::{self, FusedSelfAttention, LayerNorm, Mlp};
+use crate::kernels::{self, Activation, FusedSelfAttention, LayerNorm, Mlp};
 
 /// A set of rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl Rules {
         let attn = tapped(tap, Site::Attention(block_idx), attn)?;
         let xs = attention.finish(xs, &kernels::attention::mix(&attn, &v)?)?;
         let hidden = mlp.up().forward(&self.norm(mlp.norm(), &xs)?)?;
-        mlp.finish(&xs, &self.gelu(&hidden)?)
+        mlp.finish(&xs, &self.activate(mlp.activation(), &hidden)?)
     }
 
     /// Layer norm whose standard deviation is a constant.
@@ -80,12 +80,11 @@ impl Rules {
         }
     }
 
-    fn gelu(self, xs: &Tensor) -> Result<Tensor> {
+    fn activate(self, activation: Activation, xs: &Tensor) -> Result<Tensor> {
         let slope = match self {
-            // Φ(x)
-            Self::LibraGrad => (((xs * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5)?,
+            Self::LibraGrad => activation.gate(xs)?,
             #[cfg(feature = "lrp")]
-            Self::AttnLrp => xs.gelu_erf()?.div(&(xs + 1e-10)?)?,
+            Self::AttnLrp => activation.forward(xs)?.div(&(xs + 1e-10)?)?,
         };
         xs * slope.detach()
     }

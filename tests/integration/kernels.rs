@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot compute has failed")]
 
 use candle_core::{D, Device, Result, Tensor, Var};
-use vitscope::kernels;
+use vitscope::kernels::{self, Activation};
 use vitscope::rng::Rng;
 
 /// Both sides compute in f32, in another order of summation.
@@ -120,15 +120,25 @@ fn softmax_of_large_scores_does_not_overflow() {
 }
 
 #[test]
-fn gelu_equals_candles_exact_form() {
+fn activations_equal_candles_compositions() {
     let mut rng = Rng::new(4);
     for dims in [vec![1], vec![77], vec![33, 1025]] {
-        check(
-            &format!("gelu {dims:?}"),
-            &[random(&mut rng, &dims)],
-            &|args| kernels::gelu(&args[0]),
-            &|args| args[0].gelu_erf(),
-        );
+        for activation in [Activation::Gelu, Activation::QuickGelu] {
+            check(
+                &format!("{activation:?} {dims:?}"),
+                &[random(&mut rng, &dims)],
+                &|args| activation.forward(&args[0]),
+                &|args| plain_activation(activation, &args[0]),
+            );
+        }
+    }
+}
+
+/// The exact GELU by candle's own operation, and x / (1 + e^(-1.702 x)).
+fn plain_activation(activation: Activation, xs: &Tensor) -> Result<Tensor> {
+    match activation {
+        Activation::Gelu => xs.gelu_erf(),
+        Activation::QuickGelu => xs / ((xs * -1.702)?.exp()? + 1.0)?,
     }
 }
 
@@ -197,7 +207,7 @@ fn an_empty_batch_gives_an_empty_result() {
         [0, 5, 3]
     );
     assert_eq!(kernels::softmax(&empty).unwrap().dims(), [0, 5, 8]);
-    assert_eq!(kernels::gelu(&empty).unwrap().dims(), [0, 5, 8]);
+    assert_eq!(Activation::Gelu.forward(&empty).unwrap().dims(), [0, 5, 8]);
     assert_eq!(
         kernels::attention(&empty, &empty, &empty, 2)
             .unwrap()
@@ -208,7 +218,13 @@ fn an_empty_batch_gives_an_empty_result() {
     let ones = Tensor::ones(8, candle_core::DType::F32, &Device::Cpu).unwrap();
     let norm = kernels::LayerNorm::new(ones.clone(), ones.clone(), 1e-6);
     let map = kernels::Linear::new(square, ones);
-    let mlp = kernels::Mlp::new(norm.clone(), map.clone(), map.clone(), None);
+    let mlp = kernels::Mlp::new(
+        norm.clone(),
+        map.clone(),
+        Activation::Gelu,
+        map.clone(),
+        None,
+    );
     assert_eq!(mlp.forward(&empty).unwrap().dims(), [0, 5, 8]);
     let attention = kernels::FusedSelfAttention {
         norm,
@@ -280,7 +296,11 @@ fn an_mlp_equals_its_formula_and_its_gradients_with_frozen_weights_and_with_lear
         .into_iter()
         .chain(BATCHES.map(|batch| (batch, 65, 32, 3000)))
     {
-        for scaled in [false, true] {
+        for (scaled, activation) in [
+            (false, Activation::Gelu),
+            (true, Activation::Gelu),
+            (false, Activation::QuickGelu),
+        ] {
             let [up, up_bias] = map_weights(&mut rng, hidden, dim);
             let [down, down_bias] = map_weights(&mut rng, dim, hidden);
             let mut args = vec![
@@ -299,20 +319,23 @@ fn an_mlp_equals_its_formula_and_its_gradients_with_frozen_weights_and_with_lear
                 kernels::Mlp::new(
                     kernels::LayerNorm::new(args[1].clone(), args[2].clone(), 1e-6),
                     kernels::Linear::new(args[3].clone(), args[4].clone()),
+                    activation,
                     kernels::Linear::new(args[5].clone(), args[6].clone()),
                     args.get(7).cloned(),
                 )
             };
             let plain = |args: &[Tensor]| {
                 let normed = plain_norm(&args[0], &args[1], &args[2])?;
-                let hidden = plain_linear(&normed, &args[3], &args[4])?.gelu_erf()?;
+                let hidden = plain_linear(&normed, &args[3], &args[4])?;
+                let hidden = plain_activation(activation, &hidden)?;
                 let ys = plain_linear(&hidden, &args[5], &args[6])?;
                 match args.get(7) {
                     Some(scale) => &args[0] + ys.broadcast_mul(scale)?,
                     None => &args[0] + ys,
                 }
             };
-            let name = format!("mlp {batch}x{tokens}x{dim}x{hidden}, scaled: {scaled}");
+            let name =
+                format!("mlp {batch}x{tokens}x{dim}x{hidden}, scaled: {scaled}, {activation:?}");
             if hidden < 1000 {
                 check(&name, &args, &|args| mlp(args).forward(&args[0]), &plain);
             }
@@ -336,7 +359,11 @@ fn fused_self_attention_equals_its_formula_and_its_gradient() {
         .into_iter()
         .chain(BATCHES.map(|batch| (batch, 65, 4, 32)))
     {
-        for scaled in [false, true] {
+        for (scaled, activation) in [
+            (false, Activation::Gelu),
+            (true, Activation::Gelu),
+            (false, Activation::QuickGelu),
+        ] {
             let dim = heads * head_dim;
             let xs = random(&mut rng, &[batch, tokens, dim]);
             let norm = [&[dim], &[dim]].map(|dims| random(&mut rng, dims).as_tensor().detach());
@@ -357,7 +384,9 @@ fn fused_self_attention_equals_its_formula_and_its_gradient() {
             };
             assert!(fused.applies_to(&xs));
             check(
-                &format!("self-attention {batch}x{tokens}x{heads}x{head_dim}, scaled: {scaled}"),
+                &format!(
+                    "self-attention {batch}x{tokens}x{heads}x{head_dim}, scaled: {scaled}, {activation:?}"
+                ),
                 &[xs],
                 &|args| fused.forward(&args[0]),
                 &|args| {

@@ -30,5 +30,8 @@ mod vit;
 // The program: what it prints and writes, and what it refuses.
 #[cfg(all(feature = "cli", feature = "media"))]
 mod cli;
+// Models of the hub, from a server beside the test.
+#[cfg(all(feature = "cli", feature = "hub", feature = "media"))]
+mod hub;
 // The layers and habits of the sources.
 mod tidy;

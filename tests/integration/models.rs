@@ -1,15 +1,16 @@
 //! Model folders: what opens, what is refused and in which words, and the cards of `models/`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use safetensors::tensor::{Dtype, TensorView};
 use vitscope::frame::placement::ResizeRule;
 use vitscope::gates::{GateCard, GateSizes, Gates};
 use vitscope::models::weights::{sha256_hex, tensors_from_bytes};
-use vitscope::models::{self, Model, ModelCard, Precision, Preprocessor, save_folder};
+use vitscope::models::{self, Model, ModelCard, Precision, Preprocessor, Reference, save_folder};
 use vitscope::rng::Rng;
 use vitscope::vit::names::canonical_weights;
 
@@ -87,7 +88,7 @@ fn a_folder_opens_with_all_that_lies_in_it() {
     assert_eq!(model.grid(), (4, 4));
     assert!(model.gates.is_none());
     let weights = fs::read(fixture("vit_a").join("model.safetensors")).unwrap();
-    assert_eq!(model.weights_sha256, sha256_hex(&weights));
+    assert_eq!(model.weights_sha256, sha256_hex(&[&weights]));
     let images = model.images_from_rgb(&[vec![255; 32 * 32 * 3]]).unwrap();
     assert_eq!(images.dims(), [1, 3, 32, 32]);
     assert_eq!(images.max_all().unwrap().to_scalar::<f32>().unwrap(), 1.0);
@@ -117,9 +118,6 @@ fn a_model_that_is_nowhere_is_answered_with_what_was_tried() {
         message.ends_with("nor a folder: \"no-such-model\""),
         "{message}"
     );
-    let message = refused("google/vit-base-patch16-224");
-    assert!(message.contains("nothing is downloaded"), "{message}");
-    assert!(message.contains("preprocessor_config.json"), "{message}");
     let file = fixture("vit_a").join("config.json");
     let message = refused(file.to_str().unwrap());
     assert!(message.contains("this is a file"), "{message}");
@@ -273,6 +271,151 @@ fn a_saved_folder_is_the_same_model() {
             );
         }
     }
+}
+
+/// Writes a `head.safetensors` with the names of classes, if any are given.
+fn write_head(folder: &Path, tensors: &[(&str, &Tensor)], labels: Option<&str>) {
+    let stored: Vec<(&str, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let mut bytes = Vec::new();
+            tensor.write_bytes(&mut bytes).unwrap();
+            (*name, tensor.dims().to_vec(), bytes)
+        })
+        .collect();
+    let views = stored.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap();
+        (*name, view)
+    });
+    let metadata = labels.map(|labels| HashMap::from([("labels".to_owned(), labels.to_owned())]));
+    let bytes = safetensors::serialize(views, metadata).unwrap();
+    fs::write(folder.join("head.safetensors"), bytes).unwrap();
+}
+
+/// A tensor that counts up from -1 in small steps.
+fn ramp(shape: &[usize]) -> Tensor {
+    let n: usize = shape.iter().product();
+    let values: Vec<f32> = (0..n).map(|index| index as f32 / n as f32 - 1.0).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn a_head_of_its_own_reads_what_its_width_says() {
+    // A DINOv2 without classifier gets the one that was cut off it.
+    let whole = open(&fixture("dinov2_reg")).unwrap();
+    let bytes = fs::read(fixture("dinov2_reg").join("model.safetensors")).unwrap();
+    let tensors = tensors_from_bytes(&bytes, &Device::Cpu).unwrap();
+    let folder = copy_of("dinov2_reg");
+    let path = folder.path().join("config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replace("ForImageClassification", "Model")).unwrap();
+    let headless = open(folder.path()).unwrap();
+    assert!(headless.labels().is_empty());
+    let head = [
+        ("linear.weight", &tensors["classifier.weight"]),
+        ("linear.bias", &tensors["classifier.bias"]),
+    ];
+    write_head(folder.path(), &head, Some(r#"["a", "b", "c", "d"]"#));
+    let headed = open(folder.path()).unwrap();
+    let images = images_of("dinov2_reg");
+    assert_eq!(logits(&headed, &images), logits(&whole, &images));
+    assert_eq!(headed.labels(), ["a", "b", "c", "d"]);
+    assert_ne!(headed.weights_sha256, headless.weights_sha256);
+
+    // A ViT's own classifier gives way to another one, of the class token and without bias.
+    let folder = copy_of("vit_a");
+    let weight = ramp(&[3, 32]);
+    write_head(folder.path(), &[("weight", &weight)], None);
+    let model = open(folder.path()).unwrap();
+    let images = images_of("vit_a");
+    let class_tokens = model.vit.forward(&images).unwrap().tokens;
+    let class_tokens = class_tokens.narrow(1, 0, 1).unwrap().squeeze(1).unwrap();
+    let expected = class_tokens.matmul(&weight.t().unwrap()).unwrap();
+    let expected: Vec<Vec<f32>> = expected.to_vec2().unwrap();
+    for (found, expected) in logits(&model, &images)
+        .concat()
+        .into_iter()
+        .zip(expected.concat())
+    {
+        assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+    }
+    assert_eq!(model.labels(), ["LABEL_0", "LABEL_1", "LABEL_2"]);
+}
+
+#[test]
+fn heads_that_do_not_fit_are_refused_in_words() {
+    let check = |name: &str, tensors: &[(&str, &Tensor)], labels: Option<&str>, expected: &str| {
+        let folder = copy_of(name);
+        write_head(folder.path(), tensors, labels);
+        let message = open(folder.path()).err().unwrap();
+        check_message(&message, expected, &folder.path().join("head.safetensors"));
+    };
+    let (weight, bias) = (&ramp(&[3, 32]), &ramp(&[3]));
+    let fits: &[(&str, &Tensor)] = &[("weight", weight)];
+    check("vit_a", &[("bias", bias)], None, "\"weight\" is missing");
+    let wide: &[(&str, &Tensor)] = &[("weight", &ramp(&[3, 96]))];
+    check("vit_a", wide, None, "reads 96 features");
+    let short: &[(&str, &Tensor)] = &[("weight", weight), ("bias", &ramp(&[2]))];
+    check("vit_a", short, None, "\"bias\" has shape [2]");
+    check("vit_a", fits, Some(r#"["a"]"#), "names 1 classes");
+    check("vit_a", fits, Some("a, b, c"), "not a JSON list of names");
+    let two: &[(&str, &Tensor)] = &[("a.weight", weight), ("b.weight", weight)];
+    check("vit_a", two, None, "one weight and one bias");
+    check("clip", fits, None, "has 20");
+    let biased: &[(&str, &Tensor)] = &[("weight", &ramp(&[3, 20])), ("bias", bias)];
+    check("clip", biased, None, "class vectors have no bias");
+}
+
+#[test]
+fn a_folder_with_a_head_only_stands_on_its_backbone() {
+    let whole = open(&fixture("clip")).unwrap();
+    let (backbone, top) = (copy_of("clip"), tempfile::tempdir().unwrap());
+    let (backbone, top) = (backbone.path(), top.path());
+    fs::copy(
+        fixture("clip").join("head.safetensors"),
+        top.join("head.safetensors"),
+    )
+    .unwrap();
+    let open_over = |model: &Path, backbone: &Path| {
+        let reference = Reference {
+            backbone: backbone.to_str(),
+            ..model.to_str().unwrap().into()
+        };
+        models::open(reference, &Device::Cpu).map_err(|error| error.to_string())
+    };
+    let stacked = open_over(top, backbone).unwrap();
+    let images = images_of("clip");
+    assert_eq!(logits(&stacked, &images), logits(&whole, &images));
+    assert_eq!(stacked.weights_sha256, whole.weights_sha256);
+    assert_eq!(stacked.labels(), ["a cat", "a dog", "a ship"]);
+    assert!(open(backbone).unwrap().labels().is_empty());
+
+    let message = open(top).err().unwrap();
+    check_message(&message, "needs the model that it was made for", top);
+    let message = open_over(backbone, top).err().unwrap();
+    assert!(message.contains("holds a head only"), "{message}");
+    let message = open_over(backbone, backbone).err().unwrap();
+    check_message(&message, "takes no backbone", backbone);
+    fs::remove_file(top.join("head.safetensors")).unwrap();
+    let message = open_over(top, backbone).err().unwrap();
+    check_message(&message, "no head.safetensors and no gates", top);
+}
+
+#[test]
+fn half_a_clip_is_not_saved() {
+    let model = open(&fixture("clip")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = model.vit.config();
+    let (tensors, precision) = (HashMap::new(), Precision::F32);
+    let refused = save_folder(
+        folder.path(),
+        config,
+        &model.preprocessor,
+        &tensors,
+        precision,
+    );
+    assert!(refused.unwrap_err().to_string().contains("only read"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

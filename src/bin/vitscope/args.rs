@@ -77,9 +77,12 @@ impl Command {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Explaining")]
 pub struct ExplainArgs {
-    /// Name of an embedded model, or a folder with config.json and model.safetensors.
+    /// Name of an embedded model, a folder with config.json and model.safetensors, or OWNER/NAME on the Hugging Face hub.
     #[arg(long, value_name = "MODEL", default_value = "cifar10")]
     pub model: String,
+    /// The model that stands under a folder which holds a head (head.safetensors) or gates only.
+    #[arg(long, value_name = "MODEL")]
+    pub backbone: Option<String>,
     /// How to explain; several methods share a grid. `vitscope methods` lists them
     /// [default: diffmask where the model has gates, else chefer, or rollout where it has no head].
     #[arg(long, value_name = "METHOD,…", value_delimiter = ',', hide_possible_values = true,

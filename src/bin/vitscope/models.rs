@@ -6,7 +6,7 @@
 
 use candle_core::Device;
 use vitscope::explain::{Method, Parts};
-use vitscope::models::{self, Model};
+use vitscope::models::{self, Model, Reference};
 use vitscope::vit::Head;
 
 use crate::exit::Exit;
@@ -28,8 +28,17 @@ enum What {
     List,
     /// Say what a model is: architecture, sizes, labels, gates, and which methods explain it.
     Inspect {
-        /// Name of an embedded model, or a folder with config.json and model.safetensors.
+        /// Name of an embedded model, a folder with config.json and model.safetensors, or OWNER/NAME on the hub.
         model: String,
+        /// The model that stands under a folder which holds a head or gates only.
+        #[arg(long, value_name = "MODEL")]
+        backbone: Option<String>,
+    },
+    /// Download a model from the Hugging Face hub into its cache, and print the folder.
+    #[cfg(feature = "hub")]
+    Pull {
+        /// OWNER/NAME.
+        id: String,
     },
 }
 
@@ -41,7 +50,15 @@ pub fn run(args: &ModelsArgs) -> anyhow::Result<Exit> {
                 println!("{}", summary(&models::open(name, &Device::Cpu)?));
             }
         }
-        What::Inspect { model } => print!("{}", inspect(&models::open(model, &Device::Cpu)?)),
+        What::Inspect { model, backbone } => {
+            let reference = Reference {
+                backbone: backbone.as_deref(),
+                ..model.as_str().into()
+            };
+            print!("{}", inspect(&models::open(reference, &Device::Cpu)?));
+        }
+        #[cfg(feature = "hub")]
+        What::Pull { id } => println!("{}", models::pull(id)?.display()),
     }
     Ok(Exit::Whole)
 }
@@ -73,10 +90,13 @@ fn inspect(model: &Model) -> String {
     let (grid_h, grid_w) = model.grid();
     let n_special = config.n_special_tokens();
     let head = match config.head() {
-        Head::None => "none",
-        Head::ClassToken => "reads the class token",
-        Head::ClassTokenAndPatchMean => "reads the class token and the mean of the patches",
-        Head::ClassAndDistillationTokens => "the mean of two, of class and distillation token",
+        None => "none",
+        Some(Head::ClassToken) => "reads the class token",
+        Some(Head::ClassTokenAndPatchMean) => "reads the class token and the mean of the patches",
+        Some(Head::ClassAndDistillationTokens) => {
+            "the mean of two, of class and distillation token"
+        }
+        Some(Head::ImageEmbedding { .. }) => "compares the image embedding with class vectors",
     };
     let gates = match (&model.gates, &model.gate_card) {
         (Some(_), Some(card)) => format!("DiffMask, {} states of seed {}", card.states, card.seed),

@@ -7,10 +7,9 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use vitscope::explain::{Explainer, Method, Parts, Target, rehearse_all};
 use vitscope::gates::Gates;
-use vitscope::models::{self, Model};
+use vitscope::models::{self, Model, Reference};
 use vitscope::overlay::Overlay;
 use vitscope::pipeline::stages::View;
-use vitscope::vit::Head;
 
 use crate::args::{DeviceChoice, DrawArgs, ExplainArgs, Upsample};
 use crate::changes;
@@ -18,10 +17,14 @@ use crate::changes;
 /// Loads the model and tries the methods on one image, so that wrong options fail before anything is written.
 pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
     let device = device(args.device)?;
-    let model = models::open(&args.model, &device)?;
+    let reference = Reference {
+        backbone: args.backbone.as_deref(),
+        ..args.model.as_str().into()
+    };
+    let model = models::open(reference, &device)?;
     let methods = match args.method.as_slice() {
         [] if model.gates.is_some() => &[Method::DiffMask],
-        [] if model.vit.config().head() == Head::None => &[Method::Rollout],
+        [] if model.vit.config().head().is_none() => &[Method::Rollout],
         [] => &[Method::Chefer],
         methods => methods,
     };

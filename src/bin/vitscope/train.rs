@@ -21,7 +21,7 @@ use vitscope::frame::FrameSize;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
 use vitscope::gates::Gates;
-use vitscope::models::{self, Precision, Preprocessor};
+use vitscope::models::{self, Precision, Preprocessor, Reference};
 use vitscope::train::classifier::{self, ClassifierRecipe};
 use vitscope::train::diffmask::{self, DiffMaskRecipe, Subject};
 use vitscope::train::{Checkpoint, Progress};
@@ -168,7 +168,11 @@ fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
     let Some(reference) = args.model.to_str() else {
         bail!("path is not UTF-8: {:?}", args.model);
     };
-    let model = models::open_without_gates(reference, &Device::Cpu)?;
+    let reference = Reference {
+        gates: false,
+        ..reference.into()
+    };
+    let model = models::open(reference, &Device::Cpu)?;
     let Preprocessor {
         rule,
         resampling,

@@ -1,0 +1,164 @@
+//! Non-linearities of the MLP, elementwise: `x` times a gate that opens with `x`.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use multiversion::multiversion;
+
+use super::{Spread, exp, f32_slice, for_row_blocks, is_fused, values, with_f32};
+
+/// 1 / √(2π)
+const DENSITY: f32 = 0.398_942_3;
+
+/// Steepness at which the logistic function comes close to Φ.
+const STEEPNESS: f32 = 1.702;
+
+/// Elements that one piece of parallel work covers.
+const BLOCK: usize = 8192;
+
+/// Non-linearity of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// The exact Gaussian error linear unit, `x · Φ(x)`, Φ the normal distribution function (Hendrycks and Gimpel,
+    /// arXiv:1606.08415).
+    Gelu,
+    /// Its approximation `x · σ(1.702 x)`, σ the logistic function (the same paper, section 2), as CLIP has it.
+    QuickGelu,
+}
+
+impl Activation {
+    /// Applies it.
+    ///
+    /// # Shapes
+    /// - `xs`: any; the result has the same
+    ///
+    /// # Errors
+    /// Fails where candle cannot allocate.
+    pub fn forward(self, xs: &Tensor) -> Result<Tensor> {
+        if is_fused(xs) {
+            return xs.contiguous()?.apply_op1(Fused(self));
+        }
+        match self {
+            Self::Gelu => xs.gelu_erf(),
+            Self::QuickGelu => xs * self.gate(xs)?,
+        }
+    }
+
+    /// What `xs` is multiplied with: Φ(x) or σ(1.702 x).
+    ///
+    /// # Shapes
+    /// - `xs`: any; the result has the same
+    ///
+    /// # Errors
+    /// Fails where candle cannot allocate.
+    pub fn gate(self, xs: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Gelu => ((xs * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5,
+            // σ by the hyperbolic tangent, whose gradient candle has and which cannot overflow.
+            Self::QuickGelu => ((xs * f64::from(STEEPNESS / 2.0))?.tanh()? + 1.0)? * 0.5,
+        }
+    }
+}
+
+struct Fused(Activation);
+
+impl CustomOp1 for Fused {
+    fn name(&self) -> &'static str {
+        match self.0 {
+            Activation::Gelu => "gelu",
+            Activation::QuickGelu => "quick-gelu",
+        }
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let xs = f32_slice(xs, layout)?;
+        let mut ys = xs.to_vec();
+        for_row_blocks(&mut ys, 1, BLOCK, Spread::Pool, |_, block| {
+            in_place(self.0, block);
+        });
+        Ok((CpuStorage::F32(ys), layout.shape().clone()))
+    }
+
+    fn bwd(&self, xs: &Tensor, _ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let mut grad_xs = values(grad)?;
+        with_f32(xs, |x| {
+            for_row_blocks(&mut grad_xs, 1, BLOCK, Spread::Pool, |start, block| {
+                backward_in_place(self.0, &x[start..start + block.len()], block);
+            });
+            Ok(())
+        })?;
+        Tensor::from_vec(grad_xs, xs.shape(), xs.device()).map(Some)
+    }
+}
+
+/// Φ(x), and the derivative of x · Φ(x).
+///
+/// Abramowitz and Stegun 7.1.26 with z = |x| / √2; the absolute error of erf is below 1.5e-7.
+#[inline(always)]
+fn gelu(x: f32) -> (f32, f32) {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let poly = t
+        * (0.254_829_6
+            + t * (-0.284_496_72 + t * (1.421_413_8 + t * (-1.453_152 + t * 1.061_405_4))));
+    let decay = exp(-z * z);
+    let tail = 0.5 * poly * decay;
+    let cdf = if x < 0.0 { tail } else { 1.0 - tail };
+    (cdf, cdf + x * DENSITY * decay)
+}
+
+/// σ(1.702 x), and the derivative of x · σ(1.702 x).
+#[inline(always)]
+fn quick_gelu(x: f32) -> (f32, f32) {
+    let z = STEEPNESS * x;
+    let gate = 1.0 / (1.0 + exp(-z));
+    (gate, gate * (1.0 + z * (1.0 - gate)))
+}
+
+/// The outputs, where the inputs `xs` are.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
+pub(super) fn in_place(activation: Activation, xs: &mut [f32]) {
+    match activation {
+        Activation::Gelu => multiply(xs, |x| gelu(x).0),
+        Activation::QuickGelu => multiply(xs, |x| quick_gelu(x).0),
+    }
+}
+
+#[inline(always)]
+fn multiply(xs: &mut [f32], gate: impl Fn(f32) -> f32) {
+    for x in xs {
+        *x *= gate(*x);
+    }
+}
+
+/// The outputs of `xs` and, from the gradient of the outputs, in place, that of the inputs.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
+pub(super) fn both(activation: Activation, xs: &[f32], ys: &mut [f32], grad: &mut [f32]) {
+    match activation {
+        Activation::Gelu => both_by(xs, ys, grad, gelu),
+        Activation::QuickGelu => both_by(xs, ys, grad, quick_gelu),
+    }
+}
+
+#[inline(always)]
+fn both_by(xs: &[f32], ys: &mut [f32], grad: &mut [f32], gate: impl Fn(f32) -> (f32, f32)) {
+    for ((y, g), &x) in ys.iter_mut().zip(grad).zip(xs) {
+        let (gate, slope) = gate(x);
+        *y = x * gate;
+        *g *= slope;
+    }
+}
+
+/// Turns the gradient of the outputs into that of the inputs `xs`, in place.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
+pub(super) fn backward_in_place(activation: Activation, xs: &[f32], grad: &mut [f32]) {
+    match activation {
+        Activation::Gelu => backward_by(xs, grad, |x| gelu(x).1),
+        Activation::QuickGelu => backward_by(xs, grad, |x| quick_gelu(x).1),
+    }
+}
+
+#[inline(always)]
+fn backward_by(xs: &[f32], grad: &mut [f32], slope: impl Fn(f32) -> f32) {
+    for (g, &x) in grad.iter_mut().zip(xs) {
+        *g *= slope(x);
+    }
+}
