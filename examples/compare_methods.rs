@@ -10,7 +10,7 @@
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use vitscope::explain::{Method, Parts, Target, explain_all};
+use vitscope::explain::{Method, Target, explain_all};
 use vitscope::frame::resize::Resizer;
 use vitscope::models;
 use vitscope::overlay::{self, Heat, Overlay};
@@ -21,10 +21,9 @@ fn main() -> anyhow::Result<()> {
         bail!("usage: compare_methods IN OUT METHOD...");
     };
     let model = models::open("cifar10", &Device::Cpu)?;
-    let gates = model.gates.as_ref();
     let explainers = names
         .iter()
-        .map(|name| name.parse::<Method>()?.build(Parts { gates }))
+        .map(|name| name.parse::<Method>()?.build(model.parts()))
         .collect::<vitscope::Result<Vec<_>>>()?;
 
     let picture = image::open(input).with_context(|| format!("opening {input:?}"))?;

@@ -10,7 +10,7 @@
 
 use anyhow::{Context, bail};
 use candle_core::{D, Device};
-use vitscope::explain::{Method, Parts, Target};
+use vitscope::explain::{Method, Target};
 use vitscope::frame::resize::Resizer;
 use vitscope::models;
 use vitscope::overlay::{self, Heat, Overlay};
@@ -21,8 +21,7 @@ fn main() -> anyhow::Result<()> {
         bail!("usage: explain_image IN OUT");
     };
     let model = models::open("cifar10", &Device::Cpu)?;
-    let gates = model.gates.as_ref();
-    let explainer = Method::DiffMask.build(Parts { gates })?;
+    let explainer = Method::DiffMask.build(model.parts())?;
 
     let picture = image::open(input).with_context(|| format!("opening {input:?}"))?;
     let frame = overlay::frame_from_image(picture.to_rgb8());

@@ -19,7 +19,7 @@
 //! | 4 | [`pipeline`]: the stages and their threads |
 //! | 3 | [`models`]: model folders; [`train`]; [`eval`]; [`sidecar`]: JSON Lines |
 //! | 2 | [`explain`]: one file a method; [`data`]: data sets; [`media`]: GStreamer |
-//! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`overlay`]: what is drawn |
+//! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`overlay`]: what is drawn |
 //! | 0 | [`frame`], [`kernels`], [`rng`], [`files`], [`error`] |
 //!
 //! # Invariants
@@ -65,6 +65,7 @@
 //! ```
 #![warn(missing_docs, unreachable_pub, unused_lifetimes)]
 
+mod companion;
 pub mod data;
 pub mod error;
 pub mod eval;
@@ -72,6 +73,7 @@ pub mod explain;
 pub mod files;
 pub mod frame;
 pub mod gates;
+pub mod interpreter;
 pub mod kernels;
 pub mod media;
 pub mod models;

@@ -13,6 +13,7 @@ use super::diffmask::DiffMask;
 use super::gradcam::{GradCam, GradCamAttention};
 use super::gradients::{GradientInput, IntegratedGradients, Saliency, SmoothGrad};
 use super::gradmask::GradMask;
+use super::iavit::{IaVit, IaVitOptions};
 use super::legrad::LeGrad;
 use super::lrp::LibraGrad;
 use super::occlusion::Occluding;
@@ -27,6 +28,7 @@ use super::vit_cx::VitCx;
 use super::{Explainer, Options};
 use crate::error::{Error, Result};
 use crate::gates::Gates;
+use crate::interpreter::Interpreter;
 
 /// The built-in methods; [`Display`](fmt::Display) and [`FromStr`] use the names of the command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub enum Method {
     /// Trained gates: [`DiffMask`].
     #[default]
     DiffMask,
+    /// Attention of a trained interpreter: [`IaVit`].
+    IaVit,
     /// Masks of gradients, weighted by confidence: [`GradMask`].
     GradMask,
     /// Attention times its gradient: [`Chefer`].
@@ -123,6 +127,8 @@ pub struct Entry {
 pub struct Parts<'a> {
     /// DiffMask gates for this model's weights.
     pub gates: Option<&'a Gates>,
+    /// IA-ViT's interpreter for this model's weights.
+    pub interpreter: Option<&'a Interpreter>,
 }
 
 /// A line of [`Method::entry`].
@@ -147,6 +153,7 @@ impl Method {
     /// Every method, best known families first.
     pub const ALL: &'static [Self] = &[
         Self::DiffMask,
+        Self::IaVit,
         Self::GradMask,
         Self::Chefer,
         #[cfg(feature = "lrp")]
@@ -183,6 +190,13 @@ impl Method {
                 "diffmask",
                 "patches that the whole answer can be kept with, by trained gates",
                 "Vision DiffMask, arXiv:2304.06391",
+                ("1", "0"),
+                Pace::A,
+            ),
+            Self::IaVit => entry(
+                "ia-vit",
+                "attention of a layer that was trained to answer as the model does",
+                "IA-ViT, arXiv:2309.08035",
                 ("1", "0"),
                 Pace::A,
             ),
@@ -371,9 +385,13 @@ impl Method {
         self.entry().name
     }
 
-    /// True where the model must bring trained gates.
-    pub fn needs_gates(self) -> bool {
-        self == Self::DiffMask
+    /// The part that must have been trained for the model.
+    pub const fn trained_part(self) -> Option<&'static str> {
+        match self {
+            Self::DiffMask => Some("gates"),
+            Self::IaVit => Some("interpreter"),
+            _ => None,
+        }
     }
 
     /// The explainer, with its default options.
@@ -402,6 +420,16 @@ impl Method {
                     )
                 })?;
                 Ok(Box::new(DiffMask::new(gates)?))
+            }
+            Self::IaVit => {
+                let options: IaVitOptions = self.parse(options)?;
+                let interpreter = parts.interpreter.ok_or_else(|| {
+                    Error::Model(
+                        "model has no interpreter, train one with `vitscope train ia-vit` or choose another method"
+                            .into(),
+                    )
+                })?;
+                Ok(Box::new(IaVit::new(interpreter, options)))
             }
             Self::GradMask => {
                 let gradmask: GradMask = self.read(options)?;
@@ -448,13 +476,17 @@ impl Method {
 
     /// Checked options.
     fn read<T: Options + DeserializeOwned>(self, options: toml::Table) -> Result<T> {
-        let explainer: T = options.try_into().map_err(|error: toml::de::Error| {
+        let explainer: T = self.parse(options)?;
+        explainer.check()?;
+        Ok(explainer)
+    }
+
+    fn parse<T: DeserializeOwned>(self, options: toml::Table) -> Result<T> {
+        options.try_into().map_err(|error: toml::de::Error| {
             // Its second line names the key.
             let reason = error.to_string().trim().replace('\n', " ");
             Error::Config(format!("method {self}: {reason}"))
-        })?;
-        explainer.check()?;
-        Ok(explainer)
+        })
     }
 }
 
@@ -516,7 +548,10 @@ mod tests {
 
     #[test]
     fn every_method_that_needs_no_part_is_built_and_bears_its_name() {
-        for method in Method::ALL.iter().filter(|method| !method.needs_gates()) {
+        for method in Method::ALL
+            .iter()
+            .filter(|method| method.trained_part().is_none())
+        {
             let explainer = method.build(Parts::default()).unwrap();
             assert_eq!(method.name(), explainer.name());
         }
@@ -529,7 +564,7 @@ mod tests {
             "no such method, near it are gradmask: \"gradmsk\"",
             told("gradmsk")
         );
-        assert!(told("xyz").contains("known are diffmask, gradmask"));
+        assert!(told("xyz").contains("known are diffmask, ia-vit, gradmask"));
     }
 
     #[test]

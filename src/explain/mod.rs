@@ -13,6 +13,7 @@ pub mod diffmask;
 pub mod gradcam;
 pub mod gradients;
 pub mod gradmask;
+pub mod iavit;
 pub mod legrad;
 pub mod lrp;
 pub mod masked;

@@ -8,8 +8,8 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{GateSizes, Gates};
+use crate::companion::{self, Card};
 use crate::error::{Error, Result};
-use crate::files::write_whole;
 use crate::vit::VitConfig;
 
 /// File names in a model's folder.
@@ -40,6 +40,14 @@ pub struct GateCard {
     pub kl: f64,
 }
 
+impl Card for GateCard {
+    const NAME: &'static str = "gates";
+
+    fn base_sha256(&self) -> &str {
+        &self.base_sha256
+    }
+}
+
 impl GateCard {
     /// The sizes that the card claims.
     pub fn sizes(&self) -> GateSizes {
@@ -64,14 +72,8 @@ impl Gates {
         base_sha256: &str,
         device: &Device,
     ) -> Result<(Self, GateCard)> {
-        let card: GateCard = serde_json::from_slice(card)
-            .map_err(|err| Error::Model(format!("gates.json is malformed: {err}")))?;
-        if !card.base_sha256.eq_ignore_ascii_case(base_sha256) {
-            return Err(Error::Model(format!(
-                "gates belong to weights with sha256 {:?}, the model's have {base_sha256:?}",
-                card.base_sha256
-            )));
-        }
+        let (tensors, card): (_, GateCard) =
+            companion::from_bytes(weights, card, base_sha256, device)?;
         let needed = GateSizes {
             hidden: card.hidden,
             ..GateSizes::new(config)
@@ -82,8 +84,6 @@ impl Gates {
                 card.states, card.dim, needed.states, needed.dim
             )));
         }
-        let tensors = candle_core::safetensors::load_buffer(weights, device)
-            .map_err(|err| Error::Model(format!("gates.safetensors is malformed: {err}")))?;
         Ok((Self::load(card.sizes(), card.stretch, &tensors)?, card))
     }
 
@@ -113,14 +113,6 @@ impl Gates {
     /// # Errors
     /// [`Error::Io`] where a file cannot be written.
     pub fn save(tensors: &BTreeMap<String, Tensor>, card: &GateCard, folder: &Path) -> Result<()> {
-        let weights = safetensors::serialize(tensors, None)
-            .map_err(|err| Error::Model(format!("gates cannot be written: {err}")))?;
-        let mut json = serde_json::to_string_pretty(card)
-            .map_err(|err| Error::Model(format!("gates.json cannot be written: {err}")))?;
-        json.push('\n');
-        for (name, bytes) in [(WEIGHTS_FILE, weights), (CARD_FILE, json.into_bytes())] {
-            write_whole(&folder.join(name), &bytes)?;
-        }
-        Ok(())
+        companion::save(tensors, card, folder)
     }
 }

@@ -60,6 +60,7 @@ impl Embedded {
             preprocessor: Cow::Borrowed(self.preprocessor),
             weights: Cow::Borrowed(self.weights),
             head: None,
+            interpreter: None,
             gates: Some((Cow::Borrowed(self.gates), Cow::Borrowed(self.gate_card))),
         }
     }

@@ -19,6 +19,8 @@ pub(super) const PREPROCESSOR: &str = "preprocessor_config.json";
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const GATES: &str = "gates.safetensors";
 const GATE_CARD: &str = "gates.json";
+pub(super) const INTERPRETER: &str = "interpreter.safetensors";
+const INTERPRETER_CARD: &str = "interpreter.json";
 pub(super) const HEAD: &str = "head.safetensors";
 
 /// The files that a model cannot do without.
@@ -26,7 +28,16 @@ pub(super) const REQUIRED: [&str; 3] = [CONFIG, PREPROCESSOR, WEIGHTS];
 
 /// All files that are read, the weights last.
 #[cfg(feature = "hub")]
-pub(super) const ALL: [&str; 6] = [CONFIG, PREPROCESSOR, GATE_CARD, GATES, HEAD, WEIGHTS];
+pub(super) const ALL: [&str; 8] = [
+    CONFIG,
+    PREPROCESSOR,
+    GATE_CARD,
+    GATES,
+    INTERPRETER_CARD,
+    INTERPRETER,
+    HEAD,
+    WEIGHTS,
+];
 
 type Bytes = Cow<'static, [u8]>;
 
@@ -37,16 +48,18 @@ pub(super) struct Files {
     pub(super) config: Bytes,
     pub(super) preprocessor: Bytes,
     pub(super) weights: Bytes,
-    /// Where head and gates are, for messages.
+    /// Where what was trained for the model is, for messages.
     pub(super) additions: PathBuf,
     /// A classifier of its own.
     pub(super) head: Option<Bytes>,
     /// Weights and card.
     pub(super) gates: Option<(Bytes, Bytes)>,
+    /// Weights and card.
+    pub(super) interpreter: Option<(Bytes, Bytes)>,
 }
 
 impl Files {
-    /// Reads a folder. Head and gates may be absent, but gates not by half.
+    /// Reads a folder. Head, gates and interpreter may be absent, but not by half.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         if folder.join(HEAD).exists() && !REQUIRED.iter().any(|file| folder.join(file).exists()) {
             return Err(Error::Model(format!(
@@ -70,11 +83,12 @@ impl Files {
             additions: PathBuf::new(),
             head: None,
             gates: None,
+            interpreter: None,
         };
         files.with_additions(folder)
     }
 
-    /// The same model with head and gates of `folder`, which has no model of its own.
+    /// The same model with head, gates and interpreter of `folder`, which has no model of its own.
     pub(super) fn under(self, folder: &Path) -> Result<Self> {
         if let Some(file) = REQUIRED.into_iter().find(|file| folder.join(file).exists()) {
             return Err(Error::Model(format!(
@@ -82,27 +96,22 @@ impl Files {
             )));
         }
         let files = self.with_additions(folder)?;
-        if files.head.is_none() && files.gates.is_none() {
-            return Err(missing(folder, HEAD, &format!(" and no {GATES}")));
+        if files.head.is_none() && files.gates.is_none() && files.interpreter.is_none() {
+            return Err(missing(
+                folder,
+                HEAD,
+                &format!(", no {GATES} and no {INTERPRETER}"),
+            ));
         }
         Ok(files)
     }
 
     fn with_additions(self, folder: &Path) -> Result<Self> {
-        let gates = match (optional(folder, GATES)?, optional(folder, GATE_CARD)?) {
-            (Some(gates), Some(card)) => Some((gates, card)),
-            (None, None) => None,
-            (Some(_), None) => {
-                return Err(missing(folder, GATE_CARD, &format!(", but {GATES}")));
-            }
-            (None, Some(_)) => {
-                return Err(missing(folder, GATES, &format!(", but {GATE_CARD}")));
-            }
-        };
         Ok(Self {
             additions: folder.to_owned(),
             head: optional(folder, HEAD)?,
-            gates,
+            gates: pair(folder, GATES, GATE_CARD)?,
+            interpreter: pair(folder, INTERPRETER, INTERPRETER_CARD)?,
             ..self
         })
     }
@@ -116,7 +125,7 @@ impl Files {
     /// Says which file an error is about.
     pub(super) fn blame(&self, file: &str, error: Error) -> Error {
         let folder = match file {
-            HEAD | GATES => &self.additions,
+            HEAD | GATES | INTERPRETER => &self.additions,
             _ => &self.origin,
         };
         Error::Model(format!("{error}: {:?}", folder.join(file)))
@@ -129,6 +138,16 @@ fn optional(folder: &Path, file: &str) -> Result<Option<Bytes>> {
         Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(path, error)),
+    }
+}
+
+/// Weights and card, both or neither.
+fn pair(folder: &Path, weights: &str, card: &str) -> Result<Option<(Bytes, Bytes)>> {
+    match (optional(folder, weights)?, optional(folder, card)?) {
+        (Some(weights), Some(card)) => Ok(Some((weights, card))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(missing(folder, card, &format!(", but {weights}"))),
+        (None, Some(_)) => Err(missing(folder, weights, &format!(", but {card}"))),
     }
 }
 

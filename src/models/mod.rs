@@ -1,9 +1,10 @@
 //! Models by reference: an embedded name, a folder as Hugging Face lays it out, or a model of its hub.
 //!
 //! A folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, and may hold a
-//! classifier of its own ([`head.safetensors`](head)) and DiffMask gates (`gates.safetensors`,
-//! `gates.json`), which are refused if they belong to other weights. A folder with head or gates only
-//! stands on another model, its backbone. What is embedded and what the hub has goes the same way.
+//! classifier of its own ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`)
+//! and IA-ViT's interpreter (`interpreter.safetensors`, `interpreter.json`); the latter two are refused if
+//! they belong to other weights. A folder with such parts only stands on another model, its backbone.
+//! What is embedded and what the hub has goes the same way.
 
 pub mod card;
 mod embedded;
@@ -25,10 +26,12 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
+use crate::explain::Parts;
 use crate::gates::{GateCard, Gates};
+use crate::interpreter::{Interpreter, InterpreterCard};
 use crate::vit::{Vit, VitConfig, names};
 use crate::{Error, Result};
-use folder::{CONFIG, Files, GATES, HEAD, PREPROCESSOR, WEIGHTS};
+use folder::{CONFIG, Files, GATES, HEAD, INTERPRETER, PREPROCESSOR, WEIGHTS};
 use head::HeadFile;
 
 /// A model with all that lies in its folder.
@@ -45,6 +48,10 @@ pub struct Model {
     pub gates: Option<Gates>,
     /// How the gates were trained.
     pub gate_card: Option<GateCard>,
+    /// IA-ViT's interpreter for exactly these weights.
+    pub interpreter: Option<Interpreter>,
+    /// How the interpreter was trained.
+    pub interpreter_card: Option<InterpreterCard>,
 }
 
 /// Names of the models that are part of this build.
@@ -57,10 +64,10 @@ pub fn embedded_names() -> impl Iterator<Item = &'static str> {
 pub struct Reference<'a> {
     /// Embedded name, folder or hub id; `./NAME` is always a folder.
     pub model: &'a str,
-    /// The model that stands under a folder with a head or gates only.
+    /// The model that stands under a folder with head, gates or interpreter only.
     pub backbone: Option<&'a str>,
-    /// Whether gates are read; where new ones are wanted, it does not matter whose the old ones are.
-    pub gates: bool,
+    /// Whether gates and interpreter are read; where new ones are wanted, it does not matter whose the old ones are.
+    pub trained_parts: bool,
 }
 
 impl<'a> From<&'a str> for Reference<'a> {
@@ -68,7 +75,7 @@ impl<'a> From<&'a str> for Reference<'a> {
         Self {
             model,
             backbone: None,
-            gates: true,
+            trained_parts: true,
         }
     }
 }
@@ -82,14 +89,14 @@ pub fn open<'a>(reference: impl Into<Reference<'a>>, device: &Device) -> Result<
     let Reference {
         model,
         backbone,
-        gates,
+        trained_parts,
     } = reference.into();
     let mut files = match backbone {
         Some(backbone) => find(backbone)?.under(folder(model)?)?,
         None => find(model)?,
     };
-    if !gates {
-        files.gates = None;
+    if !trained_parts {
+        (files.gates, files.interpreter) = (None, None);
     }
     open_files(model, &files, device)
 }
@@ -177,14 +184,16 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
     let mut parts = vec![&*files.weights];
     parts.extend(files.head.as_deref());
     let weights_sha256 = weights::sha256_hex(&parts);
-    let gates = match &files.gates {
-        None => None,
-        Some((gates, card)) => {
-            let gates = Gates::from_bytes(gates, card, vit.config(), &weights_sha256, device);
-            Some(gates.map_err(|error| files.blame(GATES, error))?)
-        }
-    };
-    let (gates, gate_card) = gates.unzip();
+    let gates = files.gates.as_ref().map(|(tensors, card)| {
+        Gates::from_bytes(tensors, card, vit.config(), &weights_sha256, device)
+            .map_err(|error| files.blame(GATES, error))
+    });
+    let (gates, gate_card) = gates.transpose()?.unzip();
+    let interpreter = files.interpreter.as_ref().map(|(tensors, card)| {
+        Interpreter::from_bytes(tensors, card, vit.config(), &weights_sha256, device)
+            .map_err(|error| files.blame(INTERPRETER, error))
+    });
+    let (interpreter, interpreter_card) = interpreter.transpose()?.unzip();
     Ok(Model {
         name: name.to_owned(),
         vit,
@@ -192,6 +201,8 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         weights_sha256,
         gates,
         gate_card,
+        interpreter,
+        interpreter_card,
     })
 }
 
@@ -215,6 +226,14 @@ fn fit(preprocessor: Preprocessor, config: &VitConfig) -> Result<Preprocessor> {
 }
 
 impl Model {
+    /// What was trained for the model, for methods that need it.
+    pub fn parts(&self) -> Parts<'_> {
+        Parts {
+            gates: self.gates.as_ref(),
+            interpreter: self.interpreter.as_ref(),
+        }
+    }
+
     /// Class names in the order of the logits; empty without a classifier.
     pub fn labels(&self) -> &[String] {
         &self.vit.config().labels

@@ -7,7 +7,10 @@
 pub mod classifier;
 pub mod diffmask;
 pub mod history;
+pub mod iavit;
 pub mod optim;
+mod run;
+mod subject;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +24,7 @@ use crate::files::write_whole;
 use crate::rng::Rng;
 
 pub use history::History;
+pub use subject::Subject;
 
 /// What a trainer tells after each step.
 #[derive(Clone, Debug)]

@@ -210,6 +210,20 @@ impl<F: FnMut(Tensor) -> Result<Tensor> + Send> Tap for Replace<F> {
     }
 }
 
+/// A tap that may be left out.
+impl<T: Tap> Tap for Option<T> {
+    fn wants(&self, site: Site) -> bool {
+        self.as_ref().is_some_and(|tap| tap.wants(site))
+    }
+
+    fn at(&mut self, site: Site, xs: Tensor) -> Result<Tensor> {
+        match self {
+            Some(tap) => tap.at(site, xs),
+            None => Ok(xs),
+        }
+    }
+}
+
 /// Two taps, the second of which sees what the first returned.
 impl<A: Tap, B: Tap> Tap for (A, B) {
     fn wants(&self, site: Site) -> bool {

@@ -276,7 +276,7 @@ fn wrong_usage_exits_with_two_and_names_the_option() {
     );
     check(
         "file in.mp4 out.mp4 --method magic",
-        "[possible values: diffmask, gradmask",
+        "[possible values: diffmask, ia-vit, gradmask",
     );
     check("file in.mp4 out.mp4 --start 1:99", "--start <TIME>");
     check("file in.mp4 out.mp4 --device tpu", "--device <DEVICE>");

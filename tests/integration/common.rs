@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use candle_core::{Device, Tensor};
 use vitscope::gates::{GateSizes, Gates};
+use vitscope::interpreter::{Interpreter, InterpreterShape};
 use vitscope::rng::Rng;
 use vitscope::vit::{Family, Vit, VitConfig, init};
 
@@ -121,4 +122,15 @@ pub(crate) fn small_gates(vit: &Vit) -> Gates {
     let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu);
     let tensors = tensors.expect("gates are drawn").into_iter().collect();
     Gates::load(sizes, 15.0, &tensors).expect("drawn gates fit")
+}
+
+/// A random interpreter.
+pub(crate) fn small_interpreter(vit: &Vit) -> Interpreter {
+    let shape = InterpreterShape::new(vit.config());
+    let tensors = Interpreter::initial_tensors(&shape, &mut Rng::new(4), &Device::Cpu);
+    let tensors = tensors
+        .expect("an interpreter is drawn")
+        .into_iter()
+        .collect();
+    Interpreter::load(shape, &tensors).expect("a drawn interpreter fits")
 }

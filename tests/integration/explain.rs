@@ -12,12 +12,14 @@ use vitscope::explain::{
     Explainer, Forward, Method, Needs, Parts, Target, explain_all, gradients, rise,
 };
 use vitscope::gates::Gates;
+use vitscope::interpreter::Interpreter;
 use vitscope::models::{self, Model};
 use vitscope::rng::Rng;
 use vitscope::vit::{Site, Vit, VitConfig, init};
 
 use crate::common::{
-    fixture, small_config, small_config_without_head, small_gates, small_images, small_vit,
+    fixture, small_config, small_config_without_head, small_gates, small_images, small_interpreter,
+    small_vit,
 };
 
 /// The class that the fixtures explain.
@@ -250,9 +252,17 @@ fn with_nothing_hidden_every_mask_counts_as_the_class_does() {
     assert_near(&expected, &found.attribution, 1e-4, "24 full masks");
 }
 
+/// Gates and interpreter.
+fn parts_for(vit: &Vit) -> (Gates, Interpreter) {
+    (small_gates(vit), small_interpreter(vit))
+}
+
 /// Every method, cheap enough for many runs.
-fn all_methods(gates: &Gates) -> Vec<Box<dyn Explainer>> {
-    let gates = Some(gates);
+fn all_methods((gates, interpreter): &(Gates, Interpreter)) -> Vec<Box<dyn Explainer>> {
+    let parts = Parts {
+        gates: Some(gates),
+        interpreter: Some(interpreter),
+    };
     Method::ALL
         .iter()
         .map(|&method| {
@@ -262,9 +272,7 @@ fn all_methods(gates: &Gates) -> Vec<Box<dyn Explainer>> {
                 Method::IntegratedGradients => "steps = 4",
                 _ => "",
             };
-            method
-                .build_with(Parts { gates }, options.parse().unwrap())
-                .unwrap()
+            method.build_with(parts, options.parse().unwrap()).unwrap()
         })
         .collect()
 }
@@ -276,7 +284,7 @@ fn values(xs: &Tensor) -> Vec<f32> {
 #[test]
 fn every_method_rates_every_patch_the_same_each_time() {
     let vit = small_vit(small_config());
-    for explainer in all_methods(&small_gates(&vit)) {
+    for explainer in all_methods(&parts_for(&vit)) {
         let explain = || {
             explainer
                 .explain(&vit, &small_images(2), Target::Predicted)
@@ -295,10 +303,55 @@ fn every_method_rates_every_patch_the_same_each_time() {
     }
 }
 
+/// A head of class token and patch mean is no class token's, and Chefer's LRP has a rule for that one only.
+const REFUSED: [(&str, &str); 4] = [
+    ("chefer-lrp", "clip"),
+    ("chefer-lrp", "deit_distilled"),
+    ("chefer-lrp", "dinov2_reg"),
+    ("recipro-cam", "dinov2_reg"),
+];
+
+#[test]
+fn every_method_goes_with_models_of_every_family_or_says_why_not() {
+    let mut refused = Vec::new();
+    for name in ["clip", "deit_distilled", "dinov2_reg"] {
+        let (model, images) = fixture_model(name);
+        for explainer in all_methods(&parts_for(&model.vit)) {
+            let explain = |images: &Tensor| {
+                let target = target_of(&*explainer, 1);
+                explainer.explain(&model.vit, images, target)
+            };
+            let method = explainer.name();
+            match explain(&images) {
+                Ok(found) => {
+                    let scores = values(&found.attribution);
+                    let finite = scores.iter().all(|score| score.is_finite());
+                    // Score-CAM leaves nothing of a map that is negative everywhere.
+                    let differ =
+                        method == "score-cam" || scores.iter().any(|score| *score != scores[0]);
+                    assert!(finite && differ, "{method} on {name}: {scores:?}");
+                    let first = images.narrow(0, 0, 1).unwrap();
+                    let alone = explain(&first).unwrap().attribution;
+                    let first = found.attribution.narrow(0, 0, 1).unwrap();
+                    assert_near(&first, &alone, 1e-4, &format!("{method} on {name}"));
+                }
+                Err(error) => {
+                    assert!(error.to_string().contains("needs a head"), "{error}");
+                    refused.push((method, name));
+                }
+            }
+        }
+    }
+    refused.sort_unstable();
+    let mut expected = REFUSED.to_vec();
+    expected.retain(|(method, _)| cfg!(feature = "lrp") || *method != "chefer-lrp");
+    assert_eq!(refused, expected);
+}
+
 #[test]
 fn a_model_without_head_is_explained_by_methods_of_the_whole_answer_only() {
     let vit = small_vit(small_config_without_head());
-    for explainer in all_methods(&small_gates(&vit)) {
+    for explainer in all_methods(&parts_for(&vit)) {
         let explained = explainer.explain(&vit, &small_images(2), Target::Predicted);
         if explainer.explains_classes() {
             let error = explained.unwrap_err().to_string();
@@ -312,7 +365,7 @@ fn a_model_without_head_is_explained_by_methods_of_the_whole_answer_only() {
 #[test]
 fn a_batch_is_explained_as_its_images_are() {
     let vit = small_vit(small_config());
-    for explainer in all_methods(&small_gates(&vit)) {
+    for explainer in all_methods(&parts_for(&vit)) {
         let images = small_images(3);
         let explain = |images: &Tensor| {
             let target = target_of(&*explainer, 1);
@@ -327,7 +380,7 @@ fn a_batch_is_explained_as_its_images_are() {
 #[test]
 fn methods_together_find_what_they_find_alone() {
     let vit = small_vit(small_config());
-    let explainers = all_methods(&small_gates(&vit));
+    let explainers = all_methods(&parts_for(&vit));
     let images = small_images(2);
     let together = explain_all(&explainers, &vit, &images, &[Target::Predicted]).unwrap();
     for (explainer, found) in explainers.iter().zip(&together.attributions) {
@@ -562,7 +615,7 @@ fn every_method_of_a_class_finds_the_only_patch_that_the_class_depends_on() {
     let vit = one_patch_vit();
     let images = Tensor::ones((1, 3, 12, 12), DType::F32, &Device::Cpu).unwrap();
     let mut n_methods = 0;
-    for explainer in all_methods(&small_gates(&vit)) {
+    for explainer in all_methods(&parts_for(&vit)) {
         if !explainer.explains_classes() {
             continue;
         }

@@ -11,6 +11,8 @@ mod eval;
 mod explain;
 // Gates on whole models.
 mod gates;
+// IA-ViT's interpreter.
+mod interpreter;
 // The fused operations against their plain composition: forward and gradient.
 mod kernels;
 // Files through GStreamer and back, judged by ffmpeg and ffprobe.

@@ -398,7 +398,7 @@ fn a_folder_with_a_head_only_stands_on_its_backbone() {
     check_message(&message, "takes no backbone", backbone);
     fs::remove_file(top.join("head.safetensors")).unwrap();
     let message = open_over(top, backbone).err().unwrap();
-    check_message(&message, "no head.safetensors and no gates", top);
+    check_message(&message, "no head.safetensors, no gates", top);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Layers from the lowest up; a module imports from lower layers only.
 const LAYERS: [&[&str]; 6] = [
-    &["error", "files", "rng", "frame", "kernels"],
+    &["error", "files", "companion", "rng", "frame", "kernels"],
     &["vit", "gates", "interpreter", "overlay"],
     &["explain", "data", "media"],
     &["train", "eval", "models", "sidecar"],
@@ -14,7 +14,9 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Imports inside a layer, and of `error` in the lowest.
-const ARROWS: [(&str, &str); 11] = [
+const ARROWS: [(&str, &str); 13] = [
+    ("companion", "error"),
+    ("companion", "files"),
     ("files", "error"),
     ("frame", "error"),
     ("rng", "error"),

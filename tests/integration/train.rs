@@ -11,9 +11,10 @@ use candle_core::Tensor;
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
 use vitscope::rng::Rng;
-use vitscope::train::Checkpoint;
 use vitscope::train::classifier::{self, ClassifierRecipe, TrainedClassifier};
-use vitscope::train::diffmask::{self, DiffMaskRecipe, Subject, TrainedGates};
+use vitscope::train::diffmask::{self, DiffMaskRecipe, TrainedGates};
+use vitscope::train::iavit::{self, Alignment, IaVitRecipe, Teacher, TrainedInterpreter};
+use vitscope::train::{Checkpoint, Subject};
 use vitscope::vit::{Vit, VitConfig, init};
 
 const SIDE_PX: usize = 12;
@@ -242,10 +243,25 @@ fn train_classifier(
     folder: &Path,
     watch: &mut dyn FnMut(u64) -> bool,
 ) -> vitscope::Result<TrainedClassifier> {
+    train_jointly(recipe, None, folder, watch)
+}
+
+/// The same with an interpreter.
+fn train_jointly(
+    recipe: &ClassifierRecipe,
+    interpreter: Option<&IaVitRecipe>,
+    folder: &Path,
+    watch: &mut dyn FnMut(u64) -> bool,
+) -> vitscope::Result<TrainedClassifier> {
     let (train, test) = (grids(10, Split::Train), grids(8, Split::Test));
-    classifier::train(recipe, &train, &test, folder, &mut |progress| {
-        watch(progress.step)
-    })
+    classifier::train(
+        recipe,
+        interpreter,
+        &train,
+        &test,
+        folder,
+        &mut |progress| watch(progress.step),
+    )
 }
 
 /// Stopped in the middle of an epoch, whose order of pictures must go on where it was.
@@ -284,4 +300,116 @@ fn the_optimizer_of_the_blocks_changes_their_matrices_alone() {
                 .any(|end| name.ends_with(end));
         assert_eq!(muon[name] != *bits, is_matrix, "{name}");
     }
+}
+
+fn interpreter_recipe() -> IaVitRecipe {
+    IaVitRecipe {
+        steps: 9,
+        batch: 4,
+        warmup_steps: 2,
+        test_steps: 4,
+        test_pictures: 8,
+        checkpoint_steps: 4,
+        ..IaVitRecipe::default()
+    }
+}
+
+fn train_interpreter(
+    recipe: &IaVitRecipe,
+    folder: &Path,
+    watch: &mut dyn FnMut(u64) -> bool,
+) -> vitscope::Result<TrainedInterpreter> {
+    let (vit, train, test) = (vit(), grids(64, Split::Train), grids(32, Split::Test));
+    let subject = Subject {
+        vit: &vit,
+        base_sha256: "ab12",
+        mean: [0.5; 3],
+        std: [0.5; 3],
+        train: &train,
+        test: &test,
+    };
+    iavit::train(recipe, subject, folder, &mut |progress| {
+        watch(progress.step)
+    })
+}
+
+#[test]
+fn an_interpreter_that_is_ended_early_goes_on_where_it_was() {
+    let (whole, ended) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let recipe = interpreter_recipe();
+    let uninterrupted = train_interpreter(&recipe, whole.path(), &mut |_| true).unwrap();
+    let first = train_interpreter(&recipe, ended.path(), &mut |step| step < 6).unwrap();
+    assert!(!first.complete && uninterrupted.complete);
+    let resumed = train_interpreter(&recipe, ended.path(), &mut |_| true).unwrap();
+    assert_eq!(bits(&uninterrupted.tensors), bits(&resumed.tensors));
+    assert_eq!(uninterrupted.card, resumed.card);
+}
+
+#[test]
+fn an_interpreter_learns_to_answer_as_the_model_does() {
+    let after = |steps| {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = IaVitRecipe {
+            steps,
+            batch: 16,
+            lr: 1e-2,
+            ..interpreter_recipe()
+        };
+        let done = train_interpreter(&recipe, folder.path(), &mut |_| true).unwrap();
+        assert_eq!(done.card.agreement, done.fidelity.agreement);
+        done.fidelity
+    };
+    let (early, late) = (after(1), after(150));
+    assert!(late.kl < 0.5 * early.kl, "{early:?} {late:?}");
+    assert!(late.agreement > early.agreement, "{early:?} {late:?}");
+}
+
+#[test]
+fn every_alignment_trains_and_its_recipe_is_in_the_card() {
+    use Alignment::{JensenShannon, Mmd, None, Released};
+    for alignment in [None, Mmd, JensenShannon, Released] {
+        for teacher in [Teacher::ClassToken, Teacher::Patches] {
+            let recipe = IaVitRecipe {
+                alignment,
+                teacher,
+                steps: 2,
+                ..interpreter_recipe()
+            };
+            let folder = tempfile::tempdir().unwrap();
+            let done = train_interpreter(&recipe, folder.path(), &mut |_| true).unwrap();
+            let expected = serde_json::to_value(alignment).unwrap();
+            assert_eq!(done.card.recipe["alignment"], expected);
+            assert!(done.fidelity.kl.is_finite());
+        }
+    }
+}
+
+#[test]
+fn a_model_and_its_interpreter_that_are_ended_early_go_on_where_they_were() {
+    let (whole, ended) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (recipe, interpreter) = (classifier_recipe(), interpreter_recipe());
+    let train = |folder: &Path, watch: &mut dyn FnMut(u64) -> bool| {
+        train_jointly(&recipe, Some(&interpreter), folder, watch).unwrap()
+    };
+    let uninterrupted = train(whole.path(), &mut |_| true);
+    assert!(!train(ended.path(), &mut |step| step < 5).complete);
+    let resumed = train(ended.path(), &mut |_| true);
+    assert_eq!(bits(&uninterrupted.weights), bits(&resumed.weights));
+    let [(tensors, fidelity), (again, fidelity_again)] =
+        [uninterrupted, resumed].map(|done| done.interpreter.unwrap());
+    assert_eq!(bits(&tensors), bits(&again));
+    assert_eq!(fidelity, fidelity_again);
+}
+
+/// The model is drawn by its interpreter's losses: its features are those that an interpreter can read.
+#[test]
+fn an_interpreter_shapes_the_model_that_it_is_trained_with() {
+    let after = |interpreter: Option<IaVitRecipe>| {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = classifier_recipe();
+        train_jointly(&recipe, interpreter.as_ref(), folder.path(), &mut |_| true).unwrap()
+    };
+    let (alone, together) = (after(None), after(Some(interpreter_recipe())));
+    assert!(alone.interpreter.is_none() && together.interpreter.is_some());
+    assert_ne!(bits(&alone.weights), bits(&together.weights));
 }

@@ -15,7 +15,7 @@ use vitscope::data::{Dataset, Split};
 use vitscope::eval::faithfulness::{self, Entry, Example, MARGIN, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::diffmask::DiffMask;
-use vitscope::explain::{Explainer, Method, Parts};
+use vitscope::explain::{Explainer, Method};
 use vitscope::files::write_whole;
 use vitscope::gates::Gates;
 use vitscope::models::{self, Model};
@@ -170,18 +170,24 @@ fn open(reference: &str) -> anyhow::Result<(Model, Option<PathBuf>)> {
     Ok((models::open(reference, &Device::Cpu)?, folder))
 }
 
-/// The methods that need no gates, or those of them that are asked for.
+/// All methods but the gates, or those of them that are asked for.
 ///
 /// Where all are meant, those that do not go with the model are left out.
 fn others(asked: &[Method], model: &Model) -> anyhow::Result<Vec<Box<dyn Explainer>>> {
     let mut others = Vec::new();
-    for method in Method::ALL.iter().filter(|method| !method.needs_gates()) {
+    for method in Method::ALL
+        .iter()
+        .filter(|method| **method != Method::DiffMask)
+    {
         if !asked.is_empty() && !asked.contains(method) {
             continue;
         }
-        let explainer = method.build(Parts::default())?;
-        match setup::rehearse(slice::from_ref(&explainer), model) {
-            Ok(()) => others.push(explainer),
+        let rehearsed = method.build(model.parts()).and_then(|explainer| {
+            setup::rehearse(slice::from_ref(&explainer), model)?;
+            Ok(explainer)
+        });
+        match rehearsed {
+            Ok(explainer) => others.push(explainer),
             Err(error) if asked.is_empty() => eprintln!("left out: {error}"),
             Err(error) => return Err(error.into()),
         }

@@ -29,7 +29,7 @@ pub fn run() -> anyhow::Result<Exit> {
     let forwards = width(|method| method.entry().forwards);
     let paper = width(|method| method.entry().paper);
     println!(
-        "{:name$}  class  needs  {:forwards$}  backwards  pace  {:paper$}  summary",
+        "{:name$}  class  needs        {:forwards$}  backwards  pace  {:paper$}  summary",
         "method", "forwards", "paper"
     );
     for method in Method::ALL {
@@ -38,9 +38,9 @@ pub fn run() -> anyhow::Result<Exit> {
         let explainer = method.build(Parts::default()).ok();
         let class = explainer.is_some_and(|explainer| explainer.explains_classes());
         let class = if class { "yes" } else { "no" };
-        let needs = if method.needs_gates() { "gates" } else { "" };
+        let needs = method.trained_part().unwrap_or_default();
         println!(
-            "{:name$}  {class:5}  {needs:5}  {:forwards$}  {:9}  {:4}  {:paper$}  {}",
+            "{:name$}  {class:5}  {needs:11}  {:forwards$}  {:9}  {:4}  {:paper$}  {}",
             entry.name, entry.forwards, entry.backwards, entry.pace, entry.paper, entry.summary
         );
     }

@@ -5,7 +5,8 @@
 )]
 
 use candle_core::Device;
-use vitscope::explain::{Method, Parts};
+use vitscope::explain::Method;
+use vitscope::frame::placement::ResizeRule;
 use vitscope::models::{self, Model, Reference};
 use vitscope::vit::Head;
 
@@ -103,6 +104,14 @@ fn inspect(model: &Model) -> String {
         (Some(_), None) => "DiffMask".to_owned(),
         (None, _) => "none; `vitscope train diffmask` makes them".to_owned(),
     };
+    let interpreter = match &model.interpreter_card {
+        Some(card) => format!(
+            "IA-ViT, names the model's class on {:.1} % of its test pictures, KL {:.3} nats",
+            100.0 * card.agreement,
+            card.kl
+        ),
+        None => "none; `vitscope train ia-vit` makes one".to_owned(),
+    };
     let methods: Vec<&str> = Method::ALL
         .iter()
         .filter(|method| explains(**method, model))
@@ -124,8 +133,10 @@ fn inspect(model: &Model) -> String {
         (
             "input",
             format!(
-                "{} x {} px, {:?}",
-                size.width_px, size.height_px, model.preprocessor.rule
+                "{} x {} px: {}",
+                size.width_px,
+                size.height_px,
+                fitted(model.preprocessor.rule)
             ),
         ),
         (
@@ -138,18 +149,32 @@ fn inspect(model: &Model) -> String {
         ("head", head.to_owned()),
         ("classes", classes(&config.labels)),
         ("gates", gates),
+        ("interpreter", interpreter),
         ("methods", methods.join(", ")),
         ("sha256", model.weights_sha256.clone()),
     ];
     lines
-        .map(|(name, value)| format!("{name:8}  {value}\n"))
+        .map(|(name, value)| format!("{name:11}  {value}\n"))
         .concat()
+}
+
+/// How a picture is brought to the model's size.
+fn fitted(rule: ResizeRule) -> String {
+    match rule {
+        ResizeRule::Stretch(_) => "the whole picture, stretched".to_owned(),
+        ResizeRule::ShortestEdge { edge_px, .. } => {
+            format!("the middle of the picture, its shorter edge brought to {edge_px} px")
+        }
+        ResizeRule::StretchThenCrop { resize, .. } => format!(
+            "the middle of the picture stretched to {} x {} px",
+            resize.width_px, resize.height_px
+        ),
+    }
 }
 
 /// True where the method works on the model.
 fn explains(method: Method, model: &Model) -> bool {
-    let gates = model.gates.as_ref();
-    let explainer = method.build(Parts { gates });
+    let explainer = method.build(model.parts());
     explainer.is_ok_and(|explainer| setup::rehearse(&[explainer], model).is_ok())
 }
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use candle_core::Device;
 use vitscope::explain::{Explainer, Method, Parts, Target, rehearse_all};
-use vitscope::gates::Gates;
 use vitscope::models::{self, Model, Reference};
 use vitscope::overlay::Overlay;
 use vitscope::pipeline::stages::View;
@@ -34,7 +33,7 @@ pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
         .map(|name| target(&model, name))
         .collect::<anyhow::Result<_>>()?;
     let view = View {
-        explainers: explainers(methods, &args.set, model.gates.as_ref())?,
+        explainers: explainers(methods, &args.set, model.parts())?,
         model: Arc::new(model),
         targets,
     };
@@ -46,7 +45,7 @@ pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
 pub fn explainers(
     methods: &[Method],
     changes: &[String],
-    gates: Option<&Gates>,
+    parts: Parts<'_>,
 ) -> anyhow::Result<Vec<Box<dyn Explainer>>> {
     let mut options: BTreeMap<String, toml::Table> = BTreeMap::new();
     for change in changes {
@@ -64,7 +63,7 @@ pub fn explainers(
         .iter()
         .map(|method| {
             let options = options.get(method.name()).cloned().unwrap_or_default();
-            Ok(method.build_with(Parts { gates }, options)?)
+            Ok(method.build_with(parts, options)?)
         })
         .collect()
 }

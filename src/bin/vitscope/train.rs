@@ -1,6 +1,6 @@
-//! `vitscope train`: a classifier from scratch, or DiffMask gates for a model.
+//! `vitscope train`: a classifier from scratch, DiffMask gates for a model, or IA-ViT's interpreter.
 //!
-//! Both take a recipe (TOML), whose keys are the fields of the trainers' recipe types; options on the
+//! All take a recipe (TOML), whose keys are the fields of the trainers' recipe types; options on the
 //! command line win. What is written is a model's folder, with the loss curve beside it. A killed run
 //! goes on from its last checkpoint when the same command is given again.
 #![expect(
@@ -21,16 +21,18 @@ use vitscope::frame::FrameSize;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
 use vitscope::gates::Gates;
-use vitscope::models::{self, Precision, Preprocessor, Reference};
+use vitscope::interpreter::Interpreter;
+use vitscope::models::{self, Model, Precision, Preprocessor, Reference};
 use vitscope::train::classifier::{self, ClassifierRecipe};
-use vitscope::train::diffmask::{self, DiffMaskRecipe, Subject};
-use vitscope::train::{Checkpoint, Progress};
+use vitscope::train::diffmask::{self, DiffMaskRecipe};
+use vitscope::train::iavit::{self, Fidelity, IaVitRecipe};
+use vitscope::train::{Checkpoint, Progress, Subject};
 
 use crate::changes;
 use crate::exit::Exit;
 use crate::interrupt;
 
-/// Train a classifier, or DiffMask gates for a model.
+/// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
 #[derive(Debug, clap::Args)]
 pub struct TrainArgs {
     #[command(subcommand)]
@@ -43,6 +45,8 @@ enum What {
     Classifier(ClassifierArgs),
     /// Train DiffMask gates for a frozen model.
     Diffmask(DiffMaskArgs),
+    /// Train IA-ViT's interpreter: for a frozen model, or without --model jointly with one from scratch.
+    IaVit(IaVitArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -67,14 +71,26 @@ struct DiffMaskArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct IaVitArgs {
+    /// Folder of the model that gets an interpreter and stays as it is.
+    #[arg(long, value_name = "FOLDER", required_unless_present = "out")]
+    model: Option<PathBuf>,
+    /// Folder of the interpreter and the run's files, and of the new model where none is given [default: the model's].
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, clap::Args)]
 struct CommonArgs {
     /// `red-patches`, or a folder: CIFAR-10, or pictures (a sub-folder a class) [default: the recipe's].
     #[arg(long, value_name = "DATA")]
     data: Option<String>,
-    /// TOML file with `data` and the tables `classifier` and `diffmask`.
+    /// TOML file with `data` and the tables `classifier`, `diffmask` and `ia-vit`.
     #[arg(long, value_name = "FILE.toml")]
     recipe: Option<PathBuf>,
-    /// Change a key of the recipe's table, e.g. `--set steps=2000`.
+    /// Change a key of the recipe's table, e.g. `--set steps=2000`; beside a classifier `ia-vit.KEY=VALUE`.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Seed of everything random [default: the recipe's, else 0].
@@ -98,10 +114,14 @@ struct RecipeFile {
     image_size: Option<usize>,
     classifier: toml::Table,
     diffmask: toml::Table,
+    ia_vit: toml::Table,
 }
 
 /// Edge of the model's image where neither recipe nor data say one; pixels.
 const DEFAULT_IMAGE_PX: usize = 64;
+
+/// Name of IA-ViT's table in a recipe.
+const IA_VIT: &str = "ia-vit";
 
 impl TrainArgs {
     /// What `--threads` says.
@@ -109,6 +129,7 @@ impl TrainArgs {
         match &self.what {
             What::Classifier(args) => args.common.threads,
             What::Diffmask(args) => args.common.threads,
+            What::IaVit(args) => args.common.threads,
         }
     }
 }
@@ -116,80 +137,94 @@ impl TrainArgs {
 /// Runs `vitscope train`.
 pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     match &args.what {
-        What::Classifier(args) => train_classifier(args),
+        What::Classifier(args) => train_classifier(&args.out, &args.common, Joint::Alone),
         What::Diffmask(args) => train_gates(args),
+        What::IaVit(args) => match (&args.model, &args.out) {
+            (Some(model), out) => {
+                train_interpreter(model, out.as_deref().unwrap_or(model), &args.common)
+            }
+            (None, Some(out)) => train_classifier(out, &args.common, Joint::WithInterpreter),
+            (None, None) => bail!("--model or --out is needed"),
+        },
     }
 }
 
-fn train_classifier(args: &ClassifierArgs) -> anyhow::Result<Exit> {
-    let file = read_recipe(&args.common)?;
-    let recipe: ClassifierRecipe = recipe(&file.classifier, &args.common, "classifier")?;
+/// What is trained beside a classifier.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Joint {
+    Alone,
+    WithInterpreter,
+}
+
+fn train_classifier(out: &Path, common: &CommonArgs, joint: Joint) -> anyhow::Result<Exit> {
+    let file = read_recipe(common)?;
+    let mut changes = changed(common)?;
+    let interpreter: Option<IaVitRecipe> = match joint {
+        Joint::Alone => None,
+        Joint::WithInterpreter => {
+            let changes = match changes.remove(IA_VIT) {
+                Some(toml::Value::Table(changes)) => changes,
+                Some(other) => bail!("--set takes {IA_VIT}.KEY=VALUE, got {other}"),
+                None => toml::Table::new(),
+            };
+            Some(recipe(&file.ia_vit, changes, common.seed, None, IA_VIT)?)
+        }
+    };
+    let table = &file.classifier;
+    let recipe: ClassifierRecipe =
+        recipe(table, changes, common.seed, common.checkpoint, "classifier")?;
     let side_px = file.image_size.unwrap_or(DEFAULT_IMAGE_PX);
     let size = FrameSize {
         width_px: side_px,
         height_px: side_px,
     };
     let rule = ResizeRule::Stretch(size);
-    let Halves { train, test } =
-        open_data(&args.common, &file, rule, Resampling::Bilinear, recipe.seed)?;
-    let mut shown = Shown::new(&args.out)?;
-    let done = classifier::train(&recipe, &*train, &*test, &args.out, &mut |progress| {
-        shown.step(progress)
-    })?;
+    let Halves { train, test } = open_data(common, &file, rule, Resampling::Bilinear, recipe.seed)?;
+    let mut shown = Shown::new(out)?;
+    let done = classifier::train(
+        &recipe,
+        interpreter.as_ref(),
+        &*train,
+        &*test,
+        out,
+        &mut |progress| shown.step(progress),
+    )?;
     shown.finish();
     if !done.complete {
-        return Ok(interrupted(&args.out));
+        return Ok(interrupted(out));
     }
     let preprocessor = Preprocessor::square(done.config.image_size);
     let sha256 = models::save_folder(
-        &args.out,
+        out,
         &done.config,
         &preprocessor,
         &done.weights,
         Precision::F16,
     )?;
-    Checkpoint::remove(&args.out)?;
+    if let (Some(recipe), Some((tensors, fidelity))) = (interpreter, done.interpreter) {
+        let card = recipe.card(recipe.shape(&done.config), &sha256, fidelity)?;
+        Interpreter::save(&tensors, &card, out)?;
+        print_fidelity(fidelity);
+    }
+    Checkpoint::remove(out)?;
     println!(
         "test accuracy {:.4} on {} pictures",
         done.test_accuracy,
         test.len()
     );
-    println!(
-        "sha256 {sha256} of {:?}",
-        args.out.join("model.safetensors")
-    );
+    println!("sha256 {sha256} of {:?}", out.join("model.safetensors"));
     Ok(Exit::Whole)
 }
 
 fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
     let file = read_recipe(&args.common)?;
-    let recipe: DiffMaskRecipe = recipe(&file.diffmask, &args.common, "diffmask")?;
+    let recipe: DiffMaskRecipe = recipe_for_frozen(&file.diffmask, &args.common, "diffmask")?;
     let out = args.out.as_deref().unwrap_or(&args.model);
-    let Some(reference) = args.model.to_str() else {
-        bail!("path is not UTF-8: {:?}", args.model);
-    };
-    let reference = Reference {
-        gates: false,
-        ..reference.into()
-    };
-    let model = models::open(reference, &Device::Cpu)?;
-    let Preprocessor {
-        rule,
-        resampling,
-        mean,
-        std,
-    } = model.preprocessor;
-    let Halves { train, test } = open_data(&args.common, &file, rule, resampling, recipe.seed)?;
-    let subject = Subject {
-        vit: &model.vit,
-        base_sha256: &model.weights_sha256,
-        mean,
-        std,
-        train: &*train,
-        test: &*test,
-    };
+    let frozen = Frozen::open(&args.model, &args.common, &file, recipe.seed)?;
     let mut shown = Shown::new(out)?;
-    let done = diffmask::train(&recipe, subject, out, &mut |progress| shown.step(progress))?;
+    let done = diffmask::train(&recipe, frozen.subject(), out, &mut |progress| {
+        shown.step(progress)
+    })?;
     shown.finish();
     if !done.complete {
         return Ok(interrupted(out));
@@ -210,6 +245,72 @@ fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
+fn train_interpreter(model: &Path, out: &Path, common: &CommonArgs) -> anyhow::Result<Exit> {
+    let file = read_recipe(common)?;
+    let recipe: IaVitRecipe = recipe_for_frozen(&file.ia_vit, common, IA_VIT)?;
+    let frozen = Frozen::open(model, common, &file, recipe.seed)?;
+    let mut shown = Shown::new(out)?;
+    let done = iavit::train(&recipe, frozen.subject(), out, &mut |progress| {
+        shown.step(progress)
+    })?;
+    shown.finish();
+    if !done.complete {
+        return Ok(interrupted(out));
+    }
+    Interpreter::save(&done.tensors, &done.card, out)?;
+    Checkpoint::remove(out)?;
+    print_fidelity(done.fidelity);
+    println!("interpreter in {:?}", out.join("interpreter.safetensors"));
+    Ok(Exit::Whole)
+}
+
+fn print_fidelity(fidelity: Fidelity) {
+    println!(
+        "interpreter on test pictures: kl {:.4}, agreement {:.4}, accuracy {:.4}",
+        fidelity.kl, fidelity.agreement, fidelity.accuracy
+    );
+}
+
+/// A frozen model that something is trained for, and the pictures.
+struct Frozen {
+    model: Model,
+    halves: Halves,
+}
+
+impl Frozen {
+    fn open(
+        folder: &Path,
+        common: &CommonArgs,
+        file: &RecipeFile,
+        seed: u64,
+    ) -> anyhow::Result<Self> {
+        let Some(reference) = folder.to_str() else {
+            bail!("path is not UTF-8: {folder:?}");
+        };
+        let reference = Reference {
+            trained_parts: false,
+            ..reference.into()
+        };
+        let model = models::open(reference, &Device::Cpu)?;
+        let Preprocessor {
+            rule, resampling, ..
+        } = model.preprocessor;
+        let halves = open_data(common, file, rule, resampling, seed)?;
+        Ok(Self { model, halves })
+    }
+
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            vit: &self.model.vit,
+            base_sha256: &self.model.weights_sha256,
+            mean: self.model.preprocessor.mean,
+            std: self.model.preprocessor.std,
+            train: &*self.halves.train,
+            test: &*self.halves.test,
+        }
+    }
+}
+
 fn read_recipe(args: &CommonArgs) -> anyhow::Result<RecipeFile> {
     let Some(path) = &args.recipe else {
         return Ok(RecipeFile::default());
@@ -225,17 +326,40 @@ fn read_recipe(args: &CommonArgs) -> anyhow::Result<RecipeFile> {
     })
 }
 
-/// The table of a recipe file with the command line's changes.
-fn recipe<T: for<'de> Deserialize<'de>>(
+/// What `--set` changes.
+fn changed(args: &CommonArgs) -> anyhow::Result<toml::Table> {
+    let mut table = toml::Table::new();
+    for change in &args.set {
+        for (key, value) in changes::parse(change)? {
+            match (table.get_mut(&key), value) {
+                (Some(toml::Value::Table(known)), toml::Value::Table(more)) => known.extend(more),
+                (_, value) => _ = table.insert(key, value),
+            }
+        }
+    }
+    Ok(table)
+}
+
+/// The only table of a run for a frozen model, with the command line's changes.
+fn recipe_for_frozen<T: for<'de> Deserialize<'de>>(
     table: &toml::Table,
     args: &CommonArgs,
     name: &str,
 ) -> anyhow::Result<T> {
+    recipe(table, changed(args)?, args.seed, args.checkpoint, name)
+}
+
+/// The table of a recipe file with the command line's changes.
+fn recipe<T: for<'de> Deserialize<'de>>(
+    table: &toml::Table,
+    changes: toml::Table,
+    seed: Option<u64>,
+    checkpoint: Option<u64>,
+    name: &str,
+) -> anyhow::Result<T> {
     let mut table = table.clone();
-    for change in &args.set {
-        table.extend(changes::parse(change)?);
-    }
-    let numbers = [("seed", args.seed), ("checkpoint-steps", args.checkpoint)];
+    table.extend(changes);
+    let numbers = [("seed", seed), ("checkpoint-steps", checkpoint)];
     for (key, value) in numbers {
         if let Some(value) = value {
             let value = i64::try_from(value).with_context(|| format!("{key} is too large"))?;

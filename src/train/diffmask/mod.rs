@@ -31,13 +31,11 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, History, OnProgress, Progress};
-use crate::data::Dataset;
+use super::run::{Plan, recipe_text, run};
+use super::{OnProgress, Subject};
 use crate::error::{Error, Result};
 use crate::gates::GateCard;
-use crate::kernels::in_pool;
-use crate::vit::Vit;
-use trainer::Trainer;
+use trainer::GateTrainer;
 
 /// What a run measures: at each step, for the sampled mask, and now and then for binary masks on test pictures.
 pub const COLUMNS: &[&str] = &[
@@ -129,23 +127,6 @@ impl Default for DiffMaskRecipe {
     }
 }
 
-/// The frozen model that gates are trained for, with the pictures.
-#[derive(Clone, Copy)]
-pub struct Subject<'a> {
-    /// The model, over plain tensors.
-    pub vit: &'a Vit,
-    /// Hash of its weights' file, for the gates' card.
-    pub base_sha256: &'a str,
-    /// Mean that pictures are normalized with, by channel.
-    pub mean: [f32; 3],
-    /// Standard deviation that pictures are normalized with, by channel.
-    pub std: [f32; 3],
-    /// Pictures to learn from; labels are not used.
-    pub train: &'a dyn Dataset,
-    /// Pictures to measure on.
-    pub test: &'a dyn Dataset,
-}
-
 /// Trained gates.
 #[derive(Debug)]
 pub struct TrainedGates {
@@ -173,65 +154,23 @@ pub fn train(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<TrainedGates> {
     validate(recipe, subject)?;
-    std::fs::create_dir_all(folder).map_err(|err| Error::io(folder, err))?;
-    // The checkpoint also belongs to the model: other weights make another run.
-    let recipe_text = serde_json::to_string(&(recipe, subject.base_sha256))
-        .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))?;
-    let mut trainer = Trainer::new(recipe, subject)?;
-    if let Some(checkpoint) = Checkpoint::load(folder, &recipe_text)? {
-        trainer.restore(checkpoint)?;
-    }
-    let csv_path = folder.join("gates.csv");
-    let mut history = History::load_csv(COLUMNS, &csv_path, trainer.step)?;
-    let mut complete = true;
-    while trainer.step < recipe.steps {
-        let mut values = in_pool(|| trainer.step())?.to_vec();
-        let step = trainer.step;
-        if step.is_multiple_of(recipe.test_steps.max(1)) || step == recipe.steps {
-            let measured = trainer.measure()?;
-            trainer.learn_from(measured)?;
-            values.extend([measured.kl, measured.kept, measured.agreement]);
-        }
-        values.resize(COLUMNS.len(), f64::NAN);
-        history.push(step, &values);
-        let go_on = on_progress(&Progress {
-            step,
-            n_steps: recipe.steps,
-            names: COLUMNS,
-            values: &values,
-        });
-        if step.is_multiple_of(recipe.checkpoint_steps.max(1)) || step == recipe.steps || !go_on {
-            trainer.checkpoint(&recipe_text)?.save(folder)?;
-            history.save_csv(&csv_path)?;
-        }
-        if !go_on {
-            complete = step == recipe.steps;
-            break;
-        }
-    }
-    history.save_csv(&csv_path)?;
-    history.save_png(&folder.join("gates.png"), "gates")?;
+    let plan = Plan {
+        folder,
+        curves: "gates",
+        title: "gates",
+        columns: COLUMNS,
+        // The checkpoint also belongs to the model: other weights make another run.
+        recipe: recipe_text(&(recipe, subject.base_sha256))?,
+        n_steps: recipe.steps,
+        checkpoint_steps: recipe.checkpoint_steps,
+    };
+    let mut trainer = GateTrainer::new(recipe, subject)?;
+    let complete = run(&mut trainer, &plan, on_progress)?;
     trainer.finish(complete)
 }
 
 fn validate(recipe: &DiffMaskRecipe, subject: Subject<'_>) -> Result<()> {
-    let Subject {
-        vit, train, test, ..
-    } = subject;
-    for data in [train, test] {
-        if data.is_empty() {
-            return Err(Error::Data(format!("{:?} has no pictures", data.name())));
-        }
-        let (size, side_px) = (data.size(), vit.config().image_size);
-        if size.width_px != side_px || size.height_px != side_px {
-            return Err(Error::Data(format!(
-                "the model sees {side_px}×{side_px} pixels, {:?} has {}×{}",
-                data.name(),
-                size.width_px,
-                size.height_px
-            )));
-        }
-    }
+    subject.check()?;
     let positive = [
         ("lr", recipe.lr),
         ("stretch", recipe.stretch),

@@ -4,17 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{D, Device, Tensor, Var};
 
-use super::{DiffMaskRecipe, Subject, THRESHOLD, TrainedGates};
-use crate::data::{Dataset, images_from_pictures};
+use super::{DiffMaskRecipe, THRESHOLD, TrainedGates};
 use crate::error::{Error, Result};
 use crate::eval::{self, kl_from_logits, masked_answers};
 use crate::gates::{
     BASELINE, GateCard, GateSizes, Gates, clean_pass, log_keep_from_logits, masked_pass,
     sample_from_logits,
 };
+use crate::kernels::in_pool;
 use crate::rng::Rng;
 use crate::train::optim::{AdamW, AdamWOptions, Param};
-use crate::train::{Batches, Checkpoint};
+use crate::train::run::{Trainer, finite_loss};
+use crate::train::{Batches, Checkpoint, Subject};
 use crate::vit::Vit;
 
 /// Before the names of the best gates' tensors in a checkpoint.
@@ -47,7 +48,7 @@ struct Best {
 }
 
 /// A run between two steps.
-pub(super) struct Trainer<'a> {
+pub(super) struct GateTrainer<'a> {
     recipe: &'a DiffMaskRecipe,
     subject: Subject<'a>,
     vars: BTreeMap<String, Var>,
@@ -59,19 +60,19 @@ pub(super) struct Trainer<'a> {
     lambda: Vec<f32>,
     /// Draws depths and samples.
     rng: Rng,
-    pub(super) step: u64,
+    step: u64,
     batches: Batches,
     best: Option<Best>,
 }
 
-impl<'a> Trainer<'a> {
+impl<'a> GateTrainer<'a> {
     pub(super) fn new(recipe: &'a DiffMaskRecipe, subject: Subject<'a>) -> Result<Self> {
         let sizes = GateSizes::new(subject.vit.config());
         let mut rng = Rng::new(recipe.seed);
         let mut tensors = Gates::initial_tensors(sizes, recipe.offset, &mut rng, &Device::Cpu)?;
         let mut batches = Batches::new(recipe.seed, subject.train.len(), recipe.batch);
         if let Some(share) = recipe.masked_share {
-            let images = images_at(subject, subject.train, &batches.at(0))?;
+            let images = subject.images(subject.train, &batches.at(0))?;
             let offset = calibrated_offset(&tensors, recipe.stretch, subject.vit, &images, share)?;
             for (name, tensor) in &mut tensors {
                 if name.ends_with("offset") {
@@ -120,12 +121,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// One update of the gates, the baseline and one multiplier; returns the first six of [`COLUMNS`].
-    pub(super) fn step(&mut self) -> Result<[f64; 6]> {
+    fn update(&mut self) -> Result<[f64; 6]> {
         let Self {
             recipe, subject, ..
         } = *self;
         let indices = self.batches.at(self.step);
-        let images = images_at(subject, subject.train, &indices)?;
+        let images = subject.images(subject.train, &indices)?;
         let clean = clean_pass(subject.vit, &images)?;
         let original = eval::logits(clean.output.logits)?;
         let depth = self.rng.below(self.lambda.len());
@@ -142,13 +143,7 @@ impl<'a> Trainer<'a> {
         self.optim
             .step(&grads, recipe.lr * schedule(recipe, self.step))?;
         let kl = f64::from(kl.to_scalar::<f32>()?);
-        let loss = f64::from(loss.to_scalar::<f32>()?);
-        if !loss.is_finite() {
-            return Err(Error::Config(format!(
-                "the loss is {loss} at step {}; lower the learning rate of {}",
-                self.step, recipe.lr
-            )));
-        }
+        let loss = finite_loss(&loss, self.step, recipe.lr)?;
         self.lambda[depth] = ascended(recipe, lambda, kl, margin) as f32;
         self.step += 1;
         let kept = log_mask.exp()?.mean_all()?.to_scalar::<f32>()?;
@@ -185,14 +180,14 @@ impl<'a> Trainer<'a> {
     }
 
     /// Divergence, kept share and agreement of binary masks on test pictures.
-    pub(super) fn measure(&self) -> Result<Measured> {
-        let Subject { vit, test, .. } = self.subject;
+    fn measure(&self) -> Result<Measured> {
+        let vit = self.subject.vit;
         let gates = self.gates.freeze()?;
         let baseline = self.gates.baseline().detach();
-        let indices: Vec<usize> = (0..test.len().min(self.recipe.test_pictures.max(1))).collect();
+        let chunk = self.recipe.batch.max(32);
         let mut answers = Vec::new();
-        for chunk in indices.chunks(self.recipe.batch.max(32)) {
-            let images = images_at(self.subject, test, chunk)?;
+        for indices in self.subject.test_chunks(self.recipe.test_pictures, chunk) {
+            let images = self.subject.images(self.subject.test, &indices)?;
             let voted = gates.pass(vit, &images)?;
             let masks: Vec<Vec<f32>> = voted.mask.to_vec2()?;
             let masks: Vec<Vec<bool>> = masks
@@ -216,7 +211,7 @@ impl<'a> Trainer<'a> {
 
     /// Learns from a measurement: steers the margin, and remembers the gates as they are if they measured
     /// better than any before.
-    pub(super) fn learn_from(&mut self, measured: Measured) -> Result<()> {
+    fn learn_from(&mut self, measured: Measured) -> Result<()> {
         self.margin = steered(self.margin, self.recipe.margin, measured.kl);
         let margin = self.recipe.margin;
         let beaten = |best: &Best| measured.is_better_than(&best.measured, margin);
@@ -235,7 +230,53 @@ impl<'a> Trainer<'a> {
         self.vars.iter().map(copied).collect()
     }
 
-    pub(super) fn checkpoint(&self, recipe_text: &str) -> Result<Checkpoint> {
+    pub(super) fn finish(mut self, complete: bool) -> Result<TrainedGates> {
+        if self.best.is_none() {
+            let measured = self.measure()?;
+            self.learn_from(measured)?;
+        }
+        let Some(Best { measured, tensors }) = self.best else {
+            return Err(Error::Model("no gates were measured".into()));
+        };
+        let sizes = self.gates.sizes();
+        let recipe = serde_json::to_value(self.recipe)
+            .and_then(serde_json::from_value)
+            .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))?;
+        Ok(TrainedGates {
+            tensors,
+            card: GateCard {
+                base_sha256: self.subject.base_sha256.to_owned(),
+                states: sizes.states,
+                dim: sizes.dim,
+                hidden: sizes.hidden,
+                stretch: self.recipe.stretch,
+                seed: self.recipe.seed,
+                recipe,
+                l0: measured.kept,
+                kl: measured.kl,
+            },
+            agreement: measured.agreement,
+            complete,
+        })
+    }
+}
+impl Trainer for GateTrainer<'_> {
+    fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    fn step(&mut self) -> Result<Vec<f64>> {
+        let mut values = in_pool(|| self.update())?.to_vec();
+        let Self { recipe, step, .. } = *self;
+        if step.is_multiple_of(recipe.test_steps.max(1)) || step == recipe.steps {
+            let measured = self.measure()?;
+            self.learn_from(measured)?;
+            values.extend([measured.kl, measured.kept, measured.agreement]);
+        }
+        Ok(values)
+    }
+
+    fn checkpoint(&self, recipe: &str) -> Result<Checkpoint> {
         let mut tensors = self.optim.state()?;
         let lambda = Tensor::from_slice(&self.lambda, self.lambda.len(), &Device::Cpu)?;
         tensors.insert("lambda".into(), lambda);
@@ -259,12 +300,12 @@ impl<'a> Trainer<'a> {
         Ok(Checkpoint {
             step: self.step,
             rng: self.rng.clone(),
-            recipe: recipe_text.to_owned(),
+            recipe: recipe.to_owned(),
             tensors,
         })
     }
 
-    pub(super) fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
+    fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
         self.optim.restore(&checkpoint.tensors)?;
         let saved = |name: &str| -> Result<Vec<f32>> {
             let tensor = checkpoint.tensors.get(name);
@@ -301,36 +342,6 @@ impl<'a> Trainer<'a> {
         self.rng = checkpoint.rng;
         self.step = checkpoint.step;
         Ok(())
-    }
-
-    pub(super) fn finish(mut self, complete: bool) -> Result<TrainedGates> {
-        if self.best.is_none() {
-            let measured = self.measure()?;
-            self.learn_from(measured)?;
-        }
-        let Some(Best { measured, tensors }) = self.best else {
-            return Err(Error::Model("no gates were measured".into()));
-        };
-        let sizes = self.gates.sizes();
-        let recipe = serde_json::to_value(self.recipe)
-            .and_then(serde_json::from_value)
-            .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))?;
-        Ok(TrainedGates {
-            tensors,
-            card: GateCard {
-                base_sha256: self.subject.base_sha256.to_owned(),
-                states: sizes.states,
-                dim: sizes.dim,
-                hidden: sizes.hidden,
-                stretch: self.recipe.stretch,
-                seed: self.recipe.seed,
-                recipe,
-                l0: measured.kept,
-                kl: measured.kl,
-            },
-            agreement: measured.agreement,
-            complete,
-        })
     }
 }
 
@@ -396,14 +407,6 @@ fn calibrated_offset(
         .ok_or_else(|| Error::Model(format!("gates lack tensor {name:?}")))?
         .to_vec1()?;
     Ok(start.iter().map(|&start| f64::from(start)).sum::<f64>() + (low + high) / 2.0)
-}
-
-fn images_at(subject: Subject<'_>, data: &dyn Dataset, indices: &[usize]) -> Result<Tensor> {
-    let pictures = indices
-        .iter()
-        .map(|&index| data.picture(index))
-        .collect::<Result<Vec<_>>>()?;
-    images_from_pictures(&pictures, subject.mean, subject.std, &Device::Cpu)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use candle_core::Device;
 use serde::Serialize;
 use vitscope::files::write_whole;
 use vitscope::gates::{DEFAULT_STRETCH, GateSizes, Gates};
+use vitscope::interpreter::{Interpreter, InterpreterShape};
 use vitscope::models::{self, Model, Preprocessor};
 use vitscope::rng::Rng;
 use vitscope::vit::{Vit, VitConfig, init};
@@ -102,7 +103,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// A model by reference, or one with random weights and gates.
+/// A model by reference, or one with random weights, gates and interpreter.
 fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
     let Some(config) = VitConfig::preset(name) else {
         return Ok(models::open(name, device)?);
@@ -118,6 +119,9 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
         .collect::<anyhow::Result<_>>()?;
     let sizes = GateSizes::new(&config);
     let gates = Gates::initial_tensors(sizes, 0.0, &mut rng, device)?;
+    let shape = InterpreterShape::new(&config);
+    let interpreter = Interpreter::initial_tensors(&shape, &mut rng, device)?;
+    let interpreter = Interpreter::load(shape, &interpreter.into_iter().collect())?;
     Ok(Model {
         name: name.to_owned(),
         vit: Vit::load(config, &weights)?,
@@ -129,6 +133,8 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
             &gates.into_iter().collect(),
         )?),
         gate_card: None,
+        interpreter: Some(interpreter),
+        interpreter_card: None,
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use candle_core::{D, Device, Tensor};
 use serde::Serialize;
-use vitscope::explain::{Explainer, Method, Parts, Target};
+use vitscope::explain::{Explainer, Method, Target};
 use vitscope::models::Model;
 use vitscope::rng::Rng;
 use vitscope::vit::{Probe, Site};
@@ -124,10 +124,7 @@ pub(super) fn method(name: &str) -> anyhow::Result<Option<Method>> {
 impl<'a> Case<'a> {
     fn new(model: &'a Model, name: &str, batch: usize, device: &Device) -> anyhow::Result<Self> {
         let work = match method(name)? {
-            Some(method) => {
-                let gates = model.gates.as_ref();
-                Work::Explain(method.build(Parts { gates })?)
-            }
+            Some(method) => Work::Explain(method.build(model.parts())?),
             None if name == BACKWARD => Work::Backward,
             None => Work::Forward,
         };

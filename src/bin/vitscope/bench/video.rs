@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use serde::Serialize;
-use vitscope::explain::{Method, Parts, Target};
+use vitscope::explain::{Method, Target};
 use vitscope::media::{self, FileJob};
 use vitscope::models::Model;
 use vitscope::overlay::Overlay;
@@ -81,9 +81,7 @@ fn run(
     let pipeline = Pipeline {
         view: View {
             model: Arc::clone(model),
-            explainers: vec![method.build(Parts {
-                gates: model.gates.as_ref(),
-            })?],
+            explainers: vec![method.build(model.parts())?],
             targets: vec![Target::Predicted],
         },
         overlay: Overlay::default(),

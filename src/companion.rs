@@ -1,0 +1,63 @@
+//! What is trained for a model and lies beside it: weights in a safetensors file, and a card of the same name.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::files::write_whole;
+
+/// The card of what lies in `NAME.safetensors`, itself in `NAME.json`.
+pub(crate) trait Card: Serialize + DeserializeOwned {
+    /// Name of both files, and of the thing in messages.
+    const NAME: &'static str;
+
+    /// Hash of the weights that it was trained for, in hexadecimal.
+    fn base_sha256(&self) -> &str;
+}
+
+/// Reads weights and card from the bytes of both files, for a model whose weights hash to `base_sha256`.
+///
+/// # Errors
+/// [`Error::Model`] where either is damaged, or they belong to other weights.
+pub(crate) fn from_bytes<C: Card>(
+    weights: &[u8],
+    card: &[u8],
+    base_sha256: &str,
+    device: &Device,
+) -> Result<(HashMap<String, Tensor>, C)> {
+    let name = C::NAME;
+    let card: C = serde_json::from_slice(card)
+        .map_err(|err| Error::Model(format!("{name}.json is malformed: {err}")))?;
+    if !card.base_sha256().eq_ignore_ascii_case(base_sha256) {
+        return Err(Error::Model(format!(
+            "{name} belong to weights with sha256 {:?}, the model's have {base_sha256:?}",
+            card.base_sha256()
+        )));
+    }
+    let tensors = candle_core::safetensors::load_buffer(weights, device)
+        .map_err(|err| Error::Model(format!("{name}.safetensors is malformed: {err}")))?;
+    Ok((tensors, card))
+}
+
+/// Writes weights and card into a folder.
+///
+/// # Errors
+/// [`Error::Io`] where a file cannot be written.
+pub(crate) fn save<C: Card>(
+    tensors: &BTreeMap<String, Tensor>,
+    card: &C,
+    folder: &Path,
+) -> Result<()> {
+    let name = C::NAME;
+    let weights = safetensors::serialize(tensors, None)
+        .map_err(|err| Error::Model(format!("{name} cannot be written: {err}")))?;
+    let mut json = serde_json::to_string_pretty(card)
+        .map_err(|err| Error::Model(format!("{name}.json cannot be written: {err}")))?;
+    json.push('\n');
+    write_whole(&folder.join(format!("{name}.safetensors")), &weights)?;
+    write_whole(&folder.join(format!("{name}.json")), json.as_bytes())
+}

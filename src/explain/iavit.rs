@@ -1,0 +1,91 @@
+//! IA-ViT: what an interpreter, which learned to answer as the model does, attends to.
+//!
+//! Paper: Qiang et al., "Interpretability-Aware Vision Transformer", arXiv:2309.08035. The interpreter is
+//! described in [`crate::interpreter`].
+//!
+//! | symbol | here | equation |
+//! |---|---|---|
+//! | a | map `attention` | mean over queries of the interpreter's attention |
+//! | rᶜ | map `class` | what each patch adds to the interpreter's logit of c, signed |
+//!
+//! Cost: 1 forward and the interpreter's layer.
+//!
+//! **Deviations**: the map of a class is ours; the paper's is the attention, the same for every class.
+//! It explains the interpreter, not the model: its card says how often the two agree.
+//!
+//! Needs an interpreter trained for exactly this model's weights.
+
+use candle_core::Tensor;
+use serde::Deserialize;
+
+use super::{Explainer, Needs, Pass};
+use crate::error::{Error, Result};
+use crate::interpreter::{Interpreter, Pooling};
+use crate::vit::{Site, Vit};
+
+/// Which of the interpreter's maps is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Map {
+    /// What is attended to, whatever the class.
+    #[default]
+    Attention,
+    /// What speaks for a class.
+    Class,
+}
+
+/// Options of [`IaVit`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IaVitOptions {
+    /// Which map is shown.
+    pub map: Map,
+}
+
+/// Explains by an interpreter.
+pub struct IaVit {
+    interpreter: Interpreter,
+    map: Map,
+}
+
+impl IaVit {
+    /// An explainer by `interpreter`.
+    pub fn new(interpreter: &Interpreter, options: IaVitOptions) -> Self {
+        Self {
+            interpreter: interpreter.clone(),
+            map: options.map,
+        }
+    }
+}
+
+impl Explainer for IaVit {
+    fn name(&self) -> &'static str {
+        "ia-vit"
+    }
+
+    fn explains_classes(&self) -> bool {
+        self.map == Map::Class
+    }
+
+    fn needs(&self, _vit: &Vit) -> Needs {
+        Needs::values([Site::Tokens])
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let tokens = pass.value(Site::Tokens)?;
+        let patches = pass.patches_of(&tokens, 1)?.contiguous()?; // [batch, patches, dim]
+        if self.map == Map::Attention {
+            let attention = self.interpreter.attention(&patches)?;
+            return Ok(Interpreter::attribution(&attention)?);
+        }
+        let (known, n_patches) = (self.interpreter.shape(), patches.dim(1)?);
+        if known.pooling == Pooling::Position && n_patches != known.patches {
+            return Err(Error::Model(format!(
+                "interpreter reads {} patches by their positions, and the image has {n_patches}",
+                known.patches
+            )));
+        }
+        let reading = self.interpreter.read(&patches)?;
+        Ok(self.interpreter.contributions(&reading, pass.weights()?)?)
+    }
+}

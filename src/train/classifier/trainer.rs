@@ -1,0 +1,208 @@
+//! One run of classifier training: its steps, measurements and checkpoints.
+
+use std::collections::HashMap;
+
+use candle_core::{D, Device, Tensor, Var};
+
+use super::augment::{augmented_batch, drop_patches};
+use super::optimizers::Optimizers;
+use super::{ClassifierRecipe, NORMALIZATION, TrainedClassifier, accuracy_on, predictions};
+use crate::data::{Dataset, images_from_pictures};
+use crate::error::{Error, Result};
+use crate::kernels::in_pool;
+use crate::rng::Rng;
+use crate::train::iavit::{Fidelity, IaVitRecipe, Pupil};
+use crate::train::run::{Trainer, finite_loss};
+use crate::train::{Batches, Checkpoint, cosine_schedule};
+use crate::vit::{Record, Vit, VitConfig, init};
+
+/// Before the names of the interpreter's weights in checkpoints.
+const PUPIL_PREFIX: &str = "interpreter.";
+
+/// A run between two steps.
+pub(super) struct ClassifierTrainer<'a> {
+    recipe: &'a ClassifierRecipe,
+    train: &'a dyn Dataset,
+    test: &'a dyn Dataset,
+    config: VitConfig,
+    vars: HashMap<String, Var>,
+    vit: Vit,
+    pupil: Option<Pupil<'a>>,
+    optim: Optimizers,
+    batches: Batches,
+    /// Draws the patches that a step sees.
+    rng: Rng,
+    step: u64,
+}
+
+impl<'a> ClassifierTrainer<'a> {
+    pub(super) fn new(
+        recipe: &'a ClassifierRecipe,
+        interpreter: Option<&'a IaVitRecipe>,
+        train: &'a dyn Dataset,
+        test: &'a dyn Dataset,
+    ) -> Result<Self> {
+        let config = recipe.config(train.size(), train.classes());
+        let mut rng = Rng::new(recipe.seed);
+        let vars = init::init(&config, &mut rng)?
+            .into_iter()
+            .map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?)))
+            .collect::<Result<HashMap<_, _>>>()?;
+        let over_vars = vars
+            .iter()
+            .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+            .collect();
+        let pupil = interpreter
+            .map(|interpreter| Pupil::new(interpreter, &config))
+            .transpose()?;
+        let mut trained = vars.clone();
+        for (name, var) in pupil.iter().flat_map(Pupil::vars) {
+            trained.insert(format!("{PUPIL_PREFIX}{name}"), var.clone());
+        }
+        Ok(Self {
+            optim: Optimizers::new(recipe, &trained)?,
+            batches: Batches::new(recipe.seed, train.len(), recipe.batch),
+            vit: Vit::load(config.clone(), &over_vars)?,
+            recipe,
+            train,
+            test,
+            config,
+            vars,
+            pupil,
+            rng,
+            step: 0,
+        })
+    }
+
+    pub(super) fn n_steps(&self) -> u64 {
+        self.batches.per_epoch() * self.recipe.epochs as u64
+    }
+
+    /// One update; returns what is measured at every step.
+    fn update(&mut self, images: &Tensor, labels: &[u32], schedule: f64) -> Result<Vec<f64>> {
+        let recipe = self.recipe;
+        let whole = (self.step as f64) >= (1.0 - recipe.whole_share) * self.n_steps() as f64;
+        let dropped = (!whole && recipe.keep_patches < 1.0)
+            .then(|| drop_patches(&self.vit, images, recipe.keep_patches, &mut self.rng))
+            .transpose()?;
+        let sites = self.pupil.iter().flat_map(|pupil| pupil.sites(&self.vit));
+        let mut tap = (dropped, Record::new(sites));
+        let output = self.vit.forward_with(images, &mut tap)?;
+        let logits = output.logits.as_ref().ok_or_else(headless)?;
+        let mut loss = cross_entropy(logits, labels, recipe.label_smoothing)?;
+        let lesson = self
+            .pupil
+            .as_ref()
+            .map(|pupil| pupil.lesson(&self.vit, &output, &tap.1))
+            .transpose()?;
+        if let Some(lesson) = &lesson {
+            loss = (loss + &lesson.loss)?;
+        }
+        let grads = loss.backward()?;
+        let loss = finite_loss(&loss, self.step, recipe.lr)?;
+        self.optim.step(&grads, schedule)?;
+        let predicted = predictions(&output.logits)?;
+        let right = predicted.iter().zip(labels).filter(|(a, b)| a == b).count();
+        let accuracy = right as f64 / labels.len().max(1) as f64;
+        let mut values = vec![loss, recipe.lr * schedule, accuracy];
+        values.extend(lesson.iter().flat_map(|lesson| lesson.measured));
+        Ok(values)
+    }
+
+    /// How well the interpreter answers as the model does, on all test pictures.
+    fn fidelity(&self, pupil: &Pupil<'_>) -> Result<Fidelity> {
+        let indices: Vec<usize> = (0..self.test.len()).collect();
+        let chunks = indices.chunks(self.recipe.batch).map(|chunk| {
+            let pictures = chunk
+                .iter()
+                .map(|&index| self.test.picture(index))
+                .collect::<Result<Vec<_>>>()?;
+            let (mean, std) = NORMALIZATION;
+            let labels = chunk.iter().map(|&index| self.test.label(index)).collect();
+            Ok((
+                images_from_pictures(&pictures, mean, std, &Device::Cpu)?,
+                labels,
+            ))
+        });
+        pupil.fidelity(&self.vit, chunks)
+    }
+
+    pub(super) fn finish(self, complete: bool) -> Result<TrainedClassifier> {
+        let interpreter = self
+            .pupil
+            .as_ref()
+            .map(|pupil| Ok::<_, Error>((pupil.tensors()?, self.fidelity(pupil)?)))
+            .transpose()?;
+        Ok(TrainedClassifier {
+            test_accuracy: accuracy_on(&self.vit, self.test, self.recipe.batch)?,
+            weights: detached(&self.vars)?,
+            config: self.config,
+            interpreter,
+            complete,
+        })
+    }
+}
+
+impl Trainer for ClassifierTrainer<'_> {
+    fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    fn step(&mut self) -> Result<Vec<f64>> {
+        let Self { recipe, step, .. } = *self;
+        let epoch = step / self.batches.per_epoch();
+        let schedule = cosine_schedule(step, recipe.warmup_steps, self.n_steps());
+        let indices = self.batches.at(step);
+        let (images, labels) = augmented_batch(recipe, self.train, &indices, epoch)?;
+        let mut values = in_pool(|| self.update(&images, &labels, schedule))?;
+        self.step += 1;
+        if self.step.is_multiple_of(self.batches.per_epoch()) {
+            values.push(accuracy_on(&self.vit, self.test, recipe.batch)?);
+            if let Some(pupil) = &self.pupil {
+                let fidelity = self.fidelity(pupil)?;
+                values.extend([fidelity.kl, fidelity.agreement, fidelity.accuracy]);
+            }
+        }
+        Ok(values)
+    }
+
+    fn checkpoint(&self, recipe: &str) -> Result<Checkpoint> {
+        Ok(Checkpoint {
+            step: self.step,
+            rng: self.rng.clone(),
+            recipe: recipe.to_owned(),
+            tensors: self.optim.state()?,
+        })
+    }
+
+    fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
+        self.optim.restore(&checkpoint.tensors)?;
+        self.step = checkpoint.step;
+        self.rng = checkpoint.rng;
+        Ok(())
+    }
+}
+
+fn headless() -> Error {
+    Error::Model("the model has no classifier".into())
+}
+
+/// Cross-entropy with a target that gives `smoothing` of its weight to all classes alike (arXiv:1512.00567, section 7).
+fn cross_entropy(logits: &Tensor, labels: &[u32], smoothing: f64) -> Result<Tensor> {
+    let (batch, classes) = logits.dims2()?;
+    let mut target = vec![(smoothing / classes as f64) as f32; batch * classes];
+    for (row, &label) in target.chunks_exact_mut(classes).zip(labels) {
+        if let Some(weight) = row.get_mut(label as usize) {
+            *weight += (1.0 - smoothing) as f32;
+        }
+    }
+    let target = Tensor::from_vec(target, (batch, classes), logits.device())?;
+    let log_probabilities = candle_nn::ops::log_softmax(logits, D::Minus1)?;
+    Ok(((log_probabilities * target)?.sum_all()? * (-1.0 / batch as f64))?)
+}
+
+fn detached(vars: &HashMap<String, Var>) -> Result<HashMap<String, Tensor>> {
+    vars.iter()
+        .map(|(name, var)| Ok((name.clone(), var.as_tensor().detach().copy()?)))
+        .collect()
+}

@@ -1,0 +1,107 @@
+//! The loop that all trainers share: step, tell, checkpoint, go on from there.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{Checkpoint, History, OnProgress, Progress};
+use crate::error::{Error, Result};
+
+/// A trainer as the loop sees it.
+pub(super) trait Trainer {
+    /// Steps done.
+    fn steps_done(&self) -> u64;
+
+    /// One step, and what was measured at it, in the order of the columns; the last ones may be left out.
+    fn step(&mut self) -> Result<Vec<f64>>;
+
+    /// All that the next step reads.
+    fn checkpoint(&self, recipe: &str) -> Result<Checkpoint>;
+
+    /// Goes on where `checkpoint` was made.
+    fn restore(&mut self, checkpoint: Checkpoint) -> Result<()>;
+}
+
+/// What a run is, beside its trainer.
+pub(super) struct Plan<'a> {
+    /// Where checkpoints and curves go.
+    pub(super) folder: &'a Path,
+    /// File name of the curves, without its ending.
+    pub(super) curves: &'static str,
+    /// What the curves are of.
+    pub(super) title: &'static str,
+    /// Names of what is measured.
+    pub(super) columns: &'static [&'static str],
+    /// What the run is a function of.
+    pub(super) recipe: String,
+    /// Steps of the whole run.
+    pub(super) n_steps: u64,
+    /// Steps between checkpoints.
+    pub(super) checkpoint_steps: u64,
+}
+
+/// The text of all that a run is a function of.
+pub(super) fn recipe_text(parts: &impl Serialize) -> Result<String> {
+    serde_json::to_string(parts)
+        .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))
+}
+
+/// Trains to the end, or until `on_progress` says no; false in that case.
+///
+/// Goes on from the checkpoint in the folder where there is one; writes `CURVES.csv` and `CURVES.png`.
+///
+/// # Errors
+/// Fails where a step does, or where the folder cannot be written.
+pub(super) fn run(
+    trainer: &mut dyn Trainer,
+    plan: &Plan<'_>,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<bool> {
+    let Plan {
+        folder, n_steps, ..
+    } = *plan;
+    std::fs::create_dir_all(folder).map_err(|err| Error::io(folder, err))?;
+    if let Some(checkpoint) = Checkpoint::load(folder, &plan.recipe)? {
+        trainer.restore(checkpoint)?;
+    }
+    let csv_path = folder.join(format!("{}.csv", plan.curves));
+    let mut history = History::load_csv(plan.columns, &csv_path, trainer.steps_done())?;
+    let mut complete = true;
+    while trainer.steps_done() < n_steps {
+        let mut values = trainer.step()?;
+        values.resize(plan.columns.len(), f64::NAN);
+        let step = trainer.steps_done();
+        history.push(step, &values);
+        let go_on = on_progress(&Progress {
+            step,
+            n_steps,
+            names: plan.columns,
+            values: &values,
+        });
+        if step.is_multiple_of(plan.checkpoint_steps.max(1)) || step == n_steps || !go_on {
+            trainer.checkpoint(&plan.recipe)?.save(folder)?;
+            history.save_csv(&csv_path)?;
+        }
+        if !go_on {
+            complete = step == n_steps;
+            break;
+        }
+    }
+    history.save_csv(&csv_path)?;
+    history.save_png(&folder.join(format!("{}.png", plan.curves)), plan.title)?;
+    Ok(complete)
+}
+
+/// The loss as a number; a run whose loss is none ends, and keeps its last checkpoint.
+///
+/// # Errors
+/// [`Error::Config`] saying at which step, and which learning rate to lower.
+pub(super) fn finite_loss(loss: &candle_core::Tensor, step: u64, lr: f64) -> Result<f64> {
+    let loss = f64::from(loss.to_scalar::<f32>()?);
+    match loss.is_finite() {
+        true => Ok(loss),
+        false => Err(Error::Config(format!(
+            "the loss is {loss} at step {step}; lower the learning rate of {lr}"
+        ))),
+    }
+}

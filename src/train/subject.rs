@@ -1,0 +1,65 @@
+//! A frozen model that something is trained for, with the pictures.
+
+use candle_core::{Device, Tensor};
+
+use crate::data::{Dataset, images_from_pictures};
+use crate::error::{Error, Result};
+use crate::vit::Vit;
+
+/// The frozen model that gates or an interpreter are trained for, with the pictures.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// The model, over plain tensors.
+    pub vit: &'a Vit,
+    /// Hash of its weights' file, for the card of what is trained.
+    pub base_sha256: &'a str,
+    /// Mean that pictures are normalized with, by channel.
+    pub mean: [f32; 3],
+    /// Standard deviation that pictures are normalized with, by channel.
+    pub std: [f32; 3],
+    /// Pictures to learn from; labels are not used.
+    pub train: &'a dyn Dataset,
+    /// Pictures to measure on.
+    pub test: &'a dyn Dataset,
+}
+
+impl Subject<'_> {
+    /// Fails where there are no pictures, or not of the model's size.
+    pub(super) fn check(&self) -> Result<()> {
+        for data in [self.train, self.test] {
+            if data.is_empty() {
+                return Err(Error::Data(format!("{:?} has no pictures", data.name())));
+            }
+            let (size, side_px) = (data.size(), self.vit.config().image_size);
+            if size.width_px != side_px || size.height_px != side_px {
+                return Err(Error::Data(format!(
+                    "the model sees {side_px}×{side_px} pixels, {:?} has {}×{}",
+                    data.name(),
+                    size.width_px,
+                    size.height_px
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Pictures of `data`, one of the two halves, as the model's input.
+    pub(super) fn images(&self, data: &dyn Dataset, indices: &[usize]) -> Result<Tensor> {
+        let pictures = indices
+            .iter()
+            .map(|&index| data.picture(index))
+            .collect::<Result<Vec<_>>>()?;
+        images_from_pictures(&pictures, self.mean, self.std, &Device::Cpu)
+    }
+
+    /// Indices of the first so many pictures to measure on, in chunks of a size.
+    pub(super) fn test_chunks(
+        &self,
+        n_pictures: usize,
+        chunk: usize,
+    ) -> impl Iterator<Item = Vec<usize>> + use<> {
+        let (n_pictures, chunk) = (self.test.len().min(n_pictures.max(1)), chunk.max(1));
+        let starts = (0..n_pictures).step_by(chunk);
+        starts.map(move |start| (start..(start + chunk).min(n_pictures)).collect())
+    }
+}
