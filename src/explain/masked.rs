@@ -1,6 +1,7 @@
 //! Masked copies of an image through the model, a bounded number at once.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use candle_core::{D, Device, Tensor};
 use serde::Deserialize;
@@ -11,6 +12,9 @@ use crate::vit::{NoTap, Site, Vit};
 
 /// Copies that go through the model at once: of ViT-B's widest layer they take 77 MB.
 const COPIES: usize = 32;
+
+/// Time between two lines of the log on how far one image is.
+const REPORT: Duration = Duration::from_secs(5);
 
 /// Edge and standard deviation in pixels of the Gaussian that [`Occlusion::PixelBlur`] blurs by.
 const BLUR: (usize, f32) = (15, 7.0);
@@ -137,6 +141,7 @@ impl<'a> Copies<'a> {
         score: Score,
     ) -> Result<Vec<f32>> {
         let (channels, height_px, width_px) = self.dims;
+        let mut tally = Tally::new(images.size_hint().1);
         let mut scores = Vec::new();
         loop {
             let (mut pixels, mut n_copies) = (Vec::new(), 0);
@@ -151,6 +156,7 @@ impl<'a> Copies<'a> {
             let copies = Tensor::from_vec(pixels, dims, &Device::Cpu)?;
             let copies = copies.to_device(self.weights.device())?;
             scores.extend(self.score(self.vit.forward(&copies)?.logits, score)?);
+            tally.add(n_copies);
         }
     }
 
@@ -176,6 +182,7 @@ impl<'a> Copies<'a> {
                 .or_default()
                 .push((mask_idx, tokens));
         }
+        let mut tally = Tally::new(Some(masks.len()));
         let mut scores = vec![0.0; masks.len()];
         for chunk in by_length.values().flat_map(|masks| masks.chunks(COPIES)) {
             let copies = chunk
@@ -187,6 +194,7 @@ impl<'a> Copies<'a> {
             for (&(mask_idx, _), found) in chunk.iter().zip(self.score(logits, score)?) {
                 scores[mask_idx] = found;
             }
+            tally.add(chunk.len());
         }
         Ok(scores)
     }
@@ -243,6 +251,35 @@ impl<'a> Copies<'a> {
         planes
             .flat_map(|(image, fill)| image.iter().zip(fill).zip(mask).map(mix))
             .collect()
+    }
+}
+
+/// Says in the log how far one image is, where that takes long.
+struct Tally {
+    done: usize,
+    of: Option<usize>,
+    told: Instant,
+}
+
+impl Tally {
+    fn new(of: Option<usize>) -> Self {
+        Self {
+            done: 0,
+            of,
+            told: Instant::now(),
+        }
+    }
+
+    fn add(&mut self, copies: usize) {
+        self.done += copies;
+        if self.told.elapsed() < REPORT {
+            return;
+        }
+        self.told = Instant::now();
+        match self.of {
+            Some(of) => tracing::info!("one image: {} of {of} masked copies", self.done),
+            None => tracing::info!("one image: {} masked copies", self.done),
+        }
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) struct Embedded {
     weights: &'static [u8],
     gates: &'static [u8],
     gate_card: &'static [u8],
+    interpreter: &'static [u8],
+    interpreter_card: &'static [u8],
 }
 
 /// The files of `models/NAME`.
@@ -28,6 +30,8 @@ macro_rules! embed {
             weights: embed!($name, "model.safetensors"),
             gates: embed!($name, "gates.safetensors"),
             gate_card: embed!($name, "gates.json"),
+            interpreter: embed!($name, "interpreter.safetensors"),
+            interpreter_card: embed!($name, "interpreter.json"),
         }
     };
     ($name:literal, $file:literal) => {
@@ -60,8 +64,11 @@ impl Embedded {
             preprocessor: Cow::Borrowed(self.preprocessor),
             weights: Cow::Borrowed(self.weights),
             head: None,
-            interpreter: None,
             gates: Some((Cow::Borrowed(self.gates), Cow::Borrowed(self.gate_card))),
+            interpreter: Some((
+                Cow::Borrowed(self.interpreter),
+                Cow::Borrowed(self.interpreter_card),
+            )),
         }
     }
 }

@@ -11,7 +11,7 @@
 //! | 2 · `dim` | the class token, and behind it the mean of the patches |
 //! | CLIP's `projection_dim` | the image embedding: each row is a class vector (of a text, or of pictures), whose length does not matter; there is no bias |
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{D, Device, Tensor};
 use safetensors::tensor::SafeTensors;
@@ -36,7 +36,9 @@ pub(super) struct HeadFile {
 impl HeadFile {
     pub(super) fn from_bytes(bytes: &[u8], device: &Device) -> Result<Self> {
         let mut tensors: HashMap<String, Tensor> = HashMap::new();
-        for (name, tensor) in tensors_from_bytes(bytes, device)? {
+        // In order, so that of several errors always the same one is told.
+        let found = BTreeMap::from_iter(tensors_from_bytes(bytes, device)?);
+        for (name, tensor) in found {
             let leaf = name.rsplit('.').next().unwrap_or_default();
             if !matches!(leaf, "weight" | "bias") || tensors.insert(leaf.into(), tensor).is_some() {
                 return refuse(format!(

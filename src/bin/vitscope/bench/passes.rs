@@ -67,7 +67,7 @@ pub(super) fn measure(
     let mut cases = Vec::new();
     for model in models {
         for &batch in &args.batch {
-            for method in names(&args.method) {
+            for method in names(&args.method, model) {
                 cases.push(Case::new(model, method, batch.get(), device)?);
             }
         }
@@ -98,11 +98,13 @@ pub(super) fn measure(
     Ok(figures)
 }
 
-/// The names of the cases, where `all` stands for many.
-pub(super) fn names(asked: &[String]) -> Vec<&str> {
-    let all = || std::iter::once(FORWARD).chain(Method::ALL.iter().map(|method| method.name()));
+/// The names of the cases, where `all` stands for all that the model has the trained parts for.
+pub(super) fn names<'a>(asked: &'a [String], model: &Model) -> Vec<&'a str> {
+    let methods = Method::ALL.iter();
+    let built = methods.filter(|method| method.build(model.parts()).is_ok());
+    let all = std::iter::once(FORWARD).chain(built.map(|method| method.name()));
     let named = asked.iter().flat_map(|name| match name.as_str() {
-        "all" => all().collect(),
+        "all" => all.clone().collect(),
         name => vec![name],
     });
     named.collect()

@@ -40,7 +40,7 @@ pub(super) fn measure(
     let mut figures = Vec::new();
     for model in models {
         for &batch in &args.batch {
-            for name in passes::names(&args.method) {
+            for name in passes::names(&args.method, model) {
                 let Some(method) = passes::method(name)? else {
                     continue;
                 };
