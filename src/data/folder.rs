@@ -1,12 +1,13 @@
 //! Pictures on disk: a folder of PNG and JPEG files, or of one sub-folder a class.
 //!
 //! Files are read when they are asked for, turned as their EXIF data say, and brought to the model's
-//! size. Headers are read once at the start, so that a file which is no picture is found before
-//! hours of training.
+//! size. Headers are read once at the start; files that are no pictures, or turn out to be damaged
+//! later, are left out and named.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use image::ImageDecoder;
 
@@ -26,6 +27,8 @@ pub struct Folder {
     resampling: Resampling,
     classes: Vec<String>,
     files: Vec<(PathBuf, Option<usize>)>,
+    /// Reasons by path.
+    unreadable: Mutex<BTreeMap<PathBuf, String>>,
 }
 
 impl Folder {
@@ -35,8 +38,8 @@ impl Folder {
     /// pictures have no labels.
     ///
     /// # Errors
-    /// [`Error::Data`] where there is no such folder or no picture in it, where pictures lie beside
-    /// the classes, or a file's header is not that of a picture.
+    /// [`Error::Data`] where there is no such folder or no readable picture in it, or where pictures lie
+    /// beside the classes.
     pub fn open(folder: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Self> {
         let (folders, loose) = list(folder)?;
         let mut classes = Vec::new();
@@ -63,10 +66,19 @@ impl Folder {
                 "folder has no pictures, neither PNG nor JPEG: {folder:?}"
             )));
         }
-        for (path, _) in &files {
-            image::image_dimensions(path).map_err(|err| unreadable(path, &err))?;
+        let mut unreadable = BTreeMap::new();
+        files.retain(|(path, _)| match image::image_dimensions(path) {
+            Ok(_) => true,
+            Err(error) => {
+                unreadable.insert(path.clone(), error.to_string());
+                false
+            }
+        });
+        if let (true, Some((path, error))) = (files.is_empty(), unreadable.first_key_value()) {
+            return Err(unreadable_picture(path, error));
         }
         Ok(Self {
+            unreadable: Mutex::new(unreadable),
             name: file_name(folder),
             size: rule.image_size(),
             rule,
@@ -99,7 +111,16 @@ impl Dataset for Folder {
             .files
             .get(index)
             .ok_or_else(|| out_of_range(&self.name, index, self.len()))?;
-        let decoded = decode(path).map_err(|err| unreadable(path, &err))?;
+        let decoded = decode(path).map_err(|error| {
+            let reason = error.to_string();
+            let error = unreadable_picture(path, &reason);
+            let mut known = self
+                .unreadable
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            known.insert(path.clone(), reason);
+            error
+        })?;
         let size = FrameSize {
             width_px: decoded.width() as usize,
             height_px: decoded.height() as usize,
@@ -117,6 +138,22 @@ impl Dataset for Folder {
     fn label(&self, index: usize) -> Option<usize> {
         self.files.get(index).and_then(|(_, label)| *label)
     }
+
+    fn unreadable(&self) -> Vec<String> {
+        let known = self
+            .unreadable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let named = known
+            .iter()
+            .map(|(path, reason)| format!("{reason}: {path:?}"));
+        named.collect()
+    }
+}
+
+/// Whether pictures lie in a folder itself.
+pub(super) fn has_pictures(folder: &Path) -> Result<bool> {
+    Ok(!list(folder)?.1.is_empty())
 }
 
 /// Sub-folders and pictures of a folder, sorted; what is hidden or something else is passed over.
@@ -147,7 +184,7 @@ fn list(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok((folders, pictures))
 }
 
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(
         || "folder".into(),
         |name| name.to_string_lossy().into_owned(),
@@ -164,6 +201,6 @@ fn decode(path: &Path) -> image::ImageResult<image::RgbImage> {
     Ok(picture.into_rgb8())
 }
 
-fn unreadable(path: &Path, err: &image::ImageError) -> Error {
-    Error::Data(format!("picture cannot be read: {err}: {path:?}"))
+fn unreadable_picture(path: &Path, reason: &str) -> Error {
+    Error::Data(format!("picture cannot be read: {reason}: {path:?}"))
 }

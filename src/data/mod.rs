@@ -5,6 +5,7 @@
 //! Augmentation is not done here.
 
 pub mod cifar;
+pub mod clip;
 pub mod folder;
 pub mod red_patches;
 pub mod source;
@@ -62,6 +63,30 @@ pub trait Dataset: Send + Sync {
 
     /// The class of the picture at `index`, where it is known.
     fn label(&self, index: usize) -> Option<usize>;
+
+    /// What turned out to be unreadable so far and is left out, with the reason.
+    fn unreadable(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Pictures by index, without those that cannot be read; each with its index.
+///
+/// # Errors
+/// The reason of the first one, where none of them can be read.
+pub fn readable(data: &dyn Dataset, indices: &[usize]) -> Result<Vec<(usize, Picture)>> {
+    let mut pictures = Vec::with_capacity(indices.len());
+    let mut failure = None;
+    for &index in indices {
+        match data.picture(index) {
+            Ok(picture) => pictures.push((index, picture)),
+            Err(error) => _ = failure.get_or_insert(error),
+        }
+    }
+    match failure {
+        Some(error) if pictures.is_empty() => Err(error),
+        _ => Ok(pictures),
+    }
 }
 
 /// The pictures as one model input, each channel shifted by `mean` and divided by `std`, both in

@@ -1,16 +1,20 @@
 //! Data sets by reference: what a command line or a recipe names.
 //!
-//! `red-patches` is generated; a folder is CIFAR-10 if it holds its files, else pictures. Of pictures in
-//! `train` and `test` sub-folders each is one half; otherwise every tenth picture is held out.
+//! `red-patches` is generated; a folder is CIFAR-10 if it holds its files, else pictures and videos; a
+//! file is a video. Of pictures in `train` and `test` sub-folders each is one half; otherwise every tenth
+//! picture is held out, and the last tenth of each video.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cifar::{self, Cifar};
-use super::folder::Folder;
+#[cfg(feature = "media")]
+use super::clip::{Clip, Sampling};
+use super::folder::{self, Folder};
 use super::red_patches::RedPatches;
 use super::{Dataset, Picture, Split, out_of_range};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 use crate::frame::placement::ResizeRule;
 use crate::frame::resize::Resampling;
@@ -71,17 +75,169 @@ pub fn open(
             test: Arc::new(test?),
         });
     }
+    let videos = videos(folder)?;
+    if videos.is_empty() {
+        return pictures(folder, rule, resampling);
+    }
+    let mut parts = Vec::new();
+    let mut unreadable = Vec::new();
+    for video in &videos {
+        match clip(video, rule, resampling) {
+            Ok(halves) => parts.push(halves),
+            Err(error) if folder.is_file() => return Err(error),
+            Err(error) => unreadable.push(error.to_string()),
+        }
+    }
+    if folder.is_dir() && folder::has_pictures(folder)? {
+        parts.push(pictures(folder, rule, resampling)?);
+    }
+    match (parts.is_empty(), unreadable.first()) {
+        (true, Some(reason)) => Err(Error::Data(reason.clone())),
+        _ => Ok(Halves::joined(folder, parts, unreadable)),
+    }
+}
+
+/// Endings of the files that are taken for videos.
+const VIDEOS: [&str; 8] = ["mp4", "mkv", "mov", "webm", "avi", "m4v", "mpg", "ts"];
+
+/// The video itself, or those in a folder, sorted.
+fn videos(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    if !path.is_dir() {
+        return Err(Error::Data(format!("no such file or folder: {path:?}")));
+    }
+    let mut videos = Vec::new();
+    for entry in fs::read_dir(path).map_err(|err| Error::io(path, err))? {
+        let path = entry.map_err(|err| Error::io(path, err))?.path();
+        let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
+        let is_video = |known: &&str| ending.as_deref() == Some((*known).as_ref());
+        if path.is_file() && VIDEOS.iter().any(|known| is_video(&known)) {
+            videos.push(path);
+        }
+    }
+    videos.sort();
+    Ok(videos)
+}
+
+/// A folder of pictures, of which every tenth is held out.
+fn pictures(folder: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Halves> {
     let all: Arc<dyn Dataset> = Arc::new(Folder::open(folder, rule, resampling)?);
     let held_out = |index: &usize| index.is_multiple_of(HELD_OUT_EVERY);
     let (test, train) = (0..all.len()).partition(held_out);
-    let half = |indices| Subset {
-        all: Arc::clone(&all),
-        indices,
-    };
-    Ok(Halves {
-        train: Arc::new(half(train)),
-        test: Arc::new(half(test)),
-    })
+    Ok(Halves::of(&all, train, test))
+}
+
+/// A video, of which the last tenth is held out: neighbors in time look alike.
+#[cfg(feature = "media")]
+fn clip(path: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Halves> {
+    let mut source = crate::media::read(path)?;
+    let name = folder::file_name(path);
+    let clip = Clip::read(&mut source, &name, rule, resampling, Sampling::default())?;
+    let all: Arc<dyn Dataset> = Arc::new(clip);
+    let n_train = all.len() - all.len().div_ceil(HELD_OUT_EVERY);
+    Ok(Halves::of(
+        &all,
+        (0..n_train).collect(),
+        (n_train..all.len()).collect(),
+    ))
+}
+
+/// Without GStreamer no video can be read.
+#[cfg(not(feature = "media"))]
+fn clip(path: &Path, _rule: ResizeRule, _resampling: Resampling) -> Result<Halves> {
+    Err(Error::Data(format!(
+        "this program was built without the feature `media`, which reads videos: {path:?}"
+    )))
+}
+
+impl Halves {
+    fn of(all: &Arc<dyn Dataset>, train: Vec<usize>, test: Vec<usize>) -> Self {
+        let half = |indices| -> Arc<dyn Dataset> {
+            Arc::new(Subset {
+                all: Arc::clone(all),
+                indices,
+            })
+        };
+        Self {
+            train: half(train),
+            test: half(test),
+        }
+    }
+
+    /// One behind the other, without labels.
+    fn joined(path: &Path, parts: Vec<Self>, unreadable: Vec<String>) -> Self {
+        let name = folder::file_name(path);
+        let (train, test) = parts
+            .into_iter()
+            .map(|part| (part.train, part.test))
+            .unzip();
+        Self {
+            train: Arc::new(Joined {
+                name: name.clone(),
+                parts: train,
+                unreadable,
+            }),
+            test: Arc::new(Joined {
+                name,
+                parts: test,
+                unreadable: Vec::new(),
+            }),
+        }
+    }
+}
+
+/// Data sets of one picture size behind each other; labels are left out, as they would not mean the same.
+struct Joined {
+    name: String,
+    parts: Vec<Arc<dyn Dataset>>,
+    unreadable: Vec<String>,
+}
+
+impl Dataset for Joined {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum()
+    }
+
+    fn size(&self) -> FrameSize {
+        let first = self.parts.first();
+        first.map_or(
+            FrameSize {
+                width_px: 0,
+                height_px: 0,
+            },
+            |part| part.size(),
+        )
+    }
+
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+
+    fn picture(&self, index: usize) -> Result<Picture> {
+        let mut within = index;
+        for part in &self.parts {
+            if within < part.len() {
+                return part.picture(within);
+            }
+            within -= part.len();
+        }
+        Err(out_of_range(&self.name, index, self.len()))
+    }
+
+    fn label(&self, _index: usize) -> Option<usize> {
+        None
+    }
+
+    fn unreadable(&self) -> Vec<String> {
+        let parts = self.parts.iter().flat_map(|part| part.unreadable());
+        self.unreadable.iter().cloned().chain(parts).collect()
+    }
 }
 
 /// Some pictures of a data set.
@@ -117,5 +273,9 @@ impl Dataset for Subset {
 
     fn label(&self, index: usize) -> Option<usize> {
         self.all.label(*self.indices.get(index)?)
+    }
+
+    fn unreadable(&self) -> Vec<String> {
+        self.all.unreadable()
     }
 }

@@ -1,13 +1,15 @@
 //! From one video file to another: checks, then one GStreamer pipeline behind a source and a sink.
 
+use std::path::Path;
 use std::time::Duration;
 
 use gstreamer as gst;
 
 use super::audio::AudioTrack;
+use super::container::Container;
 use super::elements;
 use super::encoder::{Settings, VideoCodec};
-use super::job::FileJob;
+use super::job::{AudioMode, FileJob};
 use super::session::{Shared, lock};
 use super::sink::{FileSink, Plan};
 use super::source::FileSource;
@@ -109,4 +111,21 @@ pub fn open(job: &FileJob) -> Result<(FileSource, FileSink)> {
     let plan = Plan::new(job, container, codec, picture)?;
     let sink = FileSink::new(job, plan, source.unread(), session);
     Ok((source, sink))
+}
+
+/// Opens a video to read its frames, and nothing else.
+///
+/// # Errors
+/// [`Error::Config`] where there is no such file; [`Error::Media`] where it is not a playable video or an
+/// element is missing.
+pub fn read(input: &Path) -> Result<FileSource> {
+    init()?;
+    let job = FileJob {
+        audio: AudioMode::Drop,
+        ..FileJob::new(input, "")
+    };
+    job.check_input()?;
+    // Sound is dropped, so that no container has to take it.
+    let (source, _) = FileSource::open(&job, Container::Matroska)?;
+    Ok(source)
 }

@@ -119,7 +119,7 @@ impl FileJob {
         Ok(container)
     }
 
-    fn check_input(&self) -> Result<()> {
+    pub(super) fn check_input(&self) -> Result<()> {
         let input = &self.input;
         let metadata = fs::metadata(input).map_err(|err| match err.kind() {
             std::io::ErrorKind::NotFound => {

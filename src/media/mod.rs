@@ -46,7 +46,7 @@ pub mod verify;
 pub use self::{
     container::Container,
     encoder::VideoCodec,
-    file::{StreamInfo, init, open},
+    file::{StreamInfo, init, open, read},
     job::{AudioMode, FileJob},
     sink::FileSink,
     source::FileSource,

@@ -2,9 +2,22 @@
 
 use candle_core::{Device, Tensor};
 
-use crate::data::{Dataset, images_from_pictures};
+use crate::data::{Dataset, Picture, images_from_pictures, readable};
 use crate::error::{Error, Result};
 use crate::vit::Vit;
+
+/// Pictures by index as a model's input, with their labels; those that cannot be read are left out.
+pub(super) fn labeled_images(
+    data: &dyn Dataset,
+    indices: &[usize],
+    (mean, std): ([f32; 3], [f32; 3]),
+) -> Result<(Tensor, Vec<Option<usize>>)> {
+    let (indices, pictures): (Vec<usize>, Vec<Picture>) =
+        readable(data, indices)?.into_iter().unzip();
+    let labels = indices.iter().map(|&index| data.label(index)).collect();
+    let images = images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
+    Ok((images, labels))
+}
 
 /// The frozen model that gates or an interpreter are trained for, with the pictures.
 #[derive(Clone, Copy)]
@@ -43,13 +56,18 @@ impl Subject<'_> {
         Ok(())
     }
 
-    /// Pictures of `data`, one of the two halves, as the model's input.
+    /// Pictures of `data`, one of the two halves, as the model's input, without those that cannot be read.
     pub(super) fn images(&self, data: &dyn Dataset, indices: &[usize]) -> Result<Tensor> {
-        let pictures = indices
-            .iter()
-            .map(|&index| data.picture(index))
-            .collect::<Result<Vec<_>>>()?;
-        images_from_pictures(&pictures, self.mean, self.std, &Device::Cpu)
+        Ok(self.labeled_images(data, indices)?.0)
+    }
+
+    /// The same with their labels.
+    pub(super) fn labeled_images(
+        &self,
+        data: &dyn Dataset,
+        indices: &[usize],
+    ) -> Result<(Tensor, Vec<Option<usize>>)> {
+        labeled_images(data, indices, (self.mean, self.std))
     }
 
     /// Indices of the first so many pictures to measure on, in chunks of a size.

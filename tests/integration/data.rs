@@ -8,10 +8,13 @@ use std::path::Path;
 
 use image::{Rgb, RgbImage};
 use vitscope::data::folder::Folder;
-use vitscope::data::{self, Dataset, Halves};
+use vitscope::data::{self, Dataset, Halves, readable};
 use vitscope::frame::FrameSize;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
+
+#[cfg(feature = "media")]
+use crate::common::ffmpeg;
 
 const SIZE: FrameSize = FrameSize {
     width_px: 8,
@@ -103,4 +106,71 @@ fn a_reference_opens_generated_grids_or_a_folder_s_halves() {
     let Halves { test, .. } = halves(folder.path().to_str().unwrap()).unwrap();
     assert_eq!((test.len(), test.label(0)), (1, Some(0)));
     assert!(halves("no-such-data").is_err());
+}
+
+#[test]
+fn damaged_pictures_are_left_out_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for index in 0..4 {
+        let path = folder.path().join(format!("{index}.png"));
+        save(&path, (32, 32), [index, 7, 90]);
+    }
+    // A header that is none, and a picture that breaks off.
+    std::fs::write(folder.path().join("header.png"), b"no picture").unwrap();
+    let cut = folder.path().join("cut.png");
+    let noise = RgbImage::from_fn(32, 32, |x, y| Rgb([(x * y) as u8, (x * 7) as u8, y as u8]));
+    noise.save(&cut).unwrap();
+    let bytes = std::fs::read(&cut).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+
+    let pictures = open(folder.path()).unwrap();
+    assert_eq!(pictures.len(), 5, "what has no header is no picture");
+    let all: Vec<usize> = (0..pictures.len()).collect();
+    let found = readable(&pictures, &all).unwrap();
+    let found: Vec<usize> = found.into_iter().map(|(index, _)| index).collect();
+    assert_eq!(found, [0, 1, 2, 3], "the damaged one is the last by name");
+    let named = pictures.unreadable();
+    assert_eq!(named.len(), 2, "{named:?}");
+    assert!(named[0].ends_with("cut.png\"") && named[1].ends_with("header.png\""));
+    let message = readable(&pictures, &[4]).unwrap_err().to_string();
+    assert!(message.contains("cut.png"), "{message}");
+}
+
+/// A video of one gray a second.
+#[cfg(feature = "media")]
+fn grays(file: &Path, secs: u32) {
+    let source = format!("nullsrc=s=64x48:r=25:d={secs},geq=lum='40+20*floor(T)':cb=128:cr=128");
+    let args = format!("-f lavfi -i {source} -c:v libx264 -preset ultrafast -pix_fmt yuv420p");
+    ffmpeg(&args, file);
+}
+
+#[cfg(feature = "media")]
+#[test]
+fn a_video_gives_a_picture_for_each_thing_it_shows() {
+    let folder = tempfile::tempdir().unwrap();
+    let video = folder.path().join("grays.mp4");
+    grays(&video, 5);
+    let brightness = |data: &dyn Dataset| -> Vec<u8> {
+        let pictures = (0..data.len()).map(|index| data.picture(index).unwrap());
+        pictures.map(|picture| picture.rgb[0]).collect()
+    };
+    let Halves { train, test } = halves(video.to_str().unwrap()).unwrap();
+    let (train, test) = (brightness(&*train), brightness(&*test));
+    assert_eq!((train.len(), test.len()), (4, 1), "{train:?} {test:?}");
+    let all = [train, test].concat();
+    assert!(all.is_sorted() && all.windows(2).all(|pair| pair[0] + 15 < pair[1]));
+
+    // A folder may hold several, and pictures beside them; what is no video is named.
+    grays(&folder.path().join("more.mkv"), 3);
+    save(&folder.path().join("picture.png"), (16, 16), [1, 2, 3]);
+    std::fs::write(folder.path().join("notes.mp4"), "no video").unwrap();
+    let Halves { train, test } = halves(folder.path().to_str().unwrap()).unwrap();
+    assert_eq!((train.len(), test.len()), (4 + 2, 1 + 1 + 1));
+    let named = train.unreadable();
+    assert!(
+        named.len() == 1 && named[0].contains("notes.mp4"),
+        "{named:?}"
+    );
+    let message = halves(folder.path().join("notes.mp4").to_str().unwrap());
+    assert!(message.err().unwrap().to_string().contains("notes.mp4"));
 }

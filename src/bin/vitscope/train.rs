@@ -179,13 +179,13 @@ fn train_classifier(out: &Path, common: &CommonArgs, joint: Joint) -> anyhow::Re
         height_px: side_px,
     };
     let rule = ResizeRule::Stretch(size);
-    let Halves { train, test } = open_data(common, &file, rule, Resampling::Bilinear, recipe.seed)?;
+    let halves = open_data(common, &file, rule, Resampling::Bilinear, recipe.seed)?;
     let mut shown = Shown::new(out)?;
     let done = classifier::train(
         &recipe,
         interpreter.as_ref(),
-        &*train,
-        &*test,
+        &*halves.train,
+        &*halves.test,
         out,
         &mut |progress| shown.step(progress),
     )?;
@@ -210,8 +210,9 @@ fn train_classifier(out: &Path, common: &CommonArgs, joint: Joint) -> anyhow::Re
     println!(
         "test accuracy {:.4} on {} pictures",
         done.test_accuracy,
-        test.len()
+        halves.test.len()
     );
+    print_unreadable(&halves);
     println!("sha256 {sha256} of {:?}", out.join("model.safetensors"));
     Ok(Exit::Whole)
 }
@@ -241,6 +242,7 @@ fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
             recipe.margin
         );
     }
+    print_unreadable(&frozen.halves);
     println!("gates in {:?}", out.join("gates.safetensors"));
     Ok(Exit::Whole)
 }
@@ -260,8 +262,24 @@ fn train_interpreter(model: &Path, out: &Path, common: &CommonArgs) -> anyhow::R
     Interpreter::save(&done.tensors, &done.card, out)?;
     Checkpoint::remove(out)?;
     print_fidelity(done.fidelity);
+    print_unreadable(&frozen.halves);
     println!("interpreter in {:?}", out.join("interpreter.safetensors"));
     Ok(Exit::Whole)
+}
+
+/// Names what was left out of the pictures.
+fn print_unreadable(halves: &Halves) {
+    let mut unreadable = halves.train.unreadable();
+    unreadable.extend(halves.test.unreadable());
+    unreadable.sort();
+    unreadable.dedup();
+    if unreadable.is_empty() {
+        return;
+    }
+    println!("left out, as unreadable: {}", unreadable.len());
+    for reason in unreadable {
+        println!("  {reason}");
+    }
 }
 
 fn print_fidelity(fidelity: Fidelity) {

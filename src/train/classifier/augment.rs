@@ -3,7 +3,7 @@
 use candle_core::{Device, Result as TensorResult, Tensor};
 
 use super::{ClassifierRecipe, NORMALIZATION};
-use crate::data::{Dataset, Picture, images_from_pictures};
+use crate::data::{Dataset, Picture, images_from_pictures, readable};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 use crate::rng::Rng;
@@ -17,13 +17,13 @@ pub(super) fn augmented_batch(
     epoch: u64,
 ) -> Result<(Tensor, Vec<u32>)> {
     let (mut pictures, mut labels) = (Vec::new(), Vec::new());
-    for &index in indices {
+    for (index, picture) in readable(data, indices)? {
         let label = data.label(index).ok_or_else(|| {
             Error::Data(format!("picture {index} of {:?} has no label", data.name()))
         })?;
         let item = (epoch + 1) * data.len() as u64 + index as u64;
         let mut rng = Rng::for_item(recipe.seed, item);
-        pictures.push(augment(recipe, data.picture(index)?, &mut rng));
+        pictures.push(augment(recipe, picture, &mut rng));
         labels.push(label as u32);
     }
     let (mean, std) = NORMALIZATION;

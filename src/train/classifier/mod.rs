@@ -12,13 +12,14 @@ mod trainer;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::OnProgress;
 use super::iavit::{Fidelity, IaVitRecipe};
 use super::run::{Plan, recipe_text, run};
-use crate::data::{Dataset, images_from_pictures};
+use super::subject::labeled_images;
+use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 use crate::vit::{Vit, VitConfig};
@@ -212,15 +213,10 @@ pub fn accuracy_on(vit: &Vit, data: &dyn Dataset, batch: usize) -> Result<f64> {
     let (mut right, mut seen) = (0usize, 0usize);
     let indices: Vec<usize> = (0..data.len()).collect();
     for chunk in indices.chunks(batch.max(1)) {
-        let pictures = chunk
-            .iter()
-            .map(|&index| data.picture(index))
-            .collect::<Result<Vec<_>>>()?;
-        let (mean, std) = NORMALIZATION;
-        let images = images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
+        let (images, labels) = labeled_images(data, chunk, NORMALIZATION)?;
         let predicted = predictions(&vit.forward(&images)?.logits)?;
-        for (&index, predicted) in chunk.iter().zip(predicted) {
-            if let Some(label) = data.label(index) {
+        for (label, predicted) in labels.into_iter().zip(predicted) {
+            if let Some(label) = label {
                 seen += 1;
                 right += usize::from(label == predicted as usize);
             }

@@ -2,17 +2,18 @@
 
 use std::collections::HashMap;
 
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{D, Tensor, Var};
 
 use super::augment::{augmented_batch, drop_patches};
 use super::optimizers::Optimizers;
 use super::{ClassifierRecipe, NORMALIZATION, TrainedClassifier, accuracy_on, predictions};
-use crate::data::{Dataset, images_from_pictures};
+use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::kernels::in_pool;
 use crate::rng::Rng;
 use crate::train::iavit::{Fidelity, IaVitRecipe, Pupil};
 use crate::train::run::{Trainer, finite_loss};
+use crate::train::subject::labeled_images;
 use crate::train::{Batches, Checkpoint, cosine_schedule};
 use crate::vit::{Record, Vit, VitConfig, init};
 
@@ -112,18 +113,8 @@ impl<'a> ClassifierTrainer<'a> {
     /// How well the interpreter answers as the model does, on all test pictures.
     fn fidelity(&self, pupil: &Pupil<'_>) -> Result<Fidelity> {
         let indices: Vec<usize> = (0..self.test.len()).collect();
-        let chunks = indices.chunks(self.recipe.batch).map(|chunk| {
-            let pictures = chunk
-                .iter()
-                .map(|&index| self.test.picture(index))
-                .collect::<Result<Vec<_>>>()?;
-            let (mean, std) = NORMALIZATION;
-            let labels = chunk.iter().map(|&index| self.test.label(index)).collect();
-            Ok((
-                images_from_pictures(&pictures, mean, std, &Device::Cpu)?,
-                labels,
-            ))
-        });
+        let chunks = indices.chunks(self.recipe.batch);
+        let chunks = chunks.map(|chunk| labeled_images(self.test, chunk, NORMALIZATION));
         pupil.fidelity(&self.vit, chunks)
     }
 

@@ -296,10 +296,7 @@ impl<'a> InterpreterTrainer<'a> {
         } = *self;
         let chunks = subject
             .test_chunks(recipe.test_pictures, recipe.batch)
-            .map(|indices| {
-                let labels = indices.iter().map(|&index| subject.test.label(index));
-                Ok((subject.images(subject.test, &indices)?, labels.collect()))
-            });
+            .map(|indices| subject.labeled_images(subject.test, &indices));
         self.pupil.fidelity(subject.vit, chunks)
     }
 }
