@@ -113,7 +113,7 @@ fn videos(path: &Path) -> Result<Vec<PathBuf>> {
         let path = entry.map_err(|err| Error::io(path, err))?.path();
         let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
         let is_video = |known: &&str| ending.as_deref() == Some((*known).as_ref());
-        if path.is_file() && VIDEOS.iter().any(|known| is_video(&known)) {
+        if path.is_file() && VIDEOS.iter().any(is_video) {
             videos.push(path);
         }
     }

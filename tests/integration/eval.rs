@@ -292,7 +292,7 @@ mod program {
             ("train classifier --out m", "error: no data"),
             (
                 "train classifier --out m --data gone",
-                "error: no such folder: \"gone\"",
+                "error: no such file or folder: \"gone\"",
             ),
             (
                 "train classifier --out m --data empty",
