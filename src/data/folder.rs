@@ -7,15 +7,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use image::ImageDecoder;
 
 use super::{Dataset, Picture, out_of_range};
 use crate::error::{Error, Result};
+use crate::frame::FrameSize;
 use crate::frame::placement::ResizeRule;
-use crate::frame::resize::{Resampling, Resizer};
-use crate::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
+use crate::frame::resize::Resampling;
 
 const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
 
@@ -121,18 +121,14 @@ impl Dataset for Folder {
             known.insert(path.clone(), reason);
             error
         })?;
-        let size = FrameSize {
-            width_px: decoded.width() as usize,
-            height_px: decoded.height() as usize,
+        let picture = Picture {
+            size: FrameSize {
+                width_px: decoded.width() as usize,
+                height_px: decoded.height() as usize,
+            },
+            rgb: decoded.into_raw(),
         };
-        let layout = Arc::new(PixelLayout::packed(PixelFormat::Rgb, size));
-        let frame = Frame::new(0, Pts(0), None, layout, Box::new(decoded.into_raw()))?;
-        let mut resizer = Resizer::new(self.rule, self.resampling);
-        let (rgb, _) = resizer.rgb_from_frame(&frame)?;
-        Ok(Picture {
-            size: self.size,
-            rgb,
-        })
+        picture.resized(self.rule, self.resampling)
     }
 
     fn label(&self, index: usize) -> Option<usize> {

@@ -12,11 +12,15 @@ pub mod source;
 
 pub use source::{Halves, open};
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::frame::FrameSize;
 use crate::frame::normalize::Normalization;
+use crate::frame::placement::ResizeRule;
+use crate::frame::resize::{Resampling, Resizer};
+use crate::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
 
 /// A picture as it is stored: 8 bits a channel, not normalized.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +29,22 @@ pub struct Picture {
     pub size: FrameSize,
     /// `[height, width, 3]`, red first.
     pub rgb: Vec<u8>,
+}
+
+impl Picture {
+    /// The picture at the size of `rule`.
+    ///
+    /// # Errors
+    /// Fails where the picture is too small to be resized.
+    pub fn resized(self, rule: ResizeRule, resampling: Resampling) -> Result<Self> {
+        let layout = Arc::new(PixelLayout::packed(PixelFormat::Rgb, self.size));
+        let frame = Frame::new(0, Pts(0), None, layout, Box::new(self.rgb))?;
+        let (rgb, _) = Resizer::new(rule, resampling).rgb_from_frame(&frame)?;
+        Ok(Self {
+            size: rule.image_size(),
+            rgb,
+        })
+    }
 }
 
 /// Which half of a data set.
@@ -87,6 +107,25 @@ pub fn readable(data: &dyn Dataset, indices: &[usize]) -> Result<Vec<(usize, Pic
         Some(error) if pictures.is_empty() => Err(error),
         _ => Ok(pictures),
     }
+}
+
+/// Pictures by index as one model input, with their labels; those that cannot be read are left out.
+///
+/// # Shapes
+/// - images: `[pictures, 3, height, width]`
+///
+/// # Errors
+/// As [`readable`] and [`images_from_pictures`].
+pub fn labeled_images(
+    data: &dyn Dataset,
+    indices: &[usize],
+    (mean, std): ([f32; 3], [f32; 3]),
+) -> Result<(Tensor, Vec<Option<usize>>)> {
+    let (indices, pictures): (Vec<usize>, Vec<Picture>) =
+        readable(data, indices)?.into_iter().unzip();
+    let labels = indices.iter().map(|&index| data.label(index)).collect();
+    let images = images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
+    Ok((images, labels))
 }
 
 /// The pictures as one model input, each channel shifted by `mean` and divided by `std`, both in

@@ -166,6 +166,25 @@ impl Halves {
         }
     }
 
+    /// The same pictures at the size of `rule`, where they have another.
+    #[must_use]
+    pub fn at_size(self, rule: ResizeRule, resampling: Resampling) -> Self {
+        let resized = |all: Arc<dyn Dataset>| -> Arc<dyn Dataset> {
+            if all.size() == rule.image_size() {
+                return all;
+            }
+            Arc::new(Resized {
+                all,
+                rule,
+                resampling,
+            })
+        };
+        Self {
+            train: resized(self.train),
+            test: resized(self.test),
+        }
+    }
+
     /// One behind the other, without labels.
     fn joined(path: &Path, parts: Vec<Self>, unreadable: Vec<String>) -> Self {
         let name = folder::file_name(path);
@@ -237,6 +256,43 @@ impl Dataset for Joined {
     fn unreadable(&self) -> Vec<String> {
         let parts = self.parts.iter().flat_map(|part| part.unreadable());
         self.unreadable.iter().cloned().chain(parts).collect()
+    }
+}
+
+/// Pictures of a data set, brought to another size.
+struct Resized {
+    all: Arc<dyn Dataset>,
+    rule: ResizeRule,
+    resampling: Resampling,
+}
+
+impl Dataset for Resized {
+    fn name(&self) -> &str {
+        self.all.name()
+    }
+
+    fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    fn size(&self) -> FrameSize {
+        self.rule.image_size()
+    }
+
+    fn classes(&self) -> &[String] {
+        self.all.classes()
+    }
+
+    fn picture(&self, index: usize) -> Result<Picture> {
+        self.all.picture(index)?.resized(self.rule, self.resampling)
+    }
+
+    fn label(&self, index: usize) -> Option<usize> {
+        self.all.label(index)
+    }
+
+    fn unreadable(&self) -> Vec<String> {
+        self.all.unreadable()
     }
 }
 

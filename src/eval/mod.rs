@@ -4,6 +4,7 @@
 //! the model's answer survives is measured here by a pass with that mask; the tasks that compare masks
 //! with a known truth are below.
 
+pub mod classification;
 pub mod faithfulness;
 pub mod gallery;
 

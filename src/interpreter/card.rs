@@ -56,12 +56,13 @@ impl Interpreter {
         let needed = InterpreterShape {
             pooling: found.pooling,
             unscaled: found.unscaled,
-            ..InterpreterShape::new(config)
+            // How many patches there are is up to the picture; who reads by position checks it then.
+            ..InterpreterShape::new(config, found.patches)
         };
         if found != needed {
             return Err(Error::Model(format!(
-                "interpreter is for {} patches of {} features and {} classes, the model has {} of {} and {}",
-                found.patches, found.dim, found.classes, needed.patches, needed.dim, needed.classes
+                "interpreter is for {} features and {} classes, the model has {} and {}",
+                found.dim, found.classes, needed.dim, needed.classes
             )));
         }
         Ok((Self::load(card.shape, &tensors)?, card))

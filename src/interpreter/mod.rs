@@ -58,12 +58,12 @@ pub struct InterpreterShape {
 }
 
 impl InterpreterShape {
-    /// The default shape for a model.
-    pub fn new(config: &VitConfig) -> Self {
+    /// The default shape for a model that sees so many patches.
+    pub fn new(config: &VitConfig, patches: usize) -> Self {
         Self {
             dim: config.hidden_size,
             classes: config.n_classes(),
-            patches: config.n_patches(),
+            patches,
             pooling: Pooling::default(),
             unscaled: false,
         }

@@ -3,7 +3,8 @@
 //! It serves models that come without one (DINO, DINOv2, CLIP), and takes the place of one that is there.
 //! The file holds `weight`, `[classes, width]`, and maybe `bias`, `[classes]`; in front of these names may
 //! stand others and a dot, as in `linear.weight`. Its metadata may hold `labels`, the names of the classes
-//! as a JSON list. The width says what is read:
+//! as a JSON list, and `backbone_sha256`, the hash of the `model.safetensors` that it was trained for: over
+//! another it is refused. The width says what is read:
 //!
 //! | width | reads |
 //! |---|---|
@@ -12,16 +13,21 @@
 //! | CLIP's `projection_dim` | the image embedding: each row is a class vector (of a text, or of pictures), whose length does not matter; there is no bias |
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
 
 use candle_core::{D, Device, Tensor};
 use safetensors::tensor::SafeTensors;
 
+use super::folder::HEAD;
 use super::weights::tensors_from_bytes;
+use crate::files::write_whole;
 use crate::vit::{Head, VitConfig};
 use crate::{Error, Result};
 
-/// Field of the file's metadata.
+/// Fields of the file's metadata.
 const LABELS: &str = "labels";
+const BACKBONE: &str = "backbone_sha256";
 
 /// The logarithm of the 100 at which CLIP's training holds the scale of its logits, for files without one.
 const LOGIT_SCALE: f32 = 4.605_170_2;
@@ -31,6 +37,7 @@ pub(super) struct HeadFile {
     weight: Tensor,
     bias: Option<Tensor>,
     labels: Vec<String>,
+    backbone_sha256: Option<String>,
 }
 
 impl HeadFile {
@@ -64,11 +71,27 @@ impl HeadFile {
                 bias.dims()
             ));
         }
+        let metadata = metadata(bytes)?;
         Ok(Self {
-            labels: labels(bytes, classes)?,
+            labels: labels(&metadata, classes)?,
+            backbone_sha256: metadata.get(BACKBONE).cloned(),
             weight,
             bias,
         })
+    }
+
+    /// Fails where it was trained for other weights.
+    pub(super) fn check_backbone(&self, weights_sha256: impl FnOnce() -> String) -> Result<()> {
+        let Some(expected) = &self.backbone_sha256 else {
+            return Ok(());
+        };
+        let found = weights_sha256();
+        match expected.eq_ignore_ascii_case(&found) {
+            true => Ok(()),
+            false => refuse(format!(
+                "the head belongs to weights with sha256 {expected:?}, the model's have {found:?}"
+            )),
+        }
     }
 
     /// Puts the classifier into a model, by `config` and tensors of canonical names.
@@ -125,12 +148,44 @@ impl HeadFile {
     }
 }
 
-/// Names of the classes, from the file's metadata; `LABEL_0` and so on where it has none.
-fn labels(bytes: &[u8], classes: usize) -> Result<Vec<String>> {
-    let metadata = SafeTensors::read_metadata(bytes)
+/// Writes `head.safetensors` into `folder`, for the model whose weights hash to `backbone_sha256`.
+///
+/// # Shapes
+/// - `weight`: `[classes, width]`
+/// - `bias`: `[classes]`
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be written.
+pub fn save_head(
+    folder: &Path,
+    weight: &Tensor,
+    bias: &Tensor,
+    labels: &[String],
+    backbone_sha256: &str,
+) -> Result<()> {
+    let invalid = |reason: String| Error::Model(format!("the head cannot be stored ({reason})"));
+    let labels = serde_json::to_string(labels).map_err(|error| invalid(error.to_string()))?;
+    let metadata = HashMap::from([
+        (LABELS.to_owned(), labels),
+        (BACKBONE.to_owned(), backbone_sha256.to_owned()),
+    ]);
+    let tensors = [("weight", weight), ("bias", bias)];
+    let bytes = safetensors::serialize(tensors, Some(metadata))
+        .map_err(|error| invalid(error.to_string()))?;
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    write_whole(&folder.join(HEAD), &bytes)
+}
+
+/// What the file says beside its tensors.
+fn metadata(bytes: &[u8]) -> Result<HashMap<String, String>> {
+    let (_, header) = SafeTensors::read_metadata(bytes)
         .map_err(|error| Error::Model(format!("not a whole safetensors file ({error})")))?;
-    let metadata = metadata.1.metadata().as_ref();
-    let Some(text) = metadata.and_then(|metadata| metadata.get(LABELS)) else {
+    Ok(header.metadata().clone().unwrap_or_default())
+}
+
+/// Names of the classes, from the file's metadata; `LABEL_0` and so on where it has none.
+fn labels(metadata: &HashMap<String, String>, classes: usize) -> Result<Vec<String>> {
+    let Some(text) = metadata.get(LABELS) else {
         return Ok((0..classes).map(|class| format!("LABEL_{class}")).collect());
     };
     let labels: Vec<String> = serde_json::from_str(text).map_err(|error| {

@@ -17,6 +17,7 @@ pub mod weights;
 
 pub use card::ModelCard;
 pub use folder::save_folder;
+pub use head::save_head;
 #[cfg(feature = "hub")]
 pub use hub::pull;
 pub use preprocessor::Preprocessor;
@@ -44,6 +45,8 @@ pub struct Model {
     pub preprocessor: Preprocessor,
     /// Hash of `model.safetensors`, and of `head.safetensors` behind it where there is one, in lower-case hexadecimal.
     pub weights_sha256: String,
+    /// Hash of `head.safetensors`, where there is one.
+    pub head_sha256: Option<String>,
     /// DiffMask gates for exactly these weights.
     pub gates: Option<Gates>,
     /// How the gates were trained.
@@ -175,7 +178,10 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         .map_err(|error| files.blame(WEIGHTS, error))?;
     if let Some(head) = &files.head {
         HeadFile::from_bytes(head, device)
-            .and_then(|head| head.install(&mut config, &mut tensors))
+            .and_then(|head| {
+                head.check_backbone(|| weights::sha256_hex(&[&files.weights]))?;
+                head.install(&mut config, &mut tensors)
+            })
             .map_err(|error| files.blame(HEAD, error))?;
     }
     let vit = names::canonical_weights(&config, tensors)
@@ -199,6 +205,7 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         vit,
         preprocessor,
         weights_sha256,
+        head_sha256: files.head.as_ref().map(|head| weights::sha256_hex(&[head])),
         gates,
         gate_card,
         interpreter,

@@ -11,6 +11,11 @@ use crate::files::write_whole;
 const PANEL_PX: (u32, u32) = (960, 240);
 /// Name under which plotters knows the built-in face.
 const FONT: &str = "hack";
+/// Colors of the lines, one a label.
+const COLORS: [RGBColor; 4] = [BLUE, RED, RGBColor(0, 140, 60), RGBColor(150, 90, 0)];
+
+/// Steps and values of one line.
+type Points = Vec<(u64, f64)>;
 
 /// Measured values by step.
 #[derive(Clone, Debug, Default)]
@@ -107,8 +112,7 @@ impl History {
     /// # Errors
     /// Fails where `path` cannot be written.
     pub fn save_png(&self, path: &Path, title: &str) -> Result<()> {
-        self.draw(path, title)
-            .map_err(|error| Error::Config(format!("cannot draw the curves, {error}: {path:?}")))
+        Self::save_comparison_png(&[("", self.clone())], path, title)
     }
 
     fn header(&self) -> String {
@@ -120,24 +124,49 @@ impl History {
         header
     }
 
-    fn draw(&self, path: &Path, title: &str) -> Result<(), Box<dyn std::error::Error>> {
+    /// Draws one panel a column with a line for each run; runs of the same label have the same color.
+    ///
+    /// # Errors
+    /// Fails where `path` cannot be written.
+    pub fn save_comparison_png(runs: &[(&str, Self)], path: &Path, title: &str) -> Result<()> {
+        Self::draw(runs, path, title)
+            .map_err(|error| Error::Config(format!("cannot draw the curves, {error}: {path:?}")))
+    }
+
+    fn draw(
+        runs: &[(&str, Self)],
+        path: &Path,
+        title: &str,
+    ) -> Result<(), Box<dyn std::error::Error>> {
         plotters::style::register_font(FONT, FontStyle::Normal, epaint_default_fonts::HACK_REGULAR)
             .map_err(|_| "the built-in face is unreadable")?;
-        let columns: Vec<_> = self
-            .names
+        let names = runs.first().map_or(&[][..], |(_, first)| &first.names);
+        let columns: Vec<(&str, Vec<Points>)> = names
             .iter()
-            .map(|name| (name, self.column(name)))
-            .filter(|(_, points)| !points.is_empty())
+            .map(|name| {
+                (
+                    *name,
+                    runs.iter().map(|(_, run)| run.column(name)).collect(),
+                )
+            })
+            .filter(|(_, lines): &(_, Vec<Points>)| lines.iter().any(|line| !line.is_empty()))
             .collect();
+        let mut labels: Vec<&str> = runs.iter().map(|(label, _)| *label).collect();
+        labels.dedup();
+        let color = |label: &str| {
+            let index = labels.iter().position(|known| *known == label);
+            COLORS[index.unwrap_or(0) % COLORS.len()]
+        };
         let n_panels = columns.len().max(1);
         let size = (PANEL_PX.0, PANEL_PX.1 * n_panels as u32);
         let root = BitMapBackend::new(path, size).into_drawing_area();
         root.fill(&WHITE)?;
         let panels = root.split_evenly((n_panels, 1));
-        for (panel_idx, ((name, points), panel)) in columns.iter().zip(&panels).enumerate() {
-            let last_step = points.last().map_or(1, |(step, _)| *step).max(1);
+        for (panel_idx, ((name, lines), panel)) in columns.iter().zip(&panels).enumerate() {
+            let points = || lines.iter().flatten();
+            let last_step = points().map(|(step, _)| *step).max().unwrap_or(1).max(1);
             let bounds = (f64::MAX, f64::MIN);
-            let (low, high) = points.iter().fold(bounds, |(low, high), (_, value)| {
+            let (low, high) = points().fold(bounds, |(low, high), (_, value)| {
                 (low.min(*value), high.max(*value))
             });
             let margin = ((high - low) * 0.05).max(1e-6);
@@ -157,7 +186,26 @@ impl History {
                 .light_line_style(WHITE)
                 .label_style((FONT, 12))
                 .draw()?;
-            chart.draw_series(LineSeries::new(points.iter().copied(), &BLUE))?;
+            for ((label, _), line) in runs.iter().zip(lines) {
+                let color = color(label);
+                let series = LineSeries::new(line.iter().copied(), &color);
+                chart.draw_series(series)?;
+            }
+            if labels.len() > 1 {
+                for label in &labels {
+                    let color = color(label);
+                    chart
+                        .draw_series(LineSeries::new(std::iter::empty(), &color))?
+                        .label(*label)
+                        .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color));
+                }
+                chart
+                    .configure_series_labels()
+                    .label_font((FONT, 12))
+                    .background_style(WHITE)
+                    .border_style(BLACK)
+                    .draw()?;
+            }
         }
         root.present()?;
         Ok(())

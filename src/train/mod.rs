@@ -9,6 +9,7 @@ pub mod diffmask;
 pub mod history;
 pub mod iavit;
 pub mod optim;
+pub mod probe;
 mod run;
 mod subject;
 

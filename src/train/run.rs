@@ -12,6 +12,11 @@ pub(super) trait Trainer {
     /// Steps done.
     fn steps_done(&self) -> u64;
 
+    /// True where more steps would not help.
+    fn is_done(&self) -> bool {
+        false
+    }
+
     /// One step, and what was measured at it, in the order of the columns; the last ones may be left out.
     fn step(&mut self) -> Result<Vec<f64>>;
 
@@ -67,7 +72,7 @@ pub(super) fn run(
     let csv_path = folder.join(format!("{}.csv", plan.curves));
     let mut history = History::load_csv(plan.columns, &csv_path, trainer.steps_done())?;
     let mut complete = true;
-    while trainer.steps_done() < n_steps {
+    while trainer.steps_done() < n_steps && !trainer.is_done() {
         let mut values = trainer.step()?;
         values.resize(plan.columns.len(), f64::NAN);
         let step = trainer.steps_done();
@@ -78,12 +83,13 @@ pub(super) fn run(
             names: plan.columns,
             values: &values,
         });
-        if step.is_multiple_of(plan.checkpoint_steps.max(1)) || step == n_steps || !go_on {
+        let ends = step == n_steps || trainer.is_done();
+        if step.is_multiple_of(plan.checkpoint_steps.max(1)) || ends || !go_on {
             trainer.checkpoint(&plan.recipe)?.save(folder)?;
             history.save_csv(&csv_path)?;
         }
         if !go_on {
-            complete = step == n_steps;
+            complete = ends;
             break;
         }
     }

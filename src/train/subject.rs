@@ -2,28 +2,18 @@
 
 use candle_core::{Device, Tensor};
 
-use crate::data::{Dataset, Picture, images_from_pictures, readable};
+use crate::data::{Dataset, Picture, images_from_pictures, labeled_images};
 use crate::error::{Error, Result};
+use crate::frame::FrameSize;
 use crate::vit::Vit;
-
-/// Pictures by index as a model's input, with their labels; those that cannot be read are left out.
-pub(super) fn labeled_images(
-    data: &dyn Dataset,
-    indices: &[usize],
-    (mean, std): ([f32; 3], [f32; 3]),
-) -> Result<(Tensor, Vec<Option<usize>>)> {
-    let (indices, pictures): (Vec<usize>, Vec<Picture>) =
-        readable(data, indices)?.into_iter().unzip();
-    let labels = indices.iter().map(|&index| data.label(index)).collect();
-    let images = images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
-    Ok((images, labels))
-}
 
 /// The frozen model that gates or an interpreter are trained for, with the pictures.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
     /// The model, over plain tensors.
     pub vit: &'a Vit,
+    /// Size of the pictures that it sees, which may be another than its position embeddings were made for.
+    pub size: FrameSize,
     /// Hash of its weights' file, for the card of what is trained.
     pub base_sha256: &'a str,
     /// Mean that pictures are normalized with, by channel.
@@ -43,10 +33,12 @@ impl Subject<'_> {
             if data.is_empty() {
                 return Err(Error::Data(format!("{:?} has no pictures", data.name())));
             }
-            let (size, side_px) = (data.size(), self.vit.config().image_size);
-            if size.width_px != side_px || size.height_px != side_px {
+            let (size, expected) = (data.size(), self.size);
+            if size != expected {
                 return Err(Error::Data(format!(
-                    "the model sees {side_px}×{side_px} pixels, {:?} has {}×{}",
+                    "the model sees {}×{} pixels, {:?} has {}×{}",
+                    expected.width_px,
+                    expected.height_px,
                     data.name(),
                     size.width_px,
                     size.height_px
@@ -56,9 +48,20 @@ impl Subject<'_> {
         Ok(())
     }
 
+    /// Patches of a picture.
+    pub(super) fn n_patches(&self) -> usize {
+        let (rows, columns) = self.vit.grid(self.size.height_px, self.size.width_px);
+        rows * columns
+    }
+
     /// Pictures of `data`, one of the two halves, as the model's input, without those that cannot be read.
     pub(super) fn images(&self, data: &dyn Dataset, indices: &[usize]) -> Result<Tensor> {
         Ok(self.labeled_images(data, indices)?.0)
+    }
+
+    /// Pictures as the model's input.
+    pub(super) fn images_of(&self, pictures: &[Picture]) -> Result<Tensor> {
+        images_from_pictures(pictures, self.mean, self.std, &Device::Cpu)
     }
 
     /// The same with their labels.

@@ -126,7 +126,7 @@ pub(crate) fn small_gates(vit: &Vit) -> Gates {
 
 /// A random interpreter.
 pub(crate) fn small_interpreter(vit: &Vit) -> Interpreter {
-    let shape = InterpreterShape::new(vit.config());
+    let shape = InterpreterShape::new(vit.config(), vit.config().n_patches());
     let tensors = Interpreter::initial_tensors(&shape, &mut Rng::new(4), &Device::Cpu);
     let tensors = tensors
         .expect("an interpreter is drawn")

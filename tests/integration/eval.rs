@@ -250,6 +250,7 @@ mod program {
             "gates.csv",
             "gates.png",
             "gates.json",
+            "report.html",
         ] {
             assert!(folder.path().join("m").join(file).exists(), "{file}");
         }
@@ -281,6 +282,50 @@ mod program {
         assert!(
             table.contains("chefer") && !table.contains("gradmask"),
             "{table}"
+        );
+    }
+
+    /// A head, gates of two seeds and an interpreter, for a model that stays as it is, and one with its interpreter.
+    #[test]
+    fn parts_are_trained_for_a_model_and_all_are_found_in_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = "data = \"red-patches\"\n\
+            [classifier]\nepochs = 1\nbatch = 800\nhidden-size = 16\nheads = 2\nblocks = 1\n\
+            patch-size = 16\nshift-px = 0\nmirror = false\n\
+            [probe]\nepochs = 2\npictures = 96\ntest-pictures = 64\n\
+            [diffmask]\nsteps = 2\nwarmup-steps = 1\ntest-pictures = 8\n\
+            [ia-vit]\nsteps = 2\nbatch = 8\ntest-pictures = 8\n";
+        std::fs::write(folder.path().join("train.toml"), recipe).unwrap();
+        let run = |args: &str| stdout(&format!("{args} --recipe train.toml"), folder.path());
+        let joint = run("train ia-vit --out base --set ia-vit.alignment=jensen-shannon");
+        assert!(joint.contains("interpreter on test pictures") && joint.contains("sha256"));
+        let card = std::fs::read_to_string(folder.path().join("base/interpreter.json")).unwrap();
+        assert!(card.contains("\"jensen-shannon\""), "{card}");
+
+        let head = run("train classifier --init base --freeze --out top");
+        assert!(head.contains("for --backbone base"), "{head}");
+        let gates = run("train diffmask --model top --backbone base --seeds 2 --seed 7");
+        assert!(gates.contains("kept over 2 seeds"), "{gates}");
+        assert!(folder.path().join("top/seeds/8/gates.json").exists());
+        run("train ia-vit --model top --backbone base");
+
+        let show = |args: &str| stdout(args, folder.path());
+        let inspected = show("models inspect top --backbone base");
+        assert!(
+            inspected.contains("2 states") || inspected.contains("3 states"),
+            "{inspected}"
+        );
+        assert!(inspected.contains("interpreter  IA-ViT") && inspected.contains("ia-vit"));
+        let scored = show("eval classifier --model top --backbone base --data red-patches");
+        assert!(
+            scored.contains("test accuracy") && scored.contains("95 % interval"),
+            "{scored}"
+        );
+        let refused = vitscope("models inspect top", folder.path());
+        let log = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            log.contains("--backbone") || log.contains("backbone"),
+            "{log}"
         );
     }
 

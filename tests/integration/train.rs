@@ -7,13 +7,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
+use vitscope::eval::classification::{classes_by_name, count_by_class, total};
+use vitscope::frame::FrameSize;
+use vitscope::models::{self, Precision, Preprocessor, Reference, save_folder, save_head};
 use vitscope::rng::Rng;
 use vitscope::train::classifier::{self, ClassifierRecipe, TrainedClassifier};
 use vitscope::train::diffmask::{self, DiffMaskRecipe, TrainedGates};
 use vitscope::train::iavit::{self, Alignment, IaVitRecipe, Teacher, TrainedInterpreter};
+use vitscope::train::probe::{self, ProbeRecipe, TrainedProbe};
 use vitscope::train::{Checkpoint, Subject};
 use vitscope::vit::{Vit, VitConfig, init};
 
@@ -60,6 +64,10 @@ fn train(
     let (vit, train, test) = (vit(), grids(10, Split::Train), grids(8, Split::Test));
     let subject = Subject {
         vit: &vit,
+        size: FrameSize {
+            width_px: SIDE_PX,
+            height_px: SIDE_PX,
+        },
         base_sha256: "ab12",
         mean: [0.5; 3],
         std: [0.5; 3],
@@ -185,6 +193,10 @@ fn pictures_of_another_size_are_refused() {
     let large = RedPatches::new(3, 16, 8, 0, Split::Train).unwrap();
     let subject = Subject {
         vit: &vit,
+        size: FrameSize {
+            width_px: SIDE_PX,
+            height_px: SIDE_PX,
+        },
         base_sha256: "ab12",
         mean: [0.5; 3],
         std: [0.5; 3],
@@ -322,6 +334,10 @@ fn train_interpreter(
     let (vit, train, test) = (vit(), grids(64, Split::Train), grids(32, Split::Test));
     let subject = Subject {
         vit: &vit,
+        size: FrameSize {
+            width_px: SIDE_PX,
+            height_px: SIDE_PX,
+        },
         base_sha256: "ab12",
         mean: [0.5; 3],
         std: [0.5; 3],
@@ -412,4 +428,120 @@ fn an_interpreter_shapes_the_model_that_it_is_trained_with() {
     let (alone, together) = (after(None), after(Some(interpreter_recipe())));
     assert!(alone.interpreter.is_none() && together.interpreter.is_some());
     assert_ne!(bits(&alone.weights), bits(&together.weights));
+}
+
+fn probe_recipe() -> ProbeRecipe {
+    ProbeRecipe {
+        epochs: 4,
+        batch: 16,
+        feature_batch: 8,
+        checkpoint_steps: 5,
+        lr: 1e-2,
+        ..ProbeRecipe::default()
+    }
+}
+
+fn train_probe(
+    recipe: &ProbeRecipe,
+    folder: &Path,
+    watch: &mut dyn FnMut(u64) -> bool,
+) -> vitscope::Result<TrainedProbe> {
+    let (vit, train, test) = (vit(), grids(64, Split::Train), grids(32, Split::Test));
+    let subject = Subject {
+        vit: &vit,
+        size: FrameSize {
+            width_px: SIDE_PX,
+            height_px: SIDE_PX,
+        },
+        base_sha256: "ab12",
+        mean: [0.5; 3],
+        std: [0.5; 3],
+        train: &train,
+        test: &test,
+    };
+    probe::train(recipe, subject, folder, &mut |progress| {
+        watch(progress.step)
+    })
+}
+
+/// Ended once among the features and once among the updates: 8 + 4 steps of features, 4 of updates an epoch.
+#[test]
+fn a_probe_that_is_ended_early_goes_on_where_it_was() {
+    let (whole, ended) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let recipe = probe_recipe();
+    let uninterrupted = train_probe(&recipe, whole.path(), &mut |_| true).unwrap();
+    for last in [3, 17] {
+        let early = train_probe(&recipe, ended.path(), &mut |step| step < last).unwrap();
+        assert!(!early.complete);
+    }
+    let resumed = train_probe(&recipe, ended.path(), &mut |_| true).unwrap();
+    let named = |probe: &TrainedProbe| {
+        let tensors = [("weight", &probe.weight), ("bias", &probe.bias)];
+        BTreeMap::from(tensors.map(|(name, tensor)| (name.to_owned(), tensor.clone())))
+    };
+    assert_eq!(bits(&named(&uninterrupted)), bits(&named(&resumed)));
+    assert_eq!(uninterrupted.test, resumed.test);
+}
+
+/// What is folded into the saved map answers as the map did on scaled features.
+#[test]
+fn a_saved_head_is_right_as_often_over_its_backbone_and_refuses_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let [backbone, other, top] = ["backbone", "other", "top"].map(|name| folder.path().join(name));
+    let preprocessor = Preprocessor::square(SIDE_PX);
+    let mut hashes = Vec::new();
+    for (seed, path) in [(1, &backbone), (2, &other)] {
+        let config = vit().config().clone();
+        let weights = init::init(&config, &mut Rng::new(seed)).unwrap();
+        let hash = save_folder(path, &config, &preprocessor, &weights, Precision::F32).unwrap();
+        hashes.push(hash);
+    }
+    let recipe = ProbeRecipe {
+        epochs: 60,
+        ..probe_recipe()
+    };
+    let done = train_probe(&recipe, &top, &mut |_| true).unwrap();
+    assert!(done.test.share() > 0.1, "ten classes: {:?}", done.test);
+    let test = grids(32, Split::Test);
+    let labels = test.classes();
+    save_head(&top, &done.weight, &done.bias, labels, &hashes[0]).unwrap();
+
+    let open_over = |backbone: &Path| {
+        let reference = Reference {
+            backbone: backbone.to_str(),
+            ..top.to_str().unwrap().into()
+        };
+        models::open(reference, &Device::Cpu)
+    };
+    let model = open_over(&backbone).unwrap();
+    let classes = classes_by_name(model.labels(), labels).unwrap();
+    let normalization = (model.preprocessor.mean, model.preprocessor.std);
+    let counts = count_by_class(&model.vit, &test, &classes, normalization, 8).unwrap();
+    assert_eq!(total(&counts), done.test);
+
+    let message = open_over(&other).err().unwrap().to_string();
+    assert!(
+        hashes.iter().all(|hash| message.contains(hash)),
+        "{message}"
+    );
+}
+
+#[test]
+fn gates_that_keep_no_fewer_patches_any_more_end_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = DiffMaskRecipe {
+        steps: 200,
+        // Everything is kept, and nothing diverges: each measurement is within the margin and flat.
+        offset: 60.0,
+        lr: 1e-9,
+        patience: 3,
+        ..recipe()
+    };
+    let mut last = 0;
+    let done = train(&recipe, folder.path(), &mut |step| {
+        last = step;
+        true
+    });
+    assert!(done.unwrap().complete);
+    assert_eq!(last, 3 * recipe.test_steps);
 }

@@ -35,9 +35,9 @@ pub enum Command {
     File(FileArgs),
     /// Explain pictures.
     Still(StillArgs),
-    /// Train a classifier, or DiffMask gates for a model.
+    /// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
     Train(TrainArgs),
-    /// Score explanations.
+    /// Score explanations, and classifiers.
     Eval(EvalArgs),
     /// Time models and their explanations on this machine.
     Bench(BenchArgs),

@@ -1,4 +1,4 @@
-//! `vitscope eval`: scores of explanations, as a table, a picture and JSON.
+//! `vitscope eval`: scores of explanations and classifiers, as a table, a picture and JSON.
 #![expect(
     clippy::print_stdout,
     reason = "what a command is asked for goes to standard output"
@@ -11,19 +11,21 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use serde::Serialize;
 use vitscope::data::red_patches::RedPatches;
-use vitscope::data::{Dataset, Split};
+use vitscope::data::{self, Dataset, Split};
+use vitscope::eval::classification::{classes_by_name, count_by_class, total};
 use vitscope::eval::faithfulness::{self, Entry, Example, MARGIN, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::diffmask::DiffMask;
 use vitscope::explain::{Explainer, Method};
 use vitscope::files::write_whole;
 use vitscope::gates::Gates;
-use vitscope::models::{self, Model};
+use vitscope::models::{self, Model, Preprocessor, Reference};
 
 use crate::exit::Exit;
 use crate::setup;
+use crate::train::accuracy;
 
-/// Score explanations.
+/// Score explanations, and classifiers.
 #[derive(Debug, clap::Args)]
 pub struct EvalArgs {
     #[command(subcommand)]
@@ -34,6 +36,24 @@ pub struct EvalArgs {
 enum What {
     /// Do the methods find exactly the red cells, or exactly the others?
     Faithfulness(FaithfulnessArgs),
+    /// How often does a model name the right class?
+    Classifier(ClassifierArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ClassifierArgs {
+    /// An embedded model, a folder, or OWNER/NAME on the Hugging Face hub.
+    #[arg(long, value_name = "MODEL", default_value = "cifar10")]
+    model: String,
+    /// The model that stands under a folder which holds a head only.
+    #[arg(long, value_name = "MODEL")]
+    backbone: Option<String>,
+    /// What to ask: the test half of CIFAR-10, or of a folder with a sub-folder a class.
+    #[arg(long, value_name = "DATA")]
+    data: String,
+    /// Pictures that go through the model at once.
+    #[arg(long, value_name = "N", default_value = "32")]
+    batch: std::num::NonZeroUsize,
 }
 
 #[derive(Debug, clap::Args)]
@@ -71,7 +91,41 @@ const GATES: &str = "diffmask";
 pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     match &args.what {
         What::Faithfulness(args) => run_faithfulness(args),
+        What::Classifier(args) => run_classifier(args),
     }
+}
+
+fn run_classifier(args: &ClassifierArgs) -> anyhow::Result<Exit> {
+    let reference = Reference {
+        backbone: args.backbone.as_deref(),
+        ..args.model.as_str().into()
+    };
+    let model = models::open(reference, &Device::Cpu)?;
+    let Preprocessor {
+        rule,
+        resampling,
+        mean,
+        std,
+    } = model.preprocessor;
+    let halves = data::open(&args.data, rule, resampling, 0)?.at_size(rule, resampling);
+    let test = &*halves.test;
+    if test.classes().is_empty() {
+        bail!(
+            "pictures have no labels, expected CIFAR-10 or a sub-folder a class: {:?}",
+            args.data
+        );
+    }
+    let classes = classes_by_name(model.labels(), test.classes())?;
+    let counts = count_by_class(&model.vit, test, &classes, (mean, std), args.batch.get())?;
+    let width = test.classes().iter().map(String::len).max().unwrap_or(0);
+    for (class, count) in test.classes().iter().zip(&counts) {
+        println!("{class:width$}  {:.4} on {}", count.share(), count.of);
+    }
+    println!("test accuracy {}", accuracy(total(&counts)));
+    for reason in test.unreadable() {
+        println!("left out: {reason}");
+    }
+    Ok(Exit::Whole)
 }
 
 /// What `--json` writes.

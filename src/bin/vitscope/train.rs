@@ -8,8 +8,9 @@
     reason = "what a command is asked for goes to standard output"
 )]
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow, bail};
@@ -17,6 +18,7 @@ use candle_core::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use vitscope::data::{self, Halves};
+use vitscope::eval::classification::Count;
 use vitscope::frame::FrameSize;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
@@ -24,8 +26,9 @@ use vitscope::gates::Gates;
 use vitscope::interpreter::Interpreter;
 use vitscope::models::{self, Model, Precision, Preprocessor, Reference};
 use vitscope::train::classifier::{self, ClassifierRecipe};
-use vitscope::train::diffmask::{self, DiffMaskRecipe};
+use vitscope::train::diffmask::{self, DiffMaskRecipe, TrainedGates};
 use vitscope::train::iavit::{self, Fidelity, IaVitRecipe};
+use vitscope::train::probe::{self, ProbeRecipe};
 use vitscope::train::{Checkpoint, Progress, Subject};
 
 use crate::changes;
@@ -54,6 +57,12 @@ struct ClassifierArgs {
     /// Folder of the new model; a run that was killed goes on from there.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
+    /// Begin with the features of this model, instead of from scratch.
+    #[arg(long, value_name = "MODEL", requires = "freeze")]
+    init: Option<String>,
+    /// Leave the model of --init as it is and train a linear head for it, which needs it as its backbone.
+    #[arg(long, requires = "init")]
+    freeze: bool,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -63,9 +72,15 @@ struct DiffMaskArgs {
     /// Folder of the model that gets gates.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
+    /// The model that stands under a folder which holds a head only.
+    #[arg(long, value_name = "MODEL")]
+    backbone: Option<String>,
     /// Folder of the gates and the run's files [default: the model's].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    /// Train gates of so many seeds, the first in the folder, the others in `seeds/SEED` below it.
+    #[arg(long, value_name = "N", default_value = "1")]
+    seeds: NonZeroU64,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -75,6 +90,9 @@ struct IaVitArgs {
     /// Folder of the model that gets an interpreter and stays as it is.
     #[arg(long, value_name = "FOLDER", required_unless_present = "out")]
     model: Option<PathBuf>,
+    /// The model that stands under a folder which holds a head only.
+    #[arg(long, value_name = "MODEL", requires = "model")]
+    backbone: Option<String>,
     /// Folder of the interpreter and the run's files, and of the new model where none is given [default: the model's].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -84,10 +102,11 @@ struct IaVitArgs {
 
 #[derive(Debug, clap::Args)]
 struct CommonArgs {
-    /// `red-patches`, or a folder: CIFAR-10, or pictures (a sub-folder a class) [default: the recipe's].
+    /// `red-patches`, a video, or a folder: CIFAR-10, or pictures and videos, or a sub-folder of pictures a class
+    /// [default: the recipe's].
     #[arg(long, value_name = "DATA")]
     data: Option<String>,
-    /// TOML file with `data` and the tables `classifier`, `diffmask` and `ia-vit`.
+    /// TOML file with `data` and the tables `classifier`, `probe`, `diffmask` and `ia-vit`.
     #[arg(long, value_name = "FILE.toml")]
     recipe: Option<PathBuf>,
     /// Change a key of the recipe's table, e.g. `--set steps=2000`; beside a classifier `ia-vit.KEY=VALUE`.
@@ -113,6 +132,7 @@ struct RecipeFile {
     /// Edge of the model's image, for pictures of a folder; pixels.
     image_size: Option<usize>,
     classifier: toml::Table,
+    probe: toml::Table,
     diffmask: toml::Table,
     ia_vit: toml::Table,
 }
@@ -137,11 +157,15 @@ impl TrainArgs {
 /// Runs `vitscope train`.
 pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     match &args.what {
-        What::Classifier(args) => train_classifier(&args.out, &args.common, Joint::Alone),
+        What::Classifier(args) => match &args.init {
+            Some(init) => train_head(init, &args.out, &args.common),
+            None => train_classifier(&args.out, &args.common, Joint::Alone),
+        },
         What::Diffmask(args) => train_gates(args),
         What::IaVit(args) => match (&args.model, &args.out) {
             (Some(model), out) => {
-                train_interpreter(model, out.as_deref().unwrap_or(model), &args.common)
+                let base = (model.as_path(), args.backbone.as_deref());
+                train_interpreter(base, out.as_deref().unwrap_or(model), &args.common)
             }
             (None, Some(out)) => train_classifier(out, &args.common, Joint::WithInterpreter),
             (None, None) => bail!("--model or --out is needed"),
@@ -180,7 +204,7 @@ fn train_classifier(out: &Path, common: &CommonArgs, joint: Joint) -> anyhow::Re
     };
     let rule = ResizeRule::Stretch(size);
     let halves = open_data(common, &file, rule, Resampling::Bilinear, recipe.seed)?;
-    let mut shown = Shown::new(out)?;
+    let mut shown = Shown::new(interrupt::flag(vec![Checkpoint::path(out)])?);
     let done = classifier::train(
         &recipe,
         interpreter.as_ref(),
@@ -202,7 +226,8 @@ fn train_classifier(out: &Path, common: &CommonArgs, joint: Joint) -> anyhow::Re
         Precision::F16,
     )?;
     if let (Some(recipe), Some((tensors, fidelity))) = (interpreter, done.interpreter) {
-        let card = recipe.card(recipe.shape(&done.config), &sha256, fidelity)?;
+        let shape = recipe.shape(&done.config, done.config.n_patches());
+        let card = recipe.card(shape, &sha256, fidelity)?;
         Interpreter::save(&tensors, &card, out)?;
         print_fidelity(fidelity);
     }
@@ -217,24 +242,94 @@ fn train_classifier(out: &Path, common: &CommonArgs, joint: Joint) -> anyhow::Re
     Ok(Exit::Whole)
 }
 
-fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
-    let file = read_recipe(&args.common)?;
-    let recipe: DiffMaskRecipe = recipe_for_frozen(&file.diffmask, &args.common, "diffmask")?;
-    let out = args.out.as_deref().unwrap_or(&args.model);
-    let frozen = Frozen::open(&args.model, &args.common, &file, recipe.seed)?;
-    let mut shown = Shown::new(out)?;
-    let done = diffmask::train(&recipe, frozen.subject(), out, &mut |progress| {
-        shown.step(progress)
-    })?;
+fn train_head(init: &str, out: &Path, common: &CommonArgs) -> anyhow::Result<Exit> {
+    let file = read_recipe(common)?;
+    let recipe: ProbeRecipe = recipe_for_frozen(&file.probe, common, "probe")?;
+    let frozen = Frozen::open(init.into(), common, &file, recipe.seed)?;
+    if frozen.model.head_sha256.is_some() {
+        bail!("model has a head of its own beside it, and so is no backbone: {init:?}");
+    }
+    let mut shown = Shown::new(interrupt::flag(vec![Checkpoint::path(out)])?);
+    let subject = frozen.subject();
+    let done = probe::train(&recipe, subject, out, &mut |progress| shown.step(progress))?;
     shown.finish();
     if !done.complete {
         return Ok(interrupted(out));
     }
-    Gates::save(&done.tensors, &done.card, out)?;
+    let classes = subject.train.classes();
+    models::save_head(out, &done.weight, &done.bias, classes, subject.base_sha256)?;
     Checkpoint::remove(out)?;
+    println!("test accuracy {}", accuracy(done.test));
+    print_unreadable(&frozen.halves);
     println!(
-        "binary masks on test pictures: kl {:.4}, kept {:.4}, agreement {:.4}",
-        done.card.kl, done.card.l0, done.agreement
+        "head in {:?}, for --backbone {init}",
+        out.join("head.safetensors")
+    );
+    Ok(Exit::Whole)
+}
+
+fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
+    let file = read_recipe(&args.common)?;
+    let first: DiffMaskRecipe = recipe_for_frozen(&file.diffmask, &args.common, "diffmask")?;
+    let out = args.out.as_deref().unwrap_or(&args.model);
+    let reference = over(&args.model, args.backbone.as_deref())?;
+    let frozen = Frozen::open(reference, &args.common, &file, first.seed)?;
+    let stop = interrupt::flag(vec![Checkpoint::path(out)])?;
+    let mut cards = Vec::new();
+    for seed in (first.seed..).take(args.seeds.get() as usize) {
+        let folder = match seed == first.seed {
+            true => out.to_owned(),
+            false => out.join("seeds").join(seed.to_string()),
+        };
+        let recipe = DiffMaskRecipe {
+            seed,
+            ..first.clone()
+        };
+        let Some(done) = train_gates_of_a_seed(&recipe, &frozen, &folder, &stop)? else {
+            return Ok(interrupted(&folder));
+        };
+        cards.push((done.card, done.agreement));
+    }
+    if cards.len() > 1 {
+        let spread = |name: &str, values: Vec<f64>| {
+            let (low, high) = values
+                .iter()
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+                    (low.min(*value), high.max(*value))
+                });
+            println!("{name} over {} seeds: {low:.4} to {high:.4}", values.len());
+        };
+        spread("kl", cards.iter().map(|(card, _)| card.kl).collect());
+        spread("kept", cards.iter().map(|(card, _)| card.l0).collect());
+        spread(
+            "agreement",
+            cards.iter().map(|(_, agreement)| *agreement).collect(),
+        );
+    }
+    print_unreadable(&frozen.halves);
+    Ok(Exit::Whole)
+}
+
+/// Gates in `folder`, or nothing where the run was interrupted.
+fn train_gates_of_a_seed(
+    recipe: &DiffMaskRecipe,
+    frozen: &Frozen,
+    folder: &Path,
+    interrupted: &Arc<AtomicBool>,
+) -> anyhow::Result<Option<TrainedGates>> {
+    let mut shown = Shown::new(Arc::clone(interrupted));
+    let done = diffmask::train(recipe, frozen.subject(), folder, &mut |progress| {
+        shown.step(progress)
+    })?;
+    shown.finish();
+    if !done.complete {
+        return Ok(None);
+    }
+    Gates::save(&done.tensors, &done.card, folder)?;
+    Checkpoint::remove(folder)?;
+    println!(
+        "seed {}: binary masks on test pictures: kl {:.4}, kept {:.4}, agreement {:.4}",
+        recipe.seed, done.card.kl, done.card.l0, done.agreement
     );
     if done.card.kl > recipe.margin {
         println!(
@@ -242,16 +337,23 @@ fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
             recipe.margin
         );
     }
-    print_unreadable(&frozen.halves);
-    println!("gates in {:?}", out.join("gates.safetensors"));
-    Ok(Exit::Whole)
+    println!(
+        "gates in {:?}, report in {:?}",
+        folder.join("gates.safetensors"),
+        folder.join("report.html")
+    );
+    Ok(Some(done))
 }
 
-fn train_interpreter(model: &Path, out: &Path, common: &CommonArgs) -> anyhow::Result<Exit> {
+fn train_interpreter(
+    (model, backbone): (&Path, Option<&str>),
+    out: &Path,
+    common: &CommonArgs,
+) -> anyhow::Result<Exit> {
     let file = read_recipe(common)?;
     let recipe: IaVitRecipe = recipe_for_frozen(&file.ia_vit, common, IA_VIT)?;
-    let frozen = Frozen::open(model, common, &file, recipe.seed)?;
-    let mut shown = Shown::new(out)?;
+    let frozen = Frozen::open(over(model, backbone)?, common, &file, recipe.seed)?;
+    let mut shown = Shown::new(interrupt::flag(vec![Checkpoint::path(out)])?);
     let done = iavit::train(&recipe, frozen.subject(), out, &mut |progress| {
         shown.step(progress)
     })?;
@@ -265,6 +367,27 @@ fn train_interpreter(model: &Path, out: &Path, common: &CommonArgs) -> anyhow::R
     print_unreadable(&frozen.halves);
     println!("interpreter in {:?}", out.join("interpreter.safetensors"));
     Ok(Exit::Whole)
+}
+
+/// A folder, and the model under it.
+fn over<'a>(folder: &'a Path, backbone: Option<&'a str>) -> anyhow::Result<Reference<'a>> {
+    let Some(model) = folder.to_str() else {
+        bail!("path is not UTF-8: {folder:?}");
+    };
+    Ok(Reference {
+        backbone,
+        ..model.into()
+    })
+}
+
+/// A share of right answers with its interval, for people.
+pub fn accuracy(count: Count) -> String {
+    let (low, high) = count.interval();
+    format!(
+        "{:.4} on {} pictures (95 % interval {low:.4} to {high:.4})",
+        count.share(),
+        count.of
+    )
 }
 
 /// Names what was left out of the pictures.
@@ -297,29 +420,28 @@ struct Frozen {
 
 impl Frozen {
     fn open(
-        folder: &Path,
+        reference: Reference<'_>,
         common: &CommonArgs,
         file: &RecipeFile,
         seed: u64,
     ) -> anyhow::Result<Self> {
-        let Some(reference) = folder.to_str() else {
-            bail!("path is not UTF-8: {folder:?}");
-        };
         let reference = Reference {
             trained_parts: false,
-            ..reference.into()
+            ..reference
         };
         let model = models::open(reference, &Device::Cpu)?;
         let Preprocessor {
             rule, resampling, ..
         } = model.preprocessor;
         let halves = open_data(common, file, rule, resampling, seed)?;
+        let halves = halves.at_size(rule, resampling);
         Ok(Self { model, halves })
     }
 
     fn subject(&self) -> Subject<'_> {
         Subject {
             vit: &self.model.vit,
+            size: self.model.preprocessor.image_size(),
             base_sha256: &self.model.weights_sha256,
             mean: self.model.preprocessor.mean,
             std: self.model.preprocessor.std,
@@ -417,7 +539,7 @@ fn interrupted(folder: &Path) -> Exit {
 /// Shows a run on standard error, and ends it at Ctrl-C.
 struct Shown {
     bar: Option<ProgressBar>,
-    interrupted: std::sync::Arc<AtomicBool>,
+    interrupted: Arc<AtomicBool>,
     /// Running means of the values, for single steps are noisy.
     means: Vec<f64>,
 }
@@ -429,13 +551,12 @@ const PLAIN_STEPS: u64 = 100;
 const NEWEST: f64 = 0.05;
 
 impl Shown {
-    fn new(folder: &Path) -> anyhow::Result<Self> {
-        let interrupted = interrupt::flag(vec![Checkpoint::path(folder)])?;
-        Ok(Self {
+    fn new(interrupted: Arc<AtomicBool>) -> Self {
+        Self {
             bar: None,
             interrupted,
             means: Vec::new(),
-        })
+        }
     }
 
     fn step(&mut self, progress: &Progress<'_>) -> bool {

@@ -18,11 +18,10 @@ use serde::{Deserialize, Serialize};
 use super::OnProgress;
 use super::iavit::{Fidelity, IaVitRecipe};
 use super::run::{Plan, recipe_text, run};
-use super::subject::labeled_images;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
-use crate::vit::{Vit, VitConfig};
+use crate::vit::VitConfig;
 use trainer::ClassifierTrainer;
 
 /// What a run measures.
@@ -203,26 +202,6 @@ pub fn train(
     };
     let complete = run(&mut trainer, &plan, on_progress)?;
     trainer.finish(complete)
-}
-
-/// Share of the labeled pictures of `data` that `vit` classifies right.
-///
-/// # Errors
-/// Fails where a picture cannot be read or does not fit the model.
-pub fn accuracy_on(vit: &Vit, data: &dyn Dataset, batch: usize) -> Result<f64> {
-    let (mut right, mut seen) = (0usize, 0usize);
-    let indices: Vec<usize> = (0..data.len()).collect();
-    for chunk in indices.chunks(batch.max(1)) {
-        let (images, labels) = labeled_images(data, chunk, NORMALIZATION)?;
-        let predicted = predictions(&vit.forward(&images)?.logits)?;
-        for (label, predicted) in labels.into_iter().zip(predicted) {
-            if let Some(label) = label {
-                seen += 1;
-                right += usize::from(label == predicted as usize);
-            }
-        }
-    }
-    Ok(right as f64 / seen.max(1) as f64)
 }
 
 pub(super) fn predictions(logits: &Option<Tensor>) -> Result<Vec<u32>> {

@@ -6,14 +6,14 @@ use candle_core::{D, Tensor, Var};
 
 use super::augment::{augmented_batch, drop_patches};
 use super::optimizers::Optimizers;
-use super::{ClassifierRecipe, NORMALIZATION, TrainedClassifier, accuracy_on, predictions};
-use crate::data::Dataset;
+use super::{ClassifierRecipe, NORMALIZATION, TrainedClassifier, predictions};
+use crate::data::{Dataset, labeled_images};
 use crate::error::{Error, Result};
+use crate::eval::classification::{count_by_class, total};
 use crate::kernels::in_pool;
 use crate::rng::Rng;
 use crate::train::iavit::{Fidelity, IaVitRecipe, Pupil};
 use crate::train::run::{Trainer, finite_loss};
-use crate::train::subject::labeled_images;
 use crate::train::{Batches, Checkpoint, cosine_schedule};
 use crate::vit::{Record, Vit, VitConfig, init};
 
@@ -54,7 +54,7 @@ impl<'a> ClassifierTrainer<'a> {
             .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
             .collect();
         let pupil = interpreter
-            .map(|interpreter| Pupil::new(interpreter, &config))
+            .map(|interpreter| Pupil::new(interpreter, &config, config.n_patches()))
             .transpose()?;
         let mut trained = vars.clone();
         for (name, var) in pupil.iter().flat_map(Pupil::vars) {
@@ -110,6 +110,14 @@ impl<'a> ClassifierTrainer<'a> {
         Ok(values)
     }
 
+    /// Share of the test pictures that are classified right.
+    fn test_accuracy(&self) -> Result<f64> {
+        let (vit, test) = (&self.vit, self.test);
+        let classes: Vec<usize> = (0..self.config.n_classes()).collect();
+        let counts = count_by_class(vit, test, &classes, NORMALIZATION, self.recipe.batch)?;
+        Ok(total(&counts).share())
+    }
+
     /// How well the interpreter answers as the model does, on all test pictures.
     fn fidelity(&self, pupil: &Pupil<'_>) -> Result<Fidelity> {
         let indices: Vec<usize> = (0..self.test.len()).collect();
@@ -125,7 +133,7 @@ impl<'a> ClassifierTrainer<'a> {
             .map(|pupil| Ok::<_, Error>((pupil.tensors()?, self.fidelity(pupil)?)))
             .transpose()?;
         Ok(TrainedClassifier {
-            test_accuracy: accuracy_on(&self.vit, self.test, self.recipe.batch)?,
+            test_accuracy: self.test_accuracy()?,
             weights: detached(&self.vars)?,
             config: self.config,
             interpreter,
@@ -148,7 +156,7 @@ impl Trainer for ClassifierTrainer<'_> {
         let mut values = in_pool(|| self.update(&images, &labels, schedule))?;
         self.step += 1;
         if self.step.is_multiple_of(self.batches.per_epoch()) {
-            values.push(accuracy_on(&self.vit, self.test, recipe.batch)?);
+            values.push(self.test_accuracy()?);
             if let Some(pupil) = &self.pupil {
                 let fidelity = self.fidelity(pupil)?;
                 values.extend([fidelity.kl, fidelity.agreement, fidelity.accuracy]);

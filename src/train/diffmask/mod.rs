@@ -23,6 +23,7 @@
 //! - The margin holds for binary masks on test pictures; that of sampled masks is steered until it does.
 //! - No Lookahead; the class token has no vote; the model's clean pass builds no graph.
 
+mod report;
 mod trainer;
 
 use std::collections::BTreeMap;
@@ -84,6 +85,8 @@ pub struct DiffMaskRecipe {
     pub margin: f64,
     /// Multipliers at the start.
     pub lambda: f64,
+    /// Whether multipliers rise where the divergence exceeds the margin; the authors' code lets them fall.
+    pub ascend: bool,
     /// Largest change of a multiplier in one step.
     pub lambda_rate: f64,
     /// Lower bound of a multiplier: what the divergence always weighs.
@@ -96,6 +99,9 @@ pub struct DiffMaskRecipe {
     pub test_steps: u64,
     /// Test pictures that are measured on.
     pub test_pictures: usize,
+    /// The run ends after so many measurements within the margin whose kept share is hardly smaller than the
+    /// smallest before them; 0 never ends it early.
+    pub patience: u64,
     /// Steps between checkpoints.
     pub checkpoint_steps: u64,
 }
@@ -116,12 +122,14 @@ impl Default for DiffMaskRecipe {
             masked_share: None,
             margin: 0.1,
             lambda: 20.0,
+            ascend: true,
             lambda_rate: 0.3,
             lambda_min: 0.0,
             lambda_max: 200.0,
             dead_gradient: 0.1,
             test_steps: 500,
             test_pictures: 256,
+            patience: 6,
             checkpoint_steps: 500,
         }
     }
@@ -140,7 +148,7 @@ pub struct TrainedGates {
     pub complete: bool,
 }
 
-/// Trains gates; writes checkpoints, `gates.csv` and `gates.png` into `folder`.
+/// Trains gates; writes checkpoints, `gates.csv` and `gates.png` into `folder`, and in the end `report.html`.
 ///
 /// Goes on from the checkpoint in `folder` where there is one.
 ///
@@ -166,7 +174,11 @@ pub fn train(
     };
     let mut trainer = GateTrainer::new(recipe, subject)?;
     let complete = run(&mut trainer, &plan, on_progress)?;
-    trainer.finish(complete)
+    let done = trainer.finish(complete)?;
+    if complete {
+        report::write(&done, subject, recipe.test_pictures, folder)?;
+    }
+    Ok(done)
 }
 
 fn validate(recipe: &DiffMaskRecipe, subject: Subject<'_>) -> Result<()> {

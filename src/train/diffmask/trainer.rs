@@ -41,6 +41,9 @@ impl Measured {
     }
 }
 
+/// A kept share that is smaller by less is as good as the same.
+const FLAT: f64 = 0.005;
+
 /// The gates that measured best so far.
 struct Best {
     measured: Measured,
@@ -63,6 +66,8 @@ pub(super) struct GateTrainer<'a> {
     step: u64,
     batches: Batches,
     best: Option<Best>,
+    /// Smallest kept share within the margin, and the measurements since that did not undercut it.
+    flat: (f64, u64),
 }
 
 impl<'a> GateTrainer<'a> {
@@ -117,6 +122,7 @@ impl<'a> GateTrainer<'a> {
             step: 0,
             batches,
             best: None,
+            flat: (1.0, 0),
         })
     }
 
@@ -214,6 +220,13 @@ impl<'a> GateTrainer<'a> {
     fn learn_from(&mut self, measured: Measured) -> Result<()> {
         self.margin = steered(self.margin, self.recipe.margin, measured.kl);
         let margin = self.recipe.margin;
+        if measured.kl <= margin {
+            let (smallest, since) = self.flat;
+            self.flat = match measured.kept < smallest - FLAT {
+                true => (measured.kept, 0),
+                false => (smallest, since + 1),
+            };
+        }
         let beaten = |best: &Best| measured.is_better_than(&best.measured, margin);
         if self.best.as_ref().is_none_or(beaten) {
             let tensors = self.tensors()?;
@@ -265,6 +278,10 @@ impl Trainer for GateTrainer<'_> {
         self.step
     }
 
+    fn is_done(&self) -> bool {
+        self.recipe.patience > 0 && self.flat.1 >= self.recipe.patience
+    }
+
     fn step(&mut self) -> Result<Vec<f64>> {
         let mut values = in_pool(|| self.update())?.to_vec();
         let Self { recipe, step, .. } = *self;
@@ -281,6 +298,8 @@ impl Trainer for GateTrainer<'_> {
         let lambda = Tensor::from_slice(&self.lambda, self.lambda.len(), &Device::Cpu)?;
         tensors.insert("lambda".into(), lambda);
         tensors.insert("margin".into(), Tensor::new(&[self.margin], &Device::Cpu)?);
+        let flat = [self.flat.0 as f32, self.flat.1 as f32];
+        tensors.insert("flat".into(), Tensor::new(&flat, &Device::Cpu)?);
         if let Some(Best {
             measured,
             tensors: best,
@@ -314,6 +333,9 @@ impl Trainer for GateTrainer<'_> {
         };
         self.lambda = saved("lambda")?;
         self.margin = saved("margin")?.first().copied().unwrap_or(self.margin);
+        if let [smallest, since] = saved("flat")?[..] {
+            self.flat = (f64::from(smallest), since as u64);
+        }
         if let Some(measured) = checkpoint.tensors.get("best measured") {
             let numbers: Vec<f32> = measured.to_vec1()?;
             let [kl, kept, agreement] = numbers[..] else {
@@ -353,10 +375,12 @@ fn schedule(recipe: &DiffMaskRecipe, step: u64) -> f64 {
         .min(1.0)
 }
 
-/// The multiplier after a step of ascent: up where the divergence exceeds the margin, else down.
+/// The multiplier after a step of ascent: up where the divergence exceeds the margin, else down; or the other way
+/// round.
 fn ascended(recipe: &DiffMaskRecipe, lambda: f64, kl: f64, margin: f64) -> f64 {
     let excess = ((kl - margin) / margin).clamp(-1.0, 1.0);
-    (lambda + recipe.lambda_rate * excess).clamp(recipe.lambda_min, recipe.lambda_max)
+    let direction = if recipe.ascend { 1.0 } else { -1.0 };
+    (lambda + direction * recipe.lambda_rate * excess).clamp(recipe.lambda_min, recipe.lambda_max)
 }
 
 /// The margin of sampled masks after binary ones diverged by `kl` on test pictures, of which `target` is allowed.
@@ -423,6 +447,12 @@ mod tests {
         assert!(near(ascended(&recipe, 20.0, 0.0, 0.1), 19.7));
         assert!(near(ascended(&recipe, 199.9, 7.0, 0.1), 200.0));
         assert!(near(ascended(&recipe, 0.1, 0.0, 0.1), 0.0));
+        let descending = DiffMaskRecipe {
+            ascend: false,
+            ..recipe
+        };
+        assert!(near(ascended(&descending, 20.0, 7.0, 0.1), 19.7));
+        assert!(near(ascended(&descending, 20.0, 0.0, 0.1), 20.3));
     }
 
     #[test]

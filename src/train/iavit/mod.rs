@@ -142,12 +142,12 @@ impl Default for IaVitRecipe {
 }
 
 impl IaVitRecipe {
-    /// The shape of an interpreter for a model.
-    pub fn shape(&self, config: &VitConfig) -> InterpreterShape {
+    /// The shape of an interpreter for a model that sees so many patches.
+    pub fn shape(&self, config: &VitConfig, patches: usize) -> InterpreterShape {
         InterpreterShape {
             pooling: self.pooling,
             unscaled: self.unscaled,
-            ..InterpreterShape::new(config)
+            ..InterpreterShape::new(config, patches)
         }
     }
 
@@ -251,7 +251,7 @@ struct InterpreterTrainer<'a> {
 
 impl<'a> InterpreterTrainer<'a> {
     fn new(recipe: &'a IaVitRecipe, subject: Subject<'a>) -> Result<Self> {
-        let pupil = Pupil::new(recipe, subject.vit.config())?;
+        let pupil = Pupil::new(recipe, subject.vit.config(), subject.n_patches())?;
         let params = pupil.vars().iter().map(|(name, var)| Param {
             name: name.clone(),
             var: var.clone(),

@@ -42,13 +42,17 @@ pub struct Fidelity {
 }
 
 impl<'a> Pupil<'a> {
-    pub(in crate::train) fn new(recipe: &'a IaVitRecipe, config: &VitConfig) -> Result<Self> {
+    pub(in crate::train) fn new(
+        recipe: &'a IaVitRecipe,
+        config: &VitConfig,
+        n_patches: usize,
+    ) -> Result<Self> {
         if config.n_classes() == 0 {
             return Err(Error::Model(
                 "an interpreter learns the model's answer, and the model has no classifier".into(),
             ));
         }
-        let shape = recipe.shape(config);
+        let shape = recipe.shape(config, n_patches);
         let mut rng = Rng::for_item(recipe.seed, SEED_OF_INTERPRETER);
         let vars = Interpreter::initial_tensors(&shape, &mut rng, &Device::Cpu)?
             .into_iter()

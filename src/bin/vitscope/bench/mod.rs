@@ -119,7 +119,7 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
         .collect::<anyhow::Result<_>>()?;
     let sizes = GateSizes::new(&config);
     let gates = Gates::initial_tensors(sizes, 0.0, &mut rng, device)?;
-    let shape = InterpreterShape::new(&config);
+    let shape = InterpreterShape::new(&config, config.n_patches());
     let interpreter = Interpreter::initial_tensors(&shape, &mut rng, device)?;
     let interpreter = Interpreter::load(shape, &interpreter.into_iter().collect())?;
     Ok(Model {
@@ -127,6 +127,7 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
         vit: Vit::load(config, &weights)?,
         preprocessor: Preprocessor::square(size_px),
         weights_sha256: String::new(),
+        head_sha256: None,
         gates: Some(Gates::load(
             sizes,
             DEFAULT_STRETCH,
