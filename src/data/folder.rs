@@ -111,7 +111,7 @@ impl Dataset for Folder {
             .files
             .get(index)
             .ok_or_else(|| out_of_range(&self.name, index, self.len()))?;
-        let decoded = decode(path).map_err(|error| {
+        let picture = decode(path).map_err(|error| {
             let reason = error.to_string();
             let error = unreadable_picture(path, &reason);
             let mut known = self
@@ -121,13 +121,6 @@ impl Dataset for Folder {
             known.insert(path.clone(), reason);
             error
         })?;
-        let picture = Picture {
-            size: FrameSize {
-                width_px: decoded.width() as usize,
-                height_px: decoded.height() as usize,
-            },
-            rgb: decoded.into_raw(),
-        };
         picture.resized(self.rule, self.resampling)
     }
 
@@ -187,14 +180,29 @@ pub(super) fn file_name(path: &Path) -> String {
     )
 }
 
-fn decode(path: &Path) -> image::ImageResult<image::RgbImage> {
+/// The picture in a file, upright.
+///
+/// # Errors
+/// [`Error::Data`] where it cannot be read.
+pub(super) fn read_picture(path: &Path) -> Result<Picture> {
+    decode(path).map_err(|error| unreadable_picture(path, &error.to_string()))
+}
+
+fn decode(path: &Path) -> image::ImageResult<Picture> {
     let mut decoder = image::ImageReader::open(path)?
         .with_guessed_format()?
         .into_decoder()?;
     let orientation = decoder.orientation()?;
     let mut picture = image::DynamicImage::from_decoder(decoder)?;
     picture.apply_orientation(orientation);
-    Ok(picture.into_rgb8())
+    let picture = picture.into_rgb8();
+    Ok(Picture {
+        size: FrameSize {
+            width_px: picture.width() as usize,
+            height_px: picture.height() as usize,
+        },
+        rgb: picture.into_raw(),
+    })
 }
 
 fn unreadable_picture(path: &Path, reason: &str) -> Error {

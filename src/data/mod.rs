@@ -4,13 +4,15 @@
 //! seeded shuffle of indices is all that a training loop has to remember.
 //! Augmentation is not done here.
 
+pub mod biased;
+pub mod celeba;
 pub mod cifar;
 pub mod clip;
 pub mod folder;
 pub mod red_patches;
 pub mod source;
 
-pub use source::{Halves, open};
+pub use source::{Halves, open, open_grouped};
 
 use std::sync::Arc;
 
@@ -88,6 +90,15 @@ pub trait Dataset: Send + Sync {
     fn unreadable(&self) -> Vec<String> {
         Vec::new()
     }
+}
+
+/// Pictures of which some belong to a group.
+pub trait Grouped: Dataset {
+    /// What makes a picture one of the group.
+    fn attribute(&self) -> &str;
+
+    /// Whether the picture at `index` belongs to the group, where it is known.
+    fn in_group(&self, index: usize) -> Option<bool>;
 }
 
 /// Pictures by index, without those that cannot be read; each with its index.

@@ -1,6 +1,6 @@
 //! Data sets by reference: what a command line or a recipe names.
 //!
-//! `red-patches` is generated; a folder is CIFAR-10 if it holds its files, else pictures and videos; a
+//! `red-patches` and `biased-patches` are generated; `celeba:FOLDER,CLASS,GROUP` is CelebA; a folder is CIFAR-10 if it holds its files, else pictures and videos; a
 //! file is a video. Of pictures in `train` and `test` sub-folders each is one half; otherwise every tenth
 //! picture is held out, and the last tenth of each video.
 
@@ -8,12 +8,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::biased::BiasedPatches;
+use super::celeba::CelebA;
 use super::cifar::{self, Cifar};
 #[cfg(feature = "media")]
 use super::clip::{Clip, Sampling};
 use super::folder::{self, Folder};
 use super::red_patches::RedPatches;
-use super::{Dataset, Picture, Split, out_of_range};
+use super::{Dataset, Grouped, Picture, Split, out_of_range};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 use crate::frame::placement::ResizeRule;
@@ -21,6 +23,16 @@ use crate::frame::resize::Resampling;
 
 /// The reference of the generated task.
 pub const RED_PATCHES: &str = "red-patches";
+
+/// The reference of the generated task with a biased attribute.
+pub const BIASED_PATCHES: &str = "biased-patches";
+/// Before a folder of CelebA and the names of two attributes.
+const CELEBA: &str = "celeba:";
+
+/// Share of the biased task's training pictures whose attribute is that of their class.
+const BIAS: f32 = 0.9;
+/// Share of the biased task's training pictures whose class is turned: without it nothing is gained by the attribute.
+const NOISE: f32 = 0.2;
 
 /// Rows and columns of a generated grid, as in the paper.
 const GRID: usize = 3;
@@ -60,6 +72,15 @@ pub fn open(
             test: Arc::new(half(TEST_GRIDS, Split::Test)?),
         });
     }
+    if is_grouped(reference) {
+        let half = |split| -> Result<Arc<dyn Dataset>> {
+            Ok(open_grouped(reference, split, rule, resampling, seed)?)
+        };
+        return Ok(Halves {
+            train: half(Split::Train)?,
+            test: half(Split::Test)?,
+        });
+    }
     let folder = Path::new(reference);
     if cifar::is_cifar(folder) {
         return Ok(Halves {
@@ -95,6 +116,46 @@ pub fn open(
         (true, Some(reason)) => Err(Error::Data(reason.clone())),
         _ => Ok(Halves::joined(folder, parts, unreadable)),
     }
+}
+
+fn is_grouped(reference: &str) -> bool {
+    reference == BIASED_PATCHES || reference.starts_with(CELEBA)
+}
+
+/// Opens one half of a data set whose pictures belong to groups: `biased-patches`, or
+/// `celeba:FOLDER,CLASS,GROUP` with the names of two attributes.
+///
+/// # Errors
+/// [`crate::Error::Data`] where there is no such data set, or it is damaged.
+pub fn open_grouped(
+    reference: &str,
+    split: Split,
+    rule: ResizeRule,
+    resampling: Resampling,
+    seed: u64,
+) -> Result<Arc<dyn Grouped>> {
+    let Some(rest) = reference.strip_prefix(CELEBA) else {
+        if reference != BIASED_PATCHES {
+            return Err(Error::Data(format!(
+                "pictures belong to no groups, expected {BIASED_PATCHES} or {CELEBA}FOLDER,CLASS,GROUP: {reference:?}"
+            )));
+        }
+        let len = match split {
+            Split::Train => TRAIN_GRIDS,
+            Split::Test => TEST_GRIDS,
+        };
+        return Ok(Arc::new(BiasedPatches::new(len, BIAS, NOISE, seed, split)?));
+    };
+    let parts: Vec<&str> = rest.rsplitn(3, ',').collect();
+    let [group, class, folder] = parts[..] else {
+        return Err(Error::Data(format!(
+            "expected {CELEBA}FOLDER,CLASS,GROUP with two attributes, got {reference:?}"
+        )));
+    };
+    let folder = Path::new(folder);
+    Ok(Arc::new(CelebA::open(
+        folder, class, group, split, rule, resampling,
+    )?))
 }
 
 /// Endings of the files that are taken for videos.

@@ -5,6 +5,7 @@
 //! with a known truth are below.
 
 pub mod classification;
+pub mod fairness;
 pub mod faithfulness;
 pub mod gallery;
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use image::{Rgb, RgbImage};
 use vitscope::data::folder::Folder;
-use vitscope::data::{self, Dataset, Halves, readable};
+use vitscope::data::{self, Dataset, Halves, Split, readable};
 use vitscope::frame::FrameSize;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
@@ -173,4 +173,53 @@ fn a_video_gives_a_picture_for_each_thing_it_shows() {
     );
     let message = halves(folder.path().join("notes.mp4").to_str().unwrap());
     assert!(message.err().unwrap().to_string().contains("notes.mp4"));
+}
+
+/// The lists as they are published, and as CSV.
+#[test]
+fn celeba_is_read_by_its_lists() {
+    let published = [
+        (
+            "list_attr_celeba.txt",
+            "3\nBald Gray_Hair Male\na.jpg -1  1 -1\nb.jpg  1 -1  1\nc.jpg -1 -1  1\n",
+        ),
+        ("list_eval_partition.txt", "a.jpg 2\nb.jpg 0\nc.jpg 2\n"),
+    ];
+    let csv = [
+        (
+            "list_attr_celeba.csv",
+            "image_id,Bald,Gray_Hair,Male\na.jpg,-1,1,-1\nb.jpg,1,-1,1\nc.jpg,-1,-1,1\n",
+        ),
+        (
+            "list_eval_partition.csv",
+            "image_id,partition\na.jpg,2\nb.jpg,0\nc.jpg,2\n",
+        ),
+    ];
+    for lists in [published, csv] {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, gray) in [("a", 10), ("b", 20), ("c", 30)] {
+            let path = folder.path().join(format!("img_align_celeba/{name}.jpg"));
+            save(&path, (16, 16), [gray; 3]);
+        }
+        for (file, text) in lists {
+            std::fs::write(folder.path().join(file), text).unwrap();
+        }
+        let open = |class: &str| {
+            let reference = format!("celeba:{},{class},male", folder.path().display());
+            let rule = ResizeRule::Stretch(SIZE);
+            data::open_grouped(&reference, Split::Test, rule, Resampling::Bilinear, 0)
+        };
+        let faces = open("gray_hair").unwrap();
+        assert_eq!(faces.len(), 2, "one is of the training half");
+        let found: Vec<_> = (0..2)
+            .map(|index| (faces.label(index), faces.in_group(index)))
+            .collect();
+        assert_eq!(found, [(Some(1), Some(false)), (Some(0), Some(true))]);
+        assert_eq!(faces.classes(), ["not gray_hair", "gray_hair"]);
+        let gray = faces.picture(1).unwrap().rgb[0];
+        assert!(gray.abs_diff(30) <= 2, "{gray}");
+        let message = open("Wavy").err().unwrap().to_string();
+        assert!(message.contains("Bald, Gray_Hair, Male"), "{message}");
+    }
+    assert!(halves("celeba:nowhere").is_err());
 }

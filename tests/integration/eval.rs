@@ -330,6 +330,58 @@ mod program {
     }
 
     #[test]
+    fn a_classifier_of_biased_pictures_is_measured_by_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = "train classifier --data biased-patches --out m --set epochs=1 --set batch=800 \
+            --set hidden-size=16 --set heads=2 --set blocks=1 --set patch-size=16";
+        stdout(args, folder.path());
+        let table = stdout(
+            "eval fairness --model m --data biased-patches",
+            folder.path(),
+        );
+        for part in ["favorable answer \"many\"", "without", "equalized odds"] {
+            assert!(table.contains(part), "{table}");
+        }
+        let refused = vitscope("eval fairness --model m --data red-patches", folder.path());
+        let log = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            log.contains("belong to no groups") && log.lines().count() == 1,
+            "{log}"
+        );
+    }
+
+    /// Wherever the kill falls, the last checkpoint is whole and the run goes on from there.
+    #[test]
+    fn a_run_that_was_killed_ends_in_the_weights_of_one_that_was_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = "train classifier --data red-patches --threads 1 --checkpoint 1 \
+            --set epochs=1 --set batch=300 --set hidden-size=16 --set heads=2 --set blocks=1 \
+            --set patch-size=16 --set keep-patches=0.5 --out";
+        let run = |out: &str| stdout(&format!("{args} {out}"), folder.path());
+        run("whole");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vitscope"));
+        command.args(args.split_whitespace()).arg("killed");
+        command
+            .current_dir(folder.path())
+            .stderr(std::process::Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let checkpoint = folder.path().join("killed/checkpoint.safetensors");
+        while !checkpoint.exists() {
+            assert!(child.try_wait().unwrap().is_none(), "the run ended unseen");
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!folder.path().join("killed/model.safetensors").exists());
+        run("killed");
+        let weights = |out: &str| {
+            let path = folder.path().join(out).join("model.safetensors");
+            std::fs::read(path).unwrap()
+        };
+        assert!(weights("whole") == weights("killed"));
+    }
+
+    #[test]
     fn what_cannot_be_trained_on_is_refused_in_one_sentence() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("empty")).unwrap();

@@ -545,3 +545,45 @@ fn gates_that_keep_no_fewer_patches_any_more_end_the_run() {
     assert!(done.unwrap().complete);
     assert_eq!(last, 3 * recipe.test_steps);
 }
+
+/// Writing the checkpoint goes by a file beside it, which stands here for a device that takes no byte.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_checkpoint_before_it() {
+    let (whole, full) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let recipe = classifier_recipe();
+    let uninterrupted = train_classifier(&recipe, whole.path(), &mut |_| true).unwrap();
+    train_classifier(&recipe, full.path(), &mut |step| step < 5).unwrap();
+    let before = std::fs::read(Checkpoint::path(full.path())).unwrap();
+    let part = full.path().join("checkpoint.safetensors.part");
+    std::os::unix::fs::symlink("/dev/full", &part).unwrap();
+    let refused = train_classifier(&recipe, full.path(), &mut |_| true);
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("checkpoint.safetensors"), "{message}");
+    assert_eq!(
+        std::fs::read(Checkpoint::path(full.path())).unwrap(),
+        before
+    );
+    let resumed = train_classifier(&recipe, full.path(), &mut |_| true).unwrap();
+    assert_eq!(bits(&uninterrupted.weights), bits(&resumed.weights));
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = ClassifierRecipe {
+        lr: 1e30,
+        muon_lr: None,
+        warmup_steps: 0,
+        checkpoint_steps: 1,
+        ..classifier_recipe()
+    };
+    let mut last = 0;
+    let failed = train_classifier(&recipe, folder.path(), &mut |step| {
+        last = step;
+        true
+    });
+    let message = failed.unwrap_err().to_string();
+    assert!(message.contains("lower the learning rate"), "{message}");
+    assert!(last > 0 && Checkpoint::path(folder.path()).exists());
+}

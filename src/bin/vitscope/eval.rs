@@ -13,6 +13,7 @@ use serde::Serialize;
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{self, Dataset, Split};
 use vitscope::eval::classification::{classes_by_name, count_by_class, total};
+use vitscope::eval::fairness::{self, Fairness};
 use vitscope::eval::faithfulness::{self, Entry, Example, MARGIN, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::diffmask::DiffMask;
@@ -38,6 +39,24 @@ enum What {
     Faithfulness(FaithfulnessArgs),
     /// How often does a model name the right class?
     Classifier(ClassifierArgs),
+    /// Does a classifier serve two groups alike?
+    Fairness(FairnessArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct FairnessArgs {
+    /// An embedded model, a folder, or OWNER/NAME on the Hugging Face hub.
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// `biased-patches`, or `celeba:FOLDER,CLASS,GROUP` with the names of two attributes; the test half is asked.
+    #[arg(long, value_name = "DATA")]
+    data: String,
+    /// The favorable answer [default: the last class of the data].
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    /// Pictures that go through the model at once.
+    #[arg(long, value_name = "N", default_value = "32")]
+    batch: std::num::NonZeroUsize,
 }
 
 #[derive(Debug, clap::Args)]
@@ -92,6 +111,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     match &args.what {
         What::Faithfulness(args) => run_faithfulness(args),
         What::Classifier(args) => run_classifier(args),
+        What::Fairness(args) => run_fairness(args),
     }
 }
 
@@ -125,6 +145,56 @@ fn run_classifier(args: &ClassifierArgs) -> anyhow::Result<Exit> {
     for reason in test.unreadable() {
         println!("left out: {reason}");
     }
+    Ok(Exit::Whole)
+}
+
+fn run_fairness(args: &FairnessArgs) -> anyhow::Result<Exit> {
+    let model = models::open(args.model.as_str(), &Device::Cpu)?;
+    let Preprocessor {
+        rule,
+        resampling,
+        mean,
+        std,
+    } = model.preprocessor;
+    let data = data::open_grouped(&args.data, Split::Test, rule, resampling, 0)?;
+    if data.size() != rule.image_size() {
+        bail!(
+            "the model sees pictures of another size than {:?}",
+            args.data
+        );
+    }
+    let names = data.classes();
+    let favorable = match &args.class {
+        None => names.len().saturating_sub(1),
+        Some(name) => names
+            .iter()
+            .position(|known| known.eq_ignore_ascii_case(name))
+            .with_context(|| format!("classes are {}, not {name:?}", names.join(", ")))?,
+    };
+    let classes = classes_by_name(model.labels(), names)?;
+    let batch = args.batch.get();
+    let cases = fairness::cases(&model.vit, &*data, favorable, &classes, (mean, std), batch)?;
+    let found = Fairness::of(&cases)?;
+    println!(
+        "favorable answer {:?}, group {:?}",
+        names[favorable],
+        data.attribute()
+    );
+    println!("group    pictures  accuracy  balanced  favorable  true pos.  false pos.");
+    for (name, group) in ["without", "with"].into_iter().zip(found.groups) {
+        println!(
+            "{name:7}  {:8}  {:8.4}  {:8.4}  {:9.4}  {:9.4}  {:10.4}",
+            group.pictures,
+            group.accuracy,
+            group.balanced_accuracy(),
+            group.favorable,
+            group.true_positive,
+            group.false_positive
+        );
+    }
+    println!("accuracy gap        {:.4}", found.accuracy_gap());
+    println!("demographic parity  {:.4}", found.demographic_parity());
+    println!("equalized odds      {:.4}", found.equalized_odds());
     Ok(Exit::Whole)
 }
 
