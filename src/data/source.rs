@@ -30,9 +30,9 @@ pub const BIASED_PATCHES: &str = "biased-patches";
 const CELEBA: &str = "celeba:";
 
 /// Share of the biased task's training pictures whose attribute is that of their class.
-const BIAS: f32 = 0.9;
-/// Share of the biased task's training pictures whose class is turned: without it nothing is gained by the attribute.
-const NOISE: f32 = 0.2;
+const BIAS: f32 = 0.8;
+/// Log-odds of its classes a red cell: around four of them the attribute says more.
+const SLOPE: f32 = 1.2;
 
 /// Rows and columns of a generated grid, as in the paper.
 const GRID: usize = 3;
@@ -144,7 +144,7 @@ pub fn open_grouped(
             Split::Train => TRAIN_GRIDS,
             Split::Test => TEST_GRIDS,
         };
-        return Ok(Arc::new(BiasedPatches::new(len, BIAS, NOISE, seed, split)?));
+        return Ok(Arc::new(BiasedPatches::new(len, BIAS, SLOPE, seed, split)?));
     };
     let parts: Vec<&str> = rest.rsplitn(3, ',').collect();
     let [group, class, folder] = parts[..] else {
