@@ -72,7 +72,8 @@ pub fn masked_answers(
     let answers = kl.into_iter().zip(before.into_iter().zip(after)).zip(masks);
     Ok(answers
         .map(|((kl, (before, after)), mask)| MaskedAnswer {
-            kl: f64::from(kl),
+            // Rounding can make a divergence of nothing slightly less than nothing.
+            kl: f64::from(kl).max(0.0),
             agrees: before == after,
             kept: share(mask.iter().copied()),
         })

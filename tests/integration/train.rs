@@ -42,6 +42,22 @@ fn grids(len: usize, split: Split) -> RedPatches {
     RedPatches::new(3, SIDE_PX / 3, len, 0, split).unwrap()
 }
 
+/// The small model with these grids.
+fn subject<'a>(vit: &'a Vit, train: &'a dyn Dataset, test: &'a dyn Dataset) -> Subject<'a> {
+    Subject {
+        vit,
+        size: FrameSize {
+            width_px: SIDE_PX,
+            height_px: SIDE_PX,
+        },
+        base_sha256: "ab12",
+        mean: [0.5; 3],
+        std: [0.5; 3],
+        train,
+        test,
+    }
+}
+
 fn recipe() -> DiffMaskRecipe {
     DiffMaskRecipe {
         seed: 5,
@@ -62,18 +78,7 @@ fn train(
     watch: &mut dyn FnMut(u64) -> bool,
 ) -> vitscope::Result<TrainedGates> {
     let (vit, train, test) = (vit(), grids(10, Split::Train), grids(8, Split::Test));
-    let subject = Subject {
-        vit: &vit,
-        size: FrameSize {
-            width_px: SIDE_PX,
-            height_px: SIDE_PX,
-        },
-        base_sha256: "ab12",
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        train: &train,
-        test: &test,
-    };
+    let subject = subject(&vit, &train, &test);
     diffmask::train(recipe, subject, folder, &mut |progress| {
         watch(progress.step)
     })
@@ -191,18 +196,7 @@ fn pictures_of_another_size_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (vit, test) = (vit(), grids(8, Split::Test));
     let large = RedPatches::new(3, 16, 8, 0, Split::Train).unwrap();
-    let subject = Subject {
-        vit: &vit,
-        size: FrameSize {
-            width_px: SIDE_PX,
-            height_px: SIDE_PX,
-        },
-        base_sha256: "ab12",
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        train: &large,
-        test: &test,
-    };
+    let subject = subject(&vit, &large, &test);
     let message = diffmask::train(&recipe(), subject, folder.path(), &mut |_| true).err();
     let message = message.unwrap().to_string();
     assert!(
@@ -332,18 +326,7 @@ fn train_interpreter(
     watch: &mut dyn FnMut(u64) -> bool,
 ) -> vitscope::Result<TrainedInterpreter> {
     let (vit, train, test) = (vit(), grids(64, Split::Train), grids(32, Split::Test));
-    let subject = Subject {
-        vit: &vit,
-        size: FrameSize {
-            width_px: SIDE_PX,
-            height_px: SIDE_PX,
-        },
-        base_sha256: "ab12",
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        train: &train,
-        test: &test,
-    };
+    let subject = subject(&vit, &train, &test);
     iavit::train(recipe, subject, folder, &mut |progress| {
         watch(progress.step)
     })
@@ -447,18 +430,7 @@ fn train_probe(
     watch: &mut dyn FnMut(u64) -> bool,
 ) -> vitscope::Result<TrainedProbe> {
     let (vit, train, test) = (vit(), grids(64, Split::Train), grids(32, Split::Test));
-    let subject = Subject {
-        vit: &vit,
-        size: FrameSize {
-            width_px: SIDE_PX,
-            height_px: SIDE_PX,
-        },
-        base_sha256: "ab12",
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        train: &train,
-        test: &test,
-    };
+    let subject = subject(&vit, &train, &test);
     probe::train(recipe, subject, folder, &mut |progress| {
         watch(progress.step)
     })
