@@ -330,6 +330,48 @@ mod program {
     }
 
     #[test]
+    fn the_runs_of_a_file_are_done_once_and_make_a_table() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = "data = \"red-patches\"\n\
+            [classifier]\nepochs = 1\nbatch = 800\nhidden-size = 16\nheads = 2\nblocks = 1\n\
+            patch-size = 16\nshift-px = 0\nmirror = false\n\
+            [diffmask]\nsteps = 2\nwarmup-steps = 1\ntest-pictures = 8\n\
+            [[run]]\nname = \"plain\"\ntrain = \"classifier\"\nseeds = [0, 1]\n\
+            [[run]]\nname = \"kd\"\ntrain = \"ia-vit\"\nset = { ia-vit = { alignment = \"none\" } }\n\
+            [[run]]\nname = \"gates\"\ntrain = \"diffmask\"\nmodel = \"runs/plain/0\"\n";
+        std::fs::write(folder.path().join("runs.toml"), recipe).unwrap();
+        let run = || stdout("train runs.toml --out runs", folder.path());
+        let first = run();
+        assert!(first.contains("plain, seed 1"), "{first}");
+        let table = std::fs::read_to_string(folder.path().join("runs/runs.md")).unwrap();
+        assert_eq!(table.lines().count(), 5, "{table}");
+        assert!(
+            table.contains("| plain | 2 |") && table.contains("interpreter kl"),
+            "{table}"
+        );
+        let card = folder.path().join("runs/kd/0/interpreter.json");
+        assert!(
+            std::fs::read_to_string(card)
+                .unwrap()
+                .contains("\"alignment\": \"none\"")
+        );
+        let again = run();
+        assert!(
+            !again.contains(", seed ") && again.trim() == table.trim(),
+            "{again}"
+        );
+
+        let other = recipe.replace("seeds = [0, 1]", "seeds = [0, 1]\nset = { lr = 0.1 }");
+        std::fs::write(folder.path().join("runs.toml"), other).unwrap();
+        let refused = vitscope("train runs.toml --out runs", folder.path());
+        let log = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            log.contains("done by another recipe") && log.lines().count() == 1,
+            "{log}"
+        );
+    }
+
+    #[test]
     fn a_classifier_of_biased_pictures_is_measured_by_group() {
         let folder = tempfile::tempdir().unwrap();
         let args = "train classifier --data biased-patches --out m --set epochs=1 --set batch=800 \

@@ -1,0 +1,311 @@
+//! One training run: its recipe, its data, and what it leaves behind.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::bail;
+use candle_core::Device;
+use serde::Deserialize;
+use vitscope::data::{self, Halves};
+use vitscope::eval::classification::Count;
+use vitscope::frame::FrameSize;
+use vitscope::frame::placement::ResizeRule;
+use vitscope::frame::resize::Resampling;
+use vitscope::gates::Gates;
+use vitscope::interpreter::Interpreter;
+use vitscope::models::{self, Model, Precision, Preprocessor, Reference};
+use vitscope::train::classifier::{self, ClassifierRecipe};
+use vitscope::train::diffmask::{self, DiffMaskRecipe};
+use vitscope::train::iavit::{self, Fidelity, IaVitRecipe};
+use vitscope::train::probe::{self, ProbeRecipe};
+use vitscope::train::{Checkpoint, Subject};
+
+use super::recipe::{DEFAULT_IMAGE_PX, IA_VIT, RecipeFile, recipe};
+use super::shown::Shown;
+
+/// What a run came to on test pictures, by name.
+pub(super) type Measured = BTreeMap<String, f64>;
+
+/// What a run goes by.
+pub(super) struct Job<'a> {
+    pub(super) file: &'a RecipeFile,
+    /// What `--data` says.
+    pub(super) data: Option<&'a str>,
+    /// What `--set` says.
+    pub(super) changes: toml::Table,
+    pub(super) seed: Option<u64>,
+    /// Steps between checkpoints.
+    pub(super) checkpoint: Option<u64>,
+    /// Folder of what is trained, and of the run's files.
+    pub(super) out: &'a Path,
+    /// Raised at Ctrl-C.
+    pub(super) stop: &'a Arc<AtomicBool>,
+}
+
+/// What is trained beside a classifier.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Joint {
+    Alone,
+    WithInterpreter,
+}
+
+/// Each trains to the end and gives what was measured, or nothing where it was interrupted.
+impl Job<'_> {
+    pub(super) fn classifier(mut self, joint: Joint) -> anyhow::Result<Option<Measured>> {
+        let interpreter: Option<IaVitRecipe> = match joint {
+            Joint::Alone => None,
+            Joint::WithInterpreter => {
+                let changes = match self.changes.remove(IA_VIT) {
+                    Some(toml::Value::Table(changes)) => changes,
+                    Some(other) => bail!("--set takes {IA_VIT}.KEY=VALUE, got {other}"),
+                    None => toml::Table::new(),
+                };
+                Some(recipe(&self.file.ia_vit, changes, self.seed, None, IA_VIT)?)
+            }
+        };
+        let recipe: ClassifierRecipe = self.recipe(&self.file.classifier, "classifier")?;
+        let side_px = self.file.image_size.unwrap_or(DEFAULT_IMAGE_PX);
+        let rule = ResizeRule::Stretch(FrameSize {
+            width_px: side_px,
+            height_px: side_px,
+        });
+        let halves = self.open_data(rule, Resampling::Bilinear, recipe.seed)?;
+        let (train, test) = (&*halves.train, &*halves.test);
+        let mut shown = Shown::new(Arc::clone(self.stop));
+        let done = classifier::train(
+            &recipe,
+            interpreter.as_ref(),
+            train,
+            test,
+            self.out,
+            &mut |progress| shown.step(progress),
+        )?;
+        shown.finish();
+        if !done.complete {
+            return Ok(None);
+        }
+        let preprocessor = Preprocessor::square(done.config.image_size);
+        let sha256 = models::save_folder(
+            self.out,
+            &done.config,
+            &preprocessor,
+            &done.weights,
+            Precision::F16,
+        )?;
+        let mut measured = measured([("test accuracy", done.test_accuracy)]);
+        if let (Some(recipe), Some((tensors, fidelity))) = (interpreter, done.interpreter) {
+            let shape = recipe.shape(&done.config, done.config.n_patches());
+            let card = recipe.card(shape, &sha256, fidelity)?;
+            Interpreter::save(&tensors, &card, self.out)?;
+            measured.extend(told(fidelity));
+        }
+        Checkpoint::remove(self.out)?;
+        println!(
+            "test accuracy {:.4} on {} pictures",
+            done.test_accuracy,
+            halves.test.len()
+        );
+        print_unreadable(&halves);
+        println!(
+            "sha256 {sha256} of {:?}",
+            self.out.join("model.safetensors")
+        );
+        Ok(Some(measured))
+    }
+
+    pub(super) fn head(self, init: &str) -> anyhow::Result<Option<Measured>> {
+        let recipe: ProbeRecipe = self.recipe(&self.file.probe, "probe")?;
+        let frozen = self.open_frozen(init.into(), recipe.seed)?;
+        if frozen.model.head_sha256.is_some() {
+            bail!("model has a head of its own beside it, and so is no backbone: {init:?}");
+        }
+        let mut shown = Shown::new(Arc::clone(self.stop));
+        let subject = frozen.subject();
+        let done = probe::train(&recipe, subject, self.out, &mut |progress| {
+            shown.step(progress)
+        })?;
+        shown.finish();
+        if !done.complete {
+            return Ok(None);
+        }
+        let classes = subject.train.classes();
+        models::save_head(
+            self.out,
+            &done.weight,
+            &done.bias,
+            classes,
+            subject.base_sha256,
+        )?;
+        Checkpoint::remove(self.out)?;
+        println!("test accuracy {}", accuracy(done.test));
+        print_unreadable(&frozen.halves);
+        println!(
+            "head in {:?}, for --backbone {init}",
+            self.out.join("head.safetensors")
+        );
+        Ok(Some(measured([("test accuracy", done.test.share())])))
+    }
+
+    pub(super) fn gates(self, reference: Reference<'_>) -> anyhow::Result<Option<Measured>> {
+        let recipe: DiffMaskRecipe = self.recipe(&self.file.diffmask, "diffmask")?;
+        let frozen = self.open_frozen(reference, recipe.seed)?;
+        let mut shown = Shown::new(Arc::clone(self.stop));
+        let done = diffmask::train(&recipe, frozen.subject(), self.out, &mut |progress| {
+            shown.step(progress)
+        })?;
+        shown.finish();
+        if !done.complete {
+            return Ok(None);
+        }
+        Gates::save(&done.tensors, &done.card, self.out)?;
+        Checkpoint::remove(self.out)?;
+        println!(
+            "binary masks on test pictures: kl {:.4}, kept {:.4}, agreement {:.4}",
+            done.card.kl, done.card.l0, done.agreement
+        );
+        if done.card.kl > recipe.margin {
+            println!(
+                "the margin of {} is not met: train longer, or start with another masked-share",
+                recipe.margin
+            );
+        }
+        print_unreadable(&frozen.halves);
+        println!(
+            "gates in {:?}, report in {:?}",
+            self.out.join("gates.safetensors"),
+            self.out.join("report.html")
+        );
+        Ok(Some(measured([
+            ("kl", done.card.kl),
+            ("kept", done.card.l0),
+            ("agreement", done.agreement),
+        ])))
+    }
+
+    pub(super) fn interpreter(self, reference: Reference<'_>) -> anyhow::Result<Option<Measured>> {
+        let recipe: IaVitRecipe = self.recipe(&self.file.ia_vit, IA_VIT)?;
+        let frozen = self.open_frozen(reference, recipe.seed)?;
+        let mut shown = Shown::new(Arc::clone(self.stop));
+        let done = iavit::train(&recipe, frozen.subject(), self.out, &mut |progress| {
+            shown.step(progress)
+        })?;
+        shown.finish();
+        if !done.complete {
+            return Ok(None);
+        }
+        Interpreter::save(&done.tensors, &done.card, self.out)?;
+        Checkpoint::remove(self.out)?;
+        let measured = told(done.fidelity);
+        print_unreadable(&frozen.halves);
+        println!(
+            "interpreter in {:?}",
+            self.out.join("interpreter.safetensors")
+        );
+        Ok(Some(measured))
+    }
+
+    /// A table of the recipe file with what is changed of it.
+    fn recipe<T: for<'de> Deserialize<'de>>(
+        &self,
+        table: &toml::Table,
+        name: &str,
+    ) -> anyhow::Result<T> {
+        recipe(
+            table,
+            self.changes.clone(),
+            self.seed,
+            self.checkpoint,
+            name,
+        )
+    }
+
+    fn open_data(
+        &self,
+        rule: ResizeRule,
+        resampling: Resampling,
+        seed: u64,
+    ) -> anyhow::Result<Halves> {
+        let Some(reference) = self.data.or(self.file.data.as_deref()) else {
+            bail!("no data: pass --data, or a recipe that names it");
+        };
+        Ok(data::open(reference, rule, resampling, seed)?)
+    }
+
+    fn open_frozen(&self, reference: Reference<'_>, seed: u64) -> anyhow::Result<Frozen> {
+        let reference = Reference {
+            trained_parts: false,
+            ..reference
+        };
+        let model = models::open(reference, &Device::Cpu)?;
+        let Preprocessor {
+            rule, resampling, ..
+        } = model.preprocessor;
+        let halves = self.open_data(rule, resampling, seed)?;
+        let halves = halves.at_size(rule, resampling);
+        Ok(Frozen { model, halves })
+    }
+}
+
+/// A frozen model that something is trained for, and the pictures.
+struct Frozen {
+    model: Model,
+    halves: Halves,
+}
+
+impl Frozen {
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            vit: &self.model.vit,
+            size: self.model.preprocessor.image_size(),
+            base_sha256: &self.model.weights_sha256,
+            mean: self.model.preprocessor.mean,
+            std: self.model.preprocessor.std,
+            train: &*self.halves.train,
+            test: &*self.halves.test,
+        }
+    }
+}
+
+fn measured<const N: usize>(values: [(&str, f64); N]) -> Measured {
+    values.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// Prints how well an interpreter answers as its model does.
+fn told(fidelity: Fidelity) -> Measured {
+    println!(
+        "interpreter on test pictures: kl {:.4}, agreement {:.4}, accuracy {:.4}",
+        fidelity.kl, fidelity.agreement, fidelity.accuracy
+    );
+    measured([
+        ("interpreter kl", fidelity.kl),
+        ("interpreter agreement", fidelity.agreement),
+        ("interpreter accuracy", fidelity.accuracy),
+    ])
+}
+
+/// A share of right answers with its interval, for people.
+pub fn accuracy(count: Count) -> String {
+    let (low, high) = count.interval();
+    format!(
+        "{:.4} on {} pictures (95 % interval {low:.4} to {high:.4})",
+        count.share(),
+        count.of
+    )
+}
+
+/// Names what was left out of the pictures.
+fn print_unreadable(halves: &Halves) {
+    let mut unreadable = halves.train.unreadable();
+    unreadable.extend(halves.test.unreadable());
+    unreadable.sort();
+    unreadable.dedup();
+    if unreadable.is_empty() {
+        return;
+    }
+    println!("left out, as unreadable: {}", unreadable.len());
+    for reason in unreadable {
+        println!("  {reason}");
+    }
+}

@@ -1,0 +1,272 @@
+//! `vitscope train`: a classifier from scratch, DiffMask gates for a model, IA-ViT's interpreter, or many such runs.
+//!
+//! All take a recipe (TOML), whose keys are the fields of the trainers' recipe types; options on the
+//! command line win. What is written is a model's folder, with the loss curve beside it. A killed run
+//! goes on from its last checkpoint when the same command is given again.
+#![expect(
+    clippy::print_stdout,
+    reason = "what a command is asked for goes to standard output"
+)]
+
+mod job;
+mod recipe;
+mod runs;
+mod shown;
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::bail;
+use vitscope::models::Reference;
+use vitscope::train::Checkpoint;
+
+use crate::exit::Exit;
+use crate::interrupt;
+use job::{Job, Joint, Measured};
+
+pub use job::accuracy;
+
+/// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct TrainArgs {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    runs: RunsArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunsArgs {
+    /// A recipe with tables [[run]], all of which are done; those that are done already are not repeated.
+    #[arg(value_name = "FILE.toml")]
+    file: Option<PathBuf>,
+    /// What all runs learn from [default: the recipe's].
+    #[arg(long, value_name = "DATA", requires = "file")]
+    data: Option<String>,
+    /// Folder of all runs.
+    #[arg(long, value_name = "FOLDER", requires = "file")]
+    out: Option<PathBuf>,
+    /// Threads that compute; runs are equal bit by bit for equal numbers [default: one a core].
+    #[arg(long, value_name = "N", requires = "file")]
+    threads: Option<NonZeroUsize>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Train a Vision Transformer from scratch.
+    Classifier(ClassifierArgs),
+    /// Train DiffMask gates for a frozen model.
+    Diffmask(DiffMaskArgs),
+    /// Train IA-ViT's interpreter: for a frozen model, or without --model jointly with one from scratch.
+    IaVit(IaVitArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ClassifierArgs {
+    /// Folder of the new model; a run that was killed goes on from there.
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Begin with the features of this model, instead of from scratch.
+    #[arg(long, value_name = "MODEL", requires = "freeze")]
+    init: Option<String>,
+    /// Leave the model of --init as it is and train a linear head for it, which needs it as its backbone.
+    #[arg(long, requires = "init")]
+    freeze: bool,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct DiffMaskArgs {
+    /// Folder of the model that gets gates.
+    #[arg(long, value_name = "FOLDER")]
+    model: PathBuf,
+    /// The model that stands under a folder which holds a head only.
+    #[arg(long, value_name = "MODEL")]
+    backbone: Option<String>,
+    /// Folder of the gates and the run's files [default: the model's].
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Train gates of so many seeds, the first in the folder, the others in `seeds/SEED` below it.
+    #[arg(long, value_name = "N", default_value = "1")]
+    seeds: NonZeroU64,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct IaVitArgs {
+    /// Folder of the model that gets an interpreter and stays as it is.
+    #[arg(long, value_name = "FOLDER", required_unless_present = "out")]
+    model: Option<PathBuf>,
+    /// The model that stands under a folder which holds a head only.
+    #[arg(long, value_name = "MODEL", requires = "model")]
+    backbone: Option<String>,
+    /// Folder of the interpreter and the run's files, and of the new model where none is given [default: the model's].
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct CommonArgs {
+    /// `red-patches`, a video, or a folder: CIFAR-10, or pictures and videos, or a sub-folder of pictures a class
+    /// [default: the recipe's].
+    #[arg(long, value_name = "DATA")]
+    data: Option<String>,
+    /// TOML file with `data` and the tables `classifier`, `probe`, `diffmask` and `ia-vit`.
+    #[arg(long, value_name = "FILE.toml")]
+    recipe: Option<PathBuf>,
+    /// Change a key of the recipe's table, e.g. `--set steps=2000`; beside a classifier `ia-vit.KEY=VALUE`.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Seed of everything random [default: the recipe's, else 0].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Steps between checkpoints [default: the recipe's].
+    #[arg(long, value_name = "STEPS")]
+    checkpoint: Option<u64>,
+    /// Threads that compute; runs are equal bit by bit for equal numbers [default: one a core].
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+impl TrainArgs {
+    /// What `--threads` says.
+    pub fn threads(&self) -> Option<NonZeroUsize> {
+        match &self.what {
+            None => self.runs.threads,
+            Some(What::Classifier(args)) => args.common.threads,
+            Some(What::Diffmask(args)) => args.common.threads,
+            Some(What::IaVit(args)) => args.common.threads,
+        }
+    }
+}
+
+/// Runs `vitscope train`.
+pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
+    let Some(what) = &args.what else {
+        return match &args.runs.file {
+            Some(path) => runs::run(path, &args.runs),
+            None => bail!(
+                "nothing to train: name what (`vitscope train --help`), or a recipe with runs"
+            ),
+        };
+    };
+    match what {
+        What::Classifier(args) => one(&args.common, &args.out, |job| match &args.init {
+            Some(init) => job.head(init),
+            None => job.classifier(Joint::Alone),
+        }),
+        What::Diffmask(args) => train_gates(args),
+        What::IaVit(args) => match (&args.model, &args.out) {
+            (Some(model), out) => {
+                let reference = over(model, args.backbone.as_deref())?;
+                let out = out.as_deref().unwrap_or(model);
+                one(&args.common, out, |job| job.interpreter(reference))
+            }
+            (None, Some(out)) => one(&args.common, out, |job| {
+                job.classifier(Joint::WithInterpreter)
+            }),
+            (None, None) => bail!("--model or --out is needed"),
+        },
+    }
+}
+
+/// A single run.
+fn one(
+    common: &CommonArgs,
+    out: &Path,
+    train: impl FnOnce(Job<'_>) -> anyhow::Result<Option<Measured>>,
+) -> anyhow::Result<Exit> {
+    let file = recipe::read(common.recipe.as_deref())?;
+    let stop = interrupt::flag(vec![Checkpoint::path(out)])?;
+    match train(common.job(&file, out, &stop)?)? {
+        Some(_) => Ok(Exit::Whole),
+        None => Ok(interrupted(out)),
+    }
+}
+
+fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
+    let file = recipe::read(args.common.recipe.as_deref())?;
+    let out = args.out.as_deref().unwrap_or(&args.model);
+    let reference = over(&args.model, args.backbone.as_deref())?;
+    let in_file = file.diffmask.get("seed").and_then(toml::Value::as_integer);
+    let in_file = in_file.and_then(|seed| u64::try_from(seed).ok());
+    let first = args.common.seed.or(in_file).unwrap_or_default();
+    let folders: Vec<(u64, PathBuf)> = (first..)
+        .take(args.seeds.get() as usize)
+        .map(|seed| match seed == first {
+            true => (seed, out.to_owned()),
+            false => (seed, out.join("seeds").join(seed.to_string())),
+        })
+        .collect();
+    let checkpoints = folders.iter().map(|(_, folder)| Checkpoint::path(folder));
+    let stop = interrupt::flag(checkpoints.collect())?;
+    let mut all: Vec<Measured> = Vec::new();
+    for (seed, folder) in &folders {
+        let mut job = args.common.job(&file, folder, &stop)?;
+        job.seed = Some(*seed);
+        match job.gates(reference)? {
+            Some(measured) => all.push(measured),
+            None => return Ok(interrupted(folder)),
+        }
+    }
+    if let (true, Some(first)) = (all.len() > 1, all.first()) {
+        for name in first.keys() {
+            let values = || {
+                all.iter()
+                    .filter_map(|measured| measured.get(name))
+                    .copied()
+            };
+            let (low, high) = (
+                values().fold(f64::INFINITY, f64::min),
+                values().fold(f64::NEG_INFINITY, f64::max),
+            );
+            println!("{name} over {} seeds: {low:.4} to {high:.4}", all.len());
+        }
+    }
+    Ok(Exit::Whole)
+}
+
+/// A folder, and the model under it.
+fn over<'a>(folder: &'a Path, backbone: Option<&'a str>) -> anyhow::Result<Reference<'a>> {
+    let Some(model) = folder.to_str() else {
+        bail!("path is not UTF-8: {folder:?}");
+    };
+    Ok(Reference {
+        backbone,
+        ..model.into()
+    })
+}
+
+impl CommonArgs {
+    fn job<'a>(
+        &'a self,
+        file: &'a recipe::RecipeFile,
+        out: &'a Path,
+        stop: &'a Arc<AtomicBool>,
+    ) -> anyhow::Result<Job<'a>> {
+        Ok(Job {
+            file,
+            data: self.data.as_deref(),
+            changes: recipe::changed(&self.set)?,
+            seed: self.seed,
+            checkpoint: self.checkpoint,
+            out,
+            stop,
+        })
+    }
+}
+
+fn interrupted(folder: &Path) -> Exit {
+    println!(
+        "interrupted; the same command goes on from {:?}",
+        Checkpoint::path(folder)
+    );
+    Exit::Interrupted
+}

@@ -1,0 +1,117 @@
+//! Recipe files, and what the command line changes of them.
+
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use serde::{Deserialize, Serialize};
+
+use crate::changes;
+
+/// A recipe file.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RecipeFile {
+    /// What `--data` takes; a relative folder is looked for from where the program runs.
+    pub(super) data: Option<String>,
+    /// Edge of the model's image, for pictures of a folder; pixels.
+    pub(super) image_size: Option<usize>,
+    pub(super) classifier: toml::Table,
+    pub(super) probe: toml::Table,
+    pub(super) diffmask: toml::Table,
+    pub(super) ia_vit: toml::Table,
+    /// The runs of `vitscope train FILE.toml`.
+    pub(super) run: Vec<Run>,
+}
+
+/// One line of an ablation, for each of its seeds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Run {
+    /// Its folder and its name in the table.
+    pub(super) name: String,
+    /// What is trained.
+    pub(super) train: Trained,
+    /// The frozen model of gates, and of an interpreter that is not trained jointly.
+    pub(super) model: Option<String>,
+    /// One run each.
+    #[serde(default = "one_seed")]
+    pub(super) seeds: Vec<u64>,
+    /// What differs from the tables of the file, as `--set` says it.
+    #[serde(default)]
+    pub(super) set: toml::Table,
+}
+
+/// What a run trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Trained {
+    Classifier,
+    IaVit,
+    Diffmask,
+}
+
+fn one_seed() -> Vec<u64> {
+    vec![0]
+}
+
+/// Edge of the model's image where neither recipe nor data say one; pixels.
+pub(super) const DEFAULT_IMAGE_PX: usize = 64;
+
+/// Name of IA-ViT's table in a recipe.
+pub(super) const IA_VIT: &str = "ia-vit";
+
+/// Reads a recipe file; without one all is by default.
+pub(super) fn read(path: Option<&Path>) -> anyhow::Result<RecipeFile> {
+    let Some(path) = path else {
+        return Ok(RecipeFile::default());
+    };
+    let text = std::fs::read_to_string(path).with_context(|| format!("{path:?}"))?;
+    toml::from_str(&text).map_err(|err| {
+        let before = err.span().and_then(|span| text.get(..span.start));
+        let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+        anyhow!(
+            "recipe is malformed: {}: {path:?}, line {line}",
+            err.message()
+        )
+    })
+}
+
+/// What `--set` changes.
+pub(super) fn changed(set: &[String]) -> anyhow::Result<toml::Table> {
+    let mut table = toml::Table::new();
+    for change in set {
+        for (key, value) in changes::parse(change)? {
+            match (table.get_mut(&key), value) {
+                (Some(toml::Value::Table(known)), toml::Value::Table(more)) => known.extend(more),
+                (_, value) => _ = table.insert(key, value),
+            }
+        }
+    }
+    Ok(table)
+}
+
+/// The table of a recipe file with the command line's changes.
+pub(super) fn recipe<T: for<'de> Deserialize<'de>>(
+    table: &toml::Table,
+    changes: toml::Table,
+    seed: Option<u64>,
+    checkpoint: Option<u64>,
+    name: &str,
+) -> anyhow::Result<T> {
+    let mut table = table.clone();
+    table.extend(changes);
+    let numbers = [("seed", seed), ("checkpoint-steps", checkpoint)];
+    for (key, value) in numbers {
+        if let Some(value) = value {
+            let value = i64::try_from(value).with_context(|| format!("{key} is too large"))?;
+            table.insert(key.into(), value.into());
+        }
+    }
+    toml::Value::Table(table)
+        .try_into()
+        .map_err(|err: toml::de::Error| {
+            // Its second line names the key.
+            let reason = err.to_string().trim().replace('\n', " ");
+            anyhow!("recipe table {name:?}: {reason}")
+        })
+}

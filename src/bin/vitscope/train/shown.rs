@@ -1,0 +1,77 @@
+//! A training run on standard error.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use vitscope::train::Progress;
+
+/// Shows a run on standard error, and ends it at Ctrl-C.
+pub(super) struct Shown {
+    bar: Option<ProgressBar>,
+    interrupted: Arc<AtomicBool>,
+    /// Running means of the values, for single steps are noisy.
+    means: Vec<f64>,
+}
+
+/// Steps between two lines where standard error is no terminal.
+const PLAIN_STEPS: u64 = 100;
+
+/// Weight of the newest step in a running mean.
+const NEWEST: f64 = 0.05;
+
+impl Shown {
+    pub(super) fn new(interrupted: Arc<AtomicBool>) -> Self {
+        Self {
+            bar: None,
+            interrupted,
+            means: Vec::new(),
+        }
+    }
+
+    pub(super) fn step(&mut self, progress: &Progress<'_>) -> bool {
+        self.means.resize(progress.values.len(), f64::NAN);
+        let shown = self.means.iter_mut().zip(progress.values);
+        for ((mean, value), name) in shown.zip(progress.names) {
+            // What is measured now and then is shown as it was last measured.
+            if mean.is_nan() || (name.starts_with("test") && value.is_finite()) {
+                *mean = *value;
+            } else if value.is_finite() {
+                *mean += NEWEST * (value - *mean);
+            }
+        }
+        let line: Vec<String> = progress
+            .names
+            .iter()
+            .zip(&self.means)
+            .filter(|(_, mean)| mean.is_finite())
+            .map(|(name, mean)| format!("{name} {mean:.3}"))
+            .collect();
+        let line = line.join("  ");
+        let bar = self.bar.get_or_insert_with(|| bar(progress));
+        bar.set_position(progress.step);
+        if bar.is_hidden() && progress.step.is_multiple_of(PLAIN_STEPS) {
+            eprintln!("{}/{}  {line}", progress.step, progress.n_steps);
+        }
+        bar.set_message(line);
+        !self.interrupted.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish();
+        }
+    }
+}
+
+fn bar(progress: &Progress<'_>) -> ProgressBar {
+    let bar = ProgressBar::new(progress.n_steps);
+    // A resumed run shall not count the steps of the first one into its speed.
+    bar.set_position(progress.step.saturating_sub(1));
+    bar.reset_eta();
+    let template = "{wide_bar} {pos}/{len}  {per_sec}  {eta} left\n{msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
