@@ -400,6 +400,27 @@ fn a_model_and_its_interpreter_that_are_ended_early_go_on_where_they_were() {
     assert_eq!(fidelity, fidelity_again);
 }
 
+#[test]
+fn a_temperature_of_zero_is_refused_in_joint_training_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let interpreter = IaVitRecipe {
+        temperature: 0.0,
+        ..interpreter_recipe()
+    };
+    let refused = train_jointly(
+        &classifier_recipe(),
+        Some(&interpreter),
+        folder.path(),
+        &mut |_| true,
+    );
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("temperature must be above 0")
+    );
+}
+
 /// The model is drawn by its interpreter's losses: its features are those that an interpreter can read.
 #[test]
 fn an_interpreter_shapes_the_model_that_it_is_trained_with() {

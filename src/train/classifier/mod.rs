@@ -186,6 +186,9 @@ pub fn train(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<TrainedClassifier> {
     recipe.validate(train)?;
+    if let Some(interpreter) = interpreter {
+        interpreter.validate()?;
+    }
     let mut trainer = ClassifierTrainer::new(recipe, interpreter, train, test)?;
     let (columns, text) = match interpreter {
         None => (COLUMNS, recipe_text(recipe)?),

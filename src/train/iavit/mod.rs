@@ -174,7 +174,7 @@ impl IaVitRecipe {
         })
     }
 
-    fn validate(&self) -> Result<()> {
+    pub(in crate::train) fn validate(&self) -> Result<()> {
         let positive = [("lr", self.lr), ("temperature", self.temperature)];
         for (name, value) in positive {
             if !(value > 0.0 && value.is_finite()) {
