@@ -314,6 +314,9 @@ mod program {
         assert!(
             inspected.contains("2 states") || inspected.contains("3 states"),
             "{inspected}"
+        run("train diffmask --model top --backbone base --out other --set seed=5");
+        let card = std::fs::read_to_string(folder.path().join("other/gates.json")).unwrap();
+        assert!(card.contains("\"seed\": 5"), "{card}");
         );
         assert!(inspected.contains("interpreter  IA-ViT") && inspected.contains("ia-vit"));
         let scored = show("eval classifier --model top --backbone base --data red-patches");

@@ -21,6 +21,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::bail;
 use vitscope::models::Reference;
 use vitscope::train::Checkpoint;
+use vitscope::train::diffmask::DiffMaskRecipe;
 
 use crate::exit::Exit;
 use crate::interrupt;
@@ -195,9 +196,10 @@ fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
     let file = recipe::read(args.common.recipe.as_deref())?;
     let out = args.out.as_deref().unwrap_or(&args.model);
     let reference = over(&args.model, args.backbone.as_deref())?;
-    let in_file = file.diffmask.get("seed").and_then(toml::Value::as_integer);
-    let in_file = in_file.and_then(|seed| u64::try_from(seed).ok());
-    let first = args.common.seed.or(in_file).unwrap_or_default();
+    let changes = recipe::changed(&args.common.set)?;
+    let recipe: DiffMaskRecipe =
+        recipe::recipe(&file.diffmask, changes, args.common.seed, None, "diffmask")?;
+    let first = recipe.seed;
     let folders: Vec<(u64, PathBuf)> = (first..)
         .take(args.seeds.get() as usize)
         .map(|seed| match seed == first {
