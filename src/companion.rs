@@ -1,7 +1,8 @@
 //! What is trained for a model and lies beside it: weights in a safetensors file, and a card of the same name.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
@@ -43,6 +44,21 @@ pub(crate) fn from_bytes<C: Card>(
     Ok((tensors, card))
 }
 
+/// The bytes of both files of a folder, weights first.
+///
+/// # Errors
+/// [`Error::Io`] where one cannot be read.
+pub(crate) fn read<C: Card>(folder: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
+    let [weights, card] = files::<C>(folder);
+    let read = |path: PathBuf| fs::read(&path).map_err(|err| Error::io(path, err));
+    Ok((read(weights)?, read(card)?))
+}
+
+/// Both files in a folder, weights first.
+fn files<C: Card>(folder: &Path) -> [PathBuf; 2] {
+    ["safetensors", "json"].map(|ending| folder.join(format!("{}.{ending}", C::NAME)))
+}
+
 /// Writes weights and card into a folder.
 ///
 /// # Errors
@@ -58,6 +74,7 @@ pub(crate) fn save<C: Card>(
     let mut json = serde_json::to_string_pretty(card)
         .map_err(|err| Error::Model(format!("{name}.json cannot be written: {err}")))?;
     json.push('\n');
-    write_whole(&folder.join(format!("{name}.safetensors")), &weights)?;
-    write_whole(&folder.join(format!("{name}.json")), json.as_bytes())
+    let [weights_path, card_path] = files::<C>(folder);
+    write_whole(&weights_path, &weights)?;
+    write_whole(&card_path, json.as_bytes())
 }

@@ -13,12 +13,12 @@
 //! red cells with slope · |red cells − 4| < ln(bias / (1 − bias)). With a slope of 1.2 and a bias of 0.8 these are 3, 4
 //! and 5, a third of the pictures: its demographic parity on the test half is 1/3 where that of a fair model is 0.
 
+use super::red_patches::{FIRST_TEST_ITEM, RED, painted};
 use super::{Dataset, Grouped, Picture, Split, out_of_range};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 use crate::rng::Rng;
 
-const RED: [u8; 3] = [255, 0, 0];
 const OTHERS: [[u8; 3]; 3] = [[0, 0, 255], [0, 255, 0], [255, 255, 0]];
 const WHITE: [u8; 3] = [255; 3];
 const BLACK: [u8; 3] = [0; 3];
@@ -29,9 +29,6 @@ const GRID: usize = 3;
 const CELL_PX: usize = 16;
 /// Cells whose red ones are counted.
 const COUNTED: usize = GRID * GRID - 1;
-
-/// Where the held-out pictures' numbers begin: no training set is as long.
-const FIRST_TEST_ITEM: u64 = 1 << 40;
 
 /// Grids with a biased attribute, drawn anew from the seed at every access.
 #[derive(Clone, Debug)]
@@ -121,17 +118,9 @@ impl Dataset for BiasedPatches {
     }
 
     fn picture(&self, index: usize) -> Result<Picture> {
-        let cells = self.draw(index)?.cells;
-        let side_px = GRID * CELL_PX;
-        let mut rgb = Vec::with_capacity(3 * side_px * side_px);
-        for row in 0..side_px {
-            for column in 0..side_px {
-                rgb.extend(cells[row / CELL_PX * GRID + column / CELL_PX]);
-            }
-        }
         Ok(Picture {
             size: self.size(),
-            rgb,
+            rgb: painted(&self.draw(index)?.cells, GRID, CELL_PX),
         })
     }
 

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 use crate::rng::Rng;
 
-const RED: [u8; 3] = [255, 0, 0];
+pub(super) const RED: [u8; 3] = [255, 0, 0];
 const OTHERS: [[u8; 3]; 5] = [
     [0, 0, 255],
     [0, 255, 0],
@@ -35,7 +35,7 @@ pub struct RedPatches {
 }
 
 /// Where the held-out grids' numbers begin: no training set is as long.
-const FIRST_TEST_ITEM: u64 = 1 << 40;
+pub(super) const FIRST_TEST_ITEM: u64 = 1 << 40;
 
 impl RedPatches {
     /// `len` grids of `grid`×`grid` cells of `cell_px`×`cell_px` pixels.
@@ -117,26 +117,33 @@ impl Dataset for RedPatches {
     }
 
     fn picture(&self, index: usize) -> Result<Picture> {
-        let cells = self.cells(index)?;
-        let size = self.size();
-        let mut rgb = Vec::with_capacity(3 * size.width_px * size.height_px);
-        for row in cells.chunks(self.grid) {
-            let line: Vec<u8> = row
-                .iter()
-                .flat_map(|color| std::iter::repeat_n(*color, self.cell_px))
-                .flatten()
-                .collect();
-            for _ in 0..self.cell_px {
-                rgb.extend_from_slice(&line);
-            }
-        }
-        Ok(Picture { size, rgb })
+        let rgb = painted(&self.cells(index)?, self.grid, self.cell_px);
+        Ok(Picture {
+            size: self.size(),
+            rgb,
+        })
     }
 
     fn label(&self, index: usize) -> Option<usize> {
         let red = self.red_cells(index).ok()?;
         Some(red.into_iter().filter(|&red| red).count())
     }
+}
+
+/// The pixels of a square grid, red first, from the colors of its cells, row by row.
+pub(super) fn painted(cells: &[[u8; 3]], grid: usize, cell_px: usize) -> Vec<u8> {
+    let mut rgb = Vec::with_capacity(3 * cells.len() * cell_px * cell_px);
+    for row in cells.chunks(grid) {
+        let line: Vec<u8> = row
+            .iter()
+            .flat_map(|color| std::iter::repeat_n(*color, cell_px))
+            .flatten()
+            .collect();
+        for _ in 0..cell_px {
+            rgb.extend_from_slice(&line);
+        }
+    }
+    rgb
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use candle_core::D;
 
-use crate::data::{Dataset, labeled_images};
+use crate::data::{Dataset, images_from_pictures, readable};
 use crate::error::{Error, Result};
 use crate::vit::Vit;
 
@@ -65,20 +65,39 @@ pub fn count_by_class(
     batch: usize,
 ) -> Result<Vec<Count>> {
     let mut counts = vec![Count::default(); classes.len()];
-    let indices: Vec<usize> = (0..data.len()).collect();
-    for chunk in indices.chunks(batch.max(1)) {
-        let (images, labels) = labeled_images(data, chunk, normalization)?;
-        let logits = super::logits(vit.forward(&images)?.logits)?;
-        let predicted: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-        for (label, predicted) in labels.into_iter().zip(predicted) {
-            let of_label = label.and_then(|label| Some((counts.get_mut(label)?, classes[label])));
-            if let Some((count, class)) = of_label {
-                count.of += 1;
-                count.right += usize::from(class == predicted as usize);
-            }
+    for (index, answer) in answers(vit, data, normalization, batch)? {
+        let label = data.label(index);
+        let of_label = label.and_then(|label| Some((counts.get_mut(label)?, classes[label])));
+        if let Some((count, class)) = of_label {
+            count.of += 1;
+            count.right += usize::from(class == answer);
         }
     }
     Ok(counts)
+}
+
+/// The class that the model names for each picture that can be read, by the picture's index.
+pub(super) fn answers(
+    vit: &Vit,
+    data: &dyn Dataset,
+    (mean, std): ([f32; 3], [f32; 3]),
+    batch: usize,
+) -> Result<Vec<(usize, usize)>> {
+    let indices: Vec<usize> = (0..data.len()).collect();
+    let mut answers = Vec::with_capacity(indices.len());
+    for chunk in indices.chunks(batch.max(1)) {
+        let (chunk, pictures): (Vec<usize>, Vec<_>) = readable(data, chunk)?.into_iter().unzip();
+        let device = vit.class_token().device();
+        let images = images_from_pictures(&pictures, mean, std, device)?;
+        let logits = super::logits(vit.forward(&images)?.logits)?;
+        let named: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
+        answers.extend(
+            chunk
+                .into_iter()
+                .zip(named.into_iter().map(|class| class as usize)),
+        );
+    }
+    Ok(answers)
 }
 
 /// Right answers of all classes.

@@ -11,9 +11,8 @@
 //! **Deviations** from the code of IA-ViT's authors: theirs swaps prediction and label, so that what it calls the true
 //! positive rate is a precision, and it drops the last batch.
 
-use candle_core::D;
-
-use crate::data::{Grouped, images_from_pictures, readable};
+use super::classification::answers;
+use crate::data::Grouped;
 use crate::error::{Error, Result};
 use crate::vit::Vit;
 
@@ -99,32 +98,21 @@ pub fn cases(
     data: &dyn Grouped,
     favorable: usize,
     classes: &[usize],
-    (mean, std): ([f32; 3], [f32; 3]),
+    normalization: ([f32; 3], [f32; 3]),
     batch: usize,
 ) -> Result<Vec<Case>> {
     let Some(&answer) = classes.get(favorable) else {
         return Err(Error::Config(format!("the data have no class {favorable}")));
     };
-    let indices: Vec<usize> = (0..data.len()).collect();
-    let mut cases = Vec::with_capacity(indices.len());
-    for chunk in indices.chunks(batch.max(1)) {
-        let (chunk, pictures): (Vec<usize>, Vec<_>) = readable(data, chunk)?.into_iter().unzip();
-        let device = vit.class_token().device();
-        let images = images_from_pictures(&pictures, mean, std, device)?;
-        let logits = super::logits(vit.forward(&images)?.logits)?;
-        let predicted: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-        for (index, predicted) in chunk.into_iter().zip(predicted) {
-            let (Some(label), Some(in_group)) = (data.label(index), data.in_group(index)) else {
-                continue;
-            };
-            cases.push(Case {
-                in_group,
-                is_favorable: label == favorable,
-                answered_favorable: predicted as usize == answer,
-            });
-        }
-    }
-    Ok(cases)
+    let answers = answers(vit, data, normalization, batch)?;
+    let cases = answers.into_iter().filter_map(|(index, answered)| {
+        Some(Case {
+            in_group: data.in_group(index)?,
+            is_favorable: data.label(index)? == favorable,
+            answered_favorable: answered == answer,
+        })
+    });
+    Ok(cases.collect())
 }
 
 fn group(cases: &[Case], in_group: bool) -> Result<Group> {

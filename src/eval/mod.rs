@@ -41,6 +41,20 @@ pub fn kl_from_logits(original: &Tensor, masked: &Tensor) -> TensorResult<Tensor
     (original.exp()? * (original - masked)?)?.sum(D::Minus1)
 }
 
+/// Share of images whose greatest logits are of the same class.
+///
+/// # Shapes
+/// - `a`, `b`: logits, `[batch, classes]`
+///
+/// # Errors
+/// Fails where the logits have no classes.
+pub fn agreement(a: &Tensor, b: &Tensor) -> Result<f64> {
+    let a: Vec<u32> = a.argmax(D::Minus1)?.to_vec1()?;
+    let b: Vec<u32> = b.argmax(D::Minus1)?.to_vec1()?;
+    let same = a.iter().zip(&b).filter(|(a, b)| a == b).count();
+    Ok(same as f64 / a.len().max(1) as f64)
+}
+
 /// Runs the model on masked images and compares the answers with those to the whole images.
 ///
 /// # Shapes

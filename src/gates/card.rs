@@ -1,7 +1,6 @@
 //! Gates on disk: `gates.safetensors` and, beside it, `gates.json`.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -11,10 +10,6 @@ use super::{GateSizes, Gates};
 use crate::companion::{self, Card};
 use crate::error::{Error, Result};
 use crate::vit::VitConfig;
-
-/// File names in a model's folder.
-const WEIGHTS_FILE: &str = "gates.safetensors";
-const CARD_FILE: &str = "gates.json";
 
 /// What lies beside the weights of gates, in `gates.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,11 +92,7 @@ impl Gates {
         base_sha256: &str,
         device: &Device,
     ) -> Result<(Self, GateCard)> {
-        let read = |name| {
-            let path = folder.join(name);
-            fs::read(&path).map_err(|err| Error::io(path, err))
-        };
-        let (weights, card) = (read(WEIGHTS_FILE)?, read(CARD_FILE)?);
+        let (weights, card) = companion::read::<GateCard>(folder)?;
         Self::from_bytes(&weights, &card, config, base_sha256, device).map_err(|err| match err {
             Error::Model(message) => Error::Model(format!("{message}: {folder:?}")),
             err => err,

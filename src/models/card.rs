@@ -92,7 +92,7 @@ impl ModelCard {
             Self::parse(&text).map_err(|error| Error::Model(format!("{error}: {path:?}")))?;
         let weights = folder.join(WEIGHTS);
         let bytes = fs::read(&weights).map_err(|error| Error::io(&weights, error))?;
-        let found = sha256_hex(&[&bytes]);
+        let found = sha256_hex(&bytes);
         if found != card.sha256 {
             return Err(Error::Model(format!(
                 "weights have sha256 {found:?}, card says {:?}: {path:?}",

@@ -210,5 +210,5 @@ pub fn save_folder(
         preprocessor.to_json().as_bytes(),
     )?;
     write_whole(&folder.join(WEIGHTS), &weights)?;
-    Ok(sha256_hex(&[&weights]))
+    Ok(sha256_hex(&weights))
 }

@@ -81,16 +81,12 @@ impl HeadFile {
     }
 
     /// Fails where it was trained for other weights.
-    pub(super) fn check_backbone(&self, weights_sha256: impl FnOnce() -> String) -> Result<()> {
-        let Some(expected) = &self.backbone_sha256 else {
-            return Ok(());
-        };
-        let found = weights_sha256();
-        match expected.eq_ignore_ascii_case(&found) {
-            true => Ok(()),
-            false => refuse(format!(
-                "the head belongs to weights with sha256 {expected:?}, the model's have {found:?}"
+    pub(super) fn check_backbone(&self, weights_sha256: &str) -> Result<()> {
+        match &self.backbone_sha256 {
+            Some(expected) if !expected.eq_ignore_ascii_case(weights_sha256) => refuse(format!(
+                "the head belongs to weights with sha256 {expected:?}, the model's have {weights_sha256:?}"
             )),
+            _ => Ok(()),
         }
     }
 

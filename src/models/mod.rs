@@ -45,8 +45,8 @@ pub struct Model {
     pub preprocessor: Preprocessor,
     /// Hash of `model.safetensors`, and of `head.safetensors` behind it where there is one, in lower-case hexadecimal.
     pub weights_sha256: String,
-    /// Hash of `head.safetensors`, where there is one.
-    pub head_sha256: Option<String>,
+    /// Whether its classifier is that of a `head.safetensors`.
+    pub own_head: bool,
     /// DiffMask gates for exactly these weights.
     pub gates: Option<Gates>,
     /// How the gates were trained.
@@ -79,6 +79,16 @@ impl<'a> From<&'a str> for Reference<'a> {
             model,
             backbone: None,
             trained_parts: true,
+        }
+    }
+}
+
+impl<'a> Reference<'a> {
+    /// A model, gates and all, over a backbone where one is given.
+    pub fn over(model: &'a str, backbone: Option<&'a str>) -> Self {
+        Self {
+            backbone,
+            ..model.into()
         }
     }
 }
@@ -176,20 +186,22 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
     let mut tensors = weights::tensors_where(&files.weights, device, names::takes_part)
         .and_then(names::renamed)
         .map_err(|error| files.blame(WEIGHTS, error))?;
-    if let Some(head) = &files.head {
-        HeadFile::from_bytes(head, device)
-            .and_then(|head| {
-                head.check_backbone(|| weights::sha256_hex(&[&files.weights]))?;
-                head.install(&mut config, &mut tensors)
-            })
-            .map_err(|error| files.blame(HEAD, error))?;
-    }
+    let weights_sha256 = match &files.head {
+        None => weights::sha256_hex(&files.weights),
+        Some(head) => {
+            let (of_weights, of_both) = weights::sha256_hex_and_with(&files.weights, head);
+            HeadFile::from_bytes(head, device)
+                .and_then(|head| {
+                    head.check_backbone(&of_weights)?;
+                    head.install(&mut config, &mut tensors)
+                })
+                .map_err(|error| files.blame(HEAD, error))?;
+            of_both
+        }
+    };
     let vit = names::canonical_weights(&config, tensors)
         .and_then(|tensors| Vit::load(config, &tensors))
         .map_err(|error| files.blame(WEIGHTS, error))?;
-    let mut parts = vec![&*files.weights];
-    parts.extend(files.head.as_deref());
-    let weights_sha256 = weights::sha256_hex(&parts);
     let gates = files.gates.as_ref().map(|(tensors, card)| {
         Gates::from_bytes(tensors, card, vit.config(), &weights_sha256, device)
             .map_err(|error| files.blame(GATES, error))
@@ -205,7 +217,7 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         vit,
         preprocessor,
         weights_sha256,
-        head_sha256: files.head.as_ref().map(|head| weights::sha256_hex(&[head])),
+        own_head: files.head.is_some(),
         gates,
         gate_card,
         interpreter,

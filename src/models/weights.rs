@@ -100,12 +100,18 @@ pub fn bytes_from_tensors(
     safetensors::serialize(views, Some(format)).map_err(invalid)
 }
 
-/// SHA-256 of parts, one behind the other, in lower-case hexadecimal.
-pub fn sha256_hex(parts: &[&[u8]]) -> String {
-    let mut digest = Sha256::new();
-    for part in parts {
-        digest.update(part);
-    }
+/// SHA-256 in lower-case hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(Sha256::new_with_prefix(bytes))
+}
+
+/// SHA-256 of `bytes`, and of `bytes` with `more` behind them; `bytes` are read once.
+pub(super) fn sha256_hex_and_with(bytes: &[u8], more: &[u8]) -> (String, String) {
+    let digest = Sha256::new_with_prefix(bytes);
+    (hex(digest.clone()), hex(digest.chain_update(more)))
+}
+
+fn hex(digest: Sha256) -> String {
     let digest = digest.finalize();
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -182,6 +188,8 @@ mod tests {
     #[test]
     fn the_digest_is_the_published_one() {
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(sha256_hex(&[b"a", b"bc"]), expected);
+        assert_eq!(sha256_hex(b"abc"), expected);
+        let (of_first, of_both) = sha256_hex_and_with(b"a", b"bc");
+        assert_eq!((of_first, of_both), (sha256_hex(b"a"), expected.to_owned()));
     }
 }

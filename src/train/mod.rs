@@ -16,7 +16,7 @@ mod subject;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -164,6 +164,30 @@ impl Checkpoint {
             _ => Ok(()),
         }
     }
+}
+
+/// Variables with these values to start from, by name.
+fn variables<C: FromIterator<(String, Var)>>(
+    tensors: impl IntoIterator<Item = (String, Tensor)>,
+) -> Result<C> {
+    let variable = |(name, tensor)| Ok((name, Var::from_tensor(&tensor)?));
+    tensors.into_iter().map(variable).collect()
+}
+
+/// What a model or a part is built over, so that it learns with the variables.
+fn over<'a>(vars: impl IntoIterator<Item = (&'a String, &'a Var)>) -> HashMap<String, Tensor> {
+    vars.into_iter()
+        .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+        .collect()
+}
+
+/// Copies of the variables' values, by name.
+fn copies<'a, C: FromIterator<(String, Tensor)>>(
+    vars: impl IntoIterator<Item = (&'a String, &'a Var)>,
+) -> Result<C> {
+    vars.into_iter()
+        .map(|(name, var)| Ok((name.clone(), var.as_tensor().detach().copy()?)))
+        .collect()
 }
 
 fn unusable(path: &Path, reason: impl std::fmt::Display) -> Error {

@@ -19,7 +19,8 @@ use crate::error::{Error, Result};
 use crate::eval::classification::Count;
 use crate::kernels::in_pool;
 use crate::rng::Rng;
-use crate::vit::{Head, Output};
+use crate::vit::Head;
+use crate::vit::head::features;
 
 /// What a run measures.
 pub const COLUMNS: &[&str] = &["loss", "train accuracy", "test accuracy"];
@@ -220,7 +221,8 @@ impl<'a> ProbeTrainer<'a> {
         let data = if *learns { train } else { test };
         let (images, labels) = labeled_images(data, indices, (mean, std))?;
         let output = vit.forward(&images)?;
-        let read = features(&output, vit.config().n_special_tokens(), self.width)?;
+        let config = vit.config();
+        let read = features(config.reads, &output.tokens, config.n_special_tokens())?;
         let features = if *learns {
             &mut self.train
         } else {
@@ -374,18 +376,6 @@ impl Trainer for ProbeTrainer<'_> {
 fn restored(tensors: &HashMap<String, Tensor>, name: &str) -> Result<Vec<f32>> {
     let lacking = || Error::Config(format!("the checkpoint lacks the {name}"));
     Ok(tensors.get(name).ok_or_else(lacking)?.to_vec1()?)
-}
-
-/// What a head of this width reads: the class token, and the mean of the patches behind it.
-fn features(output: &Output, n_special: usize, width: usize) -> Result<Tensor> {
-    let tokens = &output.tokens;
-    let (_, n_tokens, dim) = tokens.dims3()?;
-    let class_token = tokens.narrow(1, 0, 1)?.squeeze(1)?;
-    if width == dim {
-        return Ok(class_token);
-    }
-    let patches = tokens.narrow(1, n_special, n_tokens - n_special)?.mean(1)?;
-    Ok(Tensor::cat(&[&class_token, &patches], 1)?)
 }
 
 /// Mean and standard deviation of each feature, `[1, width]` each; a feature that never changes is left as it is.

@@ -1,8 +1,10 @@
 //! The loop that all trainers share: step, tell, checkpoint, go on from there.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{Checkpoint, History, OnProgress, Progress};
 use crate::error::{Error, Result};
@@ -49,6 +51,26 @@ pub(super) struct Plan<'a> {
 pub(super) fn recipe_text(parts: &impl Serialize) -> Result<String> {
     serde_json::to_string(parts)
         .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))
+}
+
+/// Every option of a recipe by its name, for a card.
+pub(super) fn recipe_options(recipe: &impl Serialize) -> Result<BTreeMap<String, Value>> {
+    serde_json::to_value(recipe)
+        .and_then(serde_json::from_value)
+        .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))
+}
+
+/// Fails on the first option that is not above 0.
+pub(super) fn check_positive(options: &[(&str, f64)]) -> Result<()> {
+    match options
+        .iter()
+        .find(|(_, value)| !(*value > 0.0 && value.is_finite()))
+    {
+        None => Ok(()),
+        Some((name, value)) => Err(Error::Config(format!(
+            "{name} must be above 0, got {value}"
+        ))),
+    }
 }
 
 /// Trains to the end, or until `on_progress` says no; false in that case.

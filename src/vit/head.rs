@@ -5,6 +5,20 @@ use candle_core::{D, Result, Tensor};
 use super::{Head, Rules, VitConfig, Weights, linear};
 use crate::kernels::Linear;
 
+/// What a linear classifier reads of the normed tokens, `[batch, tokens, dim]`, of which the first `n_special` are no
+/// patches: the class token, and for [`Head::ClassTokenAndPatchMean`] the mean of the patches behind it.
+///
+/// # Shapes
+/// - result: `[batch, dim]` or `[batch, 2 · dim]`
+pub(crate) fn features(reads: Head, tokens: &Tensor, n_special: usize) -> Result<Tensor> {
+    let class_token = tokens.narrow(1, 0, 1)?.squeeze(1)?;
+    if reads != Head::ClassTokenAndPatchMean {
+        return Ok(class_token);
+    }
+    let patches = tokens.narrow(1, n_special, tokens.dim(1)? - n_special)?;
+    Tensor::cat(&[&class_token, &patches.mean(1)?], 1)
+}
+
 /// What makes logits of the normed tokens.
 #[derive(Clone, Debug)]
 pub(crate) enum Classifier {
@@ -56,9 +70,8 @@ impl Classifier {
         match self {
             Self::ClassToken(classifier) => classifier.forward(&token(0)?),
             Self::ClassTokenAndPatchMean(classifier) => {
-                let patches = tokens.narrow(1, n_special, tokens.dim(1)? - n_special)?;
-                let both = Tensor::cat(&[&token(0)?, &patches.mean(1)?], 1)?; // [batch, 2 dim]
-                classifier.forward(&both)
+                let read = features(Head::ClassTokenAndPatchMean, tokens, n_special)?;
+                classifier.forward(&read)
             }
             Self::ClassAndDistillationTokens {
                 class,

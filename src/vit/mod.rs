@@ -20,7 +20,7 @@ pub mod attention;
 pub mod block;
 pub mod config;
 pub(crate) mod fields;
-mod head;
+pub(crate) mod head;
 pub mod init;
 pub mod names;
 pub mod patches;

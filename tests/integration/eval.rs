@@ -210,6 +210,10 @@ fn shipped_gates_of_every_seed_find_the_red_cells() {
 mod program {
     use std::process::{Command, Output};
 
+    /// A recipe's table for a model too small to be right.
+    const CLASSIFIER: &str = "[classifier]\nepochs = 1\nbatch = 800\nhidden-size = 16\nheads = 2\nblocks = 1\n\
+        patch-size = 16\nshift-px = 0\nmirror = false\n";
+
     fn vitscope(args: &str, folder: &std::path::Path) -> Output {
         Command::new(env!("CARGO_BIN_EXE_vitscope"))
             .args(args.split_whitespace())
@@ -229,10 +233,11 @@ mod program {
     #[test]
     fn a_model_is_trained_gets_gates_and_is_scored() {
         let folder = tempfile::tempdir().unwrap();
-        let recipe = "data = \"red-patches\"\n\
-            [classifier]\nepochs = 1\nbatch = 800\nhidden-size = 16\nheads = 2\nblocks = 1\n\
-            patch-size = 16\nshift-px = 0\nmirror = false\n\
-            [diffmask]\nsteps = 3\nwarmup-steps = 1\ntest-pictures = 8\n";
+        let recipe = format!(
+            "data = \"red-patches\"\n\
+            {CLASSIFIER}\
+            [diffmask]\nsteps = 3\nwarmup-steps = 1\ntest-pictures = 8\n"
+        );
         std::fs::write(folder.path().join("train.toml"), recipe).unwrap();
         let trained = stdout(
             "train classifier --recipe train.toml --out m",
@@ -289,12 +294,13 @@ mod program {
     #[test]
     fn parts_are_trained_for_a_model_and_all_are_found_in_its_folder() {
         let folder = tempfile::tempdir().unwrap();
-        let recipe = "data = \"red-patches\"\n\
-            [classifier]\nepochs = 1\nbatch = 800\nhidden-size = 16\nheads = 2\nblocks = 1\n\
-            patch-size = 16\nshift-px = 0\nmirror = false\n\
+        let recipe = format!(
+            "data = \"red-patches\"\n\
+            {CLASSIFIER}\
             [probe]\nepochs = 2\npictures = 96\ntest-pictures = 64\n\
             [diffmask]\nsteps = 2\nwarmup-steps = 1\ntest-pictures = 8\n\
-            [ia-vit]\nsteps = 2\nbatch = 8\ntest-pictures = 8\n";
+            [ia-vit]\nsteps = 2\nbatch = 8\ntest-pictures = 8\n"
+        );
         std::fs::write(folder.path().join("train.toml"), recipe).unwrap();
         let run = |args: &str| stdout(&format!("{args} --recipe train.toml"), folder.path());
         let joint = run("train ia-vit --out base --set ia-vit.alignment=jensen-shannon");
@@ -308,15 +314,15 @@ mod program {
         assert!(gates.contains("kept over 2 seeds"), "{gates}");
         assert!(folder.path().join("top/seeds/8/gates.json").exists());
         run("train ia-vit --model top --backbone base");
+        run("train diffmask --model top --backbone base --out other --set seed=5");
+        let card = std::fs::read_to_string(folder.path().join("other/gates.json")).unwrap();
+        assert!(card.contains("\"seed\": 5"), "{card}");
 
         let show = |args: &str| stdout(args, folder.path());
         let inspected = show("models inspect top --backbone base");
         assert!(
             inspected.contains("2 states") || inspected.contains("3 states"),
             "{inspected}"
-        run("train diffmask --model top --backbone base --out other --set seed=5");
-        let card = std::fs::read_to_string(folder.path().join("other/gates.json")).unwrap();
-        assert!(card.contains("\"seed\": 5"), "{card}");
         );
         assert!(inspected.contains("interpreter  IA-ViT") && inspected.contains("ia-vit"));
         let scored = show("eval classifier --model top --backbone base --data red-patches");
@@ -335,14 +341,15 @@ mod program {
     #[test]
     fn the_runs_of_a_file_are_done_once_and_make_a_table() {
         let folder = tempfile::tempdir().unwrap();
-        let recipe = "data = \"red-patches\"\n\
-            [classifier]\nepochs = 1\nbatch = 800\nhidden-size = 16\nheads = 2\nblocks = 1\n\
-            patch-size = 16\nshift-px = 0\nmirror = false\n\
+        let recipe = format!(
+            "data = \"red-patches\"\n\
+            {CLASSIFIER}\
             [diffmask]\nsteps = 2\nwarmup-steps = 1\ntest-pictures = 8\n\
             [[run]]\nname = \"plain\"\ntrain = \"classifier\"\nseeds = [0, 1]\n\
-            [[run]]\nname = \"kd\"\ntrain = \"ia-vit\"\nset = { ia-vit = { alignment = \"none\" } }\n\
-            [[run]]\nname = \"gates\"\ntrain = \"diffmask\"\nmodel = \"runs/plain/0\"\n";
-        std::fs::write(folder.path().join("runs.toml"), recipe).unwrap();
+            [[run]]\nname = \"kd\"\ntrain = \"ia-vit\"\nset = {{ ia-vit = {{ alignment = \"none\" }} }}\n\
+            [[run]]\nname = \"gates\"\ntrain = \"diffmask\"\nmodel = \"runs/plain/0\"\n"
+        );
+        std::fs::write(folder.path().join("runs.toml"), &recipe).unwrap();
         let run = || stdout("train runs.toml --out runs", folder.path());
         let first = run();
         assert!(first.contains("plain, seed 1"), "{first}");

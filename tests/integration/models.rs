@@ -88,7 +88,7 @@ fn a_folder_opens_with_all_that_lies_in_it() {
     assert_eq!(model.grid(), (4, 4));
     assert!(model.gates.is_none());
     let weights = fs::read(fixture("vit_a").join("model.safetensors")).unwrap();
-    assert_eq!(model.weights_sha256, sha256_hex(&[&weights]));
+    assert_eq!(model.weights_sha256, sha256_hex(&weights));
     let images = model.images_from_rgb(&[vec![255; 32 * 32 * 3]]).unwrap();
     assert_eq!(images.dims(), [1, 3, 32, 32]);
     assert_eq!(images.max_all().unwrap().to_scalar::<f32>().unwrap(), 1.0);
@@ -377,10 +377,7 @@ fn a_folder_with_a_head_only_stands_on_its_backbone() {
     )
     .unwrap();
     let open_over = |model: &Path, backbone: &Path| {
-        let reference = Reference {
-            backbone: backbone.to_str(),
-            ..model.to_str().unwrap().into()
-        };
+        let reference = Reference::over(model.to_str().unwrap(), backbone.to_str());
         models::open(reference, &Device::Cpu).map_err(|error| error.to_string())
     };
     let stacked = open_over(top, backbone).unwrap();

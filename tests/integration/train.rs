@@ -500,10 +500,7 @@ fn a_saved_head_is_right_as_often_over_its_backbone_and_refuses_another() {
     save_head(&top, &done.weight, &done.bias, labels, &hashes[0]).unwrap();
 
     let open_over = |backbone: &Path| {
-        let reference = Reference {
-            backbone: backbone.to_str(),
-            ..top.to_str().unwrap().into()
-        };
+        let reference = Reference::over(top.to_str().unwrap(), backbone.to_str());
         models::open(reference, &Device::Cpu)
     };
     let model = open_over(&backbone).unwrap();

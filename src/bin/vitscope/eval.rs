@@ -116,10 +116,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
 }
 
 fn run_classifier(args: &ClassifierArgs) -> anyhow::Result<Exit> {
-    let reference = Reference {
-        backbone: args.backbone.as_deref(),
-        ..args.model.as_str().into()
-    };
+    let reference = Reference::over(&args.model, args.backbone.as_deref());
     let model = models::open(reference, &Device::Cpu)?;
     let Preprocessor {
         rule,

@@ -52,10 +52,7 @@ pub fn run(args: &ModelsArgs) -> anyhow::Result<Exit> {
             }
         }
         What::Inspect { model, backbone } => {
-            let reference = Reference {
-                backbone: backbone.as_deref(),
-                ..model.as_str().into()
-            };
+            let reference = Reference::over(model, backbone.as_deref());
             print!("{}", inspect(&models::open(reference, &Device::Cpu)?));
         }
         #[cfg(feature = "hub")]

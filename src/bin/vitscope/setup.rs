@@ -16,10 +16,7 @@ use crate::changes;
 /// Loads the model and tries the methods on one image, so that wrong options fail before anything is written.
 pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
     let device = device(args.device)?;
-    let reference = Reference {
-        backbone: args.backbone.as_deref(),
-        ..args.model.as_str().into()
-    };
+    let reference = Reference::over(&args.model, args.backbone.as_deref());
     let model = models::open(reference, &device)?;
     let methods = match args.method.as_slice() {
         [] if model.gates.is_some() => &[Method::DiffMask],

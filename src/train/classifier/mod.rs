@@ -12,7 +12,7 @@ mod trainer;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::OnProgress;
@@ -205,11 +205,4 @@ pub fn train(
     };
     let complete = run(&mut trainer, &plan, on_progress)?;
     trainer.finish(complete)
-}
-
-pub(super) fn predictions(logits: &Option<Tensor>) -> Result<Vec<u32>> {
-    let logits = logits
-        .as_ref()
-        .ok_or_else(|| Error::Model("the model has no classifier".into()))?;
-    Ok(logits.argmax(D::Minus1)?.to_vec1()?)
 }

@@ -6,15 +6,16 @@ use candle_core::{D, Tensor, Var};
 
 use super::augment::{augmented_batch, drop_patches};
 use super::optimizers::Optimizers;
-use super::{ClassifierRecipe, NORMALIZATION, TrainedClassifier, predictions};
+use super::{ClassifierRecipe, NORMALIZATION, TrainedClassifier};
 use crate::data::{Dataset, labeled_images};
 use crate::error::{Error, Result};
+use crate::eval;
 use crate::eval::classification::{count_by_class, total};
 use crate::kernels::in_pool;
 use crate::rng::Rng;
 use crate::train::iavit::{Fidelity, IaVitRecipe, Pupil};
 use crate::train::run::{Trainer, finite_loss};
-use crate::train::{Batches, Checkpoint, cosine_schedule};
+use crate::train::{Batches, Checkpoint, copies, cosine_schedule, over, variables};
 use crate::vit::{Record, Vit, VitConfig, init};
 
 /// Before the names of the interpreter's weights in checkpoints.
@@ -45,14 +46,7 @@ impl<'a> ClassifierTrainer<'a> {
     ) -> Result<Self> {
         let config = recipe.config(train.size(), train.classes());
         let mut rng = Rng::new(recipe.seed);
-        let vars = init::init(&config, &mut rng)?
-            .into_iter()
-            .map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?)))
-            .collect::<Result<HashMap<_, _>>>()?;
-        let over_vars = vars
-            .iter()
-            .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
-            .collect();
+        let vars: HashMap<String, Var> = variables(init::init(&config, &mut rng)?)?;
         let pupil = interpreter
             .map(|interpreter| Pupil::new(interpreter, &config, config.n_patches()))
             .transpose()?;
@@ -63,7 +57,7 @@ impl<'a> ClassifierTrainer<'a> {
         Ok(Self {
             optim: Optimizers::new(recipe, &trained)?,
             batches: Batches::new(recipe.seed, train.len(), recipe.batch),
-            vit: Vit::load(config.clone(), &over_vars)?,
+            vit: Vit::load(config.clone(), &over(&vars))?,
             recipe,
             train,
             test,
@@ -89,8 +83,8 @@ impl<'a> ClassifierTrainer<'a> {
         let sites = self.pupil.iter().flat_map(|pupil| pupil.sites(&self.vit));
         let mut tap = (dropped, Record::new(sites));
         let output = self.vit.forward_with(images, &mut tap)?;
-        let logits = output.logits.as_ref().ok_or_else(headless)?;
-        let mut loss = cross_entropy(logits, labels, recipe.label_smoothing)?;
+        let logits = eval::logits(output.logits.clone())?;
+        let mut loss = cross_entropy(&logits, labels, recipe.label_smoothing)?;
         let lesson = self
             .pupil
             .as_ref()
@@ -102,7 +96,7 @@ impl<'a> ClassifierTrainer<'a> {
         let grads = loss.backward()?;
         let loss = finite_loss(&loss, self.step, recipe.lr)?;
         self.optim.step(&grads, schedule)?;
-        let predicted = predictions(&output.logits)?;
+        let predicted: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
         let right = predicted.iter().zip(labels).filter(|(a, b)| a == b).count();
         let accuracy = right as f64 / labels.len().max(1) as f64;
         let mut values = vec![loss, recipe.lr * schedule, accuracy];
@@ -134,7 +128,7 @@ impl<'a> ClassifierTrainer<'a> {
             .transpose()?;
         Ok(TrainedClassifier {
             test_accuracy: self.test_accuracy()?,
-            weights: detached(&self.vars)?,
+            weights: copies(&self.vars)?,
             config: self.config,
             interpreter,
             complete,
@@ -182,10 +176,6 @@ impl Trainer for ClassifierTrainer<'_> {
     }
 }
 
-fn headless() -> Error {
-    Error::Model("the model has no classifier".into())
-}
-
 /// Cross-entropy with a target that gives `smoothing` of its weight to all classes alike (arXiv:1512.00567, section 7).
 fn cross_entropy(logits: &Tensor, labels: &[u32], smoothing: f64) -> Result<Tensor> {
     let (batch, classes) = logits.dims2()?;
@@ -198,10 +188,4 @@ fn cross_entropy(logits: &Tensor, labels: &[u32], smoothing: f64) -> Result<Tens
     let target = Tensor::from_vec(target, (batch, classes), logits.device())?;
     let log_probabilities = candle_nn::ops::log_softmax(logits, D::Minus1)?;
     Ok(((log_probabilities * target)?.sum_all()? * (-1.0 / batch as f64))?)
-}
-
-fn detached(vars: &HashMap<String, Var>) -> Result<HashMap<String, Tensor>> {
-    vars.iter()
-        .map(|(name, var)| Ok((name.clone(), var.as_tensor().detach().copy()?)))
-        .collect()
 }

@@ -32,7 +32,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::run::{Plan, recipe_text, run};
+use super::run::{Plan, check_positive, recipe_text, run};
 use super::{OnProgress, Subject};
 use crate::error::{Error, Result};
 use crate::gates::GateCard;
@@ -176,26 +176,19 @@ pub fn train(
     let complete = run(&mut trainer, &plan, on_progress)?;
     let done = trainer.finish(complete)?;
     if complete {
-        report::write(&done, subject, recipe.test_pictures, folder)?;
+        report::write(&done, recipe, subject, folder)?;
     }
     Ok(done)
 }
 
 fn validate(recipe: &DiffMaskRecipe, subject: Subject<'_>) -> Result<()> {
     subject.check()?;
-    let positive = [
+    check_positive(&[
         ("lr", recipe.lr),
         ("stretch", recipe.stretch),
         ("margin", recipe.margin),
         ("lambda-max", recipe.lambda_max),
-    ];
-    for (name, value) in positive {
-        if !(value > 0.0 && value.is_finite()) {
-            return Err(Error::Config(format!(
-                "{name} must be above 0, got {value}"
-            )));
-        }
-    }
+    ])?;
     if recipe.batch == 0 || recipe.steps == 0 {
         return Err(Error::Config("batch and steps must be at least 1".into()));
     }

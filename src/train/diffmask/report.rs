@@ -10,7 +10,7 @@ use candle_core::{D, Tensor};
 use image::imageops::FilterType;
 use image::{ImageFormat, RgbImage};
 
-use super::{THRESHOLD, TrainedGates};
+use super::{DiffMaskRecipe, THRESHOLD, TrainedGates};
 use crate::data::{Picture, readable};
 use crate::error::{Error, Result};
 use crate::eval::{self, MaskedAnswer, masked_answers};
@@ -51,8 +51,8 @@ struct Example {
 /// Writes the report of trained gates into `folder`, where the run has left its curves.
 pub(super) fn write(
     done: &TrainedGates,
+    recipe: &DiffMaskRecipe,
     subject: Subject<'_>,
-    n_pictures: usize,
     folder: &Path,
 ) -> Result<()> {
     let tensors = done.tensors.clone().into_iter().collect();
@@ -61,10 +61,10 @@ pub(super) fn write(
         done.card.stretch,
         &tensors,
     )?;
-    let found = look(&gates, subject, n_pictures)?;
+    let found = look(&gates, subject, recipe.test_pictures)?;
     let curves = folder.join("gates.png");
     let curves = std::fs::read(&curves).map_err(|error| Error::io(curves, error))?;
-    let html = html(done, subject, &found, &curves)?;
+    let html = html(done, recipe.margin, subject, &found, &curves)?;
     write_whole(&folder.join(FILE), html.as_bytes())
 }
 
@@ -138,7 +138,13 @@ fn best(logits: &Tensor) -> Result<Vec<(usize, f32)>> {
     Ok(probabilities.into_iter().map(of_image).collect())
 }
 
-fn html(done: &TrainedGates, subject: Subject<'_>, found: &Found, curves: &[u8]) -> Result<String> {
+fn html(
+    done: &TrainedGates,
+    margin: f64,
+    subject: Subject<'_>,
+    found: &Found,
+    curves: &[u8],
+) -> Result<String> {
     let (card, labels) = (&done.card, &subject.vit.config().labels);
     let name = |class: usize| {
         let label = labels.get(class).map_or("?", String::as_str);
@@ -152,10 +158,7 @@ fn html(done: &TrainedGates, subject: Subject<'_>, found: &Found, curves: &[u8])
          img.small{{width:{SIDE_PX}px;image-rendering:pixelated}}img.wide{{max-width:100%}}</style>\n\
          <h1>DiffMask gates</h1>\n"
     );
-    let within = found
-        .answers
-        .iter()
-        .filter(|answer| answer.kl <= margin(card));
+    let within = found.answers.iter().filter(|answer| answer.kl <= margin);
     let within = within.count() as f64 / found.answers.len().max(1) as f64;
     let rows = [
         (
@@ -170,7 +173,7 @@ fn html(done: &TrainedGates, subject: Subject<'_>, found: &Found, curves: &[u8])
         ("kept share of binary masks", format!("{:.3}", card.l0)),
         (
             "KL(original ‖ masked), nats",
-            format!("{:.4}, allowed {}", card.kl, margin(card)),
+            format!("{:.4}, allowed {}", card.kl, margin),
         ),
         (
             "pictures within the margin",
@@ -196,7 +199,7 @@ fn html(done: &TrainedGates, subject: Subject<'_>, found: &Found, curves: &[u8])
     }
     let kept: Vec<f64> = found.answers.iter().map(|answer| answer.kept).collect();
     let kl: Vec<f64> = found.answers.iter().map(|answer| answer.kl).collect();
-    let highest = kl.iter().copied().fold(4.0 * margin(card), f64::max);
+    let highest = kl.iter().copied().fold(4.0 * margin, f64::max);
     let _ = write!(
         page,
         "<h2>Over all pictures</h2>\n{}\n{}\n",
@@ -217,15 +220,6 @@ fn html(done: &TrainedGates, subject: Subject<'_>, found: &Found, curves: &[u8])
     }
     page += "</pre>\n</html>\n";
     Ok(page)
-}
-
-/// The divergence that the recipe allows.
-fn margin(card: &crate::gates::GateCard) -> f64 {
-    let margin = card
-        .recipe
-        .get("margin")
-        .and_then(serde_json::Value::as_f64);
-    margin.unwrap_or_default()
 }
 
 /// A picture three times: whole, with its heat, and masked.

@@ -1,12 +1,12 @@
 //! One run of DiffMask training: its steps, measurements and checkpoints.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 
 use super::{DiffMaskRecipe, THRESHOLD, TrainedGates};
 use crate::error::{Error, Result};
-use crate::eval::{self, kl_from_logits, masked_answers};
+use crate::eval::{self, agreement, kl_from_logits, masked_answers};
 use crate::gates::{
     BASELINE, GateCard, GateSizes, Gates, clean_pass, log_keep_from_logits, masked_pass,
     sample_from_logits,
@@ -14,8 +14,8 @@ use crate::gates::{
 use crate::kernels::in_pool;
 use crate::rng::Rng;
 use crate::train::optim::{AdamW, AdamWOptions, Param};
-use crate::train::run::{Trainer, finite_loss};
-use crate::train::{Batches, Checkpoint, Subject};
+use crate::train::run::{Trainer, finite_loss, recipe_options};
+use crate::train::{Batches, Checkpoint, Subject, copies, over, variables};
 use crate::vit::Vit;
 
 /// Before the names of the best gates' tensors in a checkpoint.
@@ -85,14 +85,7 @@ impl<'a> GateTrainer<'a> {
                 }
             }
         }
-        let vars = tensors
-            .iter()
-            .map(|(name, tensor)| Ok((name.clone(), Var::from_tensor(tensor)?)))
-            .collect::<Result<BTreeMap<_, _>>>()?;
-        let over_vars: HashMap<String, Tensor> = vars
-            .iter()
-            .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
-            .collect();
+        let vars: BTreeMap<String, Var> = variables(tensors)?;
         let params = vars
             .iter()
             .map(|(name, var)| Param {
@@ -113,7 +106,7 @@ impl<'a> GateTrainer<'a> {
         Ok(Self {
             recipe,
             subject,
-            gates: Gates::load(sizes, recipe.stretch, &over_vars)?,
+            gates: Gates::load(sizes, recipe.stretch, &over(&vars))?,
             vars,
             optim: AdamW::new(params, options),
             margin: recipe.margin as f32,
@@ -229,18 +222,10 @@ impl<'a> GateTrainer<'a> {
         }
         let beaten = |best: &Best| measured.is_better_than(&best.measured, margin);
         if self.best.as_ref().is_none_or(beaten) {
-            let tensors = self.tensors()?;
+            let tensors = copies(&self.vars)?;
             self.best = Some(Best { measured, tensors });
         }
         Ok(())
-    }
-
-    /// Copies of all values by name.
-    fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        let copied = |(name, var): (&String, &Var)| -> Result<_> {
-            Ok((name.clone(), var.as_tensor().detach().copy()?))
-        };
-        self.vars.iter().map(copied).collect()
     }
 
     pub(super) fn finish(mut self, complete: bool) -> Result<TrainedGates> {
@@ -252,9 +237,6 @@ impl<'a> GateTrainer<'a> {
             return Err(Error::Model("no gates were measured".into()));
         };
         let sizes = self.gates.sizes();
-        let recipe = serde_json::to_value(self.recipe)
-            .and_then(serde_json::from_value)
-            .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))?;
         Ok(TrainedGates {
             tensors,
             card: GateCard {
@@ -264,7 +246,7 @@ impl<'a> GateTrainer<'a> {
                 hidden: sizes.hidden,
                 stretch: self.recipe.stretch,
                 seed: self.recipe.seed,
-                recipe,
+                recipe: recipe_options(self.recipe)?,
                 l0: measured.kept,
                 kl: measured.kl,
             },
@@ -390,13 +372,6 @@ fn ascended(recipe: &DiffMaskRecipe, lambda: f64, kl: f64, margin: f64) -> f64 {
 fn steered(margin: f32, target: f64, kl: f64) -> f32 {
     let factor = (target / kl.max(target / 100.0)).sqrt();
     (f64::from(margin) * factor).clamp(target / 10.0, target) as f32
-}
-
-fn agreement(original: &Tensor, masked: &Tensor) -> Result<f64> {
-    let before: Vec<u32> = original.argmax(D::Minus1)?.to_vec1()?;
-    let after: Vec<u32> = masked.argmax(D::Minus1)?.to_vec1()?;
-    let same = before.iter().zip(&after).filter(|(a, b)| a == b).count();
-    Ok(same as f64 / before.len().max(1) as f64)
 }
 
 /// The one offset of all gates at which the share `masked_share` of the patches of `images` is masked.

@@ -27,7 +27,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::optim::{AdamW, AdamWOptions, Param};
-use super::run::{Plan, Trainer, finite_loss, recipe_text, run};
+use super::run::{Plan, Trainer, check_positive, finite_loss, recipe_options, recipe_text, run};
 use super::{Batches, Checkpoint, OnProgress, Subject, cosine_schedule};
 use crate::error::{Error, Result};
 use crate::interpreter::{InterpreterCard, InterpreterShape, Pooling};
@@ -161,28 +161,18 @@ impl IaVitRecipe {
         base_sha256: &str,
         fidelity: Fidelity,
     ) -> Result<InterpreterCard> {
-        let recipe = serde_json::to_value(self)
-            .and_then(serde_json::from_value)
-            .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))?;
         Ok(InterpreterCard {
             base_sha256: base_sha256.to_owned(),
             shape,
             seed: self.seed,
-            recipe,
+            recipe: recipe_options(self)?,
             agreement: fidelity.agreement,
             kl: fidelity.kl,
         })
     }
 
     pub(in crate::train) fn validate(&self) -> Result<()> {
-        let positive = [("lr", self.lr), ("temperature", self.temperature)];
-        for (name, value) in positive {
-            if !(value > 0.0 && value.is_finite()) {
-                return Err(Error::Config(format!(
-                    "{name} must be above 0, got {value}"
-                )));
-            }
-        }
+        check_positive(&[("lr", self.lr), ("temperature", self.temperature)])?;
         if self.batch == 0 || self.steps == 0 {
             return Err(Error::Config("batch and steps must be at least 1".into()));
         }

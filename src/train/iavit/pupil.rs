@@ -1,15 +1,16 @@
 //! An interpreter in training: what it is taught, and how well it has learned it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use candle_core::{D, Device, Tensor, Var};
 use candle_nn::ops::log_softmax;
 
 use super::{Alignment, IaVitRecipe, Teacher, alignment};
 use crate::error::{Error, Result};
-use crate::eval::kl_from_logits;
+use crate::eval::{self, agreement, kl_from_logits};
 use crate::interpreter::{Interpreter, InterpreterShape};
 use crate::rng::Rng;
+use crate::train::{copies, over, variables};
 use crate::vit::{Output, Record, Site, Vit, VitConfig};
 
 /// Seeds of the model and of its interpreter differ, though one number is given for both.
@@ -54,17 +55,11 @@ impl<'a> Pupil<'a> {
         }
         let shape = recipe.shape(config, n_patches);
         let mut rng = Rng::for_item(recipe.seed, SEED_OF_INTERPRETER);
-        let vars = Interpreter::initial_tensors(&shape, &mut rng, &Device::Cpu)?
-            .into_iter()
-            .map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?)))
-            .collect::<Result<BTreeMap<_, _>>>()?;
-        let over_vars: HashMap<String, Tensor> = vars
-            .iter()
-            .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
-            .collect();
+        let tensors = Interpreter::initial_tensors(&shape, &mut rng, &Device::Cpu)?;
+        let vars: BTreeMap<String, Var> = variables(tensors)?;
         Ok(Self {
             recipe,
-            interpreter: Interpreter::load(shape, &over_vars)?,
+            interpreter: Interpreter::load(shape, &over(&vars))?,
             vars,
         })
     }
@@ -79,10 +74,7 @@ impl<'a> Pupil<'a> {
 
     /// Copies of all values by name.
     pub(in crate::train) fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        let copied = |(name, var): (&String, &Var)| -> Result<_> {
-            Ok((name.clone(), var.as_tensor().detach().copy()?))
-        };
-        self.vars.iter().map(copied).collect()
+        copies(&self.vars)
     }
 
     /// What a pass of the model must record for a lesson.
@@ -104,7 +96,7 @@ impl<'a> Pupil<'a> {
     ) -> Result<Lesson> {
         let recipe = self.recipe;
         let reading = self.interpreter.read(&patches_of(vit, output)?)?;
-        let teacher = teacher_logits(output)?;
+        let teacher = eval::logits(output.logits.clone())?;
         let (teacher, answer) = match recipe.detach {
             true => (teacher.detach(), teacher.detach()),
             false => (teacher.clone(), teacher.detach()),
@@ -176,11 +168,11 @@ impl<'a> Pupil<'a> {
             let (images, labels) = chunk?;
             let output = vit.forward(&images)?;
             let logits = self.interpreter.read(&patches_of(vit, &output)?)?.logits;
-            let teacher = teacher_logits(&output)?;
+            let teacher = eval::logits(output.logits)?;
             let n_images = images.dim(0)? as f64;
-            let sum = kl_from_logits(teacher, &logits)?.sum_all()?;
+            let sum = kl_from_logits(&teacher, &logits)?.sum_all()?;
             kl += f64::from(sum.to_scalar::<f32>()?);
-            agreed += n_images * agreement(teacher, &logits)?;
+            agreed += n_images * agreement(&teacher, &logits)?;
             seen += n_images;
             let predicted: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
             for (predicted, label) in predicted.into_iter().zip(labels) {
@@ -206,24 +198,12 @@ fn patches_of(vit: &Vit, output: &Output) -> Result<Tensor> {
         .contiguous()?)
 }
 
-fn teacher_logits(output: &Output) -> Result<&Tensor> {
-    let logits = output.logits.as_ref();
-    logits.ok_or_else(|| Error::Model("the model has no classifier".into()))
-}
-
 /// T² · KL(softmax(u / T) ‖ softmax(v / T)), mean over the batch (Hinton et al., arXiv:1503.02531).
 fn distilled(teacher: &Tensor, student: &Tensor, temperature: f64) -> Result<Tensor> {
     let teacher = log_softmax(&(teacher / temperature)?, D::Minus1)?;
     let student = log_softmax(&(student / temperature)?, D::Minus1)?;
     let kl = (teacher.exp()? * (&teacher - student)?)?.sum(D::Minus1)?;
     Ok((kl.mean_all()? * (temperature * temperature))?)
-}
-
-/// Share of images whose greatest logits are of the same class.
-fn agreement(a: &Tensor, b: &Tensor) -> Result<f64> {
-    let equal = a.argmax(D::Minus1)?.eq(&b.argmax(D::Minus1)?)?;
-    let equal: Vec<u8> = equal.to_vec1()?;
-    Ok(equal.iter().map(|&equal| f64::from(equal)).sum::<f64>() / equal.len().max(1) as f64)
 }
 
 #[cfg(test)]

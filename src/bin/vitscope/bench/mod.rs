@@ -127,7 +127,7 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
         vit: Vit::load(config, &weights)?,
         preprocessor: Preprocessor::square(size_px),
         weights_sha256: String::new(),
-        head_sha256: None,
+        own_head: false,
         gates: Some(Gates::load(
             sizes,
             DEFAULT_STRETCH,

@@ -118,7 +118,7 @@ impl Job<'_> {
     pub(super) fn head(self, init: &str) -> anyhow::Result<Option<Measured>> {
         let recipe: ProbeRecipe = self.recipe(&self.file.probe, "probe")?;
         let frozen = self.open_frozen(init.into(), recipe.seed)?;
-        if frozen.model.head_sha256.is_some() {
+        if frozen.model.own_head {
             bail!("model has a head of its own beside it, and so is no backbone: {init:?}");
         }
         let mut shown = Shown::new(Arc::clone(self.stop));
@@ -270,6 +270,13 @@ impl Frozen {
 
 fn measured<const N: usize>(values: [(&str, f64); N]) -> Measured {
     values.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// The least and the greatest of some values.
+pub(super) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        (low.min(value), high.max(value))
+    })
 }
 
 /// Prints how well an interpreter answers as its model does.

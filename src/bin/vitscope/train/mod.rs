@@ -25,7 +25,7 @@ use vitscope::train::diffmask::DiffMaskRecipe;
 
 use crate::exit::Exit;
 use crate::interrupt;
-use job::{Job, Joint, Measured};
+use job::{Job, Joint, Measured, range};
 
 pub use job::accuracy;
 
@@ -220,14 +220,9 @@ fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
     }
     if let (true, Some(first)) = (all.len() > 1, all.first()) {
         for name in first.keys() {
-            let values = || {
+            let (low, high) = range(
                 all.iter()
-                    .filter_map(|measured| measured.get(name))
-                    .copied()
-            };
-            let (low, high) = (
-                values().fold(f64::INFINITY, f64::min),
-                values().fold(f64::NEG_INFINITY, f64::max),
+                    .filter_map(|measured| measured.get(name).copied()),
             );
             println!("{name} over {} seeds: {low:.4} to {high:.4}", all.len());
         }
@@ -240,10 +235,7 @@ fn over<'a>(folder: &'a Path, backbone: Option<&'a str>) -> anyhow::Result<Refer
     let Some(model) = folder.to_str() else {
         bail!("path is not UTF-8: {folder:?}");
     };
-    Ok(Reference {
-        backbone,
-        ..model.into()
-    })
+    Ok(Reference::over(model, backbone))
 }
 
 impl CommonArgs {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use vitscope::files::write_whole;
 use vitscope::train::Checkpoint;
 
-use super::job::{Job, Joint, Measured};
+use super::job::{Job, Joint, Measured, range};
 use super::recipe::{self, RecipeFile, Run, Trained};
 use super::{RunsArgs, interrupted};
 use crate::exit::Exit;
@@ -150,8 +150,7 @@ fn table(rows: &[(&str, Vec<Measured>)]) -> String {
                 [value] => format!(" {value:.4} |"),
                 values => {
                     let mean = values.iter().sum::<f64>() / values.len() as f64;
-                    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-                    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let (low, high) = range(values.iter().copied());
                     format!(" {mean:.4} ({low:.4} to {high:.4}) |")
                 }
             };
