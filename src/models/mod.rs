@@ -23,6 +23,7 @@ pub use hub::pull;
 pub use preprocessor::Preprocessor;
 pub use weights::Precision;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -55,6 +56,19 @@ pub struct Model {
     pub interpreter: Option<Interpreter>,
     /// How the interpreter was trained.
     pub interpreter_card: Option<InterpreterCard>,
+}
+
+/// The weights of a model by name, for training that goes on from them.
+#[derive(Debug)]
+pub struct ModelWeights {
+    /// The model's shape.
+    pub config: VitConfig,
+    /// How pictures become its input.
+    pub preprocessor: Preprocessor,
+    /// The weights under canonical names.
+    pub tensors: HashMap<String, Tensor>,
+    /// As in [`Model`].
+    pub weights_sha256: String,
 }
 
 /// Names of the models that are part of this build.
@@ -176,7 +190,15 @@ fn is_hub_id(reference: &str) -> bool {
         .is_some_and(|(owner, name)| word(owner) && word(name))
 }
 
-fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
+/// Opens a model's weights, as [`open`] does a model.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_weights(reference: &str, device: &Device) -> Result<ModelWeights> {
+    read_weights(&find(reference)?, device)
+}
+
+fn read_weights(files: &Files, device: &Device) -> Result<ModelWeights> {
     let config = files.text(CONFIG, &files.config)?;
     let mut config = VitConfig::from_json(config).map_err(|error| files.blame(CONFIG, error))?;
     let preprocessor = files.text(PREPROCESSOR, &files.preprocessor)?;
@@ -199,9 +221,24 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
             of_both
         }
     };
-    let vit = names::canonical_weights(&config, tensors)
-        .and_then(|tensors| Vit::load(config, &tensors))
+    let tensors = names::canonical_weights(&config, tensors)
         .map_err(|error| files.blame(WEIGHTS, error))?;
+    Ok(ModelWeights {
+        config,
+        preprocessor,
+        tensors,
+        weights_sha256,
+    })
+}
+
+fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
+    let ModelWeights {
+        config,
+        preprocessor,
+        tensors,
+        weights_sha256,
+    } = read_weights(files, device)?;
+    let vit = Vit::load(config, &tensors).map_err(|error| files.blame(WEIGHTS, error))?;
     let gates = files.gates.as_ref().map(|(tensors, card)| {
         Gates::from_bytes(tensors, card, vit.config(), &weights_sha256, device)
             .map_err(|error| files.blame(GATES, error))

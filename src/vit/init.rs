@@ -1,4 +1,4 @@
-//! Fresh weights for training from scratch.
+//! Fresh weights, for training from scratch and for what a trained model lacks.
 //!
 //! Attention starts out as trained attention looks (mimetic initialization, Trockman and Kolter,
 //! arXiv:2305.09828): `W_q W_kᵀ` near the identity, `W_v W_o` near its negative, positions sinusoidal.
@@ -27,10 +27,23 @@ const QUERY_GAIN: f32 = 0.7;
 /// # Errors
 /// Fails where candle cannot allocate.
 pub fn init(config: &VitConfig, rng: &mut Rng) -> Result<HashMap<String, Tensor>> {
-    let mut weights = HashMap::new();
+    init_missing(config, HashMap::new(), rng)
+}
+
+/// The same, where those in `weights` stay as they are.
+///
+/// # Errors
+/// Fails where candle cannot allocate.
+pub fn init_missing(
+    config: &VitConfig,
+    mut weights: HashMap<String, Tensor>,
+    rng: &mut Rng,
+) -> Result<HashMap<String, Tensor>> {
     for (name, shape) in expected_shapes(config) {
-        let values = initial_values(config, &name, &shape, rng, &weights)?;
-        weights.insert(name, Tensor::from_vec(values, shape, &Device::Cpu)?);
+        if !weights.contains_key(&name) {
+            let values = initial_values(config, &name, &shape, rng, &weights)?;
+            weights.insert(name, Tensor::from_vec(values, shape, &Device::Cpu)?);
+        }
     }
     Ok(weights)
 }

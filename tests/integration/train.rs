@@ -14,7 +14,7 @@ use vitscope::eval::classification::{classes_by_name, count_by_class, total};
 use vitscope::frame::FrameSize;
 use vitscope::models::{self, Precision, Preprocessor, Reference, save_folder, save_head};
 use vitscope::rng::Rng;
-use vitscope::train::classifier::{self, ClassifierRecipe, TrainedClassifier};
+use vitscope::train::classifier::{self, ClassifierRecipe, NORMALIZATION, Start, TrainedClassifier};
 use vitscope::train::diffmask::{self, DiffMaskRecipe, TrainedGates};
 use vitscope::train::iavit::{self, Alignment, IaVitRecipe, Teacher, TrainedInterpreter};
 use vitscope::train::probe::{self, ProbeRecipe, TrainedProbe};
@@ -249,7 +249,7 @@ fn train_classifier(
     folder: &Path,
     watch: &mut dyn FnMut(u64) -> bool,
 ) -> vitscope::Result<TrainedClassifier> {
-    train_jointly(recipe, None, folder, watch)
+    train_from(recipe, None, None, folder, watch)
 }
 
 /// The same with an interpreter.
@@ -259,9 +259,21 @@ fn train_jointly(
     folder: &Path,
     watch: &mut dyn FnMut(u64) -> bool,
 ) -> vitscope::Result<TrainedClassifier> {
+    train_from(recipe, None, interpreter, folder, watch)
+}
+
+/// The same from a model on.
+fn train_from(
+    recipe: &ClassifierRecipe,
+    start: Option<&Start>,
+    interpreter: Option<&IaVitRecipe>,
+    folder: &Path,
+    watch: &mut dyn FnMut(u64) -> bool,
+) -> vitscope::Result<TrainedClassifier> {
     let (train, test) = (grids(10, Split::Train), grids(8, Split::Test));
     classifier::train(
         recipe,
+        start,
         interpreter,
         &train,
         &test,
@@ -394,10 +406,60 @@ fn a_model_and_its_interpreter_that_are_ended_early_go_on_where_they_were() {
     assert!(!train(ended.path(), &mut |step| step < 5).complete);
     let resumed = train(ended.path(), &mut |_| true);
     assert_eq!(bits(&uninterrupted.weights), bits(&resumed.weights));
-    let [(tensors, fidelity), (again, fidelity_again)] =
-        [uninterrupted, resumed].map(|done| done.interpreter.unwrap());
-    assert_eq!(bits(&tensors), bits(&again));
-    assert_eq!(fidelity, fidelity_again);
+    let [first, again] = [uninterrupted, resumed].map(|done| done.interpreter.unwrap());
+    assert_eq!(bits(&first.tensors), bits(&again.tensors));
+    assert_eq!(first.fidelity, again.fidelity);
+}
+
+/// The model of a run, to go on from.
+fn start_from(trained: &TrainedClassifier) -> Start {
+    Start {
+        config: trained.config.clone(),
+        weights: trained.weights.clone(),
+        normalization: NORMALIZATION,
+        sha256: "of these weights".into(),
+    }
+}
+
+#[test]
+fn training_that_goes_on_from_a_model_changes_the_last_blocks_alone() {
+    let folder = |_| tempfile::tempdir().unwrap();
+    let [first, whole, ended] = [0, 1, 2].map(folder);
+    let trained = train_classifier(&classifier_recipe(), first.path(), &mut |_| true).unwrap();
+    let start = start_from(&trained);
+    let recipe = ClassifierRecipe {
+        last_blocks: Some(1),
+        seed: 5,
+        ..classifier_recipe()
+    };
+    let go_on = |folder: &Path, watch: &mut dyn FnMut(u64) -> bool| {
+        train_from(&recipe, Some(&start), None, folder, watch).unwrap()
+    };
+    let uninterrupted = go_on(whole.path(), &mut |_| true);
+    let last = format!("encoder.layer.{}.", start.config.num_hidden_layers - 1);
+    let (before, after) = (bits(&start.weights), bits(&uninterrupted.weights));
+    for (name, values) in &before {
+        let is_trained = [&last, "layernorm.", "classifier."]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+        assert_eq!(after[name] != *values, is_trained, "{name}");
+    }
+    assert!(!go_on(ended.path(), &mut |step| step < 5).complete);
+    let resumed = go_on(ended.path(), &mut |_| true);
+    assert_eq!(after, bits(&resumed.weights));
+}
+
+/// A checkpoint belongs to the weights that its run began with.
+#[test]
+fn a_run_goes_on_over_the_model_that_it_began_with() {
+    let (first, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let trained = train_classifier(&classifier_recipe(), first.path(), &mut |_| true).unwrap();
+    let mut start = start_from(&trained);
+    let recipe = classifier_recipe();
+    train_from(&recipe, Some(&start), None, folder.path(), &mut |_| false).unwrap();
+    start.sha256 = "of others".into();
+    let refused = train_from(&recipe, Some(&start), None, folder.path(), &mut |_| true);
+    assert!(refused.unwrap_err().to_string().contains("another recipe"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result as TensorResult, Tensor};
 
-use super::{ClassifierRecipe, NORMALIZATION};
+use super::ClassifierRecipe;
 use crate::data::{Dataset, Picture, images_from_pictures, readable};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
@@ -15,6 +15,7 @@ pub(super) fn augmented_batch(
     data: &dyn Dataset,
     indices: &[usize],
     epoch: u64,
+    (mean, std): ([f32; 3], [f32; 3]),
 ) -> Result<(Tensor, Vec<u32>)> {
     let (mut pictures, mut labels) = (Vec::new(), Vec::new());
     for (index, picture) in readable(data, indices)? {
@@ -26,7 +27,6 @@ pub(super) fn augmented_batch(
         pictures.push(augment(recipe, picture, &mut rng));
         labels.push(label as u32);
     }
-    let (mean, std) = NORMALIZATION;
     let images = images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
     Ok((images, labels))
 }

@@ -1,4 +1,4 @@
-//! Trains a Vision Transformer as a classifier from scratch.
+//! Trains a Vision Transformer as a classifier: from scratch, or on from a trained one.
 //!
 //! Cross-entropy with label smoothing, AdamW, linear warm-up and half a cosine. For photographs each
 //! picture is shifted and mirrored at random, and for most of the run each step sees only a share of the
@@ -7,6 +7,7 @@
 
 mod augment;
 mod optimizers;
+mod start;
 mod trainer;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,8 +22,11 @@ use super::run::{Plan, recipe_text, run};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
+use crate::interpreter::InterpreterShape;
 use crate::vit::VitConfig;
 use trainer::ClassifierTrainer;
+
+pub use start::Start;
 
 /// What a run measures.
 pub const COLUMNS: &[&str] = &["loss", "lr", "train accuracy", "test accuracy"];
@@ -41,7 +45,8 @@ pub const JOINT_COLUMNS: &[&str] = &[
     "test accuracy of interpreter",
 ];
 
-/// How a classifier is trained.
+/// How a classifier is trained. The model's shape, patches to heads, is that of a model from scratch: one that
+/// training goes on from keeps its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ClassifierRecipe {
@@ -55,6 +60,9 @@ pub struct ClassifierRecipe {
     pub blocks: usize,
     /// Heads of the attention.
     pub heads: usize,
+    /// Of a model that training goes on from, blocks at its end that are trained, with the norm behind them and the
+    /// classifier; without it all is.
+    pub last_blocks: Option<usize>,
     /// Passes over the training pictures.
     pub epochs: usize,
     /// Pictures a step.
@@ -91,6 +99,7 @@ impl Default for ClassifierRecipe {
             hidden_size: 192,
             blocks: 6,
             heads: 3,
+            last_blocks: None,
             epochs: 20,
             batch: 128,
             lr: 1e-3,
@@ -161,10 +170,21 @@ pub struct TrainedClassifier {
     pub weights: HashMap<String, Tensor>,
     /// Share of the test pictures that are classified right.
     pub test_accuracy: f64,
-    /// The interpreter that was trained with it, by name as [`crate::interpreter::Interpreter::load`] takes it.
-    pub interpreter: Option<(BTreeMap<String, Tensor>, Fidelity)>,
+    /// The interpreter that was trained with it.
+    pub interpreter: Option<JointInterpreter>,
     /// False where `on_progress` ended the run early.
     pub complete: bool,
+}
+
+/// An interpreter that was trained with its model.
+#[derive(Debug)]
+pub struct JointInterpreter {
+    /// By name, as [`crate::interpreter::Interpreter::load`] takes them.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Its shape.
+    pub shape: InterpreterShape,
+    /// How well it answers as the model does, on test pictures.
+    pub fidelity: Fidelity,
 }
 
 /// Mean and standard deviation that pictures are normalized with: pixels span -1 to 1.
@@ -176,9 +196,10 @@ pub const NORMALIZATION: ([f32; 3], [f32; 3]) = ([0.5; 3], [0.5; 3]);
 /// Goes on from the checkpoint in `folder` where there is one.
 ///
 /// # Errors
-/// Fails on empty data, on a recipe that does not fit the data, and where `folder` cannot be written.
+/// Fails on empty data, on a recipe that does not fit data or `start`, and where `folder` cannot be written.
 pub fn train(
     recipe: &ClassifierRecipe,
+    start: Option<&Start>,
     interpreter: Option<&IaVitRecipe>,
     train: &dyn Dataset,
     test: &dyn Dataset,
@@ -189,17 +210,17 @@ pub fn train(
     if let Some(interpreter) = interpreter {
         interpreter.validate()?;
     }
-    let mut trainer = ClassifierTrainer::new(recipe, interpreter, train, test)?;
-    let (columns, text) = match interpreter {
-        None => (COLUMNS, recipe_text(recipe)?),
-        Some(interpreter) => (JOINT_COLUMNS, recipe_text(&(recipe, interpreter))?),
+    let mut trainer = ClassifierTrainer::new(recipe, start, interpreter, train, test)?;
+    let columns = match interpreter {
+        None => COLUMNS,
+        Some(_) => JOINT_COLUMNS,
     };
     let plan = Plan {
         folder,
         curves: "train",
         title: "classifier",
         columns,
-        recipe: text,
+        recipe: recipe_text(&(recipe, start.map(|start| &start.sha256), interpreter))?,
         n_steps: trainer.n_steps(),
         checkpoint_steps: recipe.checkpoint_steps,
     };

@@ -6,7 +6,7 @@ use candle_core::{D, Tensor, Var};
 
 use super::augment::{augmented_batch, drop_patches};
 use super::optimizers::Optimizers;
-use super::{ClassifierRecipe, NORMALIZATION, TrainedClassifier};
+use super::{ClassifierRecipe, JointInterpreter, NORMALIZATION, Start, TrainedClassifier};
 use crate::data::{Dataset, labeled_images};
 use crate::error::{Error, Result};
 use crate::eval;
@@ -26,8 +26,11 @@ pub(super) struct ClassifierTrainer<'a> {
     recipe: &'a ClassifierRecipe,
     train: &'a dyn Dataset,
     test: &'a dyn Dataset,
+    normalization: ([f32; 3], [f32; 3]),
     config: VitConfig,
     vars: HashMap<String, Var>,
+    /// The model's other weights.
+    frozen: HashMap<String, Tensor>,
     vit: Vit,
     pupil: Option<Pupil<'a>>,
     optim: Optimizers,
@@ -40,15 +43,30 @@ pub(super) struct ClassifierTrainer<'a> {
 impl<'a> ClassifierTrainer<'a> {
     pub(super) fn new(
         recipe: &'a ClassifierRecipe,
+        start: Option<&Start>,
         interpreter: Option<&'a IaVitRecipe>,
         train: &'a dyn Dataset,
         test: &'a dyn Dataset,
     ) -> Result<Self> {
-        let config = recipe.config(train.size(), train.classes());
         let mut rng = Rng::new(recipe.seed);
-        let vars: HashMap<String, Var> = variables(init::init(&config, &mut rng)?)?;
+        let (config, weights) = match start {
+            Some(start) => start.for_classes(train.classes(), &mut rng)?,
+            None => {
+                let config = recipe.config(train.size(), train.classes());
+                let weights = init::init(&config, &mut rng)?;
+                (config, weights)
+            }
+        };
+        let (trained, frozen): (HashMap<_, _>, HashMap<_, _>) = weights
+            .into_iter()
+            .partition(|(name, _)| recipe.trains(name, config.num_hidden_layers));
+        let vars: HashMap<String, Var> = variables(trained)?;
+        let mut all = over(&vars);
+        all.extend(frozen.clone());
+        let vit = Vit::load(config.clone(), &all)?;
+        let (rows, columns) = vit.grid(train.size().height_px, train.size().width_px);
         let pupil = interpreter
-            .map(|interpreter| Pupil::new(interpreter, &config, config.n_patches()))
+            .map(|interpreter| Pupil::new(interpreter, &config, rows * columns))
             .transpose()?;
         let mut trained = vars.clone();
         for (name, var) in pupil.iter().flat_map(Pupil::vars) {
@@ -57,12 +75,14 @@ impl<'a> ClassifierTrainer<'a> {
         Ok(Self {
             optim: Optimizers::new(recipe, &trained)?,
             batches: Batches::new(recipe.seed, train.len(), recipe.batch),
-            vit: Vit::load(config.clone(), &over(&vars))?,
+            normalization: start.map_or(NORMALIZATION, |start| start.normalization),
             recipe,
             train,
             test,
             config,
             vars,
+            frozen,
+            vit,
             pupil,
             rng,
             step: 0,
@@ -108,7 +128,7 @@ impl<'a> ClassifierTrainer<'a> {
     fn test_accuracy(&self) -> Result<f64> {
         let (vit, test) = (&self.vit, self.test);
         let classes: Vec<usize> = (0..self.config.n_classes()).collect();
-        let counts = count_by_class(vit, test, &classes, NORMALIZATION, self.recipe.batch)?;
+        let counts = count_by_class(vit, test, &classes, self.normalization, self.recipe.batch)?;
         Ok(total(&counts).share())
     }
 
@@ -116,7 +136,7 @@ impl<'a> ClassifierTrainer<'a> {
     fn fidelity(&self, pupil: &Pupil<'_>) -> Result<Fidelity> {
         let indices: Vec<usize> = (0..self.test.len()).collect();
         let chunks = indices.chunks(self.recipe.batch);
-        let chunks = chunks.map(|chunk| labeled_images(self.test, chunk, NORMALIZATION));
+        let chunks = chunks.map(|chunk| labeled_images(self.test, chunk, self.normalization));
         pupil.fidelity(&self.vit, chunks)
     }
 
@@ -124,11 +144,20 @@ impl<'a> ClassifierTrainer<'a> {
         let interpreter = self
             .pupil
             .as_ref()
-            .map(|pupil| Ok::<_, Error>((pupil.tensors()?, self.fidelity(pupil)?)))
+            .map(|pupil| {
+                Ok::<_, Error>(JointInterpreter {
+                    tensors: pupil.tensors()?,
+                    shape: *pupil.shape(),
+                    fidelity: self.fidelity(pupil)?,
+                })
+            })
             .transpose()?;
+        let mut weights: HashMap<String, Tensor> = copies(&self.vars)?;
+        let test_accuracy = self.test_accuracy()?;
+        weights.extend(self.frozen);
         Ok(TrainedClassifier {
-            test_accuracy: self.test_accuracy()?,
-            weights: copies(&self.vars)?,
+            test_accuracy,
+            weights,
             config: self.config,
             interpreter,
             complete,
@@ -146,7 +175,8 @@ impl Trainer for ClassifierTrainer<'_> {
         let epoch = step / self.batches.per_epoch();
         let schedule = cosine_schedule(step, recipe.warmup_steps, self.n_steps());
         let indices = self.batches.at(step);
-        let (images, labels) = augmented_batch(recipe, self.train, &indices, epoch)?;
+        let (images, labels) =
+            augmented_batch(recipe, self.train, &indices, epoch, self.normalization)?;
         let mut values = in_pool(|| self.update(&images, &labels, schedule))?;
         self.step += 1;
         if self.step.is_multiple_of(self.batches.per_epoch()) {

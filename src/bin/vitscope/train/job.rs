@@ -16,7 +16,7 @@ use vitscope::frame::resize::Resampling;
 use vitscope::gates::Gates;
 use vitscope::interpreter::Interpreter;
 use vitscope::models::{self, Model, Precision, Preprocessor, Reference};
-use vitscope::train::classifier::{self, ClassifierRecipe};
+use vitscope::train::classifier::{self, ClassifierRecipe, Start};
 use vitscope::train::diffmask::{self, DiffMaskRecipe};
 use vitscope::train::iavit::{self, Fidelity, IaVitRecipe};
 use vitscope::train::probe::{self, ProbeRecipe};
@@ -53,7 +53,12 @@ pub(super) enum Joint {
 
 /// Each trains to the end and gives what was measured, or nothing where it was interrupted.
 impl Job<'_> {
-    pub(super) fn classifier(mut self, joint: Joint) -> anyhow::Result<Option<Measured>> {
+    /// `init`: the model that training goes on from.
+    pub(super) fn classifier(
+        mut self,
+        joint: Joint,
+        init: Option<&str>,
+    ) -> anyhow::Result<Option<Measured>> {
         let interpreter: Option<IaVitRecipe> = match joint {
             Joint::Alone => None,
             Joint::WithInterpreter => {
@@ -66,16 +71,33 @@ impl Job<'_> {
             }
         };
         let recipe: ClassifierRecipe = self.recipe(&self.file.classifier, "classifier")?;
-        let side_px = self.file.image_size.unwrap_or(DEFAULT_IMAGE_PX);
-        let rule = ResizeRule::Stretch(FrameSize {
-            width_px: side_px,
-            height_px: side_px,
-        });
-        let halves = self.open_data(rule, Resampling::Bilinear, recipe.seed)?;
+        let (start, halves) = match init {
+            Some(init) => {
+                let model = models::open_weights(init, &Device::Cpu)?;
+                let halves = self.open_data_for(&model.preprocessor, recipe.seed)?;
+                let start = Start {
+                    config: model.config,
+                    weights: model.tensors,
+                    normalization: (model.preprocessor.mean, model.preprocessor.std),
+                    sha256: model.weights_sha256,
+                };
+                (Some((start, model.preprocessor)), halves)
+            }
+            None => {
+                let side_px = self.file.image_size.unwrap_or(DEFAULT_IMAGE_PX);
+                let rule = ResizeRule::Stretch(FrameSize {
+                    width_px: side_px,
+                    height_px: side_px,
+                });
+                let halves = self.open_data(rule, Resampling::Bilinear, recipe.seed)?;
+                (None, halves)
+            }
+        };
         let (train, test) = (&*halves.train, &*halves.test);
         let mut shown = Shown::new(Arc::clone(self.stop));
         let done = classifier::train(
             &recipe,
+            start.as_ref().map(|(start, _)| start),
             interpreter.as_ref(),
             train,
             test,
@@ -86,7 +108,10 @@ impl Job<'_> {
         if !done.complete {
             return Ok(None);
         }
-        let preprocessor = Preprocessor::square(done.config.image_size);
+        let preprocessor = match start {
+            Some((_, preprocessor)) => preprocessor,
+            None => Preprocessor::square(done.config.image_size),
+        };
         let sha256 = models::save_folder(
             self.out,
             &done.config,
@@ -95,11 +120,10 @@ impl Job<'_> {
             Precision::F16,
         )?;
         let mut measured = measured([("test accuracy", done.test_accuracy)]);
-        if let (Some(recipe), Some((tensors, fidelity))) = (interpreter, done.interpreter) {
-            let shape = recipe.shape(&done.config, done.config.n_patches());
-            let card = recipe.card(shape, &sha256, fidelity)?;
-            Interpreter::save(&tensors, &card, self.out)?;
-            measured.extend(told(fidelity));
+        if let (Some(recipe), Some(joint)) = (interpreter, done.interpreter) {
+            let card = recipe.card(joint.shape, &sha256, joint.fidelity)?;
+            Interpreter::save(&joint.tensors, &card, self.out)?;
+            measured.extend(told(joint.fidelity));
         }
         Checkpoint::remove(self.out)?;
         println!(
@@ -239,12 +263,17 @@ impl Job<'_> {
             ..reference
         };
         let model = models::open(reference, &Device::Cpu)?;
+        let halves = self.open_data_for(&model.preprocessor, seed)?;
+        Ok(Frozen { model, halves })
+    }
+
+    /// The pictures as a model wants them.
+    fn open_data_for(&self, preprocessor: &Preprocessor, seed: u64) -> anyhow::Result<Halves> {
         let Preprocessor {
             rule, resampling, ..
-        } = model.preprocessor;
+        } = *preprocessor;
         let halves = self.open_data(rule, resampling, seed)?;
-        let halves = halves.at_size(rule, resampling);
-        Ok(Frozen { model, halves })
+        Ok(halves.at_size(rule, resampling))
     }
 }
 

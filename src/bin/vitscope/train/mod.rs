@@ -1,4 +1,4 @@
-//! `vitscope train`: a classifier from scratch, DiffMask gates for a model, IA-ViT's interpreter, or many such runs.
+//! `vitscope train`: a classifier, DiffMask gates for a model, IA-ViT's interpreter, or many such runs.
 //!
 //! All take a recipe (TOML), whose keys are the fields of the trainers' recipe types; options on the
 //! command line win. What is written is a model's folder, with the loss curve beside it. A killed run
@@ -57,11 +57,11 @@ struct RunsArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Train a Vision Transformer from scratch.
+    /// Train a Vision Transformer as a classifier, from scratch or on from a trained model.
     Classifier(ClassifierArgs),
     /// Train DiffMask gates for a frozen model.
     Diffmask(DiffMaskArgs),
-    /// Train IA-ViT's interpreter: for a frozen model, or without --model jointly with one from scratch.
+    /// Train IA-ViT's interpreter: for a frozen model, or without --model jointly with one.
     IaVit(IaVitArgs),
 }
 
@@ -70,8 +70,8 @@ struct ClassifierArgs {
     /// Folder of the new model; a run that was killed goes on from there.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Begin with the features of this model, instead of from scratch.
-    #[arg(long, value_name = "MODEL", requires = "freeze")]
+    /// Go on from this model, instead of from scratch; the new one has its size, and the classes of the data.
+    #[arg(long, value_name = "MODEL")]
     init: Option<String>,
     /// Leave the model of --init as it is and train a linear head for it, which needs it as its backbone.
     #[arg(long, requires = "init")]
@@ -106,6 +106,9 @@ struct IaVitArgs {
     /// The model that stands under a folder which holds a head only.
     #[arg(long, value_name = "MODEL", requires = "model")]
     backbone: Option<String>,
+    /// Of joint training: go on from this model, instead of from scratch.
+    #[arg(long, value_name = "MODEL", conflicts_with = "model")]
+    init: Option<String>,
     /// Folder of the interpreter and the run's files, and of the new model where none is given [default: the model's].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -160,8 +163,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     };
     match what {
         What::Classifier(args) => one(&args.common, &args.out, |job| match &args.init {
-            Some(init) => job.head(init),
-            None => job.classifier(Joint::Alone),
+            Some(init) if args.freeze => job.head(init),
+            init => job.classifier(Joint::Alone, init.as_deref()),
         }),
         What::Diffmask(args) => train_gates(args),
         What::IaVit(args) => match (&args.model, &args.out) {
@@ -171,7 +174,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
                 one(&args.common, out, |job| job.interpreter(reference))
             }
             (None, Some(out)) => one(&args.common, out, |job| {
-                job.classifier(Joint::WithInterpreter)
+                job.classifier(Joint::WithInterpreter, args.init.as_deref())
             }),
             (None, None) => bail!("--model or --out is needed"),
         },

@@ -33,6 +33,8 @@ pub(super) struct Run {
     pub(super) train: Trained,
     /// The frozen model of gates, and of an interpreter that is not trained jointly.
     pub(super) model: Option<String>,
+    /// The model that a classifier goes on from, alone or with its interpreter.
+    pub(super) init: Option<String>,
     /// One run each.
     #[serde(default = "one_seed")]
     pub(super) seeds: Vec<u64>,

@@ -86,12 +86,18 @@ pub(super) fn run(path: &Path, args: &RunsArgs) -> anyhow::Result<Exit> {
 }
 
 fn train(job: Job<'_>, run: &Run) -> anyhow::Result<Option<Measured>> {
+    let init = run.init.as_deref();
     match (run.train, &run.model) {
-        (Trained::Classifier, None) => job.classifier(Joint::Alone),
-        (Trained::IaVit, None) => job.classifier(Joint::WithInterpreter),
+        (_, Some(_)) if init.is_some() => {
+            bail!("run {:?} has both `model` and `init`", run.name)
+        }
+        (Trained::Classifier, None) => job.classifier(Joint::Alone, init),
+        (Trained::IaVit, None) => job.classifier(Joint::WithInterpreter, init),
         (Trained::IaVit, Some(model)) => job.interpreter(model.as_str().into()),
         (Trained::Diffmask, Some(model)) => job.gates(model.as_str().into()),
-        (Trained::Classifier, Some(_)) => bail!("run {:?} trains a model and takes none", run.name),
+        (Trained::Classifier, Some(_)) => {
+            bail!("run {:?} trains a model: it goes on from `init`, not `model`", run.name)
+        }
         (Trained::Diffmask, None) => bail!("run {:?} needs a model", run.name),
     }
 }
