@@ -3,7 +3,7 @@
 //! A model that counts red cells without error uses the set of red cells and nothing else, so a mask is
 //! right if it keeps exactly the red cells or exactly the others (Vision DiffMask, section 4.1; the paper
 //! gives pictures only, the numbers here are ours). An attribution becomes a mask by a threshold; the
-//! masked patches get one baseline vector, the same for every method, and the model answers again.
+//! masked patches are taken away in the same way for every method, and the model answers again.
 //!
 //! Equal divergence makes methods with and without a natural threshold comparable: [`Threshold::Margin`]
 //! keeps as many of an image's best-rated patches as the model needs to stay within [`MARGIN`].
@@ -19,6 +19,7 @@ use crate::data::red_patches::RedPatches;
 use crate::data::{Dataset, Picture, images_from_pictures};
 use crate::error::{Error, Result};
 use crate::explain::{Explainer, Target};
+use crate::gates::Removal;
 use crate::vit::Vit;
 
 /// Grids that go through the model at once.
@@ -58,17 +59,16 @@ impl Threshold {
     /// - `images`: `[batch, 3, height, width]`
     /// - `original`: logits of the whole images, `[batch, classes]`
     /// - `attributions`: one a patch, image by image
-    /// - `baseline`: `[dim]`
     fn masks(
         self,
         vit: &Vit,
         images: &Tensor,
         original: &Tensor,
         attributions: &[Vec<f32>],
-        baseline: &Tensor,
+        removal: &Removal,
     ) -> Result<Vec<Vec<bool>>> {
         if self == Self::Margin {
-            return masks_within_margin(vit, images, original, attributions, baseline, MARGIN);
+            return masks_within_margin(vit, images, original, attributions, removal, MARGIN);
         }
         Ok(attributions
             .iter()
@@ -160,14 +160,11 @@ pub struct Outcome {
 
 /// Scores one method on all of `grids`, and keeps its view of the first `n_examples`.
 ///
-/// # Shapes
-/// - `baseline`: `[dim]`, what a masked patch embedding becomes
-///
 /// # Errors
 /// Fails where the model's patches are not the grids' cells, it has no classifier, or the method fails.
 pub fn score(
     vit: &Vit,
-    baseline: &Tensor,
+    removal: &Removal,
     grids: &RedPatches,
     entry: &Entry<'_>,
     n_examples: usize,
@@ -190,7 +187,7 @@ pub fn score(
         let explainer = entry.explainer;
         found.extend(explain_chunk(
             vit,
-            baseline,
+            removal,
             grids,
             explainer,
             &thresholds,
@@ -242,7 +239,7 @@ struct FoundMask {
 
 fn explain_chunk(
     vit: &Vit,
-    baseline: &Tensor,
+    removal: &Removal,
     grids: &RedPatches,
     explainer: &dyn Explainer,
     thresholds: &[Threshold],
@@ -269,8 +266,8 @@ fn explain_chunk(
         })
         .collect::<Result<Vec<_>>>()?;
     for &threshold in thresholds {
-        let masks = threshold.masks(vit, &images, &original, &attributions, baseline)?;
-        let answers = masked_answers(vit, &images, &original, &masks, baseline)?;
+        let masks = threshold.masks(vit, &images, &original, &attributions, removal)?;
+        let answers = masked_answers(vit, &images, &original, &masks, removal)?;
         for ((grid, kept), answer) in found.iter_mut().zip(masks).zip(answers) {
             grid.masks.push(FoundMask { kept, answer });
         }

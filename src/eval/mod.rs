@@ -1,7 +1,6 @@
 //! How good explanations are, in numbers.
 //!
-//! A mask keeps some patches of an image and puts a baseline in the place of the others. How much of
-//! the model's answer survives is measured here by a pass with that mask; the tasks that compare masks
+//! A mask keeps some patches of an image and takes the others away. How much of the model's answer survives is measured here by a pass with that mask; the tasks that compare masks
 //! with a known truth are below.
 
 pub mod classification;
@@ -13,7 +12,7 @@ use candle_core::{D, Result as TensorResult, Tensor};
 use candle_nn::ops::log_softmax;
 
 use crate::error::{Error, Result};
-use crate::gates::masked_pass;
+use crate::gates::{Removal, masked_pass};
 use crate::vit::Vit;
 
 /// What the model makes of one masked image.
@@ -61,7 +60,6 @@ pub fn agreement(a: &Tensor, b: &Tensor) -> Result<f64> {
 /// - `images`: `[batch, 3, height, width]`
 /// - `original`: logits of the whole images, `[batch, classes]`
 /// - `masks`: one a patch, image by image, true keeps
-/// - `baseline`: `[dim]`, what a masked patch embedding becomes
 ///
 /// # Errors
 /// Fails where a shape does not fit the model, or the model has no classifier.
@@ -70,7 +68,7 @@ pub fn masked_answers(
     images: &Tensor,
     original: &Tensor,
     masks: &[Vec<bool>],
-    baseline: &Tensor,
+    removal: &Removal,
 ) -> Result<Vec<MaskedAnswer>> {
     let n_patches = masks.first().map_or(0, Vec::len);
     let values: Vec<f32> = masks
@@ -79,7 +77,7 @@ pub fn masked_answers(
         .map(|&kept| f32::from(u8::from(kept)))
         .collect();
     let mask = Tensor::from_vec(values, (masks.len(), n_patches), images.device())?;
-    let masked = logits(masked_pass(vit, images, &mask, baseline)?.logits)?;
+    let masked = logits(masked_pass(vit, images, &mask, removal)?.logits)?;
     let kl: Vec<f32> = kl_from_logits(original, &masked)?.to_vec1()?;
     let before: Vec<u32> = original.argmax(D::Minus1)?.to_vec1()?;
     let after: Vec<u32> = masked.argmax(D::Minus1)?.to_vec1()?;
@@ -104,7 +102,6 @@ pub fn masked_answers(
 /// - `images`: `[batch, 3, height, width]`
 /// - `original`: logits of the whole images, `[batch, classes]`
 /// - `attributions`: one a patch, image by image
-/// - `baseline`: `[dim]`
 ///
 /// # Errors
 /// Fails where a shape does not fit the model, or the model has no classifier.
@@ -113,7 +110,7 @@ pub fn masks_within_margin(
     images: &Tensor,
     original: &Tensor,
     attributions: &[Vec<f32>],
-    baseline: &Tensor,
+    removal: &Removal,
     margin: f64,
 ) -> Result<Vec<Vec<bool>>> {
     let rankings: Vec<Vec<usize>> = attributions.iter().map(|scores| ranking(scores)).collect();
@@ -127,7 +124,7 @@ pub fn masks_within_margin(
             .zip(&tried)
             .map(|(ranking, &n_kept)| best_kept(ranking, n_kept))
             .collect();
-        let answers = masked_answers(vit, images, original, &masks, baseline)?;
+        let answers = masked_answers(vit, images, original, &masks, removal)?;
         for ((bound, n_kept), answer) in bounds.iter_mut().zip(tried).zip(answers) {
             if bound.0 == bound.1 {
                 continue;

@@ -5,8 +5,8 @@
 //! A model of `blocks` blocks has `blocks + 2` states: the patch embeddings before positions are
 //! added, the input of every block, and the output of the last one. The gate of state i looks at
 //! states 0 and i of a patch and gives a logit; the logit sets a hard-concrete variable in [0, 1).
-//! The votes of gates 0 to k multiply to the mask of depth k. A masked patch's embedding is replaced
-//! by the [`baseline`](Gates::baseline), before positions are added.
+//! The votes of gates 0 to k multiply to the mask of depth k. Gates are trained for one way of taking
+//! masked patches away, their [`removal`](Gates::removal).
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
@@ -15,7 +15,8 @@
 //! | z | sample | clamp(s·(r−l)+l, 0, 1), s = σ((u + ln n − ln(1−n))/τ), n uniform |
 //! | P(z≠0) | keep probability | σ(u − τ·ln(−l/r)) |
 //! | q⁽ᵏ⁾ | mask of depth k | Πᵢ₌₀..ₖ P(zᵢ≠0) |
-//! | b | baseline | ê = z·e + (1−z)·b |
+//! | b | [baseline](Removal::Baseline) | ê = z·e + (1−z)·b |
+//! | a | attention, with [drop](Removal::Drop) in place of b | a'ᵢⱼ = zⱼ aᵢⱼ / Σₖ zₖ aᵢₖ |
 //!
 //! Deviations from the authors' code: class and register tokens have no gate, for their votes were
 //! thrown away; both halves of a gate's input weights are applied apart, so the concatenation never
@@ -39,7 +40,7 @@ pub use frozen::{FrozenGates, VotedPass};
 pub use hard_concrete::{
     STRETCH_HI, STRETCH_LO, TEMPERATURE, log_keep_from_logits, sample_from_logits,
 };
-pub use passes::{CleanPass, clean_pass, masked_pass};
+pub use passes::{CleanPass, Removal, clean_pass, masked_pass};
 
 /// Hidden units of a gate: one for this many features of a token, as in the authors' code.
 const FEATURES_PER_UNIT: usize = 4;
@@ -147,12 +148,12 @@ impl Gate {
     }
 }
 
-/// All gates of a model with the baseline that stands in for masked patches.
+/// All gates of a model, and how the patches that they mask are taken away.
 pub struct Gates {
     sizes: GateSizes,
     stretch: f64,
     gates: Vec<Gate>,
-    baseline: Tensor,
+    removal: Removal,
 }
 
 impl Gates {
@@ -196,7 +197,8 @@ impl Gates {
         Ok(tensors)
     }
 
-    /// Gates over tensors by name; trained ones or the variables of a trainer.
+    /// Gates over tensors by name; trained ones or the variables of a trainer. Without a baseline among them
+    /// masked patches are dropped.
     ///
     /// # Errors
     /// [`Error::Model`] naming the first tensor that is missing, has another shape or does not belong.
@@ -214,9 +216,11 @@ impl Gates {
         }
         let mut found = Vec::with_capacity(shapes.len());
         for (name, shape) in &shapes {
-            let tensor = tensors
-                .get(name)
-                .ok_or_else(|| Error::Model(format!("gates lack tensor {name:?}")))?;
+            let tensor = match tensors.get(name) {
+                Some(tensor) => tensor,
+                None if name == BASELINE => continue,
+                None => return Err(Error::Model(format!("gates lack tensor {name:?}"))),
+            };
             if tensor.dims() != shape {
                 return Err(Error::Model(format!(
                     "gate tensor {name:?} has shape {:?}, the model needs {shape:?}",
@@ -243,12 +247,15 @@ impl Gates {
                 offset: next()?,
             });
         }
-        let baseline = next()?;
+        let removal = match next() {
+            Ok(baseline) => Removal::Baseline(baseline),
+            Err(_) => Removal::Drop,
+        };
         Ok(Self {
             sizes,
             stretch,
             gates,
-            baseline,
+            removal,
         })
     }
 
@@ -262,9 +269,9 @@ impl Gates {
         self.stretch
     }
 
-    /// What replaces a masked patch embedding, `[dim]`.
-    pub fn baseline(&self) -> &Tensor {
-        &self.baseline
+    /// How the patches that they mask are taken away.
+    pub fn removal(&self) -> &Removal {
+        &self.removal
     }
 
     /// Logits of gates 0 to `depth`, one tensor a gate.

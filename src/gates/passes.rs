@@ -1,8 +1,29 @@
 //! The two forward passes of DiffMask: a clean one that keeps every state, and one with patches masked.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
-use crate::vit::{Output, Record, Replace, Site, Vit};
+use crate::vit::{Output, Record, Replace, Site, Tap, Vit};
+
+/// How a masked patch is taken from the model.
+#[derive(Clone, Debug)]
+pub enum Removal {
+    /// Its embedding fades to this vector, `[dim]`, before positions are added (Vision DiffMask).
+    Baseline(Tensor),
+    /// No token attends to it in any block, as if it had not been among the tokens (Jain et al., arXiv:2204.08945,
+    /// drop them; ViT-Shapley, arXiv:2206.05282, masks attention). In between, attention is weighed by the mask.
+    Drop,
+}
+
+impl Removal {
+    /// The same without the graph that it is part of.
+    #[must_use]
+    pub fn detach(&self) -> Self {
+        match self {
+            Self::Baseline(baseline) => Self::Baseline(baseline.detach()),
+            Self::Drop => Self::Drop,
+        }
+    }
+}
 
 /// Everything of a clean pass that the gates and the masked pass need; carries no graph.
 #[derive(Clone, Debug)]
@@ -48,24 +69,52 @@ pub fn clean_pass(vit: &Vit, images: &Tensor) -> Result<CleanPass> {
     Ok(CleanPass { states, output })
 }
 
-/// Runs the model with patch embeddings faded to `baseline` where `mask` is below 1.
+/// Runs the model with patches taken away where `mask` is below 1, in part between 0 and 1.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
 /// - `mask`: `[batch, patches]`, 1 keeps
-/// - `baseline`: `[dim]`
 ///
 /// # Errors
 /// Fails where a shape does not fit the model.
-pub fn masked_pass(vit: &Vit, images: &Tensor, mask: &Tensor, baseline: &Tensor) -> Result<Output> {
-    let mask = mask.unsqueeze(2)?; // [batch, patches, 1]
-    // ê = z·e + (1−z)·b, written as b + z·(e−b).
-    let mut fade = Replace::new(Site::PatchEmbeddings, |embeddings: Tensor| {
-        embeddings
-            .detach()
-            .broadcast_sub(baseline)?
-            .broadcast_mul(&mask)?
-            .broadcast_add(baseline) // [batch, patches, dim]
-    });
-    vit.forward_with(images, &mut fade)
+pub fn masked_pass(vit: &Vit, images: &Tensor, mask: &Tensor, removal: &Removal) -> Result<Output> {
+    match removal {
+        Removal::Baseline(baseline) => {
+            let mask = mask.unsqueeze(2)?; // [batch, patches, 1]
+            // ê = z·e + (1−z)·b, written as b + z·(e−b).
+            let mut fade = Replace::new(Site::PatchEmbeddings, |embeddings: Tensor| {
+                embeddings
+                    .detach()
+                    .broadcast_sub(baseline)?
+                    .broadcast_mul(&mask)?
+                    .broadcast_add(baseline) // [batch, patches, dim]
+            });
+            vit.forward_with(images, &mut fade)
+        }
+        Removal::Drop => {
+            let shape = (mask.dim(0)?, vit.config().n_special_tokens());
+            let special = Tensor::ones(shape, mask.dtype(), mask.device())?;
+            let weights = Tensor::cat(&[&special, mask], 1)?; // [batch, tokens]
+            let weights = weights.unsqueeze(1)?.unsqueeze(1)?;
+            vit.forward_with(images, &mut Inattention { weights })
+        }
+    }
+}
+
+/// Weighs what all tokens attend to, in every block.
+struct Inattention {
+    /// `[batch, 1, 1, tokens]`
+    weights: Tensor,
+}
+
+impl Tap for Inattention {
+    fn wants(&self, site: Site) -> bool {
+        matches!(site, Site::Attention(_))
+    }
+
+    /// a'ᵢⱼ = zⱼ aᵢⱼ / Σₖ zₖ aᵢₖ; special tokens have z = 1, so the sum is never 0.
+    fn at(&mut self, _site: Site, attn: Tensor) -> Result<Tensor> {
+        let attn = attn.broadcast_mul(&self.weights)?; // [batch, heads, tokens, tokens]
+        attn.broadcast_div(&attn.sum_keepdim(D::Minus1)?)
+    }
 }

@@ -221,8 +221,8 @@ fn read_weights(files: &Files, device: &Device) -> Result<ModelWeights> {
             of_both
         }
     };
-    let tensors = names::canonical_weights(&config, tensors)
-        .map_err(|error| files.blame(WEIGHTS, error))?;
+    let tensors =
+        names::canonical_weights(&config, tensors).map_err(|error| files.blame(WEIGHTS, error))?;
     Ok(ModelWeights {
         config,
         preprocessor,

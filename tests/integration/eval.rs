@@ -12,6 +12,7 @@ use vitscope::data::{Dataset, Split};
 use vitscope::eval::faithfulness::{Entry, MARGIN, Outcome, Scores, Threshold, score};
 use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::{Explainer, Pass};
+use vitscope::gates::Removal;
 use vitscope::rng::Rng;
 use vitscope::vit::{Vit, VitConfig, init};
 
@@ -79,8 +80,8 @@ fn outcome(oracle: &Oracle) -> Outcome {
         explainer: oracle,
         thresholds: &[Threshold::Half],
     };
-    let baseline = Tensor::zeros(16, DType::F32, &Device::Cpu).unwrap();
-    let outcome = score(&vit(), &baseline, &grids, &entry, 3).unwrap();
+    let removal = Removal::Baseline(Tensor::zeros(16, DType::F32, &Device::Cpu).unwrap());
+    let outcome = score(&vit(), &removal, &grids, &entry, 3).unwrap();
     let example = &outcome.example;
     assert_eq!((example.attributions.len(), example.masks.len()), (3, 3));
     outcome
@@ -142,8 +143,8 @@ fn a_grid_of_another_size_than_the_model_s_is_refused() {
         explainer: &oracle,
         thresholds: &[Threshold::Half],
     };
-    let baseline = Tensor::zeros(16, DType::F32, &Device::Cpu).unwrap();
-    let message = score(&vit(), &baseline, &grids, &entry, 0).err().unwrap();
+    let removal = Removal::Baseline(Tensor::zeros(16, DType::F32, &Device::Cpu).unwrap());
+    let message = score(&vit(), &removal, &grids, &entry, 0).err().unwrap();
     assert!(
         message
             .to_string()
@@ -194,7 +195,7 @@ fn shipped_gates_of_every_seed_find_the_red_cells() {
             explainer: &method,
             thresholds: &[Threshold::Half],
         };
-        let scores = score(&model.vit, gates.baseline(), &grids, &entry, 0)
+        let scores = score(&model.vit, gates.removal(), &grids, &entry, 0)
             .unwrap()
             .best;
         assert!(scores.exact >= 0.95 && scores.iou >= 0.98, "{scores:?}");

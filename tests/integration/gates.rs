@@ -6,11 +6,11 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use vitscope::eval::{masked_answers, masks_within_margin};
-use vitscope::gates::{GateCard, GateSizes, Gates, clean_pass, masked_pass};
+use vitscope::gates::{GateCard, GateSizes, Gates, Removal, clean_pass, masked_pass};
 use vitscope::rng::Rng;
-use vitscope::vit::{Vit, VitConfig, init};
+use vitscope::vit::{Replace, Site, Vit, VitConfig, init};
 
 use crate::common::{
     small_config, small_config_without_head, small_gates, small_images, small_vit,
@@ -108,29 +108,72 @@ fn keeping_every_patch_changes_no_answer() {
     let vit = small_vit(small_config());
     let images = small_images(3);
     let clean = vit.forward(&images).unwrap().logits.unwrap();
-    let baseline = Tensor::full(7.0_f32, 16, &Device::Cpu).unwrap();
     let ones = Tensor::ones((3, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let masked = masked_pass(&vit, &images, &ones, &baseline).unwrap();
-    assert_close(&masked.logits.unwrap(), &clean);
-    let answers =
-        masked_answers(&vit, &images, &clean, &vec![vec![true; 9]; 3], &baseline).unwrap();
-    assert!(
-        answers
-            .iter()
-            .all(|answer| answer.agrees && answer.kept == 1.0)
-    );
-    assert!(answers.iter().all(|answer| answer.kl.abs() < 1e-6));
+    for removal in [baseline(7.0), Removal::Drop] {
+        let masked = masked_pass(&vit, &images, &ones, &removal).unwrap();
+        assert_close(&masked.logits.unwrap(), &clean);
+        let answers =
+            masked_answers(&vit, &images, &clean, &vec![vec![true; 9]; 3], &removal).unwrap();
+        assert!(
+            answers
+                .iter()
+                .all(|answer| answer.agrees && answer.kept == 1.0)
+        );
+        assert!(answers.iter().all(|answer| answer.kl.abs() < 1e-6));
+    }
+}
+
+/// Patches that become `value` throughout.
+fn baseline(value: f32) -> Removal {
+    Removal::Baseline(Tensor::full(value, 16, &Device::Cpu).unwrap())
 }
 
 #[test]
 fn masking_every_patch_leaves_nothing_of_the_image() {
     let vit = small_vit(small_config());
     let images = small_images(2);
-    let baseline = Tensor::full(0.5_f32, 16, &Device::Cpu).unwrap();
     let zeros = Tensor::zeros((2, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let masked = masked_pass(&vit, &images, &zeros, &baseline).unwrap();
-    let logits = masked.logits.unwrap();
-    assert_close(&logits.get(0).unwrap(), &logits.get(1).unwrap());
+    for removal in [baseline(0.5), Removal::Drop] {
+        let masked = masked_pass(&vit, &images, &zeros, &removal).unwrap();
+        let logits = masked.logits.unwrap();
+        assert_close(&logits.get(0).unwrap(), &logits.get(1).unwrap());
+    }
+}
+
+#[test]
+fn a_dropped_patch_might_as_well_not_have_been_among_the_tokens() {
+    let vit = small_vit(small_config());
+    let images = small_images(2);
+    let mut mask = [1.0_f32; 9];
+    for dropped in [0, 3, 7] {
+        mask[dropped] = 0.0;
+    }
+    let of_both = Tensor::from_vec([mask, mask].concat(), (2, 9), &Device::Cpu).unwrap();
+    let masked = masked_pass(&vit, &images, &of_both, &Removal::Drop).unwrap();
+    let kept: Vec<u32> = std::iter::once(0)
+        .chain((1..10).filter(|token| mask[*token as usize - 1] == 1.0))
+        .collect();
+    let kept = Tensor::new(kept, &Device::Cpu).unwrap();
+    let mut without = Replace::new(Site::Hidden(0), |xs: Tensor| xs.index_select(&kept, 1));
+    let without = vit.forward_with(&images, &mut without).unwrap();
+    assert_close(&masked.logits.unwrap(), &without.logits.unwrap());
+}
+
+/// Where nothing is left of a patch, the mask still learns whether it was needed.
+#[test]
+fn a_dropped_patch_passes_a_gradient_to_its_mask() {
+    let vit = small_vit(small_config());
+    let mask = Var::zeros((1, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let masked = masked_pass(&vit, &small_images(1), mask.as_tensor(), &Removal::Drop).unwrap();
+    let grads = masked.logits.unwrap().sqr().unwrap().sum_all().unwrap();
+    let grads = grads.backward().unwrap();
+    let gradient = values(grads.get(&mask).unwrap());
+    assert!(
+        gradient
+            .iter()
+            .all(|value| value.is_finite() && *value != 0.0),
+        "{gradient:?}"
+    );
 }
 
 #[test]
@@ -138,14 +181,15 @@ fn a_masked_patch_gets_the_baseline_and_the_others_stay() {
     let vit = small_vit(small_config());
     let images = small_images(1);
     let clean = clean_pass(&vit, &images).unwrap();
-    let baseline = clean.states[0].get(0).unwrap().get(4).unwrap();
+    let fourth = clean.states[0].get(0).unwrap().get(4).unwrap();
+    let removal = Removal::Baseline(fourth);
     // The baseline equals patch 4's own embedding, so masking it changes nothing, and patch 5's does.
     let logits = clean.output.logits.unwrap();
     let masked = |patch: usize| {
         let mut mask = vec![1.0_f32; 9];
         mask[patch] = 0.0;
         let mask = Tensor::from_vec(mask, (1, 9), &Device::Cpu).unwrap();
-        let output = masked_pass(&vit, &images, &mask, &baseline).unwrap();
+        let output = masked_pass(&vit, &images, &mask, &removal).unwrap();
         output.logits.unwrap()
     };
     assert_close(&masked(4), &logits);
@@ -161,16 +205,16 @@ fn within_the_margin_no_larger_mask_than_needed_is_kept() {
     let vit = small_vit(small_config());
     let images = small_images(4);
     let original = vit.forward(&images).unwrap().logits.unwrap();
-    let baseline = Tensor::zeros(16, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let removal = baseline(0.0);
     let attributions: Vec<Vec<f32>> = Rng::new(4)
         .uniform_tensor((4, 9), &Device::Cpu)
         .unwrap()
         .to_vec2()
         .unwrap();
     let kept = |margin| {
-        let masks = masks_within_margin(&vit, &images, &original, &attributions, &baseline, margin)
-            .unwrap();
-        let answers = masked_answers(&vit, &images, &original, &masks, &baseline).unwrap();
+        let masks =
+            masks_within_margin(&vit, &images, &original, &attributions, &removal, margin).unwrap();
+        let answers = masked_answers(&vit, &images, &original, &masks, &removal).unwrap();
         assert!(answers.iter().all(|answer| answer.kl <= margin));
         answers.iter().map(|answer| answer.kept).sum::<f64>()
     };

@@ -14,7 +14,9 @@ use vitscope::eval::classification::{classes_by_name, count_by_class, total};
 use vitscope::frame::FrameSize;
 use vitscope::models::{self, Precision, Preprocessor, Reference, save_folder, save_head};
 use vitscope::rng::Rng;
-use vitscope::train::classifier::{self, ClassifierRecipe, NORMALIZATION, Start, TrainedClassifier};
+use vitscope::train::classifier::{
+    self, ClassifierRecipe, NORMALIZATION, Start, TrainedClassifier,
+};
 use vitscope::train::diffmask::{self, DiffMaskRecipe, TrainedGates};
 use vitscope::train::iavit::{self, Alignment, IaVitRecipe, Teacher, TrainedInterpreter};
 use vitscope::train::probe::{self, ProbeRecipe, TrainedProbe};

@@ -19,7 +19,7 @@ use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::diffmask::DiffMask;
 use vitscope::explain::{Explainer, Method};
 use vitscope::files::write_whole;
-use vitscope::gates::Gates;
+use vitscope::gates::{Gates, Removal};
 use vitscope::models::{self, Model, Preprocessor, Reference};
 
 use crate::exit::Exit;
@@ -239,21 +239,25 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
         explainer: &**explainer,
         thresholds: &[Threshold::Otsu, Threshold::Mean],
     }));
-    // Each gates' masks are filled with their own baseline, those of other methods with that of the model's gates.
-    let baselines = std::iter::once(gates)
+    // Patches are taken away as each gates learned it, for other methods as the model's gates did.
+    let removals = std::iter::once(gates)
         .chain(more.iter().map(|(_, gates)| gates))
         .chain(std::iter::repeat(gates))
-        .map(Gates::baseline);
+        .map(Gates::removal);
     let (mut scores, mut at_margin, mut examples) = (Vec::new(), Vec::new(), Vec::new());
-    for (entry, baseline) in entries.iter().zip(baselines) {
-        let outcome = faithfulness::score(&model.vit, baseline, &grids, entry, args.examples)?;
+    for (entry, removal) in entries.iter().zip(removals) {
+        let outcome = faithfulness::score(&model.vit, removal, &grids, entry, args.examples)?;
         scores.push(outcome.best);
         at_margin.push(outcome.at_margin);
         examples.push(outcome.example);
     }
     println!(
-        "{} held-out grids, masks filled with the learned baseline",
-        grids.len()
+        "{} held-out grids, masked patches {}",
+        grids.len(),
+        match gates.removal() {
+            Removal::Baseline(_) => "filled with the learned baseline",
+            Removal::Drop => "dropped",
+        }
     );
     print!("{}", table(&scores));
     println!("\nAs many best-rated cells as keep the divergence within {MARGIN} nats");

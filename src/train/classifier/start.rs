@@ -122,10 +122,18 @@ mod tests {
             names.filter(|name| recipe.trains(name, 3)).collect()
         };
         assert_eq!(trained(None).len(), expected_shapes(&config()).len());
-        let head = ["layernorm.weight", "layernorm.bias", "classifier.weight", "classifier.bias"];
+        let head = [
+            "layernorm.weight",
+            "layernorm.bias",
+            "classifier.weight",
+            "classifier.bias",
+        ];
         assert_eq!(trained(Some(0)), head);
         let one = trained(Some(1));
-        assert!(one.iter().all(|name| name.starts_with("encoder.layer.2.") || head.contains(&name.as_str())));
+        assert!(
+            one.iter()
+                .all(|name| name.starts_with("encoder.layer.2.") || head.contains(&name.as_str()))
+        );
         assert_eq!(one.len(), 16 + head.len());
         assert_eq!(trained(Some(9)).len(), 3 * 16 + head.len());
     }

@@ -49,10 +49,22 @@ pub const COLUMNS: &[&str] = &[
     "test kl",
     "test kept",
     "test agreement",
+    "test within margin",
 ];
 
 /// A mask keeps a patch from this attribution on.
 pub const THRESHOLD: f32 = 0.5;
+
+/// How masked patches are taken away, see [`crate::gates::Removal`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RemovalKind {
+    /// A learned vector takes the place of their embeddings, as in the paper.
+    #[default]
+    Baseline,
+    /// Nothing attends to them.
+    Drop,
+}
 
 /// How gates are trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,6 +76,8 @@ pub struct DiffMaskRecipe {
     pub steps: u64,
     /// Pictures a step.
     pub batch: usize,
+    /// How masked patches are taken away.
+    pub removal: RemovalKind,
     /// Learning rate of the gates.
     pub lr: f64,
     /// Learning rate of the baseline.
@@ -112,6 +126,7 @@ impl Default for DiffMaskRecipe {
             seed: 0,
             steps: 10_000,
             batch: 16,
+            removal: RemovalKind::default(),
             lr: 1e-4,
             lr_baseline: 1e-3,
             beta2: 0.99,
@@ -144,6 +159,8 @@ pub struct TrainedGates {
     pub card: GateCard,
     /// Agreement of the answers with and without the binary mask, on test pictures.
     pub agreement: f64,
+    /// Share of test pictures whose divergence is within the margin.
+    pub within: f64,
     /// False where `on_progress` ended the run early.
     pub complete: bool,
 }

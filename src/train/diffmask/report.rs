@@ -94,7 +94,7 @@ fn look(gates: &Gates, subject: Subject<'_>, n_pictures: usize) -> Result<Found>
             .iter()
             .map(|mask| mask.iter().map(|keep| *keep >= THRESHOLD).collect())
             .collect();
-        let answers = masked_answers(subject.vit, &images, &original, &binary, gates.baseline())?;
+        let answers = masked_answers(subject.vit, &images, &original, &binary, gates.removal())?;
         if found.examples.len() < SHOWN {
             let kept = binary
                 .iter()
@@ -103,7 +103,7 @@ fn look(gates: &Gates, subject: Subject<'_>, n_pictures: usize) -> Result<Found>
             let kept: Vec<f32> = kept.collect();
             let shape = (binary.len(), kept.len() / binary.len());
             let kept = Tensor::from_vec(kept, shape, images.device())?;
-            let masked = masked_pass(subject.vit, &images, &kept, gates.baseline())?;
+            let masked = masked_pass(subject.vit, &images, &kept, gates.removal())?;
             let before = best(&original)?.into_iter();
             let after = best(&eval::logits(masked.logits)?)?;
             let of_answers = before.zip(after).zip(mask).zip(&answers);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::{DiffMaskRecipe, THRESHOLD, TrainedGates};
+use super::{DiffMaskRecipe, RemovalKind, THRESHOLD, TrainedGates};
 use crate::error::{Error, Result};
 use crate::eval::{self, agreement, kl_from_logits, masked_answers};
 use crate::gates::{
@@ -27,6 +27,8 @@ pub(super) struct Measured {
     pub(super) kl: f64,
     pub(super) kept: f64,
     pub(super) agreement: f64,
+    /// Share of pictures whose divergence is within the margin.
+    pub(super) within: f64,
 }
 
 impl Measured {
@@ -75,6 +77,9 @@ impl<'a> GateTrainer<'a> {
         let sizes = GateSizes::new(subject.vit.config());
         let mut rng = Rng::new(recipe.seed);
         let mut tensors = Gates::initial_tensors(sizes, recipe.offset, &mut rng, &Device::Cpu)?;
+        if recipe.removal == RemovalKind::Drop {
+            tensors.remove(BASELINE);
+        }
         let mut batches = Batches::new(recipe.seed, subject.train.len(), recipe.batch);
         if let Some(share) = recipe.masked_share {
             let images = subject.images(subject.train, &batches.at(0))?;
@@ -130,7 +135,7 @@ impl<'a> GateTrainer<'a> {
         let original = eval::logits(clean.output.logits)?;
         let depth = self.rng.below(self.lambda.len());
         let (mask, log_mask) = self.sample(&clean.states, depth)?;
-        let masked = masked_pass(subject.vit, &images, &mask, self.gates.baseline())?;
+        let masked = masked_pass(subject.vit, &images, &mask, self.gates.removal())?;
         let masked = eval::logits(masked.logits)?;
         let kl = kl_from_logits(&original, &masked)?.mean_all()?;
         let sparsity = log_mask.mean_all()?;
@@ -182,7 +187,7 @@ impl<'a> GateTrainer<'a> {
     fn measure(&self) -> Result<Measured> {
         let vit = self.subject.vit;
         let gates = self.gates.freeze()?;
-        let baseline = self.gates.baseline().detach();
+        let removal = self.gates.removal().detach();
         let chunk = self.recipe.batch.max(32);
         let mut answers = Vec::new();
         for indices in self.subject.test_chunks(self.recipe.test_pictures, chunk) {
@@ -194,17 +199,19 @@ impl<'a> GateTrainer<'a> {
                 .map(|mask| mask.into_iter().map(|keep| keep >= THRESHOLD).collect())
                 .collect();
             let original = eval::logits(voted.output.logits)?;
-            answers.extend(masked_answers(vit, &images, &original, &masks, &baseline)?);
+            answers.extend(masked_answers(vit, &images, &original, &masks, &removal)?);
         }
         // Rounded to what a checkpoint keeps, so that a resumed run compares the same numbers.
-        let mean = |value: fn(&eval::MaskedAnswer) -> f64| {
+        let margin = self.recipe.margin;
+        let mean = |value: &dyn Fn(&eval::MaskedAnswer) -> f64| {
             let sum = answers.iter().map(value).sum::<f64>();
             f64::from((sum / answers.len() as f64) as f32)
         };
         Ok(Measured {
-            kl: mean(|answer| answer.kl),
-            kept: mean(|answer| answer.kept),
-            agreement: mean(|answer| f64::from(u8::from(answer.agrees))),
+            kl: mean(&|answer| answer.kl),
+            kept: mean(&|answer| answer.kept),
+            agreement: mean(&|answer| f64::from(u8::from(answer.agrees))),
+            within: mean(&|answer| f64::from(u8::from(answer.kl <= margin))),
         })
     }
 
@@ -251,6 +258,7 @@ impl<'a> GateTrainer<'a> {
                 kl: measured.kl,
             },
             agreement: measured.agreement,
+            within: measured.within,
             complete,
         })
     }
@@ -270,7 +278,12 @@ impl Trainer for GateTrainer<'_> {
         if step.is_multiple_of(recipe.test_steps.max(1)) || step == recipe.steps {
             let measured = self.measure()?;
             self.learn_from(measured)?;
-            values.extend([measured.kl, measured.kept, measured.agreement]);
+            values.extend([
+                measured.kl,
+                measured.kept,
+                measured.agreement,
+                measured.within,
+            ]);
         }
         Ok(values)
     }
@@ -291,8 +304,9 @@ impl Trainer for GateTrainer<'_> {
                 kl,
                 kept,
                 agreement,
+                within,
             } = *measured;
-            let numbers = [kl, kept, agreement].map(|number| number as f32);
+            let numbers = [kl, kept, agreement, within].map(|number| number as f32);
             tensors.insert("best measured".into(), Tensor::new(&numbers, &Device::Cpu)?);
             for (name, tensor) in best {
                 tensors.insert(format!("{BEST_PREFIX}{name}"), tensor.clone());
@@ -320,7 +334,7 @@ impl Trainer for GateTrainer<'_> {
         }
         if let Some(measured) = checkpoint.tensors.get("best measured") {
             let numbers: Vec<f32> = measured.to_vec1()?;
-            let [kl, kept, agreement] = numbers[..] else {
+            let [kl, kept, agreement, within] = numbers[..] else {
                 return Err(Error::Config(
                     "the checkpoint's best measure is damaged".into(),
                 ));
@@ -340,6 +354,7 @@ impl Trainer for GateTrainer<'_> {
                     kl: f64::from(kl),
                     kept: f64::from(kept),
                     agreement: f64::from(agreement),
+                    within: f64::from(within),
                 },
             });
         }
@@ -464,6 +479,7 @@ mod tests {
             kl,
             kept,
             agreement: 1.0,
+            within: 1.0,
         };
         assert!(measured(0.05, 0.4).is_better_than(&measured(0.01, 0.5), 0.1));
         assert!(!measured(0.2, 0.1).is_better_than(&measured(0.05, 0.9), 0.1));

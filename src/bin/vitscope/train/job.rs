@@ -186,8 +186,8 @@ impl Job<'_> {
         Gates::save(&done.tensors, &done.card, self.out)?;
         Checkpoint::remove(self.out)?;
         println!(
-            "binary masks on test pictures: kl {:.4}, kept {:.4}, agreement {:.4}",
-            done.card.kl, done.card.l0, done.agreement
+            "binary masks on test pictures: kl {:.4}, kept {:.4}, agreement {:.4}, within the margin {:.4}",
+            done.card.kl, done.card.l0, done.agreement, done.within
         );
         if done.card.kl > recipe.margin {
             println!(
@@ -205,6 +205,7 @@ impl Job<'_> {
             ("kl", done.card.kl),
             ("kept", done.card.l0),
             ("agreement", done.agreement),
+            ("within margin", done.within),
         ])))
     }
 

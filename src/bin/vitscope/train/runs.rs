@@ -96,7 +96,10 @@ fn train(job: Job<'_>, run: &Run) -> anyhow::Result<Option<Measured>> {
         (Trained::IaVit, Some(model)) => job.interpreter(model.as_str().into()),
         (Trained::Diffmask, Some(model)) => job.gates(model.as_str().into()),
         (Trained::Classifier, Some(_)) => {
-            bail!("run {:?} trains a model: it goes on from `init`, not `model`", run.name)
+            bail!(
+                "run {:?} trains a model: it goes on from `init`, not `model`",
+                run.name
+            )
         }
         (Trained::Diffmask, None) => bail!("run {:?} needs a model", run.name),
     }
