@@ -134,24 +134,22 @@ pub fn patchify(input: Decoded, resizer: &mut Resizer) -> Patchified {
     Patchified { frame, turn }
 }
 
-/// Runs model and explainer over all images of `inputs` at once.
+/// Runs model and explainer over all images of `inputs` at once, see [`View::findings`].
 ///
 /// `last` is the explanation that stays on screen, from the call before to the next one.
-/// Where the batch fails, its images are tried one by one, so that only the bad ones stay unexplained.
 pub fn explain(
     inputs: Vec<Patchified>,
     view: &View,
     last: &mut Option<Arc<Finding>>,
 ) -> Vec<Explained> {
-    let (mut images, mut seqs) = (Vec::new(), Vec::new());
-    let waiting: Vec<(Frame, Turn<Placement>)> = inputs
+    let mut images = Vec::new();
+    let waiting: Vec<(Frame, Turn<()>)> = inputs
         .into_iter()
         .map(|Patchified { frame, turn }| {
             let turn = match turn {
-                Turn::Due(Image { rgb, placement }) => {
-                    images.push(rgb);
-                    seqs.push(frame.seq);
-                    Turn::Due(placement)
+                Turn::Due(image) => {
+                    images.push((frame.seq, image));
+                    Turn::Due(())
                 }
                 Turn::Between => Turn::Between,
                 Turn::Missed => Turn::Missed,
@@ -159,15 +157,12 @@ pub fn explain(
             (frame, turn)
         })
         .collect();
-    let mut scores = view.scores(&images, &seqs).into_iter();
+    let mut findings = view.findings(images).into_iter();
     waiting
         .into_iter()
         .map(|(frame, turn)| {
             *last = match turn {
-                Turn::Due(placement) => scores
-                    .next()
-                    .flatten()
-                    .map(|scores| Arc::new(view.finding(frame.seq, scores, placement))),
+                Turn::Due(()) => findings.next().flatten(),
                 // A grid placed in a frame of another size would lie in the wrong place.
                 Turn::Between => last
                     .take()
@@ -262,6 +257,25 @@ impl View {
     /// Maps a frame: one a method and target.
     pub fn n_maps(&self) -> usize {
         self.explainers.len() * self.targets.len()
+    }
+
+    /// Runs model and explainer over images of frames, each with its frame's number, at once.
+    ///
+    /// One entry an image; `None` where it cannot be explained. Where the batch fails, its images are tried one by one.
+    pub fn findings(&self, images: Vec<(u64, Image)>) -> Vec<Option<Arc<Finding>>> {
+        let (mut pictures, mut seqs, mut placements) = (Vec::new(), Vec::new(), Vec::new());
+        for (seq, Image { rgb, placement }) in images {
+            pictures.push(rgb);
+            seqs.push(seq);
+            placements.push(placement);
+        }
+        let scores = self.scores(&pictures, &seqs);
+        let of_images = scores.into_iter().zip(seqs.iter().zip(placements));
+        of_images
+            .map(|(scores, (&seq, placement))| {
+                scores.map(|scores| Arc::new(Self::finding(seq, scores, placement)))
+            })
+            .collect()
     }
 
     /// One entry an image; `None` where it cannot be explained.
@@ -369,7 +383,7 @@ impl View {
         }))
     }
 
-    fn finding(&self, seq: u64, scores: Scores, placement: Placement) -> Finding {
+    fn finding(seq: u64, scores: Scores, placement: Placement) -> Finding {
         let Scores {
             grid,
             predicted,

@@ -94,6 +94,9 @@ pub struct DiffMaskRecipe {
     pub offset: f64,
     /// Share of patches that is masked at the start; where given, `offset` is found from it on the first pictures.
     pub masked_share: Option<f64>,
+    /// Share of the steps in which all gates vote; in the others their number is drawn. What the first gates take
+    /// away, which see little of the image, the last ones cannot give back.
+    pub whole_depth_share: f64,
     /// Largest divergence allowed, in nats; of binary masks on test pictures, for which sampled masks on
     /// training pictures are held to a smaller one where need be.
     pub margin: f64,
@@ -135,6 +138,7 @@ impl Default for DiffMaskRecipe {
             stretch: 15.0,
             offset: 13.0,
             masked_share: None,
+            whole_depth_share: 0.0,
             margin: 0.1,
             lambda: 20.0,
             ascend: true,

@@ -133,7 +133,7 @@ impl<'a> GateTrainer<'a> {
         let images = subject.images(subject.train, &indices)?;
         let clean = clean_pass(subject.vit, &images)?;
         let original = eval::logits(clean.output.logits)?;
-        let depth = self.rng.below(self.lambda.len());
+        let depth = self.draw_depth();
         let (mask, log_mask) = self.sample(&clean.states, depth)?;
         let masked = masked_pass(subject.vit, &images, &mask, self.gates.removal())?;
         let masked = eval::logits(masked.logits)?;
@@ -159,6 +159,17 @@ impl<'a> GateTrainer<'a> {
             depth as f64,
             agreement(&original, &masked)?,
         ])
+    }
+
+    /// How many gates vote in this step, less one.
+    fn draw_depth(&mut self) -> usize {
+        let n_depths = self.lambda.len();
+        let share = self.recipe.whole_depth_share;
+        // Nothing is drawn in vain, so that recipes without it stay the runs that they were.
+        if share > 0.0 && f64::from(self.rng.uniform()) < share {
+            return n_depths - 1;
+        }
+        self.rng.below(n_depths)
     }
 
     /// A mask sampled from gates 0 to `depth`, and the logarithm of its keep probabilities.
