@@ -9,9 +9,11 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use vitscope::data::red_patches::RedPatches;
-use vitscope::data::{Dataset, Split};
+use vitscope::data::{Dataset, Split, images_from_pictures};
 use vitscope::eval::classification::{classes_by_name, count_by_class, total};
+use vitscope::eval::masked_answers;
 use vitscope::frame::FrameSize;
+use vitscope::gates::Removal;
 use vitscope::models::{self, Precision, Preprocessor, Reference, save_folder, save_head};
 use vitscope::rng::Rng;
 use vitscope::train::classifier::{
@@ -449,6 +451,34 @@ fn training_that_goes_on_from_a_model_changes_the_last_blocks_alone() {
     assert!(!go_on(ended.path(), &mut |step| step < 5).complete);
     let resumed = go_on(ended.path(), &mut |_| true);
     assert_eq!(after, bits(&resumed.weights));
+}
+
+#[test]
+fn consistency_draws_the_answer_to_some_patches_to_the_answer_to_all() {
+    let divergence = |consistency| {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = ClassifierRecipe {
+            consistency,
+            keep_patches: 0.5,
+            whole_share: 0.0,
+            epochs: 20,
+            ..classifier_recipe()
+        };
+        let trained = train_classifier(&recipe, folder.path(), &mut |_| true).unwrap();
+        let vit = Vit::load(trained.config, &trained.weights).unwrap();
+        let pictures = (0..8).map(|index| grids(8, Split::Test).picture(index).unwrap());
+        let (mean, std) = NORMALIZATION;
+        let pictures: Vec<_> = pictures.collect();
+        let images = images_from_pictures(&pictures, mean, std, &Device::Cpu).unwrap();
+        let original = vit.forward(&images).unwrap().logits.unwrap();
+        let n_patches = vit.config().n_patches();
+        let half: Vec<bool> = (0..n_patches).map(|patch| patch % 2 == 0).collect();
+        let masks = vec![half; 8];
+        let answers = masked_answers(&vit, &images, &original, &masks, &Removal::Drop).unwrap();
+        answers.iter().map(|answer| answer.kl).sum::<f64>()
+    };
+    let (without, with) = (divergence(0.0), divergence(10.0));
+    assert!(with < 0.5 * without, "{with}, {without}");
 }
 
 /// A checkpoint belongs to the weights that its run began with.

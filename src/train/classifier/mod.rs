@@ -3,7 +3,8 @@
 //! Cross-entropy with label smoothing, AdamW, linear warm-up and half a cosine. For photographs each
 //! picture is shifted and mirrored at random, and for most of the run each step sees only a share of the
 //! patches (PatchDropout, Liu et al., arXiv:2208.07220): that is faster in proportion, and a model that
-//! has seen missing patches answers better when an explainer takes patches away.
+//! has seen missing patches answers better when an explainer takes patches away. Better still where its
+//! answer to some of the patches is drawn to its answer to all of them (`consistency`).
 
 mod augment;
 mod optimizers;
@@ -85,6 +86,9 @@ pub struct ClassifierRecipe {
     pub keep_patches: f64,
     /// Share of the run, at its end, in which steps see all patches.
     pub whole_share: f64,
+    /// Weight of KL(all patches ‖ some patches): above 0, steps that would see some patches only see all of them too,
+    /// and the answer to some is drawn to the answer to all.
+    pub consistency: f64,
     /// Gradients are scaled down to this global norm.
     pub max_norm: f64,
     /// Steps between checkpoints.
@@ -111,6 +115,7 @@ impl Default for ClassifierRecipe {
             mirror: true,
             keep_patches: 0.5,
             whole_share: 0.2,
+            consistency: 0.0,
             max_norm: 1.0,
             checkpoint_steps: 200,
         }

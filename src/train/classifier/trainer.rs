@@ -100,11 +100,20 @@ impl<'a> ClassifierTrainer<'a> {
         let dropped = (!whole && recipe.keep_patches < 1.0)
             .then(|| drop_patches(&self.vit, images, recipe.keep_patches, &mut self.rng))
             .transpose()?;
+        let (apart, dropped) = match recipe.consistency > 0.0 {
+            true => (dropped, None),
+            false => (None, dropped),
+        };
         let sites = self.pupil.iter().flat_map(|pupil| pupil.sites(&self.vit));
         let mut tap = (dropped, Record::new(sites));
         let output = self.vit.forward_with(images, &mut tap)?;
         let logits = eval::logits(output.logits.clone())?;
         let mut loss = cross_entropy(&logits, labels, recipe.label_smoothing)?;
+        if let Some(mut dropped) = apart {
+            let of_some = eval::logits(self.vit.forward_with(images, &mut dropped)?.logits)?;
+            let divergence = eval::kl_from_logits(&logits.detach(), &of_some)?.mean_all()?;
+            loss = (loss + (divergence * recipe.consistency)?)?;
+        }
         let lesson = self
             .pupil
             .as_ref()
