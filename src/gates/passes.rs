@@ -1,6 +1,6 @@
 //! The two forward passes of DiffMask: a clean one that keeps every state, and one with patches masked.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::vit::{Output, Record, Replace, Site, Tap, Vit};
 
@@ -95,26 +95,29 @@ pub fn masked_pass(vit: &Vit, images: &Tensor, mask: &Tensor, removal: &Removal)
             let shape = (mask.dim(0)?, vit.config().n_special_tokens());
             let special = Tensor::ones(shape, mask.dtype(), mask.device())?;
             let weights = Tensor::cat(&[&special, mask], 1)?; // [batch, tokens]
-            let weights = weights.unsqueeze(1)?.unsqueeze(1)?;
-            vit.forward_with(images, &mut Inattention { weights })
+            let log_weights = (weights + LEAST_WEIGHT)?.log()?.unsqueeze(1)?.unsqueeze(1)?;
+            vit.forward_with(images, &mut Inattention { log_weights })
         }
     }
 }
 
+/// What is left of a dropped patch, so that its logarithm and the gradient of that are numbers.
+const LEAST_WEIGHT: f64 = 1e-18;
+
 /// Weighs what all tokens attend to, in every block.
 struct Inattention {
     /// `[batch, 1, 1, tokens]`
-    weights: Tensor,
+    log_weights: Tensor,
 }
 
 impl Tap for Inattention {
     fn wants(&self, site: Site) -> bool {
-        matches!(site, Site::Attention(_))
+        matches!(site, Site::Scores(_))
     }
 
-    /// a'ᵢⱼ = zⱼ aᵢⱼ / Σₖ zₖ aᵢₖ; special tokens have z = 1, so the sum is never 0.
-    fn at(&mut self, _site: Site, attn: Tensor) -> Result<Tensor> {
-        let attn = attn.broadcast_mul(&self.weights)?; // [batch, heads, tokens, tokens]
-        attn.broadcast_div(&attn.sum_keepdim(D::Minus1)?)
+    /// a'ᵢⱼ = zⱼ aᵢⱼ / Σₖ zₖ aᵢₖ = softmax(sᵢⱼ + ln zⱼ): before the softmax, because what a model attends to in the
+    /// tokens that are left may be too little for an f32 beside what it attends to in the others.
+    fn at(&mut self, _site: Site, scores: Tensor) -> Result<Tensor> {
+        scores.broadcast_add(&self.log_weights) // [batch, heads, tokens, tokens]
     }
 }
