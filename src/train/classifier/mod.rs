@@ -82,11 +82,13 @@ pub struct ClassifierRecipe {
     pub shift_px: usize,
     /// Whether pictures are mirrored at random.
     pub mirror: bool,
+    /// Share of the pictures in which a rectangle shows another picture (CutMix, Yun et al., arXiv:1905.04899).
+    pub cutmix: f64,
     /// Share of the patches that a step sees.
     pub keep_patches: f64,
     /// Share of the run, at its end, in which steps see all patches.
     pub whole_share: f64,
-    /// Weight of KL(all patches ‖ some patches): above 0, steps that would see some patches only see all of them too,
+    /// Weight of KL(all patches ‖ some patches): above 0, steps that see all patches look at some of them once more,
     /// and the answer to some is drawn to the answer to all.
     pub consistency: f64,
     /// Gradients are scaled down to this global norm.
@@ -113,6 +115,7 @@ impl Default for ClassifierRecipe {
             label_smoothing: 0.1,
             shift_px: 4,
             mirror: true,
+            cutmix: 0.0,
             keep_patches: 0.5,
             whole_share: 0.2,
             consistency: 0.0,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{D, Tensor, Var};
 
-use super::augment::{augmented_batch, drop_patches};
+use super::augment::{Label, augmented_batch, drop_patches};
 use super::optimizers::Optimizers;
 use super::{ClassifierRecipe, JointInterpreter, NORMALIZATION, Start, TrainedClassifier};
 use crate::data::{Dataset, labeled_images};
@@ -94,15 +94,16 @@ impl<'a> ClassifierTrainer<'a> {
     }
 
     /// One update; returns what is measured at every step.
-    fn update(&mut self, images: &Tensor, labels: &[u32], schedule: f64) -> Result<Vec<f64>> {
+    fn update(&mut self, images: &Tensor, labels: &[Label], schedule: f64) -> Result<Vec<f64>> {
         let recipe = self.recipe;
         let whole = (self.step as f64) >= (1.0 - recipe.whole_share) * self.n_steps() as f64;
-        let dropped = (!whole && recipe.keep_patches < 1.0)
+        let again = whole && recipe.consistency > 0.0;
+        let dropped = ((!whole || again) && recipe.keep_patches < 1.0)
             .then(|| drop_patches(&self.vit, images, recipe.keep_patches, &mut self.rng))
             .transpose()?;
-        let (apart, dropped) = match recipe.consistency > 0.0 {
-            true => (dropped, None),
-            false => (None, dropped),
+        let (dropped, apart) = match again {
+            true => (None, dropped),
+            false => (dropped, None),
         };
         let sites = self.pupil.iter().flat_map(|pupil| pupil.sites(&self.vit));
         let mut tap = (dropped, Record::new(sites));
@@ -126,7 +127,8 @@ impl<'a> ClassifierTrainer<'a> {
         let loss = finite_loss(&loss, self.step, recipe.lr)?;
         self.optim.step(&grads, schedule)?;
         let predicted: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-        let right = predicted.iter().zip(labels).filter(|(a, b)| a == b).count();
+        let right = predicted.iter().zip(labels);
+        let right = right.filter(|(a, label)| **a == label.class).count();
         let accuracy = right as f64 / labels.len().max(1) as f64;
         let mut values = vec![loss, recipe.lr * schedule, accuracy];
         values.extend(lesson.iter().flat_map(|lesson| lesson.measured));
@@ -216,12 +218,17 @@ impl Trainer for ClassifierTrainer<'_> {
 }
 
 /// Cross-entropy with a target that gives `smoothing` of its weight to all classes alike (arXiv:1512.00567, section 7).
-fn cross_entropy(logits: &Tensor, labels: &[u32], smoothing: f64) -> Result<Tensor> {
+fn cross_entropy(logits: &Tensor, labels: &[Label], smoothing: f64) -> Result<Tensor> {
     let (batch, classes) = logits.dims2()?;
     let mut target = vec![(smoothing / classes as f64) as f32; batch * classes];
-    for (row, &label) in target.chunks_exact_mut(classes).zip(labels) {
-        if let Some(weight) = row.get_mut(label as usize) {
-            *weight += (1.0 - smoothing) as f32;
+    for (row, label) in target.chunks_exact_mut(classes).zip(labels) {
+        for (class, share) in [
+            (label.class, 1.0 - label.other_share),
+            (label.other, label.other_share),
+        ] {
+            if let Some(weight) = row.get_mut(class as usize) {
+                *weight += ((1.0 - smoothing) * share) as f32;
+            }
         }
     }
     let target = Tensor::from_vec(target, (batch, classes), logits.device())?;
