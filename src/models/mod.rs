@@ -7,6 +7,7 @@
 //! What is embedded and what the hub has goes the same way.
 
 pub mod card;
+mod device;
 mod embedded;
 mod folder;
 pub mod head;
@@ -16,6 +17,7 @@ pub mod preprocessor;
 pub mod weights;
 
 pub use card::ModelCard;
+pub use device::DeviceChoice;
 pub use folder::save_folder;
 pub use head::save_head;
 #[cfg(feature = "hub")]
@@ -28,7 +30,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
-use crate::explain::Parts;
+use crate::explain::{Method, Parts, Target};
 use crate::gates::{GateCard, Gates};
 use crate::interpreter::{Interpreter, InterpreterCard};
 use crate::vit::{Vit, VitConfig, names};
@@ -312,6 +314,38 @@ impl Model {
     pub fn images_from_rgb(&self, rgb: &[Vec<u8>]) -> Result<Tensor> {
         let device = self.vit.class_token().device();
         self.preprocessor.images_from_rgb(rgb, device)
+    }
+
+    /// The method that explains it where none is asked for: the gates if it has some, else the relevance of its classes,
+    /// or what it attends to if it has none.
+    pub fn default_method(&self) -> Method {
+        match self.vit.config().head() {
+            _ if self.gates.is_some() => Method::DiffMask,
+            None => Method::Rollout,
+            Some(_) => Method::Chefer,
+        }
+    }
+
+    /// What a person asks to see explained: `predicted`, a class by name or index, or `contrast:A,B` with two of them.
+    ///
+    /// # Errors
+    /// [`Error::Model`] as [`class_index`](Self::class_index), [`Error::Config`] where the contrast has no second class.
+    pub fn target(&self, text: &str) -> Result<Target> {
+        if text == "predicted" {
+            return Ok(Target::Predicted);
+        }
+        let Some(pair) = text.strip_prefix("contrast:") else {
+            return Ok(Target::Class(self.class_index(text)?));
+        };
+        let Some((class, other)) = pair.split_once(',') else {
+            return Err(Error::Config(format!(
+                "expected contrast:A,B with two classes, got {text:?}"
+            )));
+        };
+        Ok(Target::Contrast(
+            self.class_index(class)?,
+            self.class_index(other.trim())?,
+        ))
     }
 
     /// One gray picture, to try something on that needs no particular one.

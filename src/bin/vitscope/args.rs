@@ -4,11 +4,11 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use candle_core::Device;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use vitscope::Error;
 use vitscope::explain::Method;
+use vitscope::models::DeviceChoice;
 use vitscope::overlay::{Colormap, Mode, Overlay};
 
 use crate::bench::BenchArgs;
@@ -163,45 +163,6 @@ pub enum Upsample {
     Nearest,
 }
 
-/// Where the model runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The first GPU if this program can use one, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A GPU by index.
-    Cuda(usize),
-}
-
-impl DeviceChoice {
-    /// The device itself.
-    pub fn open(self) -> candle_core::Result<Device> {
-        match self {
-            Self::Auto => Device::cuda_if_available(0),
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(index) => Device::new_cuda(index),
-        }
-    }
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            _ => text
-                .strip_prefix("cuda:")
-                .and_then(|index| index.parse().ok())
-                .map(Self::Cuda)
-                .ok_or_else(|| "expected cpu, cuda, cuda:N or auto".into()),
-        }
-    }
-}
-
 /// Accepts `values` only, and lists them in the help and where another one was given.
 fn named<T, I>(values: I) -> impl TypedValueParser<Value = T>
 where
@@ -227,15 +188,6 @@ mod tests {
     #[test]
     fn the_definition_of_the_command_line_is_consistent() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn devices_are_read_by_name_and_index() {
-        let check = |expected, text: &str| assert_eq!(expected, text.parse().ok());
-        check(Some(DeviceChoice::Cuda(0)), "cuda");
-        check(Some(DeviceChoice::Cuda(3)), "cuda:3");
-        check(None, "cuda:");
-        check(None, "gpu");
     }
 
     #[test]

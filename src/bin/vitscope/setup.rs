@@ -3,32 +3,30 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
-use candle_core::Device;
+use anyhow::bail;
 use vitscope::explain::{Explainer, Method, Parts, Target, rehearse_all};
 use vitscope::models::{self, Model, Reference};
 use vitscope::overlay::Overlay;
 use vitscope::pipeline::stages::View;
 
-use crate::args::{DeviceChoice, DrawArgs, ExplainArgs, Upsample};
+use crate::args::{DrawArgs, ExplainArgs, Upsample};
 use crate::changes;
 
 /// Loads the model and tries the methods on one image, so that wrong options fail before anything is written.
 pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
-    let device = device(args.device)?;
+    let device = args.device.open()?;
     let reference = Reference::over(&args.model, args.backbone.as_deref());
     let model = models::open(reference, &device)?;
+    let default = [model.default_method()];
     let methods = match args.method.as_slice() {
-        [] if model.gates.is_some() => &[Method::DiffMask],
-        [] if model.vit.config().head().is_none() => &[Method::Rollout],
-        [] => &[Method::Chefer],
+        [] => &default,
         methods => methods,
     };
     let targets = args
         .target
         .iter()
-        .map(|name| target(&model, name))
-        .collect::<anyhow::Result<_>>()?;
+        .map(|name| model.target(name))
+        .collect::<vitscope::Result<_>>()?;
     let view = View {
         explainers: explainers(methods, &args.set, model.parts())?,
         model: Arc::new(model),
@@ -69,31 +67,6 @@ pub fn explainers(
 pub fn rehearse(explainers: &[Box<dyn Explainer>], model: &Model) -> vitscope::Result<()> {
     let image = model.gray_image()?;
     rehearse_all(explainers, &model.vit, &image, &[Target::Predicted]).map(|_| ())
-}
-
-/// The target that `--target` names.
-fn target(model: &Model, name: &str) -> anyhow::Result<Target> {
-    if name == "predicted" {
-        return Ok(Target::Predicted);
-    }
-    let Some(pair) = name.strip_prefix("contrast:") else {
-        return Ok(Target::Class(model.class_index(name)?));
-    };
-    let (class, other) = pair
-        .split_once(',')
-        .with_context(|| format!("expected contrast:A,B with two classes, got {name:?}"))?;
-    Ok(Target::Contrast(
-        model.class_index(class)?,
-        model.class_index(other.trim())?,
-    ))
-}
-
-/// The device that `--device` names.
-pub fn device(choice: DeviceChoice) -> anyhow::Result<Device> {
-    if !cfg!(feature = "cuda") && matches!(choice, DeviceChoice::Cuda(_)) {
-        bail!("this program was built without CUDA, which takes `cargo build --features cuda`");
-    }
-    choice.open().context("no CUDA device")
 }
 
 /// What the drawing options say.

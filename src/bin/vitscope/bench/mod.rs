@@ -16,13 +16,11 @@ use serde::Serialize;
 use vitscope::files::write_whole;
 use vitscope::gates::{DEFAULT_STRETCH, GateSizes, Gates};
 use vitscope::interpreter::{Interpreter, InterpreterShape};
-use vitscope::models::{self, Model, Preprocessor};
+use vitscope::models::{self, DeviceChoice, Model, Preprocessor};
 use vitscope::rng::Rng;
 use vitscope::vit::{Vit, VitConfig, init};
 
-use crate::args::DeviceChoice;
 use crate::exit::Exit;
-use crate::setup;
 
 /// Options of `vitscope bench`.
 #[derive(Debug, clap::Args)]
@@ -79,7 +77,7 @@ struct Figures {
 
 /// Runs `vitscope bench`.
 pub fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
-    let device = setup::device(args.device)?;
+    let device = args.device.open()?;
     let models = args
         .model
         .iter()
