@@ -95,7 +95,10 @@ pub fn masked_pass(vit: &Vit, images: &Tensor, mask: &Tensor, removal: &Removal)
             let shape = (mask.dim(0)?, vit.config().n_special_tokens());
             let special = Tensor::ones(shape, mask.dtype(), mask.device())?;
             let weights = Tensor::cat(&[&special, mask], 1)?; // [batch, tokens]
-            let log_weights = (weights + LEAST_WEIGHT)?.log()?.unsqueeze(1)?.unsqueeze(1)?;
+            let log_weights = (weights + LEAST_WEIGHT)?
+                .log()?
+                .unsqueeze(1)?
+                .unsqueeze(1)?;
             vit.forward_with(images, &mut Inattention { log_weights })
         }
     }

@@ -28,7 +28,7 @@ mod mp4;
 #[cfg(feature = "media")]
 mod packets;
 #[cfg(feature = "media")]
-mod pixels;
+pub mod pixels;
 #[cfg(feature = "media")]
 mod session;
 #[cfg(feature = "media")]

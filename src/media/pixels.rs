@@ -1,4 +1,4 @@
-//! A decoder's buffer as [`Pixels`]: mapped, written in place where nobody else holds it, handed on without a copy.
+//! A GStreamer buffer as a [`Frame`]: mapped, written in place where nobody else holds it, handed on without a copy.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -8,7 +8,9 @@ use gstreamer_video as gst_video;
 use gstreamer_video::{VideoColorMatrix, VideoColorRange, VideoFormat};
 
 use crate::error::{Error, Result};
-use crate::frame::{ColorMatrix, ColorTags, FrameSize, PixelFormat, PixelLayout, Pixels, Plane};
+use crate::frame::{
+    ColorMatrix, ColorTags, Frame, FrameSize, PixelFormat, PixelLayout, Pixels, Plane, Pts,
+};
 
 /// The formats that frames are handed out in; others are converted to one of these first.
 pub(super) const FORMATS: [&str; 2] = ["I420", "NV12"];
@@ -80,6 +82,35 @@ fn unmapped() -> Error {
     Error::Media("a decoded frame is no longer mapped".into())
 }
 
+/// A buffer as the frame of this number, whose caps said `info`. One without a time gets that of the start.
+///
+/// # Errors
+/// [`Error::Media`] where the format is none of [`PixelFormat`] or the buffer cannot be mapped, [`Error::Shape`] where
+/// it is too short.
+pub fn frame_from_buffer(
+    seq: u64,
+    buffer: gst::Buffer,
+    info: &gst_video::VideoInfo,
+) -> Result<Frame> {
+    let layout = Arc::new(layout(info, &buffer)?);
+    let pts = Pts(buffer.pts().map_or(0, gst::ClockTime::nseconds));
+    let duration = buffer.duration().map(Into::into);
+    let pixels = BufferPixels::new(buffer)?;
+    Frame::new(seq, pts, duration, layout, Box::new(pixels))
+}
+
+/// The buffer of a frame that came from [`frame_from_buffer`], with all that it carried.
+///
+/// # Errors
+/// [`Error::Media`] where the frame is of another origin.
+pub fn buffer_from_frame(frame: Frame) -> Result<gst::Buffer> {
+    let pixels = frame.into_pixels().into_any().downcast::<BufferPixels>();
+    pixels
+        .ok()
+        .and_then(|pixels| pixels.into_buffer())
+        .ok_or_else(unmapped)
+}
+
 /// How to read `buffer`, whose caps said `info`.
 ///
 /// A buffer's own [`VideoMeta`](gst_video::VideoMeta) wins over the caps: decoders pad their rows.
@@ -87,9 +118,13 @@ pub(super) fn layout(info: &gst_video::VideoInfo, buffer: &gst::BufferRef) -> Re
     let format = match info.format() {
         VideoFormat::I420 => PixelFormat::I420,
         VideoFormat::Nv12 => PixelFormat::Nv12,
+        VideoFormat::Rgb => PixelFormat::Rgb,
+        VideoFormat::Bgr => PixelFormat::Bgr,
+        VideoFormat::Rgba => PixelFormat::Rgba,
+        VideoFormat::Bgrx => PixelFormat::Bgrx,
         other => {
             return Err(Error::Media(format!(
-                "frames must be I420 or NV12, the decoder gives {other:?}"
+                "frames must be I420, NV12, RGB, BGR, RGBA or BGRx, not {other:?}"
             )));
         }
     };

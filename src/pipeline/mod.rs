@@ -8,6 +8,7 @@
 pub mod edge;
 mod report;
 pub mod stages;
+pub mod worker;
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::OnceLock;

@@ -1,0 +1,243 @@
+//! A bounded worker: a view on a thread of its own, for hosts that have threads already, as GStreamer has.
+//!
+//! The thread opens the view first, so that a host need not wait for a model to load. Images that wait are explained
+//! together, whoever sent them: streams that share a worker share its batches.
+
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
+
+use super::stages::{Finding, Image, View};
+use crate::error::{Error, Result};
+use crate::models::Model;
+
+/// A view on a thread of its own; dropping it waits for the images that it was given.
+pub struct Worker {
+    /// Gone first, which ends the thread.
+    requests: Option<Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
+    opened: Arc<Opened>,
+}
+
+/// What is known of a view that was opened.
+#[derive(Clone)]
+pub struct Ready {
+    /// The model that looks at the images.
+    pub model: Arc<Model>,
+    /// What one image took.
+    pub one_image: Duration,
+}
+
+/// What becomes of the opening.
+#[derive(Default)]
+struct Opened {
+    outcome: Mutex<Option<std::result::Result<Ready, String>>>,
+    changed: Condvar,
+}
+
+struct Request {
+    seq: u64,
+    image: Image,
+    sent: Instant,
+    answer: Sender<Answer>,
+}
+
+/// What the worker says of an image.
+pub struct Answer {
+    /// `None` where the image could not be explained.
+    pub finding: Option<Arc<Finding>>,
+    /// From handing the image over to the answer.
+    pub took: Duration,
+}
+
+/// An image that the worker was given.
+pub struct Ticket(Receiver<Answer>);
+
+impl Ticket {
+    /// Waits for the answer; `None` where the worker ended without one.
+    pub fn wait(self) -> Option<Answer> {
+        self.0.recv().ok()
+    }
+
+    /// The answer, if it is there: `Ok(None)` where the worker ended without one.
+    ///
+    /// # Errors
+    /// Gives the ticket back while there is no answer.
+    pub fn try_wait(self) -> std::result::Result<Option<Answer>, Self> {
+        match self.0.try_recv() {
+            Ok(answer) => Ok(Some(answer)),
+            Err(TryRecvError::Disconnected) => Ok(None),
+            Err(TryRecvError::Empty) => Err(self),
+        }
+    }
+}
+
+impl Worker {
+    /// Starts the thread, which opens the view, tries it, and tells `on_opened` how that went.
+    ///
+    /// `capacity` images may wait: 150 KB each for a model of 224 pixels. At most `batch` of them are explained at once.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where no thread can start.
+    pub fn start(
+        capacity: NonZeroUsize,
+        batch: NonZeroUsize,
+        open: impl FnOnce() -> Result<View> + Send + 'static,
+        on_opened: impl FnOnce(std::result::Result<&Ready, &str>) + Send + 'static,
+    ) -> Result<Self> {
+        let (requests, waiting) = crossbeam_channel::bounded(capacity.get());
+        let opened = Arc::new(Opened::default());
+        let outcome = Arc::clone(&opened);
+        let work = move || {
+            let tried = catch_unwind(AssertUnwindSafe(|| tried(open)));
+            let tried = tried.unwrap_or_else(|panic| Err(told(&*panic)));
+            let (view, found) = match tried {
+                Ok((view, ready)) => (Some(view), Ok(ready)),
+                Err(reason) => (None, Err(reason)),
+            };
+            on_opened(found.as_ref().map_err(String::as_str));
+            *outcome.lock() = Some(found);
+            outcome.changed.notify_all();
+            if let Some(view) = view {
+                serve(&view, &waiting, batch);
+            }
+        };
+        let thread = thread::Builder::new().name("explain".into()).spawn(work);
+        let thread =
+            thread.map_err(|error| Error::Config(format!("no thread could start: {error}")))?;
+        Ok(Self {
+            requests: Some(requests),
+            thread: Some(thread),
+            opened,
+        })
+    }
+
+    /// Waits until the view is open.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where it could not be opened.
+    pub fn wait_ready(&self) -> Result<Ready> {
+        let mut outcome = self.opened.lock();
+        loop {
+            match &*outcome {
+                Some(found) => return found.clone().map_err(Error::Config),
+                None => {
+                    let waited = self.opened.changed.wait(outcome);
+                    outcome = waited.unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+
+    /// The same without waiting: `None` while the view is being opened.
+    pub fn ready(&self) -> Option<Result<Ready>> {
+        let outcome = self.opened.lock();
+        outcome
+            .as_ref()
+            .map(|found| found.clone().map_err(Error::Config))
+    }
+
+    /// Hands the image of frame `seq` over, waiting while too many wait already; `None` where the worker has ended.
+    pub fn submit(&self, seq: u64, image: Image) -> Option<Ticket> {
+        let (request, ticket) = request(seq, image);
+        self.requests.as_ref()?.send(request).ok()?;
+        Some(ticket)
+    }
+
+    /// The same without waiting: `None` also while too many wait already.
+    pub fn try_submit(&self, seq: u64, image: Image) -> Option<Ticket> {
+        let (request, ticket) = request(seq, image);
+        match self.requests.as_ref()?.try_send(request) {
+            Ok(()) => Some(ticket),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => None,
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.requests = None;
+        let own = self.thread.take();
+        // The last owner may be what the thread itself calls.
+        if let Some(thread) = own.filter(|it| it.thread().id() != thread::current().id()) {
+            // What it panicked with was told already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Opened {
+    fn lock(&self) -> MutexGuard<'_, Option<std::result::Result<Ready, String>>> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn request(seq: u64, image: Image) -> (Request, Ticket) {
+    let (answer, ticket) = crossbeam_channel::bounded(1);
+    let request = Request {
+        seq,
+        image,
+        sent: Instant::now(),
+        answer,
+    };
+    (request, Ticket(ticket))
+}
+
+/// Opens a view and tries it on one image.
+fn tried(open: impl FnOnce() -> Result<View>) -> std::result::Result<(View, Ready), String> {
+    let tried = || {
+        let view = open()?;
+        view.check()?;
+        let started = Instant::now();
+        view.check()?;
+        let ready = Ready {
+            model: Arc::clone(&view.model),
+            one_image: started.elapsed(),
+        };
+        Ok((view, ready))
+    };
+    tried().map_err(|error: Error| error.to_string())
+}
+
+/// Explains what comes until nobody is left to send.
+fn serve(view: &View, waiting: &Receiver<Request>, batch: NonZeroUsize) {
+    while let Ok(first) = waiting.recv() {
+        let mut requests = vec![first];
+        requests.extend(waiting.try_iter().take(batch.get() - 1));
+        let (mut images, mut answers) = (Vec::new(), Vec::new());
+        for Request {
+            seq,
+            image,
+            sent,
+            answer,
+        } in requests
+        {
+            images.push((seq, image));
+            answers.push((sent, answer));
+        }
+        let found = catch_unwind(AssertUnwindSafe(|| view.findings(images)));
+        let mut found = found.unwrap_or_else(|panic| {
+            tracing::error!("frames stay unexplained: {}", told(&*panic));
+            Vec::new()
+        });
+        found.resize(answers.len(), None);
+        for (finding, (sent, answer)) in found.into_iter().zip(answers) {
+            let took = sent.elapsed();
+            // Whoever asked may have gone.
+            let _ = answer.send(Answer { finding, took });
+        }
+    }
+}
+
+/// What a panic says.
+fn told(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("explaining panicked: {}", text.unwrap_or("no reason given"))
+}

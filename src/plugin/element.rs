@@ -1,0 +1,783 @@
+//! The element: buffers in, explained buffers out, in order.
+//!
+//! A buffer is handed to the worker in `submit_input_buffer` and leaves in `generate_output`, when its explanation is
+//! there or, live, when its time has come. What is held leaves before EOS, SEGMENT, CAPS and GAP, and is discarded by
+//! a flush. No setting is locked while the model works.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::BufWriter;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use gstreamer as gst;
+use gstreamer::glib;
+use gstreamer::prelude::*;
+use gstreamer::subclass::prelude::*;
+use gstreamer_base as gst_base;
+use gstreamer_base::prelude::*;
+use gstreamer_base::subclass::prelude::*;
+use gstreamer_video as gst_video;
+
+use super::latency::Delay;
+use super::meta::{self, Found};
+use super::settings::{Asked, PROPERTIES, Settings, SyncMode};
+use super::shared;
+use super::smoothing::{Smoothing, Thumbnail};
+use crate::error::Result;
+use crate::frame::Frame;
+use crate::frame::resize::Resizer;
+use crate::media::pixels::{buffer_from_frame, frame_from_buffer};
+use crate::models::Model;
+use crate::pipeline::stages::{Composited, Decoded, Finding, Patchified, Turn, View, patchify};
+use crate::pipeline::worker::{Answer, Ready, Ticket, Worker};
+use crate::sidecar;
+
+/// Frames that `lossless` holds beside those of a batch, so that drawing and explaining overlap.
+const HELD: usize = 3;
+
+/// What a frame lasts where the caps do not say.
+const FRAME: Duration = Duration::from_millis(40);
+
+/// Frames that a live stream is said to be delayed by before the model has been timed.
+const DELAY_AT_FIRST: u32 = 2;
+
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new(
+        "vitscope",
+        gst::DebugColorFlags::empty(),
+        Some("explanations of Vision Transformers"),
+    )
+});
+
+type Open = dyn Fn() -> Result<View> + Send + Sync;
+
+#[derive(Default)]
+pub struct VitScope {
+    settings: Mutex<Settings>,
+    /// A program's own views.
+    open: Mutex<Option<Arc<Open>>>,
+    workers: Mutex<Workers>,
+    /// Of the streaming thread.
+    stream: Mutex<Stream>,
+    stats: Mutex<Stats>,
+    /// What a live stream is delayed by, nanoseconds.
+    latency_ns: AtomicU64,
+    /// Running time before which a frame is too late to be explained, nanoseconds.
+    earliest_ns: AtomicU64,
+}
+
+#[derive(Default)]
+struct Workers {
+    current: Option<Arc<Worker>>,
+    /// Takes its place when it is ready.
+    next: Option<Arc<Worker>>,
+}
+
+#[derive(Default)]
+struct Stream {
+    info: Option<gst_video::VideoInfo>,
+    /// Frames so far.
+    n_frames: u64,
+    held: VecDeque<Held>,
+    resizer: Option<(Arc<Model>, Resizer)>,
+    /// What was explained last, and the time of its frame.
+    newest: Option<(Arc<Finding>, gst::ClockTime)>,
+    /// In `latest`, the frame that the worker has.
+    asked: Option<(Ticket, Thumbnail, gst::ClockTime)>,
+    delay: Option<Delay>,
+    smoothing: Smoothing,
+    scores: Option<sidecar::Writer>,
+}
+
+/// A frame that waits to leave.
+enum Held {
+    /// As it came.
+    Untouched(gst::Buffer),
+    Frame(Frame, Turn<(Ticket, Thumbnail)>),
+}
+
+#[derive(Clone, Copy, Default)]
+struct Stats {
+    frames: u64,
+    explained: u64,
+    skipped: u64,
+    median: Duration,
+    p99: Duration,
+    held: usize,
+}
+
+/// The lock; what a panicked thread left is still good.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl VitScope {
+    pub(super) fn set_view(&self, open: impl Fn() -> Result<View> + Send + Sync + 'static) {
+        *lock(&self.open) = Some(Arc::new(open));
+    }
+
+    fn settings(&self) -> Settings {
+        lock(&self.settings).clone()
+    }
+
+    /// Starts a worker of what the settings ask for, and tells the bus how that goes.
+    fn start_worker(&self) -> Result<Arc<Worker>> {
+        let asked = self.settings().asked;
+        let own = lock(&self.open).clone();
+        let model = self.open_model(&asked);
+        let element = self.obj().downgrade();
+        let text = format!("loading {}", asked.model);
+        self.post_progress(gst::ProgressType::Start, &text);
+        let name = asked.model.clone();
+        let on_opened = move |outcome: std::result::Result<&Ready, &str>| {
+            let Some(element) = element.upgrade() else {
+                return;
+            };
+            let element = element.imp();
+            match outcome {
+                Ok(ready) => {
+                    gst::info!(
+                        CAT,
+                        imp = element,
+                        "{name} is loaded, a frame takes {:?}",
+                        ready.one_image
+                    );
+                    element
+                        .post_progress(gst::ProgressType::Complete, &format!("{name} is loaded"));
+                }
+                Err(reason) => {
+                    element.post_progress(gst::ProgressType::Error, reason);
+                    gst::element_imp_error!(
+                        element,
+                        gst::LibraryError::Settings,
+                        ["model {name:?}: {reason}"]
+                    );
+                }
+            }
+        };
+        let open_asked = asked.clone();
+        let open = move || match own {
+            Some(open) => open(),
+            None => shared::open(&open_asked, model),
+        };
+        shared::worker(&asked, open, on_opened)
+    }
+
+    /// The model of these settings, if it is open already.
+    fn open_model(&self, asked: &Asked) -> Option<Arc<Model>> {
+        let worker = lock(&self.workers).current.clone()?;
+        let ready = worker.ready()?.ok()?;
+        let same = asked.gates.is_none() && ready.model.name == asked.model;
+        same.then_some(ready.model)
+    }
+
+    fn post_progress(&self, kind: gst::ProgressType, text: &str) {
+        let message = gst::message::Progress::builder(kind, "model", text);
+        let _ = self.obj().post_message(message.src(&*self.obj()).build());
+    }
+
+    /// The worker of this moment: the next one as soon as it is ready.
+    fn worker(&self) -> Option<Arc<Worker>> {
+        let mut workers = lock(&self.workers);
+        if let Some(Ok(_)) = workers.next.as_ref().and_then(|next| next.ready()) {
+            let old = std::mem::replace(&mut workers.current, None);
+            workers.current = workers.next.take();
+            drop(workers);
+            drop(old);
+            gst::info!(CAT, imp = self, "swapped the model");
+            return lock(&self.workers).current.clone();
+        }
+        workers.current.clone()
+    }
+
+    /// How long a frame lasts.
+    fn frame_duration(info: Option<&gst_video::VideoInfo>) -> Duration {
+        let fps = info.map(gst_video::VideoInfo::fps);
+        fps.filter(|fps| fps.numer() > 0).map_or(FRAME, |fps| {
+            Duration::from_secs_f64(f64::from(fps.denom()) / f64::from(fps.numer()))
+        })
+    }
+
+    /// Says how far a live stream is delayed from now on.
+    fn announce(&self, n_frames: usize, frame: Duration) {
+        let latency = u64::try_from(frame.as_nanos()).unwrap_or(0) * n_frames as u64;
+        let before = self.latency_ns.swap(latency, Ordering::SeqCst);
+        if before != latency {
+            gst::info!(CAT, imp = self, "latency is {n_frames} frames");
+            let message = gst::message::Latency::builder().src(&*self.obj()).build();
+            let _ = self.obj().post_message(message);
+        }
+    }
+
+    /// Frames that leave no later than this many after them came.
+    fn n_held(settings: &Settings, stream: &Stream) -> usize {
+        match settings.sync_mode {
+            SyncMode::Latest => 0,
+            SyncMode::Lossless => settings.asked.batch as usize + HELD,
+            SyncMode::Exact => stream.delay.as_ref().map_or(0, Delay::n_frames),
+        }
+    }
+
+    /// Hands a frame to the worker, or says why it has no turn.
+    fn hand_over(
+        &self,
+        settings: &Settings,
+        stream: &mut Stream,
+        frame: Frame,
+        buffer_time: Option<gst::ClockTime>,
+    ) -> std::result::Result<Held, gst::FlowError> {
+        let worker = self.worker().ok_or(gst::FlowError::Flushing)?;
+        let ready = match settings.sync_mode {
+            SyncMode::Latest => worker.ready(),
+            SyncMode::Lossless | SyncMode::Exact => Some(worker.wait_ready()),
+        };
+        let ready = match ready {
+            None => return Ok(Held::Frame(frame, Turn::Missed)),
+            // Told on the bus where it happened.
+            Some(Err(_)) => return Err(gst::FlowError::Error),
+            Some(Ok(ready)) => ready,
+        };
+        let is_new =
+            !matches!(&stream.resizer, Some((model, _)) if Arc::ptr_eq(model, &ready.model));
+        if is_new {
+            let preprocessor = &ready.model.preprocessor;
+            let resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
+            stream.resizer = Some((Arc::clone(&ready.model), resizer));
+            stream.delay = None;
+            stream.newest = None;
+        }
+        let frame_duration = Self::frame_duration(stream.info.as_ref());
+        if stream.delay.is_none() {
+            stream.delay = Some(Delay::new(ready.one_image, frame_duration));
+            let n_held = Self::n_held(settings, stream);
+            self.announce(n_held, frame_duration);
+        }
+        self.collect_newest(settings, stream);
+        let due = frame
+            .seq
+            .is_multiple_of(u64::from(settings.interval.max(1)));
+        let late = settings.sync_mode != SyncMode::Lossless && self.is_late(buffer_time);
+        let busy = settings.sync_mode == SyncMode::Latest && stream.asked.is_some();
+        if due && (late || busy) {
+            lock(&self.stats).skipped += 1;
+            return Ok(Held::Frame(frame, Turn::Missed));
+        }
+        let Some((_, resizer)) = &mut stream.resizer else {
+            return Ok(Held::Frame(frame, Turn::Missed));
+        };
+        let Patchified { frame, turn } = patchify(Decoded { frame, due }, resizer);
+        let turn = match turn {
+            Turn::Between => Turn::Between,
+            Turn::Missed => Turn::Missed,
+            Turn::Due(image) => {
+                let thumbnail = Thumbnail::new(&image);
+                let ticket = match settings.sync_mode {
+                    SyncMode::Lossless => worker.submit(frame.seq, image),
+                    SyncMode::Exact | SyncMode::Latest => worker.try_submit(frame.seq, image),
+                };
+                match (ticket, settings.sync_mode) {
+                    (None, _) => {
+                        lock(&self.stats).skipped += 1;
+                        Turn::Missed
+                    }
+                    (Some(ticket), SyncMode::Latest) => {
+                        let time = gst::ClockTime::from_nseconds(frame.pts.0);
+                        stream.asked = Some((ticket, thumbnail, time));
+                        Turn::Missed
+                    }
+                    (Some(ticket), _) => Turn::Due((ticket, thumbnail)),
+                }
+            }
+        };
+        Ok(Held::Frame(frame, turn))
+    }
+
+    fn is_late(&self, running_time: Option<gst::ClockTime>) -> bool {
+        let earliest = self.earliest_ns.load(Ordering::SeqCst);
+        running_time.is_some_and(|time| time.nseconds() < earliest)
+    }
+
+    /// In `latest`, takes the explanation that has come since the frame before.
+    fn collect_newest(&self, settings: &Settings, stream: &mut Stream) {
+        let Some((ticket, thumbnail, time)) = stream.asked.take() else {
+            return;
+        };
+        match ticket.try_wait() {
+            Err(ticket) => stream.asked = Some((ticket, thumbnail, time)),
+            Ok(answer) => self.learn(settings, stream, answer, thumbnail, time),
+        }
+    }
+
+    /// Keeps what the worker found.
+    fn learn(
+        &self,
+        settings: &Settings,
+        stream: &mut Stream,
+        answer: Option<Answer>,
+        thumbnail: Thumbnail,
+        time: gst::ClockTime,
+    ) {
+        let Some(Answer { finding, took }) = answer else {
+            stream.newest = None;
+            return;
+        };
+        let frame_duration = Self::frame_duration(stream.info.as_ref());
+        if let Some(delay) = &mut stream.delay {
+            let changed = delay.learn(took, frame_duration);
+            let mut stats = lock(&self.stats);
+            (stats.median, stats.p99) = (delay.percentile(0.5), delay.percentile(0.99));
+            drop(stats);
+            if changed && settings.sync_mode == SyncMode::Exact {
+                let n_held = Self::n_held(settings, stream);
+                self.announce(n_held, frame_duration);
+            }
+        }
+        stream.newest = finding.map(|finding| {
+            lock(&self.stats).explained += 1;
+            let shown = stream
+                .smoothing
+                .next(finding, thumbnail, settings.smoothing);
+            (shown, time)
+        });
+        if let (Some((finding, time)), true) = (&stream.newest, settings.post_messages)
+            && let Some(map) = finding.maps.first()
+        {
+            let found = Found::new(finding, map, *time).message();
+            let message = gst::message::Element::builder(found);
+            let _ = self.obj().post_message(message.src(&*self.obj()).build());
+        }
+    }
+
+    /// The oldest frame, drawn; `None` while it has to wait.
+    fn leave(
+        &self,
+        settings: &Settings,
+        stream: &mut Stream,
+        drain: bool,
+    ) -> std::result::Result<Option<gst::Buffer>, gst::FlowError> {
+        let must_leave = drain || stream.held.len() > Self::n_held(settings, stream);
+        let may_wait = drain || settings.sync_mode == SyncMode::Lossless;
+        let (frame, turn) = match stream.held.pop_front() {
+            None => return Ok(None),
+            Some(Held::Untouched(buffer)) => return Ok(Some(buffer)),
+            Some(Held::Frame(frame, turn)) => (frame, turn),
+        };
+        let own = match turn {
+            Turn::Between => false,
+            Turn::Missed => {
+                if settings.sync_mode != SyncMode::Latest {
+                    stream.newest = None;
+                }
+                false
+            }
+            Turn::Due((ticket, thumbnail)) => {
+                let answer = match ticket.try_wait() {
+                    Ok(answer) => answer,
+                    Err(ticket) if must_leave && may_wait => ticket.wait(),
+                    Err(_) if must_leave => {
+                        lock(&self.stats).skipped += 1;
+                        stream.newest = None;
+                        return self.draw(settings, stream, frame).map(Some);
+                    }
+                    Err(ticket) => {
+                        let turn = Turn::Due((ticket, thumbnail));
+                        stream.held.push_front(Held::Frame(frame, turn));
+                        return Ok(None);
+                    }
+                };
+                let time = gst::ClockTime::from_nseconds(frame.pts.0);
+                self.learn(settings, stream, answer, thumbnail, time);
+                true
+            }
+        };
+        gst::trace!(
+            CAT,
+            imp = self,
+            "frame {} leaves, own explanation: {own}",
+            frame.seq
+        );
+        self.draw(settings, stream, frame).map(Some)
+    }
+
+    /// Draws what is newest on a frame, and attaches what is asked for.
+    fn draw(
+        &self,
+        settings: &Settings,
+        stream: &mut Stream,
+        frame: Frame,
+    ) -> std::result::Result<gst::Buffer, gst::FlowError> {
+        let failed = |reason: String| {
+            gst::element_imp_error!(self, gst::StreamError::Failed, ["{reason}"]);
+            gst::FlowError::Error
+        };
+        let size = frame.size();
+        let time = gst::ClockTime::from_nseconds(frame.pts.0);
+        let mut overlay = settings.overlay();
+        let shown = stream.newest.clone().filter(|(finding, of)| {
+            let fits =
+                (finding.maps.first()).is_some_and(|map| finding.heat(map).check(size).is_ok());
+            if settings.sync_mode == SyncMode::Latest {
+                let age: Duration = time.saturating_sub(*of).into();
+                let left = 1.0 - age.as_secs_f32() / settings.max_age().as_secs_f32();
+                overlay.alpha *= left.max(0.0);
+                return fits && left > 0.0;
+            }
+            fits
+        });
+        let finding = shown.map(|(finding, _)| finding);
+        let drawn = match finding
+            .as_deref()
+            .and_then(|it| Some((it, it.maps.first()?)))
+        {
+            None => Ok(frame),
+            Some((finding, map)) => {
+                let caption = match settings.show_hud {
+                    true => finding.caption(map),
+                    false => String::new(),
+                };
+                overlay.draw(frame, Some(&finding.heat(map)), &caption)
+            }
+        };
+        let frame = drawn.map_err(|error| failed(error.to_string()))?;
+        let composited = Composited { frame, finding };
+        if let Some(scores) = &mut stream.scores {
+            let written = scores.write(&composited.record());
+            written.map_err(|error| failed(error.to_string()))?;
+        }
+        let Composited { frame, finding } = composited;
+        let mut buffer = buffer_from_frame(frame).map_err(|error| failed(error.to_string()))?;
+        if let (true, Some(finding)) = (settings.attach_meta, &finding)
+            && let Some(map) = finding.maps.first()
+        {
+            let of = stream.newest.as_ref().map_or(time, |(_, of)| *of);
+            let buffer = buffer.make_mut();
+            let attached = Found::new(finding, map, of).attach(buffer);
+            attached.map_err(|error| failed(error.to_string()))?;
+            meta::attach_regions(buffer, finding, map, settings.threshold);
+        }
+        Ok(buffer)
+    }
+
+    /// Lets all held frames leave.
+    fn drain(&self) {
+        let settings = self.settings();
+        let mut leaving = Vec::new();
+        let mut stream = lock(&self.stream);
+        while let Ok(Some(buffer)) = self.leave(&settings, &mut stream, true) {
+            leaving.push(buffer);
+        }
+        drop(stream);
+        for buffer in leaving {
+            if let Err(error) = self.obj().src_pad().push(buffer) {
+                gst::debug!(CAT, imp = self, "downstream takes no more: {error}");
+                return;
+            }
+        }
+    }
+
+    /// Forgets all held frames.
+    fn discard(&self) {
+        let mut stream = lock(&self.stream);
+        stream.held.clear();
+        stream.asked = None;
+        stream.newest = None;
+        stream.smoothing.forget();
+        self.earliest_ns.store(0, Ordering::SeqCst);
+    }
+
+    fn running_time(&self, buffer: &gst::BufferRef) -> Option<gst::ClockTime> {
+        let segment = self.obj().segment();
+        let segment = segment.downcast_ref::<gst::ClockTime>()?;
+        segment.to_running_time(buffer.pts()?)
+    }
+
+    fn stream_time(&self, buffer: &gst::BufferRef) -> Option<gst::ClockTime> {
+        let segment = self.obj().segment();
+        let segment = segment.downcast_ref::<gst::ClockTime>()?;
+        segment.to_stream_time(buffer.pts()?)
+    }
+
+    fn statistics(&self) -> gst::Structure {
+        let stats = *lock(&self.stats);
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        gst::Structure::builder("vitscope-stats")
+            .field("frames", stats.frames)
+            .field("explained", stats.explained)
+            .field("skipped", stats.skipped)
+            .field("held", stats.held as u64)
+            .field("median", nanos(stats.median))
+            .field("p99", nanos(stats.p99))
+            .build()
+    }
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for VitScope {
+    const NAME: &'static str = "GstVitscope";
+    type Type = super::VitScope;
+    type ParentType = gst_base::BaseTransform;
+}
+
+impl ObjectImpl for VitScope {
+    fn properties() -> &'static [glib::ParamSpec] {
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, spec: &glib::ParamSpec) {
+        let mut settings = lock(&self.settings);
+        let another = match settings.set(spec.name(), value) {
+            Ok(another) => another,
+            Err(reason) => {
+                gst::warning!(CAT, imp = self, "{}: {reason}", spec.name());
+                return;
+            }
+        };
+        let idle = settings.is_idle();
+        drop(settings);
+        self.obj().set_passthrough(idle);
+        if another && lock(&self.workers).current.is_some() {
+            match self.start_worker() {
+                Ok(next) => {
+                    let old = lock(&self.workers).next.replace(next);
+                    drop(old);
+                }
+                Err(error) => {
+                    gst::element_imp_error!(self, gst::LibraryError::Settings, ["{error}"]);
+                }
+            }
+        }
+    }
+
+    fn property(&self, _id: usize, spec: &glib::ParamSpec) -> glib::Value {
+        match lock(&self.settings).get(spec.name()) {
+            Some(value) => value,
+            None => self.statistics().to_value(),
+        }
+    }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        // Late frames lose their explanation, and are never dropped.
+        self.obj().set_qos(false);
+    }
+}
+
+impl GstObjectImpl for VitScope {}
+
+impl ElementImpl for VitScope {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "Vision Transformer explainer",
+                "Filter/Analyzer/Effect/Video",
+                env!("CARGO_PKG_DESCRIPTION"),
+                env!("CARGO_PKG_REPOSITORY"),
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+            use gst_video::VideoFormat::{Bgr, Bgrx, I420, Nv12, Rgb, Rgba};
+            let caps = gst_video::VideoCapsBuilder::new()
+                .format_list([I420, Nv12, Rgba, Bgrx, Rgb, Bgr])
+                .build();
+            let template = |name, direction| {
+                gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps)
+            };
+            [
+                ("sink", gst::PadDirection::Sink),
+                ("src", gst::PadDirection::Src),
+            ]
+            .into_iter()
+            .filter_map(|(name, direction)| template(name, direction).ok())
+            .collect()
+        });
+        &TEMPLATES
+    }
+
+    fn change_state(
+        &self,
+        transition: gst::StateChange,
+    ) -> std::result::Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        if transition == gst::StateChange::NullToReady {
+            match self.start_worker() {
+                Ok(worker) => lock(&self.workers).current = Some(worker),
+                Err(error) => {
+                    gst::element_imp_error!(self, gst::LibraryError::Settings, ["{error}"]);
+                    return Err(gst::StateChangeError);
+                }
+            }
+        }
+        let changed = self.parent_change_state(transition);
+        if transition == gst::StateChange::ReadyToNull {
+            let Workers { current, next } = std::mem::take(&mut *lock(&self.workers));
+            *lock(&self.stream) = Stream::default();
+            drop((current, next));
+        }
+        changed
+    }
+}
+
+impl BaseTransformImpl for VitScope {
+    const MODE: gst_base::subclass::BaseTransformMode =
+        gst_base::subclass::BaseTransformMode::AlwaysInPlace;
+    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+    fn start(&self) -> std::result::Result<(), gst::ErrorMessage> {
+        let settings = self.settings();
+        let mut stream = Stream::default();
+        if let Some(path) = settings.scores_location {
+            let file = File::create(&path).map_err(|error| {
+                gst::error_msg!(
+                    gst::ResourceError::OpenWrite,
+                    ["scores-location cannot be written: {error}: {path:?}"]
+                )
+            })?;
+            let out = Box::new(BufWriter::new(file));
+            stream.scores = Some(sidecar::Writer::new(out, path));
+        }
+        *lock(&self.stream) = stream;
+        *lock(&self.stats) = Stats::default();
+        self.earliest_ns.store(0, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn stop(&self) -> std::result::Result<(), gst::ErrorMessage> {
+        let stream = std::mem::take(&mut *lock(&self.stream));
+        if let Some(scores) = stream.scores {
+            scores
+                .finish()
+                .map_err(|error| gst::error_msg!(gst::ResourceError::Write, ["{error}"]))?;
+        }
+        Ok(())
+    }
+
+    fn set_caps(
+        &self,
+        incaps: &gst::Caps,
+        _outcaps: &gst::Caps,
+    ) -> std::result::Result<(), gst::LoggableError> {
+        let info = gst_video::VideoInfo::from_caps(incaps)
+            .map_err(|_| gst::loggable_error!(CAT, "no video in {incaps}"))?;
+        let mut stream = lock(&self.stream);
+        stream.delay = None;
+        let frame = Self::frame_duration(Some(&info));
+        stream.info = Some(info);
+        drop(stream);
+        let settings = self.settings();
+        if settings.sync_mode != SyncMode::Latest && self.latency_ns.load(Ordering::SeqCst) == 0 {
+            self.announce(DELAY_AT_FIRST as usize, frame);
+        }
+        Ok(())
+    }
+
+    fn propose_allocation(
+        &self,
+        decide_query: Option<&gst::query::Allocation>,
+        query: &mut gst::query::Allocation,
+    ) -> std::result::Result<(), gst::LoggableError> {
+        // Rows may be padded.
+        query.add_allocation_meta::<gst_video::VideoMeta>(None);
+        self.parent_propose_allocation(decide_query, query)
+    }
+
+    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+        if !BaseTransformImplExt::parent_query(self, direction, query) {
+            return false;
+        }
+        if direction == gst::PadDirection::Src
+            && let gst::QueryViewMut::Latency(latency) = query.view_mut()
+        {
+            let (live, min, max) = latency.result();
+            if live {
+                let own = gst::ClockTime::from_nseconds(self.latency_ns.load(Ordering::SeqCst));
+                latency.set(live, min + own, max.map(|max| max + own));
+            }
+        }
+        true
+    }
+
+    fn sink_event(&self, event: gst::Event) -> bool {
+        match event.view() {
+            gst::EventView::Eos(_)
+            | gst::EventView::Segment(_)
+            | gst::EventView::Caps(_)
+            | gst::EventView::Gap(_)
+            | gst::EventView::StreamStart(_) => self.drain(),
+            gst::EventView::FlushStop(_) => self.discard(),
+            _ => (),
+        }
+        self.parent_sink_event(event)
+    }
+
+    fn src_event(&self, event: gst::Event) -> bool {
+        if let gst::EventView::Qos(qos) = event.view() {
+            let (_, _, jitter, timestamp) = qos.get();
+            if let Some(timestamp) = timestamp {
+                let late = u64::try_from(jitter.max(0)).unwrap_or(0);
+                let earliest = match late {
+                    0 => 0,
+                    late => timestamp.nseconds().saturating_add(2 * late),
+                };
+                self.earliest_ns.store(earliest, Ordering::SeqCst);
+            }
+        }
+        self.parent_src_event(event)
+    }
+
+    fn submit_input_buffer(
+        &self,
+        _is_discont: bool,
+        buffer: gst::Buffer,
+    ) -> std::result::Result<gst::FlowSuccess, gst::FlowError> {
+        if let Some(time) = self.stream_time(&buffer) {
+            let _ = self.obj().sync_values(time);
+        }
+        let settings = self.settings();
+        let started = Instant::now();
+        let mut stream = lock(&self.stream);
+        lock(&self.stats).frames += 1;
+        let seq = stream.n_frames;
+        stream.n_frames += 1;
+        if settings.is_idle() {
+            stream.held.push_back(Held::Untouched(buffer));
+            return Ok(gst::FlowSuccess::Ok);
+        }
+        let info = stream.info.clone().ok_or(gst::FlowError::NotNegotiated)?;
+        let running_time = self.running_time(&buffer);
+        let frame = frame_from_buffer(seq, buffer, &info).map_err(|error| {
+            gst::element_imp_error!(self, gst::StreamError::Format, ["{error}"]);
+            gst::FlowError::Error
+        })?;
+        let held = self.hand_over(&settings, &mut stream, frame, running_time)?;
+        stream.held.push_back(held);
+        lock(&self.stats).held = stream.held.len();
+        gst::trace!(
+            CAT,
+            imp = self,
+            "frame {seq} taken in {:?}",
+            started.elapsed()
+        );
+        Ok(gst::FlowSuccess::Ok)
+    }
+
+    fn generate_output(
+        &self,
+    ) -> std::result::Result<
+        gst_base::subclass::base_transform::GenerateOutputSuccess,
+        gst::FlowError,
+    > {
+        use gst_base::subclass::base_transform::GenerateOutputSuccess;
+        let settings = self.settings();
+        let mut stream = lock(&self.stream);
+        Ok(match self.leave(&settings, &mut stream, false)? {
+            Some(buffer) => GenerateOutputSuccess::Buffer(buffer),
+            None => GenerateOutputSuccess::NoOutput,
+        })
+    }
+}

@@ -1,0 +1,256 @@
+//! What the element hands on beside the pixels: a meta on the buffer, regions of interest, a message on the bus.
+//!
+//! The fields of meta and message are the same:
+//!
+//! | field | type | what |
+//! |---|---|---|
+//! | `frame` | `guint64` | number of the frame that was explained, from 0 |
+//! | `pts` | `guint64` | its time, nanoseconds |
+//! | `method` | `gchararray` | what explained |
+//! | `class`, `label` | `gint`, `gchararray` | the explained class; −1 and empty for a model without classes |
+//! | `score` | `gfloat` | its probability |
+//! | `kept` | `gfloat` | mean of a mask's values, −1 for methods that make no masks |
+//! | `grid-width`, `grid-height` | `guint` | columns and rows of the patch grid |
+//! | `x`, `y`, `width`, `height` | `gdouble` | where the grid lies in the frame, pixels |
+//! | `mask` | `GBytes` | one little-endian f32 a patch, row by row: the raw attribution |
+
+use gstreamer as gst;
+use gstreamer::glib;
+use gstreamer::meta::CustomMeta;
+use gstreamer_video as gst_video;
+
+use crate::frame::placement::Region;
+use crate::overlay::Range;
+use crate::pipeline::stages::{Finding, Map};
+
+/// Name of the meta; its structure has the same.
+pub const META: &str = "GstVitscopeMeta";
+
+/// Name of the bus message's structure.
+pub(super) const MESSAGE: &str = "vitscope";
+
+/// Kind of the regions of interest.
+const REGION: &str = "vitscope";
+
+/// Makes the meta known; again is once.
+pub(super) fn register() {
+    if !CustomMeta::is_registered(META) {
+        // Its position is in pixels of the frame.
+        CustomMeta::register(META, &["video", "size", "orientation"]);
+    }
+}
+
+/// What a meta or a message says of a frame.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// Number of the frame that was explained.
+    pub frame: u64,
+    /// Its time.
+    pub pts: gst::ClockTime,
+    /// What explained.
+    pub method: String,
+    /// The explained class, with its name and probability; `None` for a model without classes.
+    pub class: Option<(usize, String, f32)>,
+    /// Mean of a mask's values.
+    pub kept: Option<f32>,
+    /// Rows and columns of the patch grid.
+    pub grid: (usize, usize),
+    /// Where it lies in the frame.
+    pub region: Region,
+    /// Raw score of each patch, row by row.
+    pub mask: Vec<f32>,
+}
+
+impl Found {
+    pub(super) fn new(finding: &Finding, map: &Map, pts: gst::ClockTime) -> Self {
+        let class = map.target.as_ref();
+        Self {
+            frame: finding.seq,
+            pts,
+            method: map.method.into(),
+            class: class.map(|class| {
+                let label = class.label.clone().unwrap_or_default();
+                (class.index, label, class.probability)
+            }),
+            kept: map.kept(),
+            grid: finding.grid,
+            region: finding.placement.region,
+            mask: map.attribution.clone(),
+        }
+    }
+
+    /// What a buffer's meta says.
+    pub fn of(buffer: &gst::BufferRef) -> Option<Self> {
+        let meta = CustomMeta::from_buffer(buffer, META).ok()?;
+        Self::from_structure(meta.structure())
+    }
+
+    /// The structure of a message.
+    pub fn from_structure(structure: &gst::StructureRef) -> Option<Self> {
+        let mask: glib::Bytes = structure.get("mask").ok()?;
+        let class = structure.get::<i32>("class").ok()?;
+        let class = usize::try_from(class).ok().map(|index| {
+            Some((
+                index,
+                structure.get("label").ok()?,
+                structure.get("score").ok()?,
+            ))
+        });
+        let side = |name| Some(structure.get::<u32>(name).ok()? as usize);
+        let length = |name| structure.get::<f64>(name).ok();
+        Some(Self {
+            frame: structure.get("frame").ok()?,
+            pts: gst::ClockTime::from_nseconds(structure.get("pts").ok()?),
+            method: structure.get("method").ok()?,
+            class: class.flatten(),
+            kept: structure.get("kept").ok().filter(|kept| *kept >= 0.0),
+            grid: (side("grid-height")?, side("grid-width")?),
+            region: Region {
+                left: length("x")?,
+                top: length("y")?,
+                width: length("width")?,
+                height: length("height")?,
+            },
+            mask: (mask.as_chunks::<4>().0.iter())
+                .map(|bytes| f32::from_le_bytes(*bytes))
+                .collect(),
+        })
+    }
+
+    fn fill(&self, structure: &mut gst::StructureRef) {
+        let (class, label, score) = match &self.class {
+            Some((index, label, score)) => (i32::try_from(*index).unwrap_or(-1), &**label, *score),
+            None => (-1, "", 0.0),
+        };
+        let (rows, columns) = self.grid;
+        let mask: Vec<u8> = self.mask.iter().flat_map(|v| v.to_le_bytes()).collect();
+        structure.set("frame", self.frame);
+        structure.set("pts", self.pts.nseconds());
+        structure.set("method", &self.method);
+        structure.set("class", class);
+        structure.set("label", label);
+        structure.set("score", score);
+        structure.set("kept", self.kept.unwrap_or(-1.0));
+        structure.set("grid-width", columns as u32);
+        structure.set("grid-height", rows as u32);
+        structure.set("x", self.region.left);
+        structure.set("y", self.region.top);
+        structure.set("width", self.region.width);
+        structure.set("height", self.region.height);
+        structure.set("mask", glib::Bytes::from_owned(mask));
+    }
+
+    /// The structure of a bus message.
+    pub(super) fn message(&self) -> gst::Structure {
+        let mut structure = gst::Structure::new_empty(MESSAGE);
+        self.fill(&mut structure);
+        structure
+    }
+
+    /// Puts the meta on a buffer, in place of one that is there.
+    pub(super) fn attach(&self, buffer: &mut gst::BufferRef) -> Result<(), glib::BoolError> {
+        if let Ok(old) = CustomMeta::from_mut_buffer(buffer, META) {
+            let _ = old.remove();
+        }
+        let mut meta = CustomMeta::add(buffer, META)?;
+        self.fill(meta.mut_structure());
+        Ok(())
+    }
+}
+
+/// Marks connected patches of at least `threshold` as regions of interest; attributions without a scale are cut at
+/// that share of their span.
+pub(super) fn attach_regions(
+    buffer: &mut gst::BufferRef,
+    finding: &Finding,
+    map: &Map,
+    threshold: f32,
+) {
+    let (low, high) = match map.range {
+        Range::Unit => (0.0, 1.0),
+        Range::MinMax | Range::Percentile => {
+            let bound = |pick: fn(f32, f32) -> f32, start| {
+                map.attribution.iter().copied().fold(start, pick)
+            };
+            (
+                bound(f32::min, f32::INFINITY),
+                bound(f32::max, f32::NEG_INFINITY),
+            )
+        }
+    };
+    let kept: Vec<bool> = (map.attribution.iter())
+        .map(|score| high > low && (score - low) / (high - low) >= threshold)
+        .collect();
+    let (rows, columns) = finding.grid;
+    let region = finding.placement.region;
+    let size = finding.placement.frame;
+    for [top, left, bottom, right] in blobs(&kept, columns) {
+        let along = |patch: usize, n: usize, start: f64, length: f64, limit: usize| {
+            (start + length * patch as f64 / n as f64)
+                .round()
+                .clamp(0.0, limit as f64) as u32
+        };
+        let x = |patch| along(patch, columns, region.left, region.width, size.width_px);
+        let y = |patch| along(patch, rows, region.top, region.height, size.height_px);
+        let (x0, y0, x1, y1) = (x(left), y(top), x(right), y(bottom));
+        if x1 > x0 && y1 > y0 {
+            let rect = (x0, y0, x1 - x0, y1 - y0);
+            gst_video::VideoRegionOfInterestMeta::add(buffer, REGION, rect);
+        }
+    }
+}
+
+/// Top, left, bottom and right of each set of kept patches that touch side by side; the latter two are behind the last.
+fn blobs(kept: &[bool], columns: usize) -> Vec<[usize; 4]> {
+    let mut seen = vec![false; kept.len()];
+    let mut found = Vec::new();
+    for start in 0..kept.len() {
+        if !kept[start] || seen[start] {
+            continue;
+        }
+        let (row, column) = (start / columns, start % columns);
+        let mut rect = [row, column, row + 1, column + 1];
+        let mut waiting = vec![start];
+        seen[start] = true;
+        while let Some(patch) = waiting.pop() {
+            let (row, column) = (patch / columns, patch % columns);
+            rect = [
+                rect[0].min(row),
+                rect[1].min(column),
+                rect[2].max(row + 1),
+                rect[3].max(column + 1),
+            ];
+            let mut neighbors = Vec::with_capacity(4);
+            neighbors.extend(patch.checked_sub(columns));
+            neighbors.extend((column > 0).then(|| patch - 1));
+            neighbors.extend((column + 1 < columns).then_some(patch + 1));
+            neighbors.push(patch + columns);
+            for next in neighbors {
+                if kept.get(next) == Some(&true) && !seen[next] {
+                    seen[next] = true;
+                    waiting.push(next);
+                }
+            }
+        }
+        found.push(rect);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_that_touch_side_by_side_are_one_region() {
+        let grid = "\
+            xx..x\
+            .x...\
+            ....x\
+            x...x";
+        let kept: Vec<bool> = grid.chars().map(|patch| patch == 'x').collect();
+        let expected = [[0, 0, 2, 2], [0, 4, 1, 5], [2, 4, 4, 5], [3, 0, 4, 1]];
+        assert_eq!(blobs(&kept, 5), expected);
+        assert!(blobs(&[false; 6], 3).is_empty());
+    }
+}

@@ -1,0 +1,72 @@
+//! The GStreamer plugin `vitscope`: element [`VitScope`] explains the video that flows through it.
+//!
+//! `libvitscope.so` is itself the plugin. A program that has vitscope as a library registers the element by [`register`].
+//!
+//! ```text
+//! gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! vitscope ! videoconvert ! autovideosink
+//! ```
+#![expect(
+    missing_docs,
+    reason = "the macros of glib and gstreamer write code without documentation"
+)]
+
+mod element;
+mod latency;
+mod meta;
+mod settings;
+mod shared;
+mod smoothing;
+
+use gstreamer as gst;
+use gstreamer::glib;
+use gstreamer::prelude::*;
+use gstreamer::subclass::prelude::*;
+use gstreamer_base as gst_base;
+
+use crate::error::Result;
+use crate::pipeline::stages::View;
+
+pub use meta::{Found, META};
+pub use settings::{Coloring, Draw, SyncMode};
+
+glib::wrapper! {
+    /// The element `vitscope`.
+    pub struct VitScope(ObjectSubclass<element::VitScope>)
+        @extends gst_base::BaseTransform, gst::Element, gst::Object;
+}
+
+impl VitScope {
+    /// Explains by views of the program's own, instead of what the properties `model`, `gates`, `method` and
+    /// `target-class` say.
+    ///
+    /// `open` is called on a thread of the element's, each time that it leaves the state NULL.
+    pub fn set_view(&self, open: impl Fn() -> Result<View> + Send + Sync + 'static) {
+        self.imp().set_view(open);
+    }
+}
+
+/// Registers the element in this process, or for the plugin.
+///
+/// # Errors
+/// Fails where GStreamer does not take it.
+pub fn register(plugin: Option<&gst::Plugin>) -> std::result::Result<(), glib::BoolError> {
+    meta::register();
+    gst::Element::register(plugin, "vitscope", gst::Rank::NONE, VitScope::static_type())
+}
+
+fn plugin_init(plugin: &gst::Plugin) -> std::result::Result<(), glib::BoolError> {
+    register(Some(plugin))
+}
+
+gst::plugin_define!(
+    vitscope,
+    env!("CARGO_PKG_DESCRIPTION"),
+    plugin_init,
+    env!("CARGO_PKG_VERSION"),
+    // GStreamer knows few licences by name; this one stands for both of ours.
+    "MIT/X11",
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_REPOSITORY"),
+    "2026-11-21"
+);

@@ -1,0 +1,433 @@
+//! The element's properties.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use gstreamer as gst;
+use gstreamer::glib;
+use gstreamer::prelude::*;
+
+use crate::overlay::{Colormap, Mode, Overlay};
+
+/// When an explanation is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVitscopeSyncMode")]
+pub enum SyncMode {
+    /// Each frame waits for its own explanation.
+    #[default]
+    #[enum_value(
+        name = "Each frame waits for its own explanation, for files",
+        nick = "lossless"
+    )]
+    Lossless,
+    /// A frame is delayed by a fixed time, and shows its own explanation or none.
+    #[enum_value(
+        name = "Live: a delayed frame shows its own explanation, or none where the model is too slow",
+        nick = "exact"
+    )]
+    Exact,
+    /// A frame never waits, and shows the newest explanation.
+    #[enum_value(
+        name = "Live: a frame never waits and shows the newest explanation, which fades with its age",
+        nick = "latest"
+    )]
+    Latest,
+}
+
+/// [`Mode`] of one picture, as GStreamer's enumeration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVitscopeMode")]
+pub enum Draw {
+    #[default]
+    #[enum_value(
+        name = "The heatmap over the picture, the hotter the more opaque",
+        nick = "overlay"
+    )]
+    Overlay,
+    #[enum_value(name = "The heatmap alone", nick = "heatmap")]
+    Heatmap,
+    #[enum_value(name = "Patches below the threshold painted gray", nick = "mask")]
+    Mask,
+    #[enum_value(name = "The picture, the darker the colder", nick = "dim")]
+    Dim,
+    #[enum_value(name = "The picture as it is", nick = "original")]
+    Original,
+}
+
+/// [`Colormap`] as GStreamer's enumeration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVitscopeColormap")]
+pub enum Coloring {
+    #[enum_value(name = "Dark blue, green, yellow", nick = "viridis")]
+    Viridis,
+    #[default]
+    #[enum_value(name = "Blue, green, yellow, red", nick = "turbo")]
+    Turbo,
+    #[enum_value(name = "Black, purple, orange, pale yellow", nick = "inferno")]
+    Inferno,
+    #[enum_value(name = "Black, purple, pink, cream", nick = "magma")]
+    Magma,
+    #[enum_value(name = "Blue, cyan, yellow, red", nick = "jet")]
+    Jet,
+    #[enum_value(name = "Black to white", nick = "gray")]
+    Gray,
+}
+
+impl From<Draw> for Mode {
+    fn from(draw: Draw) -> Self {
+        match draw {
+            Draw::Overlay => Self::Overlay,
+            Draw::Heatmap => Self::Heatmap,
+            Draw::Mask => Self::Mask,
+            Draw::Dim => Self::Dim,
+            Draw::Original => Self::Original,
+        }
+    }
+}
+
+impl From<Coloring> for Colormap {
+    fn from(coloring: Coloring) -> Self {
+        match coloring {
+            Coloring::Viridis => Self::Viridis,
+            Coloring::Turbo => Self::Turbo,
+            Coloring::Inferno => Self::Inferno,
+            Coloring::Magma => Self::Magma,
+            Coloring::Jet => Self::Jet,
+            Coloring::Gray => Self::Gray,
+        }
+    }
+}
+
+/// What a worker is started from; another one is another worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) model: String,
+    pub(super) gates: Option<String>,
+    pub(super) device: String,
+    pub(super) method: String,
+    pub(super) target_class: String,
+    pub(super) batch: u32,
+    pub(super) model_instance_id: Option<String>,
+}
+
+/// All that properties set.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) asked: Asked,
+    pub(super) interval: u32,
+    pub(super) draw: Draw,
+    pub(super) coloring: Coloring,
+    pub(super) alpha: f32,
+    pub(super) threshold: f32,
+    pub(super) smoothing: f32,
+    pub(super) show_hud: bool,
+    pub(super) sync_mode: SyncMode,
+    pub(super) max_age: gst::ClockTime,
+    pub(super) attach_meta: bool,
+    pub(super) post_messages: bool,
+    pub(super) scores_location: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let overlay = Overlay::default();
+        Self {
+            asked: Asked {
+                model: "cifar10".into(),
+                gates: None,
+                device: "auto".into(),
+                method: "auto".into(),
+                target_class: "predicted".into(),
+                batch: 1,
+                model_instance_id: None,
+            },
+            interval: 1,
+            draw: Draw::default(),
+            coloring: Coloring::default(),
+            alpha: overlay.alpha,
+            threshold: overlay.threshold,
+            smoothing: 0.0,
+            show_hud: true,
+            sync_mode: SyncMode::default(),
+            max_age: gst::ClockTime::SECOND,
+            attach_meta: false,
+            post_messages: false,
+            scores_location: None,
+        }
+    }
+}
+
+impl Settings {
+    /// What is drawn.
+    pub(super) fn overlay(&self) -> Overlay {
+        Overlay {
+            mode: self.draw.into(),
+            colormap: self.coloring.into(),
+            alpha: self.alpha,
+            threshold: self.threshold,
+            smooth: true,
+        }
+    }
+
+    /// True where buffers pass as they came, and nobody is told anything.
+    pub(super) fn is_idle(&self) -> bool {
+        self.draw == Draw::Original
+            && !self.show_hud
+            && !self.attach_meta
+            && !self.post_messages
+            && self.scores_location.is_none()
+    }
+
+    /// Takes a property's new value; true where another worker is needed.
+    pub(super) fn set(&mut self, name: &str, value: &glib::Value) -> Result<bool, String> {
+        let before = self.asked.clone();
+        let wrong = || format!("{name:?} takes no {}", value.type_());
+        let text = || value.get::<Option<String>>().map_err(|_| wrong());
+        macro_rules! plain {
+            ($field:expr) => {
+                $field = value.get().map_err(|_| wrong())?
+            };
+        }
+        match name {
+            "model" => self.asked.model = text()?.unwrap_or_default(),
+            "gates" => self.asked.gates = text()?.filter(|path| !path.is_empty()),
+            "device" => self.asked.device = text()?.unwrap_or_default(),
+            "method" => self.asked.method = text()?.unwrap_or_default(),
+            "target-class" => self.asked.target_class = text()?.unwrap_or_default(),
+            "batch" => plain!(self.asked.batch),
+            "model-instance-id" => {
+                self.asked.model_instance_id = text()?.filter(|id| !id.is_empty());
+            }
+            "interval" => plain!(self.interval),
+            "mode" => plain!(self.draw),
+            "colormap" => plain!(self.coloring),
+            "alpha" => plain!(self.alpha),
+            "threshold" => plain!(self.threshold),
+            "smoothing" => plain!(self.smoothing),
+            "show-hud" => plain!(self.show_hud),
+            "sync-mode" => plain!(self.sync_mode),
+            "max-age" => {
+                let nanos: u64 = value.get().map_err(|_| wrong())?;
+                self.max_age = gst::ClockTime::from_nseconds(nanos);
+            }
+            "attach-meta" => plain!(self.attach_meta),
+            "post-messages" => plain!(self.post_messages),
+            "scores-location" => self.scores_location = text()?.filter(|path| !path.is_empty()),
+            other => return Err(format!("there is no property {other:?}")),
+        }
+        Ok(self.asked != before)
+    }
+
+    /// A property's value; `None` for what is not a setting.
+    pub(super) fn get(&self, name: &str) -> Option<glib::Value> {
+        Some(match name {
+            "model" => self.asked.model.to_value(),
+            "gates" => self.asked.gates.to_value(),
+            "device" => self.asked.device.to_value(),
+            "method" => self.asked.method.to_value(),
+            "target-class" => self.asked.target_class.to_value(),
+            "batch" => self.asked.batch.to_value(),
+            "model-instance-id" => self.asked.model_instance_id.to_value(),
+            "interval" => self.interval.to_value(),
+            "mode" => self.draw.to_value(),
+            "colormap" => self.coloring.to_value(),
+            "alpha" => self.alpha.to_value(),
+            "threshold" => self.threshold.to_value(),
+            "smoothing" => self.smoothing.to_value(),
+            "show-hud" => self.show_hud.to_value(),
+            "sync-mode" => self.sync_mode.to_value(),
+            "max-age" => self.max_age.nseconds().to_value(),
+            "attach-meta" => self.attach_meta.to_value(),
+            "post-messages" => self.post_messages.to_value(),
+            "scores-location" => self.scores_location.to_value(),
+            _ => return None,
+        })
+    }
+
+    /// How long an explanation is shown in `latest`.
+    pub(super) fn max_age(&self) -> Duration {
+        self.max_age.into()
+    }
+}
+
+/// The element's properties as GStreamer shows them.
+pub(super) static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+    let default = Settings::default();
+    let text = |name: &'static str, nick, blurb, value: Option<&str>| {
+        glib::ParamSpecString::builder(name)
+            .nick(nick)
+            .blurb(blurb)
+            .default_value(value)
+            .mutable_playing()
+            .build()
+    };
+    let flag = |name: &'static str, nick, blurb, value| {
+        glib::ParamSpecBoolean::builder(name)
+            .nick(nick)
+            .blurb(blurb)
+            .default_value(value)
+            .mutable_playing()
+            .build()
+    };
+    let share = |name: &'static str, nick, blurb, value| {
+        glib::ParamSpecFloat::builder(name)
+            .nick(nick)
+            .blurb(blurb)
+            .minimum(0.0)
+            .maximum(1.0)
+            .default_value(value)
+            .controllable()
+            .mutable_playing()
+            .build()
+    };
+    vec![
+        text(
+            "model",
+            "Model",
+            "Embedded model, folder, or OWNER/NAME of the Hugging Face hub",
+            Some(&default.asked.model),
+        ),
+        text(
+            "gates",
+            "Gates",
+            "Folder of DiffMask gates for the model, instead of those in its own folder",
+            None,
+        ),
+        text(
+            "device",
+            "Device",
+            "Where the model runs: cpu, cuda, cuda:N, or auto",
+            Some(&default.asked.device),
+        ),
+        text(
+            "method",
+            "Method",
+            "What explains, see `vitscope methods`; auto takes diffmask where the model has gates",
+            Some(&default.asked.method),
+        ),
+        text(
+            "target-class",
+            "Target class",
+            "The class to explain, by name or index; `predicted` is the most probable one of each frame",
+            Some(&default.asked.target_class),
+        ),
+        glib::ParamSpecUInt::builder("batch")
+            .nick("Batch")
+            .blurb("Most frames that go through the model at once, if they wait")
+            .minimum(1)
+            .maximum(64)
+            .default_value(default.asked.batch)
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecUInt::builder("interval")
+            .nick("Interval")
+            .blurb("Every how many frames one is explained; the frames between show its explanation")
+            .minimum(1)
+            .maximum(1000)
+            .default_value(default.interval)
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("mode", default.draw)
+            .nick("Mode")
+            .blurb("What is drawn")
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("colormap", default.coloring)
+            .nick("Color map")
+            .blurb("Colors of the heat")
+            .mutable_playing()
+            .build(),
+        share(
+            "alpha",
+            "Opacity",
+            "Opacity of the greatest heat",
+            default.alpha,
+        ),
+        share(
+            "threshold",
+            "Threshold",
+            "In mode=mask the heat from which on a patch is kept, and for regions of interest",
+            default.threshold,
+        ),
+        share(
+            "smoothing",
+            "Smoothing",
+            "Share of the frames before in each explanation; begins anew where the scene changes",
+            default.smoothing,
+        ),
+        flag(
+            "show-hud",
+            "Show class",
+            "Write the class and its probability into the picture",
+            default.show_hud,
+        ),
+        glib::ParamSpecEnum::builder_with_default("sync-mode", default.sync_mode)
+            .nick("Synchronization")
+            .blurb("Whether frames wait for their explanations")
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecUInt64::builder("max-age")
+            .nick("Maximum age")
+            .blurb("In sync-mode=latest, nanoseconds until an explanation has faded away")
+            .minimum(1)
+            .default_value(default.max_age.nseconds())
+            .mutable_playing()
+            .build(),
+        flag(
+            "attach-meta",
+            "Attach meta",
+            "Attach GstVitscopeMeta and regions of interest to explained frames",
+            default.attach_meta,
+        ),
+        flag(
+            "post-messages",
+            "Post messages",
+            "Post an element message `vitscope` on the bus for each explained frame",
+            default.post_messages,
+        ),
+        glib::ParamSpecString::builder("scores-location")
+            .nick("Scores location")
+            .blurb("File that gets a line of JSON a frame")
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecString::builder("model-instance-id")
+            .nick("Model instance")
+            .blurb("Elements of the same id share one model and one worker, and batch across streams")
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+            .nick("Statistics")
+            .blurb("Frames that passed, were explained, were skipped; what an explanation takes, in nanoseconds")
+            .read_only()
+            .build(),
+    ]
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_has_a_property_and_comes_back_as_it_was_set() {
+        let mut settings = Settings::default();
+        for spec in PROPERTIES.iter().filter(|spec| spec.name() != "stats") {
+            let value = spec.default_value().clone();
+            let now = settings.get(spec.name()).expect(spec.name());
+            assert_eq!(
+                format!("{now:?}"),
+                format!("{value:?}"),
+                "the default of {}",
+                spec.name()
+            );
+            settings.set(spec.name(), &value).expect(spec.name());
+        }
+    }
+
+    #[test]
+    fn another_model_needs_another_worker_and_another_color_does_not() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.set("model", &"red-patches".to_value()), Ok(true));
+        assert_eq!(settings.set("model", &"red-patches".to_value()), Ok(false));
+        assert_eq!(settings.set("alpha", &0.25_f32.to_value()), Ok(false));
+    }
+}

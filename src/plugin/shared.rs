@@ -1,0 +1,95 @@
+//! Workers, and which elements share one.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::settings::Asked;
+use crate::error::{Error, Result};
+use crate::explain::Method;
+use crate::gates::Gates;
+use crate::models::{self, DeviceChoice, Model, Reference};
+use crate::pipeline::stages::View;
+use crate::pipeline::worker::{Ready, Worker};
+
+/// Images that may wait for a worker beside those of a batch.
+const WAITING: usize = 4;
+
+/// Workers with a name, for elements that come later.
+static NAMED: Mutex<Vec<(String, Asked, Weak<Worker>)>> = Mutex::new(Vec::new());
+
+/// The worker of these settings: one that other elements of its `model-instance-id` use, or a new one.
+///
+/// `model` is one that is open already, for a worker that differs in other things.
+///
+/// # Errors
+/// [`Error::Config`] where elements share an id and not the settings, or no thread can start.
+pub(super) fn worker(
+    asked: &Asked,
+    open: impl FnOnce() -> Result<View> + Send + 'static,
+    on_opened: impl FnOnce(std::result::Result<&Ready, &str>) + Send + 'static,
+) -> Result<Arc<Worker>> {
+    let Some(id) = &asked.model_instance_id else {
+        return start(asked, open, on_opened);
+    };
+    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+    named.retain(|(_, _, worker)| worker.strong_count() > 0);
+    let known = named.iter().find(|(name, _, _)| name == id);
+    if let Some((_, theirs, worker)) = known
+        && let Some(worker) = worker.upgrade()
+    {
+        return match theirs == asked {
+            true => Ok(worker),
+            false => Err(Error::Config(format!(
+                "elements of model-instance-id {id:?} must have the same model, gates, device, method, target-class \
+                 and batch"
+            ))),
+        };
+    }
+    let worker = start(asked, open, on_opened)?;
+    named.push((id.clone(), asked.clone(), Arc::downgrade(&worker)));
+    Ok(worker)
+}
+
+fn start(
+    asked: &Asked,
+    open: impl FnOnce() -> Result<View> + Send + 'static,
+    on_opened: impl FnOnce(std::result::Result<&Ready, &str>) + Send + 'static,
+) -> Result<Arc<Worker>> {
+    let batch = NonZeroUsize::new(asked.batch as usize).unwrap_or(NonZeroUsize::MIN);
+    let capacity = batch.saturating_add(WAITING);
+    Worker::start(capacity, batch, open, on_opened).map(Arc::new)
+}
+
+/// What the settings ask for, over a model that is open already where one is given.
+pub(super) fn open(asked: &Asked, model: Option<Arc<Model>>) -> Result<View> {
+    let model = match model {
+        Some(model) => model,
+        None => Arc::new(open_model(asked)?),
+    };
+    let method = match asked.method.as_str() {
+        "auto" => model.default_method(),
+        name => name.parse::<Method>()?,
+    };
+    Ok(View {
+        explainers: vec![method.build(model.parts())?],
+        targets: vec![model.target(&asked.target_class)?],
+        model,
+    })
+}
+
+fn open_model(asked: &Asked) -> Result<Model> {
+    let device = asked.device.parse::<DeviceChoice>()?.open()?;
+    let reference = Reference {
+        trained_parts: asked.gates.is_none(),
+        ..asked.model.as_str().into()
+    };
+    let mut model = models::open(reference, &device)?;
+    if let Some(folder) = &asked.gates {
+        let folder = Path::new(folder);
+        let (gates, card) =
+            Gates::open(folder, model.vit.config(), &model.weights_sha256, &device)?;
+        (model.gates, model.gate_card) = (Some(gates), Some(card));
+    }
+    Ok(model)
+}
