@@ -99,9 +99,17 @@ impl Worker {
                 Ok((view, ready)) => (Some(view), Ok(ready)),
                 Err(reason) => (None, Err(reason)),
             };
-            on_opened(found.as_ref().map_err(String::as_str));
-            *outcome.lock() = Some(found);
-            outcome.changed.notify_all();
+            // Who hears that it is ready finds it ready, and who finds that it failed has heard why.
+            match &found {
+                Ok(ready) => {
+                    outcome.set(found.clone());
+                    on_opened(Ok(ready));
+                }
+                Err(reason) => {
+                    on_opened(Err(reason));
+                    outcome.set(found);
+                }
+            }
             if let Some(view) = view {
                 serve(&view, &waiting, batch);
             }
@@ -171,6 +179,11 @@ impl Drop for Worker {
 }
 
 impl Opened {
+    fn set(&self, found: std::result::Result<Ready, String>) {
+        *self.lock() = Some(found);
+        self.changed.notify_all();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<std::result::Result<Ready, String>>> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -152,7 +152,7 @@ impl VitScope {
                     gst::element_imp_error!(
                         element,
                         gst::LibraryError::Settings,
-                        ["model {name:?}: {reason}"]
+                        ("model {name:?}: {reason}")
                     );
                 }
             }
@@ -409,7 +409,7 @@ impl VitScope {
         frame: Frame,
     ) -> std::result::Result<gst::Buffer, gst::FlowError> {
         let failed = |reason: String| {
-            gst::element_imp_error!(self, gst::StreamError::Failed, ["{reason}"]);
+            gst::element_imp_error!(self, gst::StreamError::Failed, ("{reason}"));
             gst::FlowError::Error
         };
         let size = frame.size();
@@ -544,7 +544,7 @@ impl ObjectImpl for VitScope {
                     drop(old);
                 }
                 Err(error) => {
-                    gst::element_imp_error!(self, gst::LibraryError::Settings, ["{error}"]);
+                    gst::element_imp_error!(self, gst::LibraryError::Settings, ("{error}"));
                 }
             }
         }
@@ -607,7 +607,7 @@ impl ElementImpl for VitScope {
             match self.start_worker() {
                 Ok(worker) => lock(&self.workers).current = Some(worker),
                 Err(error) => {
-                    gst::element_imp_error!(self, gst::LibraryError::Settings, ["{error}"]);
+                    gst::element_imp_error!(self, gst::LibraryError::Settings, ("{error}"));
                     return Err(gst::StateChangeError);
                 }
             }
@@ -635,7 +635,7 @@ impl BaseTransformImpl for VitScope {
             let file = File::create(&path).map_err(|error| {
                 gst::error_msg!(
                     gst::ResourceError::OpenWrite,
-                    ["scores-location cannot be written: {error}: {path:?}"]
+                    ("scores-location cannot be written: {error}: {path:?}")
                 )
             })?;
             let out = Box::new(BufWriter::new(file));
@@ -652,7 +652,7 @@ impl BaseTransformImpl for VitScope {
         if let Some(scores) = stream.scores {
             scores
                 .finish()
-                .map_err(|error| gst::error_msg!(gst::ResourceError::Write, ["{error}"]))?;
+                .map_err(|error| gst::error_msg!(gst::ResourceError::Write, ("{error}")))?;
         }
         Ok(())
     }
@@ -751,7 +751,7 @@ impl BaseTransformImpl for VitScope {
         let info = stream.info.clone().ok_or(gst::FlowError::NotNegotiated)?;
         let running_time = self.running_time(&buffer);
         let frame = frame_from_buffer(seq, buffer, &info).map_err(|error| {
-            gst::element_imp_error!(self, gst::StreamError::Format, ["{error}"]);
+            gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
             gst::FlowError::Error
         })?;
         let held = self.hand_over(&settings, &mut stream, frame, running_time)?;

@@ -24,6 +24,9 @@ mod models;
 mod overlay;
 // Order, times, batches, errors, cancelling.
 mod pipeline;
+// The GStreamer element.
+#[cfg(feature = "plugin")]
+mod plugin;
 // Training: reproducible, resumable, refusing what makes no sense.
 mod train;
 // The model against PyTorch.

@@ -1,0 +1,940 @@
+//! The GStreamer element in a harness and in whole pipelines: order, times, pixels, metas, latency, swaps, errors.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failed step is a failed test"
+)]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
+
+use candle_core::{Device, Tensor};
+use crossbeam_channel::{Receiver, Sender};
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_check::Harness;
+use gstreamer_video as gst_video;
+use vitscope::explain::{Explainer, Pass, Target};
+use vitscope::frame::placement::{Placement, ResizeRule};
+use vitscope::frame::{Frame, FrameSize};
+use vitscope::media::memory::MemorySink;
+use vitscope::media::pixels::frame_from_buffer;
+use vitscope::media::{self, Source};
+use vitscope::models;
+use vitscope::overlay::{Overlay, Range};
+use vitscope::pipeline::stages::View;
+use vitscope::plugin::{self, Found, SyncMode, VitScope};
+use vitscope::{Error, Result};
+
+use crate::common::{clip, fixture};
+
+/// A frame's number from the gray that it is painted with.
+const GRAY_A_FRAME: u8 = 5;
+
+const FPS: u64 = 25;
+const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(1000 / FPS);
+
+fn init() {
+    static INIT: Once = Once::new();
+    INIT.call_once(|| {
+        gst::init().unwrap();
+        plugin::register(None).unwrap();
+    });
+}
+
+/// Scores every patch by the brightness of its image, from 0 to 1, when it is let.
+#[derive(Clone, Default)]
+struct Brightness {
+    /// One message lets one batch through; without it all are.
+    gate: Option<Receiver<()>>,
+    batches: Arc<Mutex<Vec<usize>>>,
+    panics: bool,
+}
+
+impl Brightness {
+    fn gated() -> (Self, Sender<()>) {
+        let (open, gate) = crossbeam_channel::bounded(1000);
+        let explainer = Self {
+            gate: Some(gate),
+            ..Self::default()
+        };
+        (explainer, open)
+    }
+
+    fn scores(pass: &Pass<'_>) -> Result<Tensor> {
+        let images = pass.images();
+        let (batch, _, height_px, width_px) = images.dims4()?;
+        let (rows, columns) = pass.vit().grid(height_px, width_px);
+        // The fixture normalizes to -1..1.
+        let brightness = ((images.flatten_from(1)?.mean_keepdim(1)? + 1.0)? / 2.0)?;
+        Ok(brightness
+            .broadcast_as((batch, rows * columns))?
+            .contiguous()?)
+    }
+}
+
+impl Explainer for Brightness {
+    fn name(&self) -> &'static str {
+        "brightness"
+    }
+
+    fn range(&self) -> Range {
+        Range::Unit
+    }
+
+    fn rehearse(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Self::scores(pass).map(Some)
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        assert!(!self.panics, "this explainer panics");
+        if let Some(gate) = &self.gate {
+            // A test that has ended lets all through.
+            let _ = gate.recv();
+        }
+        let scores = Self::scores(pass)?;
+        self.batches.lock().unwrap().push(scores.dims()[0]);
+        Ok(scores)
+    }
+}
+
+fn view(explainer: &Brightness, rule: Option<ResizeRule>) -> Result<View> {
+    let mut model = models::open(fixture("vit_a").to_str().unwrap(), &Device::Cpu)?;
+    if let Some(rule) = rule {
+        model.preprocessor.rule = rule;
+    }
+    Ok(View {
+        model: Arc::new(model),
+        explainers: vec![Box::new(explainer.clone())],
+        targets: vec![Target::Predicted],
+    })
+}
+
+fn element(explainer: &Brightness) -> VitScope {
+    init();
+    let element: VitScope = gst::ElementFactory::make("vitscope")
+        .property("show-hud", false)
+        .build()
+        .unwrap()
+        .downcast()
+        .unwrap();
+    let explainer = explainer.clone();
+    element.set_view(move || view(&explainer, None));
+    element
+}
+
+fn caps(format: &str, width: u32, height: u32) -> gst::Caps {
+    let caps = format!(
+        "video/x-raw,format={format},width={width},height={height},framerate={FPS}/1,colorimetry=bt601"
+    );
+    caps.parse().unwrap()
+}
+
+fn harness(element: &VitScope, caps: &gst::Caps) -> Harness {
+    let mut harness = Harness::with_element(element, Some("sink"), Some("src"));
+    harness.set_caps(caps.clone(), caps.clone());
+    harness
+}
+
+/// A frame painted with the gray of its number.
+fn numbered(number: u64, caps: &gst::Caps) -> gst::Buffer {
+    let info = gst_video::VideoInfo::from_caps(caps).unwrap();
+    let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
+    {
+        let buffer = buffer.get_mut().unwrap();
+        buffer.set_pts(FRAME * number);
+        buffer.set_duration(FRAME);
+        let mut map = buffer.map_writable().unwrap();
+        map.fill(number as u8 * GRAY_A_FRAME);
+    }
+    buffer
+}
+
+fn number_of(buffer: &gst::BufferRef) -> u64 {
+    let first = buffer.map_readable().unwrap()[0];
+    u64::from(first / GRAY_A_FRAME)
+}
+
+fn mean(found: &Found) -> f32 {
+    found.mask.iter().sum::<f32>() / found.mask.len() as f32
+}
+
+fn wait_for(bus: &gst::Bus, kinds: &[gst::MessageType]) -> gst::Message {
+    bus.timed_pop_filtered(gst::ClockTime::from_seconds(20), kinds)
+        .expect("a message that must come")
+}
+
+/// The bus of an element that has no pipeline.
+fn bus_of(element: &VitScope) -> gst::Bus {
+    let bus = gst::Bus::new();
+    element.set_bus(Some(&bus));
+    bus
+}
+
+#[test]
+fn in_lossless_every_frame_leaves_in_order_with_its_time_and_its_own_explanation() {
+    let explainer = Brightness::default();
+    let element = element(&explainer);
+    element.set_property("attach-meta", true);
+    element.set_property_from_str("mode", "original");
+    let caps = caps("RGB", 40, 20);
+    let mut harness = harness(&element, &caps);
+    for number in 0..50 {
+        harness.push(numbered(number, &caps)).unwrap();
+    }
+    harness.push_event(gst::event::Eos::new());
+    for number in 0..50 {
+        let buffer = harness.pull().unwrap();
+        assert_eq!(buffer.pts(), Some(FRAME * number));
+        assert_eq!(buffer.duration(), Some(FRAME));
+        assert_eq!(number_of(&buffer), number);
+        let found = Found::of(&buffer).unwrap();
+        assert_eq!((found.frame, found.pts), (number, FRAME * number));
+        let gray = f32::from(number as u8 * GRAY_A_FRAME) / 255.0;
+        assert!(
+            (mean(&found) - gray).abs() < 1e-3,
+            "mask {number} is on its frame"
+        );
+    }
+    assert!(harness.try_pull().is_none());
+}
+
+/// The heatmap shows the brightness of the frame that was explained; its time tells which frame it is on.
+#[test]
+fn in_exact_what_is_drawn_is_of_the_frame_that_it_is_drawn_on() {
+    let explainer = Brightness::default();
+    let element = element(&explainer);
+    element.set_property("sync-mode", SyncMode::Exact);
+    element.set_property_from_str("mode", "heatmap");
+    element.set_property_from_str("colormap", "gray");
+    element.set_property("attach-meta", true);
+    let caps = caps("RGB", 40, 20);
+    let mut harness = harness(&element, &caps);
+    for number in 0..50 {
+        harness.push(numbered(number, &caps)).unwrap();
+        // As fast as the model can, and now and then too fast for it.
+        if number % 7 != 0 {
+            let n_batches = explainer.batches.lock().unwrap().len();
+            wait_for_answers(&explainer, n_batches.max(1));
+        }
+    }
+    harness.push_event(gst::event::Eos::new());
+    let mut explained = 0;
+    for number in 0..50 {
+        let buffer = harness.pull().unwrap();
+        assert_eq!(buffer.pts(), Some(FRAME * number));
+        let gray = number as u8 * GRAY_A_FRAME;
+        let drawn = buffer.map_readable().unwrap()[0];
+        // A frame without an explanation is as it came, which is the same gray.
+        assert!(drawn.abs_diff(gray) <= 1, "{drawn} on frame {number}");
+        if let Some(found) = Found::of(&buffer) {
+            assert_eq!(found.frame, number);
+            explained += 1;
+        }
+    }
+    assert!(explained > 30, "{explained}");
+}
+
+#[test]
+fn every_format_and_size_passes_bit_equal_outside_of_the_overlay() {
+    let square = FrameSize {
+        width_px: 32,
+        height_px: 32,
+    };
+    let rule = ResizeRule::ShortestEdge {
+        edge_px: 32,
+        crop: square,
+    };
+    for format in ["I420", "NV12", "RGBA", "BGRx", "RGB", "BGR"] {
+        for (width, height) in [(1, 1), (3, 5), (321, 241)] {
+            init();
+            let explainer = Brightness::default();
+            let element = element(&explainer);
+            element.set_view(move || view(&explainer, Some(rule)));
+            element.set_property("alpha", 1.0_f32);
+            let caps = caps(format, width, height);
+            let mut harness = harness(&element, &caps);
+            let mut buffer = numbered(40, &caps);
+            // The overlay must have something to change, and noise is what a wrong stride would scatter.
+            for (idx, byte) in
+                (buffer.get_mut().unwrap().map_writable().unwrap().iter_mut()).enumerate()
+            {
+                *byte = 100 + (idx * 7 % 40) as u8;
+            }
+            let before = buffer.map_readable().unwrap().to_vec();
+            harness.push(buffer).unwrap();
+            harness.push_event(gst::event::Eos::new());
+            let after = harness.pull().unwrap();
+            let after = after.map_readable().unwrap();
+            assert_eq!(before.len(), after.len());
+            let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
+            let size = FrameSize {
+                width_px: width as usize,
+                height_px: height as usize,
+            };
+            let shown = Placement::new(&rule, size).unwrap().pixels();
+            let mut changed = 0;
+            for plane in 0..info.n_planes() as usize {
+                let (offset, stride) = (info.offset()[plane], info.stride()[plane] as usize);
+                let rows = info.comp_height(plane.min(1) as u8) as usize;
+                let columns = info.comp_width(plane.min(1) as u8) as i64;
+                for row in 0..rows {
+                    for byte in 0..stride {
+                        let at = offset + row * stride + byte;
+                        let pixel = byte as i64 / info.comp_pstride(plane.min(1) as u8) as i64;
+                        // Where the model's square lies, and a chroma sample around it.
+                        let x = pixel * i64::from(width) / columns.max(1);
+                        let y = row as i64 * i64::from(height) / rows as i64;
+                        let inside = |at: i64, first: usize, length: usize| {
+                            (first as i64 - 2..(first + length) as i64 + 2).contains(&at)
+                        };
+                        let across = inside(x, shown.left, shown.width);
+                        let down = inside(y, shown.top, shown.height);
+                        if across && down && pixel < columns {
+                            changed += usize::from(before[at] != after[at]);
+                        } else {
+                            assert_eq!(
+                                before[at], after[at],
+                                "{format} {width}x{height}, byte {at}"
+                            );
+                        }
+                    }
+                }
+            }
+            assert!(changed > 0, "{format} {width}x{height} shows nothing");
+        }
+    }
+}
+
+#[test]
+fn padded_rows_keep_their_padding_and_show_the_same_picture() {
+    let drawn = |padding: usize| {
+        let element = element(&Brightness::default());
+        let caps = caps("RGB", 30, 20);
+        let mut harness = harness(&element, &caps);
+        let stride = 30 * 3 + padding;
+        let mut bytes = vec![77_u8; stride * 20];
+        for row in bytes.chunks_exact_mut(stride) {
+            for (idx, byte) in row[..90].iter_mut().enumerate() {
+                *byte = (idx * 2) as u8;
+            }
+        }
+        let mut buffer = gst::Buffer::from_mut_slice(bytes);
+        let writable = buffer.get_mut().unwrap();
+        writable.set_pts(gst::ClockTime::ZERO);
+        let flags = gst_video::VideoFrameFlags::empty();
+        let format = gst_video::VideoFormat::Rgb;
+        let strides = [stride as i32];
+        gst_video::VideoMeta::add_full(writable, flags, format, 30, 20, &[0], &strides).unwrap();
+        harness.push(buffer).unwrap();
+        harness.push_event(gst::event::Eos::new());
+        let buffer = harness.pull().unwrap();
+        let bytes = buffer.map_readable().unwrap().to_vec();
+        let rows = bytes.chunks_exact(stride);
+        assert!(
+            rows.clone()
+                .all(|row| row[90..].iter().all(|byte| *byte == 77))
+        );
+        rows.flat_map(|row| row[..90].to_vec()).collect::<Vec<u8>>()
+    };
+    assert_eq!(drawn(0), drawn(38));
+}
+
+#[test]
+fn with_nothing_to_draw_or_attach_buffers_pass_untouched() {
+    let element = element(&Brightness::default());
+    element.set_property_from_str("mode", "original");
+    assert!(gstreamer_base::prelude::BaseTransformExt::is_passthrough(
+        &element
+    ));
+    let caps = caps("NV12", 16, 16);
+    let mut harness = harness(&element, &caps);
+    let buffer = numbered(3, &caps);
+    let pointer = buffer.as_ptr();
+    let passed = harness.push_and_pull(buffer).unwrap();
+    assert_eq!(passed.as_ptr(), pointer);
+    element.set_property("attach-meta", true);
+    assert!(!gstreamer_base::prelude::BaseTransformExt::is_passthrough(
+        &element
+    ));
+}
+
+#[test]
+fn the_latency_of_exact_is_that_of_upstream_and_the_frames_that_are_held() {
+    let element = element(&Brightness::default());
+    element.set_property("sync-mode", SyncMode::Exact);
+    let bus = bus_of(&element);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    harness.set_live(true);
+    let upstream = gst::ClockTime::from_mseconds(10);
+    harness.set_upstream_latency(upstream);
+    assert_eq!(
+        harness.query_latency(),
+        Some(upstream + FRAME * 2),
+        "before the model is timed"
+    );
+    harness.push(numbered(0, &caps)).unwrap();
+    // The fixture takes much less than a frame.
+    assert_eq!(harness.query_latency(), Some(upstream + FRAME));
+    wait_for(&bus, &[gst::MessageType::Latency]);
+}
+
+#[test]
+fn latest_adds_no_latency() {
+    let element = element(&Brightness::default());
+    element.set_property("sync-mode", SyncMode::Latest);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    harness.set_live(true);
+    let upstream = gst::ClockTime::from_mseconds(10);
+    harness.set_upstream_latency(upstream);
+    harness.push(numbered(0, &caps)).unwrap();
+    assert_eq!(harness.query_latency(), Some(upstream));
+}
+
+#[test]
+fn a_model_that_never_answers_holds_no_frame_back_in_latest() {
+    let (explainer, open) = Brightness::gated();
+    let element = element(&explainer);
+    element.set_property("sync-mode", SyncMode::Latest);
+    element.set_property("attach-meta", true);
+    let bus = bus_of(&element);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    wait_for_model(&bus);
+    let mut shown = Vec::new();
+    for number in 0..40 {
+        // Once in a while it answers, and the frame after the answer shows it.
+        if number % 10 == 9 {
+            open.send(()).unwrap();
+            wait_for_answers(&explainer, number as usize / 10 + 1);
+        }
+        harness.push(numbered(number, &caps)).unwrap();
+        let buffer = harness.pull().unwrap();
+        assert_eq!(buffer.pts(), Some(FRAME * number), "no frame waits");
+        shown.push(Found::of(&buffer).map(|found| found.frame));
+    }
+    assert_eq!(shown[8], None);
+    let after_answer = [9, 19, 29, 39].map(|number| shown[number]);
+    assert_eq!(after_answer, [Some(0), Some(9), Some(19), Some(29)]);
+    drop(open);
+}
+
+fn wait_for_model(bus: &gst::Bus) {
+    loop {
+        let message = wait_for(bus, &[gst::MessageType::Progress]);
+        let gst::MessageView::Progress(progress) = message.view() else {
+            continue;
+        };
+        if progress.get().0 == gst::ProgressType::Complete {
+            return;
+        }
+    }
+}
+
+/// Waits until so many batches are explained and their answers are on their way.
+fn wait_for_answers(explainer: &Brightness, n_batches: usize) {
+    while explainer.batches.lock().unwrap().len() < n_batches {
+        std::thread::yield_now();
+    }
+    // What comes after the batch is noted takes some microseconds.
+    let started = std::time::Instant::now();
+    while started.elapsed() < Duration::from_millis(20) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn an_explanation_fades_and_is_gone_at_its_greatest_age() {
+    let (explainer, open) = Brightness::gated();
+    let element = element(&explainer);
+    element.set_property("sync-mode", SyncMode::Latest);
+    element.set_property("max-age", 4 * FRAME.nseconds());
+    element.set_property("alpha", 1.0_f32);
+    element.set_property_from_str("colormap", "gray");
+    let bus = bus_of(&element);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    wait_for_model(&bus);
+    harness.push(numbered(40, &caps)).unwrap();
+    harness.pull().unwrap();
+    open.send(()).unwrap();
+    wait_for_answers(&explainer, 1);
+    let mut distances = Vec::new();
+    for number in 41..46 {
+        let mut buffer = numbered(number, &caps);
+        buffer.get_mut().unwrap().map_writable().unwrap().fill(0);
+        harness.push(buffer).unwrap();
+        distances.push(harness.pull().unwrap().map_readable().unwrap()[0]);
+    }
+    assert!(
+        distances[0] > distances[1] && distances[1] > distances[2],
+        "{distances:?}"
+    );
+    assert_eq!(distances[3..], [0, 0], "{distances:?}");
+    drop(open);
+}
+
+#[test]
+fn in_exact_a_model_that_is_too_slow_costs_explanations_and_no_frame() {
+    let (explainer, open) = Brightness::gated();
+    let element = element(&explainer);
+    element.set_property("sync-mode", SyncMode::Exact);
+    element.set_property("attach-meta", true);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    for number in 0..30 {
+        harness.push(numbered(number, &caps)).unwrap();
+    }
+    // All have left, though nothing was ever answered.
+    assert_eq!(harness.buffers_in_queue(), 30);
+    drop(open);
+    harness.push_event(gst::event::Eos::new());
+    for number in 0..30 {
+        let buffer = harness.pull().unwrap();
+        assert_eq!(buffer.pts(), Some(FRAME * number));
+        assert!(Found::of(&buffer).is_none_or(|found| found.frame == number));
+    }
+    let stats: gst::Structure = element.property("stats");
+    assert_eq!(stats.get::<u64>("frames"), Ok(30));
+    let counted = stats.get::<u64>("explained").unwrap() + stats.get::<u64>("skipped").unwrap();
+    assert_eq!(counted, 30);
+}
+
+#[test]
+fn a_flush_discards_what_is_held() {
+    let (explainer, open) = Brightness::gated();
+    let element = element(&explainer);
+    element.set_property_from_str("mode", "original");
+    element.set_property("attach-meta", true);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    for number in 0..3 {
+        harness.push(numbered(number, &caps)).unwrap();
+    }
+    assert_eq!(harness.buffers_in_queue(), 0);
+    harness.push_event(gst::event::FlushStart::new());
+    harness.push_event(gst::event::FlushStop::new(true));
+    drop(open);
+    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    harness.push_event(gst::event::Segment::new(&segment));
+    harness.push(numbered(7, &caps)).unwrap();
+    harness.push_event(gst::event::Eos::new());
+    assert_eq!(number_of(&harness.pull().unwrap()), 7);
+    assert!(harness.try_pull().is_none());
+}
+
+#[test]
+fn frames_leave_before_caps_change() {
+    let element = element(&Brightness::default());
+    let (small, large) = (caps("RGB", 16, 16), caps("NV12", 64, 32));
+    let mut harness = harness(&element, &small);
+    for number in 0..3 {
+        harness.push(numbered(number, &small)).unwrap();
+    }
+    harness.set_sink_caps(large.clone());
+    harness.set_src_caps(large.clone());
+    for number in 3..6 {
+        harness.push(numbered(number, &large)).unwrap();
+    }
+    harness.push_event(gst::event::Eos::new());
+    let sizes: Vec<usize> = (0..6).map(|_| harness.pull().unwrap().size()).collect();
+    let [a, b] = [16 * 16 * 3, 64 * 32 * 3 / 2];
+    assert_eq!(sizes, [a, a, a, b, b, b]);
+}
+
+#[test]
+fn late_frames_lose_their_explanation_and_are_not_dropped() {
+    let explainer = Brightness::default();
+    let element = element(&explainer);
+    element.set_property("sync-mode", SyncMode::Exact);
+    element.set_property("attach-meta", true);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    harness.push(numbered(0, &caps)).unwrap();
+    wait_for_answers(&explainer, 1);
+    let late = gst::event::Qos::builder(gst::QOSType::Underflow, 2.0, 5 * FRAME.nseconds() as i64)
+        .timestamp(FRAME)
+        .build();
+    harness.push_upstream_event(late);
+    for number in 1..20 {
+        harness.push(numbered(number, &caps)).unwrap();
+        wait_for_answers(&explainer, 1 + number.saturating_sub(10) as usize);
+    }
+    harness.push_event(gst::event::Eos::new());
+    let explained: Vec<bool> = (0..20)
+        .map(|_| Found::of(&harness.pull().unwrap()).is_some())
+        .collect();
+    // Late until frame 1 + 2 · 5.
+    assert!(
+        explained[0] && !explained[1..11].contains(&true) && explained[19],
+        "{explained:?}"
+    );
+}
+
+#[test]
+fn messages_and_metas_say_the_same() {
+    let element = element(&Brightness::default());
+    element.set_property("attach-meta", true);
+    element.set_property("post-messages", true);
+    element.set_property("threshold", 0.1_f32);
+    let bus = bus_of(&element);
+    let caps = caps("RGB", 40, 20);
+    let mut harness = harness(&element, &caps);
+    harness.push(numbered(30, &caps)).unwrap();
+    harness.push_event(gst::event::Eos::new());
+    let buffer = harness.pull().unwrap();
+    let found = Found::of(&buffer).unwrap();
+    let message = wait_for(&bus, &[gst::MessageType::Element]);
+    let structure = message.structure().unwrap();
+    assert_eq!(structure.name(), "vitscope");
+    assert_eq!(Found::from_structure(structure).unwrap(), found);
+    assert_eq!((found.grid, found.mask.len()), ((4, 4), 16));
+    assert_eq!(found.method, "brightness");
+    assert!(found.class.is_some_and(|(_, _, score)| score > 0.0));
+    let regions: Vec<_> = buffer
+        .iter_meta::<gst_video::VideoRegionOfInterestMeta>()
+        .map(|region| region.rect())
+        .collect();
+    assert_eq!(regions, [(0, 0, 40, 20)], "all patches are kept and touch");
+}
+
+#[test]
+fn elements_of_one_id_share_a_model_and_its_batches() {
+    init();
+    let opened = Arc::new(AtomicUsize::new(0));
+    let (explainer, open) = Brightness::gated();
+    let shared = || {
+        let element = element(&explainer);
+        element.set_property("model-instance-id", "shared by a test");
+        element.set_property("batch", 8_u32);
+        let (opened, explainer) = (Arc::clone(&opened), explainer.clone());
+        element.set_view(move || {
+            opened.fetch_add(1, Ordering::SeqCst);
+            view(&explainer, None)
+        });
+        element
+    };
+    let elements = [shared(), shared()];
+    let caps = caps("RGB", 16, 16);
+    let mut harnesses = elements.each_ref().map(|element| harness(element, &caps));
+    for number in 0..4 {
+        for harness in &mut harnesses {
+            harness.push(numbered(number, &caps)).unwrap();
+        }
+    }
+    drop(open);
+    for harness in &mut harnesses {
+        harness.push_event(gst::event::Eos::new());
+        for number in 0..4 {
+            assert_eq!(harness.pull().unwrap().pts(), Some(FRAME * number));
+        }
+    }
+    assert_eq!(opened.load(Ordering::SeqCst), 1);
+    let batches = explainer.batches.lock().unwrap().clone();
+    assert_eq!(batches.iter().sum::<usize>(), 8);
+    assert!(
+        batches.iter().any(|size| *size > 4),
+        "streams are explained together: {batches:?}"
+    );
+
+    let other = element(&explainer);
+    other.set_property("model-instance-id", "shared by a test");
+    let bus = bus_of(&other);
+    assert!(other.set_state(gst::State::Ready).is_err());
+    let message = wait_for(&bus, &[gst::MessageType::Error]).to_string_of_error();
+    assert!(message.contains("must have the same model"), "{message}");
+}
+
+trait ErrorText {
+    fn to_string_of_error(&self) -> String;
+}
+
+impl ErrorText for gst::Message {
+    fn to_string_of_error(&self) -> String {
+        match self.view() {
+            gst::MessageView::Error(error) => error.error().to_string(),
+            _ => String::new(),
+        }
+    }
+}
+
+#[test]
+fn another_method_takes_over_while_frames_flow() {
+    init();
+    let element: VitScope = gst::ElementFactory::make("vitscope")
+        .property("model", fixture("vit_a").to_str().unwrap())
+        .property("method", "rollout")
+        .property("attach-meta", true)
+        .build()
+        .unwrap()
+        .downcast()
+        .unwrap();
+    let bus = bus_of(&element);
+    let caps = caps("RGB", 40, 20);
+    let mut harness = harness(&element, &caps);
+    let mut number = 0;
+    let mut until = |method: &str, harness: &mut Harness| {
+        for _ in 0..10_000 {
+            harness.push(numbered(number % 50, &caps)).unwrap();
+            number += 1;
+            while let Some(buffer) = harness.try_pull() {
+                let found = Found::of(&buffer).expect("a frame without an explanation is a hole");
+                if found.method == method {
+                    return true;
+                }
+            }
+        }
+        false
+    };
+    assert!(until("rollout", &mut harness));
+    element.set_property("method", "raw-attention");
+    assert!(until("raw-attention", &mut harness));
+    element.set_property("method", "nosuch");
+    let message = wait_for(&bus, &[gst::MessageType::Error]).to_string_of_error();
+    assert!(message.contains("nosuch"), "{message}");
+    assert!(until("raw-attention", &mut harness), "what worked goes on");
+}
+
+#[test]
+fn a_model_that_is_not_there_is_an_error_on_the_bus() {
+    init();
+    let element: VitScope = gst::ElementFactory::make("vitscope")
+        .property("model", "./no-such-model")
+        .build()
+        .unwrap()
+        .downcast()
+        .unwrap();
+    let bus = bus_of(&element);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    let message = wait_for(&bus, &[gst::MessageType::Error]).to_string_of_error();
+    assert!(message.contains("no-such-model"), "{message}");
+    assert_eq!(harness.push(numbered(0, &caps)), Err(gst::FlowError::Error));
+}
+
+#[test]
+fn a_panic_of_an_explainer_costs_an_explanation() {
+    let explainer = Brightness {
+        panics: true,
+        ..Brightness::default()
+    };
+    let element = element(&explainer);
+    element.set_property("attach-meta", true);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    for number in 0..3 {
+        harness.push(numbered(number, &caps)).unwrap();
+    }
+    harness.push_event(gst::event::Eos::new());
+    for number in 0..3 {
+        let buffer = harness.pull().unwrap();
+        assert_eq!(number_of(&buffer), number);
+        assert!(Found::of(&buffer).is_none());
+    }
+}
+
+#[test]
+fn scores_are_a_line_a_frame() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scores.jsonl");
+    let element = element(&Brightness::default());
+    element.set_property("scores-location", path.to_str().unwrap());
+    element.set_property("interval", 2_u32);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    for number in 0..6 {
+        harness.push(numbered(number, &caps)).unwrap();
+    }
+    harness.push_event(gst::event::Eos::new());
+    drop(harness);
+    element.set_state(gst::State::Null).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let shows: Vec<(bool, u64)> = text
+        .lines()
+        .map(|line| {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            (
+                record["explained"] == true,
+                record["shows"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    let expected = [
+        (true, 0),
+        (false, 0),
+        (true, 2),
+        (false, 2),
+        (true, 4),
+        (false, 4),
+    ];
+    assert_eq!(shows, expected);
+}
+
+#[test]
+fn scores_that_cannot_be_written_are_told_before_the_first_frame() {
+    let element = element(&Brightness::default());
+    element.set_property("scores-location", "/no/such/folder/scores.jsonl");
+    let bus = bus_of(&element);
+    assert!(element.set_state(gst::State::Paused).is_err());
+    let message = wait_for(&bus, &[gst::MessageType::Error]).to_string_of_error();
+    assert!(
+        message.contains("/no/such/folder/scores.jsonl"),
+        "{message}"
+    );
+    element.set_state(gst::State::Null).unwrap();
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+#[test]
+fn two_hundred_starts_leave_nothing_behind() {
+    let explainer = Brightness::default();
+    let models: Arc<Mutex<Vec<std::sync::Weak<models::Model>>>> = Arc::default();
+    let element = element(&explainer);
+    let seen = Arc::clone(&models);
+    element.set_view(move || {
+        let view = view(&explainer, None)?;
+        seen.lock().unwrap().push(Arc::downgrade(&view.model));
+        Ok(view)
+    });
+    let caps = caps("RGB", 16, 16);
+    let mut before = 0;
+    for start in 0..200 {
+        let mut harness = harness(&element, &caps);
+        harness.push(numbered(1, &caps)).unwrap();
+        harness.push_event(gst::event::Eos::new());
+        assert_eq!(number_of(&harness.pull().unwrap()), 1);
+        drop(harness);
+        element.set_state(gst::State::Null).unwrap();
+        if start == 10 {
+            before = threads();
+        }
+    }
+    assert_eq!(threads(), before);
+    let models = models.lock().unwrap();
+    assert_eq!(models.len(), 200);
+    assert!(models.iter().all(|model| model.strong_count() == 0));
+}
+
+/// The frames of a file as `vitscope file` would encode them.
+fn frames_of_the_program(path: &Path) -> Vec<Vec<u8>> {
+    let model = models::open(fixture("vit_a").to_str().unwrap(), &Device::Cpu).unwrap();
+    let view = View {
+        explainers: vec![
+            vitscope::explain::Method::Rollout
+                .build(model.parts())
+                .unwrap(),
+        ],
+        targets: vec![Target::Predicted],
+        model: Arc::new(model),
+    };
+    struct Frames(Box<dyn Source>);
+    impl Source for Frames {
+        fn next(&mut self) -> Result<Option<Frame>> {
+            self.0.next()
+        }
+    }
+    let sink = MemorySink::default();
+    let pipeline = vitscope::pipeline::Pipeline {
+        view,
+        overlay: Overlay::default(),
+        every: std::num::NonZeroU64::MIN,
+        batch: std::num::NonZeroUsize::MIN,
+        cancel: &std::sync::atomic::AtomicBool::new(false),
+        on_frame: Box::new(|_| Ok(())),
+    };
+    let mut source = Frames(Box::new(media::read(path).unwrap()));
+    pipeline.run(&mut source, Box::new(sink.clone())).unwrap();
+    sink.take().iter().map(visible).collect()
+}
+
+/// The bytes of a frame that are pixels, plane by plane.
+fn visible(frame: &Frame) -> Vec<u8> {
+    let layout = &frame.layout;
+    let mut bytes = Vec::new();
+    for (plane_idx, plane) in layout.planes.iter().enumerate() {
+        let (rows, row_len) = layout.plane_extent(plane_idx);
+        for row in 0..rows {
+            let start = plane.offset + row * plane.stride;
+            bytes.extend_from_slice(&frame.bytes()[start..start + row_len]);
+        }
+    }
+    bytes
+}
+
+#[test]
+fn the_element_draws_what_the_program_draws() {
+    init();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clip.mp4");
+    clip(&path, "320x240", 30);
+    let frames = Arc::new(Mutex::new(Vec::new()));
+    let pipeline = gst::parse::launch(&format!(
+        "filesrc location={} ! decodebin ! videoconvert ! video/x-raw,format=I420 ! \
+         vitscope model={} method=rollout batch=4 ! fakesink name=sink signal-handoffs=true",
+        path.display(),
+        fixture("vit_a").display()
+    ))
+    .unwrap()
+    .downcast::<gst::Pipeline>()
+    .unwrap();
+    let seen = Arc::clone(&frames);
+    let sink = pipeline.by_name("sink").unwrap();
+    sink.connect("handoff", false, move |values| {
+        let buffer: gst::Buffer = values[1].get().unwrap();
+        let pad: gst::Pad = values[2].get().unwrap();
+        let info = gst_video::VideoInfo::from_caps(&pad.current_caps().unwrap()).unwrap();
+        let frame = frame_from_buffer(0, buffer, &info).unwrap();
+        seen.lock().unwrap().push(visible(&frame));
+        None
+    });
+    run_to_eos(&pipeline);
+    let frames = frames.lock().unwrap();
+    let expected = frames_of_the_program(&path);
+    assert_eq!(frames.len(), 30);
+    assert!(*frames == expected, "pixels differ");
+}
+
+fn run_to_eos(pipeline: &gst::Pipeline) {
+    let bus = pipeline.bus().unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let message = wait_for(&bus, &[gst::MessageType::Eos, gst::MessageType::Error]);
+    let text = message.to_string_of_error();
+    assert_eq!(message.type_(), gst::MessageType::Eos, "{text}");
+    pipeline.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+fn an_explainer_that_fails_leaves_frames_unexplained() {
+    struct Failing;
+    impl Explainer for Failing {
+        fn name(&self) -> &'static str {
+            "failing"
+        }
+        fn rehearse(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
+            Brightness::scores(pass).map(Some)
+        }
+        fn attribution(&self, _pass: &Pass<'_>) -> Result<Tensor> {
+            Err(Error::Model("it fails".into()))
+        }
+    }
+    let element = element(&Brightness::default());
+    element.set_property("attach-meta", true);
+    element.set_view(|| {
+        let mut view = view(&Brightness::default(), None)?;
+        view.explainers = vec![Box::new(Failing)];
+        Ok(view)
+    });
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    harness.push(numbered(2, &caps)).unwrap();
+    harness.push_event(gst::event::Eos::new());
+    let buffer = harness.pull().unwrap();
+    assert_eq!((number_of(&buffer), Found::of(&buffer)), (2, None));
+}
