@@ -3,6 +3,7 @@
 #   make demo               explain a real clip; `make demo VIDEO=path` takes yours
 #   make test               all the tests, lints and documentation
 #   make install            put `vitscope` into ~/.cargo/bin
+#   make plugin             put the GStreamer element into ~/.local/share/gstreamer-1.0/plugins
 #   make bench-peers        time it beside ONNX Runtime, OpenVINO and PyTorch
 #   make check-cuda         compile it for CUDA, with or without a GPU
 
@@ -18,14 +19,14 @@ BUILD_PACKAGES := build-essential pkg-config ca-certificates curl \
 	libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
 PLUGIN_PACKAGES := gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
 	gstreamer1.0-plugins-ugly gstreamer1.0-libav
-TEST_PACKAGES := ffmpeg
+TEST_PACKAGES := ffmpeg gstreamer1.0-tools
 
 MIN_RUST := 1.92
 # Where the official installer puts cargo; a shell that was open before does not know of it.
 CARGO_HOME ?= $(HOME)/.cargo
 export PATH := $(CARGO_HOME)/bin:$(PATH)
 
-.PHONY: demo test install bench-peers check-cuda packages test-packages pip venv python-packages rust
+.PHONY: demo test install plugin bench-peers check-cuda packages test-packages pip venv python-packages rust
 
 demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
 	cargo build --release --locked
@@ -50,6 +51,18 @@ test: packages test-packages rust
 
 install: packages rust
 	cargo install --locked --path .
+
+# Where GStreamer looks for a user's plugins.
+XDG_DATA_HOME ?= $(HOME)/.local/share
+USER_PLUGINS := $(XDG_DATA_HOME)/gstreamer-1.0/plugins
+
+plugin: packages test-packages rust
+	cargo build --release --locked --lib
+	mkdir -p "$(USER_PLUGINS)"
+	cp target/release/libvitscope.so "$(USER_PLUGINS)/libgstvitscope.so"
+	gst-inspect-1.0 vitscope >/dev/null
+	@echo "installed      $(USER_PLUGINS)/libgstvitscope.so"
+	@echo "documentation  gst-inspect-1.0 vitscope"
 
 # Passes take a quarter of an hour on two cores, and videos as long.
 bench-peers: packages rust venv $(CLIP)

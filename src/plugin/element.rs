@@ -182,7 +182,7 @@ impl VitScope {
     fn worker(&self) -> Option<Arc<Worker>> {
         let mut workers = lock(&self.workers);
         if let Some(Ok(_)) = workers.next.as_ref().and_then(|next| next.ready()) {
-            let old = std::mem::replace(&mut workers.current, None);
+            let old = workers.current.take();
             workers.current = workers.next.take();
             drop(workers);
             drop(old);

@@ -412,14 +412,14 @@ mod tests {
         let mut settings = Settings::default();
         for spec in PROPERTIES.iter().filter(|spec| spec.name() != "stats") {
             let value = spec.default_value().clone();
-            let now = settings.get(spec.name()).expect(spec.name());
+            let now = settings.get(spec.name()).unwrap();
             assert_eq!(
                 format!("{now:?}"),
                 format!("{value:?}"),
                 "the default of {}",
                 spec.name()
             );
-            settings.set(spec.name(), &value).expect(spec.name());
+            settings.set(spec.name(), &value).unwrap();
         }
     }
 

@@ -12,7 +12,7 @@ const CUT: f32 = 30.0;
 
 /// A picture's brightness, block by block.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Thumbnail([f32; BLOCKS * BLOCKS]);
+pub(super) struct Thumbnail(Vec<f32>);
 
 impl Thumbnail {
     pub(super) fn new(image: &Image) -> Self {
@@ -20,7 +20,8 @@ impl Thumbnail {
             image.placement.image.width_px,
             image.placement.image.height_px,
         );
-        let (mut sums, mut counts) = ([0.0; BLOCKS * BLOCKS], [0.0_f32; BLOCKS * BLOCKS]);
+        let mut sums = vec![0.0; BLOCKS * BLOCKS];
+        let mut counts = [0.0_f32; BLOCKS * BLOCKS];
         for (pixel_idx, rgb) in image.rgb.chunks_exact(3).enumerate() {
             let (x, y) = (pixel_idx % width.max(1), pixel_idx / width.max(1));
             let block = (y * BLOCKS / height.max(1)) * BLOCKS + x * BLOCKS / width.max(1);

@@ -938,3 +938,132 @@ fn an_explainer_that_fails_leaves_frames_unexplained() {
     let buffer = harness.pull().unwrap();
     assert_eq!((number_of(&buffer), Found::of(&buffer)), (2, None));
 }
+
+/// A line of `pipelines/`, with a clip in place of its file, test pictures in place of cameras and servers, and its
+/// outputs in `folder`.
+fn runnable(path: &Path, folder: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap();
+    let line: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(text.starts_with("# "), "{path:?} says what it is for");
+    let mut line = line.join(" ");
+    let test = "videotestsrc num-buffers=10 is-live=true ! video/x-raw,width=320,height=240,framerate=25/1";
+    for (theirs, ours) in [
+        ("v4l2src", test),
+        ("uridecodebin uri=rtsp://camera.example/stream", test),
+        (
+            "rtspclientsink location=rtsp://server.example/explained",
+            "fakesink",
+        ),
+        ("autovideosink", "fakesink"),
+    ] {
+        line = line.replace(theirs, ours);
+    }
+    for file in [
+        "in.mp4",
+        "out.mp4",
+        "out.mkv",
+        "scores.jsonl",
+        "segment%05d.ts",
+        "playlist.m3u8",
+    ] {
+        let ours = format!("location={}", folder.join(file).display());
+        line = line.replace(&format!("location={file}"), &ours);
+    }
+    line
+}
+
+fn pipelines() -> Vec<std::path::PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
+    let files = std::fs::read_dir(folder).unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "gst"));
+    files.sort();
+    files
+}
+
+#[test]
+fn every_pipeline_of_the_folder_runs() {
+    init();
+    let files = pipelines();
+    assert!(files.len() >= 8);
+    for path in files {
+        let folder = tempfile::tempdir().unwrap();
+        clip(&folder.path().join("in.mp4"), "320x240", 10);
+        let line = runnable(&path, folder.path());
+        let pipeline =
+            gst::parse::launch(&line).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        let pipeline = pipeline.downcast::<gst::Pipeline>().unwrap();
+        let element = pipeline
+            .iterate_all_by_element_factory_name("vitscope")
+            .next()
+            .unwrap()
+            .unwrap();
+        run_to_eos(&pipeline);
+        let stats: gst::Structure = element.property("stats");
+        assert_eq!(stats.get::<u64>("frames"), Ok(10), "{path:?}");
+        let outputs = std::fs::read_dir(folder.path()).unwrap();
+        for file in outputs.map(|file| file.unwrap()) {
+            assert!(
+                file.metadata().unwrap().len() > 0,
+                "{path:?} leaves {:?} empty",
+                file.path()
+            );
+        }
+    }
+}
+
+/// Puts the plugin that was built with this test binary into a folder of its own.
+fn install_plugin(folder: &Path) -> std::path::PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let built = program.with_file_name("libvitscope.so");
+    let plugins = folder.join("plugins");
+    std::fs::create_dir(&plugins).unwrap();
+    std::fs::copy(&built, plugins.join("libgstvitscope.so"))
+        .unwrap_or_else(|error| panic!("{built:?}: {error}"));
+    plugins
+}
+
+fn gst_tool(program: &str, args: &[&str], folder: &Path) -> std::process::Output {
+    std::process::Command::new(program)
+        .args(args)
+        .env("GST_PLUGIN_PATH", install_plugin(folder))
+        .env("GST_REGISTRY", folder.join("registry.bin"))
+        .env("G_DEBUG", "fatal_warnings")
+        .output()
+        .unwrap_or_else(|error| panic!("{program} does not start, the tests need it: {error}"))
+}
+
+#[test]
+fn gst_launch_runs_the_plugin_on_a_real_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in.mp4");
+    clip(&input, "320x240", 40);
+    let line = runnable(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/file-to-file.gst"),
+        folder.path(),
+    );
+    let mut args = vec!["-e", "-q"];
+    args.extend(line.split_whitespace());
+    let output = gst_tool("gst-launch-1.0", &args, folder.path());
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    let times = crate::common::frame_times(&folder.path().join("out.mp4"));
+    assert_eq!(times.len(), 40);
+}
+
+#[test]
+fn gst_inspect_documents_every_property() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = gst_tool("gst-inspect-1.0", &["vitscope"], folder.path());
+    let text = String::from_utf8(output.stdout).unwrap();
+    init();
+    let element = gst::ElementFactory::make("vitscope").build().unwrap();
+    for spec in element.list_properties() {
+        assert!(text.contains(spec.name()), "{}", spec.name());
+        let blurb = spec.blurb().unwrap_or_default();
+        assert!(blurb.len() > 10, "{} says {blurb:?}", spec.name());
+    }
+    for nick in ["lossless", "exact", "latest"] {
+        assert!(text.contains(nick));
+    }
+}
