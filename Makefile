@@ -19,7 +19,7 @@ BUILD_PACKAGES := build-essential pkg-config ca-certificates curl \
 	libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
 PLUGIN_PACKAGES := gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
 	gstreamer1.0-plugins-ugly gstreamer1.0-libav
-TEST_PACKAGES := ffmpeg gstreamer1.0-tools
+TEST_PACKAGES := ffmpeg gstreamer1.0-tools python3-gi gir1.2-gstreamer-1.0
 
 MIN_RUST := 1.92
 # Where the official installer puts cargo; a shell that was open before does not know of it.
@@ -56,7 +56,8 @@ install: packages rust
 XDG_DATA_HOME ?= $(HOME)/.local/share
 USER_PLUGINS := $(XDG_DATA_HOME)/gstreamer-1.0/plugins
 
-plugin: packages test-packages rust
+plugin: packages rust
+	$(call install_packages,gstreamer1.0-tools)
 	cargo build --release --locked --lib
 	mkdir -p "$(USER_PLUGINS)"
 	cp target/release/libvitscope.so "$(USER_PLUGINS)/libgstvitscope.so"

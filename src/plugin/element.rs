@@ -22,7 +22,7 @@ use gstreamer_video as gst_video;
 
 use super::latency::Delay;
 use super::meta::{self, Found};
-use super::settings::{Asked, PROPERTIES, Settings, SyncMode};
+use super::settings::{Asked, Settings, SyncMode, properties};
 use super::shared;
 use super::smoothing::{Smoothing, Thumbnail};
 use crate::error::Result;
@@ -43,7 +43,7 @@ const FRAME: Duration = Duration::from_millis(40);
 /// Frames that a live stream is said to be delayed by before the model has been timed.
 const DELAY_AT_FIRST: u32 = 2;
 
-static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new(
         "vitscope",
         gst::DebugColorFlags::empty(),
@@ -513,6 +513,27 @@ impl VitScope {
     }
 }
 
+/// Pads for video in the formats of [`crate::frame::PixelFormat`].
+pub(super) fn pad_templates() -> &'static [gst::PadTemplate] {
+    static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+        use gst_video::VideoFormat::{Bgr, Bgrx, I420, Nv12, Rgb, Rgba};
+        let caps = gst_video::VideoCapsBuilder::new()
+            .format_list([I420, Nv12, Rgba, Bgrx, Rgb, Bgr])
+            .build();
+        let template = |name, direction| {
+            gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps)
+        };
+        let pads = [
+            ("sink", gst::PadDirection::Sink),
+            ("src", gst::PadDirection::Src),
+        ];
+        pads.into_iter()
+            .filter_map(|(name, direction)| template(name, direction).ok())
+            .collect()
+    });
+    &TEMPLATES
+}
+
 #[glib::object_subclass]
 impl ObjectSubclass for VitScope {
     const NAME: &'static str = "GstVitscope";
@@ -522,6 +543,7 @@ impl ObjectSubclass for VitScope {
 
 impl ObjectImpl for VitScope {
     fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(properties);
         &PROPERTIES
     }
 
@@ -580,23 +602,7 @@ impl ElementImpl for VitScope {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            use gst_video::VideoFormat::{Bgr, Bgrx, I420, Nv12, Rgb, Rgba};
-            let caps = gst_video::VideoCapsBuilder::new()
-                .format_list([I420, Nv12, Rgba, Bgrx, Rgb, Bgr])
-                .build();
-            let template = |name, direction| {
-                gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps)
-            };
-            [
-                ("sink", gst::PadDirection::Sink),
-                ("src", gst::PadDirection::Src),
-            ]
-            .into_iter()
-            .filter_map(|(name, direction)| template(name, direction).ok())
-            .collect()
-        });
-        &TEMPLATES
+        pad_templates()
     }
 
     fn change_state(

@@ -12,6 +12,8 @@
 //! | `kept` | `gfloat` | mean of a mask's values, −1 for methods that make no masks |
 //! | `grid-width`, `grid-height` | `guint` | columns and rows of the patch grid |
 //! | `x`, `y`, `width`, `height` | `gdouble` | where the grid lies in the frame, pixels |
+//! | `frame-width`, `frame-height` | `guint` | of a frame of this size, pixels |
+//! | `range` | `gchararray` | how scores become heat: `unit`, `min-max` or `percentile` |
 //! | `mask` | `GBytes` | one little-endian f32 a patch, row by row: the raw attribution |
 
 use gstreamer as gst;
@@ -19,9 +21,10 @@ use gstreamer::glib;
 use gstreamer::meta::CustomMeta;
 use gstreamer_video as gst_video;
 
-use crate::frame::placement::Region;
+use crate::frame::FrameSize;
+use crate::frame::placement::{Placement, Region};
 use crate::overlay::Range;
-use crate::pipeline::stages::{Finding, Map};
+use crate::pipeline::stages::{Class, Finding, Map};
 
 /// Name of the meta; its structure has the same.
 pub const META: &str = "GstVitscopeMeta";
@@ -35,8 +38,8 @@ const REGION: &str = "vitscope";
 /// Makes the meta known; again is once.
 pub(super) fn register() {
     if !CustomMeta::is_registered(META) {
-        // Its position is in pixels of the frame.
-        CustomMeta::register(META, &["video", "size", "orientation"]);
+        // It says for which frame size it holds, and so may be scaled, but not turned.
+        CustomMeta::register(META, &["video", "orientation"]);
     }
 }
 
@@ -57,6 +60,10 @@ pub struct Found {
     pub grid: (usize, usize),
     /// Where it lies in the frame.
     pub region: Region,
+    /// Size of that frame.
+    pub frame_size: FrameSize,
+    /// How scores become heat.
+    pub range: Range,
     /// Raw score of each patch, row by row.
     pub mask: Vec<f32>,
 }
@@ -75,6 +82,8 @@ impl Found {
             kept: map.kept(),
             grid: finding.grid,
             region: finding.placement.region,
+            frame_size: finding.placement.frame,
+            range: map.range,
             mask: map.attribution.clone(),
         }
     }
@@ -111,6 +120,17 @@ impl Found {
                 width: length("width")?,
                 height: length("height")?,
             },
+            frame_size: FrameSize {
+                width_px: side("frame-width")?,
+                height_px: side("frame-height")?,
+            },
+            range: {
+                let name: String = structure.get("range").ok()?;
+                let ranges = [Range::Unit, Range::MinMax, Range::Percentile];
+                ranges
+                    .into_iter()
+                    .find(|range| range_name(*range) == name)?
+            },
             mask: (mask.as_chunks::<4>().0.iter())
                 .map(|bytes| f32::from_le_bytes(*bytes))
                 .collect(),
@@ -137,7 +157,39 @@ impl Found {
         structure.set("y", self.region.top);
         structure.set("width", self.region.width);
         structure.set("height", self.region.height);
+        structure.set("frame-width", self.frame_size.width_px as u32);
+        structure.set("frame-height", self.frame_size.height_px as u32);
+        structure.set("range", range_name(self.range));
         structure.set("mask", glib::Bytes::from_owned(mask));
+    }
+
+    /// Where the grid lies in a frame of `size`, which may be a scaled one.
+    pub(super) fn placement(&self, size: FrameSize) -> Placement {
+        let across = size.width_px as f64 / self.frame_size.width_px.max(1) as f64;
+        let down = size.height_px as f64 / self.frame_size.height_px.max(1) as f64;
+        Placement {
+            frame: size,
+            image: size,
+            region: Region {
+                left: self.region.left * across,
+                top: self.region.top * down,
+                width: self.region.width * across,
+                height: self.region.height * down,
+            },
+        }
+    }
+
+    /// What stands over the picture.
+    pub(super) fn caption(&self) -> String {
+        let class = self
+            .class
+            .as_ref()
+            .map(|(index, label, probability)| Class {
+                index: *index,
+                label: Some(label.clone()).filter(|label| !label.is_empty()),
+                probability: *probability,
+            });
+        class.map_or_else(String::new, |class| class.to_string())
     }
 
     /// The structure of a bus message.
@@ -155,6 +207,15 @@ impl Found {
         let mut meta = CustomMeta::add(buffer, META)?;
         self.fill(meta.mut_structure());
         Ok(())
+    }
+}
+
+/// Name of a range in a structure.
+fn range_name(range: Range) -> &'static str {
+    match range {
+        Range::Unit => "unit",
+        Range::MinMax => "min-max",
+        Range::Percentile => "percentile",
     }
 }
 

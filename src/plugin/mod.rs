@@ -1,4 +1,5 @@
-//! The GStreamer plugin `vitscope`: element [`VitScope`] explains the video that flows through it.
+//! The GStreamer plugin `vitscope`: element [`VitScope`] explains the video that flows through it, [`VitScopeOverlay`]
+//! draws elsewhere what it attached.
 //!
 //! `libvitscope.so` is itself the plugin. A program that has vitscope as a library registers the element by [`register`].
 //!
@@ -13,6 +14,7 @@
 mod element;
 mod latency;
 mod meta;
+mod overlay;
 mod settings;
 mod shared;
 mod smoothing;
@@ -45,13 +47,26 @@ impl VitScope {
     }
 }
 
-/// Registers the element in this process, or for the plugin.
+glib::wrapper! {
+    /// The element `vitscopeoverlay`.
+    pub struct VitScopeOverlay(ObjectSubclass<overlay::VitScopeOverlay>)
+        @extends gst_base::BaseTransform, gst::Element, gst::Object;
+}
+
+/// Registers both elements in this process, or for the plugin.
 ///
 /// # Errors
 /// Fails where GStreamer does not take it.
 pub fn register(plugin: Option<&gst::Plugin>) -> std::result::Result<(), glib::BoolError> {
     meta::register();
-    gst::Element::register(plugin, "vitscope", gst::Rank::NONE, VitScope::static_type())
+    let elements = [
+        ("vitscope", VitScope::static_type()),
+        ("vitscopeoverlay", VitScopeOverlay::static_type()),
+    ];
+    for (name, element) in elements {
+        gst::Element::register(plugin, name, gst::Rank::NONE, element)?;
+    }
+    Ok(())
 }
 
 fn plugin_init(plugin: &gst::Plugin) -> std::result::Result<(), glib::BoolError> {

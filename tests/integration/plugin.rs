@@ -1067,3 +1067,78 @@ fn gst_inspect_documents_every_property() {
         assert!(text.contains(nick));
     }
 }
+
+/// Drawn behind a queue, a picture is what it would have been drawn at once.
+#[test]
+fn the_overlay_draws_what_the_element_attached() {
+    init();
+    let frames = |line: &str| -> Vec<Vec<u8>> {
+        let frames = Arc::new(Mutex::new(Vec::new()));
+        let pipeline = gst::parse::launch(&format!(
+            "videotestsrc pattern=ball num-buffers=5 ! video/x-raw,format=NV12,width=200,height=100 ! {line} ! \
+             fakesink name=sink signal-handoffs=true"
+        ));
+        let pipeline = pipeline.unwrap().downcast::<gst::Pipeline>().unwrap();
+        let seen = Arc::clone(&frames);
+        let sink = pipeline.by_name("sink").unwrap();
+        sink.connect("handoff", false, move |values| {
+            let buffer: gst::Buffer = values[1].get().unwrap();
+            let bytes = buffer.map_readable().unwrap().to_vec();
+            seen.lock().unwrap().push(bytes);
+            None
+        });
+        run_to_eos(&pipeline);
+        let frames = frames.lock().unwrap();
+        frames.clone()
+    };
+    let element = format!(
+        "vitscope model={} method=gradcam",
+        fixture("vit_a").display()
+    );
+    let at_once = frames(&element);
+    let later = frames(&format!(
+        "{element} mode=original show-hud=false attach-meta=true ! queue ! vitscopeoverlay"
+    ));
+    assert_eq!(at_once.len(), 5);
+    assert!(at_once == later, "pixels differ");
+    let elsewhere = frames(&format!("{element} mode=original show-hud=false"));
+    assert!(at_once != elsewhere, "something is drawn");
+}
+
+/// The examples in C and in Python read a meta and get a message for each frame.
+#[test]
+fn other_languages_read_metas_and_messages() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in.mp4");
+    clip(&input, "320x240", 10);
+    let input = input.to_str().unwrap();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let program = folder.path().join("read_meta");
+    let compile = format!(
+        "cc -Wall -Werror {} -o {} $(pkg-config --cflags --libs gstreamer-1.0)",
+        examples.join("read_meta.c").display(),
+        program.display()
+    );
+    crate::common::run_tool("sh", &["-c", &compile]);
+    let in_c = folder.path().join("c");
+    let in_python = folder.path().join("python");
+    let script = examples.join("read_meta.py");
+    for (place, program, args) in [
+        (&in_c, program.to_str().unwrap(), vec![input]),
+        // The one that Debian's python3-gi is for; there may be others before it.
+        (&in_python, "/usr/bin/python3", vec![script.to_str().unwrap(), input]),
+    ] {
+        std::fs::create_dir(place).unwrap();
+        let output = gst_tool(program, &args, place);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program}: {log}");
+        let frames: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("frame "))
+            .collect();
+        assert_eq!(frames.len(), 10, "{program}: {text}");
+        assert!(frames[9].starts_with("frame 9: ") && frames[9].contains("hottest patch in row"));
+        assert!(text.ends_with("10 messages\n"), "{program}: {text}");
+    }
+}
