@@ -1126,7 +1126,11 @@ fn other_languages_read_metas_and_messages() {
     for (place, program, args) in [
         (&in_c, program.to_str().unwrap(), vec![input]),
         // The one that Debian's python3-gi is for; there may be others before it.
-        (&in_python, "/usr/bin/python3", vec![script.to_str().unwrap(), input]),
+        (
+            &in_python,
+            "/usr/bin/python3",
+            vec![script.to_str().unwrap(), input],
+        ),
     ] {
         std::fs::create_dir(place).unwrap();
         let output = gst_tool(program, &args, place);
