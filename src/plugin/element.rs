@@ -70,9 +70,9 @@ pub struct VitScope {
 
 #[derive(Default)]
 struct Workers {
-    current: Option<Arc<Worker>>,
+    current: Option<(Asked, Arc<Worker>)>,
     /// Takes its place when it is ready.
-    next: Option<Arc<Worker>>,
+    next: Option<(Asked, Arc<Worker>)>,
 }
 
 #[derive(Default)]
@@ -123,8 +123,11 @@ impl VitScope {
     }
 
     /// Starts a worker of what the settings ask for, and tells the bus how that goes.
-    fn start_worker(&self) -> Result<Arc<Worker>> {
+    ///
+    /// One that cannot be opened is an error, or a warning where another one goes on.
+    fn start_worker(&self) -> Result<(Asked, Arc<Worker>)> {
         let asked = self.settings().asked;
+        let goes_on = lock(&self.workers).current.is_some();
         let own = lock(&self.open).clone();
         let model = self.open_model(&asked);
         let element = self.obj().downgrade();
@@ -147,6 +150,14 @@ impl VitScope {
                     element
                         .post_progress(gst::ProgressType::Complete, &format!("{name} is loaded"));
                 }
+                Err(reason) if goes_on => {
+                    element.post_progress(gst::ProgressType::Error, reason);
+                    gst::element_imp_warning!(
+                        element,
+                        gst::LibraryError::Settings,
+                        ("model {name:?} does not take over: {reason}")
+                    );
+                }
                 Err(reason) => {
                     element.post_progress(gst::ProgressType::Error, reason);
                     gst::element_imp_error!(
@@ -162,15 +173,22 @@ impl VitScope {
             Some(open) => open(),
             None => shared::open(&open_asked, model),
         };
-        shared::worker(&asked, open, on_opened)
+        let worker = shared::worker(&asked, open, on_opened)?;
+        Ok((asked, worker))
     }
 
     /// The model of these settings, if it is open already.
     fn open_model(&self, asked: &Asked) -> Option<Arc<Model>> {
-        let worker = lock(&self.workers).current.clone()?;
+        let (before, worker) = lock(&self.workers).current.clone()?;
         let ready = worker.ready()?.ok()?;
-        let same = asked.gates.is_none() && ready.model.name == asked.model;
-        same.then_some(ready.model)
+        let of = |asked: &Asked| {
+            (
+                asked.model.clone(),
+                asked.gates.clone(),
+                asked.device.clone(),
+            )
+        };
+        (of(&before) == of(asked)).then_some(ready.model)
     }
 
     fn post_progress(&self, kind: gst::ProgressType, text: &str) {
@@ -181,15 +199,21 @@ impl VitScope {
     /// The worker of this moment: the next one as soon as it is ready.
     fn worker(&self) -> Option<Arc<Worker>> {
         let mut workers = lock(&self.workers);
-        if let Some(Ok(_)) = workers.next.as_ref().and_then(|next| next.ready()) {
-            let old = workers.current.take();
-            workers.current = workers.next.take();
+        let next = workers.next.as_ref();
+        if let Some(Ok(_)) = next.and_then(|(_, next)| next.ready()) {
+            let next = workers.next.take();
+            let old = std::mem::replace(&mut workers.current, next);
+            let current = workers.current.clone();
+            // It may still have images to finish.
             drop(workers);
             drop(old);
             gst::info!(CAT, imp = self, "swapped the model");
-            return lock(&self.workers).current.clone();
+            return current.map(|(_, worker)| worker);
         }
-        workers.current.clone()
+        workers
+            .current
+            .as_ref()
+            .map(|(_, worker)| Arc::clone(worker))
     }
 
     /// How long a frame lasts.

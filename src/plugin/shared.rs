@@ -20,8 +20,6 @@ static NAMED: Mutex<Vec<(String, Asked, Weak<Worker>)>> = Mutex::new(Vec::new())
 
 /// The worker of these settings: one that other elements of its `model-instance-id` use, or a new one.
 ///
-/// `model` is one that is open already, for a worker that differs in other things.
-///
 /// # Errors
 /// [`Error::Config`] where elements share an id and not the settings, or no thread can start.
 pub(super) fn worker(
