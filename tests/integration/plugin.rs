@@ -405,21 +405,31 @@ fn a_model_that_never_answers_holds_no_frame_back_in_latest() {
     let caps = caps("RGB", 16, 16);
     let mut harness = harness(&element, &caps);
     wait_for_model(&bus);
-    let mut shown = Vec::new();
-    for number in 0..40 {
-        // Once in a while it answers, and the frame after the answer shows it.
-        if number % 10 == 9 {
-            open.send(()).unwrap();
-            wait_for_answers(&explainer, number as usize / 10 + 1);
+    let mut number = 0;
+    let mut next = |harness: &mut Harness| {
+        harness.push(numbered(number % 50, &caps)).unwrap();
+        let buffer = harness.pull().expect("no frame waits");
+        assert_eq!(buffer.pts(), Some(FRAME * (number % 50)));
+        number += 1;
+        Found::of(&buffer).map(|found| found.frame)
+    };
+    let mut shown = None;
+    for n_answers in 1..=4 {
+        for _ in 0..10 {
+            assert_eq!(
+                next(&mut harness),
+                shown,
+                "nothing new is shown without an answer"
+            );
         }
-        harness.push(numbered(number, &caps)).unwrap();
-        let buffer = harness.pull().unwrap();
-        assert_eq!(buffer.pts(), Some(FRAME * number), "no frame waits");
-        shown.push(Found::of(&buffer).map(|found| found.frame));
+        open.send(()).unwrap();
+        wait_for_answers(&explainer, n_answers);
+        let newer = (0..100)
+            .map(|_| next(&mut harness))
+            .find(|found| *found != shown);
+        assert!(newer.flatten() > shown, "{newer:?} after {shown:?}");
+        shown = newer.flatten();
     }
-    assert_eq!(shown[8], None);
-    let after_answer = [9, 19, 29, 39].map(|number| shown[number]);
-    assert_eq!(after_answer, [Some(0), Some(9), Some(19), Some(29)]);
     drop(open);
 }
 
@@ -440,9 +450,9 @@ fn wait_for_answers(explainer: &Brightness, n_batches: usize) {
     while explainer.batches.lock().unwrap().len() < n_batches {
         std::thread::yield_now();
     }
-    // What comes after the batch is noted takes some microseconds.
+    // What comes after the batch is noted takes some microseconds, but a busy machine may let it wait.
     let started = std::time::Instant::now();
-    while started.elapsed() < Duration::from_millis(20) {
+    while started.elapsed() < Duration::from_millis(100) {
         std::thread::yield_now();
     }
 }
