@@ -1040,6 +1040,8 @@ fn gst_tool(program: &str, args: &[&str], folder: &Path) -> std::process::Output
         .env("GST_PLUGIN_PATH", install_plugin(folder))
         .env("GST_REGISTRY", folder.join("registry.bin"))
         .env("G_DEBUG", "fatal_warnings")
+        // candle's threads spin while they wait, on cores where other tests compute.
+        .env("CANDLE_NUM_THREADS", "1")
         .output()
         .unwrap_or_else(|error| panic!("{program} does not start, the tests need it: {error}"))
 }
