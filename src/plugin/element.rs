@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::glib;
@@ -41,7 +41,7 @@ const HELD: usize = 3;
 const FRAME: Duration = Duration::from_millis(40);
 
 /// Frames that a live stream is said to be delayed by before the model has been timed.
-const DELAY_AT_FIRST: u32 = 2;
+const DELAY_AT_FIRST: usize = 2;
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new(
@@ -109,8 +109,26 @@ struct Stats {
 }
 
 /// The lock; what a panicked thread left is still good.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives controlled properties the values of a buffer's time.
+pub(super) fn sync_values(element: &impl IsA<gst_base::BaseTransform>, buffer: &gst::BufferRef) {
+    let element = element.upcast_ref();
+    let segment = element.segment();
+    let segment = segment.downcast_ref::<gst::ClockTime>();
+    if let Some(time) = segment.and_then(|segment| segment.to_stream_time(buffer.pts()?)) {
+        let _ = element.sync_values(time);
+    }
+}
+
+/// What the caps of a pad say of its frames.
+pub(super) fn video_info(
+    caps: &gst::Caps,
+) -> std::result::Result<gst_video::VideoInfo, gst::LoggableError> {
+    gst_video::VideoInfo::from_caps(caps)
+        .map_err(|_| gst::loggable_error!(CAT, "no video in {caps}"))
 }
 
 impl VitScope {
@@ -388,40 +406,28 @@ impl VitScope {
             Some(Held::Untouched(buffer)) => return Ok(Some(buffer)),
             Some(Held::Frame(frame, turn)) => (frame, turn),
         };
-        let own = match turn {
-            Turn::Between => false,
-            Turn::Missed => {
-                if settings.sync_mode != SyncMode::Latest {
+        let time = gst::ClockTime::from_nseconds(frame.pts.0);
+        match turn {
+            Turn::Between => (),
+            // What is newest was found on another frame all the same.
+            Turn::Missed if settings.sync_mode == SyncMode::Latest => (),
+            Turn::Missed => stream.newest = None,
+            Turn::Due((ticket, thumbnail)) => match ticket.try_wait() {
+                Ok(answer) => self.learn(settings, stream, answer, thumbnail, time),
+                Err(ticket) if must_leave && may_wait => {
+                    self.learn(settings, stream, ticket.wait(), thumbnail, time);
+                }
+                Err(_) if must_leave => {
+                    lock(&self.stats).skipped += 1;
                     stream.newest = None;
                 }
-                false
-            }
-            Turn::Due((ticket, thumbnail)) => {
-                let answer = match ticket.try_wait() {
-                    Ok(answer) => answer,
-                    Err(ticket) if must_leave && may_wait => ticket.wait(),
-                    Err(_) if must_leave => {
-                        lock(&self.stats).skipped += 1;
-                        stream.newest = None;
-                        return self.draw(settings, stream, frame).map(Some);
-                    }
-                    Err(ticket) => {
-                        let turn = Turn::Due((ticket, thumbnail));
-                        stream.held.push_front(Held::Frame(frame, turn));
-                        return Ok(None);
-                    }
-                };
-                let time = gst::ClockTime::from_nseconds(frame.pts.0);
-                self.learn(settings, stream, answer, thumbnail, time);
-                true
-            }
-        };
-        gst::trace!(
-            CAT,
-            imp = self,
-            "frame {} leaves, own explanation: {own}",
-            frame.seq
-        );
+                Err(ticket) => {
+                    let turn = Turn::Due((ticket, thumbnail));
+                    stream.held.push_front(Held::Frame(frame, turn));
+                    return Ok(None);
+                }
+            },
+        }
         self.draw(settings, stream, frame).map(Some)
     }
 
@@ -450,7 +456,7 @@ impl VitScope {
             }
             fits
         });
-        let finding = shown.map(|(finding, _)| finding);
+        let (finding, of) = shown.unzip();
         let drawn = match finding
             .as_deref()
             .and_then(|it| Some((it, it.maps.first()?)))
@@ -475,9 +481,8 @@ impl VitScope {
         if let (true, Some(finding)) = (settings.attach_meta, &finding)
             && let Some(map) = finding.maps.first()
         {
-            let of = stream.newest.as_ref().map_or(time, |(_, of)| *of);
             let buffer = buffer.make_mut();
-            let attached = Found::new(finding, map, of).attach(buffer);
+            let attached = Found::new(finding, map, of.unwrap_or(time)).attach(buffer);
             attached.map_err(|error| failed(error.to_string()))?;
             meta::attach_regions(buffer, finding, map, settings.threshold);
         }
@@ -515,12 +520,6 @@ impl VitScope {
         let segment = self.obj().segment();
         let segment = segment.downcast_ref::<gst::ClockTime>()?;
         segment.to_running_time(buffer.pts()?)
-    }
-
-    fn stream_time(&self, buffer: &gst::BufferRef) -> Option<gst::ClockTime> {
-        let segment = self.obj().segment();
-        let segment = segment.downcast_ref::<gst::ClockTime>()?;
-        segment.to_stream_time(buffer.pts()?)
     }
 
     fn statistics(&self) -> gst::Structure {
@@ -692,8 +691,7 @@ impl BaseTransformImpl for VitScope {
         incaps: &gst::Caps,
         _outcaps: &gst::Caps,
     ) -> std::result::Result<(), gst::LoggableError> {
-        let info = gst_video::VideoInfo::from_caps(incaps)
-            .map_err(|_| gst::loggable_error!(CAT, "no video in {incaps}"))?;
+        let info = video_info(incaps)?;
         let mut stream = lock(&self.stream);
         stream.delay = None;
         let frame = Self::frame_duration(Some(&info));
@@ -701,7 +699,7 @@ impl BaseTransformImpl for VitScope {
         drop(stream);
         let settings = self.settings();
         if settings.sync_mode != SyncMode::Latest && self.latency_ns.load(Ordering::SeqCst) == 0 {
-            self.announce(DELAY_AT_FIRST as usize, frame);
+            self.announce(DELAY_AT_FIRST, frame);
         }
         Ok(())
     }
@@ -765,11 +763,8 @@ impl BaseTransformImpl for VitScope {
         _is_discont: bool,
         buffer: gst::Buffer,
     ) -> std::result::Result<gst::FlowSuccess, gst::FlowError> {
-        if let Some(time) = self.stream_time(&buffer) {
-            let _ = self.obj().sync_values(time);
-        }
+        sync_values(&*self.obj(), &buffer);
         let settings = self.settings();
-        let started = Instant::now();
         let mut stream = lock(&self.stream);
         lock(&self.stats).frames += 1;
         let seq = stream.n_frames;
@@ -787,12 +782,6 @@ impl BaseTransformImpl for VitScope {
         let held = self.hand_over(&settings, &mut stream, frame, running_time)?;
         stream.held.push_back(held);
         lock(&self.stats).held = stream.held.len();
-        gst::trace!(
-            CAT,
-            imp = self,
-            "frame {seq} taken in {:?}",
-            started.elapsed()
-        );
         Ok(gst::FlowSuccess::Ok)
     }
 

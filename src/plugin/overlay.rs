@@ -1,10 +1,9 @@
 //! The element `vitscopeoverlay`: draws what an element before it attached, behind a queue or in another branch.
 
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex};
 
 use gstreamer as gst;
 use gstreamer::glib;
-use gstreamer::prelude::*;
 use gstreamer::subclass::prelude::*;
 use gstreamer_base as gst_base;
 use gstreamer_base::prelude::*;
@@ -12,7 +11,7 @@ use gstreamer_base::subclass::base_transform::GenerateOutputSuccess;
 use gstreamer_base::subclass::prelude::*;
 use gstreamer_video as gst_video;
 
-use super::element::{CAT, pad_templates};
+use super::element::{CAT, lock, pad_templates, sync_values, video_info};
 use super::meta::Found;
 use super::settings::{Settings, properties};
 use crate::error::Result;
@@ -32,10 +31,6 @@ pub struct VitScopeOverlay {
 struct Stream {
     info: Option<gst_video::VideoInfo>,
     drawn: Option<gst::Buffer>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Draws what is attached to a buffer.
@@ -132,9 +127,7 @@ impl BaseTransformImpl for VitScopeOverlay {
         incaps: &gst::Caps,
         _outcaps: &gst::Caps,
     ) -> std::result::Result<(), gst::LoggableError> {
-        let info = gst_video::VideoInfo::from_caps(incaps)
-            .map_err(|_| gst::loggable_error!(CAT, "no video in {incaps}"))?;
-        lock(&self.stream).info = Some(info);
+        lock(&self.stream).info = Some(video_info(incaps)?);
         Ok(())
     }
 
@@ -152,13 +145,7 @@ impl BaseTransformImpl for VitScopeOverlay {
         _is_discont: bool,
         buffer: gst::Buffer,
     ) -> std::result::Result<gst::FlowSuccess, gst::FlowError> {
-        let segment = self.obj().segment();
-        let time = segment
-            .downcast_ref::<gst::ClockTime>()
-            .and_then(|segment| segment.to_stream_time(buffer.pts()?));
-        if let Some(time) = time {
-            let _ = self.obj().sync_values(time);
-        }
+        sync_values(&*self.obj(), &buffer);
         let settings = lock(&self.settings).clone();
         let mut stream = lock(&self.stream);
         let info = stream.info.clone().ok_or(gst::FlowError::NotNegotiated)?;
