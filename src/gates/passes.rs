@@ -2,15 +2,16 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::vit::{Output, Record, Replace, Site, Tap, Vit};
+use crate::vit::{Head, Output, Record, Replace, Site, Tap, Vit};
 
 /// How a masked patch is taken from the model.
 #[derive(Clone, Debug)]
 pub enum Removal {
     /// Its embedding fades to this vector, `[dim]`, before positions are added (Vision DiffMask).
     Baseline(Tensor),
-    /// No token attends to it in any block, as if it had not been among the tokens (Jain et al., arXiv:2204.08945,
-    /// drop them; ViT-Shapley, arXiv:2206.05282, masks attention). In between, attention is weighed by the mask.
+    /// No token attends to it in any block and no head reads it, as if it had not been among the tokens (Jain et al.,
+    /// arXiv:2204.08945, drop them; ViT-Shapley, arXiv:2206.05282, masks attention). In between, attention and the
+    /// mean of the patches are weighed by the mask.
     Drop,
 }
 
@@ -91,36 +92,61 @@ pub fn masked_pass(vit: &Vit, images: &Tensor, mask: &Tensor, removal: &Removal)
             });
             vit.forward_with(images, &mut fade)
         }
-        Removal::Drop => {
-            let shape = (mask.dim(0)?, vit.config().n_special_tokens());
-            let special = Tensor::ones(shape, mask.dtype(), mask.device())?;
-            let weights = Tensor::cat(&[&special, mask], 1)?; // [batch, tokens]
-            let log_weights = (weights + LEAST_WEIGHT)?
-                .log()?
-                .unsqueeze(1)?
-                .unsqueeze(1)?;
-            vit.forward_with(images, &mut Inattention { log_weights })
-        }
+        Removal::Drop => vit.forward_with(images, &mut Inattention::new(vit, mask)?),
     }
 }
 
 /// What is left of a dropped patch, so that its logarithm and the gradient of that are numbers.
 const LEAST_WEIGHT: f64 = 1e-18;
 
-/// Weighs what all tokens attend to, in every block.
+/// Weighs what all tokens attend to, in every block, and what is read of the patches in the end.
 struct Inattention {
     /// `[batch, 1, 1, tokens]`
     log_weights: Tensor,
+    /// `[batch, tokens, 1]`, where the head reads the mean of the patches.
+    in_mean: Option<Tensor>,
+}
+
+impl Inattention {
+    /// # Shapes
+    /// - `mask`: `[batch, patches]`
+    fn new(vit: &Vit, mask: &Tensor) -> Result<Self> {
+        let shape = (mask.dim(0)?, vit.config().n_special_tokens());
+        let special = Tensor::ones(shape, mask.dtype(), mask.device())?;
+        let weights = (Tensor::cat(&[&special, mask], 1)? + LEAST_WEIGHT)?; // [batch, tokens]
+        let in_mean = match vit.config().head() {
+            // The head divides Σ zⱼ tⱼ by the number of all patches, and shall by that of the kept ones; where less
+            // than one is left in all, the mean fades with it.
+            Some(Head::ClassTokenAndPatchMean) => {
+                let n_kept = mask.sum_keepdim(1)?.maximum(1.0)?;
+                let kept = (mask.broadcast_div(&n_kept)? * mask.dim(1)? as f64)?;
+                Some(Tensor::cat(&[&special, &kept], 1)?.unsqueeze(2)?)
+            }
+            _ => None,
+        };
+        Ok(Self {
+            log_weights: weights.log()?.unsqueeze(1)?.unsqueeze(1)?,
+            in_mean,
+        })
+    }
 }
 
 impl Tap for Inattention {
     fn wants(&self, site: Site) -> bool {
-        matches!(site, Site::Scores(_))
+        match site {
+            Site::Scores(_) => true,
+            Site::Tokens => self.in_mean.is_some(),
+            _ => false,
+        }
     }
 
     /// a'ᵢⱼ = zⱼ aᵢⱼ / Σₖ zₖ aᵢₖ = softmax(sᵢⱼ + ln zⱼ): before the softmax, because what a model attends to in the
     /// tokens that are left may be too little for an f32 beside what it attends to in the others.
-    fn at(&mut self, _site: Site, scores: Tensor) -> Result<Tensor> {
-        scores.broadcast_add(&self.log_weights) // [batch, heads, tokens, tokens]
+    fn at(&mut self, site: Site, value: Tensor) -> Result<Tensor> {
+        match (site, &self.in_mean) {
+            (Site::Tokens, Some(in_mean)) => value.broadcast_mul(in_mean), // [batch, tokens, dim]
+            (Site::Tokens, None) => Ok(value),
+            _ => value.broadcast_add(&self.log_weights), // [batch, heads, tokens, tokens]
+        }
     }
 }

@@ -130,50 +130,69 @@ fn baseline(value: f32) -> Removal {
 
 #[test]
 fn masking_every_patch_leaves_nothing_of_the_image() {
-    let vit = small_vit(small_config());
     let images = small_images(2);
     let zeros = Tensor::zeros((2, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
-    for removal in [baseline(0.5), Removal::Drop] {
-        let masked = masked_pass(&vit, &images, &zeros, &removal).unwrap();
-        let logits = masked.logits.unwrap();
-        assert_close(&logits.get(0).unwrap(), &logits.get(1).unwrap());
+    for config in [small_config(), with_patches_in_the_head()] {
+        let vit = small_vit(config);
+        for removal in [baseline(0.5), Removal::Drop] {
+            let masked = masked_pass(&vit, &images, &zeros, &removal).unwrap();
+            let logits = masked.logits.unwrap();
+            assert_close(&logits.get(0).unwrap(), &logits.get(1).unwrap());
+        }
+    }
+}
+
+/// A model whose classifier reads the mean of the patches too.
+fn with_patches_in_the_head() -> VitConfig {
+    VitConfig {
+        labels: small_config().labels,
+        ..small_config_without_head()
     }
 }
 
 #[test]
 fn a_dropped_patch_might_as_well_not_have_been_among_the_tokens() {
-    let vit = small_vit(small_config());
     let images = small_images(2);
     let mut mask = [1.0_f32; 9];
     for dropped in [0, 3, 7] {
         mask[dropped] = 0.0;
     }
     let of_both = Tensor::from_vec([mask, mask].concat(), (2, 9), &Device::Cpu).unwrap();
-    let masked = masked_pass(&vit, &images, &of_both, &Removal::Drop).unwrap();
-    let kept: Vec<u32> = std::iter::once(0)
-        .chain((1..10).filter(|token| mask[*token as usize - 1] == 1.0))
-        .collect();
-    let kept = Tensor::new(kept, &Device::Cpu).unwrap();
-    let mut without = Replace::new(Site::Hidden(0), |xs: Tensor| xs.index_select(&kept, 1));
-    let without = vit.forward_with(&images, &mut without).unwrap();
-    assert_close(&masked.logits.unwrap(), &without.logits.unwrap());
+    for config in [small_config(), with_patches_in_the_head()] {
+        let vit = small_vit(config);
+        let masked = masked_pass(&vit, &images, &of_both, &Removal::Drop).unwrap();
+        let n_special = vit.config().n_special_tokens() as u32;
+        let kept: Vec<u32> = (0..n_special)
+            .chain(
+                (n_special..)
+                    .zip(mask)
+                    .filter_map(|(token, keep)| (keep == 1.0).then_some(token)),
+            )
+            .collect();
+        let kept = Tensor::new(kept, &Device::Cpu).unwrap();
+        let mut without = Replace::new(Site::Hidden(0), |xs: Tensor| xs.index_select(&kept, 1));
+        let without = vit.forward_with(&images, &mut without).unwrap();
+        assert_close(&masked.logits.unwrap(), &without.logits.unwrap());
+    }
 }
 
 /// Where nothing is left of a patch, the mask still learns whether it was needed.
 #[test]
 fn a_dropped_patch_passes_a_gradient_to_its_mask() {
-    let vit = small_vit(small_config());
-    let mask = Var::zeros((1, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let masked = masked_pass(&vit, &small_images(1), mask.as_tensor(), &Removal::Drop).unwrap();
-    let grads = masked.logits.unwrap().sqr().unwrap().sum_all().unwrap();
-    let grads = grads.backward().unwrap();
-    let gradient = values(grads.get(&mask).unwrap());
-    assert!(
-        gradient
-            .iter()
-            .all(|value| value.is_finite() && *value != 0.0),
-        "{gradient:?}"
-    );
+    for config in [small_config(), with_patches_in_the_head()] {
+        let vit = small_vit(config);
+        let mask = Var::zeros((1, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let masked = masked_pass(&vit, &small_images(1), mask.as_tensor(), &Removal::Drop).unwrap();
+        let grads = masked.logits.unwrap().sqr().unwrap().sum_all().unwrap();
+        let grads = grads.backward().unwrap();
+        let gradient = values(grads.get(&mask).unwrap());
+        assert!(
+            gradient
+                .iter()
+                .all(|value| value.is_finite() && *value != 0.0),
+            "{gradient:?}"
+        );
+    }
 }
 
 #[test]
