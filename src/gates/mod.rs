@@ -120,7 +120,7 @@ struct Gate {
 }
 
 /// Rows of `direction`, each scaled to its entry of `length`.
-fn weight_norm(direction: &Tensor, length: &Tensor) -> TensorResult<Tensor> {
+pub(crate) fn weight_norm(direction: &Tensor, length: &Tensor) -> TensorResult<Tensor> {
     let norms = direction.sqr()?.sum_keepdim(1)?.sqrt()?; // [rows, 1]
     direction.broadcast_mul(&length.unsqueeze(1)?.div(&norms)?)
 }

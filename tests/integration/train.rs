@@ -19,7 +19,7 @@ use vitscope::rng::Rng;
 use vitscope::train::classifier::{
     self, ClassifierRecipe, NORMALIZATION, Start, TrainedClassifier,
 };
-use vitscope::train::diffmask::{self, DiffMaskRecipe, TrainedGates};
+use vitscope::train::diffmask::{self, DiffMaskRecipe, RemovalKind, Sparsity, TrainedGates};
 use vitscope::train::iavit::{self, Alignment, IaVitRecipe, Teacher, TrainedInterpreter};
 use vitscope::train::probe::{self, ProbeRecipe, TrainedProbe};
 use vitscope::train::{Checkpoint, Subject};
@@ -75,6 +75,18 @@ fn recipe() -> DiffMaskRecipe {
     }
 }
 
+/// All that is not as in the paper.
+fn dropping_recipe() -> DiffMaskRecipe {
+    DiffMaskRecipe {
+        removal: RemovalKind::Drop,
+        sparsity: Sparsity::Probability,
+        standardize: true,
+        masked_share: Some(0.2),
+        whole_depth_share: 0.5,
+        ..recipe()
+    }
+}
+
 /// Trains in `folder`; `watch` gets the step and says whether to go on.
 fn train(
     recipe: &DiffMaskRecipe,
@@ -126,16 +138,39 @@ fn a_run_that_was_killed_and_resumed_gives_the_same_bits() {
 
 #[test]
 fn a_run_that_is_ended_early_goes_on_where_it_was() {
-    let whole = tempfile::tempdir().unwrap();
-    let ended = tempfile::tempdir().unwrap();
-    let uninterrupted = train(&recipe(), whole.path(), &mut |_| true).unwrap();
-    let first = train(&recipe(), ended.path(), &mut |step| step < 3).unwrap();
-    assert!(!first.complete && uninterrupted.complete);
-    let resumed = train(&recipe(), ended.path(), &mut |_| true).unwrap();
-    assert_eq!(bits(&uninterrupted.tensors), bits(&resumed.tensors));
-    let csv = |folder: &Path| std::fs::read_to_string(folder.join("gates.csv")).unwrap();
-    assert_eq!(csv(whole.path()), csv(ended.path()));
-    assert!(whole.path().join("gates.png").exists());
+    for recipe in [recipe(), dropping_recipe()] {
+        let whole = tempfile::tempdir().unwrap();
+        let ended = tempfile::tempdir().unwrap();
+        let uninterrupted = train(&recipe, whole.path(), &mut |_| true).unwrap();
+        let first = train(&recipe, ended.path(), &mut |step| step < 3).unwrap();
+        assert!(!first.complete && uninterrupted.complete);
+        let resumed = train(&recipe, ended.path(), &mut |_| true).unwrap();
+        assert_eq!(bits(&uninterrupted.tensors), bits(&resumed.tensors));
+        let csv = |folder: &Path| std::fs::read_to_string(folder.join("gates.csv")).unwrap();
+        assert_eq!(csv(whole.path()), csv(ended.path()));
+        assert!(whole.path().join("gates.png").exists());
+    }
+}
+
+/// The objective is what the curves are made of: λ · (KL − margin) + sparsity.
+#[test]
+fn what_is_made_small_is_the_expected_kept_share_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = DiffMaskRecipe {
+        steps: 1,
+        lambda: 3.0,
+        margin: 0.25,
+        ..dropping_recipe()
+    };
+    train(&recipe, folder.path(), &mut |_| true).unwrap();
+    let csv = std::fs::read_to_string(folder.path().join("gates.csv")).unwrap();
+    let first = csv.lines().nth(1).unwrap().split(',').skip(1);
+    let first: Vec<f64> = first.map(|value| value.parse().unwrap()).collect();
+    let [loss, kl, kept, ..] = first[..] else {
+        panic!("{csv}");
+    };
+    assert!((loss - (3.0 * (kl - 0.25) + kept)).abs() < 1e-4, "{csv}");
+    assert!(kept > 0.5 && kept < 1.0, "{csv}");
 }
 
 #[test]
@@ -167,19 +202,6 @@ fn a_checkpoint_of_another_recipe_is_refused() {
 
 #[test]
 fn the_start_masks_the_share_that_is_asked_for() {
-    let folder = tempfile::tempdir().unwrap();
-    let recipe = DiffMaskRecipe {
-        steps: 1,
-        batch: 10,
-        masked_share: Some(0.3),
-        lr: 1e-12,
-        lr_baseline: 1e-12,
-        ..recipe()
-    };
-    let trained = train(&recipe, folder.path(), &mut |_| true).unwrap();
-    let sizes = vitscope::gates::GateSizes::new(vit().config());
-    let tensors = trained.tensors.into_iter().collect();
-    let gates = vitscope::gates::Gates::load(sizes, recipe.stretch, &tensors).unwrap();
     let pictures: Vec<_> = (0..10)
         .map(|index| grids(10, Split::Train).picture(index).unwrap())
         .collect();
@@ -190,9 +212,25 @@ fn the_start_masks_the_share_that_is_asked_for() {
         &candle_core::Device::Cpu,
     );
     let clean = vitscope::gates::clean_pass(&vit(), &images.unwrap()).unwrap();
-    let kept = gates.mask(&clean.states).unwrap().mean_all().unwrap();
-    let kept: f32 = kept.to_scalar().unwrap();
-    assert!((kept - 0.7).abs() < 1e-3, "{kept}");
+    for standardize in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = DiffMaskRecipe {
+            steps: 1,
+            batch: 10,
+            standardize,
+            masked_share: Some(0.3),
+            lr: 1e-12,
+            lr_baseline: 1e-12,
+            ..recipe()
+        };
+        let trained = train(&recipe, folder.path(), &mut |_| true).unwrap();
+        let sizes = vitscope::gates::GateSizes::new(vit().config());
+        let tensors = trained.tensors.into_iter().collect();
+        let gates = vitscope::gates::Gates::load(sizes, recipe.stretch, &tensors).unwrap();
+        let kept = gates.mask(&clean.states).unwrap().mean_all().unwrap();
+        let kept: f32 = kept.to_scalar().unwrap();
+        assert!((kept - 0.7).abs() < 1e-3, "{kept}");
+    }
 }
 
 #[test]

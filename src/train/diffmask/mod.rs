@@ -24,6 +24,7 @@
 //! - No Lookahead; the class token has no vote; the model's clean pass builds no graph.
 
 mod report;
+mod standardization;
 mod trainer;
 
 use std::collections::BTreeMap;
@@ -66,6 +67,18 @@ pub enum RemovalKind {
     Drop,
 }
 
+/// What is made small, as long as the divergence allows it: a mean over patches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sparsity {
+    /// The logarithm of the probability to be kept, as in the paper. It has no floor: a patch that is masked for
+    /// certain goes on to pull.
+    #[default]
+    Log,
+    /// That probability itself: the expected kept share.
+    Probability,
+}
+
 /// How gates are trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -78,6 +91,10 @@ pub struct DiffMaskRecipe {
     pub batch: usize,
     /// How masked patches are taken away.
     pub removal: RemovalKind,
+    /// What is made small.
+    pub sparsity: Sparsity,
+    /// Whether gates learn from states of mean 0 and deviation 1.
+    pub standardize: bool,
     /// Learning rate of the gates.
     pub lr: f64,
     /// Learning rate of the baseline.
@@ -130,6 +147,8 @@ impl Default for DiffMaskRecipe {
             steps: 10_000,
             batch: 16,
             removal: RemovalKind::default(),
+            sparsity: Sparsity::default(),
+            standardize: false,
             lr: 1e-4,
             lr_baseline: 1e-3,
             beta2: 0.99,
