@@ -5,6 +5,7 @@
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -124,21 +125,27 @@ impl Worker {
         })
     }
 
-    /// Waits until the view is open.
+    /// Waits until the view is open; `None` where `given_up` was set and [`wake`](Self::wake) was called before.
     ///
     /// # Errors
     /// [`Error::Config`] where it could not be opened.
-    pub fn wait_ready(&self) -> Result<Ready> {
+    pub fn wait_ready(&self, given_up: &AtomicBool) -> Option<Result<Ready>> {
         let mut outcome = self.opened.lock();
-        loop {
-            match &*outcome {
-                Some(found) => return found.clone().map_err(Error::Config),
-                None => {
-                    let waited = self.opened.changed.wait(outcome);
-                    outcome = waited.unwrap_or_else(PoisonError::into_inner);
-                }
+        while !given_up.load(Ordering::SeqCst) {
+            if let Some(found) = &*outcome {
+                return Some(found.clone().map_err(Error::Config));
             }
+            let waited = self.opened.changed.wait(outcome);
+            outcome = waited.unwrap_or_else(PoisonError::into_inner);
         }
+        None
+    }
+
+    /// Lets those who wait look whether they are to give up.
+    pub fn wake(&self) {
+        // Under the lock, so that nobody is between looking and waiting.
+        let _outcome = self.opened.lock();
+        self.opened.changed.notify_all();
     }
 
     /// The same without waiting: `None` while the view is being opened.

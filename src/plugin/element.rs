@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::BufWriter;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +66,8 @@ pub struct VitScope {
     latency_ns: AtomicU64,
     /// Running time before which a frame is too late to be explained, nanoseconds.
     earliest_ns: AtomicU64,
+    /// No frame waits for a model to load: a flush is under way, or the element stops.
+    gives_up: AtomicBool,
 }
 
 #[derive(Default)]
@@ -95,7 +97,8 @@ struct Stream {
 enum Held {
     /// As it came.
     Untouched(gst::Buffer),
-    Frame(Frame, Turn<(Ticket, Thumbnail)>),
+    /// With the settings of its time: controlled ones may have moved on when it leaves.
+    Frame(Frame, Turn<(Ticket, Thumbnail)>, Arc<Settings>),
 }
 
 #[derive(Clone, Copy, Default)]
@@ -265,18 +268,22 @@ impl VitScope {
     /// Hands a frame to the worker, or says why it has no turn.
     fn hand_over(
         &self,
-        settings: &Settings,
+        settings: &Arc<Settings>,
         stream: &mut Stream,
         frame: Frame,
         buffer_time: Option<gst::ClockTime>,
     ) -> std::result::Result<Held, gst::FlowError> {
+        let missed = |frame| Ok(Held::Frame(frame, Turn::Missed, Arc::clone(settings)));
         let worker = self.worker().ok_or(gst::FlowError::Flushing)?;
         let ready = match settings.sync_mode {
             SyncMode::Latest => worker.ready(),
-            SyncMode::Lossless | SyncMode::Exact => Some(worker.wait_ready()),
+            SyncMode::Lossless | SyncMode::Exact => {
+                let ready = worker.wait_ready(&self.gives_up);
+                Some(ready.ok_or(gst::FlowError::Flushing)?)
+            }
         };
         let ready = match ready {
-            None => return Ok(Held::Frame(frame, Turn::Missed)),
+            None => return missed(frame),
             // Told on the bus where it happened.
             Some(Err(_)) => return Err(gst::FlowError::Error),
             Some(Ok(ready)) => ready,
@@ -304,10 +311,10 @@ impl VitScope {
         let busy = settings.sync_mode == SyncMode::Latest && stream.asked.is_some();
         if due && (late || busy) {
             lock(&self.stats).skipped += 1;
-            return Ok(Held::Frame(frame, Turn::Missed));
+            return missed(frame);
         }
         let Some((_, resizer)) = &mut stream.resizer else {
-            return Ok(Held::Frame(frame, Turn::Missed));
+            return missed(frame);
         };
         let Patchified { frame, turn } = patchify(Decoded { frame, due }, resizer);
         let turn = match turn {
@@ -333,7 +340,7 @@ impl VitScope {
                 }
             }
         };
-        Ok(Held::Frame(frame, turn))
+        Ok(Held::Frame(frame, turn, Arc::clone(settings)))
     }
 
     fn is_late(&self, running_time: Option<gst::ClockTime>) -> bool {
@@ -401,21 +408,21 @@ impl VitScope {
     ) -> std::result::Result<Option<gst::Buffer>, gst::FlowError> {
         let must_leave = drain || stream.held.len() > Self::n_held(settings, stream);
         let may_wait = drain || settings.sync_mode == SyncMode::Lossless;
-        let (frame, turn) = match stream.held.pop_front() {
+        let (frame, turn, of_frame) = match stream.held.pop_front() {
             None => return Ok(None),
             Some(Held::Untouched(buffer)) => return Ok(Some(buffer)),
-            Some(Held::Frame(frame, turn)) => (frame, turn),
+            Some(Held::Frame(frame, turn, of_frame)) => (frame, turn, of_frame),
         };
         let time = gst::ClockTime::from_nseconds(frame.pts.0);
         match turn {
             Turn::Between => (),
             // What is newest was found on another frame all the same.
-            Turn::Missed if settings.sync_mode == SyncMode::Latest => (),
+            Turn::Missed if of_frame.sync_mode == SyncMode::Latest => (),
             Turn::Missed => stream.newest = None,
             Turn::Due((ticket, thumbnail)) => match ticket.try_wait() {
-                Ok(answer) => self.learn(settings, stream, answer, thumbnail, time),
+                Ok(answer) => self.learn(&of_frame, stream, answer, thumbnail, time),
                 Err(ticket) if must_leave && may_wait => {
-                    self.learn(settings, stream, ticket.wait(), thumbnail, time);
+                    self.learn(&of_frame, stream, ticket.wait(), thumbnail, time);
                 }
                 Err(_) if must_leave => {
                     lock(&self.stats).skipped += 1;
@@ -423,12 +430,12 @@ impl VitScope {
                 }
                 Err(ticket) => {
                     let turn = Turn::Due((ticket, thumbnail));
-                    stream.held.push_front(Held::Frame(frame, turn));
+                    stream.held.push_front(Held::Frame(frame, turn, of_frame));
                     return Ok(None);
                 }
             },
         }
-        self.draw(settings, stream, frame).map(Some)
+        self.draw(&of_frame, stream, frame).map(Some)
     }
 
     /// Draws what is newest on a frame, and attaches what is asked for.
@@ -514,6 +521,15 @@ impl VitScope {
         stream.newest = None;
         stream.smoothing.forget();
         self.earliest_ns.store(0, Ordering::SeqCst);
+    }
+
+    /// Lets a frame that waits for a model wait no longer.
+    fn give_up(&self) {
+        self.gives_up.store(true, Ordering::SeqCst);
+        let worker = lock(&self.workers).current.clone();
+        if let Some((_, worker)) = worker {
+            worker.wake();
+        }
     }
 
     fn running_time(&self, buffer: &gst::BufferRef) -> Option<gst::ClockTime> {
@@ -641,6 +657,9 @@ impl ElementImpl for VitScope {
                 }
             }
         }
+        if transition == gst::StateChange::PausedToReady {
+            self.give_up();
+        }
         let changed = self.parent_change_state(transition);
         if transition == gst::StateChange::ReadyToNull {
             let Workers { current, next } = std::mem::take(&mut *lock(&self.workers));
@@ -673,6 +692,7 @@ impl BaseTransformImpl for VitScope {
         *lock(&self.stream) = stream;
         *lock(&self.stats) = Stats::default();
         self.earliest_ns.store(0, Ordering::SeqCst);
+        self.gives_up.store(false, Ordering::SeqCst);
         Ok(())
     }
 
@@ -737,7 +757,11 @@ impl BaseTransformImpl for VitScope {
             | gst::EventView::Caps(_)
             | gst::EventView::Gap(_)
             | gst::EventView::StreamStart(_) => self.drain(),
-            gst::EventView::FlushStop(_) => self.discard(),
+            gst::EventView::FlushStart(_) => self.give_up(),
+            gst::EventView::FlushStop(_) => {
+                self.discard();
+                self.gives_up.store(false, Ordering::SeqCst);
+            }
             _ => (),
         }
         self.parent_sink_event(event)
@@ -764,7 +788,7 @@ impl BaseTransformImpl for VitScope {
         buffer: gst::Buffer,
     ) -> std::result::Result<gst::FlowSuccess, gst::FlowError> {
         sync_values(&*self.obj(), &buffer);
-        let settings = self.settings();
+        let settings = Arc::new(self.settings());
         let mut stream = lock(&self.stream);
         lock(&self.stats).frames += 1;
         let seq = stream.n_frames;

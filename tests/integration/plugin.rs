@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_check::Harness;
+use gstreamer_controller::prelude::*;
 use gstreamer_video as gst_video;
 use vitscope::explain::{Explainer, Pass, Target};
 use vitscope::frame::placement::{Placement, ResizeRule};
@@ -535,6 +536,97 @@ fn a_flush_discards_what_is_held() {
     harness.push_event(gst::event::Eos::new());
     assert_eq!(number_of(&harness.pull().unwrap()), 7);
     assert!(harness.try_pull().is_none());
+}
+
+#[test]
+fn a_flush_ends_the_wait_for_a_model() {
+    let explainer = Brightness::default();
+    let element = element(&explainer);
+    element.set_property("attach-meta", true);
+    let (open, gate) = crossbeam_channel::bounded::<()>(1);
+    element.set_view(move || {
+        // Ends when the test lets go of the other end.
+        let _ = gate.recv();
+        view(&explainer, None)
+    });
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    let sink = element.static_pad("sink").unwrap();
+    let first = numbered(0, &caps);
+    let waiting = std::thread::spawn(move || sink.chain(first));
+    let has_come = || {
+        let stats: gst::Structure = element.property("stats");
+        stats.get::<u64>("frames") == Ok(1)
+    };
+    while !has_come() {
+        std::thread::yield_now();
+    }
+    harness.push_event(gst::event::FlushStart::new());
+    assert_eq!(waiting.join().unwrap(), Err(gst::FlowError::Flushing));
+    harness.push_event(gst::event::FlushStop::new(true));
+    drop(open);
+    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    harness.push_event(gst::event::Segment::new(&segment));
+    harness.push(numbered(7, &caps)).unwrap();
+    harness.push_event(gst::event::Eos::new());
+    let after = harness.pull().unwrap();
+    assert_eq!(after.pts(), Some(FRAME * 7));
+    assert!(Found::of(&after).is_some());
+}
+
+/// Held frames are drawn later than they come, and still by the values of their own time.
+#[test]
+fn a_controlled_property_has_for_each_frame_the_value_of_its_time() {
+    let element = element(&Brightness::default());
+    element.set_property_from_str("mode", "heatmap");
+    element.set_property_from_str("colormap", "gray");
+    element.set_property("attach-meta", true);
+    let values = gstreamer_controller::InterpolationControlSource::new();
+    values.set_mode(gstreamer_controller::InterpolationMode::None);
+    let shown = |number: u64| number % 3 == 1;
+    for number in 0..20 {
+        values.set(FRAME * number, if shown(number) { 1.0 } else { 0.0 });
+    }
+    let binding = gstreamer_controller::DirectControlBinding::new(&element, "smoothing", &values);
+    element.add_control_binding(&binding).unwrap();
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    for number in 0..20 {
+        harness.push(numbered(number, &caps)).unwrap();
+    }
+    harness.push_event(gst::event::Eos::new());
+    let gray = |number: u64| number as f32 * f32::from(GRAY_A_FRAME) / 255.0;
+    for number in 0..20 {
+        let found = Found::of(&harness.pull().unwrap()).unwrap();
+        // All of what was shown before stays where smoothing is 1.
+        let expected = gray(if shown(number) { number - 1 } else { number });
+        assert!((mean(&found) - expected).abs() < 1e-3, "frame {number}");
+    }
+}
+
+#[test]
+fn smoothing_mixes_explanations_until_the_scene_changes() {
+    let element = element(&Brightness::default());
+    element.set_property_from_str("mode", "original");
+    element.set_property("attach-meta", true);
+    element.set_property("smoothing", 0.75_f32);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    let numbers = [0, 1, 2, 3, 40, 41];
+    for number in numbers {
+        harness.push(numbered(number, &caps)).unwrap();
+    }
+    harness.push_event(gst::event::Eos::new());
+    let mut expected = 0.0;
+    for number in numbers {
+        let found = Found::of(&harness.pull().unwrap()).unwrap();
+        let now = number as f32 * f32::from(GRAY_A_FRAME) / 255.0;
+        expected = match number {
+            0 | 40 => now,
+            _ => 0.75 * expected + 0.25 * now,
+        };
+        assert!((mean(&found) - expected).abs() < 1e-3, "frame {number}");
+    }
 }
 
 #[test]
