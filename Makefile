@@ -6,6 +6,7 @@
 #   make plugin             put the GStreamer element into ~/.local/share/gstreamer-1.0/plugins
 #   make bench-peers        time it beside ONNX Runtime, OpenVINO and PyTorch
 #   make check-cuda         compile it for CUDA, with or without a GPU
+#   make check-analytics    check what needs GStreamer 1.26, with or without it
 
 CLIP := demo/cockatoo.mp4
 VIDEO ?= $(CLIP)
@@ -26,7 +27,7 @@ MIN_RUST := 1.92
 CARGO_HOME ?= $(HOME)/.cargo
 export PATH := $(CARGO_HOME)/bin:$(PATH)
 
-.PHONY: demo test install plugin bench-peers check-cuda packages test-packages pip venv python-packages rust
+.PHONY: demo test install plugin bench-peers check-cuda check-analytics packages test-packages pip venv python-packages rust
 
 demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
 	cargo build --release --locked
@@ -76,6 +77,10 @@ bench-peers: packages rust venv $(CLIP)
 
 check-cuda: packages rust pip
 	tests/cuda/check.sh
+
+# The bindings ask for no library where they are built for docs.rs, so the code is checked and not linked.
+check-analytics: packages rust
+	DOCS_RS=1 cargo clippy --locked --lib --features v1_26 --target-dir target/analytics -- -D warnings
 
 # Installs the Debian packages in $(1) that are missing; elsewhere only names them.
 define install_packages

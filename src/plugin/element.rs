@@ -489,9 +489,14 @@ impl VitScope {
             && let Some(map) = finding.maps.first()
         {
             let buffer = buffer.make_mut();
-            let attached = Found::new(finding, map, of.unwrap_or(time)).attach(buffer);
+            let found = Found::new(finding, map, of.unwrap_or(time));
+            let attached = found.attach(buffer);
             attached.map_err(|error| failed(error.to_string()))?;
-            meta::attach_regions(buffer, finding, map, settings.threshold);
+            let regions = meta::regions(finding, map, settings.threshold);
+            meta::attach_regions(buffer, &regions);
+            #[cfg(feature = "v1_26")]
+            meta::attach_analytics(buffer, &found, &regions)
+                .map_err(|error| failed(error.to_string()))?;
         }
         Ok(buffer)
     }

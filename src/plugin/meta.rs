@@ -219,14 +219,51 @@ fn range_name(range: Range) -> &'static str {
     }
 }
 
-/// Marks connected patches of at least `threshold` as regions of interest; attributions without a scale are cut at
-/// that share of their span.
-pub(super) fn attach_regions(
+/// Left, top, width and height in pixels.
+type Rectangle = (u32, u32, u32, u32);
+
+/// Marks regions of interest.
+pub(super) fn attach_regions(buffer: &mut gst::BufferRef, regions: &[Rectangle]) {
+    for region in regions {
+        gst_video::VideoRegionOfInterestMeta::add(buffer, REGION, *region);
+    }
+}
+
+/// The same as GStreamer's own analytics say it: what was found in the frame as a class, and each region as an object
+/// of it.
+#[cfg(feature = "v1_26")]
+pub(super) fn attach_analytics(
     buffer: &mut gst::BufferRef,
-    finding: &Finding,
-    map: &Map,
-    threshold: f32,
-) {
+    found: &Found,
+    regions: &[Rectangle],
+) -> Result<(), glib::BoolError> {
+    use gstreamer_analytics::{AnalyticsRelationMeta, RelTypes, prelude::*};
+    let mut meta = AnalyticsRelationMeta::add(buffer);
+    let (label, score) = match &found.class {
+        Some((_, label, score)) => (label.as_str(), *score),
+        None => ("", 0.0),
+    };
+    let class = match label {
+        "" => None,
+        _ => Some(
+            meta.add_one_cls_mtd(score, glib::Quark::from_str(label))?
+                .id(),
+        ),
+    };
+    for &(x, y, width, height) in regions {
+        let [x, y, width, height] =
+            [x, y, width, height].map(|px| i32::try_from(px).unwrap_or(i32::MAX));
+        let kind = glib::Quark::from_str(REGION);
+        let object = meta.add_od_mtd(kind, x, y, width, height, score)?.id();
+        if let Some(class) = class {
+            meta.set_relation(RelTypes::RELATE_TO, object, class)?;
+        }
+    }
+    Ok(())
+}
+
+/// Connected patches of at least `threshold`; attributions without a scale are cut at that share of their span.
+pub(super) fn regions(finding: &Finding, map: &Map, threshold: f32) -> Vec<Rectangle> {
     let (low, high) = match map.range {
         Range::Unit => (0.0, 1.0),
         Range::MinMax | Range::Percentile => {
@@ -245,20 +282,19 @@ pub(super) fn attach_regions(
     let (rows, columns) = finding.grid;
     let region = finding.placement.region;
     let size = finding.placement.frame;
-    for [top, left, bottom, right] in blobs(&kept, columns) {
-        let along = |patch: usize, n: usize, start: f64, length: f64, limit: usize| {
-            (start + length * patch as f64 / n as f64)
-                .round()
-                .clamp(0.0, limit as f64) as u32
-        };
-        let x = |patch| along(patch, columns, region.left, region.width, size.width_px);
-        let y = |patch| along(patch, rows, region.top, region.height, size.height_px);
-        let (x0, y0, x1, y1) = (x(left), y(top), x(right), y(bottom));
-        if x1 > x0 && y1 > y0 {
-            let rect = (x0, y0, x1 - x0, y1 - y0);
-            gst_video::VideoRegionOfInterestMeta::add(buffer, REGION, rect);
-        }
-    }
+    let along = |patch: usize, n: usize, start: f64, length: f64, limit: usize| {
+        (start + length * patch as f64 / n as f64)
+            .round()
+            .clamp(0.0, limit as f64) as u32
+    };
+    let x = |patch| along(patch, columns, region.left, region.width, size.width_px);
+    let y = |patch| along(patch, rows, region.top, region.height, size.height_px);
+    blobs(&kept, columns)
+        .into_iter()
+        .map(|[top, left, bottom, right]| (x(left), y(top), x(right), y(bottom)))
+        .filter(|(x0, y0, x1, y1)| x1 > x0 && y1 > y0)
+        .map(|(x0, y0, x1, y1)| (x0, y0, x1 - x0, y1 - y0))
+        .collect()
 }
 
 /// Top, left, bottom and right of each set of kept patches that touch side by side; the latter two are behind the last.
