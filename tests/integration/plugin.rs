@@ -553,16 +553,18 @@ fn a_flush_ends_the_wait_for_a_model() {
     let mut harness = harness(&element, &caps);
     let sink = element.static_pad("sink").unwrap();
     let first = numbered(0, &caps);
-    let waiting = std::thread::spawn(move || sink.chain(first));
     let has_come = || {
         let stats: gst::Structure = element.property("stats");
         stats.get::<u64>("frames") == Ok(1)
     };
-    while !has_come() {
-        std::thread::yield_now();
-    }
-    harness.push_event(gst::event::FlushStart::new());
-    assert_eq!(waiting.join().unwrap(), Err(gst::FlowError::Flushing));
+    std::thread::scope(|threads| {
+        let waiting = threads.spawn(|| sink.chain(first));
+        while !has_come() {
+            std::thread::yield_now();
+        }
+        harness.push_event(gst::event::FlushStart::new());
+        assert_eq!(waiting.join().unwrap(), Err(gst::FlowError::Flushing));
+    });
     harness.push_event(gst::event::FlushStop::new(true));
     drop(open);
     let segment = gst::FormattedSegment::<gst::ClockTime>::new();
