@@ -515,6 +515,15 @@ fn in_exact_a_model_that_is_too_slow_costs_explanations_and_no_frame() {
     assert_eq!(counted, 30);
 }
 
+/// Ends a flush; the frame with this number is all that comes after it.
+fn push_after_flush(harness: &mut Harness, number: u64, caps: &gst::Caps) {
+    harness.push_event(gst::event::FlushStop::new(true));
+    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    harness.push_event(gst::event::Segment::new(&segment));
+    harness.push(numbered(number, caps)).unwrap();
+    harness.push_event(gst::event::Eos::new());
+}
+
 #[test]
 fn a_flush_discards_what_is_held() {
     let (explainer, open) = Brightness::gated();
@@ -528,12 +537,8 @@ fn a_flush_discards_what_is_held() {
     }
     assert_eq!(harness.buffers_in_queue(), 0);
     harness.push_event(gst::event::FlushStart::new());
-    harness.push_event(gst::event::FlushStop::new(true));
     drop(open);
-    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
-    harness.push_event(gst::event::Segment::new(&segment));
-    harness.push(numbered(7, &caps)).unwrap();
-    harness.push_event(gst::event::Eos::new());
+    push_after_flush(&mut harness, 7, &caps);
     assert_eq!(number_of(&harness.pull().unwrap()), 7);
     assert!(harness.try_pull().is_none());
 }
@@ -565,12 +570,8 @@ fn a_flush_ends_the_wait_for_a_model() {
         harness.push_event(gst::event::FlushStart::new());
         assert_eq!(waiting.join().unwrap(), Err(gst::FlowError::Flushing));
     });
-    harness.push_event(gst::event::FlushStop::new(true));
     drop(open);
-    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
-    harness.push_event(gst::event::Segment::new(&segment));
-    harness.push(numbered(7, &caps)).unwrap();
-    harness.push_event(gst::event::Eos::new());
+    push_after_flush(&mut harness, 7, &caps);
     let after = harness.pull().unwrap();
     assert_eq!(after.pts(), Some(FRAME * 7));
     assert!(Found::of(&after).is_some());
