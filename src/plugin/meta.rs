@@ -239,21 +239,18 @@ pub(super) fn attach_analytics(
 ) -> Result<(), glib::BoolError> {
     use gstreamer_analytics::{AnalyticsRelationMeta, RelTypes, prelude::*};
     let mut meta = AnalyticsRelationMeta::add(buffer);
-    let (label, score) = match &found.class {
-        Some((_, label, score)) => (label.as_str(), *score),
-        None => ("", 0.0),
+    let score = found.class.as_ref().map_or(0.0, |(_, _, score)| *score);
+    let class = match &found.class {
+        Some((_, label, _)) if !label.is_empty() => {
+            let label = glib::Quark::from_str(label);
+            Some(meta.add_one_cls_mtd(score, label)?.id())
+        }
+        _ => None,
     };
-    let class = match label {
-        "" => None,
-        _ => Some(
-            meta.add_one_cls_mtd(score, glib::Quark::from_str(label))?
-                .id(),
-        ),
-    };
+    let kind = glib::Quark::from_str(REGION);
     for &(x, y, width, height) in regions {
         let [x, y, width, height] =
             [x, y, width, height].map(|px| i32::try_from(px).unwrap_or(i32::MAX));
-        let kind = glib::Quark::from_str(REGION);
         let object = meta.add_od_mtd(kind, x, y, width, height, score)?.id();
         if let Some(class) = class {
             meta.set_relation(RelTypes::RELATE_TO, object, class)?;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor};
 
+use crate::gates::weight_norm;
+
 /// Deviations are taken to be at least this share of the state's largest one.
 const LEAST_DEVIATION: f64 = 1e-3;
 
@@ -73,7 +75,7 @@ impl Standardization {
             };
             let mean = Tensor::cat(&[&first.mean, &own.mean], 0)?; // [2·dim]
             let deviation = Tensor::cat(&[&first.deviation, &own.deviation], 0)?;
-            let weight = crate::gates::weight_norm(direction, length)?.broadcast_div(&deviation)?; // [hidden, 2·dim]
+            let weight = weight_norm(direction, length)?.broadcast_div(&deviation)?; // [hidden, 2·dim]
             let shift = weight.matmul(&mean.unsqueeze(1)?)?.squeeze(1)?; // [hidden]
             folded.insert(name("length"), weight.sqr()?.sum(1)?.sqrt()?);
             folded.insert(name("bias"), (bias - shift)?);

@@ -98,10 +98,7 @@ impl<'a> GateTrainer<'a> {
         let standardization = recipe.standardize.then(|| Standardization::of(&states));
         let standardization = standardization.transpose()?;
         if let Some(share) = recipe.masked_share {
-            let states = match &standardization {
-                Some(standardization) => standardization.applied(&states)?,
-                None => states,
-            };
+            let states = seen_by_gates(standardization.as_ref(), states)?;
             let offset = calibrated_offset(&tensors, sizes, recipe.stretch, &states, share)?;
             for (name, tensor) in &mut tensors {
                 if name.ends_with("offset") {
@@ -154,10 +151,7 @@ impl<'a> GateTrainer<'a> {
         let clean = clean_pass(subject.vit, &images)?;
         let original = eval::logits(clean.output.logits)?;
         let depth = self.draw_depth();
-        let states = match &self.standardization {
-            Some(standardization) => standardization.applied(&clean.states)?,
-            None => clean.states,
-        };
+        let states = seen_by_gates(self.standardization.as_ref(), clean.states)?;
         let (mask, log_mask) = self.sample(&states, depth)?;
         let mask = match self.gates.removal() {
             Removal::Baseline(_) => mask,
@@ -449,6 +443,17 @@ fn first_states(subject: Subject<'_>, batches: &mut Batches) -> Result<Vec<Tenso
     let indices: Vec<usize> = in_order.take(n_pictures).collect();
     let images = subject.images(subject.train, &indices)?;
     Ok(clean_pass(subject.vit, &images)?.states)
+}
+
+/// States as gates in training see them.
+fn seen_by_gates(
+    standardization: Option<&Standardization>,
+    states: Vec<Tensor>,
+) -> Result<Vec<Tensor>> {
+    Ok(match standardization {
+        Some(standardization) => standardization.applied(&states)?,
+        None => states,
+    })
 }
 
 /// The one offset of all gates at which the share `masked_share` of the patches of `states` is masked.
