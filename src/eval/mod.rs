@@ -1,44 +1,18 @@
 //! How good explanations are, in numbers.
 //!
-//! A mask keeps some patches of an image and takes the others away. How much of the model's answer survives is measured here by a pass with that mask; the tasks that compare masks
-//! with a known truth are below.
+//! A mask keeps some patches of an image and takes the others away. How much of the model's answer survives is
+//! measured by a pass with that mask, [`masked_answers`]; the tasks that compare masks with a known truth are below.
 
 pub mod classification;
 pub mod fairness;
 pub mod faithfulness;
 pub mod gallery;
 
-use candle_core::{D, Result as TensorResult, Tensor};
-use candle_nn::ops::log_softmax;
+use candle_core::{D, Tensor};
 
-use crate::error::{Error, Result};
-use crate::gates::{Removal, masked_pass};
-use crate::vit::Vit;
-
-/// What the model makes of one masked image.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct MaskedAnswer {
-    /// KL(original ‖ masked) of the class probabilities, in nats.
-    pub kl: f64,
-    /// True where the same class has the highest logit with and without the mask.
-    pub agrees: bool,
-    /// Share of patches that the mask keeps.
-    pub kept: f64,
-}
-
-/// KL(original ‖ masked) of the class probabilities of each image, in nats.
-///
-/// # Shapes
-/// - `original`, `masked`: logits, `[batch, classes]`
-/// - result: `[batch]`
-///
-/// # Errors
-/// Fails where the shapes differ.
-pub fn kl_from_logits(original: &Tensor, masked: &Tensor) -> TensorResult<Tensor> {
-    let original = log_softmax(original, D::Minus1)?;
-    let masked = log_softmax(masked, D::Minus1)?;
-    (original.exp()? * (original - masked)?)?.sum(D::Minus1)
-}
+use crate::error::Result;
+pub(crate) use crate::gates::logits;
+pub use crate::gates::{MaskedAnswer, kl_from_logits, masked_answers, masks_within_margin};
 
 /// Share of images whose greatest logits are of the same class.
 ///
@@ -54,115 +28,6 @@ pub fn agreement(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(same as f64 / a.len().max(1) as f64)
 }
 
-/// Runs the model on masked images and compares the answers with those to the whole images.
-///
-/// # Shapes
-/// - `images`: `[batch, 3, height, width]`
-/// - `original`: logits of the whole images, `[batch, classes]`
-/// - `masks`: one a patch, image by image, true keeps
-///
-/// # Errors
-/// Fails where a shape does not fit the model, or the model has no classifier.
-pub fn masked_answers(
-    vit: &Vit,
-    images: &Tensor,
-    original: &Tensor,
-    masks: &[Vec<bool>],
-    removal: &Removal,
-) -> Result<Vec<MaskedAnswer>> {
-    let n_patches = masks.first().map_or(0, Vec::len);
-    let values: Vec<f32> = masks
-        .iter()
-        .flatten()
-        .map(|&kept| f32::from(u8::from(kept)))
-        .collect();
-    let mask = Tensor::from_vec(values, (masks.len(), n_patches), images.device())?;
-    let masked = logits(masked_pass(vit, images, &mask, removal)?.logits)?;
-    let kl: Vec<f32> = kl_from_logits(original, &masked)?.to_vec1()?;
-    let before: Vec<u32> = original.argmax(D::Minus1)?.to_vec1()?;
-    let after: Vec<u32> = masked.argmax(D::Minus1)?.to_vec1()?;
-    let answers = kl.into_iter().zip(before.into_iter().zip(after)).zip(masks);
-    Ok(answers
-        .map(|((kl, (before, after)), mask)| MaskedAnswer {
-            // Rounding can make a divergence of nothing slightly less than nothing.
-            kl: f64::from(kl).max(0.0),
-            agrees: before == after,
-            kept: share(mask.iter().copied()),
-        })
-        .collect())
-}
-
-/// For each image the smallest number of best-rated patches that keeps KL(original ‖ masked) within
-/// `margin`, found by bisection, with its mask.
-///
-/// Bisection supposes that more patches never hurt; where they do, a larger number than the smallest may
-/// come out, but never one that exceeds the margin while keeping all patches does not.
-///
-/// # Shapes
-/// - `images`: `[batch, 3, height, width]`
-/// - `original`: logits of the whole images, `[batch, classes]`
-/// - `attributions`: one a patch, image by image
-///
-/// # Errors
-/// Fails where a shape does not fit the model, or the model has no classifier.
-pub fn masks_within_margin(
-    vit: &Vit,
-    images: &Tensor,
-    original: &Tensor,
-    attributions: &[Vec<f32>],
-    removal: &Removal,
-    margin: f64,
-) -> Result<Vec<Vec<bool>>> {
-    let rankings: Vec<Vec<usize>> = attributions.iter().map(|scores| ranking(scores)).collect();
-    // Kept numbers that are too few (or none at all), and that are known to do.
-    let mut bounds: Vec<(usize, usize)> =
-        rankings.iter().map(|ranking| (0, ranking.len())).collect();
-    while bounds.iter().any(|(low, high)| low < high) {
-        let tried: Vec<usize> = bounds.iter().map(|(low, high)| (low + high) / 2).collect();
-        let masks: Vec<Vec<bool>> = rankings
-            .iter()
-            .zip(&tried)
-            .map(|(ranking, &n_kept)| best_kept(ranking, n_kept))
-            .collect();
-        let answers = masked_answers(vit, images, original, &masks, removal)?;
-        for ((bound, n_kept), answer) in bounds.iter_mut().zip(tried).zip(answers) {
-            if bound.0 == bound.1 {
-                continue;
-            }
-            if answer.kl <= margin {
-                bound.1 = n_kept;
-            } else {
-                bound.0 = n_kept + 1;
-            }
-        }
-    }
-    Ok(rankings
-        .iter()
-        .zip(bounds)
-        .map(|(ranking, (_, n_kept))| best_kept(ranking, n_kept))
-        .collect())
-}
-
-/// Patches from the best rated to the worst, earlier ones first where they are rated alike.
-fn ranking(scores: &[f32]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-    order
-}
-
-fn best_kept(ranking: &[usize], n_kept: usize) -> Vec<bool> {
-    let mut mask = vec![false; ranking.len()];
-    for &patch in ranking.iter().take(n_kept) {
-        mask[patch] = true;
-    }
-    mask
-}
-
-/// Logits, or the error of a model without a classifier.
-pub(crate) fn logits(logits: Option<Tensor>) -> Result<Tensor> {
-    logits.ok_or_else(|| Error::Model("the model has no classifier, so no answer to keep".into()))
-}
-
 /// Share of `true`, 0 for none at all.
 fn share(flags: impl ExactSizeIterator<Item = bool>) -> f64 {
     let n_flags = flags.len().max(1);
@@ -173,30 +38,4 @@ fn share(flags: impl ExactSizeIterator<Item = bool>) -> f64 {
 fn mean(numbers: impl ExactSizeIterator<Item = f64>) -> f64 {
     let n_numbers = numbers.len().max(1);
     numbers.sum::<f64>() / n_numbers as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_core::Device;
-
-    #[test]
-    fn kl_of_equal_answers_is_zero_and_of_others_is_the_sum() {
-        let original = Tensor::new(&[[0.0_f32, 0.0], [0.0, 3.0_f32.ln()]], &Device::Cpu).unwrap();
-        let masked = Tensor::new(&[[5.0_f32, 5.0], [0.0, 0.0]], &Device::Cpu).unwrap();
-        let kl: Vec<f32> = kl_from_logits(&original, &masked)
-            .unwrap()
-            .to_vec1()
-            .unwrap();
-        // ¼ ln(¼ / ½) + ¾ ln(¾ / ½).
-        let expected = 0.25 * 0.5_f32.ln() + 0.75 * 1.5_f32.ln();
-        assert!(kl[0].abs() < 1e-6 && (kl[1] - expected).abs() < 1e-6);
-    }
-
-    #[test]
-    fn the_best_rated_patches_are_kept_and_ties_go_to_the_earlier() {
-        let ranking = ranking(&[0.5, 0.9, 0.5, 0.1]);
-        assert_eq!(ranking, [1, 0, 2, 3]);
-        assert_eq!(best_kept(&ranking, 2), [true, true, false, false]);
-    }
 }

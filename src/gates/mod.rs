@@ -22,6 +22,7 @@
 //! thrown away; both halves of a gate's input weights are applied apart, so the concatenation never
 //! exists. Both linear layers are weight-normalized row by row, W = g·v/‖v‖.
 
+mod answers;
 mod card;
 mod frozen;
 mod hard_concrete;
@@ -35,6 +36,8 @@ use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::vit::VitConfig;
 
+pub(crate) use answers::logits;
+pub use answers::{MaskedAnswer, kl_from_logits, masked_answers, masks_within_margin};
 pub use card::GateCard;
 pub use frozen::{FrozenGates, VotedPass};
 pub use hard_concrete::{
