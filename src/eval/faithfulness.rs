@@ -19,14 +19,11 @@ use crate::data::red_patches::RedPatches;
 use crate::data::{Dataset, Picture, images_from_pictures};
 use crate::error::{Error, Result};
 use crate::explain::{Explainer, Target};
-use crate::gates::Removal;
+use crate::gates::{MARGIN, Removal};
 use crate::vit::Vit;
 
 /// Grids that go through the model at once.
 const BATCH: usize = 64;
-
-/// Divergence that [`Threshold::Margin`] allows, in nats: what gates are trained for by default.
-pub const MARGIN: f64 = 0.1;
 
 /// How an attribution becomes a mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

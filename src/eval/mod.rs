@@ -7,6 +7,7 @@ pub mod classification;
 pub mod fairness;
 pub mod faithfulness;
 pub mod gallery;
+pub mod masks;
 
 use candle_core::{D, Tensor};
 

@@ -9,7 +9,7 @@ use super::agcam::Agcam;
 use super::attention::RawAttention;
 use super::beyond_intuition::BeyondIntuition;
 use super::chefer::{Chefer, GradSam};
-use super::diffmask::DiffMask;
+use super::diffmask::{DiffMask, DiffMaskOptions};
 use super::gradcam::{GradCam, GradCamAttention};
 use super::gradients::{GradientInput, IntegratedGradients, Saliency, SmoothGrad};
 use super::gradmask::GradMask;
@@ -410,16 +410,14 @@ impl Method {
     pub fn build_with(self, parts: Parts<'_>, options: toml::Table) -> Result<Box<dyn Explainer>> {
         match self {
             Self::DiffMask => {
-                if let Some(key) = options.keys().next() {
-                    return Err(Error::Config(format!("diffmask has no option {key:?}")));
-                }
+                let options: DiffMaskOptions = self.parse(options)?;
                 let gates = parts.gates.ok_or_else(|| {
                     Error::Model(
                         "model has no gates, train them with `vitscope train diffmask` or choose another method"
                             .into(),
                     )
                 })?;
-                Ok(Box::new(DiffMask::new(gates)?))
+                Ok(Box::new(DiffMask::new(gates, options)?))
             }
             Self::IaVit => {
                 let options: IaVitOptions = self.parse(options)?;

@@ -186,6 +186,11 @@ impl<'a> Pass<'a> {
         self.weights.as_ref().ok_or_else(headless)
     }
 
+    /// The model's answer to the unmasked images, `[batch, classes]`; `None` where it has no head.
+    pub fn logits(&self) -> Option<Tensor> {
+        self.forward.logits()
+    }
+
     /// The tokens of `xs` that stand for patches.
     ///
     /// # Shapes

@@ -45,6 +45,10 @@ pub use hard_concrete::{
 };
 pub use passes::{CleanPass, Removal, clean_pass, masked_pass};
 
+/// Divergence in nats up to which a masked answer counts as kept, as in the paper: what gates are trained for.
+pub const MARGIN: f64 = 0.1;
+/// Keep probability from which on a binary mask keeps a patch.
+pub const KEEP: f32 = 0.5;
 /// Hidden units of a gate: one for this many features of a token, as in the authors' code.
 const FEATURES_PER_UNIT: usize = 4;
 /// Half-width m of a gate's range of logits, as in the authors' code.

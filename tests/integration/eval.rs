@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use candle_core::{D, DType, Device, Tensor};
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
-use vitscope::eval::faithfulness::{Entry, MARGIN, Outcome, Scores, Threshold, score};
+use vitscope::eval::faithfulness::{Entry, Outcome, Scores, Threshold, score};
 use vitscope::eval::gallery::{self, Column};
+use vitscope::explain::diffmask::{DiffMask, DiffMaskOptions};
 use vitscope::explain::{Explainer, Pass};
-use vitscope::gates::Removal;
+use vitscope::gates::{MARGIN, Removal};
 use vitscope::rng::Rng;
 use vitscope::vit::{Vit, VitConfig, init};
 
@@ -189,7 +190,7 @@ fn shipped_gates_of_every_seed_find_the_red_cells() {
             .0
     });
     for gates in model.gates.iter().chain(&seeds) {
-        let method = vitscope::explain::diffmask::DiffMask::new(gates).unwrap();
+        let method = DiffMask::new(gates, DiffMaskOptions::default()).unwrap();
         let entry = Entry {
             name: "diffmask".into(),
             explainer: &method,
@@ -278,6 +279,31 @@ mod program {
         assert_eq!(scores["scores"].as_array().unwrap().len(), 3);
         assert!(folder.path().join("p.png").exists());
         // Without names all methods are meant that go with the model: GradMask has no use for its only block.
+        let masks = stdout(
+            "eval gates --model m --data red-patches --pictures 40 --margin 0.02",
+            folder.path(),
+        );
+        let row = |name: &str| -> Vec<f64> {
+            let line = masks
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap();
+            line.split_whitespace()
+                .map(|number| number.parse().unwrap())
+                .collect()
+        };
+        assert!(masks.starts_with("40 pictures"), "{masks}");
+        assert_eq!(
+            row("gates, from 0.5 on")[0],
+            row("random, as many")[0],
+            "{masks}"
+        );
+        for cut in ["gates, cut at the margin", "random, cut at the margin"] {
+            let [_, kl, within, _] = row(cut)[..] else {
+                panic!("{masks}")
+            };
+            assert!(kl <= 0.02 && within == 1.0, "{masks}");
+        }
         let output = vitscope("eval faithfulness --model m --grids 2", folder.path());
         let log = String::from_utf8(output.stderr).unwrap();
         assert!(

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor, Var};
 use vitscope::eval::{masked_answers, masks_within_margin};
+use vitscope::explain::{Method, Parts, Target};
 use vitscope::gates::{GateCard, GateSizes, Gates, Removal, clean_pass, masked_pass};
 use vitscope::rng::Rng;
 use vitscope::vit::{Replace, Site, Vit, VitConfig, init};
@@ -239,6 +240,77 @@ fn within_the_margin_no_larger_mask_than_needed_is_kept() {
     };
     assert_eq!(kept(1e9), 0.0);
     assert!(kept(1e-7) > kept(1e-2));
+}
+
+/// What is kept are the likeliest patches, and one fewer of them would change the answer by more than the margin.
+#[test]
+fn diffmask_cut_at_the_margin_keeps_as_few_of_the_likeliest_patches_as_it_can() {
+    let vit = small_vit(small_config());
+    let gates = small_gates(&vit);
+    let images = small_images(6);
+    let original = vit.forward(&images).unwrap().logits.unwrap();
+    let parts = Parts {
+        gates: Some(&gates),
+        ..Parts::default()
+    };
+    let explain = |options: &str| -> Vec<Vec<f32>> {
+        let explainer = Method::DiffMask
+            .build_with(parts, options.parse().unwrap())
+            .unwrap();
+        let explanation = explainer.explain(&vit, &images, Target::Predicted).unwrap();
+        explanation.attribution.to_vec2().unwrap()
+    };
+    let likely = explain("");
+    let cut = explain("cut = 'margin'\nmargin = 1e-4");
+    let kept: Vec<Vec<bool>> = cut
+        .iter()
+        .map(|mask| mask.iter().map(|&keep| keep == 1.0).collect())
+        .collect();
+    assert!(cut.iter().flatten().all(|&keep| keep == 0.0 || keep == 1.0));
+    let mut fewer = kept.clone();
+    for (mask, likely) in fewer.iter_mut().zip(&likely) {
+        let of = |mask: &[bool], keep: bool| -> Vec<usize> {
+            (0..mask.len())
+                .filter(|&patch| mask[patch] == keep)
+                .collect()
+        };
+        let (inside, outside) = (of(mask, true), of(mask, false));
+        let worst = inside
+            .iter()
+            .copied()
+            .min_by(|&a, &b| likely[a].total_cmp(&likely[b]));
+        let worst = worst.expect("a margin this small needs a patch at least");
+        assert!(outside.iter().all(|&patch| likely[patch] <= likely[worst]));
+        mask[worst] = false;
+    }
+    let divergences = |masks: &[Vec<bool>]| -> Vec<f64> {
+        let answers = masked_answers(&vit, &images, &original, masks, gates.removal()).unwrap();
+        answers.iter().map(|answer| answer.kl).collect()
+    };
+    assert!(divergences(&kept).into_iter().all(|kl| kl <= 1e-4));
+    assert!(divergences(&fewer).into_iter().all(|kl| kl > 1e-4));
+}
+
+#[test]
+fn a_cut_that_means_nothing_is_refused() {
+    let vit = small_vit(small_config_without_head());
+    let gates = small_gates(&vit);
+    let parts = Parts {
+        gates: Some(&gates),
+        ..Parts::default()
+    };
+    let build = |options: &str| Method::DiffMask.build_with(parts, options.parse().unwrap());
+    let message = build("margin = -0.1").err().unwrap().to_string();
+    assert!(message.contains("margin is -0.1, expected"), "{message}");
+    let message = build("cut = 'half'").err().unwrap().to_string();
+    assert!(
+        message.contains("`half`") && message.contains("`margin`"),
+        "{message}"
+    );
+    let explainer = build("cut = 'margin'").unwrap();
+    let refused = explainer.explain(&vit, &small_images(1), Target::Predicted);
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("the model has no head"), "{message}");
 }
 
 fn card(sizes: GateSizes) -> GateCard {

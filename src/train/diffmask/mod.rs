@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use super::run::{Plan, check_positive, recipe_text, run};
 use super::{OnProgress, Subject};
 use crate::error::{Error, Result};
-use crate::gates::GateCard;
+use crate::gates::{GateCard, MARGIN};
 use trainer::GateTrainer;
 
 /// What a run measures: at each step, for the sampled mask, and now and then for binary masks on test pictures.
@@ -52,9 +52,6 @@ pub const COLUMNS: &[&str] = &[
     "test agreement",
     "test within margin",
 ];
-
-/// A mask keeps a patch from this attribution on.
-pub const THRESHOLD: f32 = 0.5;
 
 /// How masked patches are taken away, see [`crate::gates::Removal`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,7 +155,7 @@ impl Default for DiffMaskRecipe {
             offset: 13.0,
             masked_share: None,
             whole_depth_share: 0.0,
-            margin: 0.1,
+            margin: MARGIN,
             lambda: 20.0,
             ascend: true,
             lambda_rate: 0.3,

@@ -10,13 +10,13 @@ use candle_core::{D, Tensor};
 use image::imageops::FilterType;
 use image::{ImageFormat, RgbImage};
 
-use super::{DiffMaskRecipe, THRESHOLD, TrainedGates};
+use super::{DiffMaskRecipe, TrainedGates};
 use crate::data::{Picture, readable};
 use crate::error::{Error, Result};
 use crate::eval::{self, MaskedAnswer, masked_answers};
 use crate::files::write_whole;
 use crate::frame::placement::{Placement, ResizeRule};
-use crate::gates::{GateSizes, Gates, clean_pass, masked_pass};
+use crate::gates::{GateSizes, Gates, KEEP, clean_pass, masked_pass};
 use crate::overlay::{Heat, Mode, Overlay, Range, frame_from_image, image_from_frame};
 use crate::train::Subject;
 
@@ -92,7 +92,7 @@ fn look(gates: &Gates, subject: Subject<'_>, n_pictures: usize) -> Result<Found>
         let mask: Vec<Vec<f32>> = mask.to_vec2()?;
         let binary: Vec<Vec<bool>> = mask
             .iter()
-            .map(|mask| mask.iter().map(|keep| *keep >= THRESHOLD).collect())
+            .map(|mask| mask.iter().map(|keep| *keep >= KEEP).collect())
             .collect();
         let answers = masked_answers(subject.vit, &images, &original, &binary, gates.removal())?;
         if found.examples.len() < SHOWN {
@@ -276,7 +276,7 @@ fn shown(
         };
         let overlay = Overlay {
             mode,
-            threshold: THRESHOLD,
+            threshold: KEEP,
             ..Overlay::default()
         };
         let drawn = image_from_frame(&overlay.draw(frame, Some(&heat), "")?)?;

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 
 use super::standardization::Standardization;
-use super::{DiffMaskRecipe, RemovalKind, Sparsity, THRESHOLD, TrainedGates};
+use super::{DiffMaskRecipe, RemovalKind, Sparsity, TrainedGates};
 use crate::error::{Error, Result};
+use crate::eval::masks::MaskScores;
 use crate::eval::{self, agreement, kl_from_logits, masked_answers};
 use crate::gates::{
-    BASELINE, GateCard, GateSizes, Gates, Removal, clean_pass, log_keep_from_logits, masked_pass,
-    sample_from_logits,
+    BASELINE, GateCard, GateSizes, Gates, KEEP, Removal, clean_pass, log_keep_from_logits,
+    masked_pass, sample_from_logits,
 };
 use crate::kernels::in_pool;
 use crate::rng::Rng;
@@ -243,22 +244,19 @@ impl<'a> GateTrainer<'a> {
             let masks: Vec<Vec<f32>> = voted.mask.to_vec2()?;
             let masks: Vec<Vec<bool>> = masks
                 .into_iter()
-                .map(|mask| mask.into_iter().map(|keep| keep >= THRESHOLD).collect())
+                .map(|mask| mask.into_iter().map(|keep| keep >= KEEP).collect())
                 .collect();
             let original = eval::logits(voted.output.logits)?;
             answers.extend(masked_answers(vit, &images, &original, &masks, &removal)?);
         }
+        let scores = MaskScores::of(&answers, self.recipe.margin);
         // Rounded to what a checkpoint keeps, so that a resumed run compares the same numbers.
-        let margin = self.recipe.margin;
-        let mean = |value: &dyn Fn(&eval::MaskedAnswer) -> f64| {
-            let sum = answers.iter().map(value).sum::<f64>();
-            f64::from((sum / answers.len() as f64) as f32)
-        };
+        let rounded = |value: f64| f64::from(value as f32);
         Ok(Measured {
-            kl: mean(&|answer| answer.kl),
-            kept: mean(&|answer| answer.kept),
-            agreement: mean(&|answer| f64::from(u8::from(answer.agrees))),
-            within: mean(&|answer| f64::from(u8::from(answer.kl <= margin))),
+            kl: rounded(scores.kl),
+            kept: rounded(scores.kept),
+            agreement: rounded(scores.agreement),
+            within: rounded(scores.within),
         })
     }
 

@@ -4,6 +4,8 @@
     reason = "what a command is asked for goes to standard output"
 )]
 
+mod gates;
+
 use std::path::{Path, PathBuf};
 use std::slice;
 
@@ -14,12 +16,12 @@ use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{self, Dataset, Split};
 use vitscope::eval::classification::{classes_by_name, count_by_class, total};
 use vitscope::eval::fairness::{self, Fairness};
-use vitscope::eval::faithfulness::{self, Entry, Example, MARGIN, Scores, Threshold};
+use vitscope::eval::faithfulness::{self, Entry, Example, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
-use vitscope::explain::diffmask::DiffMask;
+use vitscope::explain::diffmask::{DiffMask, DiffMaskOptions};
 use vitscope::explain::{Explainer, Method};
 use vitscope::files::write_whole;
-use vitscope::gates::{Gates, Removal};
+use vitscope::gates::{Gates, MARGIN, Removal};
 use vitscope::models::{self, Model, Preprocessor, Reference};
 
 use crate::exit::Exit;
@@ -39,6 +41,8 @@ enum What {
     Faithfulness(FaithfulnessArgs),
     /// How often does a model name the right class?
     Classifier(ClassifierArgs),
+    /// What do the masks of gates leave of the model's answers?
+    Gates(gates::GatesArgs),
     /// Does a classifier serve two groups alike?
     Fairness(FairnessArgs),
 }
@@ -111,6 +115,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     match &args.what {
         What::Faithfulness(args) => run_faithfulness(args),
         What::Classifier(args) => run_classifier(args),
+        What::Gates(args) => gates::run(args),
         What::Fairness(args) => run_fairness(args),
     }
 }
@@ -221,9 +226,9 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
     let grids = RedPatches::new(rows, patch_px, args.grids.get(), args.seed, Split::Test)?;
     let more = more_gates(args, &model, folder.as_deref())?;
     let seed = model.gate_card.as_ref().map_or(0, |card| card.seed);
-    let mut methods = vec![(seed, DiffMask::new(gates)?)];
+    let mut methods = vec![(seed, DiffMask::new(gates, DiffMaskOptions::default())?)];
     for (seed, gates) in &more {
-        methods.push((*seed, DiffMask::new(gates)?));
+        methods.push((*seed, DiffMask::new(gates, DiffMaskOptions::default())?));
     }
     let mut entries: Vec<Entry<'_>> = methods
         .iter()

@@ -1,0 +1,97 @@
+//! `vitscope eval gates`: what gates' masks leave of a model's answers.
+
+use std::num::NonZeroUsize;
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use vitscope::data::{self, Picture};
+use vitscope::eval::masks::{Choice, MaskScores, answers_by_choice};
+use vitscope::gates::MARGIN;
+use vitscope::models::{self, Preprocessor, Reference};
+use vitscope::rng::Rng;
+
+use crate::exit::Exit;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct GatesArgs {
+    /// An embedded model, a folder, or OWNER/NAME on the Hugging Face hub.
+    #[arg(long, value_name = "MODEL", default_value = "cifar10")]
+    model: String,
+    /// The model that stands under a folder which holds gates or a head only.
+    #[arg(long, value_name = "MODEL")]
+    backbone: Option<String>,
+    /// What to mask: the test half of a data set, a folder of pictures or videos, or a video; labels are not needed.
+    #[arg(long, value_name = "DATA")]
+    data: String,
+    /// So many pictures, the first ones.
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pictures: NonZeroUsize,
+    /// Divergence of a masked answer, in nats, that counts as keeping it.
+    #[arg(long, value_name = "NATS", default_value_t = MARGIN, value_parser = nats)]
+    margin: f64,
+    /// Seed of the random masks.
+    #[arg(long, default_value = "0")]
+    seed: u64,
+    /// Pictures that go through the model at once.
+    #[arg(long, value_name = "N", default_value = "32")]
+    batch: NonZeroUsize,
+}
+
+fn nats(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|nats: &f64| *nats > 0.0 && nats.is_finite())
+        .ok_or_else(|| "expected a number above 0".into())
+}
+
+pub(super) fn run(args: &GatesArgs) -> anyhow::Result<Exit> {
+    let reference = Reference::over(&args.model, args.backbone.as_deref());
+    let model = models::open(reference, &Device::Cpu)?;
+    let Some(gates) = &model.gates else {
+        bail!(
+            "model has no gates, train them with `vitscope train diffmask`: {:?}",
+            args.model
+        );
+    };
+    let Preprocessor {
+        rule,
+        resampling,
+        mean,
+        std,
+    } = model.preprocessor;
+    let test = data::open(&args.data, rule, resampling, 0)?
+        .at_size(rule, resampling)
+        .test;
+    let frozen = gates.freeze()?;
+    let mut rng = Rng::new(args.seed);
+    let mut by_choice = [const { Vec::new() }; Choice::ALL.len()];
+    let indices: Vec<usize> = (0..test.len().min(args.pictures.get())).collect();
+    for chunk in indices.chunks(args.batch.get()) {
+        let pictures = data::readable(&*test, chunk)?;
+        let pictures: Vec<Picture> = pictures.into_iter().map(|(_, picture)| picture).collect();
+        let images = data::images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
+        let gates = (&frozen, gates.removal());
+        let answers = answers_by_choice(&model.vit, gates, &images, args.margin, &mut rng)
+            .with_context(|| format!("model {:?}", args.model))?;
+        for (all, answers) in by_choice.iter_mut().zip(answers) {
+            all.extend(answers);
+        }
+    }
+    println!(
+        "{} pictures, KL(original ‖ masked) in nats, margin {}\n\n{:25}    kept      KL  within  same class",
+        by_choice[0].len(),
+        args.margin,
+        "masks"
+    );
+    for (choice, answers) in Choice::ALL.iter().zip(&by_choice) {
+        let scores = MaskScores::of(answers, args.margin);
+        println!(
+            "{choice:25}  {:.4}  {:.4}  {:.4}      {:.4}",
+            scores.kept, scores.kl, scores.within, scores.agreement
+        );
+    }
+    for reason in test.unreadable() {
+        println!("left out: {reason}");
+    }
+    Ok(Exit::Whole)
+}
