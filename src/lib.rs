@@ -21,7 +21,7 @@
 //! | 3 | [`models`]: model folders; [`train`]; [`eval`]; [`sidecar`]: JSON Lines |
 //! | 2 | [`explain`]: one file a method; [`data`]: data sets; [`media`]: GStreamer |
 //! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`overlay`]: what is drawn |
-//! | 0 | [`frame`], [`kernels`], [`rng`], [`files`], [`error`] |
+//! | 0 | [`frame`], [`kernels`], [`rng`], [`files`], [`changes`], [`error`] |
 //!
 //! # Invariants
 //!
@@ -66,6 +66,7 @@
 //! ```
 #![warn(missing_docs, unreachable_pub, unused_lifetimes)]
 
+pub mod changes;
 mod companion;
 pub mod data;
 pub mod error;

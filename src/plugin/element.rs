@@ -205,6 +205,7 @@ impl VitScope {
         let of = |asked: &Asked| {
             (
                 asked.model.clone(),
+                asked.backbone.clone(),
                 asked.gates.clone(),
                 asked.device.clone(),
             )

@@ -101,9 +101,11 @@ impl From<Coloring> for Colormap {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) model: String,
+    pub(super) backbone: Option<String>,
     pub(super) gates: Option<String>,
     pub(super) device: String,
     pub(super) method: String,
+    pub(super) method_options: Option<String>,
     pub(super) target_class: String,
     pub(super) batch: u32,
     pub(super) model_instance_id: Option<String>,
@@ -133,9 +135,11 @@ impl Default for Settings {
         Self {
             asked: Asked {
                 model: "cifar10".into(),
+                backbone: None,
                 gates: None,
                 device: "auto".into(),
                 method: "auto".into(),
+                method_options: None,
                 target_class: "predicted".into(),
                 batch: 1,
                 model_instance_id: None,
@@ -189,9 +193,13 @@ impl Settings {
         }
         match name {
             "model" => self.asked.model = text()?.unwrap_or_default(),
+            "backbone" => self.asked.backbone = text()?.filter(|model| !model.is_empty()),
             "gates" => self.asked.gates = text()?.filter(|path| !path.is_empty()),
             "device" => self.asked.device = text()?.unwrap_or_default(),
             "method" => self.asked.method = text()?.unwrap_or_default(),
+            "method-options" => {
+                self.asked.method_options = text()?.filter(|options| !options.is_empty());
+            }
             "target-class" => self.asked.target_class = text()?.unwrap_or_default(),
             "batch" => plain!(self.asked.batch),
             "model-instance-id" => {
@@ -221,9 +229,11 @@ impl Settings {
     pub(super) fn get(&self, name: &str) -> Option<glib::Value> {
         Some(match name {
             "model" => self.asked.model.to_value(),
+            "backbone" => self.asked.backbone.to_value(),
             "gates" => self.asked.gates.to_value(),
             "device" => self.asked.device.to_value(),
             "method" => self.asked.method.to_value(),
+            "method-options" => self.asked.method_options.to_value(),
             "target-class" => self.asked.target_class.to_value(),
             "batch" => self.asked.batch.to_value(),
             "model-instance-id" => self.asked.model_instance_id.to_value(),
@@ -287,6 +297,12 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             Some(&default.asked.model),
         ),
         text(
+            "backbone",
+            "Backbone",
+            "Model that stands under a folder which holds a head, gates or an interpreter only",
+            None,
+        ),
+        text(
             "gates",
             "Gates",
             "Folder of DiffMask gates for the model, instead of those in its own folder",
@@ -303,6 +319,12 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             "Method",
             "What explains, see `vitscope methods`; auto takes diffmask where the model has gates",
             Some(&default.asked.method),
+        ),
+        text(
+            "method-options",
+            "Method options",
+            "Changes of the method's options, as groups=12,spread=8",
+            None,
         ),
         text(
             "target-class",

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::settings::Asked;
+use crate::changes;
 use crate::error::{Error, Result};
 use crate::explain::Method;
 use crate::gates::Gates;
@@ -39,8 +40,8 @@ pub(super) fn worker(
         return match theirs == asked {
             true => Ok(worker),
             false => Err(Error::Config(format!(
-                "elements of model-instance-id {id:?} must have the same model, gates, device, method, target-class \
-                 and batch"
+                "elements of model-instance-id {id:?} must have the same model, backbone, gates, device, method, \
+                 method-options, target-class and batch"
             ))),
         };
     }
@@ -69,8 +70,9 @@ pub(super) fn open(asked: &Asked, model: Option<Arc<Model>>) -> Result<View> {
         "auto" => model.default_method(),
         name => name.parse::<Method>()?,
     };
+    let options = changes::parse_list(asked.method_options.as_deref().unwrap_or_default())?;
     Ok(View {
-        explainers: vec![method.build(model.parts())?],
+        explainers: vec![method.build_with(model.parts(), options)?],
         targets: vec![model.target(&asked.target_class)?],
         model,
     })
@@ -80,7 +82,7 @@ fn open_model(asked: &Asked) -> Result<Model> {
     let device = asked.device.parse::<DeviceChoice>()?.open()?;
     let reference = Reference {
         trained_parts: asked.gates.is_none(),
-        ..asked.model.as_str().into()
+        ..Reference::over(&asked.model, asked.backbone.as_deref())
     };
     let mut model = models::open(reference, &device)?;
     if let Some(folder) = &asked.gates {

@@ -805,6 +805,46 @@ fn another_method_takes_over_while_frames_flow() {
     assert!(until("raw-attention", &mut harness), "what worked goes on");
 }
 
+/// A cut keeps all of a patch or nothing, and nothing where anything counts as the same answer.
+#[test]
+fn options_reach_the_method_and_wrong_ones_are_an_error_on_the_bus() {
+    init();
+    let element = |options: &str| -> VitScope {
+        gst::ElementFactory::make("vitscope")
+            .property("method", "diffmask")
+            .property("method-options", options)
+            .property("attach-meta", true)
+            .build()
+            .unwrap()
+            .downcast()
+            .unwrap()
+    };
+    let caps = caps("RGB", 40, 20);
+    let mask = |options: &str| {
+        let mut harness = harness(&element(options), &caps);
+        harness.push(numbered(30, &caps)).unwrap();
+        harness.push_event(gst::event::Eos::new());
+        let buffer = harness.pull().unwrap();
+        Found::of(&buffer).unwrap().mask
+    };
+    assert!(
+        mask("cut=margin")
+            .iter()
+            .all(|&keep| keep == 0.0 || keep == 1.0)
+    );
+    assert_eq!(mask("cut=margin, margin=1e9"), [0.0; 64]);
+    assert_ne!(mask(""), [0.0; 64]);
+
+    let wrong = element("cut=half");
+    let bus = bus_of(&wrong);
+    let _harness = harness(&wrong, &caps);
+    let message = wait_for(&bus, &[gst::MessageType::Error]).to_string_of_error();
+    assert!(
+        message.contains("diffmask") && message.contains("half"),
+        "{message}"
+    );
+}
+
 #[test]
 fn a_model_that_is_not_there_is_an_error_on_the_bus() {
     init();

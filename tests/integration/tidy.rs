@@ -5,7 +5,15 @@ use std::path::{Path, PathBuf};
 
 /// Layers from the lowest up; a module imports from lower layers only.
 const LAYERS: [&[&str]; 6] = [
-    &["error", "files", "companion", "rng", "frame", "kernels"],
+    &[
+        "error",
+        "changes",
+        "files",
+        "companion",
+        "rng",
+        "frame",
+        "kernels",
+    ],
     &["vit", "gates", "interpreter", "overlay"],
     &["explain", "data", "media"],
     &["train", "eval", "models", "sidecar"],
@@ -14,7 +22,8 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Imports inside a layer, and of `error` in the lowest.
-const ARROWS: [(&str, &str); 13] = [
+const ARROWS: [(&str, &str); 14] = [
+    ("changes", "error"),
     ("companion", "error"),
     ("companion", "files"),
     ("files", "error"),

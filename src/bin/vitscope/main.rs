@@ -2,7 +2,6 @@
 
 mod args;
 mod bench;
-mod changes;
 mod environment;
 mod eval;
 mod exit;

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use vitscope::changes;
 use vitscope::explain::{Explainer, Method, Parts, Target, rehearse_all};
 use vitscope::models::{self, Model, Reference};
 use vitscope::overlay::Overlay;
 use vitscope::pipeline::stages::View;
 
 use crate::args::{DrawArgs, ExplainArgs, Upsample};
-use crate::changes;
 
 /// Loads the model and tries the methods on one image, so that wrong options fail before anything is written.
 pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
@@ -44,7 +44,7 @@ pub fn explainers(
 ) -> anyhow::Result<Vec<Box<dyn Explainer>>> {
     let mut options: BTreeMap<String, toml::Table> = BTreeMap::new();
     for change in changes {
-        for (method, values) in changes::parse(change)? {
+        for (method, values) in changes::parse(change).context("--set")? {
             let toml::Value::Table(values) = values else {
                 bail!("--set takes METHOD.KEY=VALUE, got {change:?}");
             };

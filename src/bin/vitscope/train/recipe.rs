@@ -4,8 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
-
-use crate::changes;
+use vitscope::changes;
 
 /// A recipe file.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -82,7 +81,7 @@ pub(super) fn read(path: Option<&Path>) -> anyhow::Result<RecipeFile> {
 pub(super) fn changed(set: &[String]) -> anyhow::Result<toml::Table> {
     let mut table = toml::Table::new();
     for change in set {
-        for (key, value) in changes::parse(change)? {
+        for (key, value) in changes::parse(change).context("--set")? {
             match (table.get_mut(&key), value) {
                 (Some(toml::Value::Table(known)), toml::Value::Table(more)) => known.extend(more),
                 (_, value) => _ = table.insert(key, value),

@@ -1,0 +1,68 @@
+//! Changes of settings as text: `KEY=VALUE`, where a value is TOML or a bare word.
+
+use crate::error::{Error, Result};
+
+/// What a change says, as a table; dots in its key make tables in it.
+///
+/// # Errors
+/// [`Error::Config`] where there is no key or no value.
+pub fn parse(change: &str) -> Result<toml::Table> {
+    let table = toml::from_str(change).or_else(|_| {
+        // A bare word is text.
+        let quoted = change.split_once('=');
+        let quoted = quoted.map(|(key, value)| format!("{key} = {:?}", value.trim()));
+        toml::from_str(&quoted.unwrap_or_else(|| change.to_owned()))
+    });
+    table.map_err(|_| Error::Config(format!("expected KEY=VALUE, got {change:?}")))
+}
+
+/// What several changes with commas between them say; a later one of the same key counts.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_list(changes: &str) -> Result<toml::Table> {
+    // Values of TOML may have commas in them.
+    if let Ok(table) = toml::from_str::<toml::Table>(&format!("list = {{ {changes} }}"))
+        && let Some(toml::Value::Table(table)) = table.into_iter().next().map(|(_, list)| list)
+    {
+        return Ok(table);
+    }
+    let mut table = toml::Table::new();
+    for change in changes
+        .split(',')
+        .filter(|change| !change.trim().is_empty())
+    {
+        table.extend(parse(change)?);
+    }
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_toml_or_bare_words() {
+        let check = |expected: &str, change: &str| {
+            let expected: toml::Table = expected.parse().unwrap();
+            assert_eq!(expected, parse(change).unwrap(), "{change}");
+        };
+        check("steps = 2000", "steps=2000");
+        check("[gradmask]\ngroups = 12", "gradmask.groups=12");
+        check("[gradmask]\nweight = 'logit'", "gradmask.weight=logit");
+        assert!(parse("steps").is_err());
+    }
+
+    #[test]
+    fn a_list_has_commas_between_its_changes() {
+        let check = |expected: &str, changes: &str| {
+            let expected: toml::Table = expected.parse().unwrap();
+            assert_eq!(expected, parse_list(changes).unwrap(), "{changes}");
+        };
+        check("", "");
+        check("groups = 12\nweight = 'logit'", "groups=12, weight=logit");
+        check("blocks = [1, 2]\nn = 3", "blocks = [1, 2], n = 3");
+        check("n = 4", "n=3,n=4");
+        assert!(parse_list("n=3,four").is_err());
+    }
+}
