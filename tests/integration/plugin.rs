@@ -707,6 +707,41 @@ fn messages_and_metas_say_the_same() {
     assert_eq!(regions, [(0, 0, 40, 20)], "all patches are kept and touch");
 }
 
+/// Needs GStreamer 1.26.
+#[cfg(feature = "v1_26")]
+#[test]
+fn analytics_say_the_class_and_where_its_patches_are() {
+    use gstreamer_analytics::prelude::*;
+    use gstreamer_analytics::{
+        AnalyticsClassificationMtd, AnalyticsODMtd, AnalyticsRelationMeta, RelTypes,
+    };
+
+    let element = element(&Brightness::default());
+    element.set_property("attach-meta", true);
+    element.set_property("threshold", 0.1_f32);
+    let caps = caps("RGB", 40, 20);
+    let mut harness = harness(&element, &caps);
+    harness.push(numbered(30, &caps)).unwrap();
+    harness.push_event(gst::event::Eos::new());
+    let buffer = harness.pull().unwrap();
+    let (_, label, score) = Found::of(&buffer).unwrap().class.unwrap();
+
+    let meta = buffer.meta::<AnalyticsRelationMeta>().unwrap();
+    let classes: Vec<_> = meta.iter::<AnalyticsClassificationMtd>().collect();
+    let [class] = &classes[..] else {
+        panic!("{} classifications", classes.len());
+    };
+    assert_eq!((class.len(), class.level(0)), (1, score));
+    assert_eq!(class.quark(0).as_str(), label);
+    let objects: Vec<_> = meta.iter::<AnalyticsODMtd>().collect();
+    let [object] = &objects[..] else {
+        panic!("{} objects", objects.len());
+    };
+    let place = object.location().unwrap();
+    assert_eq!((place.x, place.y, place.w, place.h), (0, 0, 40, 20));
+    assert_eq!(meta.relation(object.id(), class.id()), RelTypes::RELATE_TO);
+}
+
 #[test]
 fn elements_of_one_id_share_a_model_and_its_batches() {
     init();

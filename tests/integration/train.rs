@@ -173,6 +173,47 @@ fn what_is_made_small_is_the_expected_kept_share_where_that_is_asked_for() {
     assert!(kept > 0.5 && kept < 1.0, "{csv}");
 }
 
+/// Untrained gates keep all patches, so a multiplier falls in every step that it has a part in.
+#[test]
+fn multipliers_are_one_a_depth_or_one_for_all() {
+    let multipliers = |per_depth| -> Vec<(f64, f64)> {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = DiffMaskRecipe {
+            per_depth,
+            ..recipe()
+        };
+        train(&recipe, folder.path(), &mut |_| true).unwrap();
+        let csv = std::fs::read_to_string(folder.path().join("gates.csv")).unwrap();
+        let number = |line: &str, column: usize| -> f64 {
+            line.split(',').nth(column).unwrap().parse().unwrap()
+        };
+        let header: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+        let column = |name| header.iter().position(|column| *column == name).unwrap();
+        let (lambda, depth) = (column("lambda"), column("depth"));
+        csv.lines()
+            .skip(1)
+            .map(|line| (number(line, depth), number(line, lambda)))
+            .collect()
+    };
+    let shared = multipliers(false);
+    assert!(
+        shared.windows(2).all(|pair| pair[1].1 < pair[0].1),
+        "{shared:?}"
+    );
+    let own = multipliers(true);
+    for (idx, (depth, lambda)) in own.iter().enumerate() {
+        let before = own[..idx]
+            .iter()
+            .filter(|(other, _)| other == depth)
+            .count();
+        // As far as the shared one has come in as many steps.
+        assert!(
+            (lambda - shared[before].1).abs() < 0.05,
+            "{own:?} {shared:?}"
+        );
+    }
+}
+
 #[test]
 fn gates_depend_on_the_seed_and_on_nothing_else() {
     let gates = |seed| {

@@ -116,6 +116,8 @@ pub struct DiffMaskRecipe {
     pub margin: f64,
     /// Multipliers at the start.
     pub lambda: f64,
+    /// Whether each depth has a multiplier of its own, as in the paper, or all have one.
+    pub per_depth: bool,
     /// Whether multipliers rise where the divergence exceeds the margin; the authors' code lets them fall.
     pub ascend: bool,
     /// Largest change of a multiplier in one step.
@@ -157,6 +159,7 @@ impl Default for DiffMaskRecipe {
             whole_depth_share: 0.0,
             margin: MARGIN,
             lambda: 20.0,
+            per_depth: true,
             ascend: true,
             lambda_rate: 0.3,
             lambda_min: 0.0,

@@ -72,7 +72,7 @@ pub(super) struct GateTrainer<'a> {
     optim: AdamW,
     /// Divergence that sampled masks may have, see [`steered`].
     margin: f32,
-    /// One multiplier a depth.
+    /// One multiplier a depth, or one for all.
     lambda: Vec<f32>,
     /// Draws depths and samples.
     rng: Rng,
@@ -133,7 +133,7 @@ impl<'a> GateTrainer<'a> {
             vars,
             optim: AdamW::new(params, options),
             margin: recipe.margin as f32,
-            lambda: vec![recipe.lambda as f32; sizes.states],
+            lambda: vec![recipe.lambda as f32; if recipe.per_depth { sizes.states } else { 1 }],
             rng,
             step: 0,
             batches,
@@ -166,7 +166,8 @@ impl<'a> GateTrainer<'a> {
             Sparsity::Log => log_mask.mean_all()?,
             Sparsity::Probability => kept.clone(),
         };
-        let lambda = f64::from(self.lambda[depth]);
+        let lambda_idx = if recipe.per_depth { depth } else { 0 };
+        let lambda = f64::from(self.lambda[lambda_idx]);
         // The margin is constant and leaves the gradient alone.
         let margin = f64::from(self.margin);
         let loss = (((&kl - margin)? * lambda)? + sparsity)?;
@@ -175,14 +176,14 @@ impl<'a> GateTrainer<'a> {
             .step(&grads, recipe.lr * schedule(recipe, self.step))?;
         let kl = f64::from(kl.to_scalar::<f32>()?);
         let loss = finite_loss(&loss, self.step, recipe.lr)?;
-        self.lambda[depth] = ascended(recipe, lambda, kl, margin) as f32;
+        self.lambda[lambda_idx] = ascended(recipe, lambda, kl, margin) as f32;
         self.step += 1;
         let kept = kept.to_scalar::<f32>()?;
         Ok([
             loss,
             kl,
             f64::from(kept),
-            f64::from(self.lambda[depth]),
+            f64::from(self.lambda[lambda_idx]),
             depth as f64,
             agreement(&original, &masked)?,
         ])
@@ -190,7 +191,7 @@ impl<'a> GateTrainer<'a> {
 
     /// How many gates vote in this step, less one.
     fn draw_depth(&mut self) -> usize {
-        let n_depths = self.lambda.len();
+        let n_depths = self.gates.sizes().states;
         let share = self.recipe.whole_depth_share;
         // Nothing is drawn in vain, so that recipes without it stay the runs that they were.
         if share > 0.0 && f64::from(self.rng.uniform()) < share {
