@@ -40,7 +40,8 @@ demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
 	echo "JSON Lines     $$out.jsonl"; \
 	echo "contact sheet  $$out.png"
 
-# Tests run by nextest where it is installed, because it ends tests that hang.
+# Tests run by nextest where it is installed, because it ends tests that hang. A warning of GLib is a programming error.
+test: export G_DEBUG := fatal_warnings
 test: packages test-packages rust
 	cargo fmt --check
 	cargo clippy --locked --all-targets --features lrp -- -D warnings
