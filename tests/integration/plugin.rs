@@ -732,7 +732,7 @@ fn analytics_say_the_class_and_where_its_patches_are() {
         panic!("{} classifications", classes.len());
     };
     assert_eq!((class.len(), class.level(0)), (1, score));
-    assert_eq!(class.quark(0).as_str(), label);
+    assert_eq!(class.quark(0).as_str().as_str(), label);
     let objects: Vec<_> = meta.iter::<AnalyticsODMtd>().collect();
     let [object] = &objects[..] else {
         panic!("{} objects", objects.len());
