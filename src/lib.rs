@@ -16,6 +16,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
+//! | 6 | `live`: cameras and streams, through the element |
 //! | 5 | `plugin`: the GStreamer element |
 //! | 4 | [`pipeline`]: the stages and their threads |
 //! | 3 | [`models`]: model folders; [`train`]; [`eval`]; [`sidecar`]: JSON Lines |
@@ -26,7 +27,7 @@
 //! # Invariants
 //!
 //! 1. `vit` and `kernels` know nothing of video: tensors in, tensors out.
-//! 2. Only `media` and `plugin` import GStreamer; the rest builds with `--no-default-features`.
+//! 2. Only `media`, `plugin` and `live` import GStreamer; the rest builds with `--no-default-features`.
 //! 3. Only `pipeline` starts threads, and every channel is bounded.
 //! 4. An explainer does not change the model, and gives the same answer for the same image.
 //! 5. An attribution is raw: one f32 a patch, higher is more important. `overlay` scales it to color.
@@ -77,6 +78,8 @@ pub mod frame;
 pub mod gates;
 pub mod interpreter;
 pub mod kernels;
+#[cfg(feature = "live")]
+pub mod live;
 pub mod media;
 pub mod models;
 pub mod overlay;

@@ -9,20 +9,20 @@ use super::elements::factory_name;
 use crate::error::Error;
 
 /// Why the pipeline stopped, and whether the disk was full.
-pub(super) struct Failure {
+pub(crate) struct Failure {
     /// Element and reason, without a path.
-    pub(super) reason: String,
+    pub(crate) reason: String,
     /// True where a file could not grow.
-    pub(super) disk_full: bool,
+    pub(crate) disk_full: bool,
     /// True where a demuxer or parser gave up.
     reader: bool,
     /// True where an encoder, a muxer or the file could not go on.
-    pub(super) writer: bool,
+    pub(crate) writer: bool,
 }
 
 impl Failure {
     /// A failure of this crate's own part of the pipeline.
-    pub(super) fn new(reason: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
             disk_full: false,
@@ -32,7 +32,7 @@ impl Failure {
     }
 
     /// What an element said when it gave up.
-    pub(super) fn from_message(message: &gst::message::Error) -> Self {
+    pub(crate) fn from_message(message: &gst::message::Error) -> Self {
         let element = message
             .src()
             .and_then(|src| src.downcast_ref::<gst::Element>())
@@ -74,7 +74,7 @@ impl Failure {
     }
 
     /// The error for whoever asked for the frames of `input` or wrote `output`.
-    pub(super) fn to_error(&self, input: &Path, output: &Path) -> Error {
+    pub(crate) fn to_error(&self, input: &Path, output: &Path) -> Error {
         if self.disk_full {
             return Error::Media(format!("no space left on the disk: {output:?}"));
         }
@@ -87,7 +87,7 @@ impl Failure {
 }
 
 /// What is missing, where `message` says that no installed plugin handles a stream.
-pub(super) fn missing_plugin(message: &gst::message::Element) -> Option<String> {
+pub(crate) fn missing_plugin(message: &gst::message::Element) -> Option<String> {
     let structure = message.structure()?;
     if structure.name() != "missing-plugin" {
         return None;

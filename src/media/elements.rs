@@ -67,7 +67,7 @@ pub fn available(factory: &str) -> bool {
 }
 
 /// What to tell a user whose machine lacks every one of `factories`.
-pub(super) fn missing(factories: &[&str]) -> Error {
+pub(crate) fn missing(factories: &[&str]) -> Error {
     let wanted: Vec<String> = factories
         .iter()
         .map(|factory| match package(factory) {
@@ -82,21 +82,21 @@ pub(super) fn missing(factories: &[&str]) -> Error {
 }
 
 /// A new element.
-pub(super) fn make(factory: &str) -> Result<gst::Element> {
+pub(crate) fn make(factory: &str) -> Result<gst::Element> {
     gst::ElementFactory::make(factory)
         .build()
         .map_err(|_| missing(&[factory]))
 }
 
 /// A filter that lets only `caps` pass.
-pub(super) fn capsfilter(caps: &gst::Caps) -> Result<gst::Element> {
+pub(crate) fn capsfilter(caps: &gst::Caps) -> Result<gst::Element> {
     let filter = make("capsfilter")?;
     filter.set_property("caps", caps);
     Ok(filter)
 }
 
 /// A sink that swallows what nobody wants, so that no pad stays unlinked: one would stop the whole pipeline.
-pub(super) fn drain() -> Result<gst::Element> {
+pub(crate) fn drain() -> Result<gst::Element> {
     let sink = make("fakesink")?;
     // Waits neither for the clock nor for a first buffer: the pipeline's state must not hang on it.
     sink.set_property("sync", false);
@@ -106,13 +106,13 @@ pub(super) fn drain() -> Result<gst::Element> {
 }
 
 /// Adds `chain` to `pipeline`, links it in its order and starts it.
-pub(super) fn add_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
+pub(crate) fn add_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
     link_chain(pipeline, chain)?;
     start_chain(chain)
 }
 
 /// Adds `chain` to `pipeline` and links it in its order.
-pub(super) fn link_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
+pub(crate) fn link_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
     pipeline
         .add_many(chain)
         .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
@@ -123,7 +123,7 @@ pub(super) fn link_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Re
 }
 
 /// Starts `chain` from its end backwards, so that no element pushes into one that is not yet running.
-pub(super) fn start_chain(chain: &[gst::Element]) -> Result<()> {
+pub(crate) fn start_chain(chain: &[gst::Element]) -> Result<()> {
     for element in chain.iter().rev() {
         element.sync_state_with_parent().map_err(|_| {
             Error::Media(format!(
@@ -136,7 +136,7 @@ pub(super) fn start_chain(chain: &[gst::Element]) -> Result<()> {
 }
 
 /// The static pad `name` of `element`.
-pub(super) fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad> {
+pub(crate) fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad> {
     element.static_pad(name).ok_or_else(|| {
         Error::Media(format!(
             "element {:?} has no pad {name:?}",
@@ -146,7 +146,7 @@ pub(super) fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad>
 }
 
 /// The name that a person would look up.
-pub(super) fn factory_name(element: &gst::Element) -> String {
+pub(crate) fn factory_name(element: &gst::Element) -> String {
     element.factory().map_or_else(
         || element.name().to_string(),
         |factory| factory.name().to_string(),

@@ -5,7 +5,7 @@
 #[cfg(feature = "media")]
 mod audio;
 #[cfg(feature = "media")]
-mod bus;
+pub(crate) mod bus;
 #[cfg(feature = "media")]
 mod container;
 #[cfg(feature = "media")]

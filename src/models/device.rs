@@ -1,5 +1,6 @@
 //! Where a model runs.
 
+use std::fmt;
 use std::str::FromStr;
 
 use candle_core::Device;
@@ -35,6 +36,16 @@ impl DeviceChoice {
             Self::Cuda(index) => Device::new_cuda(index),
         };
         device.map_err(|error| Error::Config(format!("no CUDA device: {error}")))
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
     }
 }
 

@@ -20,6 +20,9 @@ mod kernels;
 mod media;
 // Opening models, and what is said about those that cannot be opened.
 mod models;
+// Cameras and streams.
+#[cfg(feature = "live")]
+mod live;
 // What is drawn, where and in which colors.
 mod overlay;
 // Order, times, batches, errors, cancelling.

@@ -14,6 +14,7 @@ use vitscope::overlay::{Colormap, Mode, Overlay};
 use crate::bench::BenchArgs;
 use crate::eval::EvalArgs;
 use crate::file::FileArgs;
+use crate::live::LiveArgs;
 use crate::models::ModelsArgs;
 use crate::progress::ProgressMode;
 use crate::still::StillArgs;
@@ -33,6 +34,8 @@ pub struct Args {
 pub enum Command {
     /// Explain a video file: same frames, same times, same sound, with a heatmap on it.
     File(FileArgs),
+    /// Explain what a camera, a network stream or the screen shows, while it happens.
+    Live(LiveArgs),
     /// Explain pictures.
     Still(StillArgs),
     /// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
@@ -41,6 +44,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Time models and their explanations on this machine.
     Bench(BenchArgs),
+    /// List the cameras.
+    Devices,
     /// List the methods: where they come from, what they need, what they cost.
     Methods,
     /// List the embedded models, or say what is in a model.
@@ -53,9 +58,13 @@ impl Command {
         let outputs = match self {
             Self::File(args) => &args.outputs,
             Self::Still(args) => &args.outputs,
-            Self::Train(_) | Self::Eval(_) | Self::Bench(_) | Self::Methods | Self::Models(_) => {
-                return true;
-            }
+            Self::Live(args) => return !args.quiet,
+            Self::Train(_)
+            | Self::Eval(_)
+            | Self::Bench(_)
+            | Self::Devices
+            | Self::Methods
+            | Self::Models(_) => return true,
         };
         let for_people = [ProgressMode::Auto, ProgressMode::Plain];
         !outputs.quiet && for_people.contains(&outputs.progress)
@@ -65,9 +74,10 @@ impl Command {
     pub fn threads(&self) -> Option<NonZeroUsize> {
         match self {
             Self::File(args) => args.explain.threads,
+            Self::Live(args) => args.explain.threads,
             Self::Still(args) => args.explain.threads,
             Self::Train(args) => args.threads(),
-            Self::Eval(_) | Self::Methods | Self::Models(_) => None,
+            Self::Eval(_) | Self::Devices | Self::Methods | Self::Models(_) => None,
             Self::Bench(args) => args.threads,
         }
     }
@@ -172,7 +182,7 @@ where
     PossibleValuesParser::new(values).try_map(|name| name.parse::<T>())
 }
 
-fn share(text: &str) -> Result<f32, String> {
+pub fn share(text: &str) -> Result<f32, String> {
     text.parse()
         .ok()
         .filter(|share| (0.0..=1.0).contains(share))

@@ -2,11 +2,13 @@
 
 mod args;
 mod bench;
+mod devices;
 mod environment;
 mod eval;
 mod exit;
 mod file;
 mod interrupt;
+mod live;
 mod methods;
 mod models;
 mod outputs;
@@ -35,6 +37,8 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
     environment::set(command.threads())?;
     match command {
         Command::File(args) => file::run(args),
+        Command::Live(args) => live::run(args),
+        Command::Devices => devices::run(),
         Command::Still(args) => still::run(args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
