@@ -496,6 +496,23 @@ fn shipped_models_open_and_their_cards_are_complete_and_true() {
     }
 }
 
+/// A folder with a head and gates alone is for one backbone, which its card names.
+#[test]
+fn a_shipped_head_refuses_another_backbone_with_both_hashes() {
+    let folder = root().join("models/dinov2-small-cifar10");
+    let card = fs::read_to_string(folder.join("README.md")).unwrap();
+    let other = open(&root().join("models/cifar10")).unwrap().weights_sha256;
+    let reference = Reference::over(folder.to_str().unwrap(), Some("cifar10"));
+    let message = models::open(reference, &Device::Cpu)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(message.contains(&other), "{message}");
+    let wanted = message.split('"').nth(1).unwrap();
+    assert_eq!(wanted.len(), 64, "{message}");
+    assert!(card.contains(wanted), "{message}");
+}
+
 #[test]
 fn embedded_models_are_the_shipped_ones_and_small() {
     let mut total = 0;
