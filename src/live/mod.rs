@@ -1,4 +1,5 @@
-//! Live video: from a camera, a network stream or the screen, through the element [`VitScope`], to a window and a file.
+//! Live video: from a camera, a network stream or the screen, through the element
+//! [`VitScope`](plugin::VitScope), to a window and a file.
 //!
 //! Two pipelines share a clock. One is the connection to the source, and is built again where that was lost; the other one
 //! explains, shows and records, and goes on meanwhile:
