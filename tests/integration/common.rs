@@ -1,7 +1,7 @@
 //! What several tests need: small models, clips made by ffmpeg, and what ffprobe says of them.
 #![expect(clippy::expect_used, reason = "a failed step is a failed test")]
 #![cfg_attr(
-    not(all(feature = "cli", feature = "media")),
+    not(all(feature = "cli", feature = "live")),
     expect(dead_code, reason = "most of it is for tests of the program")
 )]
 

@@ -208,7 +208,7 @@ fn shipped_gates_of_every_seed_find_the_red_cells() {
     }
 }
 
-#[cfg(feature = "cli")]
+#[cfg(all(feature = "cli", feature = "live"))]
 mod program {
     use std::process::{Command, Output};
 

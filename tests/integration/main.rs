@@ -36,10 +36,10 @@ mod train;
 mod vit;
 
 // The program: what it prints and writes, and what it refuses.
-#[cfg(all(feature = "cli", feature = "media"))]
+#[cfg(all(feature = "cli", feature = "live"))]
 mod cli;
 // Models of the hub, from a server beside the test.
-#[cfg(all(feature = "cli", feature = "hub", feature = "media"))]
+#[cfg(all(feature = "cli", feature = "hub", feature = "live"))]
 mod hub;
 // The layers and habits of the sources.
 mod tidy;
