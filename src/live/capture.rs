@@ -168,10 +168,13 @@ impl Capture {
             _ => "the stream has ended".to_owned(),
         };
         let address = &self.address;
-        Err(Error::Media(format!(
-            "{address}: {}",
-            address.redacted(&reason)
-        )))
+        let reason = address.redacted(&reason);
+        // The web source of GStreamer 1.22 says no more than that, be the server gone or the page.
+        let is_mute = reason.contains("Internal data stream error");
+        Err(Error::Media(match is_mute && address.is_remote() {
+            true => format!("{address} does not answer, or has no video ({reason})"),
+            false => format!("{address}: {reason}"),
+        }))
     }
 }
 

@@ -13,6 +13,7 @@ mod address;
 mod capture;
 mod outputs;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// What writing the end of a recording may take.
 const ENDING: Duration = Duration::from_secs(10);
+const AFTER_WINDOW: Duration = Duration::from_millis(500);
 
 /// What to show of which source.
 #[derive(Clone, Debug)]
@@ -96,10 +98,9 @@ impl Live {
         crate::media::init()?;
         plugin::register(None).map_err(|error| Error::Media(error.to_string()))?;
         let player = Player::start(self)?;
-        let done = self.watch(&player, cancel, on_event);
-        let ended = player.end();
-        let status = done?;
-        ended?;
+        // Where something failed, there is nobody to wait for; what was recorded can be played all the same.
+        let status = self.watch(&player, cancel, on_event)?;
+        player.end()?;
         Ok(status)
     }
 
@@ -221,6 +222,8 @@ struct Player {
     appsrc: gst_app::AppSrc,
     element: gst::Element,
     outputs: Outputs,
+    /// The user has closed the window.
+    closed: Cell<bool>,
     base: Base,
 }
 
@@ -252,6 +255,7 @@ impl Player {
             appsrc,
             element,
             outputs: live.outputs.clone(),
+            closed: Cell::new(false),
             base: Base { clock, time },
         };
         if player.pipeline.set_state(gst::State::Playing).is_err() {
@@ -286,7 +290,10 @@ impl Player {
         match bus.timed_pop_filtered(patience, &kinds) {
             None => Ok(true),
             Some(message) => match message.view() {
-                gst::MessageView::Error(error) if outputs::is_closed_window(error) => Ok(false),
+                gst::MessageView::Error(error) if outputs::is_closed_window(error) => {
+                    self.closed.set(true);
+                    Ok(false)
+                }
                 gst::MessageView::Error(error) => Err(self.outputs.failed(error)),
                 gst::MessageView::Latency(_) => {
                     // It is done by the time of the next frame; where it fails, frames come a little late.
@@ -312,13 +319,23 @@ impl Player {
 
     /// Lets recordings be finished.
     fn end(self) -> Result<()> {
-        // Where the pipeline has failed already, there is nobody to take the end.
-        let _ = self.appsrc.end_of_stream();
-        let until = Instant::now() + ENDING;
+        self.appsrc
+            .end_of_stream()
+            .map_err(|error| Error::Media(format!("outputs cannot be finished: {error}")))?;
+        // A closed window never says that it has come to its end; the recording takes a moment for its own.
+        let closed = self.closed.get();
+        let until = Instant::now() + if closed { AFTER_WINDOW } else { ENDING };
         while let Some(left) = until.checked_duration_since(Instant::now()) {
-            if !self.check(left.min(TICK))? {
-                return Ok(());
+            // Whatever else fails behind a closed window follows from that.
+            match self.check(left.min(TICK)) {
+                Ok(true) => (),
+                Ok(false) if !closed => return Ok(()),
+                Err(error) if !closed => return Err(error),
+                Ok(false) | Err(_) => (),
             }
+        }
+        if closed {
+            return Ok(());
         }
         Err(Error::Media(format!(
             "outputs are not finished after {} s",
