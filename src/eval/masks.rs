@@ -6,7 +6,9 @@ use candle_core::Tensor;
 
 use super::{MaskedAnswer, mean, share};
 use crate::error::Result;
-use crate::gates::{FrozenGates, KEEP, Removal, logits, masked_answers, masks_within_margin};
+use crate::gates::{
+    FrozenGates, Removal, binary_masks, logits, masked_answers, masks_within_margin,
+};
 use crate::rng::Rng;
 use crate::vit::Vit;
 
@@ -94,10 +96,7 @@ pub fn answers_by_choice(
         .map(|of_image| of_image.iter().map(|_| rng.uniform()).collect())
         .collect();
 
-    let gated: Vec<Vec<bool>> = likeliness
-        .iter()
-        .map(|of_image| of_image.iter().map(|&keep| keep >= KEEP).collect())
-        .collect();
+    let gated = binary_masks(&likeliness);
     let as_many: Vec<Vec<bool>> = gated
         .iter()
         .map(|mask| {

@@ -24,7 +24,7 @@ use serde::Deserialize;
 
 use super::{Explainer, Needs, Pass};
 use crate::error::{Error, Result};
-use crate::gates::{FrozenGates, Gates, MARGIN, Removal, masks_within_margin};
+use crate::gates::{FrozenGates, Gates, MARGIN, Removal, masks_within_margin, tensor_from_masks};
 use crate::overlay::Range;
 use crate::vit::{Site, Vit};
 
@@ -103,9 +103,7 @@ impl DiffMask {
             &self.removal,
             self.options.margin,
         )?;
-        let kept = masks.iter().flatten();
-        let kept: Vec<f32> = kept.map(|&keep| f32::from(u8::from(keep))).collect();
-        Ok(Tensor::from_vec(kept, mask.shape(), mask.device())?)
+        Ok(tensor_from_masks(&masks, mask.device())?)
     }
 }
 

@@ -1,9 +1,9 @@
 //! What is left of a model's answer when patches are taken away, and how few it can be kept with.
 
-use candle_core::{D, Result as TensorResult, Tensor};
+use candle_core::{D, Device, Result as TensorResult, Tensor};
 use candle_nn::ops::log_softmax;
 
-use super::{Removal, masked_pass};
+use super::{KEEP, Removal, masked_pass};
 use crate::error::{Error, Result};
 use crate::vit::Vit;
 
@@ -32,6 +32,29 @@ pub fn kl_from_logits(original: &Tensor, masked: &Tensor) -> TensorResult<Tensor
     (original.exp()? * (original - masked)?)?.sum(D::Minus1)
 }
 
+/// For each patch whether it is kept more likely than not.
+///
+/// # Shapes
+/// - `likely`: `[batch, patches]`
+pub(crate) fn binary_masks(likely: &[Vec<f32>]) -> Vec<Vec<bool>> {
+    let of_image = |likely: &Vec<f32>| likely.iter().map(|&keep| keep >= KEEP).collect();
+    likely.iter().map(of_image).collect()
+}
+
+/// Masks as the masked pass takes them: 1 keeps, 0 does not.
+///
+/// # Shapes
+/// - result: `[batch, patches]`
+pub(crate) fn tensor_from_masks(masks: &[Vec<bool>], device: &Device) -> TensorResult<Tensor> {
+    let n_patches = masks.first().map_or(0, Vec::len);
+    let values = masks
+        .iter()
+        .flatten()
+        .map(|&keep| f32::from(u8::from(keep)));
+    let values: Vec<f32> = values.collect();
+    Tensor::from_vec(values, (masks.len(), n_patches), device)
+}
+
 /// Runs the model on masked images and compares the answers with those to the whole images.
 ///
 /// # Shapes
@@ -48,13 +71,8 @@ pub fn masked_answers(
     masks: &[Vec<bool>],
     removal: &Removal,
 ) -> Result<Vec<MaskedAnswer>> {
-    let n_patches = masks.first().map_or(0, Vec::len);
-    let values: Vec<f32> = masks
-        .iter()
-        .flatten()
-        .map(|&kept| f32::from(u8::from(kept)))
-        .collect();
-    let mask = Tensor::from_vec(values, (masks.len(), n_patches), images.device())?;
+    let mask = tensor_from_masks(masks, images.device())?;
+    let n_patches = mask.dim(1)?;
     let masked = logits(masked_pass(vit, images, &mask, removal)?.logits)?;
     let kl: Vec<f32> = kl_from_logits(original, &masked)?.to_vec1()?;
     let before: Vec<u32> = original.argmax(D::Minus1)?.to_vec1()?;
@@ -144,7 +162,6 @@ pub(crate) fn logits(logits: Option<Tensor>) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn kl_of_equal_answers_is_zero_and_of_others_is_the_sum() {

@@ -36,8 +36,8 @@ use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::vit::VitConfig;
 
-pub(crate) use answers::logits;
 pub use answers::{MaskedAnswer, kl_from_logits, masked_answers, masks_within_margin};
+pub(crate) use answers::{binary_masks, logits, tensor_from_masks};
 pub use card::GateCard;
 pub use frozen::{FrozenGates, VotedPass};
 pub use hard_concrete::{

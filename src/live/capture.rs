@@ -11,9 +11,12 @@ use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
 
 use super::address::Address;
+use super::utf8;
 use crate::error::{Error, Result};
 use crate::media::bus::Failure;
-use crate::media::elements::{add_chain, capsfilter, drain, link_chain, make, static_pad};
+use crate::media::elements::{
+    add_chain, capsfilter, drain_pad, link, link_chain, make, static_pad,
+};
 
 /// What is asked of a camera; others send what they send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,19 +110,18 @@ impl Capture {
         let appsink = appsink(appsrc, offset, &n_frames);
         let convert = make("videoconvert")?;
         add_chain(&pipeline, &[convert.clone(), appsink.upcast()])?;
-        let target = static_pad(&convert, "sink")?;
         match address {
             Address::Url(url) => {
                 let decoder = make("uridecodebin")?;
                 decoder.set_property("uri", url.as_str());
                 add_chain(&pipeline, slice::from_ref(&decoder))?;
-                link_video(&decoder, target);
+                link_video(&decoder, static_pad(&convert, "sink")?);
             }
             Address::Screen => {
                 let screen = make("ximagesrc")?;
                 screen.set_property("use-damage", false);
                 add_chain(&pipeline, slice::from_ref(&screen))?;
-                link_static(&screen, &target)?;
+                link(&[screen, convert])?;
             }
             Address::Test(pattern) => {
                 let test = make("videotestsrc")?;
@@ -127,14 +129,14 @@ impl Capture {
                 set_pattern(&test, pattern)?;
                 let filter = capsfilter(&raw_caps(wanted))?;
                 add_chain(&pipeline, &[test, filter.clone()])?;
-                link_static(&filter, &target)?;
+                link(&[filter, convert])?;
             }
             Address::Index(_) | Address::Path(_) | Address::Name(_) => {
                 let camera = camera(address)?;
                 let decoder = make("decodebin")?;
                 let filter = capsfilter(&camera_caps(wanted))?;
                 link_chain(&pipeline, &[camera, filter, decoder.clone()])?;
-                link_video(&decoder, target);
+                link_video(&decoder, static_pad(&convert, "sink")?);
             }
         }
         pipeline.use_clock(Some(&base.clock));
@@ -242,22 +244,12 @@ fn link_video(decoder: &gst::Element, target: gst::Pad) {
         if is_video && !target.is_linked() && pad.link(&target).is_ok() {
             return;
         }
-        let parent = decoder.parent().and_downcast::<gst::Pipeline>();
-        let drained = parent.and_then(|pipeline| {
-            let sink = drain().ok()?;
-            add_chain(&pipeline, slice::from_ref(&sink)).ok()?;
-            pad.link(&sink.static_pad("sink")?).ok()
-        });
+        let pipeline = decoder.parent().and_downcast::<gst::Pipeline>();
+        let drained = pipeline.and_then(|pipeline| drain_pad(&pipeline, pad).ok());
         if drained.is_none() {
             tracing::warn!(pad = %pad.name(), "a stream beside the video cannot be left out");
         }
     });
-}
-
-fn link_static(element: &gst::Element, target: &gst::Pad) -> Result<()> {
-    let linked = static_pad(element, "src")?.link(target);
-    linked.map_err(|error| Error::Media(format!("cannot assemble the pipeline: {error}")))?;
-    Ok(())
 }
 
 fn set_pattern(test: &gst::Element, pattern: &str) -> Result<()> {
@@ -285,10 +277,7 @@ fn camera(address: &Address) -> Result<gst::Element> {
             return Err(Error::Media(format!("there is no camera: {path:?}")));
         }
         let source = make("v4l2src")?;
-        let Some(path) = path.to_str() else {
-            return Err(Error::Media(format!("path is not UTF-8: {path:?}")));
-        };
-        source.set_property("device", path);
+        source.set_property("device", utf8(path)?);
         return Ok(source);
     }
     let devices = devices()?;

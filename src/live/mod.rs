@@ -14,6 +14,7 @@ mod capture;
 mod outputs;
 
 use std::cell::Cell;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -326,12 +327,10 @@ impl Player {
         let closed = self.closed.get();
         let until = Instant::now() + if closed { AFTER_WINDOW } else { ENDING };
         while let Some(left) = until.checked_duration_since(Instant::now()) {
+            let checked = self.check(left.min(TICK));
             // Whatever else fails behind a closed window follows from that.
-            match self.check(left.min(TICK)) {
-                Ok(true) => (),
-                Ok(false) if !closed => return Ok(()),
-                Err(error) if !closed => return Err(error),
-                Ok(false) | Err(_) => (),
+            if !closed && !checked? {
+                return Ok(());
             }
         }
         if closed {
@@ -350,4 +349,9 @@ impl Drop for Player {
             tracing::warn!("the pipeline does not stop");
         }
     }
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str()
+        .ok_or_else(|| Error::Media(format!("path is not UTF-8: {path:?}")))
 }

@@ -1,13 +1,16 @@
 //! Where explained frames go, each behind a queue of its own: a slow one delays no other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
+use super::utf8;
 use crate::error::{Error, Result};
 use crate::media::bus::Failure;
-use crate::media::elements::{add_chain, available, capsfilter, factory_name, make, missing};
+use crate::media::elements::{
+    add_chain, available, capsfilter, factory_name, link, make, missing, static_pad,
+};
 
 /// An encoder that keeps up with what it records.
 struct Encoder {
@@ -84,16 +87,12 @@ impl Outputs {
         for chain in chains {
             add_chain(pipeline, &chain)?;
             if let Some(first) = chain.first() {
-                tee.link(first).map_err(|error| {
-                    Error::Media(format!("cannot assemble the pipeline: {error}"))
-                })?;
+                link(&[tee.clone(), first.clone()])?;
             }
         }
         Ok(())
     }
-}
 
-impl Outputs {
     /// What has become of them, or of what is before them.
     pub(super) fn failed(&self, error: &gst::message::Error) -> Error {
         let failure = Failure::from_message(error);
@@ -124,7 +123,7 @@ fn newest() -> Result<gst::Element> {
     Ok(queue)
 }
 
-fn recording(path: &std::path::Path) -> Result<Vec<gst::Element>> {
+fn recording(path: &Path) -> Result<Vec<gst::Element>> {
     let Some(found) = ENCODERS.iter().find(|it| available(it.factory)) else {
         return Err(missing(&ENCODERS.map(|it| it.factory)));
     };
@@ -159,7 +158,7 @@ fn recording(path: &std::path::Path) -> Result<Vec<gst::Element>> {
 /// Keeps the size of the first frame: a source that comes back with another one does not break the recording.
 fn keep_size(first: &gst::Element, filter: &gst::Element) -> Result<()> {
     let filter = filter.downgrade();
-    let pad = crate::media::elements::static_pad(first, "sink")?;
+    let pad = static_pad(first, "sink")?;
     pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
         let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view()) else {
             return gst::PadProbeReturn::Ok;
@@ -176,9 +175,4 @@ fn keep_size(first: &gst::Element, filter: &gst::Element) -> Result<()> {
         gst::PadProbeReturn::Remove
     });
     Ok(())
-}
-
-fn utf8(path: &std::path::Path) -> Result<&str> {
-    path.to_str()
-        .ok_or_else(|| Error::Media(format!("path is not UTF-8: {path:?}")))
 }

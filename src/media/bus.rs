@@ -22,7 +22,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// A failure of this crate's own part of the pipeline.
-    pub(crate) fn new(reason: impl Into<String>) -> Self {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
             disk_full: false,
@@ -74,7 +74,7 @@ impl Failure {
     }
 
     /// The error for whoever asked for the frames of `input` or wrote `output`.
-    pub(crate) fn to_error(&self, input: &Path, output: &Path) -> Error {
+    pub(super) fn to_error(&self, input: &Path, output: &Path) -> Error {
         if self.disk_full {
             return Error::Media(format!("no space left on the disk: {output:?}"));
         }
@@ -87,7 +87,7 @@ impl Failure {
 }
 
 /// What is missing, where `message` says that no installed plugin handles a stream.
-pub(crate) fn missing_plugin(message: &gst::message::Element) -> Option<String> {
+pub(super) fn missing_plugin(message: &gst::message::Element) -> Option<String> {
     let structure = message.structure()?;
     if structure.name() != "missing-plugin" {
         return None;

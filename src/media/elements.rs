@@ -96,13 +96,22 @@ pub(crate) fn capsfilter(caps: &gst::Caps) -> Result<gst::Element> {
 }
 
 /// A sink that swallows what nobody wants, so that no pad stays unlinked: one would stop the whole pipeline.
-pub(crate) fn drain() -> Result<gst::Element> {
+pub(super) fn drain() -> Result<gst::Element> {
     let sink = make("fakesink")?;
     // Waits neither for the clock nor for a first buffer: the pipeline's state must not hang on it.
     sink.set_property("sync", false);
     sink.set_property("async", false);
     sink.set_property("enable-last-sample", false);
     Ok(sink)
+}
+
+/// Links `pad` to a sink that swallows all.
+pub(crate) fn drain_pad(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<()> {
+    let sink = drain()?;
+    add_chain(pipeline, std::slice::from_ref(&sink))?;
+    pad.link(&static_pad(&sink, "sink")?)
+        .map_err(|err| Error::Media(format!("cannot leave a stream out ({err})")))?;
+    Ok(())
 }
 
 /// Adds `chain` to `pipeline`, links it in its order and starts it.
@@ -116,6 +125,11 @@ pub(crate) fn link_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Re
     pipeline
         .add_many(chain)
         .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
+    link(chain)
+}
+
+/// Links elements of one pipeline in their order.
+pub(crate) fn link(chain: &[gst::Element]) -> Result<()> {
     gst::Element::link_many(chain).map_err(|_| {
         let names: Vec<_> = chain.iter().map(factory_name).collect();
         Error::Media(format!("cannot link {}", names.join(" ! ")))
@@ -123,7 +137,7 @@ pub(crate) fn link_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Re
 }
 
 /// Starts `chain` from its end backwards, so that no element pushes into one that is not yet running.
-pub(crate) fn start_chain(chain: &[gst::Element]) -> Result<()> {
+pub(super) fn start_chain(chain: &[gst::Element]) -> Result<()> {
     for element in chain.iter().rev() {
         element.sync_state_with_parent().map_err(|_| {
             Error::Media(format!(

@@ -275,7 +275,7 @@ impl Demuxed {
         } else if kind.starts_with("audio/") {
             self.expect_picture(pad, "the file has sound but no picture, expected a video");
             if self.job.audio == AudioMode::Drop {
-                return drain(&pipeline, pad);
+                return elements::drain_pad(&pipeline, pad);
             }
             let mut tracks = lock(&self.tap.shared.tracks);
             if let Some(tracks) = tracks.as_mut() {
@@ -298,7 +298,7 @@ impl Demuxed {
                 "leaving out a stream that is neither picture nor sound"
             );
         }
-        drain(&pipeline, pad)
+        elements::drain_pad(&pipeline, pad)
     }
 
     /// Fails with `complaint` where `pad` gives data and no stream has turned out to be a picture.
@@ -378,13 +378,4 @@ impl Demuxed {
             .map_err(|err| Error::Media(format!("the picture cannot be decoded ({err})")))?;
         Ok(())
     }
-}
-
-/// Links `pad` to a sink that swallows all.
-fn drain(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<()> {
-    let sink = elements::drain()?;
-    elements::add_chain(pipeline, std::slice::from_ref(&sink))?;
-    pad.link(&static_pad(&sink, "sink")?)
-        .map_err(|err| Error::Media(format!("cannot leave a stream out ({err})")))?;
-    Ok(())
 }

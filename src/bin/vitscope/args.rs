@@ -182,6 +182,15 @@ where
     PossibleValuesParser::new(values).try_map(|name| name.parse::<T>())
 }
 
+/// A number above 0, of seconds or nats.
+pub fn positive(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|number: &f64| *number > 0.0 && number.is_finite())
+        .ok_or_else(|| "expected a number above 0".into())
+}
+
+/// A number from 0 to 1.
 pub fn share(text: &str) -> Result<f32, String> {
     text.parse()
         .ok()

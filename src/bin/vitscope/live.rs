@@ -1,17 +1,16 @@
 //! `vitscope live`: what a model looks at, while it happens.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::bail;
-use vitscope::changes;
 use vitscope::live::{Address, Event, Live, Outputs, Status, Wanted};
 use vitscope::overlay::Mode;
 
-use crate::args::{DrawArgs, ExplainArgs, Upsample};
+use crate::args::{DrawArgs, ExplainArgs, Upsample, positive, share};
 use crate::exit::Exit;
-use crate::interrupt;
+use crate::side::is_stdout;
+use crate::{interrupt, outputs, setup};
 
 /// Options of `vitscope live`.
 #[derive(Debug, clap::Args)]
@@ -34,10 +33,10 @@ pub struct LiveArgs {
     #[arg(long, value_name = "N", default_value = "1")]
     every: std::num::NonZeroU32,
     /// With `--policy latest`, how old an explanation may be that is shown, in seconds; it fades until then.
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = positive)]
     max_age: f64,
     /// How much of the explanation before stays in the next one, 0 to 1, until the scene changes.
-    #[arg(long, default_value = "0", value_parser = crate::args::share)]
+    #[arg(long, default_value = "0", value_parser = share)]
     smoothing: f32,
     /// Show a window; what happens without any other output.
     #[arg(long)]
@@ -58,7 +57,7 @@ pub struct LiveArgs {
     #[arg(long)]
     overwrite: bool,
     /// End after so many seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = positive)]
     duration: Option<f64>,
     /// Print errors and warnings only.
     #[arg(long)]
@@ -84,20 +83,11 @@ fn size(text: &str) -> Result<(u32, u32), String> {
     sides.ok_or_else(|| "expected width and height in pixels, as 640x480".into())
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|secs: &f64| *secs > 0.0 && secs.is_finite())
-        .ok_or_else(|| "expected a number above 0".into())
-}
-
 /// Shows and records until it is interrupted.
 pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
-    for path in [&args.record, &args.scores].into_iter().flatten() {
-        if path.exists() && !args.overwrite && path.is_file() {
-            bail!("output exists, give --overwrite to replace it: {path:?}");
-        }
-    }
+    let scores = args.scores.as_deref().filter(|path| !is_stdout(path));
+    let outputs: Vec<&Path> = args.record.as_deref().into_iter().chain(scores).collect();
+    outputs::check(&outputs, &[], args.overwrite)?;
     let live = Live {
         address: args.source.clone(),
         wanted: Wanted {
@@ -197,7 +187,7 @@ fn properties(args: &LiveArgs) -> anyhow::Result<Vec<(&'static str, String)>> {
     properties.extend((!options.is_empty()).then_some(("method-options", options)));
     if let Some(path) = &args.scores {
         let path = match path.to_str() {
-            Some("-") => "/dev/stdout",
+            Some(_) if is_stdout(path) => "/dev/stdout",
             Some(path) => path,
             None => bail!("path is not UTF-8: {path:?}"),
         };
@@ -206,23 +196,11 @@ fn properties(args: &LiveArgs) -> anyhow::Result<Vec<(&'static str, String)>> {
     Ok(properties)
 }
 
-/// What `--set METHOD.KEY=VALUE` says of the one method that is asked for, as the element takes it.
+/// What `--set` says of the one method that is asked for, as the element takes it.
 fn method_options(set: &[String], method: Option<&str>) -> anyhow::Result<String> {
-    let mut options = BTreeMap::new();
-    for change in set {
-        for (of, values) in changes::parse(change)? {
-            let toml::Value::Table(values) = values else {
-                bail!("--set takes METHOD.KEY=VALUE, got {change:?}");
-            };
-            if method.is_some_and(|method| method != of) {
-                bail!("--set {change:?} is for a method that is not asked for");
-            }
-            options.extend(values);
-        }
-    }
-    let texts = options
-        .iter()
-        .map(|(key, value)| format!("{key} = {value}"));
+    let by_method = setup::options_by_method(set, |of| method.is_none_or(|method| method == of))?;
+    let options = by_method.values().flatten();
+    let texts = options.map(|(key, value)| format!("{key} = {value}"));
     Ok(texts.collect::<Vec<_>>().join(", "))
 }
 

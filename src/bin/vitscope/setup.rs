@@ -42,18 +42,8 @@ pub fn explainers(
     changes: &[String],
     parts: Parts<'_>,
 ) -> anyhow::Result<Vec<Box<dyn Explainer>>> {
-    let mut options: BTreeMap<String, toml::Table> = BTreeMap::new();
-    for change in changes {
-        for (method, values) in changes::parse(change).context("--set")? {
-            let toml::Value::Table(values) = values else {
-                bail!("--set takes METHOD.KEY=VALUE, got {change:?}");
-            };
-            if !methods.iter().any(|known| known.name() == method) {
-                bail!("--set {change:?} is for a method that is not asked for");
-            }
-            options.entry(method).or_default().extend(values);
-        }
-    }
+    let is_asked = |name: &str| methods.iter().any(|known| known.name() == name);
+    let options = options_by_method(changes, is_asked)?;
     methods
         .iter()
         .map(|method| {
@@ -61,6 +51,26 @@ pub fn explainers(
             Ok(method.build_with(parts, options)?)
         })
         .collect()
+}
+
+/// What `--set METHOD.KEY=VALUE` says of each method; those that are not asked for are refused.
+pub fn options_by_method(
+    changes: &[String],
+    is_asked: impl Fn(&str) -> bool,
+) -> anyhow::Result<BTreeMap<String, toml::Table>> {
+    let mut options: BTreeMap<String, toml::Table> = BTreeMap::new();
+    for change in changes {
+        for (method, values) in changes::parse(change).context("--set")? {
+            let toml::Value::Table(values) = values else {
+                bail!("--set takes METHOD.KEY=VALUE, got {change:?}");
+            };
+            if !is_asked(&method) {
+                bail!("--set {change:?} is for a method that is not asked for");
+            }
+            options.entry(method).or_default().extend(values);
+        }
+    }
+    Ok(options)
 }
 
 /// Fails where a method does not go with the model, at the price of a pass or so.

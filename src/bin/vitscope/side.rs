@@ -110,6 +110,6 @@ pub fn say(args: &OutputArgs, line: &str) {
     };
 }
 
-fn is_stdout(path: &Path) -> bool {
+pub fn is_stdout(path: &Path) -> bool {
     path == Path::new("-")
 }

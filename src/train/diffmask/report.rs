@@ -16,7 +16,9 @@ use crate::error::{Error, Result};
 use crate::eval::{self, MaskedAnswer, masked_answers};
 use crate::files::write_whole;
 use crate::frame::placement::{Placement, ResizeRule};
-use crate::gates::{GateSizes, Gates, KEEP, clean_pass, masked_pass};
+use crate::gates::{
+    GateSizes, Gates, KEEP, binary_masks, clean_pass, masked_pass, tensor_from_masks,
+};
 use crate::overlay::{Heat, Mode, Overlay, Range, frame_from_image, image_from_frame};
 use crate::train::Subject;
 
@@ -90,19 +92,10 @@ fn look(gates: &Gates, subject: Subject<'_>, n_pictures: usize) -> Result<Found>
             return Err(Error::Model("a model has at least two states".into()));
         };
         let mask: Vec<Vec<f32>> = mask.to_vec2()?;
-        let binary: Vec<Vec<bool>> = mask
-            .iter()
-            .map(|mask| mask.iter().map(|keep| *keep >= KEEP).collect())
-            .collect();
+        let binary = binary_masks(&mask);
         let answers = masked_answers(subject.vit, &images, &original, &binary, gates.removal())?;
         if found.examples.len() < SHOWN {
-            let kept = binary
-                .iter()
-                .flatten()
-                .map(|keep| f32::from(u8::from(*keep)));
-            let kept: Vec<f32> = kept.collect();
-            let shape = (binary.len(), kept.len() / binary.len());
-            let kept = Tensor::from_vec(kept, shape, images.device())?;
+            let kept = tensor_from_masks(&binary, images.device())?;
             let masked = masked_pass(subject.vit, &images, &kept, gates.removal())?;
             let before = best(&original)?.into_iter();
             let after = best(&eval::logits(masked.logits)?)?;

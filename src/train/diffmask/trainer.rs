@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::eval::masks::MaskScores;
 use crate::eval::{self, agreement, kl_from_logits, masked_answers};
 use crate::gates::{
-    BASELINE, GateCard, GateSizes, Gates, KEEP, Removal, clean_pass, log_keep_from_logits,
+    BASELINE, GateCard, GateSizes, Gates, Removal, binary_masks, clean_pass, log_keep_from_logits,
     masked_pass, sample_from_logits,
 };
 use crate::kernels::in_pool;
@@ -242,11 +242,7 @@ impl<'a> GateTrainer<'a> {
         for indices in self.subject.test_chunks(self.recipe.test_pictures, chunk) {
             let images = self.subject.images(self.subject.test, &indices)?;
             let voted = gates.pass(vit, &images)?;
-            let masks: Vec<Vec<f32>> = voted.mask.to_vec2()?;
-            let masks: Vec<Vec<bool>> = masks
-                .into_iter()
-                .map(|mask| mask.into_iter().map(|keep| keep >= KEEP).collect())
-                .collect();
+            let masks = binary_masks(&voted.mask.to_vec2()?);
             let original = eval::logits(voted.output.logits)?;
             answers.extend(masked_answers(vit, &images, &original, &masks, &removal)?);
         }

@@ -2,24 +2,22 @@
 
 use std::num::NonZeroUsize;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use candle_core::Device;
 use vitscope::data::{self, Picture};
 use vitscope::eval::masks::{Choice, MaskScores, answers_by_choice};
 use vitscope::gates::MARGIN;
-use vitscope::models::{self, Preprocessor, Reference};
+use vitscope::models::Preprocessor;
 use vitscope::rng::Rng;
 
+use super::{AskedArgs, gates_of, tell_left_out, test_half};
+use crate::args::positive;
 use crate::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct GatesArgs {
-    /// An embedded model, a folder, or OWNER/NAME on the Hugging Face hub.
-    #[arg(long, value_name = "MODEL", default_value = "cifar10")]
-    model: String,
-    /// The model that stands under a folder which holds gates or a head only.
-    #[arg(long, value_name = "MODEL")]
-    backbone: Option<String>,
+    #[command(flatten)]
+    asked: AskedArgs,
     /// What to mask: the test half of a data set, a folder of pictures or videos, or a video; labels are not needed.
     #[arg(long, value_name = "DATA")]
     data: String,
@@ -27,52 +25,29 @@ pub(super) struct GatesArgs {
     #[arg(long, value_name = "N", default_value = "1000")]
     pictures: NonZeroUsize,
     /// Divergence of a masked answer, in nats, that counts as keeping it.
-    #[arg(long, value_name = "NATS", default_value_t = MARGIN, value_parser = nats)]
+    #[arg(long, value_name = "NATS", default_value_t = MARGIN, value_parser = positive)]
     margin: f64,
     /// Seed of the random masks.
     #[arg(long, default_value = "0")]
     seed: u64,
-    /// Pictures that go through the model at once.
-    #[arg(long, value_name = "N", default_value = "32")]
-    batch: NonZeroUsize,
-}
-
-fn nats(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|nats: &f64| *nats > 0.0 && nats.is_finite())
-        .ok_or_else(|| "expected a number above 0".into())
 }
 
 pub(super) fn run(args: &GatesArgs) -> anyhow::Result<Exit> {
-    let reference = Reference::over(&args.model, args.backbone.as_deref());
-    let model = models::open(reference, &Device::Cpu)?;
-    let Some(gates) = &model.gates else {
-        bail!(
-            "model has no gates, train them with `vitscope train diffmask`: {:?}",
-            args.model
-        );
-    };
-    let Preprocessor {
-        rule,
-        resampling,
-        mean,
-        std,
-    } = model.preprocessor;
-    let test = data::open(&args.data, rule, resampling, 0)?
-        .at_size(rule, resampling)
-        .test;
+    let model = args.asked.open()?;
+    let gates = gates_of(&model, &args.asked.model)?;
+    let test = test_half(&args.data, &model.preprocessor)?;
+    let Preprocessor { mean, std, .. } = model.preprocessor;
     let frozen = gates.freeze()?;
     let mut rng = Rng::new(args.seed);
     let mut by_choice = [const { Vec::new() }; Choice::ALL.len()];
     let indices: Vec<usize> = (0..test.len().min(args.pictures.get())).collect();
-    for chunk in indices.chunks(args.batch.get()) {
+    for chunk in indices.chunks(args.asked.batch.get()) {
         let pictures = data::readable(&*test, chunk)?;
         let pictures: Vec<Picture> = pictures.into_iter().map(|(_, picture)| picture).collect();
         let images = data::images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
         let gates = (&frozen, gates.removal());
         let answers = answers_by_choice(&model.vit, gates, &images, args.margin, &mut rng)
-            .with_context(|| format!("model {:?}", args.model))?;
+            .with_context(|| format!("model {:?}", args.asked.model))?;
         for (all, answers) in by_choice.iter_mut().zip(answers) {
             all.extend(answers);
         }
@@ -90,8 +65,6 @@ pub(super) fn run(args: &GatesArgs) -> anyhow::Result<Exit> {
             scores.kept, scores.kl, scores.within, scores.agreement
         );
     }
-    for reason in test.unreadable() {
-        println!("left out: {reason}");
-    }
+    tell_left_out(&*test);
     Ok(Exit::Whole)
 }

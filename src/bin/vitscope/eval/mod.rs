@@ -8,6 +8,7 @@ mod gates;
 
 use std::path::{Path, PathBuf};
 use std::slice;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use candle_core::Device;
@@ -63,20 +64,34 @@ struct FairnessArgs {
     batch: std::num::NonZeroUsize,
 }
 
+/// Which model is asked, and how many pictures at once.
 #[derive(Debug, clap::Args)]
-struct ClassifierArgs {
+struct AskedArgs {
     /// An embedded model, a folder, or OWNER/NAME on the Hugging Face hub.
     #[arg(long, value_name = "MODEL", default_value = "cifar10")]
     model: String,
-    /// The model that stands under a folder which holds a head only.
+    /// The model that stands under a folder which holds a head or gates only.
     #[arg(long, value_name = "MODEL")]
     backbone: Option<String>,
-    /// What to ask: the test half of CIFAR-10, or of a folder with a sub-folder a class.
-    #[arg(long, value_name = "DATA")]
-    data: String,
     /// Pictures that go through the model at once.
     #[arg(long, value_name = "N", default_value = "32")]
     batch: std::num::NonZeroUsize,
+}
+
+impl AskedArgs {
+    fn open(&self) -> anyhow::Result<Model> {
+        let reference = Reference::over(&self.model, self.backbone.as_deref());
+        Ok(models::open(reference, &Device::Cpu)?)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct ClassifierArgs {
+    #[command(flatten)]
+    asked: AskedArgs,
+    /// What to ask: the test half of CIFAR-10, or of a folder with a sub-folder a class.
+    #[arg(long, value_name = "DATA")]
+    data: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -120,17 +135,32 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     }
 }
 
+/// Pictures to measure on, as the model sees them.
+fn test_half(data: &str, preprocessor: &Preprocessor) -> anyhow::Result<Arc<dyn Dataset>> {
+    let (rule, resampling) = (preprocessor.rule, preprocessor.resampling);
+    Ok(data::open(data, rule, resampling, 0)?
+        .at_size(rule, resampling)
+        .test)
+}
+
+/// Names the pictures that could not be read.
+fn tell_left_out(data: &dyn Dataset) {
+    for reason in data.unreadable() {
+        println!("left out: {reason}");
+    }
+}
+
+/// The gates of the model that is called `name`.
+fn gates_of<'a>(model: &'a Model, name: &str) -> anyhow::Result<&'a Gates> {
+    let gates = model.gates.as_ref();
+    gates.with_context(|| {
+        format!("model has no gates, train them with `vitscope train diffmask`: {name:?}")
+    })
+}
+
 fn run_classifier(args: &ClassifierArgs) -> anyhow::Result<Exit> {
-    let reference = Reference::over(&args.model, args.backbone.as_deref());
-    let model = models::open(reference, &Device::Cpu)?;
-    let Preprocessor {
-        rule,
-        resampling,
-        mean,
-        std,
-    } = model.preprocessor;
-    let halves = data::open(&args.data, rule, resampling, 0)?.at_size(rule, resampling);
-    let test = &*halves.test;
+    let model = args.asked.open()?;
+    let test = &*test_half(&args.data, &model.preprocessor)?;
     if test.classes().is_empty() {
         bail!(
             "pictures have no labels, expected CIFAR-10 or a sub-folder a class: {:?}",
@@ -138,15 +168,15 @@ fn run_classifier(args: &ClassifierArgs) -> anyhow::Result<Exit> {
         );
     }
     let classes = classes_by_name(model.labels(), test.classes())?;
-    let counts = count_by_class(&model.vit, test, &classes, (mean, std), args.batch.get())?;
+    let normalization = (model.preprocessor.mean, model.preprocessor.std);
+    let batch = args.asked.batch.get();
+    let counts = count_by_class(&model.vit, test, &classes, normalization, batch)?;
     let width = test.classes().iter().map(String::len).max().unwrap_or(0);
     for (class, count) in test.classes().iter().zip(&counts) {
         println!("{class:width$}  {:.4} on {}", count.share(), count.of);
     }
     println!("test accuracy {}", accuracy(total(&counts)));
-    for reason in test.unreadable() {
-        println!("left out: {reason}");
-    }
+    tell_left_out(test);
     Ok(Exit::Whole)
 }
 
@@ -212,12 +242,7 @@ struct Report<'a> {
 
 fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
     let (model, folder) = open(&args.model)?;
-    let Some(gates) = &model.gates else {
-        bail!(
-            "model has no gates, train them with `vitscope train diffmask`: {:?}",
-            args.model
-        );
-    };
+    let gates = gates_of(&model, &args.model)?;
     let patch_px = model.vit.config().patch_size;
     let (rows, columns) = model.grid();
     if rows != columns {
