@@ -55,7 +55,7 @@ pub(crate) fn read<C: Card>(folder: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
 }
 
 /// Both files in a folder, weights first.
-fn files<C: Card>(folder: &Path) -> [PathBuf; 2] {
+pub(crate) fn files<C: Card>(folder: &Path) -> [PathBuf; 2] {
     ["safetensors", "json"].map(|ending| folder.join(format!("{}.{ending}", C::NAME)))
 }
 

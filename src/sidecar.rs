@@ -72,6 +72,9 @@ pub struct Map {
     pub kept: Option<f32>,
     /// Raw scores of the patches, row by row from the top left, higher is more important; four significant digits.
     pub attribution: Vec<f32>,
+    /// Keep probability of each patch by each gate, for `diffmask.votes=true`; left out otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub votes: Option<Vec<Vec<f32>>>,
 }
 
 /// A class and how sure the model is of it.
@@ -118,6 +121,14 @@ impl Writer {
             serde_json::to_writer(&mut *out, record)?;
             out.write_all(b"\n")
         })
+    }
+
+    /// Writes what is still in memory; more may follow.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be written.
+    pub fn flush(&mut self) -> Result<()> {
+        self.with_out(Write::flush)
     }
 
     /// Writes what is still in memory.
@@ -168,6 +179,7 @@ mod tests {
                 against: None,
                 kept: None,
                 attribution: vec![rounded(0.123_456), rounded(1.0 / 30_000.0)],
+                votes: None,
             }]),
         }
     }

@@ -91,6 +91,17 @@ pub trait Explainer: Send {
     /// Fails where model and method do not go together.
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor>;
 
+    /// What each of the method's own parts says of each patch, where it was asked to tell: DiffMask's gates.
+    ///
+    /// # Shapes
+    /// - result: `[parts, batch, patches]`, in [0, 1]
+    ///
+    /// # Errors
+    /// As [`attribution`](Self::attribution).
+    fn votes(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     /// Tries the method before a run, to find out what would fail on every image; those of many passes try less, and
     /// return nothing.
     ///
@@ -130,6 +141,8 @@ pub trait Explainer: Send {
 pub struct Explanations {
     /// `[batch, patches]` for each target of the first explainer, then of the second, and so on.
     pub attributions: Vec<Tensor>,
+    /// [Votes](Explainer::votes) for each of them.
+    pub votes: Vec<Option<Tensor>>,
     /// `[batch, classes]` of the unmasked images; `None` where the model has no head.
     pub logits: Option<Tensor>,
 }
@@ -147,11 +160,17 @@ pub fn explain_all(
     images: &Tensor,
     targets: &[Target],
 ) -> Result<Explanations> {
-    let explain =
-        |explainer: &dyn Explainer, pass: &Pass<'_>| Ok(explainer.attribution(pass)?.detach());
-    let (attributions, logits) = each(explainers, vit, images, targets, explain)?;
+    let explain = |explainer: &dyn Explainer, pass: &Pass<'_>| {
+        Ok((
+            explainer.attribution(pass)?.detach(),
+            explainer.votes(pass)?,
+        ))
+    };
+    let (answers, logits) = each(explainers, vit, images, targets, explain)?;
+    let (attributions, votes) = answers.into_iter().unzip();
     Ok(Explanations {
         attributions,
+        votes,
         logits,
     })
 }
@@ -201,7 +220,7 @@ fn each<T>(
 
 impl Target {
     /// Fails where a method that explains the whole answer is asked for a class.
-    fn check_for(self, method: &str, explains_classes: bool) -> Result<()> {
+    pub(crate) fn check_for(self, method: &str, explains_classes: bool) -> Result<()> {
         let asked = match self {
             _ if explains_classes => return Ok(()),
             Self::Predicted => return Ok(()),

@@ -1,7 +1,7 @@
 //! Gates on disk: `gates.safetensors` and, beside it, `gates.json`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,11 @@ impl Gates {
             Error::Model(message) => Error::Model(format!("{message}: {folder:?}")),
             err => err,
         })
+    }
+
+    /// Both files of a folder, weights first.
+    pub(crate) fn files(folder: &Path) -> [PathBuf; 2] {
+        companion::files::<GateCard>(folder)
     }
 
     /// Writes `gates.safetensors` and `gates.json` into a folder.

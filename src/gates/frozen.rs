@@ -69,7 +69,7 @@ impl FrozenGates {
         self.check(vit.n_blocks() + 2)?;
         let Output { tokens, logits } = vit.forward_with(images, &mut votes)?;
         Ok(VotedPass {
-            mask: self.mask_from_votes(&votes.votes)?,
+            mask: self.log_keep_from_votes(&votes.votes)?.sum(0)?.exp()?,
             output: Output {
                 tokens: tokens.detach(),
                 logits: logits.map(|logits| logits.detach()),
@@ -86,13 +86,30 @@ impl FrozenGates {
     /// # Errors
     /// Fails where the states do not fit.
     pub fn mask(&self, states: &[Tensor]) -> Result<Tensor> {
+        self.log_keep_from_votes(&self.votes(states)?)?
+            .sum(0)?
+            .exp()
+    }
+
+    /// What each gate says of each patch: the factors of the [mask](Self::mask).
+    ///
+    /// # Shapes
+    /// - `states`: each `[batch, patches, dim]`
+    /// - result: `[gates, batch, patches]`, keep probabilities in [0, 1]
+    ///
+    /// # Errors
+    /// Fails where the states do not fit.
+    pub fn keep(&self, states: &[Tensor]) -> Result<Tensor> {
+        self.log_keep_from_votes(&self.votes(states)?)?.exp()
+    }
+
+    fn votes(&self, states: &[Tensor]) -> Result<Vec<Tensor>> {
         self.check(states.len())?;
-        let votes = states
+        states
             .iter()
             .zip(&self.votes)
             .map(|(state, vote)| vote.forward(&states[0], state))
-            .collect::<Result<Vec<_>>>()?;
-        self.mask_from_votes(&votes)
+            .collect()
     }
 
     fn check(&self, n_states: usize) -> Result<()> {
@@ -104,11 +121,11 @@ impl FrozenGates {
 
     /// # Shapes
     /// - `votes`: one a gate, each `[batch, patches]`
-    /// - result: `[batch, patches]`
-    fn mask_from_votes(&self, votes: &[Tensor]) -> Result<Tensor> {
+    /// - result: `[gates, batch, patches]`
+    fn log_keep_from_votes(&self, votes: &[Tensor]) -> Result<Tensor> {
         let votes = Tensor::stack(votes, 0)?; // [gates, batch, patches]
         let logits = (votes * self.stretch)?.broadcast_add(&self.offsets)?;
-        log_keep_from_logits(&logits)?.sum(0)?.exp()
+        log_keep_from_logits(&logits)
     }
 }
 

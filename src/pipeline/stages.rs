@@ -17,6 +17,9 @@ use crate::models::Model;
 use crate::overlay::{Heat, Overlay, Range};
 use crate::sidecar;
 
+/// Classes that a finding names.
+pub const LIKELIEST: usize = 5;
+
 /// What the explain stage works with, besides the frames.
 pub struct View {
     /// The model that looks at the frames.
@@ -96,8 +99,8 @@ pub struct Finding {
     pub grid: (usize, usize),
     /// Where the patch grid lies in the frame.
     pub placement: Placement,
-    /// The most probable class; `None` where the model has no head.
-    pub predicted: Option<Class>,
+    /// The most probable classes, [`LIKELIEST`] of them at most; none where the model has no head.
+    pub likeliest: Vec<Class>,
     /// The maps of the first method, one a target, then those of the second, and so on.
     pub maps: Vec<Map>,
 }
@@ -111,6 +114,8 @@ pub struct Map {
     pub range: Range,
     /// Raw scores of the patches, row by row.
     pub attribution: Vec<f32>,
+    /// What each of the method's parts says of each patch, where it was asked to tell; see [`Explainer::votes`].
+    pub votes: Option<Vec<Vec<f32>>>,
     /// The class that is explained; `None` where the model has no head.
     pub target: Option<Class>,
     /// The class that it is contrasted with.
@@ -213,7 +218,7 @@ pub fn composite(input: Explained, overlay: &Overlay, n_maps: usize) -> Result<C
 /// One image's share of [`Explanations`], out of the tensors.
 struct Scores {
     grid: (usize, usize),
-    predicted: Option<Class>,
+    likeliest: Vec<Class>,
     maps: Vec<Map>,
 }
 
@@ -302,6 +307,7 @@ impl View {
         let tensor = self.model.images_from_rgb(images)?; // [batch, 3, height, width]
         let Explanations {
             attributions,
+            votes,
             logits,
         } = explain_all(&self.explainers, vit, &tensor, &self.targets)?;
         let grid = self.grid(&tensor)?;
@@ -312,6 +318,14 @@ impl View {
                 checked_attribution(explainer.name(), attribution, images.len(), grid)
             })
             .collect::<Result<Vec<_>>>()?;
+        let votes = votes
+            .into_iter()
+            .map(|votes| {
+                votes
+                    .map(|votes| votes.transpose(0, 1)?.to_vec3())
+                    .transpose()
+            })
+            .collect::<candle_core::Result<Vec<Option<Vec<Vec<Vec<f32>>>>>>>()?; // [maps][batch][parts][patches]
         let logits = match logits {
             Some(logits) => logits.to_vec2::<f32>()?.into_iter().map(Some).collect(),
             None => vec![None; images.len()],
@@ -320,17 +334,20 @@ impl View {
             .into_iter()
             .enumerate()
             .map(|(image_idx, logits)| {
-                let of_image = attributions.iter().map(|maps| maps[image_idx].clone());
-                self.checked_scores(grid, of_image.collect(), logits)
+                let of_image = attributions.iter().zip(&votes).map(|(maps, votes)| {
+                    let votes = votes.as_ref().map(|votes| votes[image_idx].clone());
+                    (maps[image_idx].clone(), votes)
+                });
+                self.checked_scores(grid, of_image, logits)
             })
             .collect()
     }
 
-    /// The scores of one image; the attributions come in the order of [`asked`](Self::asked).
+    /// The scores of one image; attributions and votes come in the order of [`asked`](Self::asked).
     fn checked_scores(
         &self,
         grid: (usize, usize),
-        attributions: Vec<Vec<f32>>,
+        attributions: impl Iterator<Item = (Vec<f32>, Option<Vec<Vec<f32>>>)>,
         logits: Option<Vec<f32>>,
     ) -> Result<Scores> {
         let is_bad = |number: &f32| !number.is_finite();
@@ -339,13 +356,16 @@ impl View {
         }
         let probabilities = logits.map(|logits| softmax(&logits));
         let class = |index| self.class(probabilities.as_deref(), index);
-        let predicted = class(probabilities.as_deref().and_then(argmax))?;
+        let indices = likeliest(probabilities.as_deref().unwrap_or_default());
+        let likeliest = (indices.into_iter())
+            .filter_map(|index| class(Some(index)).transpose())
+            .collect::<Result<Vec<_>>>()?;
         let maps = self
             .asked()
             .zip(attributions)
-            .map(|((explainer, target), attribution)| {
+            .map(|((explainer, target), (attribution, votes))| {
                 let (target, against) = match target {
-                    Target::Predicted => (predicted.clone(), None),
+                    Target::Predicted => (likeliest.first().cloned(), None),
                     Target::Class(index) => (class(Some(index))?, None),
                     Target::Contrast(index, other) => (class(Some(index))?, class(Some(other))?),
                 };
@@ -353,6 +373,7 @@ impl View {
                     method: explainer.name(),
                     range: explainer.range(),
                     attribution,
+                    votes,
                     target,
                     against,
                 })
@@ -360,7 +381,7 @@ impl View {
             .collect::<Result<_>>()?;
         Ok(Scores {
             grid,
-            predicted,
+            likeliest,
             maps,
         })
     }
@@ -386,20 +407,25 @@ impl View {
     fn finding(seq: u64, scores: Scores, placement: Placement) -> Finding {
         let Scores {
             grid,
-            predicted,
+            likeliest,
             maps,
         } = scores;
         Finding {
             seq,
             grid,
             placement,
-            predicted,
+            likeliest,
             maps,
         }
     }
 }
 
 impl Finding {
+    /// The most probable class; `None` where the model has no head.
+    pub fn predicted(&self) -> Option<&Class> {
+        self.likeliest.first()
+    }
+
     /// One of the maps as the overlay draws it.
     pub fn heat<'a>(&'a self, map: &'a Map) -> Heat<'a> {
         Heat {
@@ -415,7 +441,7 @@ impl Finding {
     ///
     /// Empty for the only map of a model without head.
     pub fn caption(&self, map: &Map) -> String {
-        let class = match (&map.target, &map.against, &self.predicted) {
+        let class = match (&map.target, &map.against, self.predicted()) {
             (Some(target), Some(against), _) => format!("{target} against {against}"),
             (Some(target), None, Some(predicted)) if target.index != predicted.index => {
                 format!("{target} (predicted {predicted})")
@@ -434,11 +460,7 @@ impl Finding {
     pub fn answer(&self) -> String {
         match self.maps.as_slice() {
             [map] => self.caption(map),
-            _ => self
-                .predicted
-                .as_ref()
-                .map(Class::to_string)
-                .unwrap_or_default(),
+            _ => self.predicted().map(Class::to_string).unwrap_or_default(),
         }
     }
 }
@@ -471,6 +493,11 @@ impl Composited {
                 .copied()
                 .map(sidecar::rounded)
                 .collect(),
+            votes: map.votes.as_ref().map(|votes| {
+                let of_part =
+                    |votes: &Vec<f32>| votes.iter().copied().map(sidecar::rounded).collect();
+                votes.iter().map(of_part).collect()
+            }),
         };
         sidecar::Record {
             seq: self.frame.seq,
@@ -481,7 +508,7 @@ impl Composited {
                 .and_then(|duration| u64::try_from(duration.as_nanos()).ok()),
             explained: own.is_some(),
             shows: self.finding.as_deref().map(|finding| finding.seq),
-            predicted: own.and_then(|finding| finding.predicted.as_ref().map(class)),
+            predicted: own.and_then(|finding| finding.predicted().map(class)),
             grid: own.map(|finding| finding.grid),
             maps: own.map(|finding| finding.maps.iter().map(map).collect()),
         }
@@ -538,11 +565,12 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
     powers.into_iter().map(|power| power / sum).collect()
 }
 
-/// The first index of the largest value.
-fn argmax(values: &[f32]) -> Option<usize> {
-    (0..values.len())
-        .rev()
-        .max_by(|&a, &b| values[a].total_cmp(&values[b]))
+/// Indices of the largest values, the largest first, and the first of equal ones first.
+fn likeliest(values: &[f32]) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..values.len()).collect();
+    indices.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+    indices.truncate(LIKELIEST);
+    indices
 }
 
 #[cfg(test)]
@@ -557,8 +585,9 @@ mod tests {
 
     #[test]
     fn the_first_of_equal_largest_values_wins() {
-        assert_eq!(Some(1), argmax(&[0.1, 0.4, 0.4, 0.1]));
-        assert_eq!(None, argmax(&[]));
+        assert_eq!(vec![1, 2, 0, 3], likeliest(&[0.1, 0.4, 0.4, 0.1]));
+        assert_eq!(LIKELIEST, likeliest(&[0.0; 9]).len());
+        assert!(likeliest(&[]).is_empty());
     }
 
     #[test]

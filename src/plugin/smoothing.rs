@@ -82,7 +82,7 @@ fn mixed(before: &Finding, now: &Finding, share: f32) -> Finding {
         seq: now.seq,
         grid: now.grid,
         placement: now.placement,
-        predicted: now.predicted.clone(),
+        likeliest: now.likeliest.clone(),
         maps: maps
             .map(|(before, now)| Map {
                 attribution: (before.attribution.iter().zip(&now.attribution))
@@ -114,11 +114,12 @@ mod tests {
             seq: 0,
             grid: (1, 1),
             placement: placement(),
-            predicted: None,
+            likeliest: Vec::new(),
             maps: vec![Map {
                 method: "rollout",
                 range: Range::Unit,
                 attribution: vec![score],
+                votes: None,
                 target: None,
                 against: None,
             }],
