@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
+use super::paint::{Stencil, paint};
 use super::{Heat, Overlay, sample_len};
 use crate::error::{Error, Result};
-use crate::frame::placement::{Placement, Region};
-use crate::frame::{Frame, FrameSize, PixelLayout, rows};
+use crate::frame::placement::{PixelRect, Placement, Region};
+use crate::frame::{Frame, FrameSize, PixelFormat, PixelLayout, rows};
 
 /// What the copies are called that are left over: the picture without an explanation.
 const PLAIN: &str = "original";
@@ -38,6 +41,54 @@ impl Overlay {
         }
         tiled(frame, &drawn, n_columns)
     }
+
+    /// The same in the middle of the frame itself, in place.
+    ///
+    /// # Errors
+    /// As [`draw_grid`](Self::draw_grid), and whatever making the frame writable returns.
+    pub fn draw_grid_onto(
+        &self,
+        mut frame: Frame,
+        panes: &[(Option<Heat<'_>>, String)],
+    ) -> Result<Frame> {
+        let grid = self.draw_grid(&frame, panes)?;
+        center(&mut frame, &grid)?;
+        Ok(frame)
+    }
+}
+
+/// Puts `picture` into the middle of `frame`, in place, and black around it; it must not be larger.
+fn center(frame: &mut Frame, picture: &Frame) -> Result<()> {
+    let (outer, inner) = (frame.size(), picture.size());
+    let whole = PixelRect {
+        left: 0,
+        top: 0,
+        width: outer.width_px,
+        height: outer.height_px,
+    };
+    paint(frame, &Stencil::flat(whole, 0), |_| ([0; 3], 1.0))?;
+    // Even, so that samples of color lie where they belong.
+    let left = (outer.width_px - inner.width_px) / 4 * 2;
+    let top = (outer.height_px - inner.height_px) / 4 * 2;
+    let layout = Arc::clone(&frame.layout);
+    let bytes = frame.bytes_mut()?;
+    for plane_idx in 0..layout.planes.len() {
+        let is_color = plane_idx > 0;
+        let indent = match (layout.format, is_color) {
+            (PixelFormat::I420, true) => left / 2,
+            (format, _) => left * sample_len(format, 0),
+        };
+        let first_row = if is_color { top / 2 } else { top };
+        let lines: Vec<&[u8]> = rows::rows(picture.bytes(), &picture.layout, plane_idx).collect();
+        rows::par_rows_mut(bytes, &layout, plane_idx, first_row, lines.len())
+            .zip(lines)
+            .for_each(|(row, line)| {
+                if let Some(place) = row.get_mut(indent..indent + line.len()) {
+                    place.copy_from_slice(line);
+                }
+            });
+    }
+    Ok(())
 }
 
 /// Where the model's image lies in a frame of a `factor`th of the size.
@@ -152,8 +203,8 @@ fn with_bytes(frame: &Frame, layout: PixelLayout, bytes: Vec<u8>) -> Result<Fram
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Pts;
     use crate::frame::placement::ResizeRule;
-    use crate::frame::{PixelFormat, Pts};
     use crate::overlay::{Mode, Range};
 
     fn frame(format: PixelFormat, (width_px, height_px): (usize, usize)) -> Frame {
@@ -231,6 +282,38 @@ mod tests {
             .collect();
         let expected: Vec<bool> = (0..64).map(|x| (16..48).contains(&x)).collect();
         assert_eq!(expected, gray_from);
+    }
+
+    #[test]
+    fn a_grid_of_two_lies_in_the_middle_of_its_frame() {
+        for format in [
+            PixelFormat::I420,
+            PixelFormat::Nv12,
+            PixelFormat::Rgb,
+            PixelFormat::Bgrx,
+        ] {
+            let frame = frame(format, (32, 24));
+            let panes = vec![(None, String::new()); 2];
+            let small = shrunk(&frame, 2).unwrap();
+            let drawn = Overlay::default().draw_grid_onto(frame, &panes).unwrap();
+            for plane_idx in 0..drawn.layout.planes.len() {
+                let color = plane_idx > 0;
+                let (first_row, n_rows) = if color { (3, 6) } else { (6, 12) };
+                let lines: Vec<_> = rows::rows(drawn.bytes(), &drawn.layout, plane_idx).collect();
+                let pane = rows::rows(small.bytes(), &small.layout, plane_idx);
+                for (line, pane) in lines[first_row..].iter().zip(pane) {
+                    assert_eq!(&[pane, pane].concat(), line, "{format:?} {plane_idx}");
+                }
+                // Black, of one value all over; the fourth byte of a pixel is no color.
+                let bars = [&lines[..first_row], &lines[first_row + n_rows..]].concat();
+                let is_color = |place: usize| format != PixelFormat::Bgrx || place % 4 < 3;
+                let samples = bars.iter().flat_map(|line| line.iter().enumerate());
+                let black = bars[0][0];
+                let all_black = (samples.filter(|(place, _)| is_color(*place)))
+                    .all(|(_, sample)| *sample == black);
+                assert!(all_black, "{format:?} {plane_idx}");
+            }
+        }
     }
 
     #[test]

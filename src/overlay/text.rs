@@ -27,22 +27,30 @@ const BOX_OPACITY: f32 = 0.62;
 /// What stands for the part of a text that did not fit.
 const ELLIPSIS: char = '…';
 
-/// Draws white text on a translucent dark box into the top left corner of `pane`.
+/// Draws white text on a translucent dark box into the top left corner of `pane`: [`draw_lines`] of one line.
 ///
-/// A text that is too long is shortened by `…`; a last word that is short, such as a percentage, is
-/// kept. Where not even that fits, nothing is drawn: the box never leaves the pane.
+/// # Errors
+/// As [`draw_lines`].
+pub fn draw_caption(frame: &mut Frame, pane: PixelRect, caption: &str) -> Result<()> {
+    draw_lines(frame, pane, &[caption])
+}
+
+/// Draws lines of white text on a translucent dark box into the top left corner of `pane`.
+///
+/// A line that is too long is shortened by `…`; a last word that is short, such as a percentage, is
+/// kept. A line of which not even that fits is left out, and lines below the pane are: the box never leaves it.
 ///
 /// # Errors
 /// [`Error::Shape`] where the frame's planes do not fit its format; whatever making its memory
 /// writable returns.
-pub fn draw_caption(frame: &mut Frame, pane: PixelRect, caption: &str) -> Result<()> {
+pub fn draw_lines(frame: &mut Frame, pane: PixelRect, lines: &[&str]) -> Result<()> {
     let pane_height = pane.height as f32;
     // The box takes 1.3 lines, the margins 0.35 each.
     let line_px = (pane_height * CAPTION_SHARE)
         .max(LEAST_READABLE_PX)
         .min(pane_height / 2.0)
         .floor();
-    if line_px < LEAST_PX || caption.trim().is_empty() {
+    if line_px < LEAST_PX || lines.iter().all(|line| line.trim().is_empty()) {
         return Ok(());
     }
     let letters = Letters::new(line_px)?;
@@ -55,7 +63,11 @@ pub fn draw_caption(frame: &mut Frame, pane: PixelRect, caption: &str) -> Result
     let Some(text_room) = pane.width.checked_sub(2 * (margin + padding_x)) else {
         return Ok(());
     };
-    let Some(line) = letters.fit(caption, text_room) else {
+    let height_px = letters.height().next_multiple_of(2);
+    let room = pane.height.saturating_sub(2 * (margin + padding_y)) / height_px;
+    let fitting = lines.iter().filter_map(|line| letters.fit(line, text_room));
+    let lines: Vec<String> = fitting.take(room.max(1)).collect();
+    let Some(width_px) = lines.iter().map(|line| letters.width(line)).max() else {
         return Ok(());
     };
 
@@ -65,13 +77,20 @@ pub fn draw_caption(frame: &mut Frame, pane: PixelRect, caption: &str) -> Result
     let rect = PixelRect {
         left,
         top,
-        width: (letters.width(&line).next_multiple_of(2) + 2 * padding_x)
+        width: (width_px.next_multiple_of(2) + 2 * padding_x)
             .min((pane.left + pane.width).saturating_sub(left)),
-        height: (letters.height().next_multiple_of(2) + 2 * padding_y)
+        height: (lines.len() * height_px + 2 * padding_y)
             .min((pane.top + pane.height).saturating_sub(top)),
     };
     let mut stencil = Stencil::flat(rect, 0);
-    letters.draw(&mut stencil, padding_x, padding_y, &line);
+    for (line_idx, line) in lines.iter().enumerate() {
+        letters.draw(
+            &mut stencil,
+            padding_x,
+            padding_y + line_idx * height_px,
+            line,
+        );
+    }
     paint(frame, &stencil, |coverage| {
         // White of `ink` over black of `BOX_OPACITY` over the picture, as one color.
         let ink = f32::from(coverage) / 255.0;

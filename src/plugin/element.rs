@@ -5,11 +5,9 @@
 //! a flush. No setting is locked while the model works.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::BufWriter;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gstreamer as gst;
 use gstreamer::glib;
@@ -22,14 +20,19 @@ use gstreamer_video as gst_video;
 
 use super::latency::Delay;
 use super::meta::{self, Found};
+use super::scores;
 use super::settings::{Asked, Settings, SyncMode, properties};
 use super::shared;
 use super::smoothing::{Smoothing, Thumbnail};
-use crate::error::Result;
-use crate::frame::Frame;
+use super::statistics::Statistics;
+use crate::error::{Error, Result};
+use crate::frame::placement::PixelRect;
 use crate::frame::resize::Resizer;
+use crate::frame::{Frame, FrameSize};
 use crate::media::pixels::{buffer_from_frame, frame_from_buffer};
 use crate::models::Model;
+use crate::overlay::Overlay;
+use crate::overlay::text::draw_lines;
 use crate::pipeline::stages::{Composited, Decoded, Finding, Patchified, Turn, View, patchify};
 use crate::pipeline::worker::{Answer, Ready, Ticket, Worker};
 use crate::sidecar;
@@ -52,16 +55,19 @@ pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 });
 
 type Open = dyn Fn() -> Result<View> + Send + Sync;
+type Observe = dyn Fn(&Arc<Finding>, gst::ClockTime) + Send + Sync;
 
 #[derive(Default)]
 pub struct VitScope {
     settings: Mutex<Settings>,
     /// A program's own views.
     open: Mutex<Option<Arc<Open>>>,
+    /// Who is told of each explanation.
+    observe: Mutex<Option<Arc<Observe>>>,
     workers: Mutex<Workers>,
     /// Of the streaming thread.
     stream: Mutex<Stream>,
-    stats: Mutex<Stats>,
+    stats: Mutex<Statistics>,
     /// What a live stream is delayed by, nanoseconds.
     latency_ns: AtomicU64,
     /// Running time before which a frame is too late to be explained, nanoseconds.
@@ -101,16 +107,6 @@ enum Held {
     Frame(Frame, Turn<(Ticket, Thumbnail)>, Arc<Settings>),
 }
 
-#[derive(Clone, Copy, Default)]
-struct Stats {
-    frames: u64,
-    explained: u64,
-    skipped: u64,
-    median: Duration,
-    p99: Duration,
-    held: usize,
-}
-
 /// The lock; what a panicked thread left is still good.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -139,6 +135,58 @@ impl VitScope {
         *lock(&self.open) = Some(Arc::new(open));
     }
 
+    pub(super) fn set_observer(
+        &self,
+        observe: impl Fn(&Arc<Finding>, gst::ClockTime) + Send + Sync + 'static,
+    ) {
+        *lock(&self.observe) = Some(Arc::new(observe));
+    }
+
+    pub(super) fn model(&self) -> Option<Arc<Model>> {
+        let (_, worker) = lock(&self.workers).current.clone()?;
+        Some(worker.ready()?.ok()?.model)
+    }
+
+    pub(super) fn change(&self, properties: &[(&str, String)]) -> Result<()> {
+        let mut changed = self.settings();
+        for (name, text) in properties {
+            let value = (self.obj().find_property(name))
+                .and_then(|spec| glib::Value::deserialize_with_pspec(text, &spec).ok());
+            let taken = value.map(|value| changed.set(name, &value));
+            if !matches!(taken, Some(Ok(_))) {
+                return Err(Error::Config(format!(
+                    "property {name:?} does not take {text:?}"
+                )));
+            }
+        }
+        let before = std::mem::replace(&mut *lock(&self.settings), changed.clone());
+        self.obj().set_passthrough(changed.is_idle());
+        if changed.asked != before.asked {
+            self.start_next(false);
+        }
+        Ok(())
+    }
+
+    pub(super) fn reload(&self) {
+        self.start_next(true);
+    }
+
+    /// Starts the worker that is to take over, if one is there already; a `fresh` one opens its model again.
+    fn start_next(&self, fresh: bool) {
+        if lock(&self.workers).current.is_none() {
+            return;
+        }
+        match self.start_worker(fresh) {
+            Ok(next) => {
+                let old = lock(&self.workers).next.replace(next);
+                drop(old);
+            }
+            Err(error) => {
+                gst::element_imp_error!(self, gst::LibraryError::Settings, ("{error}"));
+            }
+        }
+    }
+
     fn settings(&self) -> Settings {
         lock(&self.settings).clone()
     }
@@ -146,11 +194,11 @@ impl VitScope {
     /// Starts a worker of what the settings ask for, and tells the bus how that goes.
     ///
     /// One that cannot be opened is an error, or a warning where another one goes on.
-    fn start_worker(&self) -> Result<(Asked, Arc<Worker>)> {
+    fn start_worker(&self, fresh: bool) -> Result<(Asked, Arc<Worker>)> {
         let asked = self.settings().asked;
         let goes_on = lock(&self.workers).current.is_some();
         let own = lock(&self.open).clone();
-        let model = self.open_model(&asked);
+        let model = self.open_model(&asked).filter(|_| !fresh);
         let element = self.obj().downgrade();
         let text = format!("loading {}", asked.model);
         self.post_progress(gst::ProgressType::Start, &text);
@@ -373,19 +421,17 @@ impl VitScope {
             stream.newest = None;
             return;
         };
+        lock(&self.stats).took.push(took);
         let frame_duration = Self::frame_duration(stream.info.as_ref());
         if let Some(delay) = &mut stream.delay {
             let changed = delay.learn(took, frame_duration);
-            let mut stats = lock(&self.stats);
-            (stats.median, stats.p99) = (delay.percentile(0.5), delay.percentile(0.99));
-            drop(stats);
             if changed && settings.sync_mode == SyncMode::Exact {
                 let n_held = Self::n_held(settings, stream);
                 self.announce(n_held, frame_duration);
             }
         }
         stream.newest = finding.map(|finding| {
-            lock(&self.stats).explained += 1;
+            lock(&self.stats).explained(Instant::now());
             let shown = stream
                 .smoothing
                 .next(finding, thumbnail, settings.smoothing);
@@ -397,6 +443,10 @@ impl VitScope {
             let found = Found::new(finding, map, *time).message();
             let message = gst::message::Element::builder(found);
             let _ = self.obj().post_message(message.src(&*self.obj()).build());
+        }
+        let observe = lock(&self.observe).clone();
+        if let (Some((finding, time)), Some(observe)) = (&stream.newest, observe) {
+            observe(finding, *time);
         }
     }
 
@@ -439,6 +489,50 @@ impl VitScope {
         self.draw(&of_frame, stream, frame).map(Some)
     }
 
+    /// Draws the maps of a finding, and over them what is to be read.
+    fn draw_finding(
+        &self,
+        settings: &Settings,
+        overlay: &Overlay,
+        finding: Option<&Finding>,
+        frame: Frame,
+    ) -> Result<Frame> {
+        let caption = |finding: &Finding, map| match settings.show_hud {
+            true => finding.caption(map),
+            false => String::new(),
+        };
+        let mut lines = Vec::new();
+        let mut frame = match finding.map(|finding| (finding, finding.maps.as_slice())) {
+            None | Some((_, [])) => frame,
+            Some((finding, [map])) => {
+                lines.push(caption(finding, map));
+                overlay.draw(frame, Some(&finding.heat(map)), "")?
+            }
+            Some((finding, maps)) => {
+                let pane = |map| (Some(finding.heat(map)), caption(finding, map));
+                let panes: Vec<_> = maps.iter().map(pane).collect();
+                overlay.draw_grid_onto(frame, &panes)?
+            }
+        };
+        if settings.show_stats {
+            let kept = finding.and_then(|finding| finding.maps.first()?.kept());
+            lines.extend(lock(&self.stats).lines(kept, Instant::now()));
+        }
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let FrameSize {
+            width_px,
+            height_px,
+        } = frame.size();
+        let whole = PixelRect {
+            left: 0,
+            top: 0,
+            width: width_px,
+            height: height_px,
+        };
+        draw_lines(&mut frame, whole, &lines)?;
+        Ok(frame)
+    }
+
     /// Draws what is newest on a frame, and attaches what is asked for.
     fn draw(
         &self,
@@ -454,10 +548,12 @@ impl VitScope {
         let time = gst::ClockTime::from_nseconds(frame.pts.0);
         let mut overlay = settings.overlay();
         let shown = stream.newest.clone().filter(|(finding, of)| {
+            let maps = &finding.maps;
             let fits =
-                (finding.maps.first()).is_some_and(|map| finding.heat(map).check(size).is_ok());
+                !maps.is_empty() && (maps.iter()).all(|map| finding.heat(map).check(size).is_ok());
             if settings.sync_mode == SyncMode::Latest {
                 let age: Duration = time.saturating_sub(*of).into();
+                lock(&self.stats).ages.push(age);
                 let left = 1.0 - age.as_secs_f32() / settings.max_age().as_secs_f32();
                 overlay.alpha *= left.max(0.0);
                 return fits && left > 0.0;
@@ -465,23 +561,16 @@ impl VitScope {
             fits
         });
         let (finding, of) = shown.unzip();
-        let drawn = match finding
-            .as_deref()
-            .and_then(|it| Some((it, it.maps.first()?)))
-        {
-            None => Ok(frame),
-            Some((finding, map)) => {
-                let caption = match settings.show_hud {
-                    true => finding.caption(map),
-                    false => String::new(),
-                };
-                overlay.draw(frame, Some(&finding.heat(map)), &caption)
-            }
-        };
+        let drawn = self.draw_finding(settings, &overlay, finding.as_deref(), frame);
         let frame = drawn.map_err(|error| failed(error.to_string()))?;
         let composited = Composited { frame, finding };
         if let Some(scores) = &mut stream.scores {
             let written = scores.write(&composited.record());
+            // Who reads along live wants each frame's line when it is there.
+            let written = match settings.sync_mode {
+                SyncMode::Lossless => written,
+                SyncMode::Exact | SyncMode::Latest => written.and_then(|()| scores.flush()),
+            };
             written.map_err(|error| failed(error.to_string()))?;
         }
         let Composited { frame, finding } = composited;
@@ -543,19 +632,6 @@ impl VitScope {
         let segment = segment.downcast_ref::<gst::ClockTime>()?;
         segment.to_running_time(buffer.pts()?)
     }
-
-    fn statistics(&self) -> gst::Structure {
-        let stats = *lock(&self.stats);
-        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        gst::Structure::builder("vitscope-stats")
-            .field("frames", stats.frames)
-            .field("explained", stats.explained)
-            .field("skipped", stats.skipped)
-            .field("held", stats.held as u64)
-            .field("median", nanos(stats.median))
-            .field("p99", nanos(stats.p99))
-            .build()
-    }
 }
 
 /// Pads for video in the formats of [`crate::frame::PixelFormat`].
@@ -592,6 +668,21 @@ impl ObjectImpl for VitScope {
         &PROPERTIES
     }
 
+    fn signals() -> &'static [glib::subclass::Signal] {
+        static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> = LazyLock::new(|| {
+            let reload = glib::subclass::Signal::builder("reload")
+                .action()
+                .class_handler(|arguments| {
+                    if let Ok(element) = arguments[0].get::<super::VitScope>() {
+                        element.reload();
+                    }
+                    None
+                });
+            vec![reload.build()]
+        });
+        &SIGNALS
+    }
+
     fn set_property(&self, _id: usize, value: &glib::Value, spec: &glib::ParamSpec) {
         let mut settings = lock(&self.settings);
         let another = match settings.set(spec.name(), value) {
@@ -604,23 +695,15 @@ impl ObjectImpl for VitScope {
         let idle = settings.is_idle();
         drop(settings);
         self.obj().set_passthrough(idle);
-        if another && lock(&self.workers).current.is_some() {
-            match self.start_worker() {
-                Ok(next) => {
-                    let old = lock(&self.workers).next.replace(next);
-                    drop(old);
-                }
-                Err(error) => {
-                    gst::element_imp_error!(self, gst::LibraryError::Settings, ("{error}"));
-                }
-            }
+        if another {
+            self.start_next(false);
         }
     }
 
     fn property(&self, _id: usize, spec: &glib::ParamSpec) -> glib::Value {
         match lock(&self.settings).get(spec.name()) {
             Some(value) => value,
-            None => self.statistics().to_value(),
+            None => lock(&self.stats).structure(Instant::now()).to_value(),
         }
     }
 
@@ -655,7 +738,7 @@ impl ElementImpl for VitScope {
         transition: gst::StateChange,
     ) -> std::result::Result<gst::StateChangeSuccess, gst::StateChangeError> {
         if transition == gst::StateChange::NullToReady {
-            match self.start_worker() {
+            match self.start_worker(false) {
                 Ok(worker) => lock(&self.workers).current = Some(worker),
                 Err(error) => {
                     gst::element_imp_error!(self, gst::LibraryError::Settings, ("{error}"));
@@ -686,17 +769,16 @@ impl BaseTransformImpl for VitScope {
         let settings = self.settings();
         let mut stream = Stream::default();
         if let Some(path) = settings.scores_location {
-            let file = File::create(&path).map_err(|error| {
+            let out = scores::open(&path).map_err(|error| {
                 gst::error_msg!(
                     gst::ResourceError::OpenWrite,
                     ("scores-location cannot be written: {error}: {path:?}")
                 )
             })?;
-            let out = Box::new(BufWriter::new(file));
             stream.scores = Some(sidecar::Writer::new(out, path));
         }
         *lock(&self.stream) = stream;
-        *lock(&self.stats) = Stats::default();
+        *lock(&self.stats) = Statistics::default();
         self.earliest_ns.store(0, Ordering::SeqCst);
         self.gives_up.store(false, Ordering::SeqCst);
         Ok(())

@@ -1,10 +1,8 @@
 //! How many frames `exact` holds back, by what explanations have taken.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Explanations that are remembered.
-const REMEMBERED: usize = 100;
+use super::statistics::Recent;
 
 /// Frames that are held back at most, so that a slow model cannot delay a stream for ever.
 const MOST_FRAMES: usize = 8;
@@ -18,7 +16,7 @@ const PATIENCE: usize = 50;
 /// would have done: each change is a hitch that the viewer sees.
 #[derive(Debug)]
 pub(super) struct Delay {
-    took: VecDeque<Duration>,
+    took: Recent,
     n_frames: usize,
     /// Explanations since the last change.
     since: usize,
@@ -28,7 +26,7 @@ impl Delay {
     /// A delay that is enough for explanations that take `expected`.
     pub(super) fn new(expected: Duration, frame: Duration) -> Self {
         Self {
-            took: VecDeque::with_capacity(REMEMBERED),
+            took: Recent::default(),
             n_frames: frames(expected, frame),
             since: 0,
         }
@@ -41,17 +39,14 @@ impl Delay {
 
     /// Learns how long an explanation took; true where the delay is another one from now on.
     pub(super) fn learn(&mut self, took: Duration, frame: Duration) -> bool {
-        if self.took.len() == REMEMBERED {
-            self.took.pop_front();
-        }
-        self.took.push_back(took);
+        self.took.push(took);
         self.since += 1;
         let late = self
             .took
             .iter()
             .filter(|took| frames(**took, frame) > self.n_frames)
             .count();
-        let needed = frames(self.percentile(0.99), frame);
+        let needed = frames(self.took.percentile(0.99), frame);
         let grows = needed > self.n_frames && 10 * late >= self.took.len();
         let shrinks = needed < self.n_frames && self.since >= PATIENCE;
         if grows || shrinks {
@@ -60,17 +55,6 @@ impl Delay {
             self.took.clear();
         }
         grows || shrinks
-    }
-
-    /// The time that this share of the explanations did not exceed.
-    pub(super) fn percentile(&self, share: f64) -> Duration {
-        let mut sorted: Vec<Duration> = self.took.iter().copied().collect();
-        sorted.sort();
-        let rank = (share * sorted.len() as f64).ceil() as usize;
-        sorted
-            .get(rank.saturating_sub(1))
-            .copied()
-            .unwrap_or_default()
     }
 }
 

@@ -15,9 +15,13 @@ mod element;
 mod latency;
 mod meta;
 mod overlay;
+mod scores;
 mod settings;
 mod shared;
 mod smoothing;
+mod statistics;
+
+use std::sync::Arc;
 
 use gstreamer as gst;
 use gstreamer::glib;
@@ -26,7 +30,8 @@ use gstreamer::subclass::prelude::*;
 use gstreamer_base as gst_base;
 
 use crate::error::Result;
-use crate::pipeline::stages::View;
+use crate::models::Model;
+use crate::pipeline::stages::{Finding, View};
 
 pub use meta::{Found, META};
 pub use settings::{Coloring, Draw, SyncMode};
@@ -44,6 +49,33 @@ impl VitScope {
     /// `open` is called on a thread of the element's, each time that it leaves the state NULL.
     pub fn set_view(&self, open: impl Fn() -> Result<View> + Send + Sync + 'static) {
         self.imp().set_view(open);
+    }
+
+    /// Tells `observe` of each explanation and the time of its frame; it is called on the streaming thread, which waits.
+    pub fn on_explained(
+        &self,
+        observe: impl Fn(&Arc<Finding>, gst::ClockTime) + Send + Sync + 'static,
+    ) {
+        self.imp().set_observer(observe);
+    }
+
+    /// The model that looks at the frames, as soon as it is open.
+    pub fn model(&self) -> Option<Arc<Model>> {
+        self.imp().model()
+    }
+
+    /// Sets several properties at once, as texts: where they need another worker, it is one worker.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) where a property is not known or does not take its text; then none is set.
+    pub fn change(&self, properties: &[(&str, String)]) -> Result<()> {
+        self.imp().change(properties)
+    }
+
+    /// Opens model and gates again, from files that have changed; what is there goes on until they are ready, or where
+    /// they cannot be opened. The same as the action signal `reload`.
+    pub fn reload(&self) {
+        self.imp().reload();
     }
 }
 

@@ -122,6 +122,7 @@ pub(super) struct Settings {
     pub(super) threshold: f32,
     pub(super) smoothing: f32,
     pub(super) show_hud: bool,
+    pub(super) show_stats: bool,
     pub(super) sync_mode: SyncMode,
     pub(super) max_age: gst::ClockTime,
     pub(super) attach_meta: bool,
@@ -151,6 +152,7 @@ impl Default for Settings {
             threshold: overlay.threshold,
             smoothing: 0.0,
             show_hud: true,
+            show_stats: false,
             sync_mode: SyncMode::default(),
             max_age: gst::ClockTime::SECOND,
             attach_meta: false,
@@ -176,6 +178,7 @@ impl Settings {
     pub(super) fn is_idle(&self) -> bool {
         self.draw == Draw::Original
             && !self.show_hud
+            && !self.show_stats
             && !self.attach_meta
             && !self.post_messages
             && self.scores_location.is_none()
@@ -212,6 +215,7 @@ impl Settings {
             "threshold" => plain!(self.threshold),
             "smoothing" => plain!(self.smoothing),
             "show-hud" => plain!(self.show_hud),
+            "show-stats" => plain!(self.show_stats),
             "sync-mode" => plain!(self.sync_mode),
             "max-age" => {
                 let nanos: u64 = value.get().map_err(|_| wrong())?;
@@ -244,6 +248,7 @@ impl Settings {
             "threshold" => self.threshold.to_value(),
             "smoothing" => self.smoothing.to_value(),
             "show-hud" => self.show_hud.to_value(),
+            "show-stats" => self.show_stats.to_value(),
             "sync-mode" => self.sync_mode.to_value(),
             "max-age" => self.max_age.nseconds().to_value(),
             "attach-meta" => self.attach_meta.to_value(),
@@ -317,13 +322,13 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
         text(
             "method",
             "Method",
-            "What explains, see `vitscope methods`; auto takes diffmask where the model has gates",
+            "What explains, see `vitscope methods`; several with commas share a grid; auto takes diffmask where the model has gates",
             Some(&default.asked.method),
         ),
         text(
             "method-options",
             "Method options",
-            "Changes of the method's options, as groups=12,spread=8",
+            "Changes of the method's options, as groups=12,spread=8; of several methods as gradmask.groups=12",
             None,
         ),
         text(
@@ -382,6 +387,12 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             "Write the class and its probability into the picture",
             default.show_hud,
         ),
+        flag(
+            "show-stats",
+            "Show statistics",
+            "Write kept share, rate and age of explanations, their latency and how many were dropped into the picture",
+            default.show_stats,
+        ),
         glib::ParamSpecEnum::builder_with_default("sync-mode", default.sync_mode)
             .nick("Synchronization")
             .blurb("Whether frames wait for their explanations")
@@ -408,7 +419,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
         ),
         glib::ParamSpecString::builder("scores-location")
             .nick("Scores location")
-            .blurb("File that gets a line of JSON a frame")
+            .blurb("What gets a line of JSON a frame: a file, tcp://HOST:PORT, or unix:PATH")
             .mutable_ready()
             .build(),
         glib::ParamSpecString::builder("model-instance-id")
@@ -418,7 +429,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames that passed, were explained, were skipped; what an explanation takes, in nanoseconds")
+            .blurb("Frames that passed, were explained, were skipped; explanations a second; what one takes and how old it is when it is drawn, in nanoseconds")
             .read_only()
             .build(),
     ]

@@ -66,16 +66,44 @@ pub(super) fn open(asked: &Asked, model: Option<Arc<Model>>) -> Result<View> {
         Some(model) => model,
         None => Arc::new(open_model(asked)?),
     };
-    let method = match asked.method.as_str() {
-        "auto" => model.default_method(),
-        name => name.parse::<Method>()?,
+    let methods = match asked.method.as_str() {
+        "auto" => vec![model.default_method()],
+        names => (names.split(','))
+            .map(|name| name.trim().parse::<Method>())
+            .collect::<Result<_>>()?,
     };
     let options = changes::parse_list(asked.method_options.as_deref().unwrap_or_default())?;
+    let explainers = options_by_method(&methods, options)?
+        .into_iter()
+        .zip(&methods)
+        .map(|(options, method)| method.build_with(model.parts(), options));
     Ok(View {
-        explainers: vec![method.build_with(model.parts(), options)?],
+        explainers: explainers.collect::<Result<_>>()?,
         targets: vec![model.target(&asked.target_class)?],
         model,
     })
+}
+
+/// The options of each method: its own as `METHOD.KEY`, or all of them where there is one method.
+fn options_by_method(methods: &[Method], mut options: toml::Table) -> Result<Vec<toml::Table>> {
+    if let [method] = methods
+        && !options.contains_key(method.name())
+    {
+        return Ok(vec![options]);
+    }
+    let of_methods = methods
+        .iter()
+        .map(|method| match options.remove(method.name()) {
+            Some(toml::Value::Table(own)) => own,
+            _ => toml::Table::new(),
+        })
+        .collect();
+    match options.keys().next() {
+        Some(key) => Err(Error::Config(format!(
+            "method-options {key:?} belongs to no method that is asked for, expected METHOD.KEY=VALUE"
+        ))),
+        None => Ok(of_methods),
+    }
 }
 
 fn open_model(asked: &Asked) -> Result<Model> {

@@ -1,0 +1,160 @@
+//! What the element counts and times.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use gstreamer as gst;
+
+/// Values that are remembered.
+const REMEMBERED: usize = 100;
+
+/// Over what time a rate is taken.
+const RATE_WINDOW: Duration = Duration::from_secs(3);
+
+/// The newest durations of a kind.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Recent(VecDeque<Duration>);
+
+impl Recent {
+    pub(super) fn push(&mut self, duration: Duration) {
+        if self.0.len() == REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back(duration);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Duration> {
+        self.0.iter()
+    }
+
+    /// The duration that this share of them did not exceed.
+    pub(super) fn percentile(&self, share: f64) -> Duration {
+        let mut sorted: Vec<Duration> = self.0.iter().copied().collect();
+        sorted.sort();
+        let rank = (share * sorted.len() as f64).ceil() as usize;
+        sorted
+            .get(rank.saturating_sub(1))
+            .copied()
+            .unwrap_or_default()
+    }
+}
+
+/// What is counted since the element started.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Statistics {
+    pub(super) frames: u64,
+    pub(super) explained: u64,
+    pub(super) skipped: u64,
+    pub(super) held: usize,
+    /// From a frame's arrival at the model to its explanation.
+    pub(super) took: Recent,
+    /// How old explanations were when they were drawn.
+    pub(super) ages: Recent,
+    /// When explanations came.
+    came: VecDeque<Instant>,
+    /// When the first one of them all came.
+    first_came: Option<Instant>,
+}
+
+impl Statistics {
+    /// An explanation has come.
+    pub(super) fn explained(&mut self, now: Instant) {
+        self.explained += 1;
+        self.first_came.get_or_insert(now);
+        self.came.push_back(now);
+        self.forget_before(now);
+    }
+
+    fn forget_before(&mut self, now: Instant) {
+        while (self.came.front()).is_some_and(|came| now.duration_since(*came) > RATE_WINDOW) {
+            self.came.pop_front();
+        }
+    }
+
+    /// Explanations a second, of late.
+    pub(super) fn rate(&mut self, now: Instant) -> f64 {
+        self.forget_before(now);
+        let since_first = self.first_came.map_or(RATE_WINDOW, |first| now - first);
+        // The first one ends no interval.
+        let n = match since_first < RATE_WINDOW {
+            true => self.came.len().saturating_sub(1),
+            false => self.came.len(),
+        };
+        let window = since_first.min(RATE_WINDOW).as_secs_f64();
+        if window > 0.0 { n as f64 / window } else { 0.0 }
+    }
+
+    /// What a viewer wants to know.
+    pub(super) fn lines(&mut self, kept: Option<f32>, now: Instant) -> [String; 2] {
+        let ms = |duration: Duration| 1e3 * duration.as_secs_f64();
+        let kept = kept.map(|kept| format!("kept {:.0}% · ", 100.0 * kept));
+        let (took, ages) = (&self.took, &self.ages);
+        let latency = format!(
+            "latency {:.0}, p95 {:.0} ms · dropped {}",
+            ms(took.percentile(0.5)),
+            ms(took.percentile(0.95)),
+            self.skipped,
+        );
+        let age = ms(ages.percentile(0.5));
+        let rate = self.rate(now);
+        let rate = format!("{}{rate:.1}/s · age {age:.0} ms", kept.unwrap_or_default());
+        [rate, latency]
+    }
+
+    /// All of it, for the property.
+    pub(super) fn structure(&mut self, now: Instant) -> gst::Structure {
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        gst::Structure::builder("vitscope-stats")
+            .field("frames", self.frames)
+            .field("explained", self.explained)
+            .field("skipped", self.skipped)
+            .field("held", self.held as u64)
+            .field("rate", self.rate(now))
+            .field("median", nanos(self.took.percentile(0.5)))
+            .field("p95", nanos(self.took.percentile(0.95)))
+            .field("p99", nanos(self.took.percentile(0.99)))
+            .field("age-median", nanos(self.ages.percentile(0.5)))
+            .field("age-p95", nanos(self.ages.percentile(0.95)))
+            .build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_not_exceeded_by_its_share() {
+        let mut recent = Recent::default();
+        assert_eq!(recent.percentile(0.5), Duration::ZERO);
+        for millis in 1..=200 {
+            recent.push(Duration::from_millis(millis));
+        }
+        assert_eq!(recent.len(), REMEMBERED);
+        assert_eq!(recent.percentile(0.5), Duration::from_millis(150));
+        assert_eq!(recent.percentile(0.95), Duration::from_millis(195));
+        assert_eq!(recent.percentile(1.0), Duration::from_millis(200));
+    }
+
+    #[test]
+    fn a_rate_is_that_of_the_last_seconds() {
+        let start = Instant::now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        let mut statistics = Statistics::default();
+        assert_eq!(statistics.rate(start), 0.0);
+        for millis in (0..=1000).step_by(100) {
+            statistics.explained(at(millis));
+        }
+        assert!((statistics.rate(at(1000)) - 10.0).abs() < 1e-9);
+        assert_eq!(statistics.rate(at(60_000)), 0.0);
+        assert_eq!(statistics.explained, 11);
+    }
+}
