@@ -18,7 +18,7 @@
 //! |---|---|
 //! | 6 | `live`: cameras and streams, through the element |
 //! | 5 | `plugin`: the GStreamer element |
-//! | 4 | [`pipeline`]: the stages and their threads |
+//! | 4 | [`pipeline`]: the stages and their threads; `serve`: a page for the browser |
 //! | 3 | [`models`]: model folders; [`train`]; [`eval`]; [`sidecar`]: JSON Lines |
 //! | 2 | [`explain`]: one file a method; [`data`]: data sets; [`media`]: GStreamer |
 //! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`overlay`]: what is drawn |
@@ -87,6 +87,8 @@ pub mod pipeline;
 #[cfg(feature = "plugin")]
 pub mod plugin;
 pub mod rng;
+#[cfg(feature = "live")]
+pub mod serve;
 pub mod sidecar;
 pub mod train;
 pub mod vit;

@@ -5,6 +5,7 @@
 //! What a stage computes is in [`stages`], which the GStreamer element uses too.
 //! The only module that starts threads.
 
+pub mod crew;
 pub mod edge;
 mod report;
 pub mod stages;

@@ -23,6 +23,9 @@ mod models;
 // Cameras and streams.
 #[cfg(feature = "live")]
 mod live;
+// The page's server.
+#[cfg(feature = "live")]
+mod serve;
 // What is drawn, where and in which colors.
 mod overlay;
 // Order, times, batches, errors, cancelling.

@@ -1,0 +1,183 @@
+//! What all clients see: the newest picture and the newest events. A client that is slow misses some, and nobody waits
+//! for it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Kinds of events, each with its newest value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// What is set; as [`Settings`](super::Settings).
+    Settings,
+    /// How it goes.
+    Status,
+    /// What the model sees and looks at.
+    Explained,
+}
+
+impl Topic {
+    pub(super) const ALL: [Self; 3] = [Self::Settings, Self::Status, Self::Explained];
+
+    /// Name of its events.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Settings => "settings",
+            Self::Status => "status",
+            Self::Explained => "explained",
+        }
+    }
+}
+
+/// The newest picture and events, and who waits for newer ones.
+#[derive(Default)]
+pub struct Feed {
+    newest: Mutex<Newest>,
+    changed: Condvar,
+    viewers: AtomicUsize,
+}
+
+struct Newest {
+    /// A JPEG, and how many there were before.
+    picture: (u64, Arc<[u8]>),
+    /// JSON of each topic, and how many there were before.
+    events: [(u64, Arc<str>); 3],
+    is_over: bool,
+}
+
+/// A client that watches the pictures, for as long as this is there.
+pub(super) struct Viewer<'a>(&'a Feed);
+
+impl Feed {
+    /// Shows a JPEG.
+    pub fn show(&self, jpeg: Arc<[u8]>) {
+        let mut newest = self.lock();
+        newest.picture = (newest.picture.0 + 1, jpeg);
+        drop(newest);
+        self.changed.notify_all();
+    }
+
+    /// Tells the newest of a topic, as JSON in one line.
+    pub fn tell(&self, topic: Topic, json: &str) {
+        let mut newest = self.lock();
+        let event = &mut newest.events[topic as usize];
+        *event = (event.0 + 1, json.into());
+        drop(newest);
+        self.changed.notify_all();
+    }
+
+    /// Clients that watch the pictures: without any, none need be made.
+    pub fn n_viewers(&self) -> usize {
+        self.viewers.load(Ordering::SeqCst)
+    }
+
+    /// Lets all streams end.
+    pub(super) fn end(&self) {
+        self.lock().is_over = true;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().is_over
+    }
+
+    pub(super) fn viewer(&self) -> Viewer<'_> {
+        self.viewers.fetch_add(1, Ordering::SeqCst);
+        Viewer(self)
+    }
+
+    /// A picture after number `seen`; `None` where none comes within `patience`.
+    pub(super) fn picture_after(&self, seen: u64, patience: Duration) -> Option<(u64, Arc<[u8]>)> {
+        let newest = self.wait(patience, |newest| newest.picture.0 <= seen);
+        (newest.picture.0 > seen && !newest.is_over).then(|| newest.picture.clone())
+    }
+
+    /// Events after those that were `seen` of each topic; none where none comes within `patience`.
+    pub(super) fn events_after(
+        &self,
+        seen: &mut [u64; 3],
+        patience: Duration,
+    ) -> Vec<(Topic, Arc<str>)> {
+        let newest = self.wait(patience, |newest| {
+            let of_topic = newest.events.iter().zip(&*seen);
+            of_topic
+                .into_iter()
+                .all(|((number, _), seen)| number <= seen)
+        });
+        let fresh = Topic::ALL.into_iter().filter(|&topic| {
+            let number = newest.events[topic as usize].0;
+            std::mem::replace(&mut seen[topic as usize], number) < number
+        });
+        fresh
+            .map(|topic| (topic, Arc::clone(&newest.events[topic as usize].1)))
+            .collect()
+    }
+
+    fn wait(
+        &self,
+        patience: Duration,
+        nothing_new: impl Fn(&Newest) -> bool,
+    ) -> MutexGuard<'_, Newest> {
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), patience, |newest| {
+                !newest.is_over && nothing_new(newest)
+            });
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Newest> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Newest {
+    fn default() -> Self {
+        Self {
+            picture: (0, Arc::from([])),
+            events: std::array::from_fn(|_| (0, Arc::from(""))),
+            is_over: false,
+        }
+    }
+}
+
+impl Drop for Viewer<'_> {
+    fn drop(&mut self) {
+        self.0.viewers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_slow_gets_the_newest_and_misses_the_others() {
+        let feed = Feed::default();
+        assert!(feed.picture_after(0, Duration::ZERO).is_none());
+        for picture in 1..=3 {
+            feed.show(Arc::from([picture]));
+        }
+        let (number, picture) = feed.picture_after(1, Duration::ZERO).unwrap();
+        assert_eq!((3, &[3][..]), (number, &*picture));
+        assert!(feed.picture_after(number, Duration::ZERO).is_none());
+
+        let mut seen = [0; 3];
+        feed.tell(Topic::Status, "1");
+        feed.tell(Topic::Explained, "2");
+        feed.tell(Topic::Status, "3");
+        let told = feed.events_after(&mut seen, Duration::ZERO);
+        let told: Vec<_> = told.iter().map(|(topic, json)| (*topic, &**json)).collect();
+        assert_eq!(vec![(Topic::Status, "3"), (Topic::Explained, "2")], told);
+        assert!(feed.events_after(&mut seen, Duration::ZERO).is_empty());
+    }
+
+    #[test]
+    fn viewers_are_counted_while_they_watch() {
+        let feed = Feed::default();
+        let viewer = feed.viewer();
+        assert_eq!(1, feed.n_viewers());
+        drop(viewer);
+        assert_eq!(0, feed.n_viewers());
+    }
+}
