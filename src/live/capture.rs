@@ -11,6 +11,7 @@ use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
 
 use super::address::Address;
+use super::freeze::Freeze;
 use super::utf8;
 use crate::error::{Error, Result};
 use crate::media::bus::Failure;
@@ -102,12 +103,13 @@ impl Capture {
         wanted: Wanted,
         appsrc: &gst_app::AppSrc,
         base: &Base,
+        freeze: Arc<Freeze>,
     ) -> Result<Self> {
         let pipeline = gst::Pipeline::new();
         let n_frames = Arc::new(AtomicU64::new(0));
         // A source that was lost begins again at 0, and goes on at the time that it is by now.
         let offset = base.running_time();
-        let appsink = appsink(appsrc, offset, &n_frames);
+        let appsink = appsink(appsrc, offset, &n_frames, freeze);
         let convert = make("videoconvert")?;
         add_chain(&pipeline, &[convert.clone(), appsink.upcast()])?;
         match address {
@@ -193,6 +195,7 @@ fn appsink(
     appsrc: &gst_app::AppSrc,
     offset: gst::ClockTime,
     n_frames: &Arc<AtomicU64>,
+    freeze: Arc<Freeze>,
 ) -> gst_app::AppSink {
     let (appsrc, n_frames) = (appsrc.clone(), Arc::clone(n_frames));
     let forward = move |appsink: &gst_app::AppSink| {
@@ -202,12 +205,15 @@ fn appsink(
             .and_then(|segment| segment.downcast_ref::<gst::ClockTime>());
         let time = sample.buffer().and_then(gst::BufferRef::pts);
         let time = time.and_then(|time| segment?.to_running_time(time));
+        let duration = sample.buffer().and_then(gst::BufferRef::duration);
+        let sample = freeze.shown(sample);
         let (Some(time), Some(mut buffer)) = (time, sample.buffer_owned()) else {
             return Ok(gst::FlowSuccess::Ok);
         };
         let timed = buffer.make_mut();
         timed.set_pts(time + offset);
         timed.set_dts(gst::ClockTime::NONE);
+        timed.set_duration(duration);
         n_frames.fetch_add(1, Ordering::Relaxed);
         let caps = sample.caps_owned();
         let sample = gst::Sample::builder().buffer(&buffer);

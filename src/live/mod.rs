@@ -1,50 +1,53 @@
 //! Live video: from a camera, a network stream or the screen, through the element
-//! [`VitScope`](plugin::VitScope), to a window and a file.
+//! [`VitScope`](plugin::VitScope), to a window, a page for the browser, files and other machines.
 //!
 //! Two pipelines share a clock. One is the connection to the source, and is built again where that was lost; the other one
 //! explains, shows and records, and goes on meanwhile:
 //!
 //! ```text
 //! source ! decode ! appsink   →   appsrc ! vitscope ! tee ! queue ! window
+//!                                                         ! queue ! jpegenc ! page
 //!                                                         ! queue ! encoder ! matroskamux ! file
 //! ```
 
 mod address;
 mod capture;
+mod collect;
+mod connection;
+mod controls;
+mod explained;
+mod freeze;
 mod outputs;
+mod peek;
+mod player;
+mod watch;
 
-use std::cell::Cell;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use gstreamer as gst;
-use gstreamer::prelude::*;
-use gstreamer_app as gst_app;
+use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::media::elements::{add_chain, make};
 use crate::plugin;
-use capture::{Base, Capture};
+use crate::serve::{Feed, Host, Server, Topic};
+use collect::Collector;
+use connection::Connection;
+use player::{News, Player};
+use watch::Watch;
 
 pub use address::Address;
 pub use capture::{Camera, Wanted, cameras};
+pub use collect::Collect;
+pub use controls::Key;
 pub use outputs::Outputs;
 
-/// Frames between the two pipelines.
-const WAITING: u64 = 4;
 /// How often the buses are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// Without a frame for so long, a source that has sent some is lost.
-const SILENCE: Duration = Duration::from_secs(5);
-/// Without a first frame for so long, a source is not there.
-const FIRST_FRAME: Duration = Duration::from_secs(15);
-/// Until a lost source is tried again; twice as long after each failure.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// What writing the end of a recording may take.
-const ENDING: Duration = Duration::from_secs(10);
-const AFTER_WINDOW: Duration = Duration::from_millis(500);
+/// How often the page is told how it goes, and files are looked at.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// What to show of which source.
 #[derive(Clone, Debug)]
@@ -53,15 +56,53 @@ pub struct Live {
     pub address: Address,
     /// What is asked of a camera.
     pub wanted: Wanted,
-    /// Properties of the element `vitscope`, as texts.
+    /// Properties of the element `vitscope`, as texts, but for the options of methods.
     pub properties: Vec<(&'static str, String)>,
+    /// Options of each method by its name, also of those that explain only later.
+    pub options: toml::Table,
     /// Where it goes.
     pub outputs: Outputs,
+    /// A page for the browser.
+    pub page: Option<Page>,
+    /// Frames to store.
+    pub collect: Option<Collect>,
+    /// A folder with gates that are taken over whenever they change.
+    pub gates: Option<PathBuf>,
+}
+
+/// A page for the browser, see [`serve`](crate::serve).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Where it is served; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// What a browser has to show, where it may be on another machine.
+    pub token: Option<String>,
+}
+
+/// Who watches a run, and may interfere.
+pub trait Audience {
+    /// Something has happened.
+    fn event(&mut self, event: Event);
+
+    /// A key that was pressed.
+    fn key(&mut self) -> Option<Key> {
+        None
+    }
+
+    /// Takes a snapshot, as PNG.
+    ///
+    /// # Errors
+    /// Fails where it cannot be kept.
+    fn snapshot(&mut self, _png: &[u8]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a user may want to know while it runs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The page can be opened at this address.
+    Serving(SocketAddr),
     /// Frames come.
     Connected,
     /// They come no more; the source is tried again after a wait.
@@ -71,11 +112,17 @@ pub enum Event {
         /// Until the next attempt.
         wait: Duration,
     },
+    /// Something did not work, and the video goes on.
+    Problem(String),
+    /// Gates have changed, and are taken over.
+    Reloading,
     /// How it goes, once a second.
     Status(Status),
+    /// Outputs are being finished.
+    Ending,
 }
 
-/// Counts since the start.
+/// Counts since the start, and how it goes of late.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Status {
     /// Frames that were shown.
@@ -84,23 +131,43 @@ pub struct Status {
     pub explained: u64,
     /// Frames whose turn to be explained came while the model was busy.
     pub skipped: u64,
+    /// Explanations a second.
+    pub rate: f64,
     /// Median time from a frame's arrival at the model to its explanation.
     pub median: Duration,
+    /// 95th percentile of it.
+    pub p95: Duration,
     /// 99th percentile of it.
     pub p99: Duration,
+    /// Median age of an explanation when it is drawn.
+    pub age_median: Duration,
+    /// 95th percentile of it.
+    pub age_p95: Duration,
 }
 
 impl Live {
-    /// Runs until `cancel` is set, the window is closed, or a source that cannot come back has ended.
+    /// Runs until `cancel` is set, the window is closed, somebody quits, or a source that cannot come back has ended.
     ///
     /// # Errors
     /// Fails where the source is not there to begin with, and where the model or an output fails.
-    pub fn run(&self, cancel: &AtomicBool, on_event: &mut dyn FnMut(Event)) -> Result<Status> {
+    pub fn run(&self, cancel: &AtomicBool, audience: &mut dyn Audience) -> Result<Status> {
         crate::media::init()?;
         plugin::register(None).map_err(|error| Error::Media(error.to_string()))?;
-        let player = Player::start(self)?;
+        let feed = Arc::new(Feed::default());
+        let player = Player::start(self, &feed)?;
+        // Before the source is: who cannot be served is told at once.
+        let server = self.page.clone().map(|page| {
+            let host: Arc<dyn Host> = player.controls();
+            Server::start(page.address, page.token, host, Arc::clone(&feed))
+        });
+        let server = server.transpose()?;
+        if let Some(server) = &server {
+            audience.event(Event::Serving(server.address()));
+        }
         // Where something failed, there is nobody to wait for; what was recorded can be played all the same.
-        let status = self.watch(&player, cancel, on_event)?;
+        let status = self.watch(&player, &feed, cancel, audience)?;
+        drop(server);
+        audience.event(Event::Ending);
         player.end()?;
         Ok(status)
     }
@@ -109,26 +176,76 @@ impl Live {
     fn watch(
         &self,
         player: &Player,
+        feed: &Feed,
         cancel: &AtomicBool,
-        on_event: &mut dyn FnMut(Event),
+        audience: &mut dyn Audience,
     ) -> Result<Status> {
         let mut connection = Connection::new(self, player)?;
-        let mut told = Instant::now();
+        let mut collector = match self.collect.clone() {
+            Some(what) => Some(Collector::new(what, player.source()?)?),
+            None => None,
+        };
+        let mut gates = self.gates.as_deref().map(Watch::new);
+        let mut problem = None;
+        let mut second = Instant::now();
+        let mut before = player.status();
         loop {
-            if cancel.load(Ordering::SeqCst) || !player.check(TICK)? {
+            if cancel.load(Ordering::SeqCst) {
                 return Ok(player.status());
+            }
+            match player.check(TICK)? {
+                News::None => (),
+                News::Over => return Ok(player.status()),
+                News::Problem(text) => audience.event(Event::Problem(text)),
             }
             match connection.check(self, player)? {
                 Some(Event::Lost { reason, .. }) if !self.comes_back() => {
                     tracing::info!("{reason}");
                     return Ok(player.status());
                 }
-                Some(event) => on_event(event),
+                Some(event) => {
+                    problem = match &event {
+                        Event::Lost { reason, .. } => Some(reason.clone()),
+                        _ => None,
+                    };
+                    audience.event(event);
+                }
                 None => (),
             }
-            if told.elapsed() >= Duration::from_secs(1) {
-                told = Instant::now();
-                on_event(Event::Status(player.status()));
+            while let Some(key) = audience.key().or_else(|| player.key()) {
+                match key {
+                    Key::Quit => return Ok(player.status()),
+                    Key::Snapshot => {
+                        let taken = player.controls().snapshot();
+                        if let Err(error) = taken.and_then(|png| audience.snapshot(&png)) {
+                            audience.event(Event::Problem(error.to_string()));
+                        }
+                    }
+                    key => {
+                        if let Err(error) = player.controls().press(key) {
+                            audience.event(Event::Problem(error.to_string()));
+                        }
+                    }
+                }
+            }
+            if let Some(collector) = collector.as_mut().filter(|_| !player.is_frozen()) {
+                collector.tick()?;
+            }
+            if second.elapsed() >= SECOND {
+                let took = second.elapsed();
+                second = Instant::now();
+                if gates.as_mut().is_some_and(Watch::has_changed) {
+                    player.reload();
+                    audience.event(Event::Reloading);
+                }
+                let status = player.status();
+                let fps = (status.frames - before.frames) as f64 / took.as_secs_f64();
+                before = status;
+                feed.tell(
+                    Topic::Status,
+                    &status.json(fps, connection.is_up(), problem.as_deref()),
+                );
+                audience.event(Event::Status(status));
             }
         }
     }
@@ -139,215 +256,47 @@ impl Live {
     }
 }
 
-/// The source, connected or waited for.
-struct Connection {
-    capture: Option<Capture>,
-    /// When it was connected, or lost.
-    since: Instant,
-    /// Frames of this connection, and when they were counted.
-    counted: (u64, Instant),
-    /// Until the next attempt.
-    wait: Duration,
-    ever_connected: bool,
-}
-
-impl Connection {
-    fn new(live: &Live, player: &Player) -> Result<Self> {
-        let now = Instant::now();
-        Ok(Self {
-            capture: Some(player.capture(live)?),
-            since: now,
-            counted: (0, now),
-            wait: FIRST_WAIT,
-            ever_connected: false,
-        })
-    }
-
-    /// What has happened to the source since the last time.
-    ///
-    /// # Errors
-    /// Fails where no frame has ever come, and none will.
-    fn check(&mut self, live: &Live, player: &Player) -> Result<Option<Event>> {
-        let Some(capture) = &self.capture else {
-            if self.since.elapsed() < self.wait {
-                return Ok(None);
-            }
-            let now = Instant::now();
-            (self.since, self.counted) = (now, (0, now));
-            return match player.capture(live) {
-                Ok(capture) => {
-                    self.capture = Some(capture);
-                    Ok(None)
-                }
-                Err(error) => Ok(Some(self.lose(error.to_string()))),
-            };
-        };
-        let n_frames = capture.n_frames();
-        let connected = self.counted.0 == 0 && n_frames > 0;
-        if n_frames > self.counted.0 {
-            self.counted = (n_frames, Instant::now());
+impl Status {
+    /// The page's event `status`.
+    fn json(&self, video_fps: f64, connected: bool, problem: Option<&str>) -> String {
+        #[derive(Serialize)]
+        struct Percentiles {
+            p50: f64,
+            p95: f64,
         }
-        let patience = if n_frames == 0 { FIRST_FRAME } else { SILENCE };
-        let silence = self.counted.1.elapsed();
-        let lost = match capture.check() {
-            Err(error) => Some(error.to_string()),
-            Ok(()) if silence > patience => Some(format!(
-                "{}: no frame for {} s",
-                live.address,
-                patience.as_secs()
-            )),
-            Ok(()) => None,
-        };
-        if connected {
-            (self.ever_connected, self.wait) = (true, FIRST_WAIT);
+        #[derive(Serialize)]
+        struct Told<'a> {
+            connected: bool,
+            problem: Option<&'a str>,
+            frames: u64,
+            explained: u64,
+            dropped: u64,
+            video_fps: f64,
+            explanations_per_s: f64,
+            mask_age_ms: Percentiles,
+            latency_ms: Percentiles,
         }
-        match lost {
-            Some(reason) if !self.ever_connected => Err(Error::Media(reason)),
-            Some(reason) => Ok(Some(self.lose(reason))),
-            None => Ok(connected.then_some(Event::Connected)),
-        }
-    }
-
-    fn lose(&mut self, reason: String) -> Event {
-        let wait = self.wait;
-        self.capture = None;
-        self.since = Instant::now();
-        self.wait = (wait * 2).min(LONGEST_WAIT);
-        Event::Lost { reason, wait }
-    }
-}
-
-/// The pipeline behind the source: it explains, shows and records.
-struct Player {
-    pipeline: gst::Pipeline,
-    appsrc: gst_app::AppSrc,
-    element: gst::Element,
-    outputs: Outputs,
-    /// The user has closed the window.
-    closed: Cell<bool>,
-    base: Base,
-}
-
-impl Player {
-    fn start(live: &Live) -> Result<Self> {
-        let pipeline = gst::Pipeline::new();
-        let appsrc = gst_app::AppSrc::builder()
-            .is_live(true)
-            .format(gst::Format::Time)
-            .max_buffers(WAITING)
-            // The element keeps up in `latest` and `exact`; where it does not, the source drops what it must.
-            .block(true)
-            .build();
-        let element = make("vitscope")?;
-        for (name, value) in &live.properties {
-            element.set_property_from_str(name, value);
-        }
-        let tee = make("tee")?;
-        let chain = [appsrc.clone().upcast(), element.clone(), tee.clone()];
-        add_chain(&pipeline, &chain)?;
-        live.outputs.add(&pipeline, &tee)?;
-        let clock = gst::SystemClock::obtain();
-        let time = clock.time();
-        pipeline.use_clock(Some(&clock));
-        pipeline.set_start_time(gst::ClockTime::NONE);
-        pipeline.set_base_time(time);
-        let player = Self {
-            pipeline,
-            appsrc,
-            element,
-            outputs: live.outputs.clone(),
-            closed: Cell::new(false),
-            base: Base { clock, time },
-        };
-        if player.pipeline.set_state(gst::State::Playing).is_err() {
-            let bus = player.pipeline.bus();
-            let message = bus.and_then(|bus| bus.pop_filtered(&[gst::MessageType::Error]));
-            return Err(match message.as_ref().map(|message| message.view()) {
-                Some(gst::MessageView::Error(error)) => live.outputs.failed(error),
-                _ => Error::Media("the pipeline does not start".into()),
-            });
-        }
-        Ok(player)
-    }
-
-    fn capture(&self, live: &Live) -> Result<Capture> {
-        Capture::start(&live.address, live.wanted, &self.appsrc, &self.base)
-    }
-
-    /// Waits up to `patience` for news; false where there is nothing more to do.
-    ///
-    /// # Errors
-    /// Fails where the model or an output has failed.
-    fn check(&self, patience: Duration) -> Result<bool> {
-        let Some(bus) = self.pipeline.bus() else {
-            return Ok(false);
-        };
-        let kinds = [
-            gst::MessageType::Error,
-            gst::MessageType::Eos,
-            gst::MessageType::Latency,
-        ];
-        let patience = gst::ClockTime::try_from(patience).ok();
-        match bus.timed_pop_filtered(patience, &kinds) {
-            None => Ok(true),
-            Some(message) => match message.view() {
-                gst::MessageView::Error(error) if outputs::is_closed_window(error) => {
-                    self.closed.set(true);
-                    Ok(false)
-                }
-                gst::MessageView::Error(error) => Err(self.outputs.failed(error)),
-                gst::MessageView::Latency(_) => {
-                    // It is done by the time of the next frame; where it fails, frames come a little late.
-                    let _ = self.pipeline.recalculate_latency();
-                    Ok(true)
-                }
-                _ => Ok(false),
+        let tenths = |value: f64| (10.0 * value).round() / 10.0;
+        let ms = |duration: Duration| tenths(1e3 * duration.as_secs_f64());
+        let told = Told {
+            connected,
+            problem,
+            frames: self.frames,
+            explained: self.explained,
+            dropped: self.skipped,
+            video_fps: tenths(video_fps),
+            explanations_per_s: tenths(self.rate),
+            mask_age_ms: Percentiles {
+                p50: ms(self.age_median),
+                p95: ms(self.age_p95),
             },
-        }
-    }
-
-    fn status(&self) -> Status {
-        let stats = self.element.property::<gst::Structure>("stats");
-        let count = |name| stats.get::<u64>(name).unwrap_or_default();
-        Status {
-            frames: count("frames"),
-            explained: count("explained"),
-            skipped: count("skipped"),
-            median: Duration::from_nanos(count("median")),
-            p99: Duration::from_nanos(count("p99")),
-        }
-    }
-
-    /// Lets recordings be finished.
-    fn end(self) -> Result<()> {
-        self.appsrc
-            .end_of_stream()
-            .map_err(|error| Error::Media(format!("outputs cannot be finished: {error}")))?;
-        // A closed window never says that it has come to its end; the recording takes a moment for its own.
-        let closed = self.closed.get();
-        let until = Instant::now() + if closed { AFTER_WINDOW } else { ENDING };
-        while let Some(left) = until.checked_duration_since(Instant::now()) {
-            let checked = self.check(left.min(TICK));
-            // Whatever else fails behind a closed window follows from that.
-            if !closed && !checked? {
-                return Ok(());
-            }
-        }
-        if closed {
-            return Ok(());
-        }
-        Err(Error::Media(format!(
-            "outputs are not finished after {} s",
-            ENDING.as_secs()
-        )))
-    }
-}
-
-impl Drop for Player {
-    fn drop(&mut self) {
-        if self.pipeline.set_state(gst::State::Null).is_err() {
-            tracing::warn!("the pipeline does not stop");
-        }
+            latency_ms: Percentiles {
+                p50: ms(self.median),
+                p95: ms(self.p95),
+            },
+        };
+        // Plain data has no reason to fail.
+        serde_json::to_string(&told).unwrap_or_default()
     }
 }
 

@@ -1,16 +1,24 @@
 //! Where explained frames go, each behind a queue of its own: a slow one delays no other.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crossbeam_channel::Sender;
 use gstreamer as gst;
 use gstreamer::prelude::*;
+use gstreamer_app as gst_app;
+use gstreamer_video as gst_video;
+use url::Url;
 
+use super::Key;
+use super::address::Address;
 use super::utf8;
 use crate::error::{Error, Result};
 use crate::media::bus::Failure;
 use crate::media::elements::{
     add_chain, available, capsfilter, factory_name, link, make, missing, static_pad,
 };
+use crate::serve::Feed;
 
 /// An encoder that keeps up with what it records.
 struct Encoder {
@@ -49,6 +57,16 @@ const ENCODERS: [Encoder; 3] = [
     },
 ];
 
+/// Those that HTTP live streaming takes.
+const H264: &[Encoder] = ENCODERS.split_at(2).0;
+
+/// The size up to which the page's pictures are sent as they are.
+const PAGE_PX: (i32, i32) = (1280, 720);
+
+/// Seconds of a segment of HTTP live streaming, and how many segments are kept.
+const SEGMENT_SECS: u32 = 2;
+const SEGMENTS: u32 = 6;
+
 /// What is done with explained frames; none of it is to run the model alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outputs {
@@ -58,20 +76,51 @@ pub struct Outputs {
     pub record: Option<PathBuf>,
     /// Handed to this V4L2 loopback device, as a camera for other programs.
     pub v4l2: Option<PathBuf>,
+    /// Pushed to this address of an RTSP server.
+    pub rtsp: Option<Url>,
+    /// Written into this folder as HTTP live streaming: `live.m3u8` and the newest segments.
+    pub hls: Option<PathBuf>,
 }
 
 impl Outputs {
-    /// Puts them behind `tee`.
-    pub(super) fn add(&self, pipeline: &gst::Pipeline, tee: &gst::Element) -> Result<()> {
+    /// Puts them behind `tee`; keys that are pressed in the window go to `keys`, pictures for the page to `page`.
+    pub(super) fn add(
+        &self,
+        pipeline: &gst::Pipeline,
+        tee: &gst::Element,
+        keys: Sender<Key>,
+        page: Option<&Arc<Feed>>,
+    ) -> Result<()> {
         let mut chains = Vec::new();
         if self.window {
             let sink = make("autovideosink")?;
             // What is newest is shown; nobody waits for a frame's time to come.
             sink.set_property("sync", false);
-            chains.push(vec![newest()?, make("videoconvert")?, sink]);
+            let queue = newest()?;
+            forward_keys(&queue, keys)?;
+            chains.push(vec![queue, make("videoconvert")?, sink]);
+        }
+        if let Some(feed) = page {
+            chains.push(pictures(feed)?);
         }
         if let Some(path) = &self.record {
-            chains.push(recording(path)?);
+            let sink = make("filesink")?;
+            sink.set_property("location", utf8(path)?);
+            let mut chain = encoded(&ENCODERS)?;
+            chain.extend([make("matroskamux")?, sink]);
+            chains.push(chain);
+        }
+        if let Some(url) = &self.rtsp {
+            let sink = make("rtspclientsink")?;
+            sink.set_property("location", url.as_str());
+            let mut chain = encoded(&ENCODERS)?;
+            chain.push(sink);
+            chains.push(chain);
+        }
+        if let Some(folder) = &self.hls {
+            let mut chain = encoded(H264)?;
+            chain.push(hls(folder)?);
+            chains.push(chain);
         }
         if let Some(path) = &self.v4l2 {
             let sink = make("v4l2sink")?;
@@ -96,7 +145,16 @@ impl Outputs {
     /// What has become of them, or of what is before them.
     pub(super) fn failed(&self, error: &gst::message::Error) -> Error {
         let failure = Failure::from_message(error);
-        match &self.record {
+        if let Some(url) = self
+            .rtsp
+            .as_ref()
+            .filter(|_| is_from(error, "rtspclientsink"))
+        {
+            let address = Address::Url(url.clone());
+            let reason = address.redacted(&failure.reason);
+            return Error::Media(format!("{address} takes no video: {reason}"));
+        }
+        match self.record.as_ref().or(self.hls.as_ref()) {
             Some(path) if failure.disk_full => {
                 Error::Media(format!("no space left on the disk: {path:?}"))
             }
@@ -104,6 +162,19 @@ impl Outputs {
             _ => Error::Media(failure.reason),
         }
     }
+}
+
+/// True where the message comes from an element of this factory, or from one inside of it.
+fn is_from(error: &gst::message::Error, factory: &str) -> bool {
+    let mut object = error.src().cloned();
+    while let Some(here) = object {
+        let element = here.downcast_ref::<gst::Element>();
+        if element.is_some_and(|element| factory_name(element) == factory) {
+            return true;
+        }
+        object = here.parent();
+    }
+    false
 }
 
 /// True where the user has closed the window, which is how one says that it is enough.
@@ -123,9 +194,92 @@ fn newest() -> Result<gst::Element> {
     Ok(queue)
 }
 
-fn recording(path: &Path) -> Result<Vec<gst::Element>> {
-    let Some(found) = ENCODERS.iter().find(|it| available(it.factory)) else {
-        return Err(missing(&ENCODERS.map(|it| it.factory)));
+/// Sends the keys that are pressed in the window behind `queue` to `keys`.
+fn forward_keys(queue: &gst::Element, keys: Sender<Key>) -> Result<()> {
+    let pad = static_pad(queue, "src")?;
+    pad.add_probe(gst::PadProbeType::EVENT_UPSTREAM, move |_, info| {
+        let event = info
+            .event()
+            .filter(|event| event.type_() == gst::EventType::Navigation);
+        let event = event.and_then(|event| gst_video::NavigationEvent::parse(event).ok());
+        if let Some(gst_video::NavigationEvent::KeyPress { key, .. }) = event {
+            // Nobody presses more keys than are looked at.
+            let _ = Key::from_name(&key).map(|key| keys.try_send(key));
+        }
+        gst::PadProbeReturn::Ok
+    });
+    Ok(())
+}
+
+/// Makes pictures for the page while somebody watches it.
+fn pictures(feed: &Arc<Feed>) -> Result<Vec<gst::Element>> {
+    let queue = newest()?;
+    let watched = Arc::clone(feed);
+    static_pad(&queue, "sink")?.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        if watched.n_viewers() > 0 {
+            return gst::PadProbeReturn::Ok;
+        }
+        info.data = None;
+        gst::PadProbeReturn::Handled
+    });
+    let (width, height) = PAGE_PX;
+    let filter = capsfilter(
+        &gst::Caps::builder("video/x-raw")
+            .field("width", gst::IntRange::new(1, width))
+            .field("height", gst::IntRange::new(1, height))
+            .field("pixel-aspect-ratio", gst::Fraction::new(1, 1))
+            .build(),
+    )?;
+    let encoder = make("jpegenc")?;
+    encoder.set_property("quality", 85_i32);
+    let feed = Arc::clone(feed);
+    let show = move |appsink: &gst_app::AppSink| {
+        let sample = appsink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
+        let map = sample
+            .buffer()
+            .and_then(|buffer| buffer.map_readable().ok());
+        if let Some(map) = map {
+            feed.show(Arc::from(map.as_slice()));
+        }
+        Ok(gst::FlowSuccess::Ok)
+    };
+    let sink = gst_app::AppSink::builder()
+        .sync(false)
+        // Without anybody who watches, no picture comes, and nobody waits for one.
+        .async_(false)
+        .max_buffers(1)
+        .callbacks(
+            gst_app::AppSinkCallbacks::builder()
+                .new_sample(show)
+                .build(),
+        )
+        .build();
+    Ok(vec![
+        queue,
+        make("videoconvert")?,
+        make("videoscale")?,
+        filter,
+        encoder,
+        sink.upcast(),
+    ])
+}
+
+/// What writes segments and their list into `folder`.
+fn hls(folder: &Path) -> Result<gst::Element> {
+    let sink = make("hlssink2")?;
+    sink.set_property("location", utf8(&folder.join("segment%05d.ts"))?);
+    sink.set_property("playlist-location", utf8(&folder.join("live.m3u8"))?);
+    sink.set_property("target-duration", SEGMENT_SECS);
+    sink.set_property("playlist-length", SEGMENTS);
+    sink.set_property("max-files", SEGMENTS + 2);
+    Ok(sink)
+}
+
+/// A queue and an encoder that keeps up, the first of `encoders` that there is.
+fn encoded(encoders: &[Encoder]) -> Result<Vec<gst::Element>> {
+    let Some(found) = encoders.iter().find(|it| available(it.factory)) else {
+        let names: Vec<&str> = encoders.iter().map(|it| it.factory).collect();
+        return Err(missing(&names));
     };
     let encoder = make(found.factory)?;
     for (name, value) in found.settings {
@@ -141,8 +295,6 @@ fn recording(path: &Path) -> Result<Vec<gst::Element>> {
             .build(),
     )?;
     keep_size(&queue, &filter)?;
-    let sink = make("filesink")?;
-    sink.set_property("location", utf8(path)?);
     let mut chain = vec![
         queue,
         make("videoconvert")?,
@@ -151,7 +303,6 @@ fn recording(path: &Path) -> Result<Vec<gst::Element>> {
         encoder,
     ];
     chain.extend(found.parser.map(make).transpose()?);
-    chain.extend([make("matroskamux")?, sink]);
     Ok(chain)
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vitscope::live::{Address, Event, Live, Outputs, Wanted};
+use vitscope::live::{Address, Audience, Event, Key, Live, Outputs, Status, Wanted};
 
 use crate::common::{clip, fixture, frame_times};
 
@@ -31,22 +31,76 @@ fn live(address: &str, folder: &Path) -> Live {
             record: Some(folder.join("out.mkv")),
             ..Outputs::default()
         },
+        options: toml::Table::new(),
+        page: None,
+        collect: None,
+        gates: None,
+    }
+}
+
+/// Writes down what happens, presses keys, and ends the run when it is enough.
+struct Watching<'a, F> {
+    cancel: &'a AtomicBool,
+    enough: F,
+    keys: Vec<Key>,
+    events: Vec<Event>,
+    snapshots: Vec<Vec<u8>>,
+    started: Instant,
+}
+
+impl<F: FnMut(&Event) -> bool> Audience for Watching<'_, F> {
+    fn event(&mut self, event: Event) {
+        assert!(self.started.elapsed() < PATIENCE, "{:?}", self.events);
+        if (self.enough)(&event) {
+            self.cancel.store(true, Ordering::SeqCst);
+        }
+        self.events.push(event);
+    }
+
+    fn key(&mut self) -> Option<Key> {
+        // When there is something to see.
+        let explains =
+            |event: &Event| matches!(event, Event::Status(status) if status.explained > 0);
+        self.events.iter().any(explains).then(|| self.keys.pop())?
+    }
+
+    fn snapshot(&mut self, png: &[u8]) -> vitscope::Result<()> {
+        self.snapshots.push(png.to_vec());
+        Ok(())
     }
 }
 
 /// Runs until `enough` says so of an event.
-fn run(live: &Live, mut enough: impl FnMut(&Event) -> bool) -> vitscope::Result<Vec<Event>> {
+fn run(live: &Live, enough: impl FnMut(&Event) -> bool) -> vitscope::Result<Vec<Event>> {
     let cancel = AtomicBool::new(false);
-    let started = Instant::now();
-    let mut events = Vec::new();
-    live.run(&cancel, &mut |event| {
-        assert!(started.elapsed() < PATIENCE, "{events:?}");
-        if enough(&event) {
-            cancel.store(true, Ordering::SeqCst);
-        }
-        events.push(event);
-    })?;
-    Ok(events)
+    run_until(live, &cancel, enough)
+}
+
+/// The same with a flag that others may set too.
+fn run_until(
+    live: &Live,
+    cancel: &AtomicBool,
+    enough: impl FnMut(&Event) -> bool,
+) -> vitscope::Result<Vec<Event>> {
+    let mut watching = Watching {
+        cancel,
+        enough,
+        keys: Vec::new(),
+        events: Vec::new(),
+        snapshots: Vec::new(),
+        started: Instant::now(),
+    };
+    live.run(cancel, &mut watching)?;
+    Ok(watching.events)
+}
+
+/// The last counts of a run.
+fn last_status(events: &[Event]) -> Status {
+    let statuses = events.iter().filter_map(|event| match event {
+        Event::Status(status) => Some(*status),
+        _ => None,
+    });
+    statuses.last().unwrap()
 }
 
 #[test]
@@ -56,9 +110,7 @@ fn a_pattern_is_explained_and_recorded_until_it_is_enough() {
     let enough = |event: &Event| matches!(event, Event::Status(status) if status.explained > 5);
     let events = run(&live, enough).unwrap();
     assert_eq!(events[0], Event::Connected);
-    let Some(Event::Status(status)) = events.last() else {
-        panic!("{events:?}");
-    };
+    let status = last_status(&events);
     let times = frame_times(&folder.path().join("out.mkv"));
     // Frames that came between the last look and the end are recorded too.
     let recorded = status.frames as usize..status.frames as usize + 50;

@@ -1,14 +1,21 @@
 //! `vitscope live`: what a model looks at, while it happens.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use vitscope::live::{Address, Event, Live, Outputs, Status, Wanted};
+use url::Url;
+use vitscope::explain::Method;
+use vitscope::files;
+use vitscope::live::{Address, Audience, Collect, Event, Key, Live, Outputs, Page, Status, Wanted};
 use vitscope::overlay::Mode;
 
 use crate::args::{DrawArgs, ExplainArgs, Upsample, positive, share};
 use crate::exit::Exit;
+use crate::keyboard::Keyboard;
 use crate::side::is_stdout;
 use crate::{interrupt, outputs, setup};
 
@@ -50,9 +57,39 @@ pub struct LiveArgs {
     /// Be a camera for other programs, through this V4L2 loopback device.
     #[arg(long, value_name = "DEVICE")]
     v4l2_out: Option<PathBuf>,
-    /// Write one JSON record a frame; `-` writes to standard output.
+    /// Push to this address of an RTSP server.
+    #[arg(long, value_name = "URL", value_parser = rtsp)]
+    rtsp_out: Option<Url>,
+    /// Write HTTP live streaming into this folder: live.m3u8 and the newest segments.
+    #[arg(long, value_name = "FOLDER")]
+    hls: Option<PathBuf>,
+    /// Serve a page for the browser, with the video, controls and what the model sees.
+    #[arg(long, value_name = "IP:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:8080")]
+    serve: Option<SocketAddr>,
+    /// What a browser has to show as /?token=TOKEN; other machines than this one need it.
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        requires = "serve",
+        env = "VITSCOPE_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
+    /// Write kept share, rate, age and latency of explanations into the picture.
+    #[arg(long)]
+    stats: bool,
+    /// Write one JSON record a frame: to a file, `-` for standard output, tcp://HOST:PORT, or unix:PATH.
     #[arg(long, value_name = "FILE.jsonl")]
     scores: Option<PathBuf>,
+    /// Store a frame now and then in this folder, to train gates on it later (`vitscope train diffmask`).
+    #[arg(long, value_name = "FOLDER")]
+    collect: Option<PathBuf>,
+    /// How often a frame is stored, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "1", requires = "collect", value_parser = positive)]
+    collect_every: f64,
+    /// Folder of DiffMask gates for the model; gates that change, there or in the model's folder, are taken over.
+    #[arg(long, value_name = "FOLDER")]
+    gates: Option<PathBuf>,
     /// Replace outputs that exist.
     #[arg(long)]
     overwrite: bool,
@@ -83,11 +120,28 @@ fn size(text: &str) -> Result<(u32, u32), String> {
     sides.ok_or_else(|| "expected width and height in pixels, as 640x480".into())
 }
 
+fn rtsp(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    match url.scheme() {
+        "rtsp" | "rtsps" => Ok(url),
+        _ => Err("expected an rtsp:// address".into()),
+    }
+}
+
 /// Shows and records until it is interrupted.
 pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
-    let scores = args.scores.as_deref().filter(|path| !is_stdout(path));
+    let scores = args.scores.as_deref().filter(|path| !is_no_file(path));
     let outputs: Vec<&Path> = args.record.as_deref().into_iter().chain(scores).collect();
     outputs::check(&outputs, &[], args.overwrite)?;
+    if let Some(folder) = args.hls.as_deref().filter(|folder| !folder.is_dir()) {
+        bail!("the output's directory does not exist: {folder:?}");
+    }
+    let goes_elsewhere = [&args.record, &args.v4l2_out, &args.hls]
+        .iter()
+        .any(|output| output.is_some())
+        || args.rtsp_out.is_some()
+        || args.serve.is_some();
+    let own_gates = Path::new(&args.explain.model);
     let live = Live {
         address: args.source.clone(),
         wanted: Wanted {
@@ -95,43 +149,105 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
             fps: args.fps,
         },
         properties: properties(args)?,
+        options: options(args)?,
         outputs: Outputs {
-            window: args.window
-                || !(args.no_window || args.record.is_some() || args.v4l2_out.is_some()),
+            window: args.window || !(args.no_window || goes_elsewhere),
             record: args.record.clone(),
             v4l2: args.v4l2_out.clone(),
+            rtsp: args.rtsp_out.clone(),
+            hls: args.hls.clone(),
         },
+        page: args.serve.map(|address| Page {
+            address,
+            token: args.token.clone(),
+        }),
+        collect: args.collect.clone().map(|folder| Collect {
+            folder,
+            every: Duration::from_secs_f64(args.collect_every),
+        }),
+        gates: (args.gates.clone()).or_else(|| own_gates.is_dir().then(|| own_gates.to_owned())),
     };
     let cancel = interrupt::flag(Vec::new())?;
-    let started = std::time::Instant::now();
-    let status = live.run(&cancel, &mut |event| {
-        let over = args
-            .duration
-            .is_some_and(|secs| started.elapsed().as_secs_f64() >= secs);
-        if over {
-            cancel.store(true, std::sync::atomic::Ordering::SeqCst);
-        }
-        if !args.quiet {
-            tell(&live.address, event);
-        }
-    })?;
+    let mut front = Front {
+        args,
+        started: Instant::now(),
+        cancel: Arc::clone(&cancel),
+        keyboard: (!args.quiet).then(Keyboard::open).flatten(),
+    };
+    let status = live.run(&cancel, &mut front)?;
     if !args.quiet {
-        eprintln!("{}", summary(&status, started.elapsed()));
+        eprintln!("{}", summary(&status, front.started.elapsed()));
     }
     Ok(Exit::Whole)
 }
 
-fn tell(address: &Address, event: Event) {
-    match event {
-        Event::Connected => eprintln!("showing {address}"),
-        Event::Lost { reason, wait } => {
-            eprintln!("{reason}; trying again in {:.1} s", wait.as_secs_f64());
+/// The terminal.
+struct Front<'a> {
+    args: &'a LiveArgs,
+    started: Instant,
+    cancel: Arc<AtomicBool>,
+    keyboard: Option<Keyboard>,
+}
+
+impl Audience for Front<'_> {
+    fn event(&mut self, event: Event) {
+        let duration = self.args.duration;
+        if duration.is_some_and(|secs| self.started.elapsed().as_secs_f64() >= secs) {
+            self.cancel.store(true, Ordering::SeqCst);
         }
-        Event::Status(status) => tracing::debug!(
-            frames = status.frames,
-            explained = status.explained,
-            skipped = status.skipped
-        ),
+        if event == Event::Ending {
+            // A second Ctrl-C may end the program without another word.
+            self.keyboard = None;
+        }
+        if self.args.quiet {
+            return;
+        }
+        let source = &self.args.source;
+        match event {
+            Event::Serving(address) => {
+                let token = match self.args.token {
+                    Some(_) => "?token=…",
+                    None => "",
+                };
+                eprintln!("page at http://{address}/{token}");
+            }
+            Event::Connected => {
+                let keys = match self.keyboard {
+                    Some(_) => {
+                        "; space freezes, s snapshot, m method, o opacity, t target, q quits"
+                    }
+                    None => "",
+                };
+                eprintln!("showing {source}{keys}");
+            }
+            Event::Lost { reason, wait } => {
+                eprintln!("{reason}; trying again in {:.1} s", wait.as_secs_f64());
+            }
+            Event::Problem(problem) => eprintln!("{problem}"),
+            Event::Reloading => eprintln!("the gates have changed and are taken over"),
+            Event::Ending => (),
+            Event::Status(status) => tracing::debug!(
+                frames = status.frames,
+                explained = status.explained,
+                skipped = status.skipped
+            ),
+        }
+    }
+
+    fn key(&mut self) -> Option<Key> {
+        self.keyboard.as_mut()?.key()
+    }
+
+    fn snapshot(&mut self, png: &[u8]) -> vitscope::Result<()> {
+        let free = (1_u32..)
+            .map(|number| PathBuf::from(format!("vitscope-{number:03}.png")))
+            .find(|path| !path.exists());
+        let path = free.unwrap_or_else(|| "vitscope.png".into());
+        files::write_whole(&path, png)?;
+        if !self.args.quiet {
+            eprintln!("wrote {}", path.display());
+        }
+        Ok(())
     }
 }
 
@@ -153,13 +269,13 @@ fn summary(status: &Status, took: Duration) -> String {
 /// The arguments as properties of the element.
 fn properties(args: &LiveArgs) -> anyhow::Result<Vec<(&'static str, String)>> {
     let (explain, draw) = (&args.explain, &args.draw);
-    if explain.method.len() > 1 || explain.target.len() > 1 {
-        bail!(
-            "live video is explained by one method for one target, give --method and --target once"
-        );
+    if explain.target.len() > 1 {
+        bail!("live video is explained for one target, give --target once");
     }
     if draw.mode == Mode::SideBySide || draw.upsample == Upsample::Nearest {
-        bail!("live video takes neither --mode side-by-side nor --upsample nearest");
+        bail!(
+            "live video takes neither --mode side-by-side (give two methods) nor --upsample nearest"
+        );
     }
     let policy = match args.policy {
         Policy::Latest => "latest",
@@ -177,14 +293,19 @@ fn properties(args: &LiveArgs) -> anyhow::Result<Vec<(&'static str, String)>> {
         ("colormap", draw.colormap.to_string()),
         ("alpha", draw.alpha.to_string()),
         ("threshold", draw.threshold.to_string()),
+        ("show-stats", args.stats.to_string()),
     ];
     properties.extend(explain.backbone.clone().map(|model| ("backbone", model)));
-    let method = explain.method.first();
-    properties.extend(method.map(|method| ("method", method.to_string())));
+    let methods: Vec<String> = explain.method.iter().map(ToString::to_string).collect();
+    properties.extend((!methods.is_empty()).then(|| ("method", methods.join(","))));
     let target = explain.target.first();
     properties.extend(target.map(|target| ("target-class", target.clone())));
-    let options = method_options(&explain.set, method.map(ToString::to_string).as_deref())?;
-    properties.extend((!options.is_empty()).then_some(("method-options", options)));
+    if let Some(folder) = &args.gates {
+        let Some(folder) = folder.to_str() else {
+            bail!("path is not UTF-8: {folder:?}");
+        };
+        properties.push(("gates", folder.to_owned()));
+    }
     if let Some(path) = &args.scores {
         let path = match path.to_str() {
             Some(_) if is_stdout(path) => "/dev/stdout",
@@ -196,28 +317,29 @@ fn properties(args: &LiveArgs) -> anyhow::Result<Vec<(&'static str, String)>> {
     Ok(properties)
 }
 
-/// What `--set` says of the one method that is asked for, as the element takes it.
-fn method_options(set: &[String], method: Option<&str>) -> anyhow::Result<String> {
-    let by_method = setup::options_by_method(set, |of| method.is_none_or(|method| method == of))?;
-    let options = by_method.values().flatten();
-    let texts = options.map(|(key, value)| format!("{key} = {value}"));
-    Ok(texts.collect::<Vec<_>>().join(", "))
+/// What `--set` says of each method; one that is not asked for may be chosen later.
+fn options(args: &LiveArgs) -> anyhow::Result<toml::Table> {
+    let by_method =
+        setup::options_by_method(&args.explain.set, |name| name.parse::<Method>().is_ok())?;
+    let tables = by_method.into_iter();
+    Ok(tables
+        .map(|(method, options)| (method, options.into()))
+        .collect())
+}
+
+/// True for what is neither a file nor a name of one.
+fn is_no_file(path: &Path) -> bool {
+    let has_scheme = path.to_str().is_some_and(|text| {
+        ["tcp://", "unix:"]
+            .iter()
+            .any(|scheme| text.starts_with(scheme))
+    });
+    is_stdout(path) || has_scheme
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn changes_of_one_method_become_a_list() {
-        let set = [
-            "gradmask.groups=12".to_owned(),
-            "gradmask.weight=logit".to_owned(),
-        ];
-        let options = method_options(&set, Some("gradmask")).unwrap();
-        assert_eq!(options, "groups = 12, weight = \"logit\"");
-        assert!(method_options(&set, Some("rollout")).is_err());
-    }
 
     #[test]
     fn a_size_is_two_numbers() {

@@ -8,6 +8,7 @@ mod eval;
 mod exit;
 mod file;
 mod interrupt;
+mod keyboard;
 mod live;
 mod methods;
 mod models;

@@ -1,0 +1,51 @@
+//! Single keys from the terminal, without waiting for one.
+
+use std::io::stdin;
+
+use rustix::termios::{
+    LocalModes, OptionalActions, SpecialCodeIndex, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr,
+};
+use vitscope::live::Key;
+
+/// The terminal's keys, one by one and unseen; Ctrl-C still interrupts. Dropping it gives the terminal back.
+pub struct Keyboard {
+    before: Termios,
+}
+
+impl Keyboard {
+    /// The keys of standard input; `None` where that is no terminal.
+    pub fn open() -> Option<Self> {
+        let input = stdin();
+        // Who runs in the background must leave the terminal alone.
+        if !isatty(&input) || tcgetpgrp(&input).ok()? != rustix::process::getpgrp() {
+            return None;
+        }
+        let before = tcgetattr(&input).ok()?;
+        let mut single = before.clone();
+        single.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
+        // Reading returns at once, be there a key or not.
+        single.special_codes[SpecialCodeIndex::VMIN] = 0;
+        single.special_codes[SpecialCodeIndex::VTIME] = 0;
+        tcsetattr(&input, OptionalActions::Now, &single).ok()?;
+        Some(Self { before })
+    }
+
+    /// What was pressed, if it means something.
+    pub fn key(&mut self) -> Option<Key> {
+        let mut letter = [0];
+        while rustix::io::read(stdin(), &mut letter) == Ok(1) {
+            let name = char::from(letter[0]).to_ascii_lowercase().to_string();
+            if let Some(key) = Key::from_name(&name) {
+                return Some(key);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Keyboard {
+    fn drop(&mut self) {
+        // What cannot be given back was taken away.
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
+    }
+}

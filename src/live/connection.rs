@@ -1,0 +1,99 @@
+//! Keeps a source connected: what is lost is tried again, after ever longer waits.
+
+use std::time::{Duration, Instant};
+
+use super::capture::Capture;
+use super::player::Player;
+use super::{Event, Live};
+use crate::error::{Error, Result};
+
+/// Without a frame for so long, a source that has sent some is lost.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Without a first frame for so long, a source is not there.
+const FIRST_FRAME: Duration = Duration::from_secs(15);
+/// Until a lost source is tried again; twice as long after each failure.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// The source, connected or waited for.
+pub(super) struct Connection {
+    capture: Option<Capture>,
+    /// When it was connected, or lost.
+    since: Instant,
+    /// Frames of this connection, and when they were counted.
+    counted: (u64, Instant),
+    /// Until the next attempt.
+    wait: Duration,
+    ever_connected: bool,
+}
+
+impl Connection {
+    pub(super) fn new(live: &Live, player: &Player) -> Result<Self> {
+        let now = Instant::now();
+        Ok(Self {
+            capture: Some(player.capture(live)?),
+            since: now,
+            counted: (0, now),
+            wait: FIRST_WAIT,
+            ever_connected: false,
+        })
+    }
+
+    /// What has happened to the source since the last time.
+    ///
+    /// # Errors
+    /// Fails where no frame has ever come, and none will.
+    pub(super) fn check(&mut self, live: &Live, player: &Player) -> Result<Option<Event>> {
+        let Some(capture) = &self.capture else {
+            if self.since.elapsed() < self.wait {
+                return Ok(None);
+            }
+            let now = Instant::now();
+            (self.since, self.counted) = (now, (0, now));
+            return match player.capture(live) {
+                Ok(capture) => {
+                    self.capture = Some(capture);
+                    Ok(None)
+                }
+                Err(error) => Ok(Some(self.lose(error.to_string()))),
+            };
+        };
+        let n_frames = capture.n_frames();
+        let connected = self.counted.0 == 0 && n_frames > 0;
+        if n_frames > self.counted.0 {
+            self.counted = (n_frames, Instant::now());
+        }
+        let patience = if n_frames == 0 { FIRST_FRAME } else { SILENCE };
+        let silence = self.counted.1.elapsed();
+        let lost = match capture.check() {
+            Err(error) => Some(error.to_string()),
+            Ok(()) if silence > patience => Some(format!(
+                "{}: no frame for {} s",
+                live.address,
+                patience.as_secs()
+            )),
+            Ok(()) => None,
+        };
+        if connected {
+            (self.ever_connected, self.wait) = (true, FIRST_WAIT);
+        }
+        match lost {
+            Some(reason) if !self.ever_connected => Err(Error::Media(reason)),
+            Some(reason) => Ok(Some(self.lose(reason))),
+            None => Ok(connected.then_some(Event::Connected)),
+        }
+    }
+
+    /// True where frames come.
+    pub(super) fn is_up(&self) -> bool {
+        self.capture.is_some() && self.counted.0 > 0
+    }
+
+    fn lose(&mut self, reason: String) -> Event {
+        let wait = self.wait;
+        self.capture = None;
+        self.since = Instant::now();
+        self.wait = (wait * 2).min(LONGEST_WAIT);
+        Event::Lost { reason, wait }
+    }
+}

@@ -1,0 +1,357 @@
+//! What can be changed while live video runs, by the page or by keys: the element's properties, and the freeze.
+
+use std::io::Cursor;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use gstreamer::prelude::*;
+use image::ImageFormat;
+
+use super::freeze::Freeze;
+use super::peek::Peek;
+use crate::error::{Error, Result};
+use crate::explain::{Method, Target};
+use crate::models::Model;
+use crate::overlay::{Colormap, Mode};
+use crate::plugin::{Coloring, Draw, VitScope};
+use crate::serve::{About, AboutMethod, Change, Feed, Host, Settings, Topic};
+
+/// Methods that share a grid at most.
+const MOST_METHODS: usize = 4;
+
+/// The opacities that one key goes through.
+const OPACITIES: [f32; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
+
+/// What a key asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// The picture stands still, or goes on.
+    Freeze,
+    /// The picture of this moment as a file.
+    Snapshot,
+    /// The next method that goes with the model.
+    Method,
+    /// The next opacity.
+    Opacity,
+    /// The next class to explain.
+    Target,
+    /// The end.
+    Quit,
+}
+
+impl Key {
+    /// What a letter stands for, as the terminal and the window name it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            " " | "space" => Self::Freeze,
+            "s" => Self::Snapshot,
+            "m" => Self::Method,
+            "o" => Self::Opacity,
+            "t" => Self::Target,
+            "q" | "Escape" => Self::Quit,
+            _ => return None,
+        })
+    }
+}
+
+/// Makes changes, and tells the page.
+pub(super) struct Controls {
+    source: String,
+    element: VitScope,
+    freeze: Arc<Freeze>,
+    shown: Peek,
+    feed: Arc<Feed>,
+    /// Options of each method, also of those that do not explain now.
+    options: Mutex<toml::Table>,
+}
+
+impl Controls {
+    pub(super) fn new(
+        source: String,
+        element: VitScope,
+        freeze: Arc<Freeze>,
+        shown: Peek,
+        feed: Arc<Feed>,
+        options: toml::Table,
+    ) -> Self {
+        let controls = Self {
+            source,
+            element,
+            freeze,
+            shown,
+            feed,
+            options: Mutex::new(options),
+        };
+        controls.tell();
+        controls
+    }
+
+    /// What is set at this moment.
+    pub(super) fn settings(&self) -> Settings {
+        let element = &self.element;
+        let share = |name| element.property::<f32>(name);
+        let votes = self
+            .options()
+            .get(Method::DiffMask.name())
+            .and_then(|options| options.get("votes")?.as_bool());
+        Settings {
+            alpha: share("alpha"),
+            threshold: share("threshold"),
+            smoothing: share("smoothing"),
+            colormap: Colormap::from(element.property::<Coloring>("colormap"))
+                .name()
+                .to_owned(),
+            mode: Mode::from(element.property::<Draw>("mode"))
+                .name()
+                .to_owned(),
+            methods: self.methods(),
+            target: element
+                .property::<Option<String>>("target-class")
+                .unwrap_or_default(),
+            frozen: self.freeze.is_frozen(),
+            votes: votes.unwrap_or(false),
+        }
+    }
+
+    /// Tells the page what is set.
+    pub(super) fn tell(&self) {
+        // Plain data has no reason to fail.
+        let json = serde_json::to_string(&self.settings()).unwrap_or_default();
+        self.feed.tell(Topic::Settings, &json);
+    }
+
+    /// Names of the methods; none while the default one is not known.
+    fn methods(&self) -> Vec<String> {
+        let names = self.element.property::<Option<String>>("method");
+        match names.as_deref().unwrap_or_default() {
+            "auto" => (self.element.model().iter())
+                .map(|model| model.default_method().to_string())
+                .collect(),
+            names => names
+                .split(',')
+                .map(|name| name.trim().to_owned())
+                .collect(),
+        }
+    }
+
+    fn options(&self) -> MutexGuard<'_, toml::Table> {
+        self.options.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn model(&self) -> Result<Arc<Model>> {
+        let model = self.element.model();
+        model.ok_or_else(|| Error::Config("the model is being loaded, try again".into()))
+    }
+
+    /// Does what a key asks for, but for a snapshot's file and the end.
+    ///
+    /// # Errors
+    /// Fails where it cannot be done.
+    pub(super) fn press(&self, key: Key) -> Result<()> {
+        let settings = self.settings();
+        let change = match key {
+            Key::Snapshot | Key::Quit => return Ok(()),
+            Key::Freeze => Change {
+                frozen: Some(!settings.frozen),
+                ..Change::default()
+            },
+            Key::Opacity => Change {
+                alpha: Some(next_opacity(settings.alpha)),
+                ..Change::default()
+            },
+            Key::Method => return self.change(&self.next_method(&settings)?),
+            Key::Target => Change {
+                target: Some(self.next_target(&settings)?),
+                ..Change::default()
+            },
+        };
+        self.change(&change)
+    }
+
+    /// The method after the first one that is set; where it knows no classes, of the predicted one.
+    fn next_method(&self, settings: &Settings) -> Result<Change> {
+        let model = self.model()?;
+        let usable: Vec<Method> = usable(&model).collect();
+        let first = settings.methods.first();
+        let here = (usable.iter()).position(|method| Some(method.name()) == first.map(|it| &**it));
+        let next = here.map_or(0, |here| (here + 1) % usable.len().max(1));
+        let method = usable
+            .get(next)
+            .ok_or_else(|| Error::Config("no method goes with the model".into()))?;
+        let explains_classes = method
+            .build_with(model.parts(), toml::Table::new())?
+            .explains_classes();
+        Ok(Change {
+            methods: Some(vec![method.name().to_owned()]),
+            target: (!explains_classes).then(|| "predicted".to_owned()),
+            ..Change::default()
+        })
+    }
+
+    /// The class after the one that is set, the predicted one first.
+    fn next_target(&self, settings: &Settings) -> Result<String> {
+        let model = self.model()?;
+        let n_classes = model.vit.config().labels.len();
+        Ok(match model.target(&settings.target)? {
+            Target::Predicted if n_classes > 0 => "0".to_owned(),
+            Target::Class(class) if class + 1 < n_classes => (class + 1).to_string(),
+            _ => "predicted".to_owned(),
+        })
+    }
+
+    /// The properties that a change of method, target or votes needs, tried on the model, and the options behind them.
+    fn asked(&self, change: &Change) -> Result<(Vec<(&'static str, String)>, toml::Table)> {
+        let model = self.model()?;
+        let now = self.settings();
+        let names = change.methods.as_ref().unwrap_or(&now.methods);
+        let target = change.target.as_ref().unwrap_or(&now.target);
+        if !(1..=MOST_METHODS).contains(&names.len()) {
+            return Err(Error::Config(format!(
+                "methods: {} are asked for, expected 1 to {MOST_METHODS}",
+                names.len()
+            )));
+        }
+        let mut options = self.options().clone();
+        let diffmask = Method::DiffMask.name();
+        if let Some(votes) = change.votes {
+            let own = options
+                .entry(diffmask)
+                .or_insert_with(|| toml::Table::new().into());
+            if let toml::Value::Table(own) = own {
+                own.insert("votes".into(), votes.into());
+            }
+        }
+        let parsed = model.target(target)?;
+        for name in names {
+            let own = options.get(name).and_then(toml::Value::as_table).cloned();
+            let method: Method = name.parse()?;
+            let explainer = method.build_with(model.parts(), own.unwrap_or_default())?;
+            parsed.check_for(name, explainer.explains_classes())?;
+        }
+        let properties = vec![
+            ("method", names.join(",")),
+            ("target-class", target.clone()),
+            ("method-options", options_text(&options, names)),
+        ];
+        Ok((properties, options))
+    }
+}
+
+/// Options of the methods in `names`, as the element takes them.
+pub(super) fn options_text(options: &toml::Table, names: &[String]) -> String {
+    let asked = options.iter().filter(|(method, _)| names.contains(method));
+    let texts = asked.map(|(method, options)| format!("{method} = {options}"));
+    texts.collect::<Vec<_>>().join(", ")
+}
+
+fn usable(model: &Model) -> impl Iterator<Item = Method> {
+    let has_head = !model.vit.config().labels.is_empty();
+    (Method::ALL.iter().copied()).filter(move |method| {
+        let built = method.build_with(model.parts(), toml::Table::new());
+        built.is_ok_and(|explainer| has_head || !explainer.explains_classes())
+    })
+}
+
+fn next_opacity(alpha: f32) -> f32 {
+    let higher = OPACITIES
+        .into_iter()
+        .find(|&opacity| opacity > alpha + 1e-3);
+    higher.unwrap_or(OPACITIES[0])
+}
+
+/// A share that was asked for, as a property's text.
+fn share(name: &'static str, value: Option<f32>) -> Result<Option<(&'static str, String)>> {
+    match value {
+        Some(value) if !(0.0..=1.0).contains(&value) => Err(Error::Config(format!(
+            "{name} is {value}, expected a number from 0 to 1"
+        ))),
+        value => Ok(value.map(|value| (name, value.to_string()))),
+    }
+}
+
+impl Host for Controls {
+    fn about(&self) -> Option<About> {
+        let model = self.element.model()?;
+        Some(About {
+            version: env!("CARGO_PKG_VERSION"),
+            source: self.source.clone(),
+            model: self
+                .element
+                .property::<Option<String>>("model")
+                .unwrap_or_default(),
+            labels: model.vit.config().labels.clone(),
+            methods: usable(&model)
+                .map(|method| AboutMethod {
+                    name: method.name(),
+                    summary: method.entry().summary,
+                })
+                .collect(),
+            colormaps: Colormap::ALL.map(Colormap::name).to_vec(),
+            modes: (Mode::ALL.into_iter())
+                .filter(|mode| *mode != Mode::SideBySide)
+                .map(Mode::name)
+                .collect(),
+        })
+    }
+
+    fn change(&self, change: &Change) -> Result<()> {
+        let shares = [
+            share("alpha", change.alpha)?,
+            share("threshold", change.threshold)?,
+            share("smoothing", change.smoothing)?,
+        ];
+        let mut properties: Vec<_> = shares.into_iter().flatten().collect();
+        if let Some(colormap) = &change.colormap {
+            properties.push(("colormap", colormap.parse::<Colormap>()?.to_string()));
+        }
+        if let Some(mode) = &change.mode {
+            properties.push(match mode.parse::<Mode>()? {
+                Mode::SideBySide => {
+                    return Err(Error::Config(
+                        "live video has no mode side-by-side, choose two methods instead".into(),
+                    ));
+                }
+                mode => ("mode", mode.to_string()),
+            });
+        }
+        if change.methods.is_some() || change.target.is_some() || change.votes.is_some() {
+            let (asked, options) = self.asked(change)?;
+            properties.extend(asked);
+            *self.options() = options;
+        }
+        self.element.change(&properties)?;
+        if let Some(frozen) = change.frozen {
+            self.freeze.set(frozen);
+        }
+        self.tell();
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Result<Vec<u8>> {
+        let mut png = Cursor::new(Vec::new());
+        let written = self.shown.picture()?.write_to(&mut png, ImageFormat::Png);
+        written.map_err(|error| Error::Media(format!("no picture could be made: {error}")))?;
+        Ok(png.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::changes;
+
+    #[test]
+    fn the_next_opacity_is_the_next_higher_one_or_none_at_all() {
+        assert_eq!(0.75, next_opacity(0.5));
+        assert_eq!(0.5, next_opacity(0.3));
+        assert_eq!(0.0, next_opacity(1.0));
+    }
+
+    #[test]
+    fn options_of_methods_that_are_not_asked_for_are_left_out() {
+        let options =
+            changes::parse_list("diffmask = { votes = true }, gradmask.groups = 12").unwrap();
+        let asked = options_text(&options, &["diffmask".into()]);
+        assert_eq!(changes::parse_list(&asked).unwrap().len(), 1, "{asked}");
+        assert!(asked.contains("votes = true"), "{asked}");
+    }
+}

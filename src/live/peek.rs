@@ -1,0 +1,69 @@
+//! Looks at the next frame that passes a pad, when somebody wants to see it, and holds none otherwise.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_video as gst_video;
+use image::RgbImage;
+
+use crate::error::{Error, Result};
+use crate::media::pixels::frame_from_buffer;
+use crate::overlay::image_from_frame;
+
+/// What a camera takes for a frame at most.
+const NEXT_FRAME: Duration = Duration::from_secs(2);
+
+/// The pad, and who wants to see its next frame.
+#[derive(Clone)]
+pub(super) struct Peek {
+    pad: gst::Pad,
+    wanted: Arc<Mutex<Option<Sender<gst::Buffer>>>>,
+}
+
+impl Peek {
+    pub(super) fn new(pad: &gst::Pad) -> Self {
+        let wanted: Arc<Mutex<Option<Sender<gst::Buffer>>>> = Arc::default();
+        let asked = Arc::clone(&wanted);
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            let asked = asked.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let (Some(asked), Some(buffer)) = (asked, info.buffer()) {
+                // Who asked may have gone.
+                let _ = asked.try_send(buffer.clone());
+            }
+            gst::PadProbeReturn::Ok
+        });
+        let pad = pad.clone();
+        Self { pad, wanted }
+    }
+
+    /// Asks for the next frame.
+    pub(super) fn ask(&self) -> Receiver<gst::Buffer> {
+        let (asked, next) = crossbeam_channel::bounded(1);
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+        next
+    }
+
+    /// The next frame as a picture.
+    ///
+    /// # Errors
+    /// [`Error::Media`] where none comes.
+    pub(super) fn picture(&self) -> Result<RgbImage> {
+        let buffer = self.ask().recv_timeout(NEXT_FRAME);
+        let buffer = buffer.map_err(|_| Error::Media("there is no picture yet".into()))?;
+        self.picture_from_buffer(buffer)
+    }
+
+    /// A frame of this pad as a picture.
+    ///
+    /// # Errors
+    /// [`Error::Media`] where its pixels cannot be read.
+    pub(super) fn picture_from_buffer(&self, buffer: gst::Buffer) -> Result<RgbImage> {
+        let caps = self.pad.current_caps();
+        let info = caps.and_then(|caps| gst_video::VideoInfo::from_caps(&caps).ok());
+        let info = info.ok_or_else(|| Error::Media("there is no picture yet".into()))?;
+        image_from_frame(&frame_from_buffer(0, buffer, &info)?)
+    }
+}

@@ -1,0 +1,265 @@
+//! The pipeline behind the source: it explains, shows and records.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_app as gst_app;
+
+use super::capture::{Base, Capture};
+use super::controls::{Controls, Key, options_text};
+use super::explained::Explained;
+use super::freeze::Freeze;
+use super::outputs::{self, Outputs};
+use super::peek::Peek;
+use super::{Live, Status};
+use crate::error::{Error, Result};
+use crate::media::elements::{add_chain, make, static_pad};
+use crate::plugin::VitScope;
+use crate::serve::{Feed, Topic};
+
+/// Frames between the two pipelines.
+const WAITING: u64 = 4;
+/// Keys that wait to be looked at.
+const KEYS: usize = 16;
+/// What writing the end of a recording may take.
+const ENDING: Duration = Duration::from_secs(10);
+const AFTER_WINDOW: Duration = Duration::from_millis(500);
+/// How often the buses are looked at while it ends.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What a look at the pipeline finds.
+pub(super) enum News {
+    None,
+    /// There is nothing more to do.
+    Over,
+    /// Something did not work, and the video goes on.
+    Problem(String),
+}
+
+/// The pipeline behind the source.
+pub(super) struct Player {
+    pipeline: gst::Pipeline,
+    appsrc: gst_app::AppSrc,
+    element: VitScope,
+    controls: Arc<Controls>,
+    freeze: Arc<Freeze>,
+    /// Keys that were pressed in the window.
+    keys: Receiver<Key>,
+    outputs: Outputs,
+    /// The user has closed the window.
+    closed: Cell<bool>,
+    base: Base,
+}
+
+impl Player {
+    pub(super) fn start(live: &Live, feed: &Arc<Feed>) -> Result<Self> {
+        let pipeline = gst::Pipeline::new();
+        let appsrc = gst_app::AppSrc::builder()
+            .is_live(true)
+            .format(gst::Format::Time)
+            .max_buffers(WAITING)
+            // The element keeps up in `latest` and `exact`; where it does not, the source drops what it must.
+            .block(true)
+            .build();
+        let element = element(live)?;
+        let told = Arc::clone(feed);
+        element.on_explained(move |finding, time| {
+            told.tell(Topic::Explained, &Explained::new(finding, time).json());
+        });
+        let tee = make("tee")?;
+        let chain = [
+            appsrc.clone().upcast(),
+            element.clone().upcast(),
+            tee.clone(),
+        ];
+        add_chain(&pipeline, &chain)?;
+        let (pressed, keys): (Sender<Key>, _) = crossbeam_channel::bounded(KEYS);
+        let page = live.page.as_ref().map(|_| feed);
+        live.outputs.add(&pipeline, &tee, pressed, page)?;
+        let freeze = Arc::new(Freeze::default());
+        let controls = Controls::new(
+            live.address.to_string(),
+            element.clone(),
+            Arc::clone(&freeze),
+            Peek::new(&static_pad(&tee, "sink")?),
+            Arc::clone(feed),
+            live.options.clone(),
+        );
+        let clock = gst::SystemClock::obtain();
+        let time = clock.time();
+        pipeline.use_clock(Some(&clock));
+        pipeline.set_start_time(gst::ClockTime::NONE);
+        pipeline.set_base_time(time);
+        let player = Self {
+            pipeline,
+            appsrc,
+            element,
+            controls: Arc::new(controls),
+            freeze,
+            keys,
+            outputs: live.outputs.clone(),
+            closed: Cell::new(false),
+            base: Base { clock, time },
+        };
+        if player.pipeline.set_state(gst::State::Playing).is_err() {
+            let bus = player.pipeline.bus();
+            let message = bus.and_then(|bus| bus.pop_filtered(&[gst::MessageType::Error]));
+            return Err(match message.as_ref().map(|message| message.view()) {
+                Some(gst::MessageView::Error(error)) => live.outputs.failed(error),
+                _ => Error::Media("the pipeline does not start".into()),
+            });
+        }
+        Ok(player)
+    }
+
+    /// Connects to the source.
+    ///
+    /// # Errors
+    /// As [`Capture::start`].
+    pub(super) fn capture(&self, live: &Live) -> Result<Capture> {
+        let freeze = Arc::clone(&self.freeze);
+        Capture::start(&live.address, live.wanted, &self.appsrc, &self.base, freeze)
+    }
+
+    pub(super) fn controls(&self) -> Arc<Controls> {
+        Arc::clone(&self.controls)
+    }
+
+    /// A key that was pressed in the window.
+    pub(super) fn key(&self) -> Option<Key> {
+        self.keys.try_recv().ok()
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        self.freeze.is_frozen()
+    }
+
+    /// A look at the frames as they come from the source.
+    ///
+    /// # Errors
+    /// Fails where GStreamer's element has no pad.
+    pub(super) fn source(&self) -> Result<Peek> {
+        Ok(Peek::new(&static_pad(self.appsrc.upcast_ref(), "src")?))
+    }
+
+    /// Opens model and gates again.
+    pub(super) fn reload(&self) {
+        self.element.reload();
+    }
+
+    /// Waits up to `patience` for news.
+    ///
+    /// # Errors
+    /// Fails where the model or an output has failed.
+    pub(super) fn check(&self, patience: Duration) -> Result<News> {
+        let Some(bus) = self.pipeline.bus() else {
+            return Ok(News::Over);
+        };
+        let kinds = [
+            gst::MessageType::Error,
+            gst::MessageType::Warning,
+            gst::MessageType::Progress,
+            gst::MessageType::Eos,
+            gst::MessageType::Latency,
+        ];
+        let patience = gst::ClockTime::try_from(patience).ok();
+        match bus.timed_pop_filtered(patience, &kinds) {
+            None => Ok(News::None),
+            Some(message) => match message.view() {
+                gst::MessageView::Error(error) if outputs::is_closed_window(error) => {
+                    self.closed.set(true);
+                    Ok(News::Over)
+                }
+                gst::MessageView::Error(error) => Err(self.outputs.failed(error)),
+                gst::MessageView::Warning(warning) => {
+                    Ok(News::Problem(warning.error().message().to_owned()))
+                }
+                gst::MessageView::Progress(_) => {
+                    // Of a model that was opened: what can be chosen may be known now.
+                    self.controls.tell();
+                    Ok(News::None)
+                }
+                gst::MessageView::Latency(_) => {
+                    // It is done by the time of the next frame; where it fails, frames come a little late.
+                    let _ = self.pipeline.recalculate_latency();
+                    Ok(News::None)
+                }
+                _ => Ok(News::Over),
+            },
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let stats = self.element.property::<gst::Structure>("stats");
+        let count = |name| stats.get::<u64>(name).unwrap_or_default();
+        let time = |name| Duration::from_nanos(count(name));
+        Status {
+            frames: count("frames"),
+            explained: count("explained"),
+            skipped: count("skipped"),
+            rate: stats.get("rate").unwrap_or_default(),
+            median: time("median"),
+            p95: time("p95"),
+            p99: time("p99"),
+            age_median: time("age-median"),
+            age_p95: time("age-p95"),
+        }
+    }
+
+    /// Lets recordings be finished.
+    pub(super) fn end(self) -> Result<()> {
+        self.appsrc
+            .end_of_stream()
+            .map_err(|error| Error::Media(format!("outputs cannot be finished: {error}")))?;
+        // A closed window never says that it has come to its end; the recording takes a moment for its own.
+        let closed = self.closed.get();
+        let until = Instant::now() + if closed { AFTER_WINDOW } else { ENDING };
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            let checked = self.check(left.min(TICK));
+            // Whatever else fails behind a closed window follows from that.
+            if !closed && matches!(checked?, News::Over) {
+                return Ok(());
+            }
+        }
+        if closed {
+            return Ok(());
+        }
+        Err(Error::Media(format!(
+            "outputs are not finished after {} s",
+            ENDING.as_secs()
+        )))
+    }
+}
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        if self.pipeline.set_state(gst::State::Null).is_err() {
+            tracing::warn!("the pipeline does not stop");
+        }
+    }
+}
+
+/// The element, set as it is asked for.
+fn element(live: &Live) -> Result<VitScope> {
+    let element = make("vitscope")?
+        .downcast::<VitScope>()
+        .map_err(|_| Error::Media("another element is called \"vitscope\"".into()))?;
+    let properties = live.properties.iter();
+    let mut properties: Vec<(&str, String)> = properties
+        .map(|(name, text)| (*name, text.clone()))
+        .collect();
+    let methods = properties.iter().find(|(name, _)| *name == "method");
+    let names: Vec<String> = match methods {
+        Some((_, names)) => names.split(',').map(str::to_owned).collect(),
+        // Whatever it turns out to be.
+        None => live.options.keys().cloned().collect(),
+    };
+    let options = options_text(&live.options, &names);
+    properties.push(("method-options", options));
+    element.change(&properties)?;
+    Ok(element)
+}
