@@ -5,8 +5,11 @@
     expect(dead_code, reason = "most of it is for tests of the program")
 )]
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use vitscope::gates::{GateSizes, Gates};
@@ -66,6 +69,32 @@ pub(crate) fn frame_times(file: &Path) -> Vec<u64> {
         .filter_map(|line| line.trim_end_matches(',').parse::<f64>().ok())
         .map(|secs| (secs * 1e9).round() as u64)
         .collect()
+}
+
+/// A connection that hangs fails in the end.
+pub(crate) const HTTP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection to a server of this machine.
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("the server listens");
+    for timeout in [
+        stream.set_read_timeout(Some(HTTP_PATIENCE)),
+        stream.set_write_timeout(Some(HTTP_PATIENCE)),
+    ] {
+        timeout.expect("sockets have timeouts");
+    }
+    stream
+}
+
+/// What a server says to `request`, up to the end of the connection.
+pub(crate) fn ask(address: SocketAddr, request: &[u8]) -> String {
+    let mut stream = connect(address);
+    // It may refuse before it has heard all.
+    let _ = stream.write_all(request);
+    let _ = stream.shutdown(Shutdown::Write);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 /// Names of what a folder holds, sorted.

@@ -3,6 +3,9 @@
 // Clips, models and programs that several tests need.
 mod common;
 
+// The page in a browser.
+#[cfg(all(feature = "live", feature = "embedded-models"))]
+mod browser;
 // Data sets by reference, and folders of pictures.
 mod data;
 // Scores on explainers whose score is known by hand.

@@ -3,17 +3,16 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vitscope::serve::{About, Change, Feed, Host, Server, Topic};
 use vitscope::{Error, Result};
 
-const TOKEN: &str = "let-me-in-2026";
+use crate::common::{HTTP_PATIENCE as PATIENCE, ask, connect};
 
-/// A connection that hangs fails in the end.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TOKEN: &str = "let-me-in-2026";
 
 /// Takes every change but opacities beyond 1.
 #[derive(Default)]
@@ -49,24 +48,6 @@ fn serve(token: Option<&str>) -> Served {
     let owned = token.map(str::to_owned);
     let server = Server::start(address, owned, host.clone(), Arc::clone(&feed)).unwrap();
     Served { host, feed, server }
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-/// What the server says to `request`, up to the end of the connection.
-fn ask(address: SocketAddr, request: &[u8]) -> String {
-    let mut stream = connect(address);
-    // It may refuse before it has heard all.
-    let _ = stream.write_all(request);
-    let _ = stream.shutdown(Shutdown::Write);
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    String::from_utf8_lossy(&answer).into_owned()
 }
 
 fn get(address: SocketAddr, path: &str, headers: &str) -> String {

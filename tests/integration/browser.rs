@@ -1,0 +1,289 @@
+//! The page in a browser: what a user sees when a slider is moved, in headless Chromium by its WebDriver.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use vitscope::live::{Address, Audience, Event, Live, Outputs, Page, Wanted};
+
+use crate::common::connect;
+
+/// What does not come within this time does not come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The key Home, as WebDriver names it: a slider goes to its lowest value.
+const HOME: &str = "\u{e011}";
+const END: &str = "\u{e010}";
+
+/// A browser, driven over HTTP.
+struct Browser {
+    driver: Child,
+    address: SocketAddr,
+    session: String,
+}
+
+impl Browser {
+    fn start() -> Self {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the tests need chromedriver (Debian package chromium-driver)");
+        let lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let port = lines.map_while(Result::ok).find_map(|line| {
+            let (_, port) = line.split_once("started successfully on port ")?;
+            port.trim_end_matches('.').parse::<u16>().ok()
+        });
+        let mut browser = Self {
+            driver,
+            address: ([127, 0, 0, 1], port.unwrap()).into(),
+            session: String::new(),
+        };
+        let arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--window-size=1280,900",
+        ];
+        let options =
+            json!({"capabilities": {"alwaysMatch": {"goog:chromeOptions": {"args": arguments}}}});
+        let session = browser.call("POST", "/session", &options);
+        browser.session = format!("/session/{}", session["sessionId"].as_str().unwrap());
+        browser
+    }
+
+    fn call(&self, method: &str, path: &str, body: &Value) -> Value {
+        let body = body.to_string();
+        let path = format!("{}{path}", self.session);
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n{body}",
+            self.address,
+            body.len()
+        );
+        let mut stream = connect(self.address);
+        stream.write_all(request.as_bytes()).unwrap();
+        let json = body_of_answer(BufReader::new(stream));
+        let json: Value = serde_json::from_slice(&json).unwrap();
+        let value = &json["value"];
+        assert!(value["error"].is_null(), "{path}: {value}");
+        value.clone()
+    }
+
+    fn run(&self, script: &str) -> Value {
+        self.call(
+            "POST",
+            "/execute/sync",
+            &json!({"script": script, "args": []}),
+        )
+    }
+
+    /// Path of the element that a selector finds.
+    fn element(&self, selector: &str) -> String {
+        let found = json!({"using": "css selector", "value": selector});
+        let found = self.call("POST", "/element", &found);
+        let id = found.as_object().unwrap().values().next().unwrap();
+        format!("/element/{}", id.as_str().unwrap())
+    }
+
+    fn press(&self, selector: &str, keys: &str) {
+        let path = format!("{}/value", self.element(selector));
+        self.call("POST", &path, &json!({"text": keys}));
+    }
+
+    fn click(&self, selector: &str) {
+        let path = format!("{}/click", self.element(selector));
+        self.call("POST", &path, &json!({}));
+    }
+
+    fn png(&self, path: &str) -> Vec<u8> {
+        let png = self.call("GET", path, &json!({}));
+        STANDARD.decode(png.as_str().unwrap()).unwrap()
+    }
+
+    /// The video as it is on the screen.
+    fn video(&self) -> image::RgbImage {
+        let path = format!("{}/screenshot", self.element("#video"));
+        image::load_from_memory(&self.png(&path)).unwrap().to_rgb8()
+    }
+
+    /// The video, as soon as it is as `expected` says.
+    fn video_when(&self, mut expected: impl FnMut(&image::RgbImage) -> bool) -> image::RgbImage {
+        let started = Instant::now();
+        loop {
+            let video = self.video();
+            if expected(&video) {
+                return video;
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{}",
+                self.run("return document.body.innerText")
+            );
+        }
+    }
+
+    /// Waits for a condition of the page.
+    fn wait(&self, condition: &str) {
+        let started = Instant::now();
+        while self.run(&format!("return Boolean({condition})")) != Value::Bool(true) {
+            let text = self.run("return document.body.innerText");
+            assert!(started.elapsed() < PATIENCE, "{condition}: {text}");
+        }
+    }
+}
+
+/// The driver neither closes a connection nor answers one that is half closed.
+fn body_of_answer(mut stream: impl BufRead) -> Vec<u8> {
+    let mut length = 0;
+    let mut line = String::new();
+    while stream.read_line(&mut line).unwrap() > 2 {
+        let lower = line.to_ascii_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        line.clear();
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).unwrap();
+    body
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // What has failed already is not made worse by a browser that does not end.
+        if !self.session.is_empty() && !std::thread::panicking() {
+            self.call("DELETE", "", &json!({}));
+        }
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
+
+/// Tells where the page is, and ends the run with the test.
+struct Serving<'a> {
+    address: &'a Mutex<Option<SocketAddr>>,
+    problems: Vec<String>,
+}
+
+impl Audience for Serving<'_> {
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Serving(address) => *self.address.lock().unwrap() = Some(address),
+            Event::Problem(problem) => self.problems.push(problem),
+            _ => (),
+        }
+    }
+}
+
+/// Mean difference of two pictures' samples, of 255.
+fn difference(a: &image::RgbImage, b: &image::RgbImage) -> f64 {
+    assert_eq!(a.dimensions(), b.dimensions());
+    let pairs = a.as_raw().iter().zip(b.as_raw());
+    let sum: u64 = pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    sum as f64 / a.as_raw().len() as f64
+}
+
+#[test]
+fn moving_a_slider_changes_the_picture() {
+    let Ok(source) = "test:ball".parse::<Address>();
+    let live = Live {
+        address: source,
+        wanted: Wanted {
+            size: Some((320, 240)),
+            fps: Some(15),
+        },
+        properties: vec![
+            ("model", "cifar10".into()),
+            ("method", "rollout".into()),
+            ("sync-mode", "latest".into()),
+        ],
+        options: toml::Table::new(),
+        outputs: Outputs::default(),
+        page: Some(Page {
+            address: "127.0.0.1:0".parse().unwrap(),
+            token: None,
+        }),
+        collect: None,
+        gates: None,
+    };
+    let (cancel, address) = (AtomicBool::new(false), Mutex::new(None));
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| {
+            let mut serving = Serving {
+                address: &address,
+                problems: Vec::new(),
+            };
+            let status = live.run(&cancel, &mut serving);
+            assert!(serving.problems.is_empty(), "{:?}", serving.problems);
+            status
+        });
+        let tried = scope.spawn(|| {
+            let started = Instant::now();
+            while address.lock().unwrap().is_none() {
+                assert!(started.elapsed() < PATIENCE);
+                std::thread::yield_now();
+            }
+            try_page(address.lock().unwrap().unwrap());
+        });
+        let tried = tried.join();
+        cancel.store(true, Ordering::SeqCst);
+        running.join().unwrap().unwrap();
+        tried.unwrap();
+    });
+}
+
+fn try_page(address: SocketAddr) {
+    let browser = Browser::start();
+    let url = format!("http://{address}/");
+    browser.call("POST", "/url", &json!({"url": url}));
+    browser.wait("document.querySelector('#video').naturalWidth === 320");
+    browser.wait("document.querySelector('#bars').innerText.includes('%')");
+    browser.wait("document.querySelector('#status').innerText.includes('fps')");
+
+    // A still picture changes by nothing but the slider.
+    browser.click("#freeze");
+    browser.wait("document.querySelector('#freeze').getAttribute('aria-pressed') === 'true'");
+    browser.press("#alpha", HOME);
+    let mut last = browser.video();
+    let plain = browser.video_when(|now| {
+        let still = difference(now, &last) < 0.2;
+        last = now.clone();
+        still && difference(now, &gray(now)) < 1.0
+    });
+    browser.press("#alpha", END);
+    let colored = browser.video_when(|now| difference(now, &plain) > 5.0);
+    assert!(
+        difference(&colored, &gray(&colored)) > 5.0,
+        "heat has colors"
+    );
+    browser.press("#alpha", HOME);
+    browser.video_when(|now| difference(now, &plain) < 0.5);
+
+    // Every gate's votes are drawn, one canvas a gate: two more than blocks.
+    browser.press("#method", "diffmask");
+    browser.click("#layers");
+    browser.wait("document.querySelectorAll('#gates canvas').length === 8");
+    browser.press("#alpha", END);
+
+    let shot = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page.png");
+    fs::write(shot, browser.png("/screenshot")).unwrap();
+}
+
+/// The picture without its colors.
+fn gray(picture: &image::RgbImage) -> image::RgbImage {
+    let gray = image::imageops::grayscale(picture);
+    image::RgbImage::from_fn(picture.width(), picture.height(), |x, y| {
+        image::Rgb([gray.get_pixel(x, y).0[0]; 3])
+    })
+}
