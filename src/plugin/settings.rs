@@ -219,6 +219,8 @@ impl Settings {
             "sync-mode" => plain!(self.sync_mode),
             "max-age" => {
                 let nanos: u64 = value.get().map_err(|_| wrong())?;
+                // One more would be no time at all.
+                let nanos = nanos.min(gst::ClockTime::MAX.nseconds());
                 self.max_age = gst::ClockTime::from_nseconds(nanos);
             }
             "attach-meta" => plain!(self.attach_meta),
@@ -402,6 +404,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             .nick("Maximum age")
             .blurb("In sync-mode=latest, nanoseconds until an explanation has faded away")
             .minimum(1)
+            .maximum(gst::ClockTime::MAX.nseconds())
             .default_value(default.max_age.nseconds())
             .mutable_playing()
             .build(),

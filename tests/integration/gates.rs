@@ -86,6 +86,23 @@ fn gates_asked_during_a_pass_give_the_mask_of_its_states() {
 }
 
 #[test]
+fn what_the_gates_say_multiplies_to_the_mask() {
+    let vit = small_vit(small_config());
+    let gates = small_gates(&vit).freeze().unwrap();
+    let states = clean_pass(&vit, &small_images(2)).unwrap().states;
+    let keep = gates.keep(&states).unwrap();
+    assert_eq!(keep.dims(), [states.len(), 2, 9]);
+    let keep = keep.to_vec3::<f32>().unwrap();
+    let mask = gates.mask(&states).unwrap().to_vec2::<f32>().unwrap();
+    for (image, patch) in (0..2).flat_map(|image| (0..9).map(move |patch| (image, patch))) {
+        let product: f32 = keep.iter().map(|gate| gate[image][patch]).product();
+        assert!((product - mask[image][patch]).abs() < 1e-5);
+    }
+    let differ = |gate: &Vec<Vec<f32>>| *gate != keep[0];
+    assert!(keep.iter().any(differ), "gates have minds of their own");
+}
+
+#[test]
 fn gates_of_another_depth_are_refused() {
     let shallow = VitConfig {
         num_hidden_layers: 2,

@@ -6,7 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vitscope::live::{Address, Audience, Event, Key, Live, Outputs, Status, Wanted};
+use vitscope::data::Dataset;
+use vitscope::data::folder::Folder;
+use vitscope::frame::FrameSize;
+use vitscope::frame::placement::ResizeRule;
+use vitscope::frame::resize::Resampling;
+use vitscope::live::{Address, Audience, Collect, Event, Key, Live, Outputs, Status, Wanted};
 
 use crate::common::{clip, fixture, frame_times};
 
@@ -82,16 +87,38 @@ fn run_until(
     cancel: &AtomicBool,
     enough: impl FnMut(&Event) -> bool,
 ) -> vitscope::Result<Vec<Event>> {
-    let mut watching = Watching {
+    let mut watching = watching(cancel, enough, &[]);
+    live.run(cancel, &mut watching)?;
+    Ok(watching.events)
+}
+
+fn watching<'a, F>(cancel: &'a AtomicBool, enough: F, keys: &[Key]) -> Watching<'a, F> {
+    Watching {
         cancel,
         enough,
-        keys: Vec::new(),
+        keys: keys.iter().rev().copied().collect(),
         events: Vec::new(),
         snapshots: Vec::new(),
         started: Instant::now(),
-    };
-    live.run(cancel, &mut watching)?;
-    Ok(watching.events)
+    }
+}
+
+/// What happens while keys are pressed one after the other; the last one should quit.
+fn press(live: &Live, keys: &[Key]) -> (Vec<Event>, Vec<image::RgbImage>) {
+    let cancel = AtomicBool::new(false);
+    let mut watching = watching(&cancel, |_: &Event| false, keys);
+    live.run(&cancel, &mut watching).unwrap();
+    let pictures = watching.snapshots.iter();
+    let pictures = pictures.map(|png| image::load_from_memory(png).unwrap().to_rgb8());
+    (watching.events, pictures.collect())
+}
+
+fn problems(events: &[Event]) -> Vec<&str> {
+    let problems = events.iter().filter_map(|event| match event {
+        Event::Problem(problem) => Some(problem.as_str()),
+        _ => None,
+    });
+    problems.collect()
 }
 
 /// The last counts of a run.
@@ -210,4 +237,154 @@ fn a_model_that_is_not_there_ends_the_run() {
     live.properties[0].1 = "./no-such-model".into();
     let error = run(&live, |_| false).unwrap_err().to_string();
     assert!(error.contains("no-such-model"), "{error}");
+}
+
+#[test]
+fn a_frozen_picture_stands_still_and_is_explained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut live = live("test:ball", folder.path());
+    live.properties.push(("mode", "original".into()));
+    live.properties.push(("show-stats", "false".into()));
+    live.properties.push(("show-hud", "false".into()));
+    live.properties.push(("attach-meta", "true".into()));
+    let mut keys = vec![Key::Snapshot; 2];
+    keys.push(Key::Freeze);
+    keys.extend([Key::Snapshot; 8]);
+    keys.push(Key::Quit);
+    let (events, pictures) = press(&live, &keys);
+    assert_eq!(problems(&events), Vec::<&str>::new());
+    assert_eq!(pictures.len(), 10);
+    assert_eq!(pictures[0].dimensions(), (64, 48));
+    assert_ne!(pictures[0], pictures[1], "the ball moves");
+    // Frames that were on their way when it was frozen come first.
+    assert_eq!(pictures[8], pictures[9]);
+}
+
+#[test]
+fn keys_change_opacity_and_method_and_say_what_cannot_be_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut live = live("test:white", folder.path());
+    live.properties.push(("show-hud", "false".into()));
+    live.properties.push(("max-age", (u64::MAX - 1).to_string()));
+    live.properties.push(("alpha", "1".into()));
+    let keys = [
+        // From 1 to 0, which leaves the picture as it is.
+        Key::Opacity,
+        Key::Snapshot,
+        Key::Target,
+        Key::Method,
+        Key::Target,
+        Key::Quit,
+    ];
+    let (events, pictures) = press(&live, &keys);
+    assert!(
+        pictures[0]
+            .pixels()
+            .all(|pixel| pixel.0.iter().all(|&sample| sample > 230))
+    );
+    // Rollout explains no class; the method after it does.
+    let problems = problems(&events);
+    let expected = "method \"rollout\" explains the whole answer, not one class, asked for class 0";
+    assert_eq!(problems, [expected]);
+}
+
+#[test]
+fn frames_are_collected_to_train_on_and_those_of_before_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = folder.path().join("frames");
+    let mut live = live("test:ball", folder.path());
+    live.collect = Some(Collect {
+        folder: stored.clone(),
+        every: Duration::from_millis(200),
+    });
+    let enough = |event: &Event| matches!(event, Event::Status(status) if status.frames > 25);
+    run(&live, enough).unwrap();
+    let first = crate::common::names_in(&stored);
+    assert!(first.len() > 2, "{first:?}");
+    let picture = image::open(stored.join("frame-000000.jpg")).unwrap();
+    assert_eq!((picture.width(), picture.height()), (64, 48));
+    let bytes = std::fs::read(stored.join("frame-000000.jpg")).unwrap();
+    live.outputs.record = None;
+    run(&live, enough).unwrap();
+    let second = crate::common::names_in(&stored);
+    assert_eq!(first[..], second[..first.len()]);
+    assert!(second.len() > first.len());
+    assert_eq!(
+        bytes,
+        std::fs::read(stored.join("frame-000000.jpg")).unwrap()
+    );
+    // As `train diffmask` reads them.
+    let size = FrameSize {
+        width_px: 32,
+        height_px: 32,
+    };
+    let pictures = Folder::open(&stored, ResizeRule::Stretch(size), Resampling::Bilinear);
+    assert_eq!(pictures.unwrap().len(), second.len());
+}
+
+#[test]
+fn gates_that_change_are_taken_over_and_broken_ones_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    let cifar10 = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifar10");
+    for name in [
+        "config.json",
+        "preprocessor_config.json",
+        "model.safetensors",
+        "gates.json",
+        "gates.safetensors",
+    ] {
+        std::fs::copy(cifar10.join(name), model.join(name)).unwrap();
+    }
+    let mut live = live("test:ball", folder.path());
+    live.properties = vec![
+        ("model", model.to_str().unwrap().into()),
+        ("sync-mode", "latest".into()),
+    ];
+    live.gates = Some(model.clone());
+    let gates = model.join("gates.safetensors");
+    let whole = std::fs::read(&gates).unwrap();
+    let mut writes = vec![whole.clone(), whole[..whole.len() / 2].to_vec()].into_iter();
+    let mut explained = 0;
+    let events = run(&live, |event| match event {
+        // A moment later, so that the time of the file is another one.
+        Event::Status(status) => {
+            if status.explained > 0 && explained == 0 {
+                explained = status.explained;
+                std::fs::write(&gates, writes.next_back().unwrap()).unwrap();
+            }
+            false
+        }
+        Event::Problem(_) => {
+            std::fs::write(&gates, writes.next().unwrap()).unwrap();
+            false
+        }
+        Event::Reloading => writes.len() == 0,
+        _ => false,
+    });
+    let events = events.unwrap();
+    let problems = problems(&events);
+    assert_eq!(problems.len(), 1, "{events:?}");
+    assert!(problems[0].contains("does not take over"), "{problems:?}");
+    let reloads = events.iter().filter(|event| **event == Event::Reloading);
+    assert_eq!(reloads.count(), 2);
+}
+
+#[test]
+fn a_folder_of_http_live_streaming_can_be_played() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut live = live("test:ball", folder.path());
+    live.outputs = Outputs {
+        hls: Some(folder.path().to_owned()),
+        ..Outputs::default()
+    };
+    run(
+        &live,
+        |event| matches!(event, Event::Status(status) if status.frames > 130),
+    )
+    .unwrap();
+    let times = frame_times(&folder.path().join("live.m3u8"));
+    assert!(times.len() > 100, "{times:?}");
+    assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
 }

@@ -881,6 +881,120 @@ fn options_reach_the_method_and_wrong_ones_are_an_error_on_the_bus() {
 }
 
 #[test]
+fn several_methods_share_the_frame_which_keeps_its_size() {
+    init();
+    let element: VitScope = gst::ElementFactory::make("vitscope")
+        .property("model", fixture("vit_a").to_str().unwrap())
+        .property("method", "rollout, raw-attention")
+        .property("show-hud", false)
+        .build()
+        .unwrap()
+        .downcast()
+        .unwrap();
+    let caps = caps("RGB", 40, 20);
+    let mut harness = harness(&element, &caps);
+    harness.push(numbered(30, &caps)).unwrap();
+    harness.push_event(gst::event::Eos::new());
+    let buffer = harness.pull().unwrap();
+    let map = buffer.map_readable().unwrap();
+    let rows: Vec<&[u8]> = map.chunks(120).collect();
+    assert_eq!(rows.len(), 20);
+    // Two panes of 20 x 10 in the middle, black above and below.
+    assert!(
+        rows[..4]
+            .iter()
+            .chain(&rows[14..])
+            .all(|row| row.iter().all(|&sample| sample == 0))
+    );
+    assert!(
+        rows[4..14]
+            .iter()
+            .all(|row| row.iter().any(|&sample| sample > 0))
+    );
+}
+
+#[test]
+fn options_of_several_methods_name_their_method() {
+    init();
+    let outcome = |options: &str| {
+        let element: VitScope = gst::ElementFactory::make("vitscope")
+            .property("method", "diffmask,rollout")
+            .property("method-options", options)
+            .build()
+            .unwrap()
+            .downcast()
+            .unwrap();
+        let bus = bus_of(&element);
+        let _harness = harness(&element, &caps("RGB", 40, 20));
+        let kinds = [gst::MessageType::Error, gst::MessageType::Progress];
+        loop {
+            let message = wait_for(&bus, &kinds);
+            match message.view() {
+                gst::MessageView::Error(_) => return Err(message.to_string_of_error()),
+                gst::MessageView::Progress(progress)
+                    if progress.get().0 == gst::ProgressType::Complete =>
+                {
+                    return Ok(());
+                }
+                _ => (),
+            }
+        }
+    };
+    outcome("diffmask.cut=margin").unwrap();
+    let flat = outcome("cut=margin").unwrap_err();
+    assert!(
+        flat.contains("METHOD.KEY") && flat.contains("cut"),
+        "{flat}"
+    );
+}
+
+#[test]
+fn a_change_of_several_properties_is_made_whole_or_not_at_all() {
+    let element = element(&Brightness::default());
+    let change = |alpha: &str, colormap: &str| {
+        element.change(&[
+            ("alpha", alpha.to_owned()),
+            ("colormap", colormap.to_owned()),
+        ])
+    };
+    change("0.25", "jet").unwrap();
+    assert_eq!(element.property::<f32>("alpha"), 0.25);
+    let error = change("0.75", "nosuch").unwrap_err().to_string();
+    assert!(
+        error.contains("colormap") && error.contains("nosuch"),
+        "{error}"
+    );
+    assert_eq!(element.property::<f32>("alpha"), 0.25);
+}
+
+#[test]
+fn scores_go_to_a_socket_line_by_line_and_its_end_is_not_that_of_the_video() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scores");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let element = element(&Brightness::default());
+    element.set_property("scores-location", format!("unix:{}", path.display()));
+    element.set_property("sync-mode", SyncMode::Latest);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    let (reader, _) = listener.accept().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(reader));
+    for number in 0..3 {
+        harness.push(numbered(number, &caps)).unwrap();
+        // It is there as soon as the frame is.
+        let line = lines.next().unwrap().unwrap();
+        let record: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(record["seq"], number);
+    }
+    drop(lines);
+    for number in 3..20 {
+        harness.push(numbered(number, &caps)).unwrap();
+    }
+    drop(harness);
+    element.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
 fn a_model_that_is_not_there_is_an_error_on_the_bus() {
     init();
     let element: VitScope = gst::ElementFactory::make("vitscope")
