@@ -45,6 +45,20 @@ const PARALLEL_MIN_ELEMENTS: usize = 16 * 1024;
 /// Lanes of the running sums: one AVX-512 register of f32.
 const LANES: usize = 16;
 
+/// The vector instructions that this processor computes with.
+pub fn instructions() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "AVX-512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "AVX2";
+        }
+    }
+    "no vector instructions of ours"
+}
+
 /// True where the fused operation applies: f32 on the CPU.
 fn is_fused(xs: &Tensor) -> bool {
     xs.device().is_cpu() && xs.dtype() == DType::F32

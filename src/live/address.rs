@@ -18,7 +18,7 @@ pub enum Address {
     Index(usize),
     /// The camera at this path.
     Path(PathBuf),
-    /// The first camera whose name contains this.
+    /// The first camera whose name contains this, in letters of any size.
     Name(String),
     /// A network stream: RTSP, or MJPEG, HLS or a file over HTTP.
     Url(Url),

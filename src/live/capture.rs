@@ -1,14 +1,18 @@
 //! The pipeline from a source to frames, which is built again where the source was lost.
 
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
 use std::slice;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::glib;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
+use url::Url;
 
 use super::address::Address;
 use super::freeze::Freeze;
@@ -16,7 +20,7 @@ use super::utf8;
 use crate::error::{Error, Result};
 use crate::media::bus::Failure;
 use crate::media::elements::{
-    add_chain, capsfilter, drain_pad, link, link_chain, make, static_pad,
+    add_chain, capsfilter, drain_pad, factory_name, link, link_chain, make, static_pad,
 };
 
 /// What is asked of a camera; others send what they send.
@@ -41,14 +45,17 @@ pub struct Camera {
 
 /// Cameras in the order of their index.
 fn devices() -> Result<Vec<gst::Device>> {
-    let monitor = gst::DeviceMonitor::new();
-    monitor.add_filter(Some("Video/Source"), None);
-    monitor
-        .start()
-        .map_err(|_| Error::Media("cannot look for cameras".into()))?;
-    let devices = monitor.devices().into_iter().collect();
-    monitor.stop();
-    Ok(devices)
+    /// Follows what is plugged in and unplugged. It is never stopped: where there is a PipeWire, that of Debian 12 takes
+    /// the program with it about every fifth time.
+    static MONITOR: OnceLock<Option<gst::DeviceMonitor>> = OnceLock::new();
+    let monitor = MONITOR.get_or_init(|| {
+        let monitor = gst::DeviceMonitor::new();
+        monitor.add_filter(Some("Video/Source"), None);
+        monitor.start().ok().map(|()| monitor)
+    });
+    let monitor = monitor.as_ref();
+    let monitor = monitor.ok_or_else(|| Error::Media("cannot look for cameras".into()))?;
+    Ok(monitor.devices().into_iter().collect())
 }
 
 /// Cameras that GStreamer knows of, in the order of their index.
@@ -73,7 +80,14 @@ pub fn cameras() -> Result<Vec<Camera>> {
     Ok(cameras.collect())
 }
 
+/// Where GStreamer finds the plugin for other programs; `None` where it does not.
+pub fn plugin_file() -> Option<PathBuf> {
+    let registry = gst::Registry::get();
+    registry.find_plugin("vitscope")?.filename()
+}
+
 /// The clock of the pipeline that frames are for, and when it began.
+#[derive(Clone)]
 pub(super) struct Base {
     pub(super) clock: gst::Clock,
     pub(super) time: gst::ClockTime,
@@ -109,13 +123,18 @@ impl Capture {
         let n_frames = Arc::new(AtomicU64::new(0));
         // A source that was lost begins again at 0, and goes on at the time that it is by now.
         let offset = base.running_time();
-        let appsink = appsink(appsrc, offset, &n_frames, freeze);
+        let times = Times {
+            base: base.clone(),
+            last: Mutex::new(None),
+        };
+        let appsink = appsink(appsrc, times, offset, &n_frames, freeze);
         let convert = make("videoconvert")?;
         add_chain(&pipeline, &[convert.clone(), appsink.upcast()])?;
         match address {
             Address::Url(url) => {
                 let decoder = make("uridecodebin")?;
                 decoder.set_property("uri", url.as_str());
+                set_up_stream(&decoder, url.scheme() == "rtsp");
                 add_chain(&pipeline, slice::from_ref(&decoder))?;
                 link_video(&decoder, static_pad(&convert, "sink")?);
             }
@@ -134,7 +153,7 @@ impl Capture {
                 link(&[filter, convert])?;
             }
             Address::Index(_) | Address::Path(_) | Address::Name(_) => {
-                let camera = camera(address)?;
+                let camera = camera(address, wanted)?;
                 let decoder = make("decodebin")?;
                 let filter = capsfilter(&camera_caps(wanted))?;
                 link_chain(&pipeline, &[camera, filter, decoder.clone()])?;
@@ -167,18 +186,15 @@ impl Capture {
         let Some(message) = self.pipeline.bus().and_then(|bus| bus.pop_filtered(&kinds)) else {
             return Ok(());
         };
+        let address = &self.address;
         let reason = match message.view() {
-            gst::MessageView::Error(error) => Failure::from_message(error).reason,
+            gst::MessageView::Error(error) => reason(error, address),
             _ => "the stream has ended".to_owned(),
         };
-        let address = &self.address;
-        let reason = address.redacted(&reason);
-        // The web source of GStreamer 1.22 says no more than that, be the server gone or the page.
-        let is_mute = reason.contains("Internal data stream error");
-        Err(Error::Media(match is_mute && address.is_remote() {
-            true => format!("{address} does not answer, or has no video ({reason})"),
-            false => format!("{address}: {reason}"),
-        }))
+        Err(Error::Media(format!(
+            "{address}: {}",
+            address.redacted(&reason)
+        )))
     }
 }
 
@@ -190,9 +206,111 @@ impl Drop for Capture {
     }
 }
 
+/// Why there is no video, as somebody would say it who could do something about it.
+fn reason(error: &gst::message::Error, address: &Address) -> String {
+    let told = Failure::from_message(error).reason;
+    let is = |kind: gst::ResourceError| error.error().matches(kind);
+    if is(gst::ResourceError::NotAuthorized) {
+        return "the server wants another user or password, as in rtsp://USER:PASSWORD@HOST/"
+            .into();
+    }
+    if is(gst::ResourceError::Busy) {
+        return "another program has it".into();
+    }
+    let Address::Url(url) = address else {
+        return told;
+    };
+    if is(gst::ResourceError::NotFound) {
+        return format!("the server has nothing at {:?}", url.path());
+    }
+    // GStreamer 1.22 says little more than that something failed, be it the host, the server or the page.
+    unreachable(url).unwrap_or(told)
+}
+
+/// Why no connection to the host of an address is possible; `None` where one is.
+fn unreachable(url: &Url) -> Option<String> {
+    /// What a host may take that is there.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let host = url.host_str()?;
+    let port = url.port().or(match url.scheme() {
+        "rtsp" | "rtspt" | "rtspu" => Some(554),
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    })?;
+    let Some(address) = (host, port)
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut all| all.next())
+    else {
+        return Some("there is no such host".into());
+    };
+    match TcpStream::connect_timeout(&address, PATIENCE) {
+        Ok(_) => None,
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Some(format!("nobody listens at port {port}"))
+        }
+        Err(_) => Some("the host does not answer".into()),
+    }
+}
+
+/// Sets up what `decoder` makes for a network stream.
+fn set_up_stream(decoder: &gst::Element, is_plain_rtsp: bool) {
+    /// Frames are held back for so long that late packets come in their order; 2 s where nothing is said.
+    const LATENCY_MS: u32 = 200;
+    /// A server that is silent for so long will not answer; 20 s where nothing is said.
+    const SILENCE_US: u64 = 5_000_000;
+    decoder.connect("source-setup", false, move |arguments| {
+        let source = arguments[1].get::<gst::Element>().ok()?;
+        if factory_name(&source) == "rtspsrc" {
+            source.set_property("latency", LATENCY_MS);
+            source.set_property("tcp-timeout", SILENCE_US);
+            if is_plain_rtsp {
+                // Datagrams that a firewall swallows cost five seconds before each picture.
+                source.set_property_from_str("protocols", "tcp");
+            }
+        }
+        None
+    });
+    let bin = decoder.downcast_ref::<gst::Bin>();
+    if let Some(bin) = bin {
+        bin.connect_deep_element_added(|_, _, element| {
+            if factory_name(element) == "multipartdemux" {
+                // It never says that no other streams follow, for which the decoder would wait.
+                element.set_property("single-stream", true);
+            }
+        });
+    }
+}
+
+/// The times of frames in the pipeline that they are for.
+struct Times {
+    base: Base,
+    last: Mutex<Option<gst::ClockTime>>,
+}
+
+impl Times {
+    /// The time of the next frame, whose own one is `time`: now where it has none, and always later than the one before.
+    ///
+    /// Sources without times are PipeWire's and MJPEG; RTSP gives frames that waited for a lost packet one and the same.
+    fn next(&self, time: Option<gst::ClockTime>) -> gst::ClockTime {
+        const LEAST: gst::ClockTime = gst::ClockTime::from_mseconds(1);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let earliest = last.map_or(gst::ClockTime::ZERO, |last| last + LEAST);
+        let now = self.base.running_time();
+        let time = match time {
+            Some(time) if time >= earliest => time,
+            _ => now.max(earliest),
+        };
+        *last = Some(time);
+        time
+    }
+}
+
 /// Hands frames to `appsrc`, `offset` later in their running time.
 fn appsink(
     appsrc: &gst_app::AppSrc,
+    times: Times,
     offset: gst::ClockTime,
     n_frames: &Arc<AtomicU64>,
     freeze: Arc<Freeze>,
@@ -207,11 +325,11 @@ fn appsink(
         let time = time.and_then(|time| segment?.to_running_time(time));
         let duration = sample.buffer().and_then(gst::BufferRef::duration);
         let sample = freeze.shown(sample);
-        let (Some(time), Some(mut buffer)) = (time, sample.buffer_owned()) else {
+        let Some(mut buffer) = sample.buffer_owned() else {
             return Ok(gst::FlowSuccess::Ok);
         };
         let timed = buffer.make_mut();
-        timed.set_pts(time + offset);
+        timed.set_pts(times.next(time.map(|time| time + offset)));
         timed.set_dts(gst::ClockTime::NONE);
         timed.set_duration(duration);
         n_frames.fetch_add(1, Ordering::Relaxed);
@@ -276,8 +394,8 @@ fn set_pattern(test: &gst::Element, pattern: &str) -> Result<()> {
     Ok(())
 }
 
-/// The element of a camera.
-fn camera(address: &Address) -> Result<gst::Element> {
+/// The element of a camera, which can send what is wanted.
+fn camera(address: &Address, wanted: Wanted) -> Result<gst::Element> {
     if let Address::Path(path) = address {
         if !path.exists() {
             return Err(Error::Media(format!("there is no camera: {path:?}")));
@@ -291,7 +409,7 @@ fn camera(address: &Address) -> Result<gst::Element> {
         Address::Index(index) => devices.get(*index),
         Address::Name(name) => devices
             .iter()
-            .find(|device| device.display_name().contains(name.as_str())),
+            .find(|device| contains(&device.display_name(), name)),
         _ => None,
     };
     let Some(device) = found else {
@@ -300,9 +418,23 @@ fn camera(address: &Address) -> Result<gst::Element> {
             _ => format!("there is no {address}, `vitscope devices` lists those that there are"),
         }));
     };
+    // Some cameras that cannot do what is wanted say so only after half a minute.
+    let caps = device.caps();
+    if let Some(caps) = caps.filter(|caps| !caps.can_intersect(&camera_caps(wanted))) {
+        let formats: Vec<_> = caps.iter().map(gst::StructureRef::to_string).collect();
+        return Err(Error::Config(format!(
+            "{address} does not have the size and frame rate that are asked for, it has {}",
+            formats.join("; ")
+        )));
+    }
     device
         .create_element(None)
         .map_err(|_| Error::Media(format!("{address} cannot be opened")))
+}
+
+/// True where `name` has `part` in it, in letters of any size.
+fn contains(name: &str, part: &str) -> bool {
+    name.to_lowercase().contains(&part.to_lowercase())
 }
 
 /// Raw frames as they are wanted.

@@ -22,8 +22,9 @@ pub(super) struct Connection {
     since: Instant,
     /// Frames of this connection, and when they were counted.
     counted: (u64, Instant),
-    /// Until the next attempt.
+    /// Until the next attempt, and until the one after it.
     wait: Duration,
+    next_wait: Duration,
     ever_connected: bool,
 }
 
@@ -35,6 +36,7 @@ impl Connection {
             since: now,
             counted: (0, now),
             wait: FIRST_WAIT,
+            next_wait: FIRST_WAIT,
             ever_connected: false,
         })
     }
@@ -75,7 +77,7 @@ impl Connection {
             Ok(()) => None,
         };
         if connected {
-            (self.ever_connected, self.wait) = (true, FIRST_WAIT);
+            (self.ever_connected, self.next_wait) = (true, FIRST_WAIT);
         }
         match lost {
             Some(reason) if !self.ever_connected => Err(Error::Media(reason)),
@@ -90,10 +92,10 @@ impl Connection {
     }
 
     fn lose(&mut self, reason: String) -> Event {
-        let wait = self.wait;
+        let wait = self.next_wait;
         self.capture = None;
         self.since = Instant::now();
-        self.wait = (wait * 2).min(LONGEST_WAIT);
+        (self.wait, self.next_wait) = (wait, (wait * 2).min(LONGEST_WAIT));
         Event::Lost { reason, wait }
     }
 }

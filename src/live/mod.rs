@@ -39,7 +39,7 @@ use player::{News, Player};
 use watch::Watch;
 
 pub use address::Address;
-pub use capture::{Camera, Wanted, cameras};
+pub use capture::{Camera, Wanted, cameras, plugin_file};
 pub use collect::Collect;
 pub use controls::Key;
 pub use outputs::Outputs;

@@ -113,6 +113,9 @@ impl Outputs {
         if let Some(url) = &self.rtsp {
             let sink = make("rtspclientsink")?;
             sink.set_property("location", url.as_str());
+            if url.scheme() == "rtsp" {
+                sink.set_property_from_str("protocols", "tcp");
+            }
             let mut chain = encoded(&ENCODERS)?;
             chain.push(sink);
             chains.push(chain);

@@ -25,6 +25,12 @@ pub fn init() -> Result<()> {
     gst::init().map_err(|err| Error::Media(format!("gstreamer does not start: {err}")))
 }
 
+/// GStreamer's own version.
+pub fn version() -> String {
+    let (major, minor, micro, _) = gst::version();
+    format!("{major}.{minor}.{micro}")
+}
+
 /// What a file holds and how it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamInfo {

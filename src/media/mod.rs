@@ -46,13 +46,17 @@ pub mod verify;
 pub use self::{
     container::Container,
     encoder::VideoCodec,
-    file::{StreamInfo, init, open, read},
+    file::{StreamInfo, init, open, read, version},
     job::{AudioMode, FileJob},
     sink::FileSink,
     source::FileSource,
 };
 use crate::error::Result;
 use crate::frame::Frame;
+
+/// Frames that a source and a sink of files hold at most.
+#[cfg(feature = "media")]
+pub const MOST_FRAMES: usize = source::DECODED_FRAMES + sink::WAITING_FRAMES + 1;
 
 /// Gives frames in order.
 pub trait Source: Send {

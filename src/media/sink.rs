@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::frame::{Frame, PixelLayout, Pts};
 
 /// Frames that wait for the encoder, besides the one that it holds: 6 MB of 1080p I420.
-const WAITING_FRAMES: usize = 2;
+pub(super) const WAITING_FRAMES: usize = 2;
 
 /// Writes frames and the source's sound into a file.
 pub struct FileSink {

@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::frame::{Frame, Pts};
 
 /// Decoded frames waiting: 12 MB of 1080p I420, enough to keep the decoder busy while a frame is taken.
-const DECODED_FRAMES: usize = 4;
+pub(super) const DECODED_FRAMES: usize = 4;
 
 /// The frames of a video file.
 pub struct FileSource {

@@ -16,6 +16,11 @@ use crate::{Error, Result};
 /// A download speaks up each time so many more of its bytes have come.
 const REPORT_BYTES: usize = 64 << 20;
 
+/// Where models of the hub are kept.
+pub fn cache_folder() -> PathBuf {
+    Cache::from_env().path().clone()
+}
+
 /// The folder of a model of the hub in the cache, where it is after a download if need be.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ pub use device::DeviceChoice;
 pub use folder::save_folder;
 pub use head::save_head;
 #[cfg(feature = "hub")]
-pub use hub::pull;
+pub use hub::{cache_folder, pull};
 pub use preprocessor::Preprocessor;
 pub use weights::Precision;
 

@@ -30,6 +30,9 @@ use stages::{Composited, Decoded, Explained, Patchified, View};
 /// Frames that wait between two stages: 25 MB at 1080p and three bytes a pixel, four times that over all edges.
 const EDGE_FRAMES: usize = 4;
 
+/// Frames that are between source and sink at most: on the edges, and with the explain stage.
+pub const MOST_FRAMES: usize = 4 * EDGE_FRAMES + HELD_FRAMES;
+
 /// Frames that the explain stage holds at most while it fills a batch of every Nth frame: 200 MB at 1080p and three bytes a pixel.
 const HELD_FRAMES: usize = 32;
 

@@ -265,7 +265,8 @@ fn keys_change_opacity_and_method_and_say_what_cannot_be_done() {
     let folder = tempfile::tempdir().unwrap();
     let mut live = live("test:white", folder.path());
     live.properties.push(("show-hud", "false".into()));
-    live.properties.push(("max-age", (u64::MAX - 1).to_string()));
+    live.properties
+        .push(("max-age", (u64::MAX - 1).to_string()));
     live.properties.push(("alpha", "1".into()));
     let keys = [
         // From 1 to 0, which leaves the picture as it is.

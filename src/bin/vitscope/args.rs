@@ -46,6 +46,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// List the cameras.
     Devices,
+    /// Say what this machine has and lacks: GStreamer, encoders, cameras, GPU, models.
+    Doctor,
     /// List the methods: where they come from, what they need, what they cost.
     Methods,
     /// List the embedded models, or say what is in a model.
@@ -63,6 +65,7 @@ impl Command {
             | Self::Eval(_)
             | Self::Bench(_)
             | Self::Devices
+            | Self::Doctor
             | Self::Methods
             | Self::Models(_) => return true,
         };
@@ -77,7 +80,7 @@ impl Command {
             Self::Live(args) => args.explain.threads,
             Self::Still(args) => args.explain.threads,
             Self::Train(args) => args.threads(),
-            Self::Eval(_) | Self::Devices | Self::Methods | Self::Models(_) => None,
+            Self::Eval(_) | Self::Devices | Self::Doctor | Self::Methods | Self::Models(_) => None,
             Self::Bench(args) => args.threads,
         }
     }

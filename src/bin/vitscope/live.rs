@@ -178,6 +178,10 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
     if !args.quiet {
         eprintln!("{}", summary(&status, front.started.elapsed()));
     }
+    if status.frames == 0 {
+        eprintln!("{}: no frame has come", args.source);
+        return Ok(Exit::Incomplete);
+    }
     Ok(Exit::Whole)
 }
 

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod devices;
+mod doctor;
 mod environment;
 mod eval;
 mod exit;
@@ -40,6 +41,7 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::File(args) => file::run(args),
         Command::Live(args) => live::run(args),
         Command::Devices => devices::run(),
+        Command::Doctor => doctor::run(),
         Command::Still(args) => still::run(args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
