@@ -41,10 +41,25 @@ struct Opened {
 }
 
 struct Request {
+    image: Arc<Mutex<Option<Waiting>>>,
+    answer: Sender<Answer>,
+}
+
+/// An image until the thread takes it.
+struct Waiting {
     seq: u64,
     image: Image,
     sent: Instant,
-    answer: Sender<Answer>,
+}
+
+impl Waiting {
+    fn new(seq: u64, image: Image) -> Self {
+        Self {
+            seq,
+            image,
+            sent: Instant::now(),
+        }
+    }
 }
 
 /// What the worker says of an image.
@@ -56,12 +71,15 @@ pub struct Answer {
 }
 
 /// An image that the worker was given.
-pub struct Ticket(Receiver<Answer>);
+pub struct Ticket {
+    answer: Receiver<Answer>,
+    image: Arc<Mutex<Option<Waiting>>>,
+}
 
 impl Ticket {
     /// Waits for the answer; `None` where the worker ended without one.
     pub fn wait(self) -> Option<Answer> {
-        self.0.recv().ok()
+        self.answer.recv().ok()
     }
 
     /// The answer, if it is there: `Ok(None)` where the worker ended without one.
@@ -69,11 +87,21 @@ impl Ticket {
     /// # Errors
     /// Gives the ticket back while there is no answer.
     pub fn try_wait(self) -> std::result::Result<Option<Answer>, Self> {
-        match self.0.try_recv() {
+        match self.answer.try_recv() {
             Ok(answer) => Ok(Some(answer)),
             Err(TryRecvError::Disconnected) => Ok(None),
             Err(TryRecvError::Empty) => Err(self),
         }
+    }
+
+    /// Puts a newer image into the place of the one that waits; false where the worker has it already.
+    pub fn replace(&self, seq: u64, image: Image) -> bool {
+        let mut waiting = self.image.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = waiting.is_some();
+        if waits {
+            *waiting = Some(Waiting::new(seq, image));
+        }
+        waits
     }
 }
 
@@ -197,14 +225,17 @@ impl Opened {
 }
 
 fn request(seq: u64, image: Image) -> (Request, Ticket) {
-    let (answer, ticket) = crossbeam_channel::bounded(1);
+    let (answer, answered) = crossbeam_channel::bounded(1);
+    let image = Arc::new(Mutex::new(Some(Waiting::new(seq, image))));
     let request = Request {
-        seq,
-        image,
-        sent: Instant::now(),
+        image: Arc::clone(&image),
         answer,
     };
-    (request, Ticket(ticket))
+    let ticket = Ticket {
+        answer: answered,
+        image,
+    };
+    (request, ticket)
 }
 
 /// Opens a view and tries it on one image.
@@ -229,15 +260,12 @@ fn serve(view: &View, waiting: &Receiver<Request>, batch: NonZeroUsize) {
         let mut requests = vec![first];
         requests.extend(waiting.try_iter().take(batch.get() - 1));
         let (mut images, mut answers) = (Vec::new(), Vec::new());
-        for Request {
-            seq,
-            image,
-            sent,
-            answer,
-        } in requests
-        {
-            images.push((seq, image));
-            answers.push((sent, answer));
+        for Request { image, answer } in requests {
+            let waiting = image.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(Waiting { seq, image, sent }) = waiting {
+                images.push((seq, image));
+                answers.push((sent, answer));
+            }
         }
         let found = catch_unwind(AssertUnwindSafe(|| view.findings(images)));
         let mut found = found.unwrap_or_else(|panic| {

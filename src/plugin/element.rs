@@ -33,7 +33,9 @@ use crate::media::pixels::{buffer_from_frame, frame_from_buffer};
 use crate::models::Model;
 use crate::overlay::Overlay;
 use crate::overlay::text::draw_lines;
-use crate::pipeline::stages::{Composited, Decoded, Finding, Patchified, Turn, View, patchify};
+use crate::pipeline::stages::{
+    Composited, Decoded, Finding, Image, Patchified, Turn, View, patchify,
+};
 use crate::pipeline::worker::{Answer, Ready, Ticket, Worker};
 use crate::sidecar;
 
@@ -92,8 +94,8 @@ struct Stream {
     resizer: Option<(Arc<Model>, Resizer)>,
     /// What was explained last, and the time of its frame.
     newest: Option<(Arc<Finding>, gst::ClockTime)>,
-    /// In `latest`, the frame that the worker has.
-    asked: Option<(Ticket, Thumbnail, gst::ClockTime)>,
+    /// In `latest`, the frame that the worker has, and the newest one after it.
+    asked: VecDeque<(Ticket, Thumbnail, gst::ClockTime)>,
     delay: Option<Delay>,
     smoothing: Smoothing,
     scores: Option<sidecar::Writer>,
@@ -357,8 +359,7 @@ impl VitScope {
             .seq
             .is_multiple_of(u64::from(settings.interval.max(1)));
         let late = settings.sync_mode != SyncMode::Lossless && self.is_late(buffer_time);
-        let busy = settings.sync_mode == SyncMode::Latest && stream.asked.is_some();
-        if due && (late || busy) {
+        if due && late {
             lock(&self.stats).skipped += 1;
             return missed(frame);
         }
@@ -371,21 +372,21 @@ impl VitScope {
             Turn::Missed => Turn::Missed,
             Turn::Due(image) => {
                 let thumbnail = Thumbnail::new(&image);
+                let time = gst::ClockTime::from_nseconds(frame.pts.0);
                 let ticket = match settings.sync_mode {
+                    SyncMode::Latest => {
+                        self.ask_for_newest(&worker, stream, (frame.seq, image), thumbnail, time);
+                        return missed(frame);
+                    }
                     SyncMode::Lossless => worker.submit(frame.seq, image),
-                    SyncMode::Exact | SyncMode::Latest => worker.try_submit(frame.seq, image),
+                    SyncMode::Exact => worker.try_submit(frame.seq, image),
                 };
-                match (ticket, settings.sync_mode) {
-                    (None, _) => {
+                match ticket {
+                    Some(ticket) => Turn::Due((ticket, thumbnail)),
+                    None => {
                         lock(&self.stats).skipped += 1;
                         Turn::Missed
                     }
-                    (Some(ticket), SyncMode::Latest) => {
-                        let time = gst::ClockTime::from_nseconds(frame.pts.0);
-                        stream.asked = Some((ticket, thumbnail, time));
-                        Turn::Missed
-                    }
-                    (Some(ticket), _) => Turn::Due((ticket, thumbnail)),
                 }
             }
         };
@@ -397,14 +398,41 @@ impl VitScope {
         running_time.is_some_and(|time| time.nseconds() < earliest)
     }
 
-    /// In `latest`, takes the explanation that has come since the frame before.
-    fn collect_newest(&self, settings: &Settings, stream: &mut Stream) {
-        let Some((ticket, thumbnail, time)) = stream.asked.take() else {
+    /// In `latest`, hands an image over where the worker is free, or lets it wait in place of an older one: the worker
+    /// never waits for a frame, and begins with the newest.
+    fn ask_for_newest(
+        &self,
+        worker: &Worker,
+        stream: &mut Stream,
+        (seq, image): (u64, Image),
+        thumbnail: Thumbnail,
+        time: gst::ClockTime,
+    ) {
+        if stream.asked.len() < 2 {
+            match worker.try_submit(seq, image) {
+                Some(ticket) => stream.asked.push_back((ticket, thumbnail, time)),
+                None => lock(&self.stats).skipped += 1,
+            }
             return;
-        };
-        match ticket.try_wait() {
-            Err(ticket) => stream.asked = Some((ticket, thumbnail, time)),
-            Ok(answer) => self.learn(settings, stream, answer, thumbnail, time),
+        }
+        lock(&self.stats).skipped += 1;
+        if let Some(waiting) = stream.asked.back_mut()
+            && waiting.0.replace(seq, image)
+        {
+            (waiting.1, waiting.2) = (thumbnail, time);
+        }
+    }
+
+    /// In `latest`, takes the explanations that have come since the frame before.
+    fn collect_newest(&self, settings: &Settings, stream: &mut Stream) {
+        while let Some((ticket, thumbnail, time)) = stream.asked.pop_front() {
+            match ticket.try_wait() {
+                Ok(answer) => self.learn(settings, stream, answer, thumbnail, time),
+                Err(ticket) => {
+                    stream.asked.push_front((ticket, thumbnail, time));
+                    return;
+                }
+            }
         }
     }
 
@@ -612,7 +640,7 @@ impl VitScope {
     fn discard(&self) {
         let mut stream = lock(&self.stream);
         stream.held.clear();
-        stream.asked = None;
+        stream.asked.clear();
         stream.newest = None;
         stream.smoothing.forget();
         self.earliest_ns.store(0, Ordering::SeqCst);

@@ -863,3 +863,114 @@ fn bench_names_the_methods_that_there_are() {
         "error: unknown method \"none\", expected forward, backward, all, or one of `vitscope methods`",
     );
 }
+
+#[test]
+fn doctor_says_what_is_there() {
+    let bench = Bench::new(2);
+    let ended = bench.run("doctor");
+    assert_eq!((Some(0), ""), (ended.code, ended.stderr.as_str()));
+    for line in [
+        "GStreamer     1.",
+        "x264enc               H.264, GPL library",
+        "read video files      yes",
+    ] {
+        assert!(ended.stdout.contains(line), "{line}: {}", ended.stdout);
+    }
+}
+
+#[test]
+fn live_refuses_what_makes_no_sense_before_anything_starts() {
+    let bench = Bench::new(2);
+    let refused = |args: &str, code: i32, error: &str| {
+        bench.check_refused_as_it_is(&format!("live test: {args}"), code, error);
+    };
+    refused(
+        "--serve 0.0.0.0:0",
+        1,
+        "error: other machines can reach 0.0.0.0:0, expected a token for them to show (--token), or 127.0.0.1",
+    );
+    refused(
+        "--serve 127.0.0.1:0 --token short",
+        1,
+        "error: expected a token of at least 8 letters, digits, - or _",
+    );
+    refused(
+        "--hls nosuch",
+        1,
+        "error: the output's directory does not exist: \"nosuch\"",
+    );
+    refused(
+        "--target cat --target dog",
+        1,
+        "error: live video is explained for one target, give --target once",
+    );
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    refused(
+        &format!("--serve {address} --no-window"),
+        1,
+        &format!("error: cannot serve at {address}: Address already in use (os error 98)"),
+    );
+}
+
+/// A camera of a PipeWire of its own, where Debian's packages for that are installed; 77 says that they are not.
+#[test]
+fn a_camera_that_is_unplugged_is_shown_again_when_it_is_back() {
+    const MISSING: Option<i32> = Some(77);
+    let bench = Bench::new(2);
+    // First what the test needs to know of the camera, then the program in the place of the shell.
+    let script = "echo \"$$ $FAKE_CAMERA_PID $FAKE_CAMERA\" >&2; exec \"$@\"";
+    let mut child = Command::new(fixture("fake_camera.sh"))
+        .args(["sh", "-c", script, "sh", env!("CARGO_BIN_EXE_vitscope")])
+        .args([
+            "live",
+            "fakecam",
+            "--no-window",
+            "--record",
+            "out.mkv",
+            "--size",
+            "640x480",
+        ])
+        .args(["--fps", "30", "--method", "rollout", "--model"])
+        .arg(fixture("vit_a"))
+        .current_dir(bench.folder.path())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut running = Running { child, lines };
+    let Some(Ok(first)) = running.lines.next() else {
+        assert_eq!(MISSING, running.child.wait().unwrap().code());
+        return;
+    };
+    let known: Vec<&str> = first.split(' ').collect();
+    let [program, camera, plug_in] = known[..] else {
+        let (code, rest) = running.end();
+        assert_eq!(MISSING, code, "{first} {rest}");
+        return;
+    };
+    let kill = |signal: &str, process: &str| {
+        run_tool("sh", &["-c", &format!("kill -{signal} {process}")]);
+    };
+    running.wait_for("showing camera \"fakecam\"");
+    kill("KILL", camera);
+    let lost = running.wait_for("trying again");
+    assert!(lost.contains("camera \"fakecam\""), "{lost}");
+    let mut again = Command::new(plug_in)
+        .env("XDG_RUNTIME_DIR", Path::new(plug_in).parent().unwrap())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    running.wait_for("showing camera \"fakecam\"");
+    kill("INT", program);
+    let (code, rest) = running.end();
+    assert_eq!(Some(0), code, "{rest}");
+    again.kill().unwrap();
+    again.wait().unwrap();
+    let times = frame_times(&bench.path("out.mkv"));
+    assert!(
+        times.len() > 2 && times.windows(2).all(|pair| pair[0] < pair[1]),
+        "{times:?}"
+    );
+}

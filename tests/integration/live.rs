@@ -1,7 +1,9 @@
 //! Live video: from patterns and web servers into recordings, with sources that go and come back.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use vitscope::frame::FrameSize;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
 use vitscope::live::{Address, Audience, Collect, Event, Key, Live, Outputs, Status, Wanted};
+use vitscope::serve::{About, Change, Feed, Host, Server};
 
 use crate::common::{clip, fixture, frame_times};
 
@@ -388,4 +391,179 @@ fn a_folder_of_http_live_streaming_can_be_played() {
     let times = frame_times(&folder.path().join("live.m3u8"));
     assert!(times.len() > 100, "{times:?}");
     assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
+}
+
+/// A program of `tests/fixtures` that serves video over RTSP until it is killed.
+struct RtspServer {
+    process: Child,
+    port: u16,
+}
+
+impl RtspServer {
+    fn start(port: u16, options: &[&str]) -> Self {
+        let mut process = Command::new("/usr/bin/python3")
+            .arg(fixture("rtsp_server.py"))
+            .arg(port.to_string())
+            .args(options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let port = line
+            .trim()
+            .parse()
+            .expect("Debian package gir1.2-gst-rtsp-server-1.0");
+        Self { process, port }
+    }
+}
+
+impl Drop for RtspServer {
+    fn drop(&mut self) {
+        // As `kill -9` does.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn an_rtsp_server_that_is_killed_and_comes_back_is_shown_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Some(RtspServer::start(0, &[]));
+    let port = server.as_ref().unwrap().port;
+    let live = live(&format!("rtsp://127.0.0.1:{port}/test"), folder.path());
+    let (mut connections, mut since_connection) = (0, 0);
+    let events = run(&live, |event| {
+        match event {
+            Event::Connected => (connections, since_connection) = (connections + 1, 0),
+            Event::Status(_) => since_connection += 1,
+            Event::Lost { .. } => server = Some(RtspServer::start(port, &[])),
+            _ => (),
+        }
+        if connections == 1 && since_connection == 2 {
+            server = None;
+        }
+        connections == 2 && since_connection == 2
+    });
+    let events = events.unwrap();
+    let lost = |event: &&Event| matches!(event, Event::Lost { .. });
+    assert!(events.iter().filter(lost).count() >= 1, "{events:?}");
+    let times = frame_times(&folder.path().join("out.mkv"));
+    assert!(times.len() > 60, "{}", times.len());
+    assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
+}
+
+#[test]
+fn an_rtsp_server_that_refuses_is_told_without_the_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = RtspServer::start(0, &["--user", "eve", "--password", "s3cret"]);
+    let message = |user: &str, path: &str| {
+        let address = format!("rtsp://{user}127.0.0.1:{}/{path}", server.port);
+        let error = run(&live(&address, folder.path()), |_| true).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            !error.contains("s3cret") && !error.contains("wr0ng"),
+            "{error}"
+        );
+        error
+    };
+    for user in ["", "eve:wr0ng@"] {
+        let refused = message(user, "test");
+        assert!(
+            refused.contains("wants another user or password"),
+            "{refused}"
+        );
+    }
+    let nothing = message("eve:s3cret@", "nosuch");
+    assert!(nothing.contains("has nothing at \"/nosuch\""), "{nothing}");
+    let live = live(
+        &format!("rtsp://eve:s3cret@127.0.0.1:{}/test", server.port),
+        folder.path(),
+    );
+    run(&live, |event| *event == Event::Connected).unwrap();
+}
+
+#[test]
+fn video_is_pushed_to_an_rtsp_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = folder.path().join("taken.ts");
+    let server = RtspServer::start(0, &["--record-to", taken.to_str().unwrap()]);
+    let mut live = live("test:ball", folder.path());
+    live.wanted.size = Some((320, 240));
+    live.outputs = Outputs {
+        rtsp: Some(
+            format!("rtsp://127.0.0.1:{}/record", server.port)
+                .parse()
+                .unwrap(),
+        ),
+        ..Outputs::default()
+    };
+    run(
+        &live,
+        |event| matches!(event, Event::Status(status) if status.frames > 60),
+    )
+    .unwrap();
+    drop(server);
+    let times = frame_times(&taken);
+    assert!(times.len() > 30, "{}", times.len());
+}
+
+/// As cameras of the network send it: pictures without a time, one after the other, for as long as somebody looks.
+#[test]
+fn motion_jpeg_is_shown_as_it_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = image::RgbImage::from_pixel(64, 48, image::Rgb([200, 30, 30]));
+    let mut jpeg = std::io::Cursor::new(Vec::new());
+    picture
+        .write_to(&mut jpeg, image::ImageFormat::Jpeg)
+        .unwrap();
+    let feed = Arc::new(Feed::default());
+    let host = Arc::new(NoHost);
+    let server = Server::start(
+        "127.0.0.1:0".parse().unwrap(),
+        None,
+        host,
+        Arc::clone(&feed),
+    );
+    let server = server.unwrap();
+    let jpeg: Arc<[u8]> = jpeg.into_inner().into();
+    let address = format!("http://{}/stream.mjpg", server.address());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                feed.show(Arc::clone(&jpeg));
+                std::thread::yield_now();
+            }
+        });
+        let enough = |event: &Event| matches!(event, Event::Status(status) if status.explained > 5);
+        let events = run(&live(&address, folder.path()), enough);
+        done.store(true, Ordering::SeqCst);
+        assert_eq!(events.unwrap()[0], Event::Connected);
+    });
+    let times = frame_times(&folder.path().join("out.mkv"));
+    assert!(
+        times.len() > 5 && times.windows(2).all(|pair| pair[0] < pair[1]),
+        "{times:?}"
+    );
+}
+
+/// Only pictures are asked of it.
+struct NoHost;
+
+impl Host for NoHost {
+    fn about(&self) -> Option<About> {
+        None
+    }
+
+    fn change(&self, _: &Change) -> vitscope::Result<()> {
+        Ok(())
+    }
+
+    fn snapshot(&self) -> vitscope::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
 }
