@@ -100,7 +100,7 @@ impl Gates {
     }
 
     /// Both files of a folder, weights first.
-    pub(crate) fn files(folder: &Path) -> [PathBuf; 2] {
+    pub fn files(folder: &Path) -> [PathBuf; 2] {
         companion::files::<GateCard>(folder)
     }
 

@@ -35,7 +35,7 @@ pub enum Command {
     /// Explain a video file: same frames, same times, same sound, with a heatmap on it.
     File(FileArgs),
     /// Explain what a camera, a network stream or the screen shows, while it happens.
-    Live(LiveArgs),
+    Live(Box<LiveArgs>),
     /// Explain pictures.
     Still(StillArgs),
     /// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
