@@ -143,6 +143,8 @@ pub struct Status {
     pub age_median: Duration,
     /// 95th percentile of it.
     pub age_p95: Duration,
+    /// What a frame waits for its explanation, with `sync-mode` exact.
+    pub delay: Duration,
 }
 
 impl Live {
@@ -275,6 +277,7 @@ impl Status {
             explanations_per_s: f64,
             mask_age_ms: Percentiles,
             latency_ms: Percentiles,
+            delay_ms: f64,
         }
         let tenths = |value: f64| (10.0 * value).round() / 10.0;
         let ms = |duration: Duration| tenths(1e3 * duration.as_secs_f64());
@@ -294,6 +297,7 @@ impl Status {
                 p50: ms(self.median),
                 p95: ms(self.p95),
             },
+            delay_ms: ms(self.delay),
         };
         // Plain data has no reason to fail.
         serde_json::to_string(&told).unwrap_or_default()

@@ -207,6 +207,7 @@ impl Player {
             p99: time("p99"),
             age_median: time("age-median"),
             age_p95: time("age-p95"),
+            delay: time("latency"),
         }
     }
 

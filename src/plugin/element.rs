@@ -731,7 +731,11 @@ impl ObjectImpl for VitScope {
     fn property(&self, _id: usize, spec: &glib::ParamSpec) -> glib::Value {
         match lock(&self.settings).get(spec.name()) {
             Some(value) => value,
-            None => lock(&self.stats).structure(Instant::now()).to_value(),
+            None => {
+                let mut structure = lock(&self.stats).structure(Instant::now());
+                structure.set("latency", self.latency_ns.load(Ordering::SeqCst));
+                structure.to_value()
+            }
         }
     }
 

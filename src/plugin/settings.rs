@@ -432,7 +432,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames that passed, were explained, were skipped; explanations a second; what one takes and how old it is when it is drawn, in nanoseconds")
+            .blurb("Frames that passed, were explained, were skipped; explanations a second; what one takes, how old it is when it is drawn, and by what a frame is delayed, in nanoseconds")
             .read_only()
             .build(),
     ]

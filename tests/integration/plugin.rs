@@ -434,6 +434,40 @@ fn a_model_that_never_answers_holds_no_frame_back_in_latest() {
     drop(open);
 }
 
+/// The worker has one frame; of those that come meanwhile it gets the newest, at once.
+#[test]
+fn in_latest_the_newest_frame_waits_for_the_model_and_older_ones_make_room() {
+    let (explainer, open) = Brightness::gated();
+    let element = element(&explainer);
+    element.set_property("sync-mode", SyncMode::Latest);
+    let bus = bus_of(&element);
+    let (told, found) = crossbeam_channel::bounded(10);
+    element.on_explained(move |finding, _| told.send(finding.seq).unwrap());
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    wait_for_model(&bus);
+    // The first one is taken before the others come.
+    harness.push(numbered(0, &caps)).unwrap();
+    open.send(()).unwrap();
+    wait_for_answers(&explainer, 1);
+    harness.push(numbered(1, &caps)).unwrap();
+    let started = std::time::Instant::now();
+    while started.elapsed() < Duration::from_millis(100) {
+        std::thread::yield_now();
+    }
+    for number in 2..6 {
+        harness.push(numbered(number, &caps)).unwrap();
+    }
+    open.send(()).unwrap();
+    open.send(()).unwrap();
+    wait_for_answers(&explainer, 3);
+    harness.push(numbered(6, &caps)).unwrap();
+    assert_eq!(found.try_iter().collect::<Vec<u64>>(), [0, 1, 5]);
+    let stats = element.property::<gst::Structure>("stats");
+    assert_eq!(stats.get::<u64>("skipped").unwrap(), 3);
+    drop(open);
+}
+
 fn wait_for_model(bus: &gst::Bus) {
     loop {
         let message = wait_for(bus, &[gst::MessageType::Progress]);

@@ -257,9 +257,13 @@ impl Audience for Front<'_> {
 
 fn summary(status: &Status, took: Duration) -> String {
     let rate = |n: u64| n as f64 / took.as_secs_f64().max(1e-3);
+    let delay = match status.delay.as_millis() {
+        0 => String::new(),
+        millis => format!("; each frame is shown {millis} ms later for it"),
+    };
     format!(
         "{} frames ({:.1} a second), {} explained ({:.1} a second), {} while the model was busy; an explanation takes \
-         {:.0} ms, 99 of 100 at most {:.0} ms",
+         {:.0} ms, 99 of 100 at most {:.0} ms{delay}",
         status.frames,
         rate(status.frames),
         status.explained,
