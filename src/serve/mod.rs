@@ -258,10 +258,15 @@ fn listen(listener: &TcpListener, shared: &Arc<Shared>) {
             routes::turn_away(stream);
             continue;
         }
-        let shared = Arc::clone(shared);
-        let started = crew.start(move || routes::serve(stream, number, &shared));
+        // Before its thread runs, so that whoever comes next can take its place.
+        if let Ok(waiting) = stream.try_clone() {
+            shared.waiting().push_back((number, waiting));
+        }
+        let of_client = Arc::clone(shared);
+        let started = crew.start(move || routes::serve(stream, number, &of_client));
         if let Err(error) = started {
             tracing::debug!("a connection is not served: {error}");
+            shared.waiting().retain(|(waiting, _)| *waiting != number);
         }
     }
 }

@@ -39,9 +39,6 @@ enum Answer {
 
 /// Answers the request of a connection.
 pub(super) fn serve(mut stream: TcpStream, number: u64, shared: &Shared) {
-    if let Ok(own) = stream.try_clone() {
-        shared.waiting().push_back((number, own));
-    }
     let read = http::read(&mut stream);
     shared.waiting().retain(|(waiting, _)| *waiting != number);
     let answer = match read {

@@ -114,7 +114,25 @@ fn pictures_and_events_come_as_they_are_shown() {
     served.feed.tell(Topic::Status, r#"{"frames":1}"#);
     served.feed.show(Arc::from(*b"first"));
     std::thread::scope(|scope| {
-        let events = scope.spawn(|| get(address, "/events", ""));
+        let (heard, first_event) = crossbeam_channel::bounded(1);
+        let events = scope.spawn(move || {
+            let mut stream = connect(address);
+            let request = format!("GET /events HTTP/1.1\r\nHost: {address}\r\n\r\n");
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut text = String::new();
+            let mut buffer = [0; 512];
+            loop {
+                let n_bytes = stream.read(&mut buffer).unwrap();
+                text.push_str(&String::from_utf8_lossy(&buffer[..n_bytes]));
+                if n_bytes == 0 {
+                    return text;
+                }
+                if text.contains("frames") {
+                    // Once is enough.
+                    let _ = heard.try_send(());
+                }
+            }
+        });
         let pictures = scope.spawn(|| {
             let mut stream = connect(address);
             let request = format!("GET /stream.mjpg HTTP/1.1\r\nHost: {address}\r\n\r\n");
@@ -133,6 +151,8 @@ fn pictures_and_events_come_as_they_are_shown() {
         });
         let pictures = pictures.join().unwrap();
         assert!(pictures.contains("multipart/x-mixed-replace"), "{pictures}");
+        first_event.recv().unwrap();
+        // The stream ends with the server.
         drop(served.server);
         let events = events.join().unwrap();
         assert!(
