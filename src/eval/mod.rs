@@ -4,10 +4,18 @@
 //! measured by a pass with that mask, [`masked_answers`]; the tasks that compare masks with a known truth are below.
 
 pub mod classification;
+pub mod comparison;
+pub mod controls;
 pub mod fairness;
 pub mod faithfulness;
 pub mod gallery;
+pub mod localization;
+pub mod map_metrics;
 pub mod masks;
+pub mod perturbation;
+pub mod segmentation;
+pub mod similarity;
+pub mod statistics;
 
 use candle_core::{D, Tensor};
 

@@ -974,3 +974,86 @@ fn a_camera_that_is_unplugged_is_shown_again_when_it_is_back() {
         "{times:?}"
     );
 }
+
+/// Pictures of two classes in a folder, as `--data` takes them.
+fn pictures(bench: &Bench) {
+    for half in ["train", "test"] {
+        for (class, color) in [("cat", 40), ("dog", 200)] {
+            let folder = bench.path("data").join(half).join(class);
+            fs::create_dir_all(&folder).unwrap();
+            for nth in 0_u8..3 {
+                let paint = |x: u32, y: u32| image::Rgb([color, (8 * x) as u8, nth * 40 + y as u8]);
+                let picture = image::RgbImage::from_fn(32, 32, paint);
+                picture.save(folder.join(format!("{nth}.png"))).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn insertion_and_deletion_are_measured_beside_controls_and_come_out_the_same_again() {
+    let bench = Bench::new(2);
+    pictures(&bench);
+    let measure = |batch: &str, name: &str| {
+        let ended = bench.run(&format!(
+            "eval insertion-deletion --model {} --data data --methods rollout,chefer --protocol patches,gradmask \
+             --images 5 --batch {batch} --json {name}.json --csv {name}.csv",
+            fixture("vit_a").display()
+        ));
+        assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+        ended.stdout
+    };
+    let table = measure("4", "a");
+    for name in [
+        "rollout",
+        "chefer",
+        "(random)",
+        "(center)",
+        "(edges)",
+        "(constant)",
+        "insertion ↑",
+    ] {
+        assert!(table.contains(name), "{name}: {table}");
+    }
+    measure("64", "b");
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(bench.path(name)).unwrap()).unwrap()
+    };
+    let (a, b) = (read("a.json"), read("b.json"));
+    let rows = |report: &serde_json::Value| report["curves"][0]["rows"].as_array().unwrap().clone();
+    assert_eq!(rows(&a).len(), 6);
+    for (a, b) in rows(&a).iter().zip(rows(&b)) {
+        let mean = |row: &serde_json::Value| row["mean"].as_f64().unwrap();
+        assert!((mean(a) - mean(&b)).abs() < 1e-4, "{a} {b}");
+        let (low, high) = (a["low"].as_f64().unwrap(), a["high"].as_f64().unwrap());
+        assert!(low <= mean(a) && mean(a) <= high, "{a}");
+    }
+    // Two protocols of two curves, six rows, five pictures, and a line of names.
+    let csv = fs::read_to_string(bench.path("a.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 2 * 2 * 6 * 5);
+}
+
+#[test]
+fn protocols_that_make_no_sense_are_refused() {
+    let bench = Bench::new(2);
+    pictures(&bench);
+    let model = fixture("vit_a");
+    let refused = |args: &str, error: &str| {
+        let args = format!("eval {args} --model {} --data data", model.display());
+        bench.check_refused_as_it_is(&args, 1, error);
+    };
+    refused(
+        "perturbation --methods rollout --protocol rise",
+        "error: unknown protocol \"rise\", known are chefer, diffmask",
+    );
+    let ended = bench.run(&format!(
+        "eval insertion-deletion --methods nosuch --model {} --data data",
+        model.display()
+    ));
+    assert_eq!(Some(1), ended.code);
+    assert!(
+        ended.stderr.starts_with("error: no such method"),
+        "{}",
+        ended.stderr
+    );
+}

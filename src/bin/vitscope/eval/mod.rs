@@ -4,6 +4,7 @@
     reason = "what a command is asked for goes to standard output"
 )]
 
+mod curves;
 mod gates;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use vitscope::eval::classification::{classes_by_name, count_by_class, total};
 use vitscope::eval::fairness::{self, Fairness};
 use vitscope::eval::faithfulness::{self, Entry, Example, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
+use vitscope::eval::perturbation;
 use vitscope::explain::diffmask::{DiffMask, DiffMaskOptions};
 use vitscope::explain::{Explainer, Method};
 use vitscope::files::write_whole;
@@ -40,6 +42,10 @@ pub struct EvalArgs {
 enum What {
     /// Do the methods find exactly the red cells, or exactly the others?
     Faithfulness(FaithfulnessArgs),
+    /// How soon does a class go when what matters most is deleted, and come when it is inserted?
+    InsertionDeletion(curves::CurvesArgs),
+    /// How long does a class stay when what matters most, or least, is taken away?
+    Perturbation(curves::CurvesArgs),
     /// How often does a model name the right class?
     Classifier(ClassifierArgs),
     /// What do the masks of gates leave of the model's answers?
@@ -129,6 +135,12 @@ const GATES: &str = "diffmask";
 pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     match &args.what {
         What::Faithfulness(args) => run_faithfulness(args),
+        What::InsertionDeletion(args) => curves::run(
+            args,
+            "insertion-deletion",
+            &perturbation::INSERTION_DELETION,
+        ),
+        What::Perturbation(args) => curves::run(args, "perturbation", &perturbation::PERTURBATION),
         What::Classifier(args) => run_classifier(args),
         What::Gates(args) => gates::run(args),
         What::Fairness(args) => run_fairness(args),
