@@ -8,6 +8,7 @@ pub mod comparison;
 pub mod controls;
 pub mod fairness;
 pub mod faithfulness;
+pub mod flow;
 pub mod gallery;
 pub mod localization;
 pub mod map_metrics;
@@ -16,6 +17,7 @@ pub mod perturbation;
 pub mod segmentation;
 pub mod similarity;
 pub mod statistics;
+pub mod temporal;
 
 use candle_core::{D, Tensor};
 

@@ -41,11 +41,17 @@ struct Opened {
 }
 
 struct Request {
-    image: Arc<Mutex<Option<Waiting>>>,
+    image: Arc<Mutex<Handed>>,
     answer: Sender<Answer>,
 }
 
-/// An image until the thread takes it.
+/// An image that was handed over.
+enum Handed {
+    Waits(Waiting),
+    /// The thread works on it, since then.
+    Taken(Instant),
+}
+
 struct Waiting {
     seq: u64,
     image: Image,
@@ -64,6 +70,8 @@ impl Waiting {
 
 /// What the worker says of an image.
 pub struct Answer {
+    /// What the work itself took, without waiting for it.
+    pub work: Duration,
     /// `None` where the image could not be explained.
     pub finding: Option<Arc<Finding>>,
     /// From handing the image over to the answer.
@@ -73,7 +81,7 @@ pub struct Answer {
 /// An image that the worker was given.
 pub struct Ticket {
     answer: Receiver<Answer>,
-    image: Arc<Mutex<Option<Waiting>>>,
+    image: Arc<Mutex<Handed>>,
 }
 
 impl Ticket {
@@ -96,12 +104,20 @@ impl Ticket {
 
     /// Puts a newer image into the place of the one that waits; false where the worker has it already.
     pub fn replace(&self, seq: u64, image: Image) -> bool {
-        let mut waiting = self.image.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = waiting.is_some();
+        let mut handed = self.image.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = matches!(*handed, Handed::Waits(_));
         if waits {
-            *waiting = Some(Waiting::new(seq, image));
+            *handed = Handed::Waits(Waiting::new(seq, image));
         }
         waits
+    }
+
+    /// Since when the worker has the image; `None` while it waits.
+    pub fn taken(&self) -> Option<Instant> {
+        match *self.image.lock().unwrap_or_else(PoisonError::into_inner) {
+            Handed::Waits(_) => None,
+            Handed::Taken(since) => Some(since),
+        }
     }
 }
 
@@ -226,7 +242,7 @@ impl Opened {
 
 fn request(seq: u64, image: Image) -> (Request, Ticket) {
     let (answer, answered) = crossbeam_channel::bounded(1);
-    let image = Arc::new(Mutex::new(Some(Waiting::new(seq, image))));
+    let image = Arc::new(Mutex::new(Handed::Waits(Waiting::new(seq, image))));
     let request = Request {
         image: Arc::clone(&image),
         answer,
@@ -260,9 +276,12 @@ fn serve(view: &View, waiting: &Receiver<Request>, batch: NonZeroUsize) {
         let mut requests = vec![first];
         requests.extend(waiting.try_iter().take(batch.get() - 1));
         let (mut images, mut answers) = (Vec::new(), Vec::new());
+        let started = Instant::now();
         for Request { image, answer } in requests {
-            let waiting = image.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(Waiting { seq, image, sent }) = waiting {
+            let mut handed = image.lock().unwrap_or_else(PoisonError::into_inner);
+            let taken = std::mem::replace(&mut *handed, Handed::Taken(started));
+            drop(handed);
+            if let Handed::Waits(Waiting { seq, image, sent }) = taken {
                 images.push((seq, image));
                 answers.push((sent, answer));
             }
@@ -274,9 +293,13 @@ fn serve(view: &View, waiting: &Receiver<Request>, batch: NonZeroUsize) {
         });
         found.resize(answers.len(), None);
         for (finding, (sent, answer)) in found.into_iter().zip(answers) {
-            let took = sent.elapsed();
+            let (took, work) = (sent.elapsed(), started.elapsed());
             // Whoever asked may have gone.
-            let _ = answer.send(Answer { finding, took });
+            let _ = answer.send(Answer {
+                work,
+                finding,
+                took,
+            });
         }
     }
 }

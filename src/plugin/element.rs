@@ -24,7 +24,7 @@ use super::scores;
 use super::settings::{Asked, Settings, SyncMode, properties};
 use super::shared;
 use super::smoothing::{Smoothing, Thumbnail};
-use super::statistics::Statistics;
+use super::statistics::{Recent, Statistics};
 use crate::error::{Error, Result};
 use crate::frame::placement::PixelRect;
 use crate::frame::resize::Resizer;
@@ -44,6 +44,10 @@ const HELD: usize = 3;
 
 /// What a frame lasts where the caps do not say.
 const FRAME: Duration = Duration::from_millis(40);
+
+/// A frame waits for the model if that is expected to be free within this share of a frame, else the next one is soon
+/// there and newer. Above a half, so that a model of any speed is idle for a fifth of the time at most.
+const WORTH_WAITING: f64 = 0.6;
 
 /// Frames that a live stream is said to be delayed by before the model has been timed.
 const DELAY_AT_FIRST: usize = 2;
@@ -96,6 +100,8 @@ struct Stream {
     newest: Option<(Arc<Finding>, gst::ClockTime)>,
     /// In `latest`, the frame that the worker has, and the newest one after it.
     asked: VecDeque<(Ticket, Thumbnail, gst::ClockTime)>,
+    /// What the model has taken for an image, of late.
+    work: Recent,
     delay: Option<Delay>,
     smoothing: Smoothing,
     scores: Option<sidecar::Writer>,
@@ -347,6 +353,7 @@ impl VitScope {
             stream.resizer = Some((Arc::clone(&ready.model), resizer));
             stream.delay = None;
             stream.newest = None;
+            stream.work.clear();
         }
         let frame_duration = Self::frame_duration(stream.info.as_ref());
         if stream.delay.is_none() {
@@ -398,8 +405,7 @@ impl VitScope {
         running_time.is_some_and(|time| time.nseconds() < earliest)
     }
 
-    /// In `latest`, hands an image over where the worker is free, or lets it wait in place of an older one: the worker
-    /// never waits for a frame, and begins with the newest.
+    /// In `latest`, hands an image over where the worker is free or soon will be; of those that wait, the newest does.
     fn ask_for_newest(
         &self,
         worker: &Worker,
@@ -408,18 +414,26 @@ impl VitScope {
         thumbnail: Thumbnail,
         time: gst::ClockTime,
     ) {
-        if stream.asked.len() < 2 {
-            match worker.try_submit(seq, image) {
+        let frame_duration = Self::frame_duration(stream.info.as_ref());
+        let since = stream.asked.back().map(|(ticket, _, _)| ticket.taken());
+        let is_soon_free = |since: Instant| {
+            let left = stream.work.percentile(0.5).saturating_sub(since.elapsed());
+            left <= frame_duration.mul_f64(WORTH_WAITING)
+        };
+        match since {
+            Some(Some(since)) if !is_soon_free(since) => lock(&self.stats).skipped += 1,
+            None | Some(Some(_)) => match worker.try_submit(seq, image) {
                 Some(ticket) => stream.asked.push_back((ticket, thumbnail, time)),
                 None => lock(&self.stats).skipped += 1,
+            },
+            Some(None) => {
+                lock(&self.stats).skipped += 1;
+                if let Some(waiting) = stream.asked.back_mut()
+                    && waiting.0.replace(seq, image)
+                {
+                    (waiting.1, waiting.2) = (thumbnail, time);
+                }
             }
-            return;
-        }
-        lock(&self.stats).skipped += 1;
-        if let Some(waiting) = stream.asked.back_mut()
-            && waiting.0.replace(seq, image)
-        {
-            (waiting.1, waiting.2) = (thumbnail, time);
         }
     }
 
@@ -445,10 +459,16 @@ impl VitScope {
         thumbnail: Thumbnail,
         time: gst::ClockTime,
     ) {
-        let Some(Answer { finding, took }) = answer else {
+        let Some(Answer {
+            work,
+            finding,
+            took,
+        }) = answer
+        else {
             stream.newest = None;
             return;
         };
+        stream.work.push(work);
         lock(&self.stats).took.push(took);
         let frame_duration = Self::frame_duration(stream.info.as_ref());
         if let Some(delay) = &mut stream.delay {
