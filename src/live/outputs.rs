@@ -93,6 +93,10 @@ impl Outputs {
     ) -> Result<()> {
         let mut chains = Vec::new();
         if self.window {
+            // Where there is no screen, it is tried last, and DirectFB takes the whole program with it.
+            if let Some(directfb) = gst::ElementFactory::find("dfbvideosink") {
+                directfb.set_rank(gst::Rank::NONE);
+            }
             let sink = make("autovideosink")?;
             // What is newest is shown; nobody waits for a frame's time to come.
             sink.set_property("sync", false);

@@ -22,8 +22,11 @@ use super::{AskedArgs, tell_left_out, test_half};
 use crate::exit::Exit;
 use crate::setup;
 
-/// Resamples of an interval, and sign patterns of a test.
+/// Resamples of an interval.
 const RESAMPLES: usize = 1000;
+/// Sign patterns of a test: so many that the least p value is below the level also after Holm's correction, which
+/// multiplies it by the number of pairs, 465 for all methods and controls.
+const PERMUTATIONS: usize = 10_000;
 /// Below it, a difference is said to be none of chance.
 const LEVEL: f64 = 0.05;
 
@@ -234,7 +237,12 @@ fn curve(
     for first in 0..rows.len() {
         for second in first + 1..rows.len() {
             let areas = [first, second].map(|row| &rows[row].results[place].areas);
-            p_values.push(sign_flip_p_value(areas[0], areas[1], RESAMPLES, &mut draw)?);
+            p_values.push(sign_flip_p_value(
+                areas[0],
+                areas[1],
+                PERMUTATIONS,
+                &mut draw,
+            )?);
             let first_wins = is_better(scored[first].mean, scored[second].mean);
             pairs.push(match first_wins {
                 true => (first, second),
@@ -360,7 +368,30 @@ fn command(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vitscope::eval::comparison::RunResult;
     use vitscope::eval::perturbation::INSERTION_DELETION;
+
+    #[test]
+    fn what_is_better_on_every_picture_beats_the_controls_and_what_is_not_does_not() {
+        let row = |name: &str, is_control, shift: f64| Row {
+            name: name.into(),
+            is_control,
+            results: vec![RunResult {
+                areas: (0..40)
+                    .map(|image| shift + f64::from(image % 7) / 10.0)
+                    .collect(),
+                curve: vec![0.0],
+            }],
+        };
+        // As many rows as make as many pairs as there ever are.
+        let mut rows = vec![row("good", false, -0.5), row("no better", false, 0.0)];
+        rows.extend((0..25).map(|nth| row("method", false, f64::from(nth) / 100.0)));
+        rows.extend((0..4).map(|_| row("control", true, 0.0)));
+        let scored = curve(0, &PATCHES, &PATCHES.runs[0], &rows, 0).unwrap();
+        assert!(!scored.higher_is_better && scored.beats_controls(&scored.rows[0]));
+        assert!(!scored.beats_controls(&scored.rows[1]));
+        assert!(!scored.beats_controls(&scored.rows[30]), "a control");
+    }
 
     #[test]
     fn protocols_are_found_by_name_and_patches_are_the_usual_one() {
