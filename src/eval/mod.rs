@@ -50,3 +50,17 @@ fn mean(numbers: impl ExactSizeIterator<Item = f64>) -> f64 {
     let n_numbers = numbers.len().max(1);
     numbers.sum::<f64>() / n_numbers as f64
 }
+
+/// A grid of values at another size, rows first: bilinear between the centers of places, constant beyond the outermost
+/// ones, as torch's `interpolate` with `align_corners=False`.
+fn resized(values: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
+    let source = |idx: usize, from: usize, to: usize| {
+        ((idx as f64 + 0.5) * from as f64 / to as f64 - 0.5) as f32
+    };
+    let places = (0..to.0).flat_map(|row| (0..to.1).map(move |column| (row, column)));
+    let values = places.map(|(row, column)| {
+        let place = (source(column, from.1, to.1), source(row, from.0, to.0));
+        flow::bilinear((from.1, from.0), place, |idx| values[idx])
+    });
+    values.collect()
+}

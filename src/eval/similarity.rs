@@ -161,6 +161,16 @@ fn ranks<T: Copy + Into<f64>>(values: &[T]) -> Vec<f64> {
 /// As at the head of the module; [`Error::Shape`] too where the maps do not have `size`, height first, or are smaller than
 /// a window; [`Error::Config`] where the range is not above 0.
 pub fn ssim(a: &[f32], b: &[f32], size: (usize, usize), range: f64) -> Result<f64> {
+    Ok(mean(ssim_of_windows(a, b, size, range)?.into_iter()))
+}
+
+/// The same of each window, `[height - 10, width - 10]`.
+pub(super) fn ssim_of_windows(
+    a: &[f32],
+    b: &[f32],
+    size: (usize, usize),
+    range: f64,
+) -> Result<Vec<f64>> {
     let (height, width) = size;
     check_pair(a, b)?;
     if height.min(width) < WINDOW || height.checked_mul(width) != Some(a.len()) {
@@ -186,14 +196,15 @@ pub fn ssim(a: &[f32], b: &[f32], size: (usize, usize), range: f64) -> Result<f6
     let means = means_a.iter().zip(&means_b);
     let moments = means.zip(squares.iter().zip(&products));
     // Eq. 13 of the paper.
-    Ok(mean(moments.map(|((&a, &b), (&square, &product))| {
+    let similarities = moments.map(|((&a, &b), (&square, &product))| {
         let of_means = (2.0 * a * b + c1) / (a * a + b * b + c1);
         of_means * (2.0 * (product - a * b) + c2) / (square - a * a - b * b + c2)
-    })))
+    });
+    Ok(similarities.collect())
 }
 
 /// Side of the windows of [`ssim`].
-const WINDOW: usize = 11;
+pub(super) const WINDOW: usize = 11;
 
 /// Weighted means over all windows that fit in.
 fn blurred(values: &[f64], width: usize) -> Vec<f64> {

@@ -179,7 +179,7 @@ fn signed_sum(differences: &[f64], mut is_flipped: impl FnMut(usize) -> bool) ->
 }
 
 /// Value below which the share `rank` of sorted values lies, interpolated between two (NumPy's default).
-fn quantile(sorted: &[f64], rank: f64) -> f64 {
+pub(super) fn quantile(sorted: &[f64], rank: f64) -> f64 {
     let position = rank * sorted.len().saturating_sub(1) as f64;
     let at = |position: f64| sorted.get(position as usize).copied().unwrap_or(0.0);
     let (lower, upper) = (at(position.floor()), at(position.ceil()));

@@ -17,7 +17,10 @@ use std::array::from_fn;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::flow::{Flow, Gray, bilinear, warp};
+use super::flow::{Flow, Gray, warp};
+use super::resized;
+use super::similarity::{WINDOW, spearman, ssim_of_windows};
+use super::statistics::quantile;
 use crate::error::{Error, Result};
 
 /// A map: one number a place, of any sign.
@@ -83,16 +86,8 @@ impl Map {
     /// # Errors
     /// [`Error::Shape`] where there is no place.
     pub fn upsampled(&self, rows: usize, columns: usize) -> Result<Self> {
-        let source = |idx: usize, from: usize, to: usize| {
-            ((idx as f64 + 0.5) * from as f64 / to as f64 - 0.5) as f32
-        };
-        let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
-        let values = places.map(|(row, column)| {
-            let x = source(column, self.columns, columns);
-            let y = source(row, self.rows, rows);
-            bilinear((self.columns, self.rows), (x, y), |idx| self.values[idx])
-        });
-        Self::new(rows, columns, values.collect())
+        let values = resized(&self.values, self.size(), (rows, columns));
+        Self::new(rows, columns, values)
     }
 
     fn extremes(&self) -> (f64, f64) {
@@ -266,20 +261,9 @@ pub fn warped_error(map: &[f32], warped: &[f32], visible: &[bool]) -> Option<f64
 ///
 /// Of two flat maps it is 1, since nothing changed; of a flat one and another 0.
 pub fn rank_correlation(a: &[f32], b: &[f32]) -> Option<f64> {
-    same_len(a, b)?;
-    let (a, b) = (ranks(a), ranks(b));
-    // The mean of ranks is the same with ties and without.
-    let middle = (a.len() as f64 + 1.0) / 2.0;
-    let product = |a: &[f64], b: &[f64]| -> f64 {
-        let products = a.iter().zip(b).map(|(a, b)| (a - middle) * (b - middle));
-        products.sum()
-    };
-    let (spread_a, spread_b) = (product(&a, &a), product(&b, &b));
-    Some(match (spread_a > 0.0, spread_b > 0.0) {
-        (true, true) => product(&a, &b) / (spread_a * spread_b).sqrt(),
-        (false, false) => 1.0,
-        _ => 0.0,
-    })
+    let flat = |values: &[f32]| values.iter().all(|value| Some(value) == values.first());
+    let of_flat = if flat(a) && flat(b) { 1.0 } else { 0.0 };
+    Some(spearman(a, b).ok()?.unwrap_or(of_flat))
 }
 
 /// Intersection over union of the places whose values are among the greatest tenth, with all that equal the least of
@@ -302,39 +286,18 @@ pub fn top_overlap(a: &[f32], b: &[f32]) -> Option<f64> {
 /// # Shapes
 /// - `a`, `b`, `visible`: `[rows, columns]`
 pub fn ssim(a: &[f32], b: &[f32], visible: &[bool], columns: usize) -> Option<f64> {
-    const SIDE: usize = 11;
-    const C1: f64 = 0.01 * 0.01;
-    const C2: f64 = 0.03 * 0.03;
-
     same_len(a, visible)?;
-    let values: Vec<(f64, f64)> = pairs(a, b)?.collect();
-    let weight = |distance: f64| (-distance * distance / (2.0 * 1.5 * 1.5)).exp();
-    let weights: [f64; SIDE] = from_fn(|idx| weight(idx as f64 - (SIDE / 2) as f64));
-    let sum: f64 = weights.iter().sum();
-    let similarity = |start: usize| {
-        let mut sums = [0.0; 5];
-        for (row, row_weight) in values[start..].chunks(columns).zip(weights) {
-            for ((a, b), weight) in row.iter().zip(weights) {
-                let weight = weight * row_weight / (sum * sum);
-                let terms = [*a, *b, a * a, b * b, a * b];
-                sums = from_fn(|idx| sums[idx] + weight * terms[idx]);
-            }
-        }
-        let [a, b, square_a, square_b, product] = sums;
-        let (variance_a, variance_b) = (square_a - a * a, square_b - b * b);
-        (2.0 * a * b + C1) * (2.0 * (product - a * b) + C2)
-            / ((a * a + b * b + C1) * (variance_a + variance_b + C2))
-    };
-    // Windows begin at their upper left corner, five rows and columns before the center.
-    let rows = (values.len() / columns.max(1) + 1).saturating_sub(SIDE);
-    let ends = |row: usize| (SIDE..=columns).map(move |end| row * columns + end);
-    let starts = (0..rows).flat_map(ends).map(|end| end - SIDE);
-    let center = (SIDE / 2) * (columns + 1);
-    mean(
-        starts
-            .filter(|start| visible[start + center])
-            .map(similarity),
-    )
+    let size = (a.len() / columns.max(1), columns);
+    let windows = ssim_of_windows(a, b, size, 1.0).ok()?;
+    // Windows begin at their upper left corner, half a window before the center.
+    let half = WINDOW / 2;
+    let places = (half..size.0 - half)
+        .flat_map(|row| (half..columns - half).map(move |column| row * columns + column));
+    let seen = windows
+        .into_iter()
+        .zip(places)
+        .filter(|(_, center)| visible[*center]);
+    mean(seen.map(|(similarity, _)| similarity))
 }
 
 /// How far the peak of a map lies from where the flow brings the peak of the map before, in pixels; `None` where that
@@ -384,10 +347,7 @@ pub fn relative_stability(maps: &[Map], frames: &[Gray], kept: &[bool]) -> Optio
 pub fn percentile(values: &[f64], rank: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let position = rank.clamp(0.0, 1.0) * sorted.len().checked_sub(1)? as f64;
-    let at = |position: f64| sorted.get(position as usize).copied();
-    let (lower, upper) = (at(position.floor())?, at(position.ceil())?);
-    Some(lower + (upper - lower) * position.fract())
+    (!sorted.is_empty()).then(|| quantile(&sorted, rank.clamp(0.0, 1.0)))
 }
 
 /// `None` where the lengths differ, or are 0.
@@ -427,20 +387,6 @@ fn variance(values: &[f32]) -> f64 {
     let values = values.iter().map(|&value| f64::from(value));
     let middle = mean(values.clone()).unwrap_or(0.0);
     mean(values.map(|value| (value - middle).powi(2))).unwrap_or(0.0)
-}
-
-/// Ranks from 1, where equal values share the mean of theirs.
-fn ranks(values: &[f32]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_unstable_by(|&a, &b| values[a].total_cmp(&values[b]));
-    let mut ranks = vec![0.0; values.len()];
-    let mut before = 0;
-    for equals in order.chunk_by(|&a, &b| values[a] == values[b]) {
-        let rank = before as f64 + (equals.len() as f64 + 1.0) / 2.0;
-        equals.iter().for_each(|&idx| ranks[idx] = rank);
-        before += equals.len();
-    }
-    ranks
 }
 
 fn greatest_tenth(values: &[f32]) -> Vec<bool> {

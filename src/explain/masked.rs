@@ -295,7 +295,7 @@ fn fill(occlusion: Occlusion, image: &[f32], dims: (usize, usize, usize)) -> Vec
             })
             .collect(),
         Occlusion::PixelBlur => planes
-            .flat_map(|plane| blurred(plane, height_px, width_px))
+            .flat_map(|plane| blurred(plane, (height_px, width_px), BLUR, Beyond::Nearest))
             .collect(),
         Occlusion::PixelZero | Occlusion::TokenDrop | Occlusion::TokenZero => {
             vec![0.0; image.len()]
@@ -303,9 +303,22 @@ fn fill(occlusion: Occlusion, image: &[f32], dims: (usize, usize, usize)) -> Vec
     }
 }
 
-/// A plane under the Gaussian of [`BLUR`]; pixels beyond the edge repeat those at it.
-fn blurred(plane: &[f32], height_px: usize, width_px: usize) -> Vec<f32> {
-    let (edge_px, sigma_px) = BLUR;
+/// What lies beyond the edge of a plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beyond {
+    /// The pixels at it, again and again.
+    Nearest,
+    /// Zeros.
+    Zeros,
+}
+
+/// A plane under a Gaussian, of which the edge and the standard deviation are given.
+pub(crate) fn blurred(
+    plane: &[f32],
+    (height_px, width_px): (usize, usize),
+    (edge_px, sigma_px): (usize, f32),
+    beyond: Beyond,
+) -> Vec<f32> {
     let radius = edge_px / 2;
     let kernel: Vec<f32> = (0..edge_px)
         .map(|tap| {
@@ -321,6 +334,10 @@ fn blurred(plane: &[f32], height_px: usize, width_px: usize) -> Vec<f32> {
                 let sum: f32 = kernel
                     .iter()
                     .enumerate()
+                    .filter(|(tap, _)| {
+                        let inside = radius..n + radius;
+                        beyond == Beyond::Nearest || inside.contains(&(i + tap))
+                    })
                     .map(|(tap, weight)| {
                         let from = (i + tap).saturating_sub(radius).min(n - 1);
                         weight * plane[at(line, from)]

@@ -43,7 +43,7 @@ impl Explained {
         Self {
             t: time.nseconds() as f64 / 1e9,
             seq: finding.seq,
-            classes: finding.likeliest.iter().map(class).collect(),
+            classes: finding.likeliest.iter().map(Class::record).collect(),
             maps: finding.maps.iter().map(map).collect(),
             grid: finding.grid,
             region: region(finding),
@@ -61,18 +61,10 @@ impl Explained {
     }
 }
 
-fn class(class: &Class) -> sidecar::Class {
-    sidecar::Class {
-        index: class.index,
-        label: class.label.clone(),
-        probability: sidecar::rounded(class.probability),
-    }
-}
-
 fn map(map: &Map) -> ExplainedMap {
     ExplainedMap {
         method: map.method,
-        target: map.target.as_ref().map(class),
+        target: map.target.as_ref().map(Class::record),
         kept: map.kept().map(sidecar::rounded),
     }
 }

@@ -465,6 +465,17 @@ impl Finding {
     }
 }
 
+impl Class {
+    /// The class as the sidecar has it.
+    pub fn record(&self) -> sidecar::Class {
+        sidecar::Class {
+            index: self.index,
+            label: self.label.clone(),
+            probability: sidecar::rounded(self.probability),
+        }
+    }
+}
+
 impl Map {
     /// Mean of a mask's keep values, in 0–1; `None` for attributions that are not masks.
     pub fn kept(&self) -> Option<f32> {
@@ -477,15 +488,10 @@ impl Composited {
     /// The frame's line in the sidecar.
     pub fn record(&self) -> sidecar::Record {
         let own = self.finding.as_deref().filter(|_| self.explained());
-        let class = |class: &Class| sidecar::Class {
-            index: class.index,
-            label: class.label.clone(),
-            probability: sidecar::rounded(class.probability),
-        };
         let map = |map: &Map| sidecar::Map {
             method: map.method.to_owned(),
-            class: map.target.as_ref().map(class),
-            against: map.against.as_ref().map(class),
+            class: map.target.as_ref().map(Class::record),
+            against: map.against.as_ref().map(Class::record),
             kept: map.kept().map(sidecar::rounded),
             attribution: map
                 .attribution
@@ -508,7 +514,7 @@ impl Composited {
                 .and_then(|duration| u64::try_from(duration.as_nanos()).ok()),
             explained: own.is_some(),
             shows: self.finding.as_deref().map(|finding| finding.seq),
-            predicted: own.and_then(|finding| finding.predicted().map(class)),
+            predicted: own.and_then(|finding| finding.predicted().map(Class::record)),
             grid: own.map(|finding| finding.grid),
             maps: own.map(|finding| finding.maps.iter().map(map).collect()),
         }

@@ -21,6 +21,7 @@ mod protocol;
 use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
+use crate::explain::masked::{Beyond, blurred};
 use crate::rng::Rng;
 
 pub use protocol::*;
@@ -167,7 +168,11 @@ impl<'a> Curves<'a> {
                 kernel_px,
                 sigma_px,
             } => (image.chunks(n_pixels))
-                .flat_map(|channel| blurred(channel, self.geometry, kernel_px, sigma_px))
+                .flat_map(|channel| {
+                    let size = (self.geometry.height_px, self.geometry.width_px);
+                    // As PyTorch's convolution pads.
+                    blurred(channel, size, (kernel_px, sigma_px), Beyond::Zeros)
+                })
                 .collect(),
         }
     }
@@ -227,36 +232,6 @@ fn measured(logits: &[f32], class: usize, measure: Measure) -> Result<f64> {
         Measure::Surprise => -log_probability,
         Measure::Named => f64::from(u8::from(first == Some(class))),
     })
-}
-
-/// A channel after a Gaussian, with zeros around it as PyTorch's convolution pads.
-fn blurred(channel: &[f32], geometry: Geometry, kernel_px: usize, sigma_px: f64) -> Vec<f32> {
-    let half = kernel_px / 2;
-    let weights: Vec<f64> = (0..kernel_px)
-        .map(|place| {
-            let distance = place as f64 - half as f64;
-            (-distance * distance / (2.0 * sigma_px * sigma_px)).exp()
-        })
-        .collect();
-    let sum: f64 = weights.iter().sum();
-    let weights: Vec<f32> = weights.iter().map(|weight| (weight / sum) as f32).collect();
-    let (height, width) = (geometry.height_px, geometry.width_px);
-    let pass = |values: &[f32], length: usize, stride: usize, place_of: &dyn Fn(usize) -> usize| {
-        let blur = |pixel: usize| -> f32 {
-            let place = place_of(pixel);
-            let taps = weights.iter().enumerate();
-            taps.filter_map(|(tap, weight)| {
-                let at = (place + tap).checked_sub(half)?;
-                let value =
-                    values.get((at < length).then(|| pixel + at * stride - place * stride)?)?;
-                Some(weight * value)
-            })
-            .sum()
-        };
-        (0..values.len()).map(blur).collect::<Vec<f32>>()
-    };
-    let across = pass(channel, width, 1, &|pixel| pixel % width);
-    pass(&across, height, width, &|pixel| pixel / width)
 }
 
 #[cfg(test)]
@@ -405,7 +380,7 @@ mod tests {
         };
         assert!(error(&RISE, other, names(0)).contains("a class 2"));
         assert!(
-            Protocol::named("nosuch")
+            Protocol::named("nosuch", &INSERTION_DELETION)
                 .unwrap_err()
                 .to_string()
                 .contains("rise, tis")

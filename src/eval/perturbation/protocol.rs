@@ -1,5 +1,6 @@
 //! How maps are measured, paper by paper: what is changed, by how much, and what is said of it.
 
+use super::super::resized;
 use super::super::statistics::trapezoid;
 use crate::error::{Error, Result};
 
@@ -15,7 +16,7 @@ pub enum Substrate {
         /// Edge of the kernel.
         kernel_px: usize,
         /// Standard deviation.
-        sigma_px: f64,
+        sigma_px: f32,
     },
     /// Uniform noise from −1 to 1 in the normalized picture, the same at every point of a curve.
     Noise,
@@ -304,39 +305,19 @@ impl Geometry {
 
     /// A map at the size of the picture: bilinear between the centers of patches, as PyTorch interpolates.
     pub(super) fn pixels_from_patches(self, map: &[f32]) -> Vec<f32> {
-        let (n_rows, n_columns) = self.grid;
-        let place = |px: usize, length_px: usize, n: usize| {
-            let at = ((px as f32 + 0.5) * n as f32 / length_px as f32 - 0.5).max(0.0);
-            let low = (at as usize).min(n - 1);
-            (low, (low + 1).min(n - 1), at - low as f32)
-        };
-        let columns: Vec<_> = (0..self.width_px)
-            .map(|x| place(x, self.width_px, n_columns))
-            .collect();
-        let mut pixels = Vec::with_capacity(self.n_pixels());
-        for y in 0..self.height_px {
-            let (above, below, down) = place(y, self.height_px, n_rows);
-            for &(left, right, across) in &columns {
-                let between = |row: usize| {
-                    let at = |column: usize| map[row * n_columns + column];
-                    at(left) + (at(right) - at(left)) * across
-                };
-                pixels.push(between(above) + (between(below) - between(above)) * down);
-            }
-        }
-        pixels
+        resized(map, self.grid, (self.height_px, self.width_px))
     }
 }
 
 impl Protocol {
-    /// The protocol of this name.
+    /// The one of this name among `known`.
     ///
     /// # Errors
     /// [`Error::Config`] where there is none.
-    pub fn named(name: &str) -> Result<Self> {
-        let all = || INSERTION_DELETION.into_iter().chain(PERTURBATION);
-        all().find(|known| known.name == name).ok_or_else(|| {
-            let names: Vec<&str> = all().map(|known| known.name).collect();
+    pub fn named(name: &str, known: &[Self]) -> Result<Self> {
+        let found = known.iter().find(|known| known.name == name);
+        found.copied().ok_or_else(|| {
+            let names: Vec<&str> = known.iter().map(|known| known.name).collect();
             Error::Config(format!(
                 "unknown protocol {name:?}, known are {}",
                 names.join(", ")

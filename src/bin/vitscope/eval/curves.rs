@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::slice;
 
 use anyhow::bail;
 use candle_core::Device;
@@ -18,9 +17,8 @@ use vitscope::files::write_whole;
 use vitscope::models::Model;
 use vitscope::rng::Rng;
 
-use super::{AskedArgs, tell_left_out, test_half};
+use super::{AskedArgs, tell_left_out, test_half, usable};
 use crate::exit::Exit;
-use crate::setup;
 
 /// Resamples of an interval.
 const RESAMPLES: usize = 1000;
@@ -160,28 +158,15 @@ fn protocols(asked: &[String], known: &[Protocol]) -> anyhow::Result<Vec<Protoco
         let usual = known.iter().find(|known| known.name == PATCHES.name);
         return Ok(usual.map_or_else(|| known.to_vec(), |usual| vec![*usual]));
     }
-    asked
-        .iter()
-        .map(|name| {
-            let found = known.iter().find(|known| known.name == name);
-            found.copied().ok_or_else(|| {
-                let names: Vec<&str> = known.iter().map(|known| known.name).collect();
-                anyhow::anyhow!("unknown protocol {name:?}, known are {}", names.join(", "))
-            })
-        })
-        .collect()
+    let asked = asked.iter().map(|name| Protocol::named(name, known));
+    Ok(asked.collect::<vitscope::Result<_>>()?)
 }
 
 /// The methods that are asked for; of all, or of those of a few passes, what does not go with the model is left out.
 fn explainers(asked: &[String], model: &Model) -> anyhow::Result<Vec<Box<dyn Explainer>>> {
-    let usable = |method: Method| {
-        let explainer = method.build(model.parts())?;
-        setup::rehearse(slice::from_ref(&explainer), model)?;
-        anyhow::Ok(explainer)
-    };
     let is_all = matches!(asked, [all] if all == "all");
     if !asked.is_empty() && !is_all {
-        let methods = asked.iter().map(|name| usable(name.parse()?));
+        let methods = asked.iter().map(|name| usable(name.parse()?, model));
         return methods.collect();
     }
     let mut explainers = Vec::new();
@@ -189,7 +174,7 @@ fn explainers(asked: &[String], model: &Model) -> anyhow::Result<Vec<Box<dyn Exp
         if !is_all && method.entry().pace != Pace::A {
             continue;
         }
-        match usable(method) {
+        match usable(method, model) {
             Ok(explainer) => explainers.push(explainer),
             Err(error) => eprintln!("left out: {error}"),
         }

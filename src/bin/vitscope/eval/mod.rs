@@ -155,6 +155,13 @@ fn test_half(data: &str, preprocessor: &Preprocessor) -> anyhow::Result<Arc<dyn 
         .test)
 }
 
+/// A method that goes with the model, which is found out at the price of a pass or so.
+fn usable(method: Method, model: &Model) -> anyhow::Result<Box<dyn Explainer>> {
+    let explainer = method.build(model.parts())?;
+    setup::rehearse(slice::from_ref(&explainer), model)?;
+    Ok(explainer)
+}
+
 /// Names the pictures that could not be read.
 fn tell_left_out(data: &dyn Dataset) {
     for reason in data.unreadable() {
@@ -349,14 +356,10 @@ fn others(asked: &[Method], model: &Model) -> anyhow::Result<Vec<Box<dyn Explain
         if !asked.is_empty() && !asked.contains(method) {
             continue;
         }
-        let rehearsed = method.build(model.parts()).and_then(|explainer| {
-            setup::rehearse(slice::from_ref(&explainer), model)?;
-            Ok(explainer)
-        });
-        match rehearsed {
+        match usable(*method, model) {
             Ok(explainer) => others.push(explainer),
             Err(error) if asked.is_empty() => eprintln!("left out: {error}"),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
     Ok(others)
