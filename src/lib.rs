@@ -22,7 +22,7 @@
 //! | 3 | [`models`]: model folders; [`train`]; [`eval`]; [`sidecar`]: JSON Lines |
 //! | 2 | [`explain`]: one file a method; [`data`]: data sets; [`media`]: GStreamer |
 //! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`overlay`]: what is drawn |
-//! | 0 | [`frame`], [`kernels`], [`rng`], [`files`], [`changes`], [`error`] |
+//! | 0 | [`frame`], [`flow`]: motion between frames; [`kernels`], [`rng`], [`files`], [`changes`], [`error`] |
 //!
 //! # Invariants
 //!
@@ -74,6 +74,7 @@ pub mod error;
 pub mod eval;
 pub mod explain;
 pub mod files;
+pub mod flow;
 pub mod frame;
 pub mod gates;
 pub mod interpreter;

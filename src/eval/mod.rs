@@ -8,7 +8,6 @@ pub mod comparison;
 pub mod controls;
 pub mod fairness;
 pub mod faithfulness;
-pub mod flow;
 pub mod gallery;
 pub mod localization;
 pub mod map_metrics;
@@ -60,7 +59,7 @@ fn resized(values: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32>
     let places = (0..to.0).flat_map(|row| (0..to.1).map(move |column| (row, column)));
     let values = places.map(|(row, column)| {
         let place = (source(column, from.1, to.1), source(row, from.0, to.0));
-        flow::bilinear((from.1, from.0), place, |idx| values[idx])
+        crate::flow::bilinear((from.1, from.0), place, |idx| values[idx])
     });
     values.collect()
 }

@@ -3,7 +3,7 @@
 //! No measure of this is established. The definitions are the project's; where others have one for a part of it, it is
 //! taken over: the warped error and its visible pixels (Lai et al., ECCV 2018), ranks (Spearman, 1904), structural
 //! similarity (Wang et al., 2004). Most compare a map with the next one, brought back along the optical flow
-//! ([`super::flow::warp`]), on pixels that both frames show: what moves with the video does not flicker.
+//! ([`crate::flow::warp`]), on pixels that both frames show: what moves with the video does not flicker.
 //!
 //! Maps of any sign become comparable by [`Map::normalized`] and [`Map::ranged`]. Both start at the least value, and
 //! thus depend on one place: a map with one outlier below all others looks flatter, and steadier, than it is.
@@ -17,11 +17,11 @@ use std::array::from_fn;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::flow::{Flow, Gray, warp};
 use super::resized;
 use super::similarity::{WINDOW, spearman, ssim_of_windows};
 use super::statistics::quantile;
 use crate::error::{Error, Result};
+use crate::flow::{Flow, Gray, warp};
 
 /// A map: one number a place, of any sign.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,7 +158,7 @@ pub struct TemporalScores {
 }
 
 /// Scores the maps of a video; `flows[t]` leads from frame `t` to the next, and `visible[t]` is of its pixels
-/// ([`super::flow::visibility`]).
+/// ([`crate::flow::visibility`]).
 ///
 /// # Shapes
 /// - `maps`: two at least, each `[height_px, width_px]` of the flows ([`Map::upsampled`])
@@ -403,7 +403,7 @@ mod tests {
     use std::slice::from_ref;
 
     use super::*;
-    use crate::eval::flow::visibility;
+    use crate::flow::visibility;
 
     const SIZE: (usize, usize) = (24, 32);
 

@@ -11,6 +11,7 @@ const LAYERS: [&[&str]; 7] = [
         "files",
         "companion",
         "rng",
+        "flow",
         "frame",
         "kernels",
     ],
@@ -23,13 +24,14 @@ const LAYERS: [&[&str]; 7] = [
 ];
 
 /// Imports inside a layer, and of `error` in the lowest.
-const ARROWS: [(&str, &str); 14] = [
+const ARROWS: [(&str, &str); 15] = [
     ("changes", "error"),
     ("companion", "error"),
     ("companion", "files"),
     ("files", "error"),
     ("frame", "error"),
     ("rng", "error"),
+    ("flow", "error"),
     ("kernels", "error"),
     ("gates", "vit"),
     ("interpreter", "vit"),
