@@ -75,6 +75,29 @@ impl Clip {
     }
 }
 
+/// The first `n` frames of a video, resized by `rule`; fewer where it is shorter.
+///
+/// # Errors
+/// As the source fails, and where a frame cannot be resized.
+pub fn first_frames(
+    source: &mut dyn Source,
+    rule: ResizeRule,
+    resampling: Resampling,
+    n: usize,
+) -> Result<Vec<Picture>> {
+    let mut resizer = Resizer::new(rule, resampling);
+    let mut frames = Vec::new();
+    while frames.len() < n {
+        let Some(frame) = source.next()? else { break };
+        let (rgb, _) = resizer.rgb_from_frame(&frame)?;
+        frames.push(Picture {
+            size: rule.image_size(),
+            rgb,
+        });
+    }
+    Ok(frames)
+}
+
 /// Leaves every second frame out, and says how close those are that stay closest.
 fn thin_out(frames: &mut Vec<(Pts, Vec<u8>)>) -> Pts {
     let mut stays = false;

@@ -87,6 +87,11 @@ impl Folder {
             files,
         })
     }
+
+    /// Where each picture lies.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|(path, _)| path.as_path())
+    }
 }
 
 impl Dataset for Folder {

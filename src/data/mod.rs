@@ -5,10 +5,12 @@
 //! Augmentation is not done here.
 
 pub mod biased;
+pub mod boxes;
 pub mod celeba;
 pub mod cifar;
 pub mod clip;
 pub mod folder;
+pub mod masked;
 pub mod red_patches;
 pub mod source;
 

@@ -1,7 +1,8 @@
 //! Whether a map lies on the object: pointing games and share of mass.
 //!
 //! All of it compares a map at pixel resolution, [`PixelMap`], with boxes or masks of the class that was
-//! explained; enlarging patches to pixels is the caller's (the protocols do it bilinearly).
+//! explained; enlarging patches to pixels is the caller's (the protocols do it bilinearly). Of a box,
+//! what lies outside of the map does not count.
 //!
 //! | measure | of an image | source |
 //! |---|---|---|
@@ -14,21 +15,9 @@
 
 use super::{mean, share};
 use crate::error::{Error, Result};
+use crate::frame::placement::PixelRect;
 
-/// A box around an object, in pixels of the map; what lies outside of the map does not count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PixelBox {
-    /// First column.
-    pub left: usize,
-    /// First row.
-    pub top: usize,
-    /// Number of columns.
-    pub width: usize,
-    /// Number of rows.
-    pub height: usize,
-}
-
-impl PixelBox {
+impl PixelRect {
     /// The same without what lies outside of a map; nothing where that is all.
     fn clipped(self, height: usize, width: usize) -> Option<Self> {
         let clipped = Self {
@@ -99,7 +88,7 @@ impl<'a> PixelMap<'a> {
     }
 
     /// Pixels that lie in any of the boxes.
-    fn union(&self, boxes: &[PixelBox]) -> Vec<bool> {
+    fn union(&self, boxes: &[PixelRect]) -> Vec<bool> {
         let mut inside = vec![false; self.scores.len()];
         for object in self.visible(boxes) {
             let rows = inside.chunks_mut(self.width).skip(object.top);
@@ -122,19 +111,19 @@ impl<'a> PixelMap<'a> {
         })
     }
 
-    fn visible(&self, boxes: &[PixelBox]) -> impl Iterator<Item = PixelBox> {
-        let clip = |object: &PixelBox| object.clipped(self.height, self.width);
+    fn visible(&self, boxes: &[PixelRect]) -> impl Iterator<Item = PixelRect> {
+        let clip = |object: &PixelRect| object.clipped(self.height, self.width);
         boxes.iter().filter_map(clip)
     }
 }
 
 /// Share of the map's pixels that lie in any of the boxes.
-pub fn coverage(map: &PixelMap, boxes: &[PixelBox]) -> f64 {
+pub fn coverage(map: &PixelMap, boxes: &[PixelRect]) -> f64 {
     share(map.union(boxes).into_iter())
 }
 
 /// Whether the greatest score lies in a box, or nearer than `tolerance_px` to one.
-pub fn points_at(map: &PixelMap, boxes: &[PixelBox], tolerance_px: usize) -> bool {
+pub fn points_at(map: &PixelMap, boxes: &[PixelRect], tolerance_px: usize) -> bool {
     let (row, column) = map.peak();
     map.visible(boxes).any(|object| {
         let distance = object.squared_distance(row, column);
@@ -192,7 +181,7 @@ impl PointingGame {
     ///
     /// # Errors
     /// [`Error::Data`] where no box has a pixel on the map.
-    pub fn add(&mut self, map: &PixelMap, boxes: &[PixelBox]) -> Result<Option<bool>> {
+    pub fn add(&mut self, map: &PixelMap, boxes: &[PixelRect]) -> Result<Option<bool>> {
         let coverage = coverage(map, boxes);
         if coverage == 0.0 {
             return Err(no_box(map, boxes));
@@ -224,7 +213,7 @@ pub fn class_mean(games: &[PointingGame]) -> Option<f64> {
 ///
 /// # Errors
 /// [`Error::Data`] where no box has a pixel on the map.
-pub fn mass_in_boxes(map: &PixelMap, boxes: &[PixelBox]) -> Result<Option<f64>> {
+pub fn mass_in_boxes(map: &PixelMap, boxes: &[PixelRect]) -> Result<Option<f64>> {
     if map.visible(boxes).next().is_none() {
         return Err(no_box(map, boxes));
     }
@@ -249,7 +238,7 @@ pub fn mass_in_mask(map: &PixelMap, mask: &[bool]) -> Result<Option<f64>> {
     Ok((total > 0.0).then(|| inside / total))
 }
 
-fn no_box(map: &PixelMap, boxes: &[PixelBox]) -> Error {
+fn no_box(map: &PixelMap, boxes: &[PixelRect]) -> Error {
     let (height, width) = (map.height, map.width);
     Error::Data(format!(
         "none of {} boxes lies on a map of {height} x {width} pixels",
@@ -264,8 +253,8 @@ mod tests {
     /// What `map_metrics.py` computed with Quantus.
     const EXPECTED: &str = include_str!("../../tests/fixtures/map_metrics.json");
 
-    const fn pixel_box(left: usize, top: usize, width: usize, height: usize) -> PixelBox {
-        PixelBox {
+    const fn pixel_box(left: usize, top: usize, width: usize, height: usize) -> PixelRect {
+        PixelRect {
             left,
             top,
             width,
@@ -369,7 +358,7 @@ mod tests {
         let size = |key: &str| case[key].as_u64().unwrap() as usize;
         let map = PixelMap::new(&scores, size("height"), size("width")).unwrap();
         let boxes: Vec<[usize; 4]> = serde_json::from_value(case["boxes"].clone()).unwrap();
-        let boxes: Vec<PixelBox> = boxes
+        let boxes: Vec<PixelRect> = boxes
             .into_iter()
             .map(|[left, top, width, height]| pixel_box(left, top, width, height))
             .collect();

@@ -3,20 +3,28 @@
 //! A mask keeps some patches of an image and takes the others away. How much of the model's answer survives is
 //! measured by a pass with that mask, [`masked_answers`]; the tasks that compare masks with a known truth are below.
 
+pub mod batched;
 pub mod classification;
 pub mod comparison;
 pub mod controls;
+mod examples;
 pub mod fairness;
 pub mod faithfulness;
 pub mod gallery;
+pub mod journal;
 pub mod localization;
 pub mod map_metrics;
 pub mod masks;
 pub mod perturbation;
+pub mod report;
+pub mod road;
 pub mod segmentation;
 pub mod similarity;
 pub mod statistics;
+pub mod suite;
+pub mod summary;
 pub mod temporal;
+pub mod video;
 
 use candle_core::{D, Tensor};
 

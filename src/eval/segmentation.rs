@@ -69,23 +69,41 @@ impl Segmentation {
         Ok(())
     }
 
+    /// Labeled pixels by \[label\]\[answer\], background first.
+    pub fn confusion(&self) -> [[u64; 2]; 2] {
+        self.confusion
+    }
+
     /// Scores of all images so far; nothing where there are none.
     pub fn scores(&self) -> Option<SegmentationScores> {
-        let [
-            [background, false_foreground],
-            [false_background, foreground],
-        ] = self.confusion;
-        let false_pixels = false_foreground + false_background;
-        let n_labeled = background + foreground + false_pixels;
-        // An empty union counts 0, as in theirs.
-        let iou = |common: u64| common as f64 / (common + false_pixels).max(1) as f64;
-        (n_labeled > 0).then(|| SegmentationScores {
+        (!self.average_precisions.is_empty()).then(|| SegmentationScores {
             images: self.average_precisions.len(),
-            pixel_accuracy: (background + foreground) as f64 / n_labeled as f64,
-            mean_iou: (iou(background) + iou(foreground)) / 2.0,
+            pixel_accuracy: pixel_accuracy(&self.confusion),
+            mean_iou: mean_iou(&self.confusion),
             mean_average_precision: mean(self.average_precisions.iter().copied()),
         })
     }
+}
+
+/// Share of labeled pixels that are right, of pixels by \[label\]\[answer\]; 0 where there are none.
+pub fn pixel_accuracy(confusion: &[[u64; 2]; 2]) -> f64 {
+    let [
+        [background, false_foreground],
+        [false_background, foreground],
+    ] = confusion;
+    let right = background + foreground;
+    right as f64 / (right + false_foreground + false_background).max(1) as f64
+}
+
+/// Mean of background and foreground of intersection over union, of the same; an empty union counts 0, as in their code.
+pub fn mean_iou(confusion: &[[u64; 2]; 2]) -> f64 {
+    let [
+        [background, false_foreground],
+        [false_background, foreground],
+    ] = confusion;
+    let wrong = false_foreground + false_background;
+    let iou = |common: &u64| *common as f64 / (common + wrong).max(1) as f64;
+    (iou(background) + iou(foreground)) / 2.0
 }
 
 /// Σ (recall_n − recall_{n−1}) · precision_n over falling scores, equal ones at once (scikit-learn's

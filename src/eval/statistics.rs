@@ -32,8 +32,6 @@ pub struct Interval {
 
 /// Mean of `values` with its 95 % percentile bootstrap interval from `n_resamples` resamples.
 ///
-/// Percentiles are interpolated linearly, as `scipy.stats.bootstrap(method="percentile")` does.
-///
 /// # Errors
 /// [`Error::Data`] where there are no values or one is not finite; [`Error::Config`] without resamples, or where `draw`
 /// gives an index that is not below its argument.
@@ -43,27 +41,49 @@ pub fn bootstrap_mean(
     draw: &mut impl FnMut(usize) -> usize,
 ) -> Result<Interval> {
     check(values)?;
+    let mean_of = |drawn: &[usize]| mean(drawn.iter().map(|&idx| values[idx]));
+    let [low, high] = bootstrap(values.len(), n_resamples, draw, mean_of)?;
+    Ok(Interval {
+        mean: mean(values.iter().copied()),
+        low,
+        high,
+    })
+}
+
+/// Ends of the 95 % percentile bootstrap interval of a statistic of `n_values` values; `statistic` is told the indices of
+/// each of `n_resamples` resamples.
+///
+/// Percentiles are interpolated linearly, as `scipy.stats.bootstrap(method="percentile")` does.
+///
+/// # Errors
+/// [`Error::Data`] where there are no values or a statistic is not finite; [`Error::Config`] without resamples, or where
+/// `draw` gives an index that is not below its argument.
+pub fn bootstrap(
+    n_values: usize,
+    n_resamples: usize,
+    draw: &mut impl FnMut(usize) -> usize,
+    statistic: impl Fn(&[usize]) -> f64,
+) -> Result<[f64; 2]> {
     if n_resamples == 0 {
         return Err(Error::Config("a bootstrap needs resamples".into()));
     }
-    let n_values = values.len();
-    let mut means = Vec::with_capacity(n_resamples);
-    for _ in 0..n_resamples {
-        let mut sum = 0.0;
-        for _ in 0..n_values {
-            let idx = draw(n_values);
-            sum += values
-                .get(idx)
-                .ok_or_else(|| Error::Config(format!("drew index {idx} of {n_values} values")))?;
-        }
-        means.push(sum / n_values as f64);
+    if n_values == 0 {
+        return Err(Error::Data("there are no values".into()));
     }
-    means.sort_by(f64::total_cmp);
-    Ok(Interval {
-        mean: mean(values.iter().copied()),
-        low: quantile(&means, TAIL),
-        high: quantile(&means, 1.0 - TAIL),
-    })
+    let mut found = Vec::with_capacity(n_resamples);
+    let mut drawn = vec![0; n_values];
+    for _ in 0..n_resamples {
+        drawn.fill_with(|| draw(n_values));
+        if let Some(idx) = drawn.iter().find(|&&idx| idx >= n_values) {
+            return Err(Error::Config(format!(
+                "drew index {idx} of {n_values} values"
+            )));
+        }
+        found.push(statistic(&drawn));
+    }
+    check(&found)?;
+    found.sort_by(f64::total_cmp);
+    Ok([quantile(&found, TAIL), quantile(&found, 1.0 - TAIL)])
 }
 
 /// Two-sided p value of the mean paired difference of two methods: how often random signs of the differences give a mean

@@ -85,6 +85,26 @@ impl ResizeRule {
         }
     }
 
+    /// The same part of the picture, so many times as large.
+    #[must_use]
+    pub fn times(&self, factor: usize) -> Self {
+        let larger = |size: FrameSize| FrameSize {
+            width_px: factor * size.width_px,
+            height_px: factor * size.height_px,
+        };
+        match *self {
+            Self::Stretch(size) => Self::Stretch(larger(size)),
+            Self::ShortestEdge { edge_px, crop } => Self::ShortestEdge {
+                edge_px: factor * edge_px,
+                crop: larger(crop),
+            },
+            Self::StretchThenCrop { resize, crop } => Self::StretchThenCrop {
+                resize: larger(resize),
+                crop: larger(crop),
+            },
+        }
+    }
+
     /// Horizontal and vertical axis for a frame.
     ///
     /// # Errors

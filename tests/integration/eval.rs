@@ -190,7 +190,7 @@ fn shipped_gates_of_every_seed_find_the_red_cells() {
             .0
     });
     for gates in model.gates.iter().chain(&seeds) {
-        let method = DiffMask::new(gates, DiffMaskOptions::default()).unwrap();
+        let method = DiffMask::new(gates, None, DiffMaskOptions::default()).unwrap();
         let entry = Entry {
             name: "diffmask".into(),
             explainer: &method,

@@ -18,8 +18,8 @@
 
 mod protocol;
 
-use candle_core::{Device, Tensor};
-
+use super::batched::{BatchedModel, log_probability};
+use super::suite::{Batch, Mapper, Measure, Score, Statistic, Subject, Suite};
 use crate::error::{Error, Result};
 use crate::explain::masked::{Beyond, blurred};
 use crate::rng::Rng;
@@ -29,213 +29,209 @@ pub use protocol::*;
 /// Seed of the noise, as in the code of Vision DiffMask.
 const NOISE_SEED: u64 = 123;
 
-/// A picture that is measured on.
-#[derive(Clone, Debug)]
-pub struct Subject {
-    /// `[3, height, width]`, normalized.
-    pub image: Vec<f32>,
-    /// The class that the model names, and the right one.
-    pub predicted: usize,
-    /// The right class, where it is known.
-    pub label: Option<usize>,
+/// Curves of one or several protocols.
+pub struct Perturbation {
+    /// The protocols.
+    pub protocols: Vec<Protocol>,
+    /// Size of pictures and of their patches.
+    pub geometry: Geometry,
 }
 
-/// Makes masked copies, and asks the model about them in full batches.
-pub struct Curves<'a> {
-    /// Logits `[batch, classes]` of images `[batch, 3, height, width]`.
-    ask: &'a dyn Fn(&Tensor) -> Result<Tensor>,
-    geometry: Geometry,
-    /// What black is in each channel of a normalized picture.
-    black: [f32; 3],
-    batch: usize,
-    device: Device,
-    noise: Vec<f32>,
-}
-
-/// A masked copy that waits for its answer.
-struct Asked {
-    curve: usize,
-    point: usize,
-    class: usize,
-}
-
-impl<'a> Curves<'a> {
-    /// For pictures that are normalized by `mean` and `std`, `batch` copies at once; `ask` gives the logits
-    /// `[batch, classes]` of images `[batch, 3, height, width]`.
-    pub fn new(
-        ask: &'a dyn Fn(&Tensor) -> Result<Tensor>,
-        geometry: Geometry,
-        (mean, std): ([f32; 3], [f32; 3]),
-        batch: usize,
-        device: &Device,
-    ) -> Self {
-        let mut rng = Rng::new(NOISE_SEED);
-        let noise = (0..3 * geometry.n_pixels()).map(|_| 2.0 * rng.uniform() - 1.0);
-        Self {
-            ask,
-            geometry,
-            black: [0, 1, 2].map(|channel| -mean[channel] / std[channel]),
-            batch: batch.max(1),
-            device: device.clone(),
-            noise: noise.collect(),
-        }
+impl Suite for Perturbation {
+    fn measures(&self) -> Vec<Measure> {
+        let of_protocol = |protocol: &Protocol| {
+            let protocol = *protocol;
+            protocol.runs.iter().map(move |run| Measure {
+                protocol: protocol.name.into(),
+                name: run.name.into(),
+                higher_is_better: Some(run.higher_is_better),
+                settings: format!(
+                    "{:?} {:?} by {:?}, {:?}, {:?} of {:?}, {:?} times {}",
+                    run.action,
+                    run.first,
+                    protocol.steps,
+                    run.substrate,
+                    run.quantity,
+                    protocol.watched,
+                    protocol.area,
+                    protocol.scale
+                ),
+                axis: protocol.axis(self.geometry),
+                statistic: Statistic::Mean,
+            })
+        };
+        self.protocols.iter().flat_map(of_protocol).collect()
     }
 
-    /// One curve a subject, for its map of one score a patch.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] where a map or picture is of another size; [`Error::Data`] where the right class is asked for
-    /// and not known; else what asking fails with.
-    pub fn run(
-        &self,
-        protocol: &Protocol,
-        run: &Run,
-        subjects: &[Subject],
-        maps: &[Vec<f32>],
-    ) -> Result<Vec<Vec<f64>>> {
-        let points = protocol.points(self.geometry);
-        let mut curves = vec![vec![0.0; points.len()]; subjects.len()];
-        let mut copies = Vec::with_capacity(self.batch * 3 * self.geometry.n_pixels());
-        let mut asked = Vec::with_capacity(self.batch);
-        for (curve, (subject, map)) in subjects.iter().zip(maps).enumerate() {
-            self.check(subject, map)?;
-            let class = match protocol.watched {
-                Watched::Predicted => subject.predicted,
-                Watched::Label => subject.label.ok_or_else(|| {
-                    Error::Data(format!(
-                        "protocol {:?} watches the right class, and pictures have no labels",
-                        protocol.name
-                    ))
-                })?,
-            };
-            let order = protocol.order(map, run.first, self.geometry);
-            let replaced = self.replaced(&subject.image, run.substrate);
-            let (mut now, after) = match run.action {
-                Action::Delete => (subject.image.clone(), &replaced),
-                Action::Insert => (replaced.clone(), &subject.image),
-            };
-            let mut n_changed = 0;
-            for (point, &n_pixels) in points.iter().enumerate() {
-                self.change(&mut now, after, &order[n_changed..n_pixels]);
-                n_changed = n_pixels;
-                copies.extend_from_slice(&now);
-                asked.push(Asked {
-                    curve,
-                    point,
-                    class,
-                });
-                if asked.len() == self.batch {
-                    self.answer(&mut copies, &mut asked, run.measure, &mut curves)?;
+    fn score(&self, batch: &Batch<'_>, _mapper: &Mapper<'_>) -> Result<Vec<Vec<Score>>> {
+        let mut scores: Vec<Vec<Score>> = batch.subjects.iter().map(|_| Vec::new()).collect();
+        for protocol in &self.protocols {
+            for curves in curves(batch.model, protocol, batch.subjects, batch.maps)? {
+                for (scores, curve) in scores.iter_mut().zip(curves) {
+                    scores.push(Score {
+                        value: Some(protocol.area(&curve, self.geometry)?),
+                        points: curve.into_iter().map(|point| point as f32).collect(),
+                    });
                 }
             }
         }
-        self.answer(&mut copies, &mut asked, run.measure, &mut curves)?;
-        Ok(curves)
+        Ok(scores)
     }
+}
 
-    fn check(&self, subject: &Subject, map: &[f32]) -> Result<()> {
-        let Geometry { grid, .. } = self.geometry;
-        let expected = (3 * self.geometry.n_pixels(), grid.0 * grid.1);
-        let got = (subject.image.len(), map.len());
-        if expected != got {
-            return Err(Error::Shape {
-                expected: format!("{} values and a map of {} patches", expected.0, expected.1),
-                got: format!("{} values and {} patches", got.0, got.1),
-            });
+/// For each run of a protocol, one curve a subject, for its map of one score a patch.
+///
+/// Runs that change the same pixels in the same way share the model's answers.
+///
+/// # Errors
+/// [`Error::Shape`] where a map or picture is of another size; [`Error::Data`] where the right class is asked for
+/// and not known; else what asking fails with.
+pub fn curves(
+    model: &BatchedModel<'_>,
+    protocol: &Protocol,
+    subjects: &[Subject],
+    maps: &[Vec<f32>],
+) -> Result<Vec<Vec<Vec<f64>>>> {
+    let classes = subjects.iter().map(|subject| match protocol.watched {
+        Watched::Predicted => Ok(subject.predicted),
+        Watched::Label => subject.label.ok_or_else(|| {
+            Error::Data(format!(
+                "protocol {:?} watches the right class, and pictures have no labels",
+                protocol.name
+            ))
+        }),
+    });
+    let classes = classes.collect::<Result<Vec<usize>>>()?;
+    for (subject, map) in subjects.iter().zip(maps) {
+        check(model.geometry, subject, map)?;
+    }
+    let mut answered: Vec<(&Run, Vec<Vec<f32>>)> = Vec::new();
+    let mut curves = Vec::with_capacity(protocol.runs.len());
+    let n_points = protocol.points(model.geometry).len();
+    for run in protocol.runs {
+        if !answered.iter().any(|(known, _)| known.changes_as(run)) {
+            answered.push((run, answers(model, protocol, run, subjects, maps)?));
         }
-        Ok(())
+        let known = answered.iter().find(|(known, _)| known.changes_as(run));
+        let answers = known.map_or(&[][..], |(_, answers)| answers);
+        let of_subject = answers.chunks(n_points.max(1)).zip(&classes);
+        let of_subject = of_subject.map(|(answers, &class)| {
+            let points = answers
+                .iter()
+                .map(|logits| measured(logits, class, run.quantity));
+            points.collect::<Result<Vec<f64>>>()
+        });
+        curves.push(of_subject.collect::<Result<Vec<_>>>()?);
     }
+    Ok(curves)
+}
 
-    /// Pixels of all channels.
-    fn change(&self, now: &mut [f32], after: &[f32], pixels: &[usize]) {
-        for channel in 0..3 {
-            let start = channel * self.geometry.n_pixels();
-            for pixel in pixels {
-                now[start + pixel] = after[start + pixel];
+/// Logits of each subject at each point, subject by subject.
+fn answers(
+    model: &BatchedModel<'_>,
+    protocol: &Protocol,
+    run: &Run,
+    subjects: &[Subject],
+    maps: &[Vec<f32>],
+) -> Result<Vec<Vec<f32>>> {
+    let points = protocol.points(model.geometry);
+    let (mut order, mut now, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    let mut n_changed = 0;
+    model.answers(subjects.len() * points.len(), &mut |nth, pixels| {
+        let point = nth % points.len();
+        if point == 0 {
+            let subject = &subjects[nth / points.len()];
+            order = protocol.order(&maps[nth / points.len()], run.first, model.geometry);
+            let replaced = run.substrate.fill(&subject.image, model);
+            (now, after) = match run.action {
+                Action::Delete => (subject.image.clone(), replaced),
+                Action::Insert => (replaced, subject.image.clone()),
+            };
+            n_changed = 0;
+        }
+        change(&mut now, &after, &order[n_changed..points[point]]);
+        n_changed = points[point];
+        pixels.extend_from_slice(&now);
+    })
+}
+
+fn check(geometry: Geometry, subject: &Subject, map: &[f32]) -> Result<()> {
+    let expected = (3 * geometry.n_pixels(), geometry.grid.0 * geometry.grid.1);
+    let got = (subject.image.len(), map.len());
+    if expected != got {
+        return Err(Error::Shape {
+            expected: format!("{} values and a map of {} patches", expected.0, expected.1),
+            got: format!("{} values and {} patches", got.0, got.1),
+        });
+    }
+    Ok(())
+}
+
+/// Puts pixels of all channels in the place of others.
+pub(super) fn change(now: &mut [f32], after: &[f32], pixels: &[usize]) {
+    let n_pixels = now.len() / 3;
+    for channel in 0..3 {
+        for pixel in pixels {
+            now[channel * n_pixels + pixel] = after[channel * n_pixels + pixel];
+        }
+    }
+}
+
+impl Substrate {
+    /// A whole picture of what stands where something was taken away from `image`, `[3, height, width]`.
+    pub(super) fn fill(self, image: &[f32], model: &BatchedModel<'_>) -> Vec<f32> {
+        let geometry = model.geometry;
+        let n_pixels = geometry.n_pixels();
+        let of_color = |color: [f32; 3]| -> Vec<f32> {
+            let channels = color.into_iter();
+            channels
+                .flat_map(|value| std::iter::repeat_n(value, n_pixels))
+                .collect()
+        };
+        match self {
+            Self::Zeros => of_color([0.0; 3]),
+            Self::Black => of_color(model.black),
+            Self::Mean => {
+                let mut means = image
+                    .chunks(n_pixels)
+                    .map(|channel| channel.iter().sum::<f32>() / n_pixels as f32);
+                of_color([(); 3].map(|()| means.next().unwrap_or_default()))
             }
-        }
-    }
-
-    fn replaced(&self, image: &[f32], substrate: Substrate) -> Vec<f32> {
-        let n_pixels = self.geometry.n_pixels();
-        match substrate {
-            Substrate::Zeros => vec![0.0; image.len()],
-            Substrate::Black => (self.black.iter())
-                .flat_map(|&black| std::iter::repeat_n(black, n_pixels))
-                .collect(),
-            Substrate::Noise => self.noise.clone(),
-            Substrate::Blur {
+            Self::Noise => {
+                let mut rng = Rng::new(NOISE_SEED);
+                let noise = (0..image.len()).map(|_| 2.0 * rng.uniform() - 1.0);
+                noise.collect()
+            }
+            Self::Blur {
                 kernel_px,
                 sigma_px,
-            } => (image.chunks(n_pixels))
-                .flat_map(|channel| {
-                    let size = (self.geometry.height_px, self.geometry.width_px);
-                    // As PyTorch's convolution pads.
-                    blurred(channel, size, (kernel_px, sigma_px), Beyond::Zeros)
-                })
-                .collect(),
+            } => {
+                let size = (geometry.height_px, geometry.width_px);
+                // As PyTorch's convolution pads.
+                let blur = |channel| blurred(channel, size, (kernel_px, sigma_px), Beyond::Zeros);
+                image.chunks(n_pixels).flat_map(blur).collect()
+            }
         }
-    }
-
-    /// Asks about all copies that wait.
-    fn answer(
-        &self,
-        copies: &mut Vec<f32>,
-        asked: &mut Vec<Asked>,
-        measure: Measure,
-        curves: &mut [Vec<f64>],
-    ) -> Result<()> {
-        if asked.is_empty() {
-            return Ok(());
-        }
-        let Geometry {
-            height_px,
-            width_px,
-            ..
-        } = self.geometry;
-        let shape = (asked.len(), 3, height_px, width_px);
-        let capacity = copies.capacity();
-        let images = Tensor::from_vec(std::mem::take(copies), shape, &self.device)?;
-        copies.reserve(capacity);
-        let logits = (self.ask)(&images)?.to_vec2::<f32>()?;
-        for (
-            Asked {
-                curve,
-                point,
-                class,
-            },
-            logits,
-        ) in asked.drain(..).zip(logits)
-        {
-            curves[curve][point] = measured(&logits, class, measure)?;
-        }
-        Ok(())
     }
 }
 
 /// What a measure says of an answer.
-fn measured(logits: &[f32], class: usize, measure: Measure) -> Result<f64> {
-    let Some(&own) = logits.get(class) else {
-        return Err(Error::Shape {
-            expected: format!("a model with a class {class}"),
-            got: format!("{} classes", logits.len()),
-        });
+fn measured(logits: &[f32], class: usize, quantity: Quantity) -> Result<f64> {
+    let log_probability = log_probability(logits, class)?;
+    let is_greater = |other: (usize, &f32)| {
+        let (idx, logit) = other;
+        *logit > logits[class] || (*logit == logits[class] && idx < class)
     };
-    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = (logits.iter())
-        .map(|logit| f64::from(logit - greatest).exp())
-        .sum();
-    let log_probability = f64::from(own - greatest) - sum.ln();
-    let first = logits.iter().position(|logit| *logit == greatest);
-    Ok(match measure {
-        Measure::Probability => log_probability.exp(),
-        Measure::Surprise => -log_probability,
-        Measure::Named => f64::from(u8::from(first == Some(class))),
+    Ok(match quantity {
+        Quantity::Probability => log_probability.exp(),
+        Quantity::Surprise => -log_probability,
+        Quantity::Named => f64::from(u8::from(!logits.iter().enumerate().any(is_greater))),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
     use serde::Deserialize;
 
     use super::*;
@@ -265,15 +261,17 @@ mod tests {
 
     fn white() -> Subject {
         Subject {
+            index: 0,
             image: vec![1.0; 3 * 64],
             predicted: 1,
+            runner_up: 0,
             label: Some(1),
         }
     }
 
-    fn curves(batch: usize) -> Curves<'static> {
-        Curves::new(
-            &looks_at_one_patch,
+    fn model(batch: usize) -> BatchedModel<'static> {
+        BatchedModel::new(
+            looks_at_one_patch,
             GEOMETRY,
             ([0.5; 3], [0.5; 3]),
             batch,
@@ -282,9 +280,8 @@ mod tests {
     }
 
     fn curve(run_idx: usize, map: &[f32]) -> (Vec<f64>, f64) {
-        let run = PATCHES.runs[run_idx];
-        let curve = curves(5).run(&PATCHES, &run, &[white()], &[map.to_vec()]);
-        let curve = curve.unwrap().remove(0);
+        let curves = curves(&model(5), &PATCHES, &[white()], &[map.to_vec()]);
+        let curve = curves.unwrap().remove(run_idx).remove(0);
         let area = PATCHES.area(&curve, GEOMETRY).unwrap();
         (curve.iter().map(|value| value.round()).collect(), area)
     }
@@ -320,20 +317,15 @@ mod tests {
 
     #[test]
     fn what_matters_least_is_missed_least() {
-        let asked = curves(7);
         let subjects = [white(), white()];
         let maps = [names(0), names(15)];
-        let areas = |run: &Run| {
-            let curves = asked.run(&CHEFER, run, &subjects, &maps).unwrap();
-            let areas = curves
-                .iter()
-                .map(|curve| CHEFER.area(curve, GEOMETRY).unwrap());
+        let curves = curves(&model(7), &CHEFER, &subjects, &maps).unwrap();
+        let areas = |run: usize| {
+            let areas = curves[run].iter();
+            let areas = areas.map(|curve| CHEFER.area(curve, GEOMETRY).unwrap());
             areas.collect::<Vec<f64>>()
         };
-        let [positive, negative] = CHEFER.runs else {
-            panic!("two runs");
-        };
-        let (positive, negative) = (areas(positive), areas(negative));
+        let (positive, negative) = (areas(0), areas(1));
         assert!(positive[0] < positive[1] && negative[0] > negative[1]);
         // Between patches scores are mixed, so that its own pixels are not quite the last ones.
         assert!(negative[0] >= 70.0, "{negative:?}");
@@ -344,12 +336,7 @@ mod tests {
     fn a_batch_is_no_difference() {
         let maps = [names(3), names(9), names(12)];
         let subjects = [white(), white(), white()];
-        let all = |batch| {
-            let run = DIFFMASK.runs[0];
-            curves(batch)
-                .run(&DIFFMASK, &run, &subjects, &maps)
-                .unwrap()
-        };
+        let all = |batch| curves(&model(batch), &DIFFMASK, &subjects, &maps).unwrap();
         assert_eq!(all(1), all(64));
         assert_eq!(all(7), all(64));
     }
@@ -357,7 +344,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let error = |protocol: &Protocol, subject: Subject, map: Vec<f32>| {
-            let curves = curves(4).run(protocol, &protocol.runs[0], &[subject], &[map]);
+            let curves = curves(&model(4), protocol, &[subject], &[map]);
             curves.unwrap_err().to_string()
         };
         let unknown = Subject {
@@ -419,26 +406,26 @@ mod tests {
         let weights = reference.weights.clone();
         let weights = Tensor::from_vec(weights, (n_classes, 3 * 256), &Device::Cpu).unwrap();
         let linear = |images: &Tensor| Ok(images.flatten_from(1)?.matmul(&weights.t()?)?);
-        let curves = Curves::new(&linear, geometry, ([0.0; 3], [1.0; 3]), 5, &Device::Cpu);
+        let model = BatchedModel::new(linear, geometry, ([0.0; 3], [1.0; 3]), 5, &Device::Cpu);
         let subject = Subject {
             image: reference.image.clone(),
             predicted: reference.class,
             label: None,
+            ..white()
         };
+        let curves = curves(&model, &RISE, &[subject], &[reference.map]).unwrap();
         let expected = [
             (&reference.deletion, reference.deletion_auc),
             (&reference.insertion, reference.insertion_auc),
         ];
-        for (run, (expected, area)) in RISE.runs.iter().zip(expected) {
-            let maps = [reference.map.clone()];
-            let curve = curves.run(&RISE, run, std::slice::from_ref(&subject), &maps);
-            let curve = curve.unwrap().remove(0);
+        for ((run, (expected, area)), curve) in RISE.runs.iter().zip(expected).zip(curves) {
+            let curve = &curve[0];
             assert_eq!(curve.len(), expected.len());
             for (own, theirs) in curve.iter().zip(expected) {
                 assert!((own - theirs).abs() < 1e-4, "{}: {own} {theirs}", run.name);
             }
             assert!(
-                (RISE.area(&curve, geometry).unwrap() - area).abs() < 1e-4,
+                (RISE.area(curve, geometry).unwrap() - area).abs() < 1e-4,
                 "{}",
                 run.name
             );
@@ -473,6 +460,61 @@ mod tests {
                 table,
                 "{method}"
             );
+        }
+    }
+
+    /// Written by `tests/fixtures/pixel_flipping.py`, which asks Quantus.
+    #[derive(Deserialize)]
+    struct PixelFlipping {
+        height: usize,
+        width: usize,
+        grid: (usize, usize),
+        weights: Vec<f32>,
+        images: Vec<Vec<f32>>,
+        classes: Vec<usize>,
+        maps: Vec<Vec<f32>>,
+        whole: Vec<f64>,
+        curves: Vec<Vec<f64>>,
+    }
+
+    /// Quantus' curves begin after the first step: the whole picture, our first point, is asked about apart.
+    #[test]
+    fn deletion_curves_are_those_of_pixel_flipping_in_quantus() {
+        let reference = include_str!("../../../tests/fixtures/pixel_flipping.json");
+        let reference: PixelFlipping = serde_json::from_str(reference).unwrap();
+        let geometry = Geometry {
+            height_px: reference.height,
+            width_px: reference.width,
+            grid: reference.grid,
+        };
+        let n_values = 3 * geometry.n_pixels();
+        let shape = (reference.weights.len() / n_values, n_values);
+        let weights = Tensor::from_vec(reference.weights, shape, &Device::Cpu).unwrap();
+        let linear = |images: &Tensor| Ok(images.flatten_from(1)?.matmul(&weights.t()?)?);
+        let model = BatchedModel::new(linear, geometry, ([0.0; 3], [1.0; 3]), 7, &Device::Cpu);
+        let pictures = reference.images.into_iter().zip(reference.classes);
+        let subjects: Vec<Subject> = pictures
+            .map(|(image, predicted)| Subject {
+                image,
+                predicted,
+                label: None,
+                ..white()
+            })
+            .collect();
+        assert_eq!(RISE.runs[0].name, "deletion");
+        let found = curves(&model, &RISE, &subjects, &reference.maps);
+        let found = found.unwrap().remove(0);
+        assert_eq!(found.len(), reference.curves.len());
+        for (idx, own) in found.iter().enumerate() {
+            let mut expected = vec![reference.whole[idx]];
+            expected.extend(&reference.curves[idx]);
+            assert_eq!(own.len(), expected.len());
+            for (point, (own, theirs)) in own.iter().zip(expected).enumerate() {
+                assert!(
+                    (own - theirs).abs() < 1e-5,
+                    "{idx}, {point}: {own} {theirs}"
+                );
+            }
         }
     }
 }

@@ -11,6 +11,8 @@ pub enum Substrate {
     Zeros,
     /// Black.
     Black,
+    /// The mean color of the picture.
+    Mean,
     /// The picture, blurred by a Gaussian of so many pixels.
     Blur {
         /// Edge of the kernel.
@@ -46,7 +48,7 @@ pub enum Watched {
 
 /// What is said of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measure {
+pub enum Quantity {
     /// Its probability.
     Probability,
     /// 1 where the model names it, else 0.
@@ -96,9 +98,16 @@ pub struct Run {
     /// What stands where something was taken away.
     pub substrate: Substrate,
     /// What is said of the watched class.
-    pub measure: Measure,
+    pub quantity: Quantity,
     /// True where a larger area is a better map.
     pub higher_is_better: bool,
+}
+
+impl Run {
+    /// Whether the other run asks about the same pictures.
+    pub(super) fn changes_as(&self, other: &Self) -> bool {
+        (self.action, self.first, self.substrate) == (other.action, other.first, other.substrate)
+    }
 }
 
 /// A way to measure maps, as one paper does it.
@@ -135,7 +144,7 @@ const fn deletion(substrate: Substrate) -> Run {
         action: Action::Delete,
         first: First::Greatest,
         substrate,
-        measure: Measure::Probability,
+        quantity: Quantity::Probability,
         higher_is_better: false,
     }
 }
@@ -146,7 +155,7 @@ const fn insertion(substrate: Substrate) -> Run {
         action: Action::Insert,
         first: First::Greatest,
         substrate,
-        measure: Measure::Probability,
+        quantity: Quantity::Probability,
         higher_is_better: true,
     }
 }
@@ -155,19 +164,19 @@ const fn perturbation(
     name: &'static str,
     first: First,
     substrate: Substrate,
-    measure: Measure,
+    quantity: Quantity,
 ) -> Run {
     Run {
         name,
         action: Action::Delete,
         first,
         substrate,
-        measure,
+        quantity,
         // Surprise is the other way round; and what matters least should be missed least.
         higher_is_better: matches!(
-            (first, measure),
-            (First::Greatest, Measure::Surprise)
-                | (First::Least, Measure::Probability | Measure::Named)
+            (first, quantity),
+            (First::Greatest, Quantity::Surprise)
+                | (First::Least, Quantity::Probability | Quantity::Named)
         ),
     }
 }
@@ -230,9 +239,9 @@ pub const CHEFER: Protocol = Protocol {
             "positive",
             First::Greatest,
             Substrate::Black,
-            Measure::Named,
+            Quantity::Named,
         ),
-        perturbation("negative", First::Least, Substrate::Black, Measure::Named),
+        perturbation("negative", First::Least, Substrate::Black, Quantity::Named),
     ],
     ..WHOLE
 };
@@ -247,25 +256,25 @@ pub const DIFFMASK: Protocol = Protocol {
             "positive KL",
             First::Greatest,
             Substrate::Noise,
-            Measure::Surprise,
+            Quantity::Surprise,
         ),
         perturbation(
             "negative KL",
             First::Least,
             Substrate::Noise,
-            Measure::Surprise,
+            Quantity::Surprise,
         ),
         perturbation(
             "positive",
             First::Greatest,
             Substrate::Noise,
-            Measure::Probability,
+            Quantity::Probability,
         ),
         perturbation(
             "negative",
             First::Least,
             Substrate::Noise,
-            Measure::Probability,
+            Quantity::Probability,
         ),
     ],
     ..WHOLE
@@ -304,7 +313,7 @@ impl Geometry {
     }
 
     /// A map at the size of the picture: bilinear between the centers of patches, as PyTorch interpolates.
-    pub(super) fn pixels_from_patches(self, map: &[f32]) -> Vec<f32> {
+    pub(in crate::eval) fn pixels_from_patches(self, map: &[f32]) -> Vec<f32> {
         resized(map, self.grid, (self.height_px, self.width_px))
     }
 }
@@ -363,6 +372,15 @@ impl Protocol {
         }
     }
 
+    /// Share of all pixels that are changed at each point of a curve.
+    pub fn axis(&self, geometry: Geometry) -> Vec<f64> {
+        let n_pixels = geometry.n_pixels().max(1) as f64;
+        let points = self.points(geometry).into_iter();
+        points
+            .map(|n_changed| n_changed as f64 / n_pixels)
+            .collect()
+    }
+
     /// The area under a curve, by this protocol.
     ///
     /// # Errors
@@ -373,13 +391,7 @@ impl Protocol {
                 return Ok(self.scale * curve.iter().sum::<f64>() / curve.len().max(1) as f64);
             }
             Area::UnitSteps => (0..curve.len()).map(|point| point as f64).collect(),
-            Area::Trapezoid => {
-                let n_pixels = geometry.n_pixels().max(1) as f64;
-                let points = self.points(geometry).into_iter();
-                points
-                    .map(|n_changed| n_changed as f64 / n_pixels)
-                    .collect()
-            }
+            Area::Trapezoid => self.axis(geometry),
         };
         Ok(self.scale * trapezoid(&axis, curve)?)
     }

@@ -6,6 +6,10 @@
 
 mod curves;
 mod gates;
+mod objects;
+mod suites;
+mod tables;
+mod temporal;
 
 use std::path::{Path, PathBuf};
 use std::slice;
@@ -21,12 +25,14 @@ use vitscope::eval::fairness::{self, Fairness};
 use vitscope::eval::faithfulness::{self, Entry, Example, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
 use vitscope::eval::perturbation;
+use vitscope::eval::suite::{Latency, Road, Saco, Sanity, Sensitivity, Sparseness, Sufficiency};
 use vitscope::explain::diffmask::{DiffMask, DiffMaskOptions};
 use vitscope::explain::{Explainer, Method};
 use vitscope::files::write_whole;
 use vitscope::gates::{Gates, MARGIN, Removal};
 use vitscope::models::{self, Model, Preprocessor, Reference};
 
+use self::suites::SuiteArgs;
 use crate::exit::Exit;
 use crate::setup;
 use crate::train::accuracy;
@@ -46,6 +52,26 @@ enum What {
     InsertionDeletion(curves::CurvesArgs),
     /// How long does a class stay when what matters most, or least, is taken away?
     Perturbation(curves::CurvesArgs),
+    /// How soon does a class go where what is hidden is filled in from its surroundings?
+    Road(SuiteArgs),
+    /// Do groups of pixels matter as much as their salience says?
+    Saco(SuiteArgs),
+    /// What are the best-rated patches worth alone, and what is left without them?
+    Sufficiency(SuiteArgs),
+    /// Does a map peak, and lie, on the object in its box?
+    Pointing(objects::PointingArgs),
+    /// Is a map a segmentation of the object?
+    Segmentation(objects::SegmentationArgs),
+    /// How much does a map change where the picture hardly does?
+    Sensitivity(SuiteArgs),
+    /// Does a map change with the weights of the model, and with the class?
+    Sanity(SuiteArgs),
+    /// How concise is a map?
+    Sparseness(SuiteArgs),
+    /// How steady are the maps of videos, and how faithful?
+    Temporal(temporal::TemporalArgs),
+    /// How long does a map take, and how much memory?
+    Latency(SuiteArgs),
     /// How often does a model name the right class?
     Classifier(ClassifierArgs),
     /// What do the masks of gates leave of the model's answers?
@@ -85,9 +111,19 @@ struct AskedArgs {
 }
 
 impl AskedArgs {
+    fn reference(&self) -> Reference<'_> {
+        Reference::over(&self.model, self.backbone.as_deref())
+    }
+
+    /// The options as they are typed; the batch makes no difference.
+    fn typed(&self) -> String {
+        let backbone = self.backbone.as_ref();
+        let backbone = backbone.map(|backbone| format!(" --backbone {backbone}"));
+        format!(" --model {}{}", self.model, backbone.unwrap_or_default())
+    }
+
     fn open(&self) -> anyhow::Result<Model> {
-        let reference = Reference::over(&self.model, self.backbone.as_deref());
-        Ok(models::open(reference, &Device::Cpu)?)
+        Ok(models::open(self.reference(), &Device::Cpu)?)
     }
 }
 
@@ -141,6 +177,19 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
             &perturbation::INSERTION_DELETION,
         ),
         What::Perturbation(args) => curves::run(args, "perturbation", &perturbation::PERTURBATION),
+        What::Road(args) => suites::run_plain(args, "road", Road),
+        What::Saco(args) => suites::run_plain(args, "saco", Saco::default()),
+        What::Sufficiency(args) => suites::run_plain(args, "sufficiency", Sufficiency),
+        What::Pointing(args) => objects::run_pointing(args),
+        What::Segmentation(args) => objects::run_segmentation(args),
+        What::Sensitivity(args) => suites::run_plain(args, "sensitivity", Sensitivity::default()),
+        What::Sanity(args) => {
+            let weights = models::open_weights(args.asked.reference(), &Device::Cpu)?;
+            suites::run_plain(args, "sanity", Sanity::new(weights, args.seed)?)
+        }
+        What::Temporal(args) => temporal::run(args),
+        What::Sparseness(args) => suites::run_plain(args, "sparseness", Sparseness),
+        What::Latency(args) => suites::run_plain(args, "latency", Latency),
         What::Classifier(args) => run_classifier(args),
         What::Gates(args) => gates::run(args),
         What::Fairness(args) => run_fairness(args),
@@ -270,9 +319,15 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
     let grids = RedPatches::new(rows, patch_px, args.grids.get(), args.seed, Split::Test)?;
     let more = more_gates(args, &model, folder.as_deref())?;
     let seed = model.gate_card.as_ref().map_or(0, |card| card.seed);
-    let mut methods = vec![(seed, DiffMask::new(gates, DiffMaskOptions::default())?)];
+    let mut methods = vec![(
+        seed,
+        DiffMask::new(gates, None, DiffMaskOptions::default())?,
+    )];
     for (seed, gates) in &more {
-        methods.push((*seed, DiffMask::new(gates, DiffMaskOptions::default())?));
+        methods.push((
+            *seed,
+            DiffMask::new(gates, None, DiffMaskOptions::default())?,
+        ));
     }
     let mut entries: Vec<Entry<'_>> = methods
         .iter()

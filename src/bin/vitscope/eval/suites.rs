@@ -1,0 +1,338 @@
+//! What the suites of `vitscope eval` have in common: methods and controls beside each other on the same pictures.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use vitscope::data::Dataset;
+use vitscope::eval::comparison::{Comparison, Row};
+use vitscope::eval::journal::Journal;
+use vitscope::eval::report::{self, Page};
+use vitscope::eval::suite::{Measure, Suite};
+use vitscope::eval::summary::{LEVEL, Summary};
+use vitscope::explain::methods::Pace;
+use vitscope::explain::{Explainer, Method};
+use vitscope::files::write_whole;
+use vitscope::models::Model;
+
+use super::{AskedArgs, tables, tell_left_out, test_half, usable};
+use crate::exit::Exit;
+use crate::setup;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SuiteArgs {
+    #[command(flatten)]
+    pub asked: AskedArgs,
+    /// Pictures to measure on: the test half of a data set, or a folder.
+    #[arg(long, value_name = "DATA")]
+    pub data: String,
+    /// Methods, or `all` [default: those of a few passes that go with the model]; with other options
+    /// `METHOD+KEY=VALUE`.
+    #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
+    methods: Vec<String>,
+    /// So many pictures, the first ones.
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub images: NonZeroUsize,
+    /// Seed of the random map, and of whatever else is drawn.
+    #[arg(long, default_value = "0")]
+    pub seed: u64,
+    #[command(flatten)]
+    told: Told,
+}
+
+/// Where results go, beside the terminal.
+#[derive(Debug, clap::Args)]
+pub(super) struct Told {
+    /// Keep what is measured in a file, and go on from there where it exists.
+    #[arg(long, value_name = "FILE.jsonl")]
+    resume: Option<PathBuf>,
+    /// Write settings, means, intervals, curves and p values as JSON.
+    #[arg(long, value_name = "FILE.json")]
+    json: Option<PathBuf>,
+    /// Write the value of each picture as CSV.
+    #[arg(long, value_name = "FILE.csv")]
+    csv: Option<PathBuf>,
+    /// Write tables, curves, times and example pictures as one page.
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
+}
+
+/// Pictures on the page.
+const EXAMPLES: usize = 8;
+
+/// Everything that is needed to get the same numbers again, and the numbers.
+#[derive(Serialize)]
+struct Report<'a> {
+    command: &'a str,
+    version: &'static str,
+    model: &'a str,
+    sha256: &'a str,
+    data: &'a str,
+    #[serde(flatten)]
+    samples: BTreeMap<&'a str, usize>,
+    seed: u64,
+    measures: &'a [Summary],
+}
+
+/// What was measured on what.
+pub(super) struct Found<'a> {
+    /// Heading of the page.
+    pub title: String,
+    /// The command that gives the same numbers.
+    pub command: String,
+    pub asked: &'a AskedArgs,
+    pub model: &'a Model,
+    pub data: String,
+    pub n_samples: usize,
+    /// What is counted: images, or videos.
+    pub of: &'static str,
+    pub seed: u64,
+    pub measures: Vec<Measure>,
+    pub rows: Vec<Row>,
+}
+
+/// What is measured, and what a command line says of it beside [`SuiteArgs`].
+pub(super) struct Measured {
+    /// The subcommand.
+    pub name: &'static str,
+    /// What it measures.
+    pub suite: Box<dyn Suite>,
+    /// Its own options, as they are typed.
+    pub options: String,
+}
+
+/// Measures by a suite that has no options of its own.
+pub(super) fn run_plain(
+    args: &SuiteArgs,
+    name: &'static str,
+    suite: impl Suite + 'static,
+) -> anyhow::Result<Exit> {
+    let (model, data) = open(args)?;
+    let measured = Measured {
+        name,
+        suite: Box::new(suite),
+        options: String::new(),
+    };
+    run(args, &model, &*data, &measured)
+}
+
+/// Measures all methods and controls, and says what was found.
+pub(super) fn run(
+    args: &SuiteArgs,
+    model: &Model,
+    data: &dyn Dataset,
+    measured: &Measured,
+) -> anyhow::Result<Exit> {
+    let explainers = explainers(&args.methods, model)?;
+    let indices: Vec<usize> = (0..data.len().min(args.images.get())).collect();
+    let mut journal = args.told.journal(&identity(args, model, measured))?;
+    let comparison = Comparison {
+        model,
+        explainers: &explainers,
+        suite: &*measured.suite,
+        batch: args.asked.batch.get(),
+        seed: args.seed,
+    };
+    let bar = bar(indices.len());
+    let rows = comparison.run(data, &indices, &mut journal, &mut |n_done| {
+        bar.set_position(n_done as u64)
+    })?;
+    bar.finish_and_clear();
+    let found = Found {
+        title: format!("{} of {}", measured.name, args.asked.model),
+        command: command(args, measured, &explainers),
+        asked: &args.asked,
+        model,
+        data: args.data.clone(),
+        n_samples: indices.len(),
+        of: "images",
+        seed: args.seed,
+        measures: measured.suite.measures(),
+        rows,
+    };
+    let exit = args.told.tell(&found, Some((&comparison, data)))?;
+    tell_left_out(data);
+    Ok(exit)
+}
+
+impl Told {
+    /// What is known from an earlier run, where it was kept; `identity` tells the run from others.
+    pub(super) fn journal(&self, identity: &str) -> vitscope::Result<Journal> {
+        match &self.resume {
+            Some(path) => Journal::open(path, identity),
+            None => Ok(Journal::default()),
+        }
+    }
+
+    /// Prints tables, and writes the files that are asked for; pictures of the page come from a comparison.
+    pub(super) fn tell(
+        &self,
+        found: &Found<'_>,
+        examples: Option<(&Comparison<'_>, &dyn Dataset)>,
+    ) -> anyhow::Result<Exit> {
+        let summaries = (found.measures.iter().enumerate())
+            .map(|(place, measure)| Summary::new(place, measure, &found.rows, found.seed))
+            .collect::<vitscope::Result<Vec<Summary>>>()?;
+        println!("{} {}, seed {}\n", found.n_samples, found.of, found.seed);
+        for protocol in tables::protocols(&summaries) {
+            println!("{}", tables::table(protocol, &summaries));
+        }
+        println!("* better than every control, p < {LEVEL} by paired sign flips after Holm");
+        if let Some(path) = &self.csv {
+            let text = tables::csv(&found.measures, &found.rows);
+            write_whole(path, text.as_bytes())?;
+            println!("values in {path:?}");
+        }
+        if let Some(path) = &self.html {
+            write_whole(path, page(found, &summaries, examples)?.as_bytes())?;
+            println!("page in {path:?}");
+        }
+        if let Some(path) = &self.json {
+            let report = Report {
+                command: &found.command,
+                version: env!("CARGO_PKG_VERSION"),
+                model: &found.asked.model,
+                sha256: &found.model.weights_sha256,
+                data: &found.data,
+                samples: BTreeMap::from([(found.of, found.n_samples)]),
+                seed: found.seed,
+                measures: &summaries,
+            };
+            let text = serde_json::to_string_pretty(&report)? + "\n";
+            write_whole(path, text.as_bytes())?;
+            println!("scores in {path:?}");
+        }
+        Ok(Exit::Whole)
+    }
+}
+
+/// The page, for which a few pictures are explained once more.
+fn page(
+    found: &Found<'_>,
+    summaries: &[Summary],
+    examples: Option<(&Comparison<'_>, &dyn Dataset)>,
+) -> anyhow::Result<String> {
+    let (gallery, speeds) = match examples {
+        None => Default::default(),
+        Some((comparison, data)) => {
+            let indices: Vec<usize> = (0..found.n_samples.min(EXAMPLES)).collect();
+            (
+                comparison.gallery(data, &indices)?,
+                comparison.speeds(data, 0)?,
+            )
+        }
+    };
+    let own = [
+        ("Command", found.command.clone()),
+        ("Version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("Model", found.asked.model.clone()),
+        ("SHA-256 of its weights", found.model.weights_sha256.clone()),
+        ("Data", found.data.clone()),
+        ("Measured on", format!("{} {}", found.n_samples, found.of)),
+        ("Seed", found.seed.to_string()),
+    ];
+    let own = own.map(|(name, value)| (name.to_owned(), value));
+    let of_measures = summaries.iter().map(|summary| {
+        let name = format!("{}: {}", summary.protocol, summary.measure);
+        (name, summary.settings.clone())
+    });
+    let settings: Vec<(String, String)> = own.into_iter().chain(of_measures).collect();
+    Ok(report::html(&Page {
+        title: &found.title,
+        settings: &settings,
+        summaries,
+        gallery: &gallery,
+        speeds: &speeds,
+    })?)
+}
+
+/// The model and the pictures that are asked for.
+pub(super) fn open(args: &SuiteArgs) -> anyhow::Result<(Model, std::sync::Arc<dyn Dataset>)> {
+    let model = args.asked.open()?;
+    let data = test_half(&args.data, &model.preprocessor)?;
+    Ok((model, data))
+}
+
+/// The methods that are asked for, by the names that they were asked for by; of all, or of those of a few passes, what
+/// does not go with the model is left out.
+pub(super) fn explainers(
+    asked: &[String],
+    model: &Model,
+) -> anyhow::Result<Vec<(String, Box<dyn Explainer>)>> {
+    let is_all = matches!(asked, [all] if all == "all");
+    if !asked.is_empty() && !is_all {
+        return asked.iter().map(|text| explainer(text, model)).collect();
+    }
+    let mut explainers = Vec::new();
+    for &method in Method::ALL {
+        if !is_all && method.entry().pace != Pace::A {
+            continue;
+        }
+        match usable(method, model) {
+            Ok(explainer) => explainers.push((method.to_string(), explainer)),
+            Err(error) => eprintln!("left out: {error}"),
+        }
+    }
+    if explainers.is_empty() {
+        bail!("no method goes with the model");
+    }
+    Ok(explainers)
+}
+
+/// A method, with what is changed of it behind its name.
+fn explainer(text: &str, model: &Model) -> anyhow::Result<(String, Box<dyn Explainer>)> {
+    let mut parts = text.split('+');
+    let name = parts.next().unwrap_or_default();
+    let changes: Vec<String> = parts.map(|change| format!("{name}.{change}")).collect();
+    let explainers = setup::explainers(&[name.parse()?], &changes, model.parts())?;
+    setup::rehearse(&explainers, model)?;
+    let explainer = explainers.into_iter().next();
+    Ok((
+        text.to_owned(),
+        explainer.context("no method is asked for")?,
+    ))
+}
+
+pub(super) fn bar(n: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len}, {eta} left");
+    let bar = ProgressBar::new(n as u64);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// What must be the same for a run to go on from another: all that decides the score of a method on a picture.
+fn identity(args: &SuiteArgs, model: &Model, measured: &Measured) -> String {
+    format!(
+        "{}{} of {} on {:?}, seed {}, version {}",
+        measured.name,
+        measured.options,
+        model.weights_sha256,
+        args.data,
+        args.seed,
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// The command that gives the same numbers.
+fn command(
+    args: &SuiteArgs,
+    measured: &Measured,
+    explainers: &[(String, Box<dyn Explainer>)],
+) -> String {
+    let methods: Vec<&str> = explainers.iter().map(|(name, _)| name.as_str()).collect();
+    format!(
+        "vitscope eval {}{}{} --data {} --methods {} --images {} --seed {}",
+        measured.name,
+        measured.options,
+        args.asked.typed(),
+        args.data,
+        methods.join(","),
+        args.images,
+        args.seed
+    )
+}

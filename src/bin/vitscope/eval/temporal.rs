@@ -1,0 +1,146 @@
+//! `vitscope eval temporal`: methods on videos, how steady they are beside how faithful.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use vitscope::data::Picture;
+use vitscope::data::clip::first_frames;
+use vitscope::eval::batched::BatchedModel;
+use vitscope::eval::journal::Journal;
+use vitscope::eval::suite::Mapper;
+use vitscope::eval::video::{self, Video};
+use vitscope::frame::placement::ResizeRule;
+use vitscope::media;
+use vitscope::models::Model;
+
+use super::AskedArgs;
+use super::suites::{self, Told, bar, explainers};
+use crate::exit::Exit;
+
+/// Least edge of the picture that motion is found on, in pixels.
+const FLOW_EDGE_PX: usize = 112;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct TemporalArgs {
+    #[command(flatten)]
+    asked: AskedArgs,
+    /// Videos to measure on.
+    #[arg(long, value_name = "VIDEO,…", value_delimiter = ',', required = true)]
+    data: Vec<PathBuf>,
+    /// Methods, or `all` [default: those of a few passes that go with the model]; with other options
+    /// `METHOD+KEY=VALUE`.
+    #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
+    methods: Vec<String>,
+    /// So many frames of each video, the first ones.
+    #[arg(long, value_name = "N", default_value = "100")]
+    frames: NonZeroUsize,
+    /// Seed of the random map, and of noise.
+    #[arg(long, default_value = "0")]
+    seed: u64,
+    #[command(flatten)]
+    told: Told,
+}
+
+pub(super) fn run(args: &TemporalArgs) -> anyhow::Result<Exit> {
+    let model = args.asked.open()?;
+    let explainers = explainers(&args.methods, &model)?;
+    let names = args.data.iter().map(|path| path.display().to_string());
+    let names = names.collect::<Vec<_>>().join(",");
+    let options = format!(" --frames {}", args.frames);
+    let mut journal = args.told.journal(&format!(
+        "temporal{options} of {} on {names:?}, seed {}, version {}",
+        model.weights_sha256,
+        args.seed,
+        env!("CARGO_PKG_VERSION")
+    ))?;
+    let mappers = Mapper::all(&explainers, args.seed);
+    let batched = BatchedModel::of(&model, args.asked.batch.get());
+    let bar = bar(args.data.len() * mappers.len());
+    for (place, path) in args.data.iter().enumerate() {
+        measure(
+            args,
+            &model,
+            &batched,
+            &mappers,
+            (place, path),
+            &mut journal,
+            &bar,
+        )?;
+    }
+    bar.finish_and_clear();
+    let rows: Vec<_> = mappers
+        .iter()
+        .map(|mapper| mapper.row(0..args.data.len(), &journal))
+        .collect();
+    let methods: Vec<&str> = explainers.iter().map(|(name, _)| name.as_str()).collect();
+    let command = format!(
+        "vitscope eval temporal{options}{} --data {names} --methods {} --seed {}",
+        args.asked.typed(),
+        methods.join(","),
+        args.seed
+    );
+    let found = suites::Found {
+        title: format!("temporal of {}", args.asked.model),
+        command,
+        asked: &args.asked,
+        model: &model,
+        data: names,
+        n_samples: args.data.len(),
+        of: "videos",
+        seed: args.seed,
+        measures: video::measures(),
+        rows,
+    };
+    args.told.tell(&found, None)
+}
+
+/// Measures one video by the methods that the journal does not know for it.
+fn measure(
+    args: &TemporalArgs,
+    model: &Model,
+    batched: &BatchedModel<'_>,
+    mappers: &[Mapper<'_>],
+    (place, path): (usize, &Path),
+    journal: &mut Journal,
+    bar: &indicatif::ProgressBar,
+) -> anyhow::Result<()> {
+    let is_known =
+        |mapper: &Mapper<'_>, journal: &Journal| journal.scores(&mapper.name(), place).is_some();
+    if mappers.iter().all(|mapper| is_known(mapper, journal)) {
+        bar.inc(mappers.len() as u64);
+        return Ok(());
+    }
+    let preprocessor = &model.preprocessor;
+    let size = preprocessor.image_size();
+    let times = FLOW_EDGE_PX.div_ceil(size.width_px.min(size.height_px).max(1));
+    let frames = |rule: ResizeRule| -> anyhow::Result<Vec<Picture>> {
+        let mut source = media::read(path)?;
+        let frames = first_frames(
+            &mut source,
+            rule,
+            preprocessor.resampling,
+            args.frames.get(),
+        )?;
+        if frames.len() < 2 {
+            bail!(
+                "video has {} frames, steadiness needs two: {path:?}",
+                frames.len()
+            );
+        }
+        Ok(frames)
+    };
+    let video = Video::new(
+        &frames(preprocessor.rule)?,
+        &frames(preprocessor.rule.times(times))?,
+        (preprocessor.mean, preprocessor.std),
+    )?;
+    for mapper in mappers {
+        if !is_known(mapper, journal) {
+            let scores = video::score(batched, &model.vit, &video, mapper, args.seed)?;
+            journal.add(&mapper.name(), place, scores)?;
+        }
+        bar.inc(1);
+    }
+    Ok(())
+}
