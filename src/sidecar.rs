@@ -70,8 +70,12 @@ pub struct Map {
     /// Mean of the mask's keep values, in 0–1; left out for methods that give no mask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<f32>,
-    /// Raw scores of the patches, row by row from the top left, higher is more important; four significant digits.
+    /// Scores of the patches as they are shown, row by row from the top left, higher is more important; four significant
+    /// digits.
     pub attribution: Vec<f32>,
+    /// The same of this frame alone, where those shown are smoothed over frames; left out otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsmoothed: Option<Vec<f32>>,
     /// Keep probability of each patch by each gate, for `diffmask.votes=true`; left out otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub votes: Option<Vec<Vec<f32>>>,
@@ -179,6 +183,7 @@ mod tests {
                 against: None,
                 kept: None,
                 attribution: vec![rounded(0.123_456), rounded(1.0 / 30_000.0)],
+                unsmoothed: None,
                 votes: None,
             }]),
         }

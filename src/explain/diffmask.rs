@@ -11,21 +11,31 @@
 //! | ε | `margin` | KL(original ‖ masked) ≤ ε |
 //! | P(zᵢ≠0) | votes | q⁽ᵏ⁾ = ∏ᵢ P(zᵢ≠0) |
 //!
+//! Masks of a video can be [smoothed](Smoother) along its motion. Whether the model's answer survives a smoothed mask is
+//! asked of the model, and where it does not, the frame's own mask is shown and remembered.
+//!
 //! Cost: 1 forward and the gates, about 5 % of a ViT-B/16 forward; with the cut `margin` as many masked passes more as
-//! it takes to halve the number of patches down to nothing, 8 for 196.
+//! it takes to halve the number of patches down to nothing, 8 for 196; with `smooth` 2 masked passes.
 //!
 //! **Deviations** from the authors' code: the masked pass that it runs on a random sample beside the
 //! map is left out, for its class and divergence belong to another mask than the one shown. The cut `margin` is ours:
-//! gates are trained for the margin in the mean, and a cut makes each mask keep it.
+//! gates are trained for the margin in the mean, and a cut makes each mask keep it. Smoothing is ours too.
 //!
 //! Needs gates trained for exactly this model's weights; see [`crate::gates`].
+
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use serde::Deserialize;
 
+use super::motion::{Smoothed, Smoother, Smoothing, logit};
 use super::{Explainer, Needs, Pass};
 use crate::error::{Error, Result};
-use crate::gates::{FrozenGates, Gates, MARGIN, Removal, masks_within_margin, tensor_from_masks};
+use crate::flow::Gray;
+use crate::gates::{
+    FrozenGates, Gates, MARGIN, Removal, binary_masks, masked_answers, masks_within_margin,
+    tensor_from_masks,
+};
 use crate::overlay::Range;
 use crate::vit::{Site, Vit};
 
@@ -36,6 +46,8 @@ pub enum Cut {
     /// They are shown.
     #[default]
     None,
+    /// What is kept more likely than not is 1, the rest 0; with `smooth`, it takes more to change than to stay.
+    Likely,
     /// As few of the likeliest patches are 1 as the answer can be kept with, the others 0.
     Margin,
 }
@@ -50,6 +62,8 @@ pub struct DiffMaskOptions {
     pub margin: f64,
     /// Each gate tells what it says of each patch.
     pub votes: bool,
+    /// Share of the mask of the frame before that stays, for the frames of one video in their order; 0 for none.
+    pub smooth: f32,
 }
 
 impl Default for DiffMaskOptions {
@@ -58,8 +72,18 @@ impl Default for DiffMaskOptions {
             cut: Cut::default(),
             margin: MARGIN,
             votes: false,
+            smooth: 0.0,
         }
     }
+}
+
+/// Mean and standard deviation by which the model's images are normalized, channel by channel.
+pub type Normalization = ([f32; 3], [f32; 3]);
+
+/// What smoothing needs: how images become gray pictures, and what the frames before have left.
+struct Memory {
+    normalization: Normalization,
+    smoother: Mutex<Smoother>,
 }
 
 /// Explains by trained gates.
@@ -67,14 +91,21 @@ pub struct DiffMask {
     gates: FrozenGates,
     removal: Removal,
     options: DiffMaskOptions,
+    /// Where masks are smoothed.
+    memory: Option<Memory>,
 }
 
 impl DiffMask {
-    /// An explainer by `gates`.
+    /// An explainer by `gates`, for images that are normalized by `normalization` where that is known.
     ///
     /// # Errors
-    /// [`Error::Config`] where the margin is not a number above 0; else where the device runs out of memory.
-    pub fn new(gates: &Gates, options: DiffMaskOptions) -> Result<Self> {
+    /// [`Error::Config`] where the margin is not a number above 0, or masks shall be smoothed and `smooth` is not below 1
+    /// or the normalization not known; else where the device runs out of memory.
+    pub fn new(
+        gates: &Gates,
+        normalization: Option<Normalization>,
+        options: DiffMaskOptions,
+    ) -> Result<Self> {
         if !(options.margin > 0.0 && options.margin.is_finite()) {
             return Err(Error::Config(format!(
                 "diffmask: margin is {}, expected nats above 0",
@@ -84,8 +115,72 @@ impl DiffMask {
         Ok(Self {
             gates: gates.freeze()?,
             removal: gates.removal().detach(),
+            memory: memory(normalization, options.smooth)?,
             options,
         })
+    }
+
+    /// The masks of successive frames, smoothed; cut where that is asked for.
+    ///
+    /// # Shapes
+    /// - `mask` and result: `[batch, patches]`
+    fn smoothed(&self, pass: &Pass<'_>, mask: &Tensor, memory: &Memory) -> Result<Tensor> {
+        let images = pass.images();
+        let (_, _, height_px, width_px) = images.dims4()?;
+        let grid = pass.vit().grid(height_px, width_px);
+        let own: Vec<Vec<f32>> = mask.to_vec2()?;
+        let mut smoother = memory
+            .smoother
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut shown = Vec::with_capacity(own.len());
+        for (idx, likely) in own.iter().enumerate() {
+            let image = images.narrow(0, idx, 1)?;
+            let logits: Vec<f32> = likely.iter().map(|&likely| logit(likely)).collect();
+            let mut smoothed =
+                smoother.next(&gray(&image, memory.normalization)?, &logits, grid)?;
+            if !smoothed.anew && !self.is_as_good(pass, idx, &smoothed, likely)? {
+                smoothed = smoother.reset_to(&logits)?;
+            }
+            shown.extend(match self.options.cut {
+                Cut::Likely => smoothed
+                    .mask
+                    .iter()
+                    .map(|&keep| f32::from(u8::from(keep)))
+                    .collect(),
+                Cut::None | Cut::Margin => smoothed.probabilities(),
+            });
+        }
+        Ok(Tensor::from_vec(shown, mask.shape(), mask.device())?)
+    }
+
+    /// Whether the model's answer survives a smoothed mask, within the margin or as well as the frame's own mask. A model
+    /// without a head has no answer to keep.
+    fn is_as_good(
+        &self,
+        pass: &Pass<'_>,
+        idx: usize,
+        smoothed: &Smoothed,
+        likely: &[f32],
+    ) -> Result<bool> {
+        let Some(original) = pass.logits() else {
+            return Ok(true);
+        };
+        let pair = |tensor: &Tensor| {
+            let one = tensor.narrow(0, idx, 1)?;
+            Tensor::cat(&[&one, &one], 0)
+        };
+        let mut masks = binary_masks(&[likely.to_vec()]);
+        masks.push(smoothed.mask.clone());
+        let images = pair(pass.images())?;
+        let answers = masked_answers(
+            pass.vit(),
+            &images,
+            &pair(&original)?,
+            &masks,
+            &self.removal,
+        )?;
+        Ok(answers[1].kl <= self.options.margin.max(answers[0].kl))
     }
 
     /// As few of the patches that gates keep likeliest as the answer can be kept with.
@@ -125,10 +220,34 @@ impl Explainer for DiffMask {
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        let mask = self.gates.mask(&values(pass)?)?;
-        match self.options.cut {
-            Cut::None => Ok(mask),
-            Cut::Margin => self.cut(pass, &mask),
+        let mut mask = self.gates.mask(&values(pass)?)?;
+        if let Some(memory) = &self.memory {
+            mask = self.smoothed(pass, &mask, memory)?;
+        }
+        match (self.options.cut, &self.memory) {
+            (Cut::None, _) | (Cut::Likely, Some(_)) => Ok(mask),
+            (Cut::Likely, None) => Ok(tensor_from_masks(
+                &binary_masks(&mask.to_vec2()?),
+                mask.device(),
+            )?),
+            (Cut::Margin, _) => self.cut(pass, &mask),
+        }
+    }
+
+    fn unsmoothed(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        match self.memory {
+            Some(_) => Ok(Some(self.gates.mask(&values(pass)?)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn forget(&self) {
+        if let Some(memory) = &self.memory {
+            let mut smoother = memory
+                .smoother
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            smoother.forget();
         }
     }
 
@@ -138,6 +257,44 @@ impl Explainer for DiffMask {
             false => Ok(None),
         }
     }
+}
+
+fn memory(normalization: Option<Normalization>, smooth: f32) -> Result<Option<Memory>> {
+    if smooth == 0.0 {
+        return Ok(None);
+    }
+    let Some(normalization) = normalization else {
+        return Err(Error::Config(
+            "diffmask: to smooth masks, it must be known how pictures are normalized".into(),
+        ));
+    };
+    let smoother = Smoother::new(Smoothing {
+        keep: smooth,
+        ..Smoothing::default()
+    });
+    let smoother = smoother.map_err(|_| {
+        Error::Config(format!(
+            "diffmask: smooth is {smooth}, expected a share from 0 to below 1"
+        ))
+    })?;
+    Ok(Some(Memory {
+        normalization,
+        smoother: Mutex::new(smoother),
+    }))
+}
+
+/// How bright an image is, from 0 to 1: the mean of its channels.
+///
+/// # Shapes
+/// - `image`: `[1, 3, height, width]`, normalized
+fn gray(image: &Tensor, (mean, std): Normalization) -> Result<Gray> {
+    let (_, channels, height_px, width_px) = image.dims4()?;
+    let channel = |values: [f32; 3]| Tensor::new(&values, image.device())?.reshape((1, 3, 1, 1));
+    let colors = image
+        .broadcast_mul(&channel(std)?)?
+        .broadcast_add(&channel(mean)?)?;
+    let gray = (colors.sum(1)? / channels as f64)?.clamp(0.0, 1.0)?;
+    Gray::new(width_px, height_px, gray.flatten_all()?.to_vec1()?)
 }
 
 /// The states of a pass.

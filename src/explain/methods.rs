@@ -9,7 +9,7 @@ use super::agcam::Agcam;
 use super::attention::RawAttention;
 use super::beyond_intuition::BeyondIntuition;
 use super::chefer::{Chefer, GradSam};
-use super::diffmask::{DiffMask, DiffMaskOptions};
+use super::diffmask::{DiffMask, DiffMaskOptions, Normalization};
 use super::gradcam::{GradCam, GradCamAttention};
 use super::gradients::{GradientInput, IntegratedGradients, Saliency, SmoothGrad};
 use super::gradmask::GradMask;
@@ -129,6 +129,8 @@ pub struct Parts<'a> {
     pub gates: Option<&'a Gates>,
     /// IA-ViT's interpreter for this model's weights.
     pub interpreter: Option<&'a Interpreter>,
+    /// How its pictures are normalized.
+    pub normalization: Option<Normalization>,
 }
 
 /// A line of [`Method::entry`].
@@ -417,7 +419,11 @@ impl Method {
                             .into(),
                     )
                 })?;
-                Ok(Box::new(DiffMask::new(gates, options)?))
+                Ok(Box::new(DiffMask::new(
+                    gates,
+                    parts.normalization,
+                    options,
+                )?))
             }
             Self::IaVit => {
                 let options: IaVitOptions = self.parse(options)?;

@@ -18,6 +18,7 @@ pub mod legrad;
 pub mod lrp;
 pub mod masked;
 pub mod methods;
+pub mod motion;
 pub mod occlusion;
 pub mod pass;
 pub mod recipro_cam;
@@ -102,6 +103,18 @@ pub trait Explainer: Send {
         Ok(None)
     }
 
+    /// What [`attribution`](Self::attribution) was made of, where it is smoothed over the frames of a video: that of the image
+    /// alone.
+    ///
+    /// # Shapes
+    /// - result: `[batch, patches]`
+    ///
+    /// # Errors
+    /// As [`attribution`](Self::attribution).
+    fn unsmoothed(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     /// Tries the method before a run, to find out what would fail on every image; those of many passes try less, and
     /// return nothing.
     ///
@@ -143,6 +156,8 @@ pub struct Explanations {
     pub attributions: Vec<Tensor>,
     /// [Votes](Explainer::votes) for each of them.
     pub votes: Vec<Option<Tensor>>,
+    /// What each of them is [without smoothing](Explainer::unsmoothed), where it is smoothed.
+    pub unsmoothed: Vec<Option<Tensor>>,
     /// `[batch, classes]` of the unmasked images; `None` where the model has no head.
     pub logits: Option<Tensor>,
 }
@@ -161,16 +176,16 @@ pub fn explain_all(
     targets: &[Target],
 ) -> Result<Explanations> {
     let explain = |explainer: &dyn Explainer, pass: &Pass<'_>| {
-        Ok((
-            explainer.attribution(pass)?.detach(),
-            explainer.votes(pass)?,
-        ))
+        let details = (explainer.votes(pass)?, explainer.unsmoothed(pass)?);
+        Ok((explainer.attribution(pass)?.detach(), details))
     };
     let (answers, logits) = each(explainers, vit, images, targets, explain)?;
-    let (attributions, votes) = answers.into_iter().unzip();
+    let (attributions, details): (_, Vec<_>) = answers.into_iter().unzip();
+    let (votes, unsmoothed) = details.into_iter().unzip();
     Ok(Explanations {
         attributions,
         votes,
+        unsmoothed,
         logits,
     })
 }

@@ -104,6 +104,7 @@ mod tests {
             range: Range::Unit,
             attribution: vec![0.25, 0.75],
             votes: Some(vec![vec![0.5, 1.0], vec![0.5, 0.75]]),
+            unsmoothed: None,
             target: None,
             against: None,
         };

@@ -115,11 +115,16 @@ impl<'a> Reference<'a> {
 /// [`Error::Model`] if there is no such model, listing what was tried, or if one of its files is
 /// missing, malformed or contradicts another; [`Error::Io`] if a file cannot be read.
 pub fn open<'a>(reference: impl Into<Reference<'a>>, device: &Device) -> Result<Model> {
-    let Reference {
+    let reference = reference.into();
+    open_files(reference.model, &files(&reference)?, device)
+}
+
+fn files(reference: &Reference<'_>) -> Result<Files> {
+    let &Reference {
         model,
         backbone,
         trained_parts,
-    } = reference.into();
+    } = reference;
     let mut files = match backbone {
         Some(backbone) => find(backbone)?.under(folder(model)?)?,
         None => find(model)?,
@@ -127,7 +132,7 @@ pub fn open<'a>(reference: impl Into<Reference<'a>>, device: &Device) -> Result<
     if !trained_parts {
         (files.gates, files.interpreter) = (None, None);
     }
-    open_files(model, &files, device)
+    Ok(files)
 }
 
 fn folder(reference: &str) -> Result<&Path> {
@@ -196,8 +201,11 @@ fn is_hub_id(reference: &str) -> bool {
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_weights(reference: &str, device: &Device) -> Result<ModelWeights> {
-    read_weights(&find(reference)?, device)
+pub fn open_weights<'a>(
+    reference: impl Into<Reference<'a>>,
+    device: &Device,
+) -> Result<ModelWeights> {
+    read_weights(&files(&reference.into())?, device)
 }
 
 fn read_weights(files: &Files, device: &Device) -> Result<ModelWeights> {
@@ -289,6 +297,7 @@ impl Model {
         Parts {
             gates: self.gates.as_ref(),
             interpreter: self.interpreter.as_ref(),
+            normalization: Some((self.preprocessor.mean, self.preprocessor.std)),
         }
     }
 

@@ -116,6 +116,8 @@ pub struct Map {
     pub attribution: Vec<f32>,
     /// What each of the method's parts says of each patch, where it was asked to tell; see [`Explainer::votes`].
     pub votes: Option<Vec<Vec<f32>>>,
+    /// The attribution of this frame alone, where the one that is shown is smoothed; see [`Explainer::unsmoothed`].
+    pub unsmoothed: Option<Vec<f32>>,
     /// The class that is explained; `None` where the model has no head.
     pub target: Option<Class>,
     /// The class that it is contrasted with.
@@ -215,6 +217,9 @@ pub fn composite(input: Explained, overlay: &Overlay, n_maps: usize) -> Result<C
     Ok(Composited { frame, finding })
 }
 
+/// Votes, and the map without smoothing.
+type Details = (Option<Vec<Vec<f32>>>, Option<Vec<f32>>);
+
 /// One image's share of [`Explanations`], out of the tensors.
 struct Scores {
     grid: (usize, usize),
@@ -308,6 +313,7 @@ impl View {
         let Explanations {
             attributions,
             votes,
+            unsmoothed,
             logits,
         } = explain_all(&self.explainers, vit, &tensor, &self.targets)?;
         let grid = self.grid(&tensor)?;
@@ -326,6 +332,10 @@ impl View {
                     .transpose()
             })
             .collect::<candle_core::Result<Vec<Option<Vec<Vec<Vec<f32>>>>>>>()?; // [maps][batch][parts][patches]
+        let unsmoothed = unsmoothed
+            .into_iter()
+            .map(|map| map.map(|map| map.to_vec2()).transpose())
+            .collect::<candle_core::Result<Vec<Option<Vec<Vec<f32>>>>>>()?; // [maps][batch][patches]
         let logits = match logits {
             Some(logits) => logits.to_vec2::<f32>()?.into_iter().map(Some).collect(),
             None => vec![None; images.len()],
@@ -334,20 +344,23 @@ impl View {
             .into_iter()
             .enumerate()
             .map(|(image_idx, logits)| {
-                let of_image = attributions.iter().zip(&votes).map(|(maps, votes)| {
+                let details = votes.iter().zip(&unsmoothed);
+                let of_image = attributions.iter().zip(details).map(|(maps, details)| {
+                    let (votes, unsmoothed) = details;
                     let votes = votes.as_ref().map(|votes| votes[image_idx].clone());
-                    (maps[image_idx].clone(), votes)
+                    let unsmoothed = unsmoothed.as_ref().map(|maps| maps[image_idx].clone());
+                    (maps[image_idx].clone(), (votes, unsmoothed))
                 });
                 self.checked_scores(grid, of_image, logits)
             })
             .collect()
     }
 
-    /// The scores of one image; attributions and votes come in the order of [`asked`](Self::asked).
+    /// The scores of one image; attributions and their details come in the order of [`asked`](Self::asked).
     fn checked_scores(
         &self,
         grid: (usize, usize),
-        attributions: impl Iterator<Item = (Vec<f32>, Option<Vec<Vec<f32>>>)>,
+        attributions: impl Iterator<Item = (Vec<f32>, Details)>,
         logits: Option<Vec<f32>>,
     ) -> Result<Scores> {
         let is_bad = |number: &f32| !number.is_finite();
@@ -363,21 +376,26 @@ impl View {
         let maps = self
             .asked()
             .zip(attributions)
-            .map(|((explainer, target), (attribution, votes))| {
-                let (target, against) = match target {
-                    Target::Predicted => (likeliest.first().cloned(), None),
-                    Target::Class(index) => (class(Some(index))?, None),
-                    Target::Contrast(index, other) => (class(Some(index))?, class(Some(other))?),
-                };
-                Ok(Map {
-                    method: explainer.name(),
-                    range: explainer.range(),
-                    attribution,
-                    votes,
-                    target,
-                    against,
-                })
-            })
+            .map(
+                |((explainer, target), (attribution, (votes, unsmoothed)))| {
+                    let (target, against) = match target {
+                        Target::Predicted => (likeliest.first().cloned(), None),
+                        Target::Class(index) => (class(Some(index))?, None),
+                        Target::Contrast(index, other) => {
+                            (class(Some(index))?, class(Some(other))?)
+                        }
+                    };
+                    Ok(Map {
+                        method: explainer.name(),
+                        range: explainer.range(),
+                        attribution,
+                        votes,
+                        unsmoothed,
+                        target,
+                        against,
+                    })
+                },
+            )
             .collect::<Result<_>>()?;
         Ok(Scores {
             grid,
@@ -488,22 +506,15 @@ impl Composited {
     /// The frame's line in the sidecar.
     pub fn record(&self) -> sidecar::Record {
         let own = self.finding.as_deref().filter(|_| self.explained());
+        let rounded = |scores: &Vec<f32>| scores.iter().copied().map(sidecar::rounded).collect();
         let map = |map: &Map| sidecar::Map {
             method: map.method.to_owned(),
             class: map.target.as_ref().map(Class::record),
             against: map.against.as_ref().map(Class::record),
             kept: map.kept().map(sidecar::rounded),
-            attribution: map
-                .attribution
-                .iter()
-                .copied()
-                .map(sidecar::rounded)
-                .collect(),
-            votes: map.votes.as_ref().map(|votes| {
-                let of_part =
-                    |votes: &Vec<f32>| votes.iter().copied().map(sidecar::rounded).collect();
-                votes.iter().map(of_part).collect()
-            }),
+            attribution: rounded(&map.attribution),
+            unsmoothed: map.unsmoothed.as_ref().map(rounded),
+            votes: (map.votes.as_ref()).map(|votes| votes.iter().map(rounded).collect()),
         };
         sidecar::Record {
             seq: self.frame.seq,

@@ -120,6 +120,7 @@ mod tests {
                 range: Range::Unit,
                 attribution: vec![score],
                 votes: None,
+                unsmoothed: None,
                 target: None,
                 against: None,
             }],

@@ -262,6 +262,7 @@ fn all_methods((gates, interpreter): &(Gates, Interpreter)) -> Vec<Box<dyn Expla
     let parts = Parts {
         gates: Some(gates),
         interpreter: Some(interpreter),
+        ..Parts::default()
     };
     Method::ALL
         .iter()
