@@ -33,6 +33,9 @@ pub struct Summary {
     /// Where the points of its curve lie; empty where it has none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub axis: Vec<f64>,
+    /// What lies along it.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub axis_name: &'static str,
     /// Methods, then controls.
     pub rows: Vec<Scored>,
     /// Rows whose numbers differ, with Holm's p value of a paired sign-flip test of the pictures' values.
@@ -93,6 +96,7 @@ impl Summary {
             higher_is_better: measure.higher_is_better,
             settings: measure.settings.clone(),
             axis: measure.axis.clone(),
+            axis_name: measure.axis_name,
             rows: scored,
             pairs,
         })
@@ -208,6 +212,7 @@ mod tests {
             higher_is_better: Some(false),
             settings: String::new(),
             axis: vec![0.0, 1.0],
+            axis_name: "share",
             statistic,
         }
     }

@@ -154,8 +154,8 @@ impl DiffMask {
         Ok(Tensor::from_vec(shown, mask.shape(), mask.device())?)
     }
 
-    /// Whether the model's answer survives a smoothed mask, within the margin or as well as the frame's own mask. A model
-    /// without a head has no answer to keep.
+    /// Whether the model's answer survives a smoothed mask: it costs at most the margin more than the frame's own mask. A
+    /// model without a head has no answer to keep.
     fn is_as_good(
         &self,
         pass: &Pass<'_>,
@@ -180,7 +180,7 @@ impl DiffMask {
             &masks,
             &self.removal,
         )?;
-        Ok(answers[1].kl <= self.options.margin.max(answers[0].kl))
+        Ok(answers[1].kl <= answers[0].kl + self.options.margin)
     }
 
     /// As few of the patches that gates keep likeliest as the answer can be kept with.

@@ -1020,7 +1020,8 @@ fn insertion_and_deletion_are_measured_beside_controls_and_come_out_the_same_aga
         serde_json::from_str(&fs::read_to_string(bench.path(name)).unwrap()).unwrap()
     };
     let (a, b) = (read("a.json"), read("b.json"));
-    let rows = |report: &serde_json::Value| report["curves"][0]["rows"].as_array().unwrap().clone();
+    let rows =
+        |report: &serde_json::Value| report["measures"][0]["rows"].as_array().unwrap().clone();
     assert_eq!(rows(&a).len(), 6);
     for (a, b) in rows(&a).iter().zip(rows(&b)) {
         let mean = |row: &serde_json::Value| row["mean"].as_f64().unwrap();
@@ -1031,6 +1032,126 @@ fn insertion_and_deletion_are_measured_beside_controls_and_come_out_the_same_aga
     // Two protocols of two curves, six rows, five pictures, and a line of names.
     let csv = fs::read_to_string(bench.path("a.csv")).unwrap();
     assert_eq!(csv.lines().count(), 1 + 2 * 2 * 6 * 5);
+}
+
+#[test]
+fn every_suite_measures_methods_and_controls_and_writes_a_page_of_it() {
+    let bench = Bench::new(2);
+    pictures(&bench);
+    let model = fixture("vit_a");
+    for (suite, measure) in [
+        ("road", "least relevant first"),
+        ("saco", "saco"),
+        ("sufficiency", "ADCC"),
+        ("sensitivity", "max sensitivity"),
+        ("sanity", "class sensitivity"),
+        ("sparseness", "gini"),
+        ("latency", "p95 ms"),
+    ] {
+        let ended = bench.run(&format!(
+            "eval {suite} --model {} --data data --methods rollout,chefer --images 3 --json {suite}.json \
+             --html {suite}.html",
+            model.display()
+        ));
+        assert_eq!(Some(0), ended.code, "{suite}: {}", ended.stderr);
+        let text = fs::read_to_string(bench.path(&format!("{suite}.json"))).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let measures = report["measures"].as_array().unwrap();
+        let named = measures.iter().find(|found| found["measure"] == measure);
+        let rows = named.unwrap()["rows"].as_array().unwrap();
+        let names: Vec<&str> = rows
+            .iter()
+            .map(|row| row["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            ["rollout", "chefer", "random", "center", "edges", "constant"],
+            "{suite}"
+        );
+        let page = fs::read_to_string(bench.path(&format!("{suite}.html"))).unwrap();
+        assert!(
+            page.contains(measure) && page.contains("data:image/png"),
+            "{suite}"
+        );
+    }
+}
+
+#[test]
+fn a_run_that_was_cut_off_goes_on_and_says_the_same() {
+    let bench = Bench::new(2);
+    pictures(&bench);
+    let measure = |images: usize, more: &str| {
+        let ended = bench.run(&format!(
+            "eval saco --model {} --data data --methods rollout --images {images} --batch 2 {more}",
+            fixture("vit_a").display()
+        ));
+        assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+        ended.stdout
+    };
+    let whole = measure(5, "");
+    measure(2, "--resume run.jsonl");
+    let path = bench.path("run.jsonl");
+    let known = fs::read_to_string(&path).unwrap();
+    // What it knows is not measured again: another number would come out.
+    let first = known.lines().nth(1).unwrap();
+    assert!(first.contains("rollout"), "{first}");
+    fs::write(&path, &known[..known.len() - 3]).unwrap();
+    assert_eq!(whole, measure(5, "--resume run.jsonl"));
+    assert!(
+        fs::read_to_string(&path)
+            .unwrap()
+            .starts_with(known.lines().next().unwrap())
+    );
+    let ended = bench.run(&format!(
+        "eval saco --model {} --data data --methods rollout --seed 1 --resume run.jsonl",
+        fixture("vit_a").display()
+    ));
+    assert_eq!(Some(1), ended.code);
+    let refusal = "error: file is of another run, expected one of";
+    assert!(ended.stderr.starts_with(refusal), "{}", ended.stderr);
+}
+
+#[test]
+fn methods_with_other_options_are_rows_of_their_own() {
+    let bench = Bench::new(2);
+    pictures(&bench);
+    let ended = bench.run(&format!(
+        "eval sparseness --model {} --data data --methods rollout,rollout+discard=0.9 --images 2",
+        fixture("vit_a").display()
+    ));
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    assert!(
+        ended.stdout.contains("\nrollout+discard=0.9 "),
+        "{}",
+        ended.stdout
+    );
+}
+
+#[cfg(feature = "embedded-models")]
+#[test]
+fn videos_are_measured_frame_by_frame_and_as_a_whole() {
+    let bench = Bench::new(6);
+    let ended = bench.run(
+        "eval temporal --model cifar10 --data in.mp4 --methods diffmask,diffmask+smooth=0.7 --frames 3 \
+         --json scores.json",
+    );
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    for name in [
+        "compensated",
+        "insertion − deletion",
+        "diffmask+smooth=0.7",
+        "(center)",
+    ] {
+        assert!(ended.stdout.contains(name), "{name}: {}", ended.stdout);
+    }
+    let text = fs::read_to_string(bench.path("scores.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["videos"], 1);
+    bench.check_refused_as_it_is(
+        "eval temporal --model cifar10 --data in.mp4 --methods diffmask --frames 1",
+        1,
+        "error: video has 1 frames, steadiness needs two: \"in.mp4\"",
+    );
 }
 
 #[test]

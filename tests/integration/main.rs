@@ -36,6 +36,8 @@ mod pipeline;
 // The GStreamer element.
 #[cfg(feature = "plugin")]
 mod plugin;
+// Suites on models whose answer is known.
+mod suites;
 // Training: reproducible, resumable, refusing what makes no sense.
 mod train;
 // The model against PyTorch.

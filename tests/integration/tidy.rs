@@ -24,7 +24,7 @@ const LAYERS: [&[&str]; 7] = [
 ];
 
 /// Imports inside a layer, and of `error` in the lowest.
-const ARROWS: [(&str, &str); 15] = [
+const ARROWS: [(&str, &str); 16] = [
     ("changes", "error"),
     ("companion", "error"),
     ("companion", "files"),
@@ -32,6 +32,7 @@ const ARROWS: [(&str, &str); 15] = [
     ("frame", "error"),
     ("rng", "error"),
     ("flow", "error"),
+    ("flow", "rng"),
     ("kernels", "error"),
     ("gates", "vit"),
     ("interpreter", "vit"),

@@ -57,6 +57,7 @@ impl Suite for Perturbation {
                     protocol.scale
                 ),
                 axis: protocol.axis(self.geometry),
+                axis_name: "share of pixels changed",
                 statistic: Statistic::Mean,
             })
         };

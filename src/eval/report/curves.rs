@@ -13,9 +13,6 @@ const HUES: [u16; 12] = [250, 30, 150, 330, 90, 200, 0, 120, 290, 60, 180, 310];
 /// Dashes of lines that are controls, which have no hue.
 const CONTROL_DASHES: [&str; 4] = ["2 3", "6 3", "9 3 2 3", "14 4"];
 
-/// What curves run over.
-const X_LABEL: &str = "share of pixels changed";
-
 /// The chart with its key; nothing where no row has a curve.
 ///
 /// # Errors
@@ -36,7 +33,7 @@ pub(super) fn figure(summary: &Summary, keys: &Keys<'_>) -> Result<String> {
         }
     }
     let values = rows.iter().flat_map(|row| row.points.iter().copied());
-    let axes = Axis::tight(summary.axis.iter().copied(), X_LABEL)
+    let axes = Axis::tight(summary.axis.iter().copied(), summary.axis_name)
         .zip(Axis::linear(values, &summary.measure));
     let Some((x, y)) = axes else {
         return Ok(String::new());

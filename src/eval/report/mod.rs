@@ -206,6 +206,7 @@ mod tests {
             higher_is_better,
             settings: "blurred".into(),
             axis: Vec::new(),
+            axis_name: "",
             rows,
             pairs: Vec::new(),
         }
@@ -256,6 +257,7 @@ mod tests {
             measure: evil.into(),
             settings: evil.into(),
             axis: vec![0.0, 1.0],
+            axis_name: "share",
             pairs: vec![pair(evil, evil, 0.01)],
             ..summary("", Some(true), vec![row, control(evil, 0.1)])
         }];
@@ -291,6 +293,7 @@ mod tests {
         };
         let summaries = [Summary {
             axis: vec![0.0, 1.0],
+            axis_name: "share",
             ..summary("deletion", Some(false), vec![row])
         }];
         let html = page_of(
@@ -360,11 +363,11 @@ mod tests {
             high: f64::NAN,
             ..scored("a", f64::NAN)
         };
-        let unbounded = Scored {
+        let wide = Scored {
             high: f64::INFINITY,
             ..scored("b", -0.5)
         };
-        let rows = vec![nan, unbounded, scored("c", f64::INFINITY)];
+        let rows = vec![nan, wide, scored("c", f64::INFINITY)];
         let speeds = [f64::NAN, 1.0, 2.0].into_iter().zip(["a", "b", "c"]);
         let speeds = speeds.map(|(ms, name)| Speed {
             name: name.into(),

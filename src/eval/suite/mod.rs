@@ -64,6 +64,8 @@ pub struct Measure {
     pub settings: String,
     /// Where the points of its curve lie; empty where it has none.
     pub axis: Vec<f64>,
+    /// What lies along it.
+    pub axis_name: &'static str,
     /// What is said of all pictures.
     pub statistic: Statistic,
 }
@@ -82,6 +84,7 @@ impl Measure {
             higher_is_better,
             settings: settings.into(),
             axis: Vec::new(),
+            axis_name: "",
             statistic: Statistic::Mean,
         }
     }
@@ -168,6 +171,28 @@ pub trait Suite {
     /// Whether it needs the maps that are made for all suites; else [`Batch::maps`] may be empty.
     fn reads_maps(&self) -> bool {
         true
+    }
+}
+
+/// All measures of the first suite, then those of the next one.
+impl Suite for Vec<Box<dyn Suite>> {
+    fn measures(&self) -> Vec<Measure> {
+        self.iter().flat_map(|suite| suite.measures()).collect()
+    }
+
+    fn score(&self, batch: &Batch<'_>, mapper: &Mapper<'_>) -> Result<Vec<Vec<Score>>> {
+        let mut all = vec![Vec::new(); batch.subjects.len()];
+        for suite in self {
+            let scores = suite.score(batch, mapper)?;
+            for (all, scores) in all.iter_mut().zip(scores) {
+                all.extend(scores);
+            }
+        }
+        Ok(all)
+    }
+
+    fn reads_maps(&self) -> bool {
+        self.iter().any(|suite| suite.reads_maps())
     }
 }
 

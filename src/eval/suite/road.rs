@@ -19,6 +19,7 @@ impl Suite for Road {
                         probability of the predicted class, mean over the shares";
         let curve = |name, higher| Measure {
             axis: SHARES.to_vec(),
+            axis_name: "share of pixels hidden",
             ..Measure::mean("road", name, Some(higher), settings)
         };
         vec![

@@ -58,6 +58,7 @@ impl Suite for Sanity {
             .collect();
         let curve = |name, settings: String| Measure {
             axis: axis.clone(),
+            axis_name: "share of layers drawn anew",
             ..Measure::mean("sanity", name, Some(false), &settings)
         };
         vec![

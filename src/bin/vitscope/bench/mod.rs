@@ -34,7 +34,7 @@ pub struct BenchArgs {
     )]
     model: Vec<String>,
     /// `forward`, which is the bare model, `backward`, which adds the gradients at all places of the
-    /// model, and methods; `all` is `forward` and all methods.
+    /// model, `masked`, which masks copies of a picture for a deletion curve, and methods; `all` is `forward` and all methods.
     #[arg(
         long,
         value_name = "METHOD,…",

@@ -6,6 +6,9 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use candle_core::{D, Device, Tensor};
 use serde::Serialize;
+use vitscope::eval::batched::BatchedModel;
+use vitscope::eval::perturbation::{Protocol, RISE, Steps, curves};
+use vitscope::eval::suite::Subject;
 use vitscope::explain::{Explainer, Method, Target};
 use vitscope::models::Model;
 use vitscope::rng::Rng;
@@ -17,6 +20,8 @@ use super::{BenchArgs, width};
 const FORWARD: &str = "forward";
 /// And one that computes the gradient of the strongest class at every place that a method may look at.
 const BACKWARD: &str = "backward";
+/// And one that masks as many copies of a picture as go through the model at once, in the order of a map.
+const MASKED: &str = "masked";
 
 /// Runs of each case before the first that counts.
 const WARM_UP: usize = 3;
@@ -28,6 +33,7 @@ const COLD_SECS: f64 = 2.0;
 enum Work {
     Forward,
     Backward,
+    Masked(Box<Subject>, Vec<f32>),
     Explain(Box<dyn Explainer>),
 }
 
@@ -112,12 +118,12 @@ pub(super) fn names<'a>(asked: &'a [String], model: &Model) -> Vec<&'a str> {
 
 /// The method of that name; `None` for passes that explain nothing.
 pub(super) fn method(name: &str) -> anyhow::Result<Option<Method>> {
-    if [FORWARD, BACKWARD].contains(&name) {
+    if [FORWARD, BACKWARD, MASKED].contains(&name) {
         return Ok(None);
     }
     let Ok(method) = name.parse() else {
         bail!(
-            "unknown method {name:?}, expected {FORWARD}, {BACKWARD}, all, or one of `vitscope methods`"
+            "unknown method {name:?}, expected {FORWARD}, {BACKWARD}, {MASKED}, all, or one of `vitscope methods`"
         );
     };
     Ok(Some(method))
@@ -125,17 +131,23 @@ pub(super) fn method(name: &str) -> anyhow::Result<Option<Method>> {
 
 impl<'a> Case<'a> {
     fn new(model: &'a Model, name: &str, batch: usize, device: &Device) -> anyhow::Result<Self> {
+        let size = model.preprocessor.image_size();
+        let dims = (batch, 3, size.height_px, size.width_px);
+        let images = Rng::new(1).normal_tensor(dims, device)?;
         let work = match method(name)? {
             Some(method) => Work::Explain(method.build(model.parts())?),
             None if name == BACKWARD => Work::Backward,
+            None if name == MASKED => {
+                let (rows, columns) = model.grid();
+                let map = Rng::new(2).normal_tensor(rows * columns, &Device::Cpu)?;
+                Work::Masked(Box::new(subject(&images)?), map.to_vec1()?)
+            }
             None => Work::Forward,
         };
-        let size = model.preprocessor.image_size();
-        let dims = (batch, 3, size.height_px, size.width_px);
         Ok(Self {
             model,
             work,
-            images: Rng::new(1).normal_tensor(dims, device)?,
+            images,
             secs: Vec::new(),
             spent_secs: 0.0,
         })
@@ -154,6 +166,19 @@ impl<'a> Case<'a> {
                 let strongest = logits.max(D::Minus1)?.sum_all()?;
                 let grads = vitscope::kernels::in_pool(|| strongest.backward())?;
                 probe.gradient(Site::PatchEmbeddings, &grads)?
+            }
+            Work::Masked(subject, map) => {
+                let batch = images.dim(0)?;
+                let protocol = Protocol {
+                    steps: Steps::Equal(batch.saturating_sub(1)),
+                    runs: &RISE.runs[..1],
+                    ..RISE
+                };
+                let batched = BatchedModel::of(self.model, batch);
+                let subjects = std::slice::from_ref(&**subject);
+                let curves = curves(&batched, &protocol, subjects, std::slice::from_ref(map))?;
+                std::hint::black_box(curves);
+                return Ok(());
             }
             Work::Explain(explainer) => {
                 explainer
@@ -176,6 +201,7 @@ impl<'a> Case<'a> {
         let method = match &self.work {
             Work::Forward => FORWARD,
             Work::Backward => BACKWARD,
+            Work::Masked(..) => MASKED,
             Work::Explain(explainer) => explainer.name(),
         };
         Figures {
@@ -189,6 +215,17 @@ impl<'a> Case<'a> {
             over_forward: None,
         }
     }
+}
+
+/// The first of some images, as what is measured on.
+fn subject(images: &Tensor) -> candle_core::Result<Subject> {
+    Ok(Subject {
+        index: 0,
+        image: images.narrow(0, 0, 1)?.flatten_all()?.to_vec1()?,
+        predicted: 0,
+        runner_up: 0,
+        label: None,
+    })
 }
 
 pub(super) fn table(figures: &[Figures]) -> String {

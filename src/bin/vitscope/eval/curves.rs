@@ -1,65 +1,103 @@
 //! `vitscope eval insertion-deletion` and `vitscope eval perturbation`.
 
 use vitscope::eval::batched::BatchedModel;
-use vitscope::eval::perturbation::{PATCHES, Perturbation, Protocol};
+use vitscope::eval::perturbation::{
+    INSERTION_DELETION, PATCHES, PERTURBATION, Perturbation, Protocol,
+};
+use vitscope::eval::suite::{SoftMask, Suite};
+use vitscope::models::Model;
 
+use super::gates_of;
 use super::suites::{self, Measured, SuiteArgs};
 use crate::exit::Exit;
 
+/// The protocol that masks embeddings, and not the picture.
+const SOFT_MASK: &str = "soft-mask";
+
 #[derive(Debug, clap::Args)]
-pub(super) struct CurvesArgs {
+pub(super) struct InsertionDeletionArgs {
     #[command(flatten)]
     suite: SuiteArgs,
-    /// How it is measured, as the paper of that name does; several with commas.
-    #[arg(long, value_name = "PROTOCOL,…", value_delimiter = ',')]
+    /// How it is measured: rise, tis, ia-vit and gradmask as those papers do, patches one patch at a time; several with
+    /// commas.
+    #[arg(long, value_name = "PROTOCOL,…", value_delimiter = ',', default_value = PATCHES.name)]
     protocol: Vec<String>,
 }
 
-/// Measures by the protocols that are asked for, or by the usual ones.
-pub(super) fn run(
-    args: &CurvesArgs,
-    name: &'static str,
-    known: &[Protocol],
-) -> anyhow::Result<Exit> {
-    let protocols = protocols(&args.protocol, known)?;
-    let (model, data) = suites::open(&args.suite)?;
-    let names: Vec<&str> = protocols.iter().map(|protocol| protocol.name).collect();
-    let options = format!(" --protocol {}", names.join(","));
-    let geometry = BatchedModel::of(&model, 1).geometry;
-    let measured = Measured {
-        name,
-        suite: Box::new(Perturbation {
-            protocols,
-            geometry,
-        }),
-        options,
-    };
-    suites::run(&args.suite, &model, &*data, &measured)
+#[derive(Debug, clap::Args)]
+pub(super) struct PerturbationArgs {
+    #[command(flatten)]
+    suite: SuiteArgs,
+    /// How it is measured: chefer and diffmask as those papers do, soft-mask as the second routine of Vision DiffMask's code;
+    /// several with commas.
+    #[arg(
+        long,
+        value_name = "PROTOCOL,…",
+        value_delimiter = ',',
+        default_value = "chefer,diffmask"
+    )]
+    protocol: Vec<String>,
 }
 
-fn protocols(asked: &[String], known: &[Protocol]) -> anyhow::Result<Vec<Protocol>> {
-    if asked.is_empty() {
-        // Patch by patch where there is that, for it is the cheapest and has no ties.
-        let usual = known.iter().find(|known| known.name == PATCHES.name);
-        return Ok(usual.map_or_else(|| known.to_vec(), |usual| vec![*usual]));
-    }
+pub(super) fn run_insertion_deletion(args: &InsertionDeletionArgs) -> anyhow::Result<Exit> {
+    let protocols = protocols(&args.protocol, &INSERTION_DELETION)?;
+    run(&args.suite, "insertion-deletion", protocols, &args.protocol)
+}
+
+pub(super) fn run_perturbation(args: &PerturbationArgs) -> anyhow::Result<Exit> {
+    let on_pictures = args.protocol.iter().filter(|name| *name != SOFT_MASK);
+    let on_pictures: Vec<String> = on_pictures.cloned().collect();
+    let protocols = protocols(&on_pictures, &PERTURBATION)?;
+    run(&args.suite, "perturbation", protocols, &args.protocol)
+}
+
+fn protocols(asked: &[String], known: &[Protocol]) -> vitscope::Result<Vec<Protocol>> {
     let asked = asked.iter().map(|name| Protocol::named(name, known));
-    Ok(asked.collect::<vitscope::Result<_>>()?)
+    asked.collect()
+}
+
+fn run(
+    args: &SuiteArgs,
+    name: &'static str,
+    protocols: Vec<Protocol>,
+    asked: &[String],
+) -> anyhow::Result<Exit> {
+    let (model, data) = suites::open(args)?;
+    let mut all: Vec<Box<dyn Suite>> = Vec::new();
+    if !protocols.is_empty() {
+        let geometry = BatchedModel::of(&model, 1).geometry;
+        all.push(Box::new(Perturbation {
+            protocols,
+            geometry,
+        }));
+    }
+    if asked.iter().any(|name| name == SOFT_MASK) {
+        all.push(Box::new(soft_mask(&model, &args.asked.model)?));
+    }
+    let measured = Measured {
+        name,
+        suite: Box::new(all),
+        options: format!(" --protocol {}", asked.join(",")),
+    };
+    suites::run(args, &model, &*data, &measured)
+}
+
+fn soft_mask(model: &Model, name: &str) -> anyhow::Result<SoftMask> {
+    let removal = gates_of(model, name)?.removal().detach();
+    Ok(SoftMask { removal })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vitscope::eval::perturbation::INSERTION_DELETION;
 
     #[test]
-    fn protocols_are_found_by_name_and_patches_are_the_usual_one() {
+    fn protocols_are_found_by_name() {
         let names = |asked: &[&str]| {
             let asked: Vec<String> = asked.iter().map(|name| (*name).to_owned()).collect();
             let found = protocols(&asked, &INSERTION_DELETION);
             found.map(|found| found.iter().map(|known| known.name).collect::<Vec<_>>())
         };
-        assert_eq!(vec!["patches"], names(&[]).unwrap());
         assert_eq!(vec!["tis", "rise"], names(&["tis", "rise"]).unwrap());
         let error = names(&["chefer"]).unwrap_err().to_string();
         assert!(

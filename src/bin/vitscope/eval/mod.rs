@@ -24,7 +24,6 @@ use vitscope::eval::classification::{classes_by_name, count_by_class, total};
 use vitscope::eval::fairness::{self, Fairness};
 use vitscope::eval::faithfulness::{self, Entry, Example, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
-use vitscope::eval::perturbation;
 use vitscope::eval::suite::{Latency, Road, Saco, Sanity, Sensitivity, Sparseness, Sufficiency};
 use vitscope::explain::diffmask::{DiffMask, DiffMaskOptions};
 use vitscope::explain::{Explainer, Method};
@@ -49,9 +48,9 @@ enum What {
     /// Do the methods find exactly the red cells, or exactly the others?
     Faithfulness(FaithfulnessArgs),
     /// How soon does a class go when what matters most is deleted, and come when it is inserted?
-    InsertionDeletion(curves::CurvesArgs),
+    InsertionDeletion(curves::InsertionDeletionArgs),
     /// How long does a class stay when what matters most, or least, is taken away?
-    Perturbation(curves::CurvesArgs),
+    Perturbation(curves::PerturbationArgs),
     /// How soon does a class go where what is hidden is filled in from its surroundings?
     Road(SuiteArgs),
     /// Do groups of pixels matter as much as their salience says?
@@ -145,10 +144,20 @@ struct FaithfulnessArgs {
     #[arg(long, value_name = "FOLDER")]
     gates: Vec<PathBuf>,
     /// Methods beside the gates [default: all].
-    #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
+    #[arg(
+        long,
+        visible_alias = "methods",
+        value_name = "METHOD,…",
+        value_delimiter = ','
+    )]
     method: Vec<Method>,
     /// Held-out grids.
-    #[arg(long, value_name = "N", default_value = "1000")]
+    #[arg(
+        long,
+        visible_alias = "images",
+        value_name = "N",
+        default_value = "1000"
+    )]
     grids: std::num::NonZeroUsize,
     /// Seed of the grids.
     #[arg(long, default_value = "0")]
@@ -171,12 +180,8 @@ const GATES: &str = "diffmask";
 pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     match &args.what {
         What::Faithfulness(args) => run_faithfulness(args),
-        What::InsertionDeletion(args) => curves::run(
-            args,
-            "insertion-deletion",
-            &perturbation::INSERTION_DELETION,
-        ),
-        What::Perturbation(args) => curves::run(args, "perturbation", &perturbation::PERTURBATION),
+        What::InsertionDeletion(args) => curves::run_insertion_deletion(args),
+        What::Perturbation(args) => curves::run_perturbation(args),
         What::Road(args) => suites::run_plain(args, "road", Road),
         What::Saco(args) => suites::run_plain(args, "saco", Saco::default()),
         What::Sufficiency(args) => suites::run_plain(args, "sufficiency", Sufficiency),

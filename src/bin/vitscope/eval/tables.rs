@@ -93,6 +93,7 @@ mod tests {
             higher_is_better: Some(true),
             settings: String::new(),
             axis: Vec::new(),
+            axis_name: "",
             statistic: Statistic::Mean,
         }
     }
