@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor, Var};
 use vitscope::eval::{masked_answers, masks_within_margin};
-use vitscope::explain::{Method, Parts, Target};
+use vitscope::explain::{Explainer, Method, Parts, Target, explain_all};
 use vitscope::gates::{GateCard, GateSizes, Gates, Removal, clean_pass, masked_pass};
 use vitscope::rng::Rng;
 use vitscope::vit::{Replace, Site, Vit, VitConfig, init};
@@ -403,4 +403,98 @@ fn damaged_gates_are_refused() {
     std::fs::write(&path, &whole).unwrap();
     std::fs::write(folder.path().join("gates.json"), "{}").unwrap();
     assert!(open().err().unwrap().to_string().contains("base_sha256"));
+}
+
+/// A texture that stands still, with a little noise of a sensor.
+fn still_frames(n_frames: usize) -> Tensor {
+    let mut rng = Rng::new(8);
+    let values: Vec<f32> = (0..n_frames * 3 * 144)
+        .map(|idx| {
+            let (x, y) = ((idx % 12) as f32, (idx / 12 % 12) as f32);
+            0.6 * (0.9 * x).sin() * (0.7 * y).cos() + 0.04 * rng.normal()
+        })
+        .collect();
+    Tensor::from_vec(values, (n_frames, 3, 12, 12), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn smoothed_masks_change_less_and_what_the_gates_said_stays_known() {
+    let vit = small_vit(small_config());
+    let gates = small_gates(&vit);
+    let parts = Parts {
+        gates: Some(&gates),
+        normalization: Some(([0.5; 3], [0.5; 3])),
+        ..Parts::default()
+    };
+    let build = |options: &str| {
+        Method::DiffMask
+            .build_with(parts, options.parse().unwrap())
+            .unwrap()
+    };
+    let frames = still_frames(8);
+    let explain = |explainer: Box<dyn Explainer>| {
+        let found = explain_all(&[explainer], &vit, &frames, &[Target::Predicted]).unwrap();
+        let shown: Vec<Vec<f32>> = found.attributions[0].to_vec2().unwrap();
+        let own = found.unsmoothed[0]
+            .as_ref()
+            .map(|own| own.to_vec2::<f32>().unwrap());
+        (shown, own)
+    };
+    let (plain, nothing) = explain(build(""));
+    assert!(nothing.is_none());
+    let (smoothed, own) = explain(build("smooth = 0.8"));
+    assert_eq!(own.unwrap(), plain);
+    let change = |maps: &[Vec<f32>]| -> f32 {
+        let pairs = maps
+            .windows(2)
+            .flat_map(|pair| pair[0].iter().zip(&pair[1]));
+        pairs.map(|(a, b)| (a - b).abs()).sum()
+    };
+    assert!(change(&plain) > 0.0);
+    assert!(
+        change(&smoothed) < 0.5 * change(&plain),
+        "{} {}",
+        change(&smoothed),
+        change(&plain)
+    );
+    // The first frame has no past; logits end where eight bits do.
+    for (smoothed, plain) in smoothed[0].iter().zip(&plain[0]) {
+        assert!((smoothed - plain).abs() < 2e-3, "{smoothed} {plain}");
+    }
+    let explainer = build("smooth = 0.8");
+    let one = |at: usize| {
+        let frame = frames.narrow(0, at, 1).unwrap();
+        let found = explainer.explain(&vit, &frame, Target::Predicted).unwrap();
+        found.attribution.to_vec2::<f32>().unwrap().remove(0)
+    };
+    assert_eq!(one(0), smoothed[0]);
+    assert_eq!(one(1), smoothed[1], "one by one, or in a batch");
+    explainer.forget();
+    let again = one(0);
+    assert_eq!(again, smoothed[0], "another video");
+}
+
+#[test]
+fn smoothing_that_means_nothing_is_refused() {
+    let vit = small_vit(small_config());
+    let gates = small_gates(&vit);
+    let error = |parts: Parts<'_>, options: &str| {
+        let built = Method::DiffMask.build_with(parts, options.parse().unwrap());
+        built.err().unwrap().to_string()
+    };
+    let unknown = Parts {
+        gates: Some(&gates),
+        ..Parts::default()
+    };
+    let message = error(unknown, "smooth = 0.5");
+    assert!(message.contains("how pictures are normalized"), "{message}");
+    let known = Parts {
+        normalization: Some(([0.5; 3], [0.5; 3])),
+        ..unknown
+    };
+    let message = error(known, "smooth = 1.0");
+    assert!(
+        message.contains("smooth is 1, expected a share"),
+        "{message}"
+    );
 }
