@@ -20,11 +20,11 @@ BUILD_PACKAGES := build-essential pkg-config ca-certificates curl \
 	libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
 PLUGIN_PACKAGES := gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
 	gstreamer1.0-plugins-ugly gstreamer1.0-libav
+# Ubuntu has neither: there, the page is tested where a chromedriver from elsewhere is on the path.
+BROWSER_PACKAGES := $(if $(filter debian,$(shell . /etc/os-release 2>/dev/null && echo $$ID)),chromium chromium-driver)
 TEST_PACKAGES := ffmpeg gstreamer1.0-tools python3-gi gir1.2-gstreamer-1.0 \
 	gir1.2-gst-rtsp-server-1.0 gstreamer1.0-rtsp gstreamer1.0-pipewire pipewire wireplumber dbus \
 	$(BROWSER_PACKAGES)
-# Ubuntu has neither: there, the page is tested where a chromedriver from elsewhere is on the path.
-BROWSER_PACKAGES := $(if $(filter debian,$(shell . /etc/os-release 2>/dev/null && echo $$ID)),chromium chromium-driver)
 
 MIN_RUST := 1.92
 # Where the official installer puts cargo; a shell that was open before does not know of it.
