@@ -6,10 +6,12 @@ use super::perturbation::Geometry;
 use crate::error::{Error, Result};
 use crate::models::Model;
 
+/// Logits `[batch, classes]` of images `[batch, 3, height, width]`.
+type Ask<'a> = dyn Fn(&Tensor) -> Result<Tensor> + 'a;
+
 /// Answers about pictures.
 pub struct BatchedModel<'a> {
-    /// Logits `[batch, classes]` of images `[batch, 3, height, width]`.
-    ask: Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>,
+    ask: Box<Ask<'a>>,
     /// Size of pictures and of their patches.
     pub geometry: Geometry,
     /// What black is in each channel of a normalized picture.

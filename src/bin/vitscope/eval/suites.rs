@@ -225,7 +225,7 @@ fn page(
             )
         }
     };
-    let own = [
+    let settings = [
         ("Command", found.command.clone()),
         ("Version", env!("CARGO_PKG_VERSION").to_owned()),
         ("Model", found.asked.model.clone()),
@@ -234,12 +234,7 @@ fn page(
         ("Measured on", format!("{} {}", found.n_samples, found.of)),
         ("Seed", found.seed.to_string()),
     ];
-    let own = own.map(|(name, value)| (name.to_owned(), value));
-    let of_measures = summaries.iter().map(|summary| {
-        let name = format!("{}: {}", summary.protocol, summary.measure);
-        (name, summary.settings.clone())
-    });
-    let settings: Vec<(String, String)> = own.into_iter().chain(of_measures).collect();
+    let settings = settings.map(|(name, value)| (name.to_owned(), value));
     Ok(report::html(&Page {
         title: &found.title,
         settings: &settings,
