@@ -860,7 +860,7 @@ fn bench_names_the_methods_that_there_are() {
     bench.check_refused_as_it_is(
         &format!("bench --model {} --method none", model.display()),
         1,
-        "error: unknown method \"none\", expected forward, backward, all, or one of `vitscope methods`",
+        "error: unknown method \"none\", expected forward, backward, masked, all, or one of `vitscope methods`",
     );
 }
 
