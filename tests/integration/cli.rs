@@ -1165,7 +1165,7 @@ fn protocols_that_make_no_sense_are_refused() {
     };
     refused(
         "perturbation --methods rollout --protocol rise",
-        "error: unknown protocol \"rise\", known are chefer, diffmask",
+        "error: unknown protocol \"rise\", known are chefer, diffmask, soft-mask",
     );
     let ended = bench.run(&format!(
         "eval insertion-deletion --methods nosuch --model {} --data data",

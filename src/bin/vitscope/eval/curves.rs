@@ -1,5 +1,6 @@
 //! `vitscope eval insertion-deletion` and `vitscope eval perturbation`.
 
+use anyhow::anyhow;
 use vitscope::eval::batched::BatchedModel;
 use vitscope::eval::perturbation::{
     INSERTION_DELETION, PATCHES, PERTURBATION, Perturbation, Protocol,
@@ -47,7 +48,8 @@ pub(super) fn run_insertion_deletion(args: &InsertionDeletionArgs) -> anyhow::Re
 pub(super) fn run_perturbation(args: &PerturbationArgs) -> anyhow::Result<Exit> {
     let on_pictures = args.protocol.iter().filter(|name| *name != SOFT_MASK);
     let on_pictures: Vec<String> = on_pictures.cloned().collect();
-    let protocols = protocols(&on_pictures, &PERTURBATION)?;
+    let protocols = protocols(&on_pictures, &PERTURBATION);
+    let protocols = protocols.map_err(|error| anyhow!("{error}, {SOFT_MASK}"))?;
     run(&args.suite, "perturbation", protocols, &args.protocol)
 }
 
