@@ -316,6 +316,19 @@ mod tests {
     }
 
     #[test]
+    fn saco_is_about_zero_where_drops_have_nothing_to_do_with_salience() {
+        let mut rng = crate::rng::Rng::new(4);
+        let mut draw = || -> Vec<f64> { (0..10).map(|_| rng.uniform().into()).collect() };
+        let found = (0..2000).map(|_| {
+            let mut saliences = draw();
+            saliences.sort_by(|a, b| b.total_cmp(a));
+            saco(&saliences, &draw()).unwrap().unwrap()
+        });
+        let mean = found.sum::<f64>() / 2000.0;
+        assert!(mean.abs() < 0.03, "{mean}");
+    }
+
+    #[test]
     fn salience_groups_fall_and_are_of_equal_size() {
         let map = [0.1, 0.9, 0.5, 0.9, -1.0];
         let found = salience_groups(&map, 2).unwrap();
