@@ -1,8 +1,10 @@
 //! Methods beside each other, and beside maps that know nothing of the model, measured on the same pictures.
 
+use candle_core::Tensor;
+
 use super::batched::BatchedModel;
 use super::journal::Journal;
-use super::suite::{Batch, Mapper, Score, Suite, subjects};
+use super::suite::{Batch, Mapper, Score, Subject, Suite, subjects};
 use crate::data::{self, Dataset, Picture};
 use crate::error::Result;
 use crate::explain::{Explainer, Target};
@@ -27,6 +29,13 @@ impl Row {
             Some((*picture, score))
         })
     }
+}
+
+/// Pictures as the model sees them.
+pub(super) struct Shown {
+    pub(super) pictures: Vec<Picture>,
+    pub(super) images: Tensor,
+    pub(super) subjects: Vec<Subject>,
 }
 
 /// What is compared.
@@ -72,6 +81,26 @@ impl Comparison<'_> {
             .collect())
     }
 
+    /// The pictures at `indices`, without those that cannot be read.
+    pub(super) fn shown(
+        &self,
+        model: &BatchedModel<'_>,
+        pictures: &dyn Dataset,
+        indices: &[usize],
+    ) -> Result<Shown> {
+        let read = data::readable(pictures, indices)?;
+        let (indices, read): (Vec<usize>, Vec<Picture>) = read.into_iter().unzip();
+        let preprocessor = &self.model.preprocessor;
+        let (mean, std) = (preprocessor.mean, preprocessor.std);
+        let images = data::images_from_pictures(&read, mean, std, &model.device)?;
+        let subjects = subjects(&images, &model.logits(&images)?, &indices, pictures)?;
+        Ok(Shown {
+            pictures: read,
+            images,
+            subjects,
+        })
+    }
+
     /// Measures a chunk of pictures by each method that has not all of them.
     fn measure(
         &self,
@@ -90,12 +119,9 @@ impl Comparison<'_> {
         if names.iter().all(|name| is_known(name, journal)) {
             return Ok(());
         }
-        let read = data::readable(pictures, chunk)?;
-        let (indices, read): (Vec<usize>, Vec<Picture>) = read.into_iter().unzip();
-        let preprocessor = &self.model.preprocessor;
-        let (mean, std) = (preprocessor.mean, preprocessor.std);
-        let images = data::images_from_pictures(&read, mean, std, &model.device)?;
-        let subjects = subjects(&images, &model.logits(&images)?, &indices, pictures)?;
+        let Shown {
+            images, subjects, ..
+        } = self.shown(model, pictures, chunk)?;
         for (mapper, name) in mappers.iter().zip(&names) {
             if is_known(name, journal) {
                 continue;
@@ -108,7 +134,6 @@ impl Comparison<'_> {
             let batch = Batch {
                 model,
                 vit,
-                data: pictures,
                 images: &images,
                 subjects: &subjects,
                 maps: &maps,

@@ -22,6 +22,17 @@ impl Control {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Random, Self::Center, Self::Edges, Self::Constant];
 
+    /// The same of one of several pictures, drawn for its index.
+    pub(super) fn map_of_item(
+        self,
+        image: &[f32],
+        geometry: Geometry,
+        seed: u64,
+        index: usize,
+    ) -> Vec<f32> {
+        self.map(image, geometry, &mut Rng::for_item(seed, index as u64))
+    }
+
     /// One score a patch.
     ///
     /// # Shapes

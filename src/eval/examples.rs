@@ -2,15 +2,14 @@
 
 use std::time::Instant;
 
-use candle_core::Tensor;
 use image::RgbImage;
 use image::imageops::{FilterType, resize};
 
 use super::batched::BatchedModel;
-use super::comparison::Comparison;
+use super::comparison::{Comparison, Shown};
 use super::report::{Gallery, GalleryRow, Speed};
-use super::suite::{Mapper, Subject, subjects};
-use crate::data::{self, Dataset, Picture};
+use super::suite::{Mapper, Subject};
+use crate::data::{Dataset, Picture};
 use crate::error::{Error, Result};
 use crate::explain::Target;
 use crate::frame::FrameSize;
@@ -21,13 +20,6 @@ use crate::overlay::{Heat, Overlay, Range, frame_from_image, image_from_frame};
 const EDGE_PX: u32 = 128;
 /// Runs of which the median time is told, behind one that finds caches cold.
 const RUNS: usize = 5;
-
-/// Pictures as the model sees them.
-struct Shown {
-    pictures: Vec<Picture>,
-    images: Tensor,
-    subjects: Vec<Subject>,
-}
 
 impl Comparison<'_> {
     /// The maps of all methods and controls on the pictures at `indices`, drawn over them.
@@ -85,25 +77,6 @@ impl Comparison<'_> {
         // Controls do not run the model; what they take says nothing.
         let methods = mappers.iter().filter(|mapper| !mapper.is_control());
         methods.map(speed).collect()
-    }
-
-    fn shown(
-        &self,
-        model: &BatchedModel<'_>,
-        pictures: &dyn Dataset,
-        indices: &[usize],
-    ) -> Result<Shown> {
-        let read = data::readable(pictures, indices)?;
-        let (indices, read): (Vec<usize>, Vec<Picture>) = read.into_iter().unzip();
-        let preprocessor = &self.model.preprocessor;
-        let (mean, std) = (preprocessor.mean, preprocessor.std);
-        let images = data::images_from_pictures(&read, mean, std, &model.device)?;
-        let subjects = subjects(&images, &model.logits(&images)?, &indices, pictures)?;
-        Ok(Shown {
-            pictures: read,
-            images,
-            subjects,
-        })
     }
 
     fn maps(

@@ -13,42 +13,10 @@
 //! Nothing here owns a generator: `draw(n)` gives an index below `n`, as `Rng::below` does, and whoever
 //! calls has seeded it.
 
-use super::mean;
 use crate::error::{Error, Result};
 
 /// Tail on either side of a 95 % interval.
 const TAIL: f64 = 0.025;
-
-/// A mean and where it lies with 95 % confidence.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Interval {
-    /// Mean of the sample.
-    pub mean: f64,
-    /// Lower end.
-    pub low: f64,
-    /// Upper end.
-    pub high: f64,
-}
-
-/// Mean of `values` with its 95 % percentile bootstrap interval from `n_resamples` resamples.
-///
-/// # Errors
-/// [`Error::Data`] where there are no values or one is not finite; [`Error::Config`] without resamples, or where `draw`
-/// gives an index that is not below its argument.
-pub fn bootstrap_mean(
-    values: &[f64],
-    n_resamples: usize,
-    draw: &mut impl FnMut(usize) -> usize,
-) -> Result<Interval> {
-    check(values)?;
-    let mean_of = |drawn: &[usize]| mean(drawn.iter().map(|&idx| values[idx]));
-    let [low, high] = bootstrap(values.len(), n_resamples, draw, mean_of)?;
-    Ok(Interval {
-        mean: mean(values.iter().copied()),
-        low,
-        high,
-    })
-}
 
 /// Ends of the 95 % percentile bootstrap interval of a statistic of `n_values` values; `statistic` is told the indices of
 /// each of `n_resamples` resamples.
@@ -233,6 +201,7 @@ pub(super) fn check_pair<T: Copy + Into<f64>>(first: &[T], second: &[T]) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::mean;
 
     /// What `map_metrics.py` computed with NumPy and SciPy.
     const EXPECTED: &str = include_str!("../../tests/fixtures/map_metrics.json");
@@ -255,6 +224,25 @@ mod tests {
                 .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize % n
         }
+    }
+
+    /// A mean and where it lies with 95 % confidence.
+    #[derive(Debug, PartialEq)]
+    struct Interval {
+        mean: f64,
+        low: f64,
+        high: f64,
+    }
+
+    fn bootstrap_mean(
+        values: &[f64],
+        n_resamples: usize,
+        draw: &mut impl FnMut(usize) -> usize,
+    ) -> Result<Interval> {
+        let mean_of = |drawn: &[usize]| mean(drawn.iter().map(|&idx| values[idx]));
+        let [low, high] = bootstrap(values.len(), n_resamples, draw, mean_of)?;
+        let mean = mean(values.iter().copied());
+        Ok(Interval { mean, low, high })
     }
 
     fn assert_close(found: f64, expected: f64, tolerance: f64) {

@@ -11,6 +11,7 @@ use crate::data::Picture;
 use crate::error::{Error, Result};
 use crate::flow::{Flow, FlowOptions, Gray, flow, visibility};
 use crate::frame::normalize::Normalization;
+use crate::gates::ranking;
 use crate::rng::Rng;
 use crate::vit::Vit;
 
@@ -34,8 +35,10 @@ pub struct Video {
     std: [f32; 3],
     /// The same frames for the flow, which may be larger.
     grays: Vec<Gray>,
-    /// From each frame to the next one, and which of its pixels are seen there too.
-    flows: Vec<(Flow, Vec<bool>)>,
+    /// From each frame to the next one.
+    flows: Vec<Flow>,
+    /// Which of a frame's pixels the next one shows too.
+    visible: Vec<Vec<bool>>,
 }
 
 impl Video {
@@ -70,10 +73,12 @@ impl Video {
             let visible = visibility(&forth, &flow(&pair[1], &pair[0], &options)?)?;
             Ok((forth, visible))
         });
+        let (flows, visible) = flows.collect::<Result<Vec<_>>>()?.into_iter().unzip();
         Ok(Self {
             images: pictures.iter().map(image).collect(),
             std,
-            flows: flows.collect::<Result<_>>()?,
+            flows,
+            visible,
             grays,
         })
     }
@@ -191,8 +196,9 @@ pub fn score(
         .map(|class| probabilities.iter().map(|of_frame| of_frame[class]).sum())
         .collect();
     let class = likeliest(&of_video);
+    let steps = steps_of_patches(&maps, model.geometry.grid)?;
     for (substrate, is_deletion) in [(Substrate::Zeros, true), (BLUR, false)] {
-        let curve = video_curve(model, video, &maps, class, substrate, is_deletion)?;
+        let curve = video_curve(model, video, &steps, class, substrate, is_deletion)?;
         scores.push(trapezoid_unit(&curve)?.into());
     }
     Ok(scores)
@@ -209,8 +215,7 @@ fn steadiness(
     let maps = maps_of(maps, model.geometry.grid)?;
     let upsampled = maps.iter().map(|map| map.upsampled(height_px, width_px));
     let upsampled = upsampled.collect::<Result<Vec<Map>>>()?;
-    let (flows, visible): (Vec<Flow>, Vec<Vec<bool>>) = video.flows.iter().cloned().unzip();
-    let found = temporal::score(&upsampled, &flows, &visible)?;
+    let found = temporal::score(&upsampled, &video.flows, &video.visible)?;
     let answers: Vec<Answer> = (probabilities.iter())
         .map(|probabilities| {
             let class = likeliest(probabilities);
@@ -229,7 +234,7 @@ fn steadiness(
         found.rank_stability,
         found.top_overlap,
         found.ssim,
-        stability(&vec![true; flows.len()]),
+        stability(&vec![true; video.flows.len()]),
         stability(&alike(&answers)),
         found.median_peak_jump_px,
         found.p95_peak_jump_px,
@@ -272,29 +277,29 @@ fn still_flicker(
     Ok((!flickers.is_empty()).then(|| flickers.iter().sum::<f64>() / flickers.len() as f64))
 }
 
-/// Mean probability of a class over all frames, while patches of all of them go, or come, in one order.
+/// For each patch of each frame the step at which it changes, where those of all frames are in one order.
+fn steps_of_patches(maps: &[Vec<f32>], grid: (usize, usize)) -> Result<Vec<usize>> {
+    let scores: Vec<f32> = (maps_of(maps, grid)?.iter())
+        .flat_map(|map| map.normalized().values().to_vec())
+        .collect();
+    let mut steps = vec![0; scores.len()];
+    for (rank, patch) in ranking(&scores).into_iter().enumerate() {
+        steps[patch] = rank * STEPS / scores.len() + 1;
+    }
+    Ok(steps)
+}
+
+/// Mean probability of a class over all frames, while patches of all of them go, or come, at their `steps`.
 fn video_curve(
     model: &BatchedModel<'_>,
     video: &Video,
-    maps: &[Vec<f32>],
+    steps: &[usize],
     class: usize,
     substrate: Substrate,
     is_deletion: bool,
 ) -> Result<Vec<f64>> {
-    let maps = maps_of(maps, model.geometry.grid)?;
     let (rows, columns) = model.geometry.grid;
     let n_patches = rows * columns;
-    let mut ranked: Vec<(usize, f32)> = maps
-        .iter()
-        .flat_map(|map| map.normalized().values().to_vec())
-        .enumerate()
-        .collect();
-    ranked.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    // For each patch of each frame the step at which it changes.
-    let mut steps = vec![0; ranked.len()];
-    for (rank, (place, _)) in ranked.iter().enumerate() {
-        steps[*place] = rank * STEPS / ranked.len() + 1;
-    }
     let n_frames = video.images.len();
     let mut curve = vec![0.0; STEPS + 1];
     for (frame, image) in video.images.iter().enumerate() {
@@ -462,7 +467,8 @@ mod tests {
             vec![map; 4]
         };
         let area = |maps: &[Vec<f32>]| {
-            let curve = video_curve(&model(), &video, maps, 1, Substrate::Zeros, true).unwrap();
+            let steps = steps_of_patches(maps, GEOMETRY.grid).unwrap();
+            let curve = video_curve(&model(), &video, &steps, 1, Substrate::Zeros, true).unwrap();
             assert_eq!(curve.len(), STEPS + 1);
             assert!(curve[0] > 0.99 && curve[STEPS] < 0.01, "{curve:?}");
             trapezoid_unit(&curve).unwrap()

@@ -23,13 +23,13 @@
 //!
 //! Needs gates trained for exactly this model's weights; see [`crate::gates`].
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::motion::{Smoothed, Smoother, Smoothing, logit};
-use super::{Explainer, Needs, Pass};
+use super::{Detailed, Explainer, Needs, Pass};
 use crate::error::{Error, Result};
 use crate::flow::Gray;
 use crate::gates::{
@@ -86,6 +86,12 @@ struct Memory {
     smoother: Mutex<Smoother>,
 }
 
+impl Memory {
+    fn smoother(&self) -> MutexGuard<'_, Smoother> {
+        self.smoother.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Explains by trained gates.
 pub struct DiffMask {
     gates: FrozenGates,
@@ -120,6 +126,25 @@ impl DiffMask {
         })
     }
 
+    /// What becomes of the masks of the gates.
+    ///
+    /// # Shapes
+    /// - `own` and result: `[batch, patches]`
+    fn shown(&self, pass: &Pass<'_>, own: &Tensor) -> Result<Tensor> {
+        let mask = match &self.memory {
+            Some(memory) => self.smoothed(pass, own, memory)?,
+            None => own.clone(),
+        };
+        match (self.options.cut, &self.memory) {
+            (Cut::None, _) | (Cut::Likely, Some(_)) => Ok(mask),
+            (Cut::Likely, None) => Ok(tensor_from_masks(
+                &binary_masks(&mask.to_vec2()?),
+                mask.device(),
+            )?),
+            (Cut::Margin, _) => self.cut(pass, &mask),
+        }
+    }
+
     /// The masks of successive frames, smoothed; cut where that is asked for.
     ///
     /// # Shapes
@@ -129,10 +154,7 @@ impl DiffMask {
         let (_, _, height_px, width_px) = images.dims4()?;
         let grid = pass.vit().grid(height_px, width_px);
         let own: Vec<Vec<f32>> = mask.to_vec2()?;
-        let mut smoother = memory
-            .smoother
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut smoother = memory.smoother();
         let mut shown = Vec::with_capacity(own.len());
         for (idx, likely) in own.iter().enumerate() {
             let image = images.narrow(0, idx, 1)?;
@@ -220,41 +242,23 @@ impl Explainer for DiffMask {
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        let mut mask = self.gates.mask(&values(pass)?)?;
-        if let Some(memory) = &self.memory {
-            mask = self.smoothed(pass, &mask, memory)?;
-        }
-        match (self.options.cut, &self.memory) {
-            (Cut::None, _) | (Cut::Likely, Some(_)) => Ok(mask),
-            (Cut::Likely, None) => Ok(tensor_from_masks(
-                &binary_masks(&mask.to_vec2()?),
-                mask.device(),
-            )?),
-            (Cut::Margin, _) => self.cut(pass, &mask),
-        }
+        self.shown(pass, &self.gates.mask(&values(pass)?)?)
     }
 
-    fn unsmoothed(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
-        match self.memory {
-            Some(_) => Ok(Some(self.gates.mask(&values(pass)?)?)),
-            None => Ok(None),
-        }
+    fn detailed(&self, pass: &Pass<'_>) -> Result<Detailed> {
+        let states = values(pass)?;
+        let own = self.gates.mask(&states)?;
+        let votes = self.options.votes.then(|| self.gates.keep(&states));
+        Ok(Detailed {
+            attribution: self.shown(pass, &own)?,
+            votes: votes.transpose()?,
+            unsmoothed: self.memory.is_some().then_some(own),
+        })
     }
 
     fn forget(&self) {
         if let Some(memory) = &self.memory {
-            let mut smoother = memory
-                .smoother
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            smoother.forget();
-        }
-    }
-
-    fn votes(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
-        match self.options.votes {
-            true => Ok(Some(self.gates.keep(&values(pass)?)?)),
-            false => Ok(None),
+            memory.smoother().forget();
         }
     }
 }

@@ -60,6 +60,18 @@ pub struct Explanation {
     pub logits: Option<Tensor>,
 }
 
+/// An attribution, and how it came about.
+#[derive(Clone, Debug)]
+pub struct Detailed {
+    /// `[batch, patches]`, raw scores, higher is more important.
+    pub attribution: Tensor,
+    /// `[parts, batch, patches]`, in [0, 1]: what each of the method's own parts says of each patch, where it was asked to
+    /// tell: DiffMask's gates.
+    pub votes: Option<Tensor>,
+    /// `[batch, patches]`: the attribution of each image alone, where it is smoothed over the frames of a video.
+    pub unsmoothed: Option<Tensor>,
+}
+
 /// Scores the patches of an image by their importance.
 ///
 /// An explainer does not change the model, and gives the same answer for the same image and target; those of
@@ -92,27 +104,16 @@ pub trait Explainer: Send {
     /// Fails where model and method do not go together.
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor>;
 
-    /// What each of the method's own parts says of each patch, where it was asked to tell: DiffMask's gates.
-    ///
-    /// # Shapes
-    /// - result: `[parts, batch, patches]`, in [0, 1]
+    /// The attribution, with what the method has to tell beside it.
     ///
     /// # Errors
     /// As [`attribution`](Self::attribution).
-    fn votes(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
-        Ok(None)
-    }
-
-    /// What [`attribution`](Self::attribution) was made of, where it is smoothed over the frames of a video: that of the image
-    /// alone.
-    ///
-    /// # Shapes
-    /// - result: `[batch, patches]`
-    ///
-    /// # Errors
-    /// As [`attribution`](Self::attribution).
-    fn unsmoothed(&self, _pass: &Pass<'_>) -> Result<Option<Tensor>> {
-        Ok(None)
+    fn detailed(&self, pass: &Pass<'_>) -> Result<Detailed> {
+        Ok(Detailed {
+            attribution: self.attribution(pass)?,
+            votes: None,
+            unsmoothed: None,
+        })
     }
 
     /// Tries the method before a run, to find out what would fail on every image; those of many passes try less, and
@@ -154,9 +155,9 @@ pub trait Explainer: Send {
 pub struct Explanations {
     /// `[batch, patches]` for each target of the first explainer, then of the second, and so on.
     pub attributions: Vec<Tensor>,
-    /// [Votes](Explainer::votes) for each of them.
+    /// [Votes](Detailed::votes) for each of them.
     pub votes: Vec<Option<Tensor>>,
-    /// What each of them is [without smoothing](Explainer::unsmoothed), where it is smoothed.
+    /// What each of them is [without smoothing](Detailed::unsmoothed), where it is smoothed.
     pub unsmoothed: Vec<Option<Tensor>>,
     /// `[batch, classes]` of the unmasked images; `None` where the model has no head.
     pub logits: Option<Tensor>,
@@ -175,19 +176,20 @@ pub fn explain_all(
     images: &Tensor,
     targets: &[Target],
 ) -> Result<Explanations> {
-    let explain = |explainer: &dyn Explainer, pass: &Pass<'_>| {
-        let details = (explainer.votes(pass)?, explainer.unsmoothed(pass)?);
-        Ok((explainer.attribution(pass)?.detach(), details))
-    };
+    let explain = |explainer: &dyn Explainer, pass: &Pass<'_>| explainer.detailed(pass);
     let (answers, logits) = each(explainers, vit, images, targets, explain)?;
-    let (attributions, details): (_, Vec<_>) = answers.into_iter().unzip();
-    let (votes, unsmoothed) = details.into_iter().unzip();
-    Ok(Explanations {
-        attributions,
-        votes,
-        unsmoothed,
+    let mut explanations = Explanations {
+        attributions: Vec::new(),
+        votes: Vec::new(),
+        unsmoothed: Vec::new(),
         logits,
-    })
+    };
+    for answer in answers {
+        explanations.attributions.push(answer.attribution.detach());
+        explanations.votes.push(answer.votes);
+        explanations.unsmoothed.push(answer.unsmoothed);
+    }
+    Ok(explanations)
 }
 
 /// Lets all `explainers` [rehearse](Explainer::rehearse) for all `targets`, in the order of [`Explanations`].

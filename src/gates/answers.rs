@@ -140,7 +140,7 @@ pub fn masks_within_margin(
 }
 
 /// Patches from the best rated to the worst, earlier ones first where they are rated alike.
-fn ranking(scores: &[f32]) -> Vec<usize> {
+pub(crate) fn ranking(scores: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
     order

@@ -37,7 +37,7 @@ use crate::rng::Rng;
 use crate::vit::VitConfig;
 
 pub use answers::{MaskedAnswer, kl_from_logits, masked_answers, masks_within_margin};
-pub(crate) use answers::{binary_masks, logits, tensor_from_masks};
+pub(crate) use answers::{binary_masks, logits, ranking, tensor_from_masks};
 pub use card::GateCard;
 pub use frozen::{FrozenGates, VotedPass};
 pub use hard_concrete::{

@@ -114,9 +114,10 @@ pub struct Map {
     pub range: Range,
     /// Raw scores of the patches, row by row.
     pub attribution: Vec<f32>,
-    /// What each of the method's parts says of each patch, where it was asked to tell; see [`Explainer::votes`].
+    /// What each of the method's parts says of each patch, where it was asked to tell; see [`Detailed::votes`](crate::explain::Detailed::votes).
     pub votes: Option<Vec<Vec<f32>>>,
-    /// The attribution of this frame alone, where the one that is shown is smoothed; see [`Explainer::unsmoothed`].
+    /// The attribution of this frame alone, where the one that is shown is smoothed; see
+    /// [`Detailed::unsmoothed`](crate::explain::Detailed::unsmoothed).
     pub unsmoothed: Option<Vec<f32>>,
     /// The class that is explained; `None` where the model has no head.
     pub target: Option<Class>,

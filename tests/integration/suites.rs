@@ -11,8 +11,6 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use vitscope::data::boxes::{BOXES, Boxed};
 use vitscope::data::masked::Masked;
-use vitscope::data::{Dataset, Picture};
-use vitscope::error::Error;
 use vitscope::eval::batched::BatchedModel;
 use vitscope::eval::controls::Control;
 use vitscope::eval::perturbation::Geometry;
@@ -56,38 +54,6 @@ fn looks_at_one_patch(images: &Tensor) -> vitscope::Result<Tensor> {
     Ok(Tensor::from_vec(logits, (images.len(), 2), &Device::Cpu)?)
 }
 
-/// No picture of it is ever asked for.
-struct NoData;
-
-impl Dataset for NoData {
-    fn name(&self) -> &str {
-        "none"
-    }
-
-    fn len(&self) -> usize {
-        0
-    }
-
-    fn size(&self) -> FrameSize {
-        FrameSize {
-            width_px: EDGE_PX,
-            height_px: EDGE_PX,
-        }
-    }
-
-    fn classes(&self) -> &[String] {
-        &[]
-    }
-
-    fn picture(&self, _index: usize) -> vitscope::Result<Picture> {
-        Err(Error::Data("no picture".into()))
-    }
-
-    fn label(&self, _index: usize) -> Option<usize> {
-        None
-    }
-}
-
 /// Bright in the patch that matters, and random elsewhere.
 fn subject(index: usize) -> Subject {
     let mut rng = Rng::new(index as u64);
@@ -128,7 +94,6 @@ fn scores_of(
     let batch = Batch {
         model: &model,
         vit: &vit,
-        data: &NoData,
         images: &images.reshape((1, 3, EDGE_PX, EDGE_PX)).unwrap(),
         subjects: &subjects,
         maps: &[map.to_vec()],
@@ -227,7 +192,6 @@ fn only_a_method_that_explains_the_model_changes_with_its_weights() {
         let batch = Batch {
             model: &batched,
             vit: &model.vit,
-            data: &NoData,
             images: &images,
             subjects: &subjects,
             maps: &maps.unwrap(),
@@ -278,7 +242,6 @@ fn a_mask_that_keeps_everything_costs_nothing() {
         let batch = Batch {
             model: &model,
             vit: &vit,
-            data: &NoData,
             images: &images,
             subjects: &subjects,
             maps,

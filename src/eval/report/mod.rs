@@ -24,7 +24,8 @@ use std::fmt::Write;
 use image::RgbImage;
 
 use self::curves::Keys;
-use self::text::escaped;
+pub(crate) use self::pictures::{data_uri, png};
+pub(crate) use self::text::escaped;
 use super::summary::Summary;
 use crate::error::Result;
 

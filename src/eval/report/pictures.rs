@@ -48,16 +48,29 @@ pub(super) fn section(gallery: &Gallery) -> Result<String> {
     Ok(grid + "</tbody>\n</table>\n</div>\n")
 }
 
+/// A picture as a file.
+///
+/// # Errors
+/// [`Error::Data`] where it cannot be encoded.
+pub(crate) fn png(picture: &RgbImage) -> Result<Vec<u8>> {
+    let mut bytes = Cursor::new(Vec::new());
+    picture
+        .write_to(&mut bytes, ImageFormat::Png)
+        .map_err(|error| Error::Data(format!("a picture cannot be written: {error}")))?;
+    Ok(bytes.into_inner())
+}
+
+/// A PNG as an address that holds all of it.
+pub(crate) fn data_uri(png: &[u8]) -> String {
+    format!("data:image/png;base64,{}", BASE64_STANDARD.encode(png))
+}
+
 /// The picture as an element; `alt` is escaped.
 fn embedded(picture: &RgbImage, alt: &str) -> Result<String> {
-    let mut png = Cursor::new(Vec::new());
-    picture
-        .write_to(&mut png, ImageFormat::Png)
-        .map_err(|error| Error::Data(format!("a picture cannot be written: {error}")))?;
     let (width, height) = picture.dimensions();
     Ok(format!(
-        "<img alt=\"{alt}\" width=\"{width}\" height=\"{height}\" src=\"data:image/png;base64,{}\">",
-        BASE64_STANDARD.encode(png.into_inner())
+        "<img alt=\"{alt}\" width=\"{width}\" height=\"{height}\" src=\"{}\">",
+        data_uri(&png(picture)?)
     ))
 }
 

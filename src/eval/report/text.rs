@@ -58,7 +58,7 @@ pub(super) fn opened_region(name: &str) -> String {
 }
 
 /// Text that HTML shows as it is.
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {

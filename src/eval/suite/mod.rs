@@ -42,6 +42,7 @@ use super::batched::BatchedModel;
 use super::comparison::Row;
 use super::controls::Control;
 use super::journal::Journal;
+use super::mean;
 use super::perturbation::Substrate;
 use super::statistics::quantile;
 use crate::data::Dataset;
@@ -122,6 +123,16 @@ impl From<Option<f64>> for Score {
         Self {
             value,
             points: Vec::new(),
+        }
+    }
+}
+
+impl Score {
+    /// The mean of a curve.
+    fn mean_of_curve(curve: &[f64]) -> Self {
+        Self {
+            value: Some(mean(curve.iter().copied())),
+            points: curve.iter().map(|&point| point as f32).collect(),
         }
     }
 }
@@ -217,8 +228,6 @@ pub struct Batch<'a> {
     pub model: &'a BatchedModel<'a>,
     /// The same, for whoever masks inside of it.
     pub vit: &'a Vit,
-    /// Where the pictures come from.
-    pub data: &'a dyn Dataset,
     /// `[pictures, 3, height, width]`, normalized.
     pub images: &'a Tensor,
     /// One a picture.
@@ -235,14 +244,7 @@ impl Batch<'_> {
     /// # Errors
     /// As [`BatchedModel::probabilities`].
     pub fn originals(&self) -> Result<Vec<f64>> {
-        let classes: Vec<usize> = self
-            .subjects
-            .iter()
-            .map(|subject| subject.predicted)
-            .collect();
-        self.model.probabilities(&classes, &mut |nth, pixels| {
-            pixels.extend_from_slice(&self.subjects[nth].image);
-        })
+        Ok(self.probabilities(1, &mut |_, _, _| ())?.concat())
     }
 
     /// Probabilities of the predicted class of `n` changed copies of each picture; `change` is told the picture, the copy
@@ -374,11 +376,10 @@ impl<'a> Mapper<'a> {
                 Ok(explained.attribution.to_vec2()?)
             }
             Self::Control(control, seed) => {
-                let pixels = images.flatten_from(1)?.to_vec2::<f32>()?;
-                let pairs = pixels.iter().zip(subjects);
+                let images = images.flatten_from(1)?.to_vec2::<f32>()?;
+                let pairs = images.iter().zip(subjects);
                 let maps = pairs.map(|(image, subject)| {
-                    let mut rng = Rng::for_item(*seed, subject.index as u64);
-                    control.map(image, model.geometry, &mut rng)
+                    control.map_of_item(image, model.geometry, *seed, subject.index)
                 });
                 Ok(maps.collect())
             }
@@ -410,10 +411,8 @@ impl<'a> Mapper<'a> {
                 Ok(maps)
             }
             Self::Control(control, seed) => {
-                let maps = frames.iter().enumerate().map(|(nth, frame)| {
-                    let mut rng = Rng::for_item(*seed, nth as u64);
-                    control.map(frame, model.geometry, &mut rng)
-                });
+                let maps = (frames.iter().enumerate())
+                    .map(|(nth, frame)| control.map_of_item(frame, model.geometry, *seed, nth));
                 Ok(maps.collect())
             }
         }

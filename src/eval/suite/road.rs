@@ -59,13 +59,9 @@ impl Suite for Road {
         if let Some(error) = failure {
             return Err(error);
         }
-        let score = |curve: &[f64]| Score {
-            value: Some(curve.iter().sum::<f64>() / curve.len() as f64),
-            points: curve.iter().map(|&point| point as f32).collect(),
-        };
         let halves = found.iter().map(|curves| curves.split_at(SHARES.len()));
         Ok(halves
-            .map(|(most, least)| vec![score(most), score(least)])
+            .map(|(most, least)| [most, least].map(Score::mean_of_curve).to_vec())
             .collect())
     }
 }

@@ -104,18 +104,11 @@ impl Suite for Sanity {
                 Target::Class(subject.runner_up),
             )?;
             scores.push(vec![
-                curve(&ranks[nth]),
-                curve(&likenesses[nth]),
+                Score::mean_of_curve(&ranks[nth]),
+                Score::mean_of_curve(&likenesses[nth]),
                 class_sensitivity(&batch.maps[nth], &other[0])?.into(),
             ]);
         }
         Ok(scores)
-    }
-}
-
-fn curve(values: &[f64]) -> Score {
-    Score {
-        value: Some(values.iter().sum::<f64>() / values.len().max(1) as f64),
-        points: values.iter().map(|&value| value as f32).collect(),
     }
 }

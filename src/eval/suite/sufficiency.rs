@@ -8,6 +8,7 @@ use crate::eval::map_metrics::{adcc, average_drop, comprehensiveness, increase, 
 use crate::eval::perturbation::{Substrate, change};
 use crate::eval::similarity::{coherency, min_max};
 use crate::explain::Target;
+use crate::gates::ranking;
 
 /// Shares of patches that count as the best rated, as in ERASER.
 const SHARES: [f64; 5] = [0.01, 0.05, 0.1, 0.2, 0.5];
@@ -95,13 +96,6 @@ impl Sufficiency {
             Target::Predicted,
         )
     }
-}
-
-/// Patches by falling score, earlier ones first where they are rated alike.
-fn ranking(map: &[f32]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..map.len()).collect();
-    order.sort_by(|&a, &b| map[b].total_cmp(&map[a]));
-    order
 }
 
 /// All channels of a picture times a map from 0 to 1.

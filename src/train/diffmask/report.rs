@@ -1,18 +1,16 @@
 //! `report.html`: what a run came to, in one file to look at and to send on.
 
 use std::fmt::Write;
-use std::io::Cursor;
 use std::path::Path;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use candle_core::{D, Tensor};
+use image::RgbImage;
 use image::imageops::FilterType;
-use image::{ImageFormat, RgbImage};
 
 use super::{DiffMaskRecipe, TrainedGates};
 use crate::data::{Picture, readable};
 use crate::error::{Error, Result};
+use crate::eval::report::{data_uri, escaped, png};
 use crate::eval::{self, MaskedAnswer, masked_answers};
 use crate::files::write_whole;
 use crate::frame::placement::{Placement, ResizeRule};
@@ -281,19 +279,6 @@ fn shown(
     }
     Ok(format!("<div>{figures}</div>\n"))
 }
-
-fn png(picture: &RgbImage) -> Result<Vec<u8>> {
-    let mut bytes = Cursor::new(Vec::new());
-    picture
-        .write_to(&mut bytes, ImageFormat::Png)
-        .map_err(|error| Error::Data(format!("a picture cannot be written: {error}")))?;
-    Ok(bytes.into_inner())
-}
-
-fn data_uri(png: &[u8]) -> String {
-    format!("data:image/png;base64,{}", BASE64_STANDARD.encode(png))
-}
-
 /// How many values lie where between 0 and `highest`, as SVG.
 fn histogram(what: &str, values: &[f64], highest: f64) -> String {
     let mut counts = [0.0; BINS];
@@ -339,12 +324,6 @@ fn columns(heights: &[f64]) -> String {
         );
     }
     svg + "</svg>"
-}
-
-/// Text that HTML shows as it is.
-fn escaped(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    text.replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]

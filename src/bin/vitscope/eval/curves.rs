@@ -74,7 +74,7 @@ fn run(
         }));
     }
     if asked.iter().any(|name| name == SOFT_MASK) {
-        all.push(Box::new(soft_mask(&model, &args.asked.model)?));
+        all.push(Box::new(soft_mask(&model, &args.compared.asked.model)?));
     }
     let measured = Measured {
         name,

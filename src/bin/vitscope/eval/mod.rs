@@ -189,8 +189,8 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
         What::Segmentation(args) => objects::run_segmentation(args),
         What::Sensitivity(args) => suites::run_plain(args, "sensitivity", Sensitivity::default()),
         What::Sanity(args) => {
-            let weights = models::open_weights(args.asked.reference(), &Device::Cpu)?;
-            suites::run_plain(args, "sanity", Sanity::new(weights, args.seed)?)
+            let weights = models::open_weights(args.compared.asked.reference(), &Device::Cpu)?;
+            suites::run_plain(args, "sanity", Sanity::new(weights, args.compared.seed)?)
         }
         What::Temporal(args) => temporal::run(args),
         What::Sparseness(args) => suites::run_plain(args, "sparseness", Sparseness),

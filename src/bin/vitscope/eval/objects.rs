@@ -30,7 +30,7 @@ pub(super) struct SegmentationArgs {
 }
 
 pub(super) fn run_pointing(args: &PointingArgs) -> anyhow::Result<Exit> {
-    let model = args.suite.asked.open()?;
+    let model = args.suite.compared.asked.open()?;
     let (rule, resampling) = (model.preprocessor.rule, model.preprocessor.resampling);
     let pictures = Arc::new(Boxed::open(Path::new(&args.suite.data), rule, resampling)?);
     let tolerance_px = args.tolerance;
@@ -46,7 +46,7 @@ pub(super) fn run_pointing(args: &PointingArgs) -> anyhow::Result<Exit> {
 }
 
 pub(super) fn run_segmentation(args: &SegmentationArgs) -> anyhow::Result<Exit> {
-    let model = args.suite.asked.open()?;
+    let model = args.suite.compared.asked.open()?;
     let (rule, resampling) = (model.preprocessor.rule, model.preprocessor.resampling);
     let folder = Path::new(&args.suite.data);
     let pictures = Arc::new(Masked::open(folder, &args.masks, rule, resampling)?);

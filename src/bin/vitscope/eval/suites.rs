@@ -25,27 +25,27 @@ use crate::setup;
 #[derive(Debug, clap::Args)]
 pub(super) struct SuiteArgs {
     #[command(flatten)]
-    pub asked: AskedArgs,
+    pub compared: ComparedArgs,
     /// Pictures to measure on: the test half of a data set, or a folder.
     #[arg(long, value_name = "DATA")]
     pub data: String,
+    /// So many pictures, the first ones.
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub images: NonZeroUsize,
+}
+
+/// What is compared, and where results go beside the terminal.
+#[derive(Debug, clap::Args)]
+pub(super) struct ComparedArgs {
+    #[command(flatten)]
+    pub asked: AskedArgs,
     /// Methods, or `all` [default: those of a few passes that go with the model]; with other options
     /// `METHOD+KEY=VALUE`.
     #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
     methods: Vec<String>,
-    /// So many pictures, the first ones.
-    #[arg(long, value_name = "N", default_value = "1000")]
-    pub images: NonZeroUsize,
-    /// Seed of the random map, and of whatever else is drawn.
+    /// Seed of the random map, of noise, and of whatever else is drawn.
     #[arg(long, default_value = "0")]
     pub seed: u64,
-    #[command(flatten)]
-    told: Told,
-}
-
-/// Where results go, beside the terminal.
-#[derive(Debug, clap::Args)]
-pub(super) struct Told {
     /// Keep what is measured in a file, and go on from there where it exists.
     #[arg(long, value_name = "FILE.jsonl")]
     resume: Option<PathBuf>,
@@ -79,17 +79,15 @@ struct Report<'a> {
 
 /// What was measured on what.
 pub(super) struct Found<'a> {
-    /// Heading of the page.
-    pub title: String,
+    /// The subcommand.
+    pub name: &'static str,
     /// The command that gives the same numbers.
     pub command: String,
-    pub asked: &'a AskedArgs,
     pub model: &'a Model,
     pub data: String,
     pub n_samples: usize,
     /// What is counted: images, or videos.
     pub of: &'static str,
-    pub seed: u64,
     pub measures: Vec<Measure>,
     pub rows: Vec<Row>,
 }
@@ -126,45 +124,80 @@ pub(super) fn run(
     data: &dyn Dataset,
     measured: &Measured,
 ) -> anyhow::Result<Exit> {
-    let explainers = explainers(&args.methods, model)?;
+    let Measured {
+        name,
+        suite,
+        options,
+    } = measured;
+    let compared = &args.compared;
+    let explainers = compared.explainers(model)?;
     let indices: Vec<usize> = (0..data.len().min(args.images.get())).collect();
-    let mut journal = args.told.journal(&identity(args, model, measured))?;
+    let what = format!("{name}{options}");
+    let mut journal = compared.journal(&what, model, &args.data)?;
     let comparison = Comparison {
         model,
         explainers: &explainers,
-        suite: &*measured.suite,
-        batch: args.asked.batch.get(),
-        seed: args.seed,
+        suite: &**suite,
+        batch: compared.asked.batch.get(),
+        seed: compared.seed,
     };
     let bar = bar(indices.len());
     let rows = comparison.run(data, &indices, &mut journal, &mut |n_done| {
         bar.set_position(n_done as u64)
     })?;
     bar.finish_and_clear();
+    let counted = format!(" --images {}", args.images);
     let found = Found {
-        title: format!("{} of {}", measured.name, args.asked.model),
-        command: command(args, measured, &explainers),
-        asked: &args.asked,
+        name,
+        command: compared.command(&what, &args.data, &explainers, &counted),
         model,
         data: args.data.clone(),
         n_samples: indices.len(),
         of: "images",
-        seed: args.seed,
-        measures: measured.suite.measures(),
+        measures: suite.measures(),
         rows,
     };
-    let exit = args.told.tell(&found, Some((&comparison, data)))?;
+    let exit = compared.tell(&found, Some((&comparison, data)))?;
     tell_left_out(data);
     Ok(exit)
 }
 
-impl Told {
-    /// What is known from an earlier run, where it was kept; `identity` tells the run from others.
-    pub(super) fn journal(&self, identity: &str) -> vitscope::Result<Journal> {
-        match &self.resume {
-            Some(path) => Journal::open(path, identity),
-            None => Ok(Journal::default()),
-        }
+impl ComparedArgs {
+    /// What is known from an earlier run of `what`, where it was kept: one in which all is the same that decides the score
+    /// of a method on a picture.
+    pub(super) fn journal(
+        &self,
+        what: &str,
+        model: &Model,
+        data: &str,
+    ) -> vitscope::Result<Journal> {
+        let Some(path) = &self.resume else {
+            return Ok(Journal::default());
+        };
+        let identity = format!(
+            "{what} of {} on {data:?}, seed {}, version {}",
+            model.weights_sha256,
+            self.seed,
+            env!("CARGO_PKG_VERSION")
+        );
+        Journal::open(path, &identity)
+    }
+
+    /// The command that gives the same numbers; `counted` says of how many pictures, where `what` does not.
+    pub(super) fn command(
+        &self,
+        what: &str,
+        data: &str,
+        explainers: &[(String, Box<dyn Explainer>)],
+        counted: &str,
+    ) -> String {
+        let methods: Vec<&str> = explainers.iter().map(|(name, _)| name.as_str()).collect();
+        format!(
+            "vitscope eval {what}{} --data {data} --methods {}{counted} --seed {}",
+            self.asked.typed(),
+            methods.join(","),
+            self.seed
+        )
     }
 
     /// Prints tables, and writes the files that are asked for; pictures of the page come from a comparison.
@@ -174,9 +207,9 @@ impl Told {
         examples: Option<(&Comparison<'_>, &dyn Dataset)>,
     ) -> anyhow::Result<Exit> {
         let summaries = (found.measures.iter().enumerate())
-            .map(|(place, measure)| Summary::new(place, measure, &found.rows, found.seed))
+            .map(|(place, measure)| Summary::new(place, measure, &found.rows, self.seed))
             .collect::<vitscope::Result<Vec<Summary>>>()?;
-        println!("{} {}, seed {}\n", found.n_samples, found.of, found.seed);
+        println!("{} {}, seed {}\n", found.n_samples, found.of, self.seed);
         for protocol in tables::protocols(&summaries) {
             println!("{}", tables::table(protocol, &summaries));
         }
@@ -187,18 +220,18 @@ impl Told {
             println!("values in {path:?}");
         }
         if let Some(path) = &self.html {
-            write_whole(path, page(found, &summaries, examples)?.as_bytes())?;
+            write_whole(path, self.page(found, &summaries, examples)?.as_bytes())?;
             println!("page in {path:?}");
         }
         if let Some(path) = &self.json {
             let report = Report {
                 command: &found.command,
                 version: env!("CARGO_PKG_VERSION"),
-                model: &found.asked.model,
+                model: &self.asked.model,
                 sha256: &found.model.weights_sha256,
                 data: &found.data,
                 samples: BTreeMap::from([(found.of, found.n_samples)]),
-                seed: found.seed,
+                seed: self.seed,
                 measures: &summaries,
             };
             let text = serde_json::to_string_pretty(&report)? + "\n";
@@ -207,74 +240,76 @@ impl Told {
         }
         Ok(Exit::Whole)
     }
-}
 
-/// The page, for which a few pictures are explained once more.
-fn page(
-    found: &Found<'_>,
-    summaries: &[Summary],
-    examples: Option<(&Comparison<'_>, &dyn Dataset)>,
-) -> anyhow::Result<String> {
-    let (gallery, speeds) = match examples {
-        None => Default::default(),
-        Some((comparison, data)) => {
-            let indices: Vec<usize> = (0..found.n_samples.min(EXAMPLES)).collect();
-            (
-                comparison.gallery(data, &indices)?,
-                comparison.speeds(data, 0)?,
-            )
+    /// The page, for which a few pictures are explained once more.
+    fn page(
+        &self,
+        found: &Found<'_>,
+        summaries: &[Summary],
+        examples: Option<(&Comparison<'_>, &dyn Dataset)>,
+    ) -> anyhow::Result<String> {
+        let (gallery, speeds) = match examples {
+            None => Default::default(),
+            Some((comparison, data)) => {
+                let indices: Vec<usize> = (0..found.n_samples.min(EXAMPLES)).collect();
+                (
+                    comparison.gallery(data, &indices)?,
+                    comparison.speeds(data, 0)?,
+                )
+            }
+        };
+        let settings = [
+            ("Command", found.command.clone()),
+            ("Version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("Model", self.asked.model.clone()),
+            ("SHA-256 of its weights", found.model.weights_sha256.clone()),
+            ("Data", found.data.clone()),
+            ("Measured on", format!("{} {}", found.n_samples, found.of)),
+            ("Seed", self.seed.to_string()),
+        ];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value));
+        Ok(report::html(&Page {
+            title: &format!("{} of {}", found.name, self.asked.model),
+            settings: &settings,
+            summaries,
+            gallery: &gallery,
+            speeds: &speeds,
+        })?)
+    }
+
+    /// The methods that are asked for, by the names that they were asked for by; of all, or of those of a few passes, what
+    /// does not go with the model is left out.
+    pub(super) fn explainers(
+        &self,
+        model: &Model,
+    ) -> anyhow::Result<Vec<(String, Box<dyn Explainer>)>> {
+        let asked = self.methods.as_slice();
+        let is_all = matches!(asked, [all] if all == "all");
+        if !asked.is_empty() && !is_all {
+            return asked.iter().map(|text| explainer(text, model)).collect();
         }
-    };
-    let settings = [
-        ("Command", found.command.clone()),
-        ("Version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("Model", found.asked.model.clone()),
-        ("SHA-256 of its weights", found.model.weights_sha256.clone()),
-        ("Data", found.data.clone()),
-        ("Measured on", format!("{} {}", found.n_samples, found.of)),
-        ("Seed", found.seed.to_string()),
-    ];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value));
-    Ok(report::html(&Page {
-        title: &found.title,
-        settings: &settings,
-        summaries,
-        gallery: &gallery,
-        speeds: &speeds,
-    })?)
+        let mut explainers = Vec::new();
+        for &method in Method::ALL {
+            if !is_all && method.entry().pace != Pace::A {
+                continue;
+            }
+            match usable(method, model) {
+                Ok(explainer) => explainers.push((method.to_string(), explainer)),
+                Err(error) => eprintln!("left out: {error}"),
+            }
+        }
+        if explainers.is_empty() {
+            bail!("no method goes with the model");
+        }
+        Ok(explainers)
+    }
 }
 
 /// The model and the pictures that are asked for.
 pub(super) fn open(args: &SuiteArgs) -> anyhow::Result<(Model, std::sync::Arc<dyn Dataset>)> {
-    let model = args.asked.open()?;
+    let model = args.compared.asked.open()?;
     let data = test_half(&args.data, &model.preprocessor)?;
     Ok((model, data))
-}
-
-/// The methods that are asked for, by the names that they were asked for by; of all, or of those of a few passes, what
-/// does not go with the model is left out.
-pub(super) fn explainers(
-    asked: &[String],
-    model: &Model,
-) -> anyhow::Result<Vec<(String, Box<dyn Explainer>)>> {
-    let is_all = matches!(asked, [all] if all == "all");
-    if !asked.is_empty() && !is_all {
-        return asked.iter().map(|text| explainer(text, model)).collect();
-    }
-    let mut explainers = Vec::new();
-    for &method in Method::ALL {
-        if !is_all && method.entry().pace != Pace::A {
-            continue;
-        }
-        match usable(method, model) {
-            Ok(explainer) => explainers.push((method.to_string(), explainer)),
-            Err(error) => eprintln!("left out: {error}"),
-        }
-    }
-    if explainers.is_empty() {
-        bail!("no method goes with the model");
-    }
-    Ok(explainers)
 }
 
 /// A method, with what is changed of it behind its name.
@@ -298,36 +333,4 @@ pub(super) fn bar(n: usize) -> ProgressBar {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
-}
-
-/// What must be the same for a run to go on from another: all that decides the score of a method on a picture.
-fn identity(args: &SuiteArgs, model: &Model, measured: &Measured) -> String {
-    format!(
-        "{}{} of {} on {:?}, seed {}, version {}",
-        measured.name,
-        measured.options,
-        model.weights_sha256,
-        args.data,
-        args.seed,
-        env!("CARGO_PKG_VERSION")
-    )
-}
-
-/// The command that gives the same numbers.
-fn command(
-    args: &SuiteArgs,
-    measured: &Measured,
-    explainers: &[(String, Box<dyn Explainer>)],
-) -> String {
-    let methods: Vec<&str> = explainers.iter().map(|(name, _)| name.as_str()).collect();
-    format!(
-        "vitscope eval {}{}{} --data {} --methods {} --images {} --seed {}",
-        measured.name,
-        measured.options,
-        args.asked.typed(),
-        args.data,
-        methods.join(","),
-        args.images,
-        args.seed
-    )
 }

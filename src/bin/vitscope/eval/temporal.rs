@@ -14,8 +14,7 @@ use vitscope::frame::placement::ResizeRule;
 use vitscope::media;
 use vitscope::models::Model;
 
-use super::AskedArgs;
-use super::suites::{self, Told, bar, explainers};
+use super::suites::{ComparedArgs, Found, bar};
 use crate::exit::Exit;
 
 /// Least edge of the picture that motion is found on, in pixels.
@@ -24,38 +23,25 @@ const FLOW_EDGE_PX: usize = 112;
 #[derive(Debug, clap::Args)]
 pub(super) struct TemporalArgs {
     #[command(flatten)]
-    asked: AskedArgs,
+    compared: ComparedArgs,
     /// Videos to measure on.
     #[arg(long, value_name = "VIDEO,…", value_delimiter = ',', required = true)]
     data: Vec<PathBuf>,
-    /// Methods, or `all` [default: those of a few passes that go with the model]; with other options
-    /// `METHOD+KEY=VALUE`.
-    #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
-    methods: Vec<String>,
     /// So many frames of each video, the first ones.
     #[arg(long, value_name = "N", default_value = "100")]
     frames: NonZeroUsize,
-    /// Seed of the random map, and of noise.
-    #[arg(long, default_value = "0")]
-    seed: u64,
-    #[command(flatten)]
-    told: Told,
 }
 
 pub(super) fn run(args: &TemporalArgs) -> anyhow::Result<Exit> {
-    let model = args.asked.open()?;
-    let explainers = explainers(&args.methods, &model)?;
+    let compared = &args.compared;
+    let model = compared.asked.open()?;
+    let explainers = compared.explainers(&model)?;
     let names = args.data.iter().map(|path| path.display().to_string());
     let names = names.collect::<Vec<_>>().join(",");
-    let options = format!(" --frames {}", args.frames);
-    let mut journal = args.told.journal(&format!(
-        "temporal{options} of {} on {names:?}, seed {}, version {}",
-        model.weights_sha256,
-        args.seed,
-        env!("CARGO_PKG_VERSION")
-    ))?;
-    let mappers = Mapper::all(&explainers, args.seed);
-    let batched = BatchedModel::of(&model, args.asked.batch.get());
+    let what = format!("temporal --frames {}", args.frames);
+    let mut journal = compared.journal(&what, &model, &names)?;
+    let mappers = Mapper::all(&explainers, compared.seed);
+    let batched = BatchedModel::of(&model, compared.asked.batch.get());
     let bar = bar(args.data.len() * mappers.len());
     for (place, path) in args.data.iter().enumerate() {
         measure(
@@ -73,26 +59,17 @@ pub(super) fn run(args: &TemporalArgs) -> anyhow::Result<Exit> {
         .iter()
         .map(|mapper| mapper.row(0..args.data.len(), &journal))
         .collect();
-    let methods: Vec<&str> = explainers.iter().map(|(name, _)| name.as_str()).collect();
-    let command = format!(
-        "vitscope eval temporal{options}{} --data {names} --methods {} --seed {}",
-        args.asked.typed(),
-        methods.join(","),
-        args.seed
-    );
-    let found = suites::Found {
-        title: format!("temporal of {}", args.asked.model),
-        command,
-        asked: &args.asked,
+    let found = Found {
+        name: "temporal",
+        command: compared.command(&what, &names, &explainers, ""),
         model: &model,
         data: names,
         n_samples: args.data.len(),
         of: "videos",
-        seed: args.seed,
         measures: video::measures(),
         rows,
     };
-    args.told.tell(&found, None)
+    compared.tell(&found, None)
 }
 
 /// Measures one video by the methods that the journal does not know for it.
@@ -137,7 +114,7 @@ fn measure(
     )?;
     for mapper in mappers {
         if !is_known(mapper, journal) {
-            let scores = video::score(batched, &model.vit, &video, mapper, args.seed)?;
+            let scores = video::score(batched, &model.vit, &video, mapper, args.compared.seed)?;
             journal.add(&mapper.name(), place, scores)?;
         }
         bar.inc(1);
