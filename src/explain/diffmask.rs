@@ -10,6 +10,7 @@
 //! | q⁽ᵏ⁾, k the last | cut `none` | ∏ᵢ P(zᵢ≠0) |
 //! | ε | `margin` | KL(original ‖ masked) ≤ ε |
 //! | P(zᵢ≠0) | votes | q⁽ᵏ⁾ = ∏ᵢ P(zᵢ≠0) |
+//! | φ | cut `none` of gates that rank | Σφ = v(1) − v(0), see [`RankingGates`](crate::gates::RankingGates) |
 //!
 //! Masks of a video can be [smoothed](Smoother) along its motion. Whether the model's answer survives a smoothed mask is
 //! asked of the model, and where it does not, the frame's own mask is shown and remembered.
@@ -21,7 +22,9 @@
 //! map is left out, for its class and divergence belong to another mask than the one shown. The cut `margin` is ours:
 //! gates are trained for the margin in the mean, and a cut makes each mask keep it. Smoothing is ours too.
 //!
-//! Needs gates trained for exactly this model's weights; see [`crate::gates`].
+//! Needs gates trained for exactly this model's weights; see [`crate::gates`]. Gates that rank score each patch by its
+//! Shapley value for a class instead: their attribution is that score, signed, and what is kept is what speaks for the
+//! class.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -33,7 +36,7 @@ use super::{Detailed, Explainer, Needs, Pass};
 use crate::error::{Error, Result};
 use crate::flow::Gray;
 use crate::gates::{
-    FrozenGates, Gates, MARGIN, Removal, binary_masks, masked_answers, masks_within_margin,
+    FrozenGates, Gates, MARGIN, Removal, logits, masked_answers, masks_within_margin,
     tensor_from_masks,
 };
 use crate::overlay::Range;
@@ -46,9 +49,10 @@ pub enum Cut {
     /// They are shown.
     #[default]
     None,
-    /// What is kept more likely than not is 1, the rest 0; with `smooth`, it takes more to change than to stay.
+    /// What is kept more likely than not is 1, the rest 0; of gates that rank, what speaks for the class. With `smooth`,
+    /// it takes more to change than to stay.
     Likely,
-    /// As few of the likeliest patches are 1 as the answer can be kept with, the others 0.
+    /// As few of the likeliest patches are 1 as the answer can be kept with, class and margin, the others 0.
     Margin,
 }
 
@@ -137,10 +141,11 @@ impl DiffMask {
         };
         match (self.options.cut, &self.memory) {
             (Cut::None, _) | (Cut::Likely, Some(_)) => Ok(mask),
-            (Cut::Likely, None) => Ok(tensor_from_masks(
-                &binary_masks(&mask.to_vec2()?),
-                mask.device(),
-            )?),
+            (Cut::Likely, None) => {
+                let own: Vec<Vec<f32>> = mask.to_vec2()?;
+                let masks: Vec<Vec<bool>> = own.iter().map(|own| self.kept(own)).collect();
+                Ok(tensor_from_masks(&masks, mask.device())?)
+            }
             (Cut::Margin, _) => self.cut(pass, &mask),
         }
     }
@@ -158,7 +163,7 @@ impl DiffMask {
         let mut shown = Vec::with_capacity(own.len());
         for (idx, likely) in own.iter().enumerate() {
             let image = images.narrow(0, idx, 1)?;
-            let logits: Vec<f32> = likely.iter().map(|&likely| logit(likely)).collect();
+            let logits = self.logits(likely);
             let mut smoothed =
                 smoother.next(&gray(&image, memory.normalization)?, &logits, grid)?;
             if !smoothed.anew && !self.is_as_good(pass, idx, &smoothed, likely)? {
@@ -170,7 +175,7 @@ impl DiffMask {
                     .iter()
                     .map(|&keep| f32::from(u8::from(keep)))
                     .collect(),
-                Cut::None | Cut::Margin => smoothed.probabilities(),
+                Cut::None | Cut::Margin => self.attribution_of(&smoothed),
             });
         }
         Ok(Tensor::from_vec(shown, mask.shape(), mask.device())?)
@@ -192,8 +197,7 @@ impl DiffMask {
             let one = tensor.narrow(0, idx, 1)?;
             Tensor::cat(&[&one, &one], 0)
         };
-        let mut masks = binary_masks(&[likely.to_vec()]);
-        masks.push(smoothed.mask.clone());
+        let masks = [self.kept(likely), smoothed.mask.clone()];
         let images = pair(pass.images())?;
         let answers = masked_answers(
             pass.vit(),
@@ -203,6 +207,47 @@ impl DiffMask {
             &self.removal,
         )?;
         Ok(answers[1].kl <= answers[0].kl + self.options.margin)
+    }
+
+    /// Logits of what gates say of each patch, 0 where they neither keep nor leave it.
+    fn logits(&self, own: &[f32]) -> Vec<f32> {
+        match self.gates {
+            FrozenGates::Voting(_) => own.iter().map(|&likely| logit(likely)).collect(),
+            // In mean shares of the whole, so that they are of the same size for any model and grid.
+            FrozenGates::Ranking(_) => own.iter().map(|score| score * own.len() as f32).collect(),
+        }
+    }
+
+    /// The attribution that smoothed logits are of.
+    fn attribution_of(&self, smoothed: &Smoothed) -> Vec<f32> {
+        match self.gates {
+            FrozenGates::Voting(_) => smoothed.probabilities(),
+            FrozenGates::Ranking(_) => {
+                let n_patches = smoothed.logits.len() as f32;
+                let logits = smoothed.logits.iter();
+                logits.map(|logit| logit / n_patches).collect()
+            }
+        }
+    }
+
+    /// Which patches gates keep.
+    fn kept(&self, own: &[f32]) -> Vec<bool> {
+        let logits = self.logits(own).into_iter();
+        logits.map(|logit| logit >= 0.0).collect()
+    }
+
+    /// What gates say of each patch of a pass.
+    ///
+    /// # Shapes
+    /// - result: `[batch, patches]`
+    fn own(&self, pass: &Pass<'_>, states: &[Tensor]) -> Result<Tensor> {
+        match &self.gates {
+            FrozenGates::Voting(gates) => Ok(gates.mask(states)?),
+            FrozenGates::Ranking(gates) => {
+                let logits = logits(pass.logits())?;
+                Ok(gates.scores(states, &logits, pass.weights()?)?)
+            }
+        }
     }
 
     /// As few of the patches that gates keep likeliest as the answer can be kept with.
@@ -233,8 +278,15 @@ impl Explainer for DiffMask {
         "diffmask"
     }
 
+    fn explains_classes(&self) -> bool {
+        matches!(self.gates, FrozenGates::Ranking(_))
+    }
+
     fn range(&self) -> Range {
-        Range::Unit
+        match (&self.gates, self.options.cut) {
+            (FrozenGates::Ranking(_), Cut::None) => Range::Signed,
+            _ => Range::Unit,
+        }
     }
 
     fn needs(&self, vit: &Vit) -> Needs {
@@ -242,16 +294,20 @@ impl Explainer for DiffMask {
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        self.shown(pass, &self.gates.mask(&values(pass)?)?)
+        self.shown(pass, &self.own(pass, &values(pass)?)?)
     }
 
     fn detailed(&self, pass: &Pass<'_>) -> Result<Detailed> {
         let states = values(pass)?;
-        let own = self.gates.mask(&states)?;
-        let votes = self.options.votes.then(|| self.gates.keep(&states));
+        let own = self.own(pass, &states)?;
+        let votes = match &self.gates {
+            FrozenGates::Voting(gates) if self.options.votes => Some(gates.keep(&states)?),
+            // The network of gates that rank has no parts that vote.
+            _ => None,
+        };
         Ok(Detailed {
             attribution: self.shown(pass, &own)?,
-            votes: votes.transpose()?,
+            votes,
             unsmoothed: self.memory.is_some().then_some(own),
         })
     }

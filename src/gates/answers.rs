@@ -88,11 +88,11 @@ pub fn masked_answers(
         .collect())
 }
 
-/// For each image the smallest number of best-rated patches that keeps KL(original ‖ masked) within
-/// `margin`, found by bisection, with its mask.
+/// For each image the smallest number of best-rated patches that keeps the answer, found by bisection, with its mask:
+/// KL(original ‖ masked) within `margin`, and the same class first.
 ///
 /// Bisection supposes that more patches never hurt; where they do, a larger number than the smallest may
-/// come out, but never one that exceeds the margin while keeping all patches does not.
+/// come out, but never one that loses the answer while keeping all patches does not.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
@@ -125,7 +125,7 @@ pub fn masks_within_margin(
             if bound.0 == bound.1 {
                 continue;
             }
-            if answer.kl <= margin {
+            if answer.kl <= margin && answer.agrees {
                 bound.1 = n_kept;
             } else {
                 bound.0 = n_kept + 1;

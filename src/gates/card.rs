@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{GateSizes, Gates};
+use super::{
+    DEFAULT_STRETCH, GateSizes, Gates, Objective, RankingGates, RankingSizes, VotingGates,
+};
 use crate::companion::{self, Card};
 use crate::error::{Error, Result};
 use crate::vit::VitConfig;
@@ -17,22 +19,34 @@ use crate::vit::VitConfig;
 pub struct GateCard {
     /// Hash of the `model.safetensors` that the gates were trained for, in hexadecimal.
     pub base_sha256: String,
-    /// Number of gates: the model's blocks + 2.
+    /// What they were trained for.
+    #[serde(default)]
+    pub objective: Objective,
+    /// Number of states they look at: the model's blocks + 2.
     pub states: usize,
     /// Features of a token.
     pub dim: usize,
     /// Hidden units of a gate.
     pub hidden: usize,
-    /// Half-width m of the range of logits.
+    /// Half-width m of the range of logits of voting gates.
+    #[serde(default = "default_stretch")]
     pub stretch: f64,
     /// Seed of the training.
     pub seed: u64,
     /// Every option of the training, by its name on the command line.
     pub recipe: BTreeMap<String, serde_json::Value>,
-    /// Kept share of patches that training ended with.
+    /// Kept share of patches that training ended with; of ranking gates, cut at the margin.
     pub l0: f64,
     /// KL(original ‖ masked) in nats that training ended with.
     pub kl: f64,
+    /// Of ranking gates: share of the variance of a masked answer that the sum of the kept patches' scores explains, on
+    /// test pictures and random subsets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explained: Option<f64>,
+}
+
+fn default_stretch() -> f64 {
+    DEFAULT_STRETCH
 }
 
 impl Card for GateCard {
@@ -40,17 +54,6 @@ impl Card for GateCard {
 
     fn base_sha256(&self) -> &str {
         &self.base_sha256
-    }
-}
-
-impl GateCard {
-    /// The sizes that the card claims.
-    pub fn sizes(&self) -> GateSizes {
-        GateSizes {
-            states: self.states,
-            dim: self.dim,
-            hidden: self.hidden,
-        }
     }
 }
 
@@ -73,13 +76,22 @@ impl Gates {
             hidden: card.hidden,
             ..GateSizes::new(config)
         };
-        if card.sizes() != needed {
+        if (card.states, card.dim) != (needed.states, needed.dim) {
             return Err(Error::Model(format!(
                 "gates are for {} states of {} features, the model has {} of {}",
                 card.states, card.dim, needed.states, needed.dim
             )));
         }
-        Ok((Self::load(card.sizes(), card.stretch, &tensors)?, card))
+        let gates = match card.objective {
+            Objective::Published => {
+                Self::Voting(VotingGates::load(needed, card.stretch, &tensors)?)
+            }
+            Objective::Shapley => {
+                let sizes = RankingSizes::new(config, card.hidden);
+                Self::Ranking(RankingGates::load(sizes, &tensors)?)
+            }
+        };
+        Ok((gates, card))
     }
 
     /// Reads `gates.safetensors` and `gates.json` of a folder; see [`from_bytes`](Self::from_bytes).

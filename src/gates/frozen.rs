@@ -3,12 +3,44 @@
 use candle_core::{Result, Tensor};
 
 use super::hard_concrete::log_keep_from_logits;
-use super::{Gates, weight_norm};
+use super::{RankingGates, VotingGates, clean_pass, weight_norm};
 use crate::kernels::{Linear, Vote};
 use crate::vit::{Output, Site, Tap, Vit};
 
-/// Gates with their weight norms applied, each asked while its state is still in the cache.
-pub struct FrozenGates {
+/// Trained gates, prepared to be asked often.
+pub enum FrozenGates {
+    /// Each votes for each patch.
+    Voting(FrozenVotes),
+    /// Together they score each patch for each class.
+    Ranking(RankingGates),
+}
+
+impl FrozenGates {
+    /// Runs the model on unmasked images, and masks them.
+    ///
+    /// # Shapes
+    /// - `images`: `[batch, 3, height, width]`
+    ///
+    /// # Errors
+    /// Fails where `images` does not fit the model, or the model not the gates.
+    pub fn pass(&self, vit: &Vit, images: &Tensor) -> crate::Result<VotedPass> {
+        match self {
+            Self::Voting(gates) => Ok(gates.pass(vit, images)?),
+            Self::Ranking(gates) => {
+                let clean = clean_pass(vit, images)?;
+                let logits = super::logits(clean.output.logits.clone())?;
+                let scores = gates.scores_of_predicted(&clean.states, &logits)?;
+                Ok(VotedPass {
+                    mask: RankingGates::mask_from_scores(&scores)?,
+                    output: clean.output,
+                })
+            }
+        }
+    }
+}
+
+/// Voting gates with their weight norms applied, each asked while its state is still in the cache.
+pub struct FrozenVotes {
     votes: Vec<Vote>,
     stretch: f64,
     /// `[gates, 1, 1]`
@@ -24,12 +56,12 @@ pub struct VotedPass {
     pub output: Output,
 }
 
-impl Gates {
+impl VotingGates {
     /// The same gates, prepared to be asked often: weight norms are applied once.
     ///
     /// # Errors
     /// Fails where the device runs out of memory.
-    pub fn freeze(&self) -> Result<FrozenGates> {
+    pub fn freeze(&self) -> Result<FrozenVotes> {
         let (mut votes, mut offsets) = (Vec::new(), Vec::new());
         let dim = self.sizes.dim;
         for gate in &self.gates {
@@ -44,7 +76,7 @@ impl Gates {
             });
             offsets.push(gate.offset.detach());
         }
-        Ok(FrozenGates {
+        Ok(FrozenVotes {
             offsets: Tensor::cat(&offsets, 0)?.reshape((votes.len(), 1, 1))?,
             votes,
             stretch: self.stretch,
@@ -52,7 +84,7 @@ impl Gates {
     }
 }
 
-impl FrozenGates {
+impl FrozenVotes {
     /// Runs the model on unmasked images and asks each gate when its state comes by.
     ///
     /// # Shapes
@@ -77,7 +109,7 @@ impl FrozenGates {
         })
     }
 
-    /// The mask of all gates together; equals [`Gates::mask`] to rounding.
+    /// The mask of all gates together; equals [`VotingGates::mask`] to rounding.
     ///
     /// # Shapes
     /// - `states`: each `[batch, patches, dim]`
@@ -131,7 +163,7 @@ impl FrozenGates {
 
 /// Collects the votes of a pass.
 struct Votes<'a> {
-    gates: &'a FrozenGates,
+    gates: &'a FrozenVotes,
     /// State 0: the patch embeddings.
     first: Option<Tensor>,
     votes: Vec<Tensor>,

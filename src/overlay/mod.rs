@@ -111,6 +111,8 @@ pub enum Range {
     MinMax,
     /// The frame's least score is 0, its 99th percentile 1: a few outliers do not hide the rest.
     Percentile,
+    /// 0 and what is below it is 0, the frame's 99th percentile 1: for scores whose sign says for or against.
+    Signed,
 }
 
 /// An attribution and where it lies in the frame.
@@ -174,6 +176,7 @@ impl Heat<'_> {
                 percentile(self.attribution, 0.0),
                 percentile(self.attribution, 0.99),
             ),
+            Range::Signed => (0.0, percentile(self.attribution, 0.99)),
         };
         // The span of two finite scores may still overflow.
         let span = f64::from(high) - f64::from(low);

@@ -126,7 +126,7 @@ impl Found {
             },
             range: {
                 let name: String = structure.get("range").ok()?;
-                let ranges = [Range::Unit, Range::MinMax, Range::Percentile];
+                let ranges = [Range::Unit, Range::MinMax, Range::Percentile, Range::Signed];
                 ranges
                     .into_iter()
                     .find(|range| range_name(*range) == name)?
@@ -216,6 +216,7 @@ fn range_name(range: Range) -> &'static str {
         Range::Unit => "unit",
         Range::MinMax => "min-max",
         Range::Percentile => "percentile",
+        Range::Signed => "signed",
     }
 }
 
@@ -263,14 +264,15 @@ pub(super) fn attach_analytics(
 pub(super) fn regions(finding: &Finding, map: &Map, threshold: f32) -> Vec<Rectangle> {
     let (low, high) = match map.range {
         Range::Unit => (0.0, 1.0),
-        Range::MinMax | Range::Percentile => {
+        Range::MinMax | Range::Percentile | Range::Signed => {
             let bound = |pick: fn(f32, f32) -> f32, start| {
                 map.attribution.iter().copied().fold(start, pick)
             };
-            (
-                bound(f32::min, f32::INFINITY),
-                bound(f32::max, f32::NEG_INFINITY),
-            )
+            let low = match map.range {
+                Range::Signed => 0.0,
+                _ => bound(f32::min, f32::INFINITY),
+            };
+            (low, bound(f32::max, f32::NEG_INFINITY))
         }
     };
     let kept: Vec<bool> = (map.attribution.iter())

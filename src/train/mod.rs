@@ -11,6 +11,7 @@ pub mod iavit;
 pub mod optim;
 pub mod probe;
 mod run;
+pub mod shapley;
 mod subject;
 
 use std::collections::HashMap;

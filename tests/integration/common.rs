@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use vitscope::gates::{GateSizes, Gates};
+use vitscope::gates::{EMPTY_ANSWER, GateSizes, Gates, RankingGates, RankingSizes, VotingGates};
 use vitscope::interpreter::{Interpreter, InterpreterShape};
 use vitscope::rng::Rng;
 use vitscope::vit::{Family, Vit, VitConfig, init};
@@ -147,10 +147,15 @@ pub(crate) fn small_images(batch: usize) -> Tensor {
 
 /// Random gates.
 pub(crate) fn small_gates(vit: &Vit) -> Gates {
+    Gates::Voting(small_voting_gates(vit))
+}
+
+/// Random gates that vote.
+pub(crate) fn small_voting_gates(vit: &Vit) -> VotingGates {
     let sizes = GateSizes::new(vit.config());
-    let tensors = Gates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu);
+    let tensors = VotingGates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu);
     let tensors = tensors.expect("gates are drawn").into_iter().collect();
-    Gates::load(sizes, 15.0, &tensors).expect("drawn gates fit")
+    VotingGates::load(sizes, 15.0, &tensors).expect("drawn gates fit")
 }
 
 /// A random interpreter.
@@ -162,4 +167,18 @@ pub(crate) fn small_interpreter(vit: &Vit) -> Interpreter {
         .into_iter()
         .collect();
     Interpreter::load(shape, &tensors).expect("a drawn interpreter fits")
+}
+
+/// Random gates that rank, with scores that are not small.
+pub(crate) fn small_ranking_gates(vit: &Vit) -> RankingGates {
+    let sizes = RankingSizes::new(vit.config(), 6);
+    let tensors = RankingGates::initial_tensors(sizes, &mut Rng::new(5), &Device::Cpu);
+    let mut tensors = tensors.expect("gates are drawn");
+    let mut rng = Rng::new(6);
+    for name in ["score.weight", "score.bias", "first.bias", EMPTY_ANSWER] {
+        let shape = tensors[name].shape().clone();
+        let drawn = rng.uniform_tensor(shape, &Device::Cpu);
+        tensors.insert(name.into(), drawn.expect("values are drawn"));
+    }
+    RankingGates::load(sizes, &tensors.into_iter().collect()).expect("drawn gates fit")
 }

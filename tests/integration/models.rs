@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use vitscope::frame::placement::ResizeRule;
-use vitscope::gates::{GateCard, GateSizes, Gates};
+use vitscope::gates::{GateCard, GateSizes, Gates, Objective, VotingGates};
 use vitscope::models::weights::{sha256_hex, tensors_from_bytes};
 use vitscope::models::{self, Model, ModelCard, Precision, Preprocessor, Reference, save_folder};
 use vitscope::rng::Rng;
@@ -432,9 +432,10 @@ fn tensors_of_another_model_are_not_saved() {
 fn add_gates(folder: &Path, base_sha256: &str) {
     let model = open(&fixture("vit_a")).unwrap();
     let sizes = GateSizes::new(model.vit.config());
-    let tensors = Gates::initial_tensors(sizes, 1.0, &mut Rng::new(1), &Device::Cpu).unwrap();
+    let tensors = VotingGates::initial_tensors(sizes, 1.0, &mut Rng::new(1), &Device::Cpu).unwrap();
     let card = GateCard {
         base_sha256: base_sha256.to_owned(),
+        objective: Objective::Published,
         states: sizes.states,
         dim: sizes.dim,
         hidden: sizes.hidden,
@@ -443,6 +444,7 @@ fn add_gates(folder: &Path, base_sha256: &str) {
         recipe: BTreeMap::new(),
         l0: 0.0,
         kl: 0.0,
+        explained: None,
     };
     Gates::save(&tensors, &card, folder).unwrap();
 }

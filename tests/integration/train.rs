@@ -22,6 +22,7 @@ use vitscope::train::classifier::{
 use vitscope::train::diffmask::{self, DiffMaskRecipe, RemovalKind, Sparsity, TrainedGates};
 use vitscope::train::iavit::{self, Alignment, IaVitRecipe, Teacher, TrainedInterpreter};
 use vitscope::train::probe::{self, ProbeRecipe, TrainedProbe};
+use vitscope::train::shapley::{self, Fill, ShapleyRecipe};
 use vitscope::train::{Checkpoint, Subject};
 use vitscope::vit::{Vit, VitConfig, init};
 
@@ -267,7 +268,7 @@ fn the_start_masks_the_share_that_is_asked_for() {
         let trained = train(&recipe, folder.path(), &mut |_| true).unwrap();
         let sizes = vitscope::gates::GateSizes::new(vit().config());
         let tensors = trained.tensors.into_iter().collect();
-        let gates = vitscope::gates::Gates::load(sizes, recipe.stretch, &tensors).unwrap();
+        let gates = vitscope::gates::VotingGates::load(sizes, recipe.stretch, &tensors).unwrap();
         let kept = gates.mask(&clean.states).unwrap().mean_all().unwrap();
         let kept: f32 = kept.to_scalar().unwrap();
         assert!((kept - 0.7).abs() < 1e-3, "{kept}");
@@ -752,4 +753,101 @@ fn a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint() {
     let message = failed.unwrap_err().to_string();
     assert!(message.contains("lower the learning rate"), "{message}");
     assert!(last > 0 && Checkpoint::path(folder.path()).exists());
+}
+
+fn ranking_recipe() -> ShapleyRecipe {
+    ShapleyRecipe {
+        seed: 5,
+        steps: 9,
+        batch: 4,
+        hidden: 8,
+        warmup_steps: 2,
+        test_steps: 2,
+        test_pictures: 8,
+        checkpoint_steps: 4,
+        ..ShapleyRecipe::default()
+    }
+}
+
+/// Trains gates that rank in `folder`; `watch` gets the step and says whether to go on.
+fn train_ranking(
+    recipe: &ShapleyRecipe,
+    folder: &Path,
+    watch: &mut dyn FnMut(u64) -> bool,
+) -> vitscope::Result<TrainedGates> {
+    let (vit, train, test) = (vit(), grids(10, Split::Train), grids(8, Split::Test));
+    let subject = subject(&vit, &train, &test);
+    shapley::train(recipe, subject, folder, &mut |progress| {
+        watch(progress.step)
+    })
+}
+
+#[test]
+fn gates_that_rank_are_the_same_bits_after_a_kill() {
+    let whole = tempfile::tempdir().unwrap();
+    let killed = tempfile::tempdir().unwrap();
+    let uninterrupted = train_ranking(&ranking_recipe(), whole.path(), &mut |step| {
+        if step == 7 {
+            let file = Checkpoint::path(Path::new(""));
+            std::fs::copy(whole.path().join(&file), killed.path().join(&file)).unwrap();
+        }
+        true
+    });
+    let mut first_step = None;
+    let resumed = train_ranking(&ranking_recipe(), killed.path(), &mut |step| {
+        first_step.get_or_insert(step);
+        true
+    });
+    assert_eq!(first_step, Some(5));
+    let (uninterrupted, resumed) = (uninterrupted.unwrap(), resumed.unwrap());
+    assert_eq!(bits(&uninterrupted.tensors), bits(&resumed.tensors));
+    assert_eq!(uninterrupted.card, resumed.card);
+}
+
+/// What a model says of grids is a sum over their cells as little as any; still, scores learn what a share of it is.
+#[test]
+fn scores_learn_what_masked_answers_differ_by() {
+    let one_fill = |fill| {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = ShapleyRecipe {
+            steps: 150,
+            batch: 8,
+            lr: 1e-2,
+            fills: BTreeMap::from([(fill, 1.0)]),
+            test_steps: 50,
+            ..ranking_recipe()
+        };
+        let (vit, train, test) = (vit(), grids(64, Split::Train), grids(32, Split::Test));
+        let subject = subject(&vit, &train, &test);
+        let trained = shapley::train(&recipe, subject, folder.path(), &mut |_| true);
+        trained.unwrap().card.explained.unwrap()
+    };
+    let explained = one_fill(Fill::Black);
+    assert!(explained > 0.2, "{explained}");
+    assert!(one_fill(Fill::Drop).is_finite());
+}
+
+#[test]
+fn recipes_of_gates_that_rank_are_refused_in_one_sentence() {
+    let refused = |recipe: ShapleyRecipe| {
+        let folder = tempfile::tempdir().unwrap();
+        let error = train_ranking(&recipe, folder.path(), &mut |_| true).err();
+        error.unwrap().to_string()
+    };
+    let message = refused(ShapleyRecipe {
+        fills: BTreeMap::new(),
+        ..ranking_recipe()
+    });
+    assert!(message.contains("fills"), "{message}");
+    let message = refused(ShapleyRecipe {
+        policy_share: 0.8,
+        blob_share: 0.3,
+        ..ranking_recipe()
+    });
+    assert!(message.contains("0.8 and 0.3"), "{message}");
+    let message = refused(ShapleyRecipe {
+        pairs: 0,
+        ..ranking_recipe()
+    });
+    assert!(message.contains("at least 1"), "{message}");
 }

@@ -7,6 +7,7 @@
 use candle_core::Device;
 use vitscope::explain::Method;
 use vitscope::frame::placement::ResizeRule;
+use vitscope::gates::Objective;
 use vitscope::models::{self, Model, Reference};
 use vitscope::vit::Head;
 
@@ -97,7 +98,16 @@ fn inspect(model: &Model) -> String {
         Some(Head::ImageEmbedding { .. }) => "compares the image embedding with class vectors",
     };
     let gates = match (&model.gates, &model.gate_card) {
-        (Some(_), Some(card)) => format!("DiffMask, {} states of seed {}", card.states, card.seed),
+        (Some(gates), Some(card)) => {
+            let kind = match gates.objective() {
+                Objective::Published => "voting gates",
+                Objective::Shapley => "ranking gates",
+            };
+            format!(
+                "DiffMask, {kind} of {} states, seed {}",
+                card.states, card.seed
+            )
+        }
         (Some(_), None) => "DiffMask".to_owned(),
         (None, _) => "none; `vitscope train diffmask` makes them".to_owned(),
     };

@@ -169,7 +169,7 @@ fn check(geometry: Geometry, subject: &Subject, map: &[f32]) -> Result<()> {
 }
 
 /// Puts pixels of all channels in the place of others.
-pub(super) fn change(now: &mut [f32], after: &[f32], pixels: &[usize]) {
+pub(crate) fn change(now: &mut [f32], after: &[f32], pixels: &[usize]) {
     let n_pixels = now.len() / 3;
     for channel in 0..3 {
         for pixel in pixels {
@@ -180,7 +180,7 @@ pub(super) fn change(now: &mut [f32], after: &[f32], pixels: &[usize]) {
 
 impl Substrate {
     /// A whole picture of what stands where something was taken away from `image`, `[3, height, width]`.
-    pub(super) fn fill(self, image: &[f32], model: &BatchedModel<'_>) -> Vec<f32> {
+    pub(crate) fn fill(self, image: &[f32], model: &BatchedModel<'_>) -> Vec<f32> {
         let geometry = model.geometry;
         let n_pixels = geometry.n_pixels();
         let of_color = |color: [f32; 3]| -> Vec<f32> {

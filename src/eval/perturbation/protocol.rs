@@ -133,7 +133,8 @@ const RISE_BLUR: Substrate = Substrate::Blur {
     kernel_px: 11,
     sigma_px: 5.0,
 };
-const GRADMASK_BLUR: Substrate = Substrate::Blur {
+/// What GradMask puts back from, and what it leaves where it takes away.
+pub(crate) const GRADMASK_BLUR: Substrate = Substrate::Blur {
     kernel_px: 15,
     sigma_px: 7.0,
 };
@@ -302,7 +303,7 @@ impl Geometry {
     }
 
     /// The pixels of a patch.
-    pub(in crate::eval) fn pixels_of_patch(self, patch: usize) -> impl Iterator<Item = usize> {
+    pub(crate) fn pixels_of_patch(self, patch: usize) -> impl Iterator<Item = usize> {
         let (n_rows, n_columns) = self.grid;
         let (row, column) = (patch / n_columns, patch % n_columns);
         let edge = |place: usize, n: usize, length: usize| place * length / n;

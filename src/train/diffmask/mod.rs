@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use super::run::{Plan, check_positive, recipe_text, run};
 use super::{OnProgress, Subject};
 use crate::error::{Error, Result};
-use crate::gates::{GateCard, MARGIN};
+use crate::gates::{GateCard, MARGIN, Objective};
 use trainer::GateTrainer;
 
 /// What a run measures: at each step, for the sampled mask, and now and then for binary masks on test pictures.
@@ -80,6 +80,8 @@ pub enum Sparsity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DiffMaskRecipe {
+    /// [`Objective::Published`]; the recipe of the other one is [`ShapleyRecipe`](super::shapley::ShapleyRecipe).
+    pub objective: Objective,
     /// Seed of the gates, the order of the pictures, the depths and the samples.
     pub seed: u64,
     /// Updates of the gates.
@@ -142,6 +144,7 @@ pub struct DiffMaskRecipe {
 impl Default for DiffMaskRecipe {
     fn default() -> Self {
         Self {
+            objective: Objective::Published,
             seed: 0,
             steps: 10_000,
             batch: 16,
@@ -176,7 +179,7 @@ impl Default for DiffMaskRecipe {
 /// Trained gates.
 #[derive(Debug)]
 pub struct TrainedGates {
-    /// By name, as [`crate::gates::Gates::load`] takes them.
+    /// By name, as they lie on disk.
     pub tensors: BTreeMap<String, Tensor>,
     /// What belongs beside them on disk.
     pub card: GateCard,

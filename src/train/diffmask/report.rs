@@ -15,7 +15,7 @@ use crate::eval::{self, MaskedAnswer, masked_answers};
 use crate::files::write_whole;
 use crate::frame::placement::{Placement, ResizeRule};
 use crate::gates::{
-    GateSizes, Gates, KEEP, binary_masks, clean_pass, masked_pass, tensor_from_masks,
+    GateSizes, KEEP, VotingGates, binary_masks, clean_pass, masked_pass, tensor_from_masks,
 };
 use crate::overlay::{Heat, Mode, Overlay, Range, frame_from_image, image_from_frame};
 use crate::train::Subject;
@@ -56,7 +56,7 @@ pub(super) fn write(
     folder: &Path,
 ) -> Result<()> {
     let tensors = done.tensors.clone().into_iter().collect();
-    let gates = Gates::load(
+    let gates = VotingGates::load(
         GateSizes::new(subject.vit.config()),
         done.card.stretch,
         &tensors,
@@ -68,7 +68,7 @@ pub(super) fn write(
     write_whole(&folder.join(FILE), html.as_bytes())
 }
 
-fn look(gates: &Gates, subject: Subject<'_>, n_pictures: usize) -> Result<Found> {
+fn look(gates: &VotingGates, subject: Subject<'_>, n_pictures: usize) -> Result<Found> {
     let n_states = gates.sizes().states;
     let mut found = Found {
         answers: Vec::new(),

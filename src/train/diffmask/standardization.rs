@@ -90,7 +90,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::gates::{GateSizes, Gates};
+    use crate::gates::{GateSizes, VotingGates};
     use crate::rng::Rng;
 
     const SIZES: GateSizes = GateSizes {
@@ -128,9 +128,10 @@ mod tests {
     fn folded_gates_say_of_states_what_the_others_say_of_standardized_ones() {
         let states = states();
         let standardization = Standardization::of(&states).unwrap();
-        let tensors = Gates::initial_tensors(SIZES, 1.0, &mut Rng::new(2), &Device::Cpu).unwrap();
+        let tensors =
+            VotingGates::initial_tensors(SIZES, 1.0, &mut Rng::new(2), &Device::Cpu).unwrap();
         let logits = |tensors: BTreeMap<String, Tensor>, states: &[Tensor]| {
-            let gates = Gates::load(SIZES, 15.0, &tensors.into_iter().collect()).unwrap();
+            let gates = VotingGates::load(SIZES, 15.0, &tensors.into_iter().collect()).unwrap();
             let logits = Tensor::stack(&gates.logits(states, 2).unwrap(), 0).unwrap();
             logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::eval::masks::MaskScores;
 use crate::eval::{self, agreement, kl_from_logits, masked_answers};
 use crate::gates::{
-    BASELINE, GateCard, GateSizes, Gates, Removal, binary_masks, clean_pass, log_keep_from_logits,
-    masked_pass, sample_from_logits,
+    BASELINE, GateCard, GateSizes, Objective, Removal, VotingGates, binary_masks, clean_pass,
+    log_keep_from_logits, masked_pass, sample_from_logits,
 };
 use crate::kernels::in_pool;
 use crate::rng::Rng;
@@ -67,7 +67,7 @@ pub(super) struct GateTrainer<'a> {
     subject: Subject<'a>,
     vars: BTreeMap<String, Var>,
     /// Over `vars`; what they read is standardized where that is asked for.
-    gates: Gates,
+    gates: VotingGates,
     standardization: Option<Standardization>,
     optim: AdamW,
     /// Divergence that sampled masks may have, see [`steered`].
@@ -87,7 +87,8 @@ impl<'a> GateTrainer<'a> {
     pub(super) fn new(recipe: &'a DiffMaskRecipe, subject: Subject<'a>) -> Result<Self> {
         let sizes = GateSizes::new(subject.vit.config());
         let mut rng = Rng::new(recipe.seed);
-        let mut tensors = Gates::initial_tensors(sizes, recipe.offset, &mut rng, &Device::Cpu)?;
+        let mut tensors =
+            VotingGates::initial_tensors(sizes, recipe.offset, &mut rng, &Device::Cpu)?;
         if recipe.removal == RemovalKind::Drop {
             tensors.remove(BASELINE);
         }
@@ -128,7 +129,7 @@ impl<'a> GateTrainer<'a> {
         Ok(Self {
             recipe,
             subject,
-            gates: Gates::load(sizes, recipe.stretch, &over(&vars))?,
+            gates: VotingGates::load(sizes, recipe.stretch, &over(&vars))?,
             standardization,
             vars,
             optim: AdamW::new(params, options),
@@ -235,7 +236,7 @@ impl<'a> GateTrainer<'a> {
     fn measure(&self) -> Result<Measured> {
         let vit = self.subject.vit;
         let tensors = self.tensors()?.into_iter().collect();
-        let gates = Gates::load(self.gates.sizes(), self.recipe.stretch, &tensors)?;
+        let gates = VotingGates::load(self.gates.sizes(), self.recipe.stretch, &tensors)?;
         let (removal, gates) = (gates.removal().clone(), gates.freeze()?);
         let chunk = self.recipe.batch.max(32);
         let mut answers = Vec::new();
@@ -290,6 +291,7 @@ impl<'a> GateTrainer<'a> {
             tensors,
             card: GateCard {
                 base_sha256: self.subject.base_sha256.to_owned(),
+                objective: Objective::Published,
                 states: sizes.states,
                 dim: sizes.dim,
                 hidden: sizes.hidden,
@@ -298,6 +300,7 @@ impl<'a> GateTrainer<'a> {
                 recipe: recipe_options(self.recipe)?,
                 l0: measured.kept,
                 kl: measured.kl,
+                explained: None,
             },
             agreement: measured.agreement,
             within: measured.within,
@@ -460,7 +463,7 @@ fn calibrated_offset(
     masked_share: f64,
 ) -> Result<f64> {
     let tensors = tensors.clone().into_iter().collect();
-    let gates = Gates::load(sizes, stretch, &tensors)?;
+    let gates = VotingGates::load(sizes, stretch, &tensors)?;
     let logits = gates.logits(states, sizes.states - 1)?;
     let logits = Tensor::stack(&logits, 0)?; // [gates, batch, patches]
     // The share falls as the offset rises; offsets that nobody would ask for bound the search.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use serde::Serialize;
 use vitscope::files::write_whole;
-use vitscope::gates::{DEFAULT_STRETCH, GateSizes, Gates};
+use vitscope::gates::{DEFAULT_STRETCH, GateSizes, Gates, VotingGates};
 use vitscope::interpreter::{Interpreter, InterpreterShape};
 use vitscope::models::{self, DeviceChoice, Model, Preprocessor};
 use vitscope::rng::Rng;
@@ -116,7 +116,7 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
         .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
         .collect::<anyhow::Result<_>>()?;
     let sizes = GateSizes::new(&config);
-    let gates = Gates::initial_tensors(sizes, 0.0, &mut rng, device)?;
+    let gates = VotingGates::initial_tensors(sizes, 0.0, &mut rng, device)?;
     let shape = InterpreterShape::new(&config, config.n_patches());
     let interpreter = Interpreter::initial_tensors(&shape, &mut rng, device)?;
     let interpreter = Interpreter::load(shape, &interpreter.into_iter().collect())?;
@@ -126,11 +126,11 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
         preprocessor: Preprocessor::square(size_px),
         weights_sha256: String::new(),
         own_head: false,
-        gates: Some(Gates::load(
+        gates: Some(Gates::Voting(VotingGates::load(
             sizes,
             DEFAULT_STRETCH,
             &gates.into_iter().collect(),
-        )?),
+        )?)),
         gate_card: None,
         interpreter: Some(interpreter),
         interpreter_card: None,

@@ -30,6 +30,7 @@ use vitscope::explain::{Explainer, Method};
 use vitscope::files::write_whole;
 use vitscope::gates::{Gates, MARGIN, Removal};
 use vitscope::models::{self, Model, Preprocessor, Reference};
+use vitscope::overlay::Range;
 
 use self::suites::SuiteArgs;
 use crate::exit::Exit;
@@ -339,7 +340,10 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
         .map(|(seed, method)| Entry {
             name: format!("{GATES}, seed {seed}"),
             explainer: method,
-            thresholds: &[Threshold::Half],
+            thresholds: match method.range() {
+                Range::Unit => &[Threshold::Half],
+                _ => &[Threshold::Otsu, Threshold::Mean],
+            },
         })
         .collect();
     let others = others(&args.method, &model)?;

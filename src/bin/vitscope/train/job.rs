@@ -20,6 +20,7 @@ use vitscope::train::classifier::{self, ClassifierRecipe, Start};
 use vitscope::train::diffmask::{self, DiffMaskRecipe};
 use vitscope::train::iavit::{self, Fidelity, IaVitRecipe};
 use vitscope::train::probe::{self, ProbeRecipe};
+use vitscope::train::shapley::{self, ShapleyRecipe};
 use vitscope::train::{Checkpoint, Subject};
 
 use super::recipe::{DEFAULT_IMAGE_PX, IA_VIT, RecipeFile, recipe};
@@ -173,6 +174,9 @@ impl Job<'_> {
     }
 
     pub(super) fn gates(self, reference: Reference<'_>) -> anyhow::Result<Option<Measured>> {
+        if self.objective() == Some("shapley") {
+            return self.ranking_gates(reference);
+        }
         let recipe: DiffMaskRecipe = self.recipe(&self.file.diffmask, "diffmask")?;
         let frozen = self.open_frozen(reference, recipe.seed)?;
         let mut shown = Shown::new(Arc::clone(self.stop));
@@ -206,6 +210,44 @@ impl Job<'_> {
             ("kept", done.card.l0),
             ("agreement", done.agreement),
             ("within margin", done.within),
+        ])))
+    }
+
+    /// What the recipe's table and `--set` say that gates are trained for.
+    fn objective(&self) -> Option<&str> {
+        let changed = self.changes.get("objective");
+        changed
+            .or_else(|| self.file.diffmask.get("objective"))?
+            .as_str()
+    }
+
+    fn ranking_gates(self, reference: Reference<'_>) -> anyhow::Result<Option<Measured>> {
+        let recipe: ShapleyRecipe = self.recipe(&self.file.diffmask, "diffmask")?;
+        let frozen = self.open_frozen(reference, recipe.seed)?;
+        let mut shown = Shown::new(Arc::clone(self.stop));
+        let done = shapley::train(&recipe, frozen.subject(), self.out, &mut |progress| {
+            shown.step(progress)
+        })?;
+        shown.finish();
+        if !done.complete {
+            return Ok(None);
+        }
+        Gates::save(&done.tensors, &done.card, self.out)?;
+        Checkpoint::remove(self.out)?;
+        let explained = done.card.explained.unwrap_or(f64::NAN);
+        println!(
+            "scores explain {explained:.4} of what masked answers differ by, on test pictures"
+        );
+        println!(
+            "cut at the margin: kl {:.4}, kept {:.4}, agreement {:.4}",
+            done.card.kl, done.card.l0, done.agreement
+        );
+        print_unreadable(&frozen.halves);
+        println!("gates in {:?}", self.out.join("gates.safetensors"));
+        Ok(Some(measured([
+            ("explained", explained),
+            ("kept", done.card.l0),
+            ("agreement", done.agreement),
         ])))
     }
 
