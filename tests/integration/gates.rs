@@ -256,7 +256,11 @@ fn within_the_margin_no_larger_mask_than_needed_is_kept() {
         let masks =
             masks_within_margin(&vit, &images, &original, &attributions, &removal, margin).unwrap();
         let answers = masked_answers(&vit, &images, &original, &masks, &removal).unwrap();
-        assert!(answers.iter().all(|answer| answer.kl <= margin && answer.agrees));
+        assert!(
+            answers
+                .iter()
+                .all(|answer| answer.kl <= margin && answer.agrees)
+        );
         answers.iter().map(|answer| answer.kept).sum::<f64>()
     };
     // Whatever it may cost, the class stays.

@@ -23,7 +23,7 @@ use vitscope::train::probe::{self, ProbeRecipe};
 use vitscope::train::shapley::{self, ShapleyRecipe};
 use vitscope::train::{Checkpoint, Subject};
 
-use super::recipe::{DEFAULT_IMAGE_PX, IA_VIT, RecipeFile, recipe};
+use super::recipe::{DEFAULT_IMAGE_PX, GateRecipe, IA_VIT, RecipeFile, gate_recipe, recipe};
 use super::shown::Shown;
 
 /// What a run came to on test pictures, by name.
@@ -174,13 +174,26 @@ impl Job<'_> {
     }
 
     pub(super) fn gates(self, reference: Reference<'_>) -> anyhow::Result<Option<Measured>> {
-        if self.objective() == Some("shapley") {
-            return self.ranking_gates(reference);
+        let recipe = gate_recipe(
+            &self.file.diffmask,
+            self.changes.clone(),
+            self.seed,
+            self.checkpoint,
+        )?;
+        match recipe {
+            GateRecipe::Published(recipe) => self.voting_gates(&recipe, reference),
+            GateRecipe::Shapley(recipe) => self.ranking_gates(&recipe, reference),
         }
-        let recipe: DiffMaskRecipe = self.recipe(&self.file.diffmask, "diffmask")?;
+    }
+
+    fn voting_gates(
+        self,
+        recipe: &DiffMaskRecipe,
+        reference: Reference<'_>,
+    ) -> anyhow::Result<Option<Measured>> {
         let frozen = self.open_frozen(reference, recipe.seed)?;
         let mut shown = Shown::new(Arc::clone(self.stop));
-        let done = diffmask::train(&recipe, frozen.subject(), self.out, &mut |progress| {
+        let done = diffmask::train(recipe, frozen.subject(), self.out, &mut |progress| {
             shown.step(progress)
         })?;
         shown.finish();
@@ -213,19 +226,14 @@ impl Job<'_> {
         ])))
     }
 
-    /// What the recipe's table and `--set` say that gates are trained for.
-    fn objective(&self) -> Option<&str> {
-        let changed = self.changes.get("objective");
-        changed
-            .or_else(|| self.file.diffmask.get("objective"))?
-            .as_str()
-    }
-
-    fn ranking_gates(self, reference: Reference<'_>) -> anyhow::Result<Option<Measured>> {
-        let recipe: ShapleyRecipe = self.recipe(&self.file.diffmask, "diffmask")?;
+    fn ranking_gates(
+        self,
+        recipe: &ShapleyRecipe,
+        reference: Reference<'_>,
+    ) -> anyhow::Result<Option<Measured>> {
         let frozen = self.open_frozen(reference, recipe.seed)?;
         let mut shown = Shown::new(Arc::clone(self.stop));
-        let done = shapley::train(&recipe, frozen.subject(), self.out, &mut |progress| {
+        let done = shapley::train(recipe, frozen.subject(), self.out, &mut |progress| {
             shown.step(progress)
         })?;
         shown.finish();

@@ -21,7 +21,6 @@ use std::sync::atomic::AtomicBool;
 use anyhow::bail;
 use vitscope::models::Reference;
 use vitscope::train::Checkpoint;
-use vitscope::train::diffmask::DiffMaskRecipe;
 
 use crate::exit::Exit;
 use crate::interrupt;
@@ -200,9 +199,7 @@ fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
     let out = args.out.as_deref().unwrap_or(&args.model);
     let reference = over(&args.model, args.backbone.as_deref())?;
     let changes = recipe::changed(&args.common.set)?;
-    let recipe: DiffMaskRecipe =
-        recipe::recipe(&file.diffmask, changes, args.common.seed, None, "diffmask")?;
-    let first = recipe.seed;
+    let first = recipe::gate_recipe(&file.diffmask, changes, args.common.seed, None)?.seed();
     let folders: Vec<(u64, PathBuf)> = (first..)
         .take(args.seeds.get() as usize)
         .map(|seed| match seed == first {

@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 use vitscope::changes;
+use vitscope::train::diffmask::DiffMaskRecipe;
+use vitscope::train::shapley::ShapleyRecipe;
 
 /// A recipe file.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -89,6 +91,36 @@ pub(super) fn changed(set: &[String]) -> anyhow::Result<toml::Table> {
         }
     }
     Ok(table)
+}
+
+/// How gates are trained, by what they are trained for.
+pub(super) enum GateRecipe {
+    Published(DiffMaskRecipe),
+    Shapley(ShapleyRecipe),
+}
+
+impl GateRecipe {
+    pub(super) fn seed(&self) -> u64 {
+        match self {
+            Self::Published(recipe) => recipe.seed,
+            Self::Shapley(recipe) => recipe.seed,
+        }
+    }
+}
+
+/// The table of gates of a recipe file with the command line's changes; its `objective` says which options there are.
+pub(super) fn gate_recipe(
+    table: &toml::Table,
+    changes: toml::Table,
+    seed: Option<u64>,
+    checkpoint: Option<u64>,
+) -> anyhow::Result<GateRecipe> {
+    const NAME: &str = "diffmask";
+    let objective = changes.get("objective").or_else(|| table.get("objective"));
+    Ok(match objective.and_then(toml::Value::as_str) {
+        Some("shapley") => GateRecipe::Shapley(recipe(table, changes, seed, checkpoint, NAME)?),
+        _ => GateRecipe::Published(recipe(table, changes, seed, checkpoint, NAME)?),
+    })
 }
 
 /// The table of a recipe file with the command line's changes.
