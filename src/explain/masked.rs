@@ -117,6 +117,13 @@ impl<'a> Copies<'a> {
         })
     }
 
+    /// Score of the image as it is, by the logits of its pass.
+    pub(super) fn whole(&self, pass: &Pass<'_>, image_idx: usize, score: Score) -> Result<f32> {
+        let logits = pass.logits();
+        let logits = logits.map(|logits| logits.narrow(0, image_idx, 1));
+        Ok(self.score(logits.transpose()?, score)?[0])
+    }
+
     /// Scores under masks of one value a patch; for tokens a patch is hidden where that is below one half.
     pub(super) fn scores(&self, masks: &[Vec<f32>], score: Score) -> Result<Vec<f32>> {
         match &self.hidden {

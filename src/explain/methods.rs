@@ -14,6 +14,7 @@ use super::gradcam::{GradCam, GradCamAttention};
 use super::gradients::{GradientInput, IntegratedGradients, Saliency, SmoothGrad};
 use super::gradmask::GradMask;
 use super::iavit::{IaVit, IaVitOptions};
+use super::kernel_shap::KernelShap;
 use super::legrad::LeGrad;
 use super::lrp::LibraGrad;
 use super::occlusion::Occluding;
@@ -90,6 +91,8 @@ pub enum Method {
     Tis,
     /// [`Rise`]
     Rise,
+    /// Shapley values of patches: [`KernelShap`].
+    KernelShap,
 }
 
 /// How fast a method is on video.
@@ -183,6 +186,7 @@ impl Method {
         Self::VitCx,
         Self::Tis,
         Self::Rise,
+        Self::KernelShap,
     ];
 
     /// The method's line of the table; costs are those of its default options.
@@ -379,6 +383,13 @@ impl Method {
                 ("2001", "0"),
                 Pace::D,
             ),
+            Self::KernelShap => entry(
+                "kernel-shap",
+                "each patch's share of the class's probability, by Shapley values of masked copies",
+                "KernelSHAP, arXiv:1705.07874, arXiv:2012.01536",
+                ("2 + 768", "0"),
+                Pace::C,
+            ),
         }
     }
 
@@ -468,6 +479,7 @@ impl Method {
             Self::VitCx => self.with::<VitCx>(options),
             Self::Tis => self.with::<Tis>(options),
             Self::Rise => self.with::<Rise>(options),
+            Self::KernelShap => self.with::<KernelShap>(options),
         }
     }
 

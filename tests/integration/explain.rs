@@ -411,7 +411,12 @@ fn several_targets_come_target_by_target_for_each_method() {
 #[test]
 fn a_contrast_is_the_difference_where_a_method_is_linear() {
     let vit = small_vit(small_config());
-    for method in [Method::GradientInput, Method::Occlusion, Method::ReciproCam] {
+    for method in [
+        Method::GradientInput,
+        Method::Occlusion,
+        Method::ReciproCam,
+        Method::KernelShap,
+    ] {
         let explainer = build(method, "");
         let explain = |target| {
             explainer

@@ -16,6 +16,8 @@ mod explain;
 mod gates;
 // IA-ViT's interpreter.
 mod interpreter;
+// KernelSHAP against the definition, shap and numpy.
+mod kernel_shap;
 // The fused operations against their plain composition: forward and gradient.
 mod kernels;
 // Files through GStreamer and back, judged by ffmpeg and ffprobe.
