@@ -41,6 +41,19 @@ impl Folder {
     /// [`Error::Data`] where there is no such folder or no readable picture in it, or where pictures lie
     /// beside the classes.
     pub fn open(folder: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Self> {
+        Self::open_chosen(folder, rule, resampling, &|_| true)
+    }
+
+    /// The same of the files whose names are chosen; classes may be left without pictures.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`Error::Data`] where no file is chosen.
+    pub fn open_chosen(
+        folder: &Path,
+        rule: ResizeRule,
+        resampling: Resampling,
+        is_chosen: &dyn Fn(&str) -> bool,
+    ) -> Result<Self> {
         let (folders, loose) = list(folder)?;
         let mut classes = Vec::new();
         let mut files = Vec::new();
@@ -64,6 +77,13 @@ impl Folder {
         if files.is_empty() {
             return Err(Error::Data(format!(
                 "folder has no pictures, neither PNG nor JPEG: {folder:?}"
+            )));
+        }
+        let n_files = files.len();
+        files.retain(|(path, _)| is_chosen(&file_name(path)));
+        if files.is_empty() {
+            return Err(Error::Data(format!(
+                "none of the names of {n_files} pictures is asked for: {folder:?}"
             )));
         }
         let mut unreadable = BTreeMap::new();
@@ -116,8 +136,7 @@ impl Dataset for Folder {
             .files
             .get(index)
             .ok_or_else(|| out_of_range(&self.name, index, self.len()))?;
-        let picture = decode(path).map_err(|error| {
-            let reason = error.to_string();
+        let leave_out = |reason: String| {
             let error = unreadable_picture(path, &reason);
             let mut known = self
                 .unreadable
@@ -125,8 +144,10 @@ impl Dataset for Folder {
                 .unwrap_or_else(PoisonError::into_inner);
             known.insert(path.clone(), reason);
             error
-        })?;
-        picture.resized(self.rule, self.resampling)
+        };
+        let picture = decode(path).map_err(|error| leave_out(error.to_string()))?;
+        let resized = picture.resized(self.rule, self.resampling);
+        resized.map_err(|error| leave_out(error.to_string()))
     }
 
     fn label(&self, index: usize) -> Option<usize> {
@@ -151,7 +172,7 @@ pub(super) fn has_pictures(folder: &Path) -> Result<bool> {
 }
 
 /// Sub-folders and pictures of a folder, sorted; what is hidden or something else is passed over.
-fn list(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+pub(super) fn list(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     if !folder.is_dir() {
         return Err(Error::Data(format!("no such folder: {folder:?}")));
     }

@@ -14,7 +14,7 @@ pub mod masked;
 pub mod red_patches;
 pub mod source;
 
-pub use source::{Halves, open, open_grouped};
+pub use source::{Halves, open, open_grouped, open_labeled};
 
 use std::sync::Arc;
 

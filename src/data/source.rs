@@ -118,6 +118,60 @@ pub fn open(
     }
 }
 
+/// Opens labelled pictures to measure on: the test half where there is one, all pictures of a folder with a folder per
+/// class; of folders those whose file names `is_chosen` takes, where it is given.
+///
+/// # Errors
+/// [`Error::Data`] as [`open`], where pictures have no labels, and where they have no file names to choose by.
+pub fn open_labeled(
+    reference: &str,
+    rule: ResizeRule,
+    resampling: Resampling,
+    is_chosen: Option<&dyn Fn(&str) -> bool>,
+) -> Result<Arc<dyn Dataset>> {
+    let folder = Path::new(reference);
+    if reference == RED_PATCHES || is_grouped(reference) || cifar::is_cifar(folder) {
+        if is_chosen.is_some() {
+            return Err(Error::Data(format!(
+                "pictures have no file names to choose by, expected a folder per class: {reference:?}"
+            )));
+        }
+        let halves = open(reference, rule, resampling, 0)?;
+        return Ok(halves.at_size(rule, resampling).test);
+    }
+    if folder.is_file() {
+        return Err(Error::Data(format!(
+            "expected a folder per class, and this is a file: {folder:?}"
+        )));
+    }
+    let halves = [folder.join("train"), folder.join("test")];
+    let [_, test] = &halves;
+    let folder = match halves.iter().all(|half| has_folders(half)) {
+        true => test,
+        false => folder,
+    };
+    let (classes, loose) = folder::list(folder)?;
+    if classes.is_empty() && !loose.is_empty() {
+        return Err(Error::Data(format!(
+            "expected a folder per class, and pictures lie in the folder itself: {folder:?}"
+        )));
+    }
+    if let Some(part) = classes.iter().find(|class| has_folders(class)) {
+        return Err(Error::Data(format!(
+            "expected a folder per class, and {:?} holds folders; pass the part to measure on: {folder:?}",
+            folder::file_name(part)
+        )));
+    }
+    let is_chosen = is_chosen.unwrap_or(&|_| true);
+    let folder = Folder::open_chosen(folder, rule, resampling, is_chosen)?;
+    Ok(Arc::new(folder))
+}
+
+/// Whether a folder holds folders and no pictures, as a part of a data set does.
+fn has_folders(folder: &Path) -> bool {
+    folder::list(folder).is_ok_and(|(folders, pictures)| !folders.is_empty() && pictures.is_empty())
+}
+
 fn is_grouped(reference: &str) -> bool {
     reference == BIASED_PATCHES || reference.starts_with(CELEBA)
 }

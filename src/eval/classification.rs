@@ -1,13 +1,11 @@
 //! How often a classifier is right, and how sure that is.
 
-use candle_core::D;
-
-use crate::data::{Dataset, images_from_pictures, readable};
+use crate::data::{Dataset, Picture, images_from_pictures};
 use crate::error::{Error, Result};
 use crate::vit::Vit;
 
 /// Standard deviations of a normal distribution within which 95 % of it lie.
-const Z95: f64 = 1.96;
+const Z95: f64 = 1.959_963_984_540_054;
 
 /// Answers that were counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,22 +31,106 @@ impl Count {
     }
 }
 
-/// For each class of the data the class of the model that has its name.
+impl FromIterator<bool> for Count {
+    /// Counts what is right.
+    fn from_iter<T: IntoIterator<Item = bool>>(answers: T) -> Self {
+        let mut count = Self::default();
+        for is_right in answers {
+            count.of += 1;
+            count.right += usize::from(is_right);
+        }
+        count
+    }
+}
+
+/// What a model says of a picture whose class is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prediction {
+    /// Class of the picture, as an index of the data's.
+    pub label: usize,
+    /// The same class, as an index of the model's.
+    pub class: usize,
+    /// The class that the model names, the first one of equal logits.
+    pub named: usize,
+    /// Probability of the named class.
+    pub confidence: f64,
+    /// Place of the picture's class among all by their logits: 0 where the model names it.
+    pub rank: usize,
+    /// Negative log-likelihood of the picture's class, in nats.
+    pub nll: f64,
+}
+
+impl Prediction {
+    /// Reads the logits of one picture, `[classes]`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where `class` is none of them, or one is not finite.
+    pub fn from_logits(label: usize, class: usize, logits: &[f32]) -> Result<Self> {
+        let Some(&own) = logits.get(class) else {
+            return Err(Error::Data(format!(
+                "the model has {} classes, there is none at {class}",
+                logits.len()
+            )));
+        };
+        if let Some(logit) = logits.iter().find(|logit| !logit.is_finite()) {
+            return Err(Error::Data(format!("a logit of the model is {logit}")));
+        }
+        let named = greatest(logits);
+        let from_greatest = |logit: f32| f64::from(logit) - f64::from(logits[named]);
+        let sum: f64 = logits.iter().map(|&logit| from_greatest(logit).exp()).sum();
+        let is_before =
+            |(index, &logit): (usize, &f32)| logit > own || (logit == own && index < class);
+        Ok(Self {
+            label,
+            class,
+            named,
+            confidence: 1.0 / sum,
+            rank: logits
+                .iter()
+                .enumerate()
+                .filter(|&at| is_before(at))
+                .count(),
+            nll: sum.ln() - from_greatest(own),
+        })
+    }
+
+    /// Whether the model names the picture's class.
+    pub fn is_right(&self) -> bool {
+        self.named == self.class
+    }
+}
+
+/// What the model says of all pictures whose class it knows; those that cannot be read are passed over.
+///
+/// `classes` says which of the model's classes each class of the data is; `on_picture` is told how many are done.
 ///
 /// # Errors
-/// [`Error::Data`] naming the first class that the model does not know.
-pub fn classes_by_name(labels: &[String], classes: &[String]) -> Result<Vec<usize>> {
-    classes
-        .iter()
-        .map(|class| {
-            let same = |label: &String| label.eq_ignore_ascii_case(class);
-            labels.iter().position(same).ok_or_else(|| {
-                Error::Data(format!(
-                    "the model has no class {class:?}, which the data have"
-                ))
-            })
-        })
-        .collect()
+/// Fails where pictures do not fit the model, it has no classifier, or no picture can be read.
+pub fn predictions(
+    vit: &Vit,
+    data: &dyn Dataset,
+    classes: &[Option<usize>],
+    normalization: ([f32; 3], [f32; 3]),
+    batch: usize,
+    on_picture: &mut dyn FnMut(usize),
+) -> Result<Vec<Prediction>> {
+    let known = |index: usize| {
+        let label = data.label(index)?;
+        Some((label, (*classes.get(label)?)?))
+    };
+    let indices: Vec<usize> = (0..data.len())
+        .filter(|&index| known(index).is_some())
+        .collect();
+    let mut predictions = Vec::with_capacity(indices.len());
+    let mut predict = |index: usize, logits: &[f32]| {
+        if let Some((label, class)) = known(index) {
+            predictions.push(Prediction::from_logits(label, class, logits)?);
+            on_picture(predictions.len());
+        }
+        Ok(())
+    };
+    for_each_logits(vit, data, &indices, normalization, batch, &mut predict)?;
+    Ok(predictions)
 }
 
 /// Right answers by class of the data.
@@ -80,24 +162,71 @@ pub fn count_by_class(
 pub(super) fn answers(
     vit: &Vit,
     data: &dyn Dataset,
-    (mean, std): ([f32; 3], [f32; 3]),
+    normalization: ([f32; 3], [f32; 3]),
     batch: usize,
 ) -> Result<Vec<(usize, usize)>> {
     let indices: Vec<usize> = (0..data.len()).collect();
     let mut answers = Vec::with_capacity(indices.len());
-    for chunk in indices.chunks(batch.max(1)) {
-        let (chunk, pictures): (Vec<usize>, Vec<_>) = readable(data, chunk)?.into_iter().unzip();
-        let device = vit.class_token().device();
-        let images = images_from_pictures(&pictures, mean, std, device)?;
-        let logits = super::logits(vit.forward(&images)?.logits)?;
-        let named: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-        answers.extend(
-            chunk
-                .into_iter()
-                .zip(named.into_iter().map(|class| class as usize)),
-        );
-    }
+    let mut answer = |index: usize, logits: &[f32]| {
+        answers.push((index, greatest(logits)));
+        Ok(())
+    };
+    for_each_logits(vit, data, &indices, normalization, batch, &mut answer)?;
     Ok(answers)
+}
+
+/// Asks the model about the pictures at `indices`; `each` is told the index and the logits, `[classes]`, of each one that
+/// can be read.
+///
+/// # Errors
+/// As `each`, where pictures do not fit the model, and the reason of the first one, where none of them can be read.
+fn for_each_logits(
+    vit: &Vit,
+    data: &dyn Dataset,
+    indices: &[usize],
+    (mean, std): ([f32; 3], [f32; 3]),
+    batch: usize,
+    each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<()> {
+    let device = vit.class_token().device();
+    let (mut n_read, mut failure) = (0, None);
+    for chunk in indices.chunks(batch.max(1)) {
+        let mut read: Vec<usize> = Vec::with_capacity(chunk.len());
+        let mut pictures: Vec<Picture> = Vec::with_capacity(chunk.len());
+        for &index in chunk {
+            match data.picture(index) {
+                Ok(picture) => {
+                    read.push(index);
+                    pictures.push(picture);
+                }
+                Err(error) => _ = failure.get_or_insert(error),
+            }
+        }
+        if pictures.is_empty() {
+            continue;
+        }
+        n_read += pictures.len();
+        let images = images_from_pictures(&pictures, mean, std, device)?;
+        let logits: Vec<Vec<f32>> = super::logits(vit.forward(&images)?.logits)?.to_vec2()?;
+        for (index, logits) in read.into_iter().zip(logits) {
+            each(index, &logits)?;
+        }
+    }
+    match failure {
+        Some(error) if n_read == 0 => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Index of the greatest value, the first of equal ones; 0 where there is none.
+fn greatest(values: &[f32]) -> usize {
+    let mut greatest = 0;
+    for (index, value) in values.iter().enumerate() {
+        if *value > values[greatest] {
+            greatest = index;
+        }
+    }
+    greatest
 }
 
 /// Right answers of all classes.
@@ -125,20 +254,26 @@ mod tests {
         check(0, 20, (0.0, 0.161_13));
     }
 
+    /// Softmax of the logarithms of 1, 2, 4 and 1: 1/8, 1/4, 1/2 and 1/8.
     #[test]
-    fn classes_meet_by_name_whatever_their_order() {
-        let names = |names: &[&str]| {
-            names
-                .iter()
-                .map(|name| (*name).to_owned())
-                .collect::<Vec<_>>()
-        };
-        let labels = names(&["Dog", "cat", "owl"]);
-        assert_eq!(
-            classes_by_name(&labels, &names(&["cat", "dog"])).unwrap(),
-            [1, 0]
-        );
-        let message = classes_by_name(&labels, &names(&["cat", "emu"])).unwrap_err();
-        assert!(message.to_string().contains("\"emu\""));
+    fn a_prediction_has_the_softmax_of_its_logits() {
+        let logits = [1.0_f32, 2.0, 4.0, 1.0].map(f32::ln);
+        let found = |class| Prediction::from_logits(7, class, &logits).unwrap();
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-6;
+        for (class, rank, share) in [(2, 0, 0.5), (1, 1, 0.25), (0, 2, 0.125), (3, 3, 0.125)] {
+            let found = found(class);
+            assert_eq!((found.label, found.named, found.rank), (7, 2, rank));
+            assert_eq!(found.is_right(), class == 2);
+            assert!(near(found.confidence, 0.5) && near(found.nll, -f64::ln(share)));
+        }
+    }
+
+    #[test]
+    fn a_prediction_bears_great_logits_and_refuses_broken_ones() {
+        let found = Prediction::from_logits(0, 1, &[3e38, -3e38]).unwrap();
+        assert_eq!((found.confidence, found.rank), (1.0, 1));
+        assert!(found.nll > 1e38 && found.nll.is_finite());
+        assert!(Prediction::from_logits(0, 0, &[0.0, f32::NAN]).is_err());
+        assert!(Prediction::from_logits(0, 2, &[0.0, 1.0]).is_err());
     }
 }

@@ -4,8 +4,11 @@
 //! measured by a pass with that mask, [`masked_answers`]; the tasks that compare masks with a known truth are below.
 
 pub mod batched;
+pub mod calibration;
+pub mod class_names;
 pub mod classification;
 pub mod comparison;
+pub mod confusions;
 pub mod controls;
 mod examples;
 pub mod fairness;

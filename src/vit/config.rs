@@ -5,6 +5,8 @@
 //! are those of `transformers`. What a configuration may say and this crate does not compute (other
 //! activations, SwiGLU) is refused by name. Nothing here opens a file: text in, text out.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::fields::{self, Fields, MAX_SIZE};
@@ -112,6 +114,8 @@ pub struct VitConfig {
     pub distilled: bool,
     /// Class names in the order of the logits; empty without a classifier.
     pub labels: Vec<String>,
+    /// By other names of things, the label that the model answers for them; a key of this crate, `label_aliases`.
+    pub label_aliases: BTreeMap<String, String>,
     /// What a classifier reads; [`VitConfig::head`] says whether there is one.
     pub reads: Head,
 }
@@ -134,6 +138,7 @@ impl Default for VitConfig {
             layer_scale: false,
             distilled: false,
             labels: Vec::new(),
+            label_aliases: BTreeMap::new(),
             reads: Head::ClassToken,
         }
     }
@@ -207,6 +212,7 @@ impl VitConfig {
             } else {
                 Vec::new()
             },
+            label_aliases: label_aliases(fields)?,
             reads: match family {
                 Family::Dinov2 | Family::Dinov2WithRegisters => Head::ClassTokenAndPatchMean,
                 Family::Deit if architecture.ends_with("WithTeacher") => {
@@ -266,6 +272,9 @@ impl VitConfig {
             let label2id = self.labels.iter().enumerate();
             let label2id = label2id.map(|(index, name)| (name.clone(), json!(index)));
             root["label2id"] = Value::Object(label2id.collect());
+        }
+        if !self.label_aliases.is_empty() {
+            root["label_aliases"] = json!(self.label_aliases);
         }
         format!("{root:#}\n")
     }
@@ -493,6 +502,25 @@ fn labels(fields: Fields) -> Result<Vec<String>> {
         .collect()
 }
 
+/// Labels by other names of the same things; none where the file has no `label_aliases`.
+fn label_aliases(fields: Fields) -> Result<BTreeMap<String, String>> {
+    let Some(value) = fields.value("label_aliases") else {
+        return Ok(BTreeMap::new());
+    };
+    let Some(aliases) = value.as_object() else {
+        return refuse(format!(
+            "field \"label_aliases\" is {value}, not a map of names"
+        ));
+    };
+    let aliases = aliases.iter().map(|(alias, label)| match label.as_str() {
+        Some(label) => Ok((alias.clone(), label.to_owned())),
+        None => refuse(format!(
+            "label_aliases maps {alias:?} to {label}, not a text"
+        )),
+    });
+    aliases.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -524,6 +552,7 @@ mod tests {
         let labels = vec!["a".to_owned(), "b".to_owned(), "c".to_owned()];
         let vit = VitConfig {
             labels,
+            label_aliases: [("d".to_owned(), "b".to_owned())].into(),
             ..VitConfig::default()
         };
         let deit = VitConfig {
@@ -616,5 +645,9 @@ mod tests {
         check_refused(("\"7\"", "\"11\""), "not 7");
         check_refused(("{\"arch", "{\"use_swiglu_ffn\": true, \"arch"), "SwiGLU");
         check_refused(("{\"arch", "{\"pretrained_cfg\": {}, \"arch"), "timm");
+        check_refused(
+            ("{\"arch", "{\"label_aliases\": {\"x\": 1}, \"arch"),
+            "label_aliases maps \"x\" to 1",
+        );
     }
 }

@@ -354,7 +354,7 @@ mod program {
         assert!(inspected.contains("interpreter  IA-ViT") && inspected.contains("ia-vit"));
         let scored = show("eval classifier --model top --backbone base --data red-patches");
         assert!(
-            scored.contains("test accuracy") && scored.contains("95 % interval"),
+            scored.contains("top-1 accuracy") && scored.contains("95 % interval"),
             "{scored}"
         );
         let refused = vitscope("models inspect top", folder.path());

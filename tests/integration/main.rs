@@ -6,6 +6,9 @@ mod common;
 // The page in a browser.
 #[cfg(all(feature = "live", feature = "embedded-models"))]
 mod browser;
+// Classifiers on folders of pictures whose answers are known.
+#[cfg(all(feature = "cli", feature = "live"))]
+mod classifier;
 // Data sets by reference, and folders of pictures.
 mod data;
 // Scores on explainers whose score is known by hand.

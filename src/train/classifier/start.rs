@@ -35,14 +35,12 @@ impl Start {
                 "half a CLIP can be read and not be saved, and so cannot be trained; a linear head for it can".into(),
             ));
         }
-        let mut weights = self.weights.clone();
-        if self.config.labels != classes {
+        let (mut config, mut weights) = (self.config.clone(), self.weights.clone());
+        if config.labels != classes {
             weights.retain(|name, _| !is_classifier(name));
+            config.label_aliases.clear();
         }
-        let config = VitConfig {
-            labels: classes.to_vec(),
-            ..self.config.clone()
-        };
+        config.labels = classes.to_vec();
         let weights = init::init_missing(&config, weights, rng)?;
         Ok((config, weights))
     }

@@ -4,6 +4,7 @@
     reason = "what a command is asked for goes to standard output"
 )]
 
+mod classifier;
 mod curves;
 mod gates;
 mod objects;
@@ -20,7 +21,7 @@ use candle_core::Device;
 use serde::Serialize;
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{self, Dataset, Split};
-use vitscope::eval::classification::{classes_by_name, count_by_class, total};
+use vitscope::eval::class_names::classes_by_name;
 use vitscope::eval::fairness::{self, Fairness};
 use vitscope::eval::faithfulness::{self, Entry, Example, Scores, Threshold};
 use vitscope::eval::gallery::{self, Column};
@@ -35,7 +36,7 @@ use vitscope::overlay::Range;
 use self::suites::SuiteArgs;
 use crate::exit::Exit;
 use crate::setup;
-use crate::train::accuracy;
+use crate::train::print_left_out;
 
 /// Score explanations, and classifiers.
 #[derive(Debug, clap::Args)]
@@ -73,7 +74,7 @@ enum What {
     /// How long does a map take, and how much memory?
     Latency(SuiteArgs),
     /// How often does a model name the right class?
-    Classifier(ClassifierArgs),
+    Classifier(classifier::ClassifierArgs),
     /// What do the masks of gates leave of the model's answers?
     Gates(gates::GatesArgs),
     /// Does a classifier serve two groups alike?
@@ -125,15 +126,6 @@ impl AskedArgs {
     fn open(&self) -> anyhow::Result<Model> {
         Ok(models::open(self.reference(), &Device::Cpu)?)
     }
-}
-
-#[derive(Debug, clap::Args)]
-struct ClassifierArgs {
-    #[command(flatten)]
-    asked: AskedArgs,
-    /// What to ask: the test half of CIFAR-10, or of a folder with a sub-folder a class.
-    #[arg(long, value_name = "DATA")]
-    data: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -196,7 +188,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
         What::Temporal(args) => temporal::run(args),
         What::Sparseness(args) => suites::run_plain(args, "sparseness", Sparseness),
         What::Latency(args) => suites::run_plain(args, "latency", Latency),
-        What::Classifier(args) => run_classifier(args),
+        What::Classifier(args) => classifier::run(args),
         What::Gates(args) => gates::run(args),
         What::Fairness(args) => run_fairness(args),
     }
@@ -219,9 +211,7 @@ fn usable(method: Method, model: &Model) -> anyhow::Result<Box<dyn Explainer>> {
 
 /// Names the pictures that could not be read.
 fn tell_left_out(data: &dyn Dataset) {
-    for reason in data.unreadable() {
-        println!("left out: {reason}");
-    }
+    print_left_out(data.unreadable());
 }
 
 /// The gates of the model that is called `name`.
@@ -230,28 +220,6 @@ fn gates_of<'a>(model: &'a Model, name: &str) -> anyhow::Result<&'a Gates> {
     gates.with_context(|| {
         format!("model has no gates, train them with `vitscope train diffmask`: {name:?}")
     })
-}
-
-fn run_classifier(args: &ClassifierArgs) -> anyhow::Result<Exit> {
-    let model = args.asked.open()?;
-    let test = &*test_half(&args.data, &model.preprocessor)?;
-    if test.classes().is_empty() {
-        bail!(
-            "pictures have no labels, expected CIFAR-10 or a sub-folder a class: {:?}",
-            args.data
-        );
-    }
-    let classes = classes_by_name(model.labels(), test.classes())?;
-    let normalization = (model.preprocessor.mean, model.preprocessor.std);
-    let batch = args.asked.batch.get();
-    let counts = count_by_class(&model.vit, test, &classes, normalization, batch)?;
-    let width = test.classes().iter().map(String::len).max().unwrap_or(0);
-    for (class, count) in test.classes().iter().zip(&counts) {
-        println!("{class:width$}  {:.4} on {}", count.share(), count.of);
-    }
-    println!("test accuracy {}", accuracy(total(&counts)));
-    tell_left_out(test);
-    Ok(Exit::Whole)
 }
 
 fn run_fairness(args: &FairnessArgs) -> anyhow::Result<Exit> {

@@ -388,11 +388,16 @@ fn print_unreadable(halves: &Halves) {
     unreadable.extend(halves.test.unreadable());
     unreadable.sort();
     unreadable.dedup();
-    if unreadable.is_empty() {
+    print_left_out(unreadable);
+}
+
+/// Counts and names pictures that could not be read, where there are any.
+pub fn print_left_out(reasons: Vec<String>) {
+    if reasons.is_empty() {
         return;
     }
-    println!("left out, as unreadable: {}", unreadable.len());
-    for reason in unreadable {
+    println!("left out, as unreadable: {}", reasons.len());
+    for reason in reasons {
         println!("  {reason}");
     }
 }

@@ -26,7 +26,7 @@ use crate::exit::Exit;
 use crate::interrupt;
 use job::{Job, Joint, Measured, range};
 
-pub use job::accuracy;
+pub use job::{accuracy, print_left_out};
 
 /// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
 #[derive(Debug, clap::Args)]
