@@ -116,6 +116,7 @@ impl GateSizes {
 pub const BASELINE: &str = "baseline";
 
 /// One gate: two weight-normalized layers with tanh.
+#[derive(Clone)]
 struct Gate {
     hidden_direction: Tensor,
     hidden_length: Tensor,
@@ -156,6 +157,7 @@ impl Gate {
 }
 
 /// All gates of a model, and how the patches that they mask are taken away.
+#[derive(Clone)]
 pub struct Gates {
     sizes: GateSizes,
     stretch: f64,

@@ -12,6 +12,7 @@ pub mod optim;
 pub mod probe;
 mod run;
 mod subject;
+pub mod taught;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
