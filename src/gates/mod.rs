@@ -68,6 +68,7 @@ pub enum Objective {
 }
 
 /// Trained gates of a model.
+#[derive(Clone)]
 pub enum Gates {
     /// Trained for [`Objective::Published`].
     Voting(VotingGates),

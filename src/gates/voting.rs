@@ -77,6 +77,7 @@ impl GateSizes {
 pub const BASELINE: &str = "baseline";
 
 /// One gate: two weight-normalized layers with tanh.
+#[derive(Clone)]
 pub(super) struct Gate {
     pub(super) hidden_direction: Tensor,
     pub(super) hidden_length: Tensor,
@@ -117,6 +118,7 @@ impl Gate {
 }
 
 /// All gates of a model, and how the patches that they mask are taken away.
+#[derive(Clone)]
 pub struct VotingGates {
     pub(super) sizes: GateSizes,
     pub(super) stretch: f64,

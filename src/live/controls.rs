@@ -8,12 +8,13 @@ use image::ImageFormat;
 
 use super::freeze::Freeze;
 use super::peek::Peek;
+use super::teaching::Teaching;
 use crate::error::{Error, Result};
 use crate::explain::{Method, Target};
 use crate::models::Model;
 use crate::overlay::{Colormap, Mode};
 use crate::plugin::{Coloring, Draw, VitScope};
-use crate::serve::{About, AboutMethod, Change, Feed, Host, Settings, Topic};
+use crate::serve::{About, AboutMethod, Change, Feed, Host, Lesson, Settings, Topic};
 
 /// Methods that share a grid at most.
 const MOST_METHODS: usize = 4;
@@ -34,6 +35,12 @@ pub enum Key {
     Opacity,
     /// The next class to explain.
     Target,
+    /// What is shown is an example of this class, counted from 1.
+    Example(u8),
+    /// The last example is taken back.
+    Undo,
+    /// What was taught is saved.
+    Save,
     /// The end.
     Quit,
 }
@@ -47,7 +54,13 @@ impl Key {
             "m" => Self::Method,
             "o" => Self::Opacity,
             "t" => Self::Target,
+            "u" => Self::Undo,
+            "w" => Self::Save,
             "q" | "Escape" => Self::Quit,
+            digit if digit.len() == 1 => match digit.parse() {
+                Ok(class @ 1..=9) => Self::Example(class),
+                _ => return None,
+            },
             _ => return None,
         })
     }
@@ -62,6 +75,7 @@ pub(super) struct Controls {
     feed: Arc<Feed>,
     /// Options of each method, also of those that do not explain now.
     options: Mutex<toml::Table>,
+    teaching: Option<Teaching>,
 }
 
 impl Controls {
@@ -72,6 +86,7 @@ impl Controls {
         shown: Peek,
         feed: Arc<Feed>,
         options: toml::Table,
+        teaching: Option<Teaching>,
     ) -> Self {
         let controls = Self {
             source,
@@ -80,6 +95,7 @@ impl Controls {
             shown,
             feed,
             options: Mutex::new(options),
+            teaching,
         };
         controls.tell();
         controls
@@ -142,6 +158,15 @@ impl Controls {
         model.ok_or_else(|| Error::Config("the model is being loaded, try again".into()))
     }
 
+    /// Who teaches.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where nobody does.
+    pub(super) fn teaching(&self) -> Result<&Teaching> {
+        let off = || Error::Config("nothing is taught, start with --teach FOLDER".into());
+        self.teaching.as_ref().ok_or_else(off)
+    }
+
     /// Does what a key asks for, but for a snapshot's file and the end.
     ///
     /// # Errors
@@ -150,6 +175,9 @@ impl Controls {
         let settings = self.settings();
         let change = match key {
             Key::Snapshot | Key::Quit => return Ok(()),
+            Key::Example(class) => return self.teach(&Lesson::Example(usize::from(class) - 1)),
+            Key::Undo => return self.teach(&Lesson::Undo),
+            Key::Save => return self.teach(&Lesson::Save),
             Key::Freeze => Change {
                 frozen: Some(!settings.frozen),
                 ..Change::default()
@@ -321,6 +349,23 @@ impl Host for Controls {
         self.element.change(&properties)?;
         if let Some(frozen) = change.frozen {
             self.freeze.set(frozen);
+        }
+        self.tell();
+        Ok(())
+    }
+
+    fn teach(&self, lesson: &Lesson) -> Result<()> {
+        let teaching = self.teaching()?;
+        let before = teaching.labels();
+        teaching.take(lesson)?;
+        let is_known = |target: &String| {
+            let labels = teaching.labels();
+            target == "predicted" || labels.is_some_and(|labels| labels.contains(target))
+        };
+        if teaching.labels() != before && !is_known(&self.settings().target) {
+            // An index is another class now.
+            self.element
+                .change(&[("target-class", "predicted".to_owned())])?;
         }
         self.tell();
         Ok(())

@@ -20,6 +20,7 @@ mod freeze;
 mod outputs;
 mod peek;
 mod player;
+mod teaching;
 mod watch;
 
 use std::net::SocketAddr;
@@ -31,11 +32,13 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::models;
 use crate::plugin;
 use crate::serve::{Feed, Host, Server, Topic};
 use collect::Collector;
 use connection::Connection;
 use player::{News, Player};
+use teaching::Teaching;
 use watch::Watch;
 
 pub use address::Address;
@@ -43,6 +46,7 @@ pub use capture::{Camera, Wanted, cameras, plugin_file};
 pub use collect::Collect;
 pub use controls::Key;
 pub use outputs::Outputs;
+pub use teaching::{Answers, ClassProgress, Progress, Teach};
 
 /// How often the buses are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -68,6 +72,8 @@ pub struct Live {
     pub collect: Option<Collect>,
     /// A folder with gates that are taken over whenever they change.
     pub gates: Option<PathBuf>,
+    /// Classes that are taught.
+    pub teach: Option<Teach>,
 }
 
 /// A page for the browser, see [`serve`](crate::serve).
@@ -116,6 +122,8 @@ pub enum Event {
     Problem(String),
     /// Gates have changed, and are taken over.
     Reloading,
+    /// Something was taught, taken back or saved.
+    Taught(Progress),
     /// How it goes, once a second.
     Status(Status),
     /// Outputs are being finished.
@@ -154,6 +162,9 @@ impl Live {
     /// Fails where the source is not there to begin with, and where the model or an output fails.
     pub fn run(&self, cancel: &AtomicBool, audience: &mut dyn Audience) -> Result<Status> {
         crate::media::init()?;
+        if let Some(teach) = &self.teach {
+            models::check_head_folder(&teach.folder)?;
+        }
         plugin::register(None).map_err(|error| Error::Media(error.to_string()))?;
         let feed = Arc::new(Feed::default());
         let player = Player::start(self, &feed)?;
@@ -169,6 +180,15 @@ impl Live {
         // Where something failed, there is nobody to wait for; what was recorded can be played all the same.
         let status = self.watch(&player, &feed, cancel, audience)?;
         drop(server);
+        let progress = player
+            .controls()
+            .teaching()
+            .ok()
+            .and_then(Teaching::progress);
+        if progress.is_some_and(|progress| progress.unsaved) {
+            let lost = "what was taught since it was saved last is lost (the key w saves it)";
+            audience.event(Event::Problem(lost.into()));
+        }
         audience.event(Event::Ending);
         player.end()?;
         Ok(status)
@@ -227,9 +247,14 @@ impl Live {
                         if let Err(error) = player.controls().press(key) {
                             audience.event(Event::Problem(error.to_string()));
                         }
+                        tell_taught(player, audience);
                     }
                 }
             }
+            if let Ok(teaching) = player.controls().teaching() {
+                teaching.begin()?;
+            }
+            tell_taught(player, audience);
             if let Some(collector) = collector.as_mut().filter(|_| !player.is_frozen()) {
                 collector.tick()?;
             }
@@ -255,6 +280,14 @@ impl Live {
     /// Cameras are plugged in again and servers come back; screens and patterns do not.
     fn comes_back(&self) -> bool {
         !matches!(self.address, Address::Screen | Address::Test(_))
+    }
+}
+
+/// Tells how far teaching has come, where that is news.
+fn tell_taught(player: &Player, audience: &mut dyn Audience) {
+    let controls = player.controls();
+    if let Some(progress) = controls.teaching().ok().and_then(Teaching::news) {
+        audience.event(Event::Taught(progress));
     }
 }
 

@@ -10,6 +10,7 @@ use gstreamer_video as gst_video;
 use image::RgbImage;
 
 use crate::error::{Error, Result};
+use crate::frame::Frame;
 use crate::media::pixels::frame_from_buffer;
 use crate::overlay::image_from_frame;
 
@@ -52,8 +53,7 @@ impl Peek {
     /// [`Error::Media`] where none comes.
     pub(super) fn picture(&self) -> Result<RgbImage> {
         let buffer = self.ask().recv_timeout(NEXT_FRAME);
-        let buffer = buffer.map_err(|_| Error::Media("there is no picture yet".into()))?;
-        self.picture_from_buffer(buffer)
+        self.picture_from_buffer(buffer.map_err(|_| no_picture())?)
     }
 
     /// A frame of this pad as a picture.
@@ -61,9 +61,25 @@ impl Peek {
     /// # Errors
     /// [`Error::Media`] where its pixels cannot be read.
     pub(super) fn picture_from_buffer(&self, buffer: gst::Buffer) -> Result<RgbImage> {
+        image_from_frame(&self.frame_from_buffer(buffer)?)
+    }
+
+    /// The next frame as it is.
+    ///
+    /// # Errors
+    /// [`Error::Media`] where none comes.
+    pub(super) fn frame(&self) -> Result<Frame> {
+        let buffer = self.ask().recv_timeout(NEXT_FRAME);
+        self.frame_from_buffer(buffer.map_err(|_| no_picture())?)
+    }
+
+    fn frame_from_buffer(&self, buffer: gst::Buffer) -> Result<Frame> {
         let caps = self.pad.current_caps();
         let info = caps.and_then(|caps| gst_video::VideoInfo::from_caps(&caps).ok());
-        let info = info.ok_or_else(|| Error::Media("there is no picture yet".into()))?;
-        image_from_frame(&frame_from_buffer(0, buffer, &info)?)
+        frame_from_buffer(0, buffer, &info.ok_or_else(no_picture)?)
     }
+}
+
+fn no_picture() -> Error {
+    Error::Media("there is no picture yet".into())
 }

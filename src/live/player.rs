@@ -15,6 +15,7 @@ use super::explained::Explained;
 use super::freeze::Freeze;
 use super::outputs::{self, Outputs};
 use super::peek::Peek;
+use super::teaching::Teaching;
 use super::{Live, Status};
 use crate::error::{Error, Result};
 use crate::media::elements::{add_chain, make, static_pad};
@@ -81,6 +82,18 @@ impl Player {
         let page = live.page.as_ref().map(|_| feed);
         live.outputs.add(&pipeline, &tee, pressed, page)?;
         let freeze = Arc::new(Freeze::default());
+        let teaching = match live.teach.clone() {
+            Some(what) => {
+                let source = Peek::new(&static_pad(appsrc.upcast_ref(), "src")?);
+                Some(Teaching::new(
+                    what,
+                    element.clone(),
+                    source,
+                    Arc::clone(feed),
+                ))
+            }
+            None => None,
+        };
         let controls = Controls::new(
             live.address.to_string(),
             element.clone(),
@@ -88,6 +101,7 @@ impl Player {
             Peek::new(&static_pad(&tee, "sink")?),
             Arc::clone(feed),
             live.options.clone(),
+            teaching,
         );
         let clock = gst::SystemClock::obtain();
         let time = clock.time();

@@ -65,6 +65,7 @@ impl Embedded {
             weights: Cow::Borrowed(self.weights),
             head: None,
             gates: Some((Cow::Borrowed(self.gates), Cow::Borrowed(self.gate_card))),
+            backbone_gates: None,
             interpreter: Some((
                 Cow::Borrowed(self.interpreter),
                 Cow::Borrowed(self.interpreter_card),

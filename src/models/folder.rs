@@ -54,6 +54,8 @@ pub(super) struct Files {
     pub(super) head: Option<Bytes>,
     /// Weights and card.
     pub(super) gates: Option<(Bytes, Bytes)>,
+    /// Weights and card of gates that belong to the backbone under a head.
+    pub(super) backbone_gates: Option<(Bytes, Bytes)>,
     /// Weights and card.
     pub(super) interpreter: Option<(Bytes, Bytes)>,
 }
@@ -83,6 +85,7 @@ impl Files {
             additions: PathBuf::new(),
             head: None,
             gates: None,
+            backbone_gates: None,
             interpreter: None,
         };
         files.with_additions(folder)
@@ -95,6 +98,8 @@ impl Files {
                 "model folder has a {file} of its own and so takes no backbone: {folder:?}"
             )));
         }
+        // Gates belong to a head of the backbone's too, where there is one.
+        let gates = self.gates.clone().filter(|_| self.head.is_none());
         let files = self.with_additions(folder)?;
         if files.head.is_none() && files.gates.is_none() && files.interpreter.is_none() {
             return Err(missing(
@@ -103,7 +108,11 @@ impl Files {
                 &format!(", no {GATES} and no {INTERPRETER}"),
             ));
         }
-        Ok(files)
+        let backbone_gates = gates.filter(|_| files.gates.is_none() && files.head.is_some());
+        Ok(Self {
+            backbone_gates,
+            ..files
+        })
     }
 
     fn with_additions(self, folder: &Path) -> Result<Self> {

@@ -4,7 +4,9 @@
 //! The file holds `weight`, `[classes, width]`, and maybe `bias`, `[classes]`; in front of these names may
 //! stand others and a dot, as in `linear.weight`. Its metadata may hold `labels`, the names of the classes
 //! as a JSON list, and `backbone_sha256`, the hash of the `model.safetensors` that it was trained for: over
-//! another it is refused. The width says what is read:
+//! another it is refused. A head that was [taught](crate::train::taught) also holds what it learned from:
+//! `examples.features`, `[examples, width]`, and in the metadata `examples`, JSON with the names of all
+//! classes and the class of each example. The width says what is read:
 //!
 //! | width | reads |
 //! |---|---|
@@ -14,20 +16,27 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use candle_core::{D, Device, Tensor};
 use safetensors::tensor::SafeTensors;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::folder::HEAD;
-use super::weights::tensors_from_bytes;
+use super::folder::{GATES, HEAD, INTERPRETER, REQUIRED};
+use super::weights::{hex, tensors_from_bytes};
 use crate::files::write_whole;
-use crate::vit::{Head, VitConfig};
+use crate::vit::{Head, Vit, VitConfig};
 use crate::{Error, Result};
 
 /// Fields of the file's metadata.
 const LABELS: &str = "labels";
 const BACKBONE: &str = "backbone_sha256";
+const EXAMPLES: &str = "examples";
+
+/// The tensor of what a taught head learned from.
+const FEATURES: &str = "examples.features";
 
 /// The logarithm of the 100 at which CLIP's training holds the scale of its logits, for files without one.
 const LOGIT_SCALE: f32 = 4.605_170_2;
@@ -38,13 +47,15 @@ pub(super) struct HeadFile {
     bias: Option<Tensor>,
     labels: Vec<String>,
     backbone_sha256: Option<String>,
+    examples: Option<HeadExamples>,
 }
 
 impl HeadFile {
     pub(super) fn from_bytes(bytes: &[u8], device: &Device) -> Result<Self> {
         let mut tensors: HashMap<String, Tensor> = HashMap::new();
         // In order, so that of several errors always the same one is told.
-        let found = BTreeMap::from_iter(tensors_from_bytes(bytes, device)?);
+        let mut found = BTreeMap::from_iter(tensors_from_bytes(bytes, device)?);
+        let features = found.remove(FEATURES);
         for (name, tensor) in found {
             let leaf = name.rsplit('.').next().unwrap_or_default();
             if !matches!(leaf, "weight" | "bias") || tensors.insert(leaf.into(), tensor).is_some() {
@@ -72,7 +83,9 @@ impl HeadFile {
             ));
         }
         let metadata = metadata(bytes)?;
+        let examples = features.map(|features| examples(&metadata, &features, weight.dim(1)?));
         Ok(Self {
+            examples: examples.transpose()?,
             labels: labels(&metadata, classes)?,
             backbone_sha256: metadata.get(BACKBONE).cloned(),
             weight,
@@ -96,24 +109,7 @@ impl HeadFile {
         config: &mut VitConfig,
         tensors: &mut HashMap<String, Tensor>,
     ) -> Result<()> {
-        let (dim, width) = (config.hidden_size, self.weight.dim(D::Minus1)?);
-        let reads = match config.reads {
-            Head::ImageEmbedding { projection_dim } if width == projection_dim => config.reads,
-            Head::ImageEmbedding { projection_dim } => {
-                return refuse(format!(
-                    "class vectors have {width} numbers, and the model's image embedding has {projection_dim}"
-                ));
-            }
-            _ if width == dim => Head::ClassToken,
-            _ if width == 2 * dim => Head::ClassTokenAndPatchMean,
-            _ => {
-                return refuse(format!(
-                    "the classifier reads {width} features, and the model has {dim} a token: {dim} (class token) and \
-                     {} (and mean of the patches) are supported",
-                    2 * dim
-                ));
-            }
-        };
+        let reads = reads(config, self.weight.dim(D::Minus1)?)?;
         for leaf in ["weight", "bias"] {
             tensors.remove(&format!("distillation_classifier.{leaf}"));
         }
@@ -144,6 +140,152 @@ impl HeadFile {
     }
 }
 
+/// What a classifier of this width reads.
+fn reads(config: &VitConfig, width: usize) -> Result<Head> {
+    let dim = config.hidden_size;
+    match config.reads {
+        Head::ImageEmbedding { projection_dim } if width == projection_dim => Ok(config.reads),
+        Head::ImageEmbedding { projection_dim } => refuse(format!(
+            "class vectors have {width} numbers, and the model's image embedding has {projection_dim}"
+        )),
+        _ if width == dim => Ok(Head::ClassToken),
+        _ if width == 2 * dim => Ok(Head::ClassTokenAndPatchMean),
+        _ => refuse(format!(
+            "the classifier reads {width} features, and the model has {dim} a token: {dim} (class token) and \
+             {} (and mean of the patches) are supported",
+            2 * dim
+        )),
+    }
+}
+
+/// A linear classifier on the features of a model.
+#[derive(Clone, Debug)]
+pub struct LinearHead {
+    /// `[classes, width]`
+    pub weight: Tensor,
+    /// `[classes]`
+    pub bias: Tensor,
+    /// Names of the classes.
+    pub labels: Vec<String>,
+}
+
+impl LinearHead {
+    /// The model with this classifier in place of its own.
+    pub(super) fn over(self, vit: &Vit) -> Result<Vit> {
+        let (classes, width) = self.weight.dims2()?;
+        let reads = match reads(vit.config(), width)? {
+            Head::ImageEmbedding { .. } => {
+                return refuse("CLIP answers by class vectors and takes no linear head".into());
+            }
+            reads => reads,
+        };
+        if self.bias.dims() != [classes] || self.labels.len() != classes {
+            return refuse(format!(
+                "the classifier has {classes} classes, {:?} biases and {} names",
+                self.bias.dims(),
+                self.labels.len()
+            ));
+        }
+        let device = vit.class_token().device();
+        let (weight, bias) = (self.weight.to_device(device)?, self.bias.to_device(device)?);
+        Ok(vit.with_classifier(reads, weight, bias, self.labels))
+    }
+
+    /// Hash of its values, for the model whose weights hash to `backbone_sha256`.
+    pub(super) fn sha256_over(&self, backbone_sha256: &str) -> Result<String> {
+        let mut bytes = backbone_sha256.as_bytes().to_vec();
+        for tensor in [&self.weight, &self.bias] {
+            tensor.write_bytes(&mut bytes)?;
+        }
+        Ok(hex(Sha256::new_with_prefix(bytes)))
+    }
+}
+
+/// What a taught head learned from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HeadExamples {
+    /// Names of all classes, also of those without an example.
+    pub classes: Vec<String>,
+    /// Features and class of each example, in the order in which they came.
+    pub examples: Vec<(Vec<f32>, usize)>,
+}
+
+/// The metadata `examples`.
+#[derive(Serialize, Deserialize)]
+struct ExamplesEntry {
+    classes: Vec<String>,
+    /// The class of each example.
+    labels: Vec<usize>,
+}
+
+/// Fails where a head must not be written into `folder`: beside a model or what was trained for another head.
+///
+/// # Errors
+/// [`Error::Model`] naming what is in the way.
+pub fn check_head_folder(folder: &Path) -> Result<()> {
+    let mut others = REQUIRED.iter().chain(&[GATES, INTERPRETER]);
+    match others.find(|file| folder.join(file).exists()) {
+        Some(file) => refuse(format!(
+            "a head gets a folder of its own, and there is a {file}: {folder:?}"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Reads what the head in `folder` was taught, for the model whose weights hash to `backbone_sha256`; `None` where the
+/// folder has no head.
+///
+/// # Errors
+/// [`Error::Model`] where the head is damaged, belongs to other weights or was not taught by examples; [`Error::Io`] where
+/// it cannot be read.
+pub fn read_head(folder: &Path, backbone_sha256: &str) -> Result<Option<HeadExamples>> {
+    let path = folder.join(HEAD);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    let read = || {
+        let head = HeadFile::from_bytes(&bytes, &Device::Cpu)?;
+        head.check_backbone(backbone_sha256)?;
+        head.examples.map_or_else(
+            || refuse("the head holds no examples, and so cannot be taught more".into()),
+            Ok,
+        )
+    };
+    let read = read().map_err(|error| Error::Model(format!("{error}: {path:?}")))?;
+    Ok(Some(read))
+}
+
+/// Writes a taught head with its examples into `folder`, as [`save_head`] does; it replaces one that is there.
+///
+/// # Errors
+/// As [`save_head`].
+pub fn save_taught_head(
+    folder: &Path,
+    head: &LinearHead,
+    taught: &HeadExamples,
+    backbone_sha256: &str,
+) -> Result<()> {
+    let width = head.weight.dim(1)?;
+    let features: Vec<f32> = (taught.examples.iter())
+        .flat_map(|(features, _)| features.iter().copied())
+        .collect();
+    let features = Tensor::from_vec(features, (taught.examples.len(), width), &Device::Cpu)?;
+    let entry = ExamplesEntry {
+        classes: taught.classes.clone(),
+        labels: taught.examples.iter().map(|(_, class)| *class).collect(),
+    };
+    let extra = (features, json(&entry)?);
+    write_head(
+        folder,
+        (&head.weight, &head.bias),
+        &head.labels,
+        backbone_sha256,
+        Some(extra),
+    )
+}
+
 /// Writes `head.safetensors` into `folder`, for the model whose weights hash to `backbone_sha256`.
 ///
 /// # Shapes
@@ -159,17 +301,70 @@ pub fn save_head(
     labels: &[String],
     backbone_sha256: &str,
 ) -> Result<()> {
-    let invalid = |reason: String| Error::Model(format!("the head cannot be stored ({reason})"));
-    let labels = serde_json::to_string(labels).map_err(|error| invalid(error.to_string()))?;
-    let metadata = HashMap::from([
-        (LABELS.to_owned(), labels),
+    write_head(folder, (weight, bias), labels, backbone_sha256, None)
+}
+
+/// `examples`: the tensor of features, and the metadata about them.
+fn write_head(
+    folder: &Path,
+    (weight, bias): (&Tensor, &Tensor),
+    labels: &[String],
+    backbone_sha256: &str,
+    examples: Option<(Tensor, String)>,
+) -> Result<()> {
+    let mut metadata = HashMap::from([
+        (LABELS.to_owned(), json(&labels)?),
         (BACKBONE.to_owned(), backbone_sha256.to_owned()),
     ]);
-    let tensors = [("weight", weight), ("bias", bias)];
-    let bytes = safetensors::serialize(tensors, Some(metadata))
-        .map_err(|error| invalid(error.to_string()))?;
+    let mut tensors = vec![("weight", weight.clone()), ("bias", bias.clone())];
+    if let Some((features, entry)) = examples {
+        tensors.push((FEATURES, features));
+        metadata.insert(EXAMPLES.to_owned(), entry);
+    }
+    let bytes =
+        safetensors::serialize(tensors, Some(metadata)).map_err(|error| not_stored(&error))?;
     fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
     write_whole(&folder.join(HEAD), &bytes)
+}
+
+fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| not_stored(&error))
+}
+
+fn not_stored(reason: &dyn std::fmt::Display) -> Error {
+    Error::Model(format!("the head cannot be stored ({reason})"))
+}
+
+/// What a head of this width was taught.
+fn examples(
+    metadata: &HashMap<String, String>,
+    features: &Tensor,
+    width: usize,
+) -> Result<HeadExamples> {
+    let text = metadata.get(EXAMPLES).map_or("", String::as_str);
+    let ExamplesEntry { classes, labels } = serde_json::from_str(text).map_err(|error| {
+        Error::Model(format!(
+            "metadata {EXAMPLES:?} does not say what the examples are ({error})"
+        ))
+    })?;
+    if features.dims() != [labels.len(), width] {
+        return refuse(format!(
+            "tensor {FEATURES:?} has shape {:?}, expected [{}, {width}]",
+            features.dims(),
+            labels.len()
+        ));
+    }
+    if let Some(label) = labels.iter().find(|label| **label >= classes.len()) {
+        return refuse(format!(
+            "metadata {EXAMPLES:?} has {} classes and an example of class {label}",
+            classes.len()
+        ));
+    }
+    let rows = features.to_vec2()?;
+    Ok(HeadExamples {
+        classes,
+        examples: rows.into_iter().zip(labels).collect(),
+    })
 }
 
 /// What the file says beside its tensors.

@@ -3,7 +3,8 @@
 //! A folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, and may hold a
 //! classifier of its own ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`)
 //! and IA-ViT's interpreter (`interpreter.safetensors`, `interpreter.json`); the latter two are refused if
-//! they belong to other weights. A folder with such parts only stands on another model, its backbone.
+//! they belong to other weights. A folder with such parts only stands on another model, its backbone, whose
+//! gates still explain where the folder has none.
 //! What is embedded and what the hub has goes the same way.
 
 pub mod card;
@@ -19,7 +20,9 @@ pub mod weights;
 pub use card::ModelCard;
 pub use device::DeviceChoice;
 pub use folder::save_folder;
-pub use head::save_head;
+pub use head::{
+    HeadExamples, LinearHead, check_head_folder, read_head, save_head, save_taught_head,
+};
 #[cfg(feature = "hub")]
 pub use hub::{cache_folder, pull};
 pub use preprocessor::Preprocessor;
@@ -27,6 +30,7 @@ pub use weights::Precision;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
@@ -48,9 +52,11 @@ pub struct Model {
     pub preprocessor: Preprocessor,
     /// Hash of `model.safetensors`, and of `head.safetensors` behind it where there is one, in lower-case hexadecimal.
     pub weights_sha256: String,
+    /// Hash of `model.safetensors` alone, which a head or gates of the backbone belong to.
+    pub backbone_sha256: String,
     /// Whether its classifier is that of a `head.safetensors`.
     pub own_head: bool,
-    /// DiffMask gates for exactly these weights.
+    /// DiffMask gates for exactly these weights, or for those of the backbone under a head.
     pub gates: Option<Gates>,
     /// How the gates were trained.
     pub gate_card: Option<GateCard>,
@@ -58,6 +64,8 @@ pub struct Model {
     pub interpreter: Option<Interpreter>,
     /// How the interpreter was trained.
     pub interpreter_card: Option<InterpreterCard>,
+    /// The model as it was opened, where [`with_head`](Self::with_head) put another classifier on it.
+    pub untaught: Option<Arc<Self>>,
 }
 
 /// The weights of a model by name, for training that goes on from them.
@@ -71,6 +79,8 @@ pub struct ModelWeights {
     pub tensors: HashMap<String, Tensor>,
     /// As in [`Model`].
     pub weights_sha256: String,
+    /// As in [`Model`].
+    pub backbone_sha256: String,
 }
 
 /// Names of the models that are part of this build.
@@ -130,7 +140,7 @@ fn files(reference: &Reference<'_>) -> Result<Files> {
         None => find(model)?,
     };
     if !trained_parts {
-        (files.gates, files.interpreter) = (None, None);
+        (files.gates, files.backbone_gates, files.interpreter) = (None, None, None);
     }
     Ok(files)
 }
@@ -218,8 +228,11 @@ fn read_weights(files: &Files, device: &Device) -> Result<ModelWeights> {
     let mut tensors = weights::tensors_where(&files.weights, device, names::takes_part)
         .and_then(names::renamed)
         .map_err(|error| files.blame(WEIGHTS, error))?;
-    let weights_sha256 = match &files.head {
-        None => weights::sha256_hex(&files.weights),
+    let (backbone_sha256, weights_sha256) = match &files.head {
+        None => {
+            let sha256 = weights::sha256_hex(&files.weights);
+            (sha256.clone(), sha256)
+        }
         Some(head) => {
             let (of_weights, of_both) = weights::sha256_hex_and_with(&files.weights, head);
             HeadFile::from_bytes(head, device)
@@ -228,7 +241,7 @@ fn read_weights(files: &Files, device: &Device) -> Result<ModelWeights> {
                     head.install(&mut config, &mut tensors)
                 })
                 .map_err(|error| files.blame(HEAD, error))?;
-            of_both
+            (of_weights, of_both)
         }
     };
     let tensors =
@@ -238,6 +251,7 @@ fn read_weights(files: &Files, device: &Device) -> Result<ModelWeights> {
         preprocessor,
         tensors,
         weights_sha256,
+        backbone_sha256,
     })
 }
 
@@ -247,13 +261,18 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         preprocessor,
         tensors,
         weights_sha256,
+        backbone_sha256,
     } = read_weights(files, device)?;
     let vit = Vit::load(config, &tensors).map_err(|error| files.blame(WEIGHTS, error))?;
     let gates = files.gates.as_ref().map(|(tensors, card)| {
         Gates::from_bytes(tensors, card, vit.config(), &weights_sha256, device)
             .map_err(|error| files.blame(GATES, error))
     });
-    let (gates, gate_card) = gates.transpose()?.unzip();
+    let of_backbone = files.backbone_gates.as_ref().map(|(tensors, card)| {
+        Gates::from_bytes(tensors, card, vit.config(), &backbone_sha256, device)
+            .map_err(|error| Error::Model(format!("{error}: {:?}", files.origin.join(GATES))))
+    });
+    let (gates, gate_card) = gates.or(of_backbone).transpose()?.unzip();
     let interpreter = files.interpreter.as_ref().map(|(tensors, card)| {
         Interpreter::from_bytes(tensors, card, vit.config(), &weights_sha256, device)
             .map_err(|error| files.blame(INTERPRETER, error))
@@ -264,11 +283,13 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         vit,
         preprocessor,
         weights_sha256,
+        backbone_sha256,
         own_head: files.head.is_some(),
         gates,
         gate_card,
         interpreter,
         interpreter_card,
+        untaught: None,
     })
 }
 
@@ -325,11 +346,48 @@ impl Model {
         self.preprocessor.images_from_rgb(rgb, device)
     }
 
-    /// The method that explains it where none is asked for: the gates if it has some, else the relevance of its classes,
-    /// or what it attends to if it has none.
+    /// The same model with another classifier over the same weights; gates that explain the backbone go on.
+    ///
+    /// Tensors are shared. `weights_sha256` becomes the hash of the backbone's and the head's values.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where the head does not fit the model.
+    pub fn with_head(self: &Arc<Self>, head: LinearHead) -> Result<Self> {
+        let weights_sha256 = head.sha256_over(&self.backbone_sha256)?;
+        let card = (self.gate_card.as_ref())
+            .filter(|card| card.base_sha256.eq_ignore_ascii_case(&self.backbone_sha256));
+        Ok(Self {
+            name: self.name.clone(),
+            vit: head.over(&self.vit)?,
+            preprocessor: self.preprocessor.clone(),
+            weights_sha256,
+            backbone_sha256: self.backbone_sha256.clone(),
+            own_head: true,
+            gates: card.and(self.gates.clone()),
+            gate_card: card.cloned(),
+            interpreter: None,
+            interpreter_card: None,
+            untaught: Some(self.as_opened()),
+        })
+    }
+
+    /// The model without a classifier that [`with_head`](Self::with_head) put on it.
+    #[must_use]
+    pub fn as_opened(self: &Arc<Self>) -> Arc<Self> {
+        Arc::clone(self.untaught.as_ref().unwrap_or(self))
+    }
+
+    /// Whether the gates, where there are some, were trained to keep another classifier's answer than the model's own.
+    fn has_foreign_gates(&self) -> bool {
+        let own = |card: &GateCard| card.base_sha256.eq_ignore_ascii_case(&self.weights_sha256);
+        self.gate_card.as_ref().is_some_and(|card| !own(card))
+    }
+
+    /// The method that explains it where none is asked for: the gates if it has some that were trained for its answers,
+    /// else the relevance of its classes, or what it attends to if it has none.
     pub fn default_method(&self) -> Method {
         match self.vit.config().head() {
-            _ if self.gates.is_some() => Method::DiffMask,
+            _ if self.gates.is_some() && !self.has_foreign_gates() => Method::DiffMask,
             None => Method::Rollout,
             Some(_) => Method::Chefer,
         }

@@ -111,7 +111,7 @@ pub(super) fn sha256_hex_and_with(bytes: &[u8], more: &[u8]) -> (String, String)
     (hex(digest.clone()), hex(digest.chain_update(more)))
 }
 
-fn hex(digest: Sha256) -> String {
+pub(super) fn hex(digest: Sha256) -> String {
     let digest = digest.finalize();
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

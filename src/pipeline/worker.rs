@@ -40,7 +40,16 @@ struct Opened {
     changed: Condvar,
 }
 
-struct Request {
+/// What the thread is asked to do.
+enum Request {
+    Explain(Explain),
+    Change(Box<Change>, Sender<()>),
+}
+
+/// Makes another view of the one that is there, or leaves it.
+type Change = dyn FnOnce(&View) -> Option<View> + Send;
+
+struct Explain {
     image: Arc<Mutex<Handed>>,
     answer: Sender<Answer>,
 }
@@ -156,7 +165,7 @@ impl Worker {
                 }
             }
             if let Some(view) = view {
-                serve(&view, &waiting, batch);
+                serve(view, &waiting, batch, &outcome);
             }
         };
         let thread = thread::Builder::new().name("explain".into()).spawn(work);
@@ -215,6 +224,20 @@ impl Worker {
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => None,
         }
     }
+
+    /// Runs `change` on the thread, between images; the view that it returns looks at all images after it.
+    ///
+    /// The receiver hears when that is so. `None` where too many images wait already, or the worker has ended: then it
+    /// does not run.
+    pub fn change(
+        &self,
+        change: impl FnOnce(&View) -> Option<View> + Send + 'static,
+    ) -> Option<Receiver<()>> {
+        let (done, changed) = crossbeam_channel::bounded(1);
+        let request = Request::Change(Box::new(change), done);
+        self.requests.as_ref()?.try_send(request).ok()?;
+        Some(changed)
+    }
 }
 
 impl Drop for Worker {
@@ -235,6 +258,12 @@ impl Opened {
         self.changed.notify_all();
     }
 
+    fn set_model(&self, model: &Arc<Model>) {
+        if let Some(Ok(ready)) = &mut *self.lock() {
+            ready.model = Arc::clone(model);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<std::result::Result<Ready, String>>> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -243,10 +272,10 @@ impl Opened {
 fn request(seq: u64, image: Image) -> (Request, Ticket) {
     let (answer, answered) = crossbeam_channel::bounded(1);
     let image = Arc::new(Mutex::new(Handed::Waits(Waiting::new(seq, image))));
-    let request = Request {
+    let request = Request::Explain(Explain {
         image: Arc::clone(&image),
         answer,
-    };
+    });
     let ticket = Ticket {
         answer: answered,
         image,
@@ -271,13 +300,32 @@ fn tried(open: impl FnOnce() -> Result<View>) -> std::result::Result<(View, Read
 }
 
 /// Explains what comes until nobody is left to send.
-fn serve(view: &View, waiting: &Receiver<Request>, batch: NonZeroUsize) {
-    while let Ok(first) = waiting.recv() {
-        let mut requests = vec![first];
-        requests.extend(waiting.try_iter().take(batch.get() - 1));
+fn serve(mut view: View, waiting: &Receiver<Request>, batch: NonZeroUsize, opened: &Opened) {
+    let mut next = None;
+    while let Some(request) = next.take().or_else(|| waiting.recv().ok()) {
+        let mut requests = match request {
+            Request::Explain(first) => vec![first],
+            Request::Change(change, done) => {
+                if let Some(changed) = changed(&view, change) {
+                    view = changed;
+                    opened.set_model(&view.model);
+                }
+                // Whoever asked may have gone.
+                let _ = done.send(());
+                continue;
+            }
+        };
+        while requests.len() < batch.get() && next.is_none() {
+            match waiting.try_recv() {
+                Ok(Request::Explain(request)) => requests.push(request),
+                // After the images that came before it.
+                Ok(change) => next = Some(change),
+                Err(_) => break,
+            }
+        }
         let (mut images, mut answers) = (Vec::new(), Vec::new());
         let started = Instant::now();
-        for Request { image, answer } in requests {
+        for Explain { image, answer } in requests {
             let mut handed = image.lock().unwrap_or_else(PoisonError::into_inner);
             let taken = std::mem::replace(&mut *handed, Handed::Taken(started));
             drop(handed);
@@ -302,6 +350,15 @@ fn serve(view: &View, waiting: &Receiver<Request>, batch: NonZeroUsize) {
             });
         }
     }
+}
+
+/// What `change` makes of a view; nothing where it panics.
+fn changed(view: &View, change: Box<Change>) -> Option<View> {
+    let changed = catch_unwind(AssertUnwindSafe(|| change(view)));
+    changed.unwrap_or_else(|panic| {
+        tracing::error!("the model stays as it is: {}", told(&*panic));
+        None
+    })
 }
 
 /// What a panic says.

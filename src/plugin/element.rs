@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
 use gstreamer as gst;
 use gstreamer::glib;
 use gstreamer::prelude::*;
@@ -22,7 +23,7 @@ use super::latency::Delay;
 use super::meta::{self, Found};
 use super::scores;
 use super::settings::{Asked, Settings, SyncMode, properties};
-use super::shared;
+use super::shared::{self, Taught};
 use super::smoothing::{Smoothing, Thumbnail};
 use super::statistics::{Recent, Statistics};
 use crate::error::{Error, Result};
@@ -30,7 +31,7 @@ use crate::frame::placement::PixelRect;
 use crate::frame::resize::Resizer;
 use crate::frame::{Frame, FrameSize};
 use crate::media::pixels::{buffer_from_frame, frame_from_buffer};
-use crate::models::Model;
+use crate::models::{LinearHead, Model};
 use crate::overlay::Overlay;
 use crate::overlay::text::draw_lines;
 use crate::pipeline::stages::{
@@ -71,6 +72,10 @@ pub struct VitScope {
     /// Who is told of each explanation.
     observe: Mutex<Option<Arc<Observe>>>,
     workers: Mutex<Workers>,
+    /// A classifier in place of the model's own.
+    head: Arc<Mutex<Option<Taught>>>,
+    /// A line that is written into the picture.
+    note: Mutex<String>,
     /// Of the streaming thread.
     stream: Mutex<Stream>,
     stats: Mutex<Statistics>,
@@ -80,6 +85,16 @@ pub struct VitScope {
     earliest_ns: AtomicU64,
     /// No frame waits for a model to load: a flush is under way, or the element stops.
     gives_up: AtomicBool,
+}
+
+/// What becomes of a model's classifier.
+pub enum Lesson {
+    /// It stays.
+    Nothing,
+    /// The model's own answers again.
+    Forget,
+    /// This one answers.
+    Learned(LinearHead),
 }
 
 #[derive(Default)]
@@ -179,6 +194,68 @@ impl VitScope {
         self.start_next(true);
     }
 
+    pub(super) fn set_note(&self, note: String) {
+        *lock(&self.note) = note;
+    }
+
+    pub(super) fn teach(
+        &self,
+        learn: impl FnOnce(&Arc<Model>) -> Lesson + Send + 'static,
+    ) -> Result<Receiver<()>> {
+        if lock(&self.open).is_some() {
+            return Err(Error::Config(
+                "a program's own views take no other classifier".into(),
+            ));
+        }
+        let Some((asked, worker)) = lock(&self.workers).current.clone() else {
+            return Err(Error::Config("the element is not running".into()));
+        };
+        let head = Arc::clone(&self.head);
+        let element = self.obj().downgrade();
+        let taken = worker.change(move |view| {
+            let taught = match learn(&view.model) {
+                Lesson::Nothing => return None,
+                Lesson::Forget => None,
+                Lesson::Learned(head) => Some((head, view.model.backbone_sha256.clone())),
+            };
+            lock(&head).clone_from(&taught);
+            let element = element.upgrade()?;
+            let element = element.imp();
+            element.teach_next();
+            element.reopened(&asked, view)
+        });
+        taken.ok_or_else(|| Error::Config("the model is busy, try again".into()))
+    }
+
+    /// Gives the newest classifier to a worker that has not taken over yet.
+    fn teach_next(&self) {
+        let Some((asked, worker)) = lock(&self.workers).next.clone() else {
+            return;
+        };
+        let element = self.obj().downgrade();
+        // No images wait for it, and so there is room.
+        worker.change(move |view| {
+            let element = element.upgrade()?;
+            element.imp().reopened(&asked, view)
+        });
+    }
+
+    /// The view of these settings under the newest classifier; `None`, with a warning, where that does not go.
+    fn reopened(&self, asked: &Asked, view: &View) -> Option<View> {
+        let head = lock(&self.head).clone();
+        match shared::open(asked, Some(Arc::clone(&view.model)), head.as_ref()) {
+            Ok(view) => Some(view),
+            Err(error) => {
+                gst::element_imp_warning!(
+                    self,
+                    gst::LibraryError::Settings,
+                    ("what was taught does not take over: {error}")
+                );
+                None
+            }
+        }
+    }
+
     /// Starts the worker that is to take over, if one is there already; a `fresh` one opens its model again.
     fn start_next(&self, fresh: bool) {
         if lock(&self.workers).current.is_none() {
@@ -188,6 +265,10 @@ impl VitScope {
             Ok(next) => {
                 let old = lock(&self.workers).next.replace(next);
                 drop(old);
+                // It may have been opened before the newest example was learned.
+                if lock(&self.head).is_some() {
+                    self.teach_next();
+                }
             }
             Err(error) => {
                 gst::element_imp_error!(self, gst::LibraryError::Settings, ("{error}"));
@@ -246,9 +327,13 @@ impl VitScope {
             }
         };
         let open_asked = asked.clone();
+        let head = Arc::clone(&self.head);
         let open = move || match own {
             Some(open) => open(),
-            None => shared::open(&open_asked, model),
+            None => {
+                let head = lock(&head).clone();
+                shared::open(&open_asked, model, head.as_ref())
+            }
         };
         let worker = shared::worker(&asked, open, on_opened)?;
         Ok((asked, worker))
@@ -345,8 +430,9 @@ impl VitScope {
             Some(Err(_)) => return Err(gst::FlowError::Error),
             Some(Ok(ready)) => ready,
         };
-        let is_new =
-            !matches!(&stream.resizer, Some((model, _)) if Arc::ptr_eq(model, &ready.model));
+        // Another classifier over the same weights changes nothing here.
+        let opened = ready.model.as_opened();
+        let is_new = !matches!(&stream.resizer, Some((model, _)) if Arc::ptr_eq(&model.as_opened(), &opened));
         if is_new {
             let preprocessor = &ready.model.preprocessor;
             let resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
@@ -562,6 +648,8 @@ impl VitScope {
                 overlay.draw_grid_onto(frame, &panes)?
             }
         };
+        let note = lock(&self.note).clone();
+        lines.extend((!note.is_empty()).then_some(note));
         if settings.show_stats {
             let kept = finding.and_then(|finding| finding.maps.first()?.kept());
             lines.extend(lock(&self.stats).lines(kept, Instant::now()));

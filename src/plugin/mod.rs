@@ -23,6 +23,7 @@ mod statistics;
 
 use std::sync::Arc;
 
+use crossbeam_channel::Receiver;
 use gstreamer as gst;
 use gstreamer::glib;
 use gstreamer::prelude::*;
@@ -33,6 +34,7 @@ use crate::error::Result;
 use crate::models::Model;
 use crate::pipeline::stages::{Finding, View};
 
+pub use element::Lesson;
 pub use meta::{Found, META};
 pub use settings::{Coloring, Draw, SyncMode};
 
@@ -70,6 +72,24 @@ impl VitScope {
     /// [`Error::Config`](crate::Error::Config) where a property is not known or does not take its text; then none is set.
     pub fn change(&self, properties: &[(&str, String)]) -> Result<()> {
         self.imp().change(properties)
+    }
+
+    /// Runs `learn` on the thread that explains, between two frames; the classifier that it returns answers from then on,
+    /// and all methods explain its classes. Frames go on meanwhile; the receiver hears when the classifier is there.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) where the element is not running, too many frames wait for it, or it has
+    /// views of the program's own.
+    pub fn teach(
+        &self,
+        learn: impl FnOnce(&Arc<Model>) -> Lesson + Send + 'static,
+    ) -> Result<Receiver<()>> {
+        self.imp().teach(learn)
+    }
+
+    /// Writes a line into the picture, below the class; none where it is empty.
+    pub fn set_note(&self, note: String) {
+        self.imp().set_note(note);
     }
 
     /// Opens model and gates again, from files that have changed; what is there goes on until they are ready, or where

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::settings::Asked;
 use crate::changes;
 use crate::error::{Error, Result};
-use crate::explain::Method;
+use crate::explain::{Method, Target};
 use crate::gates::Gates;
-use crate::models::{self, DeviceChoice, Model, Reference};
+use crate::models::{self, DeviceChoice, LinearHead, Model, Reference};
 use crate::pipeline::stages::View;
 use crate::pipeline::worker::{Ready, Worker};
 
@@ -60,11 +60,32 @@ fn start(
     Worker::start(capacity, batch, open, on_opened).map(Arc::new)
 }
 
-/// What the settings ask for, over a model that is open already where one is given.
-pub(super) fn open(asked: &Asked, model: Option<Arc<Model>>) -> Result<View> {
+/// A classifier that takes the place of the model's, and the hash of the weights that it belongs to.
+pub(super) type Taught = (LinearHead, String);
+
+/// What the settings ask for, over a model that is open already where one is given, and under `head` where there is one.
+///
+/// A target that a head does not know gives way to the predicted class.
+pub(super) fn open(
+    asked: &Asked,
+    model: Option<Arc<Model>>,
+    head: Option<&Taught>,
+) -> Result<View> {
     let model = match model {
-        Some(model) => model,
+        Some(model) => model.as_opened(),
         None => Arc::new(open_model(asked)?),
+    };
+    let model = match head {
+        Some((head, sha256)) if *sha256 == model.backbone_sha256 => {
+            Arc::new(model.with_head(head.clone())?)
+        }
+        Some((_, sha256)) => {
+            return Err(Error::Model(format!(
+                "the head belongs to weights with sha256 {sha256:?}, the model's have {:?}",
+                model.backbone_sha256
+            )));
+        }
+        None => model,
     };
     let methods = match asked.method.as_str() {
         "auto" => vec![model.default_method()],
@@ -79,7 +100,10 @@ pub(super) fn open(asked: &Asked, model: Option<Arc<Model>>) -> Result<View> {
         .map(|(options, method)| method.build_with(model.parts(), options));
     Ok(View {
         explainers: explainers.collect::<Result<_>>()?,
-        targets: vec![model.target(&asked.target_class)?],
+        targets: vec![match (model.target(&asked.target_class), head) {
+            (Err(_), Some(_)) => Target::Predicted,
+            (target, _) => target?,
+        }],
         model,
     })
 }

@@ -14,10 +14,20 @@ pub enum Topic {
     Status,
     /// What the model sees and looks at.
     Explained,
+    /// What it is taught.
+    Teaching,
 }
 
+/// Kinds of events.
+pub(super) const TOPICS: usize = 4;
+
 impl Topic {
-    pub(super) const ALL: [Self; 3] = [Self::Settings, Self::Status, Self::Explained];
+    pub(super) const ALL: [Self; TOPICS] = [
+        Self::Settings,
+        Self::Status,
+        Self::Explained,
+        Self::Teaching,
+    ];
 
     /// Name of its events.
     pub(super) fn name(self) -> &'static str {
@@ -25,6 +35,7 @@ impl Topic {
             Self::Settings => "settings",
             Self::Status => "status",
             Self::Explained => "explained",
+            Self::Teaching => "teaching",
         }
     }
 }
@@ -41,7 +52,7 @@ struct Newest {
     /// A JPEG, and how many there were before.
     picture: (u64, Arc<[u8]>),
     /// JSON of each topic, and how many there were before.
-    events: [(u64, Arc<str>); 3],
+    events: [(u64, Arc<str>); TOPICS],
     is_over: bool,
 }
 
@@ -95,7 +106,7 @@ impl Feed {
     /// Events after those that were `seen` of each topic; none where none comes within `patience`.
     pub(super) fn events_after(
         &self,
-        seen: &mut [u64; 3],
+        seen: &mut [u64; TOPICS],
         patience: Duration,
     ) -> Vec<(Topic, Arc<str>)> {
         let newest = self.wait(patience, |newest| {
@@ -162,7 +173,7 @@ mod tests {
         assert_eq!((3, &[3][..]), (number, &*picture));
         assert!(feed.picture_after(number, Duration::ZERO).is_none());
 
-        let mut seen = [0; 3];
+        let mut seen = [0; TOPICS];
         feed.tell(Topic::Status, "1");
         feed.tell(Topic::Explained, "2");
         feed.tell(Topic::Status, "3");

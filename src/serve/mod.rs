@@ -6,10 +6,11 @@
 //! |---|---|
 //! | `GET /` | the page, which needs nothing else from the network |
 //! | `GET /stream.mjpg` | the pictures, as `multipart/x-mixed-replace` |
-//! | `GET /events` | server-sent events `settings`, `status` and `explained`, each with JSON |
+//! | `GET /events` | server-sent events `settings`, `status`, `explained` and `teaching`, each with JSON |
 //! | `GET /about` | JSON of [`About`] |
 //! | `GET /snapshot.png` | the picture of this moment |
 //! | `POST /control` | takes JSON of a [`Change`]; 204, or 400 and a reason |
+//! | `POST /teach` | takes JSON of a [`Lesson`]; 204, or 400 and a reason |
 //!
 //! It knows neither where the pictures come from nor who makes the changes: that is its [`Host`].
 
@@ -76,6 +77,22 @@ pub struct Change {
     pub votes: Option<bool>,
 }
 
+/// What a user teaches, as `{"example": 0}`, `"undo"`, `"save"`, `{"add": "cup"}` or `{"rename": [0, "mug"]}`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lesson {
+    /// What is shown now is an example of this class.
+    Example(usize),
+    /// The last example is taken back.
+    Undo,
+    /// What was taught is saved.
+    Save,
+    /// There is one more class, of this name.
+    Add(String),
+    /// A class is called otherwise.
+    Rename(usize, String),
+}
+
 /// What there is to choose from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct About {
@@ -114,6 +131,12 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// Says why it cannot be made.
     fn change(&self, change: &Change) -> Result<()>;
+
+    /// Takes a lesson, or none of it.
+    ///
+    /// # Errors
+    /// Says why it cannot be taken.
+    fn teach(&self, lesson: &Lesson) -> Result<()>;
 
     /// The picture of this moment, as PNG.
     ///

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use super::feed::TOPICS;
 use super::http::{self, Refusal, Request};
-use super::{Change, Shared};
+use super::{Change, Lesson, Shared};
 
 const PAGE: &str = include_str!("page.html");
 
@@ -105,16 +107,15 @@ fn answer(request: &Request, shared: &Shared) -> Result<Answer, Refusal> {
             Ok(png) => Ok(whole("200 OK", "image/png", png)),
             Err(error) => Err(Refusal::new("503 Service Unavailable", error.to_string())),
         },
-        ("POST", "/control") => {
-            control(request, shared)?;
-            Ok(whole("204 No Content", "text/plain", Vec::new()))
-        }
-        (_, "/" | "/stream.mjpg" | "/events" | "/about" | "/snapshot.png" | "/control") => {
-            Err(Refusal::new(
-                "405 Method Not Allowed",
-                "expected GET, or POST for /control",
-            ))
-        }
+        ("POST", "/control") => take(request, |change: &Change| shared.host.change(change)),
+        ("POST", "/teach") => take(request, |lesson: &Lesson| shared.host.teach(lesson)),
+        (
+            _,
+            "/" | "/stream.mjpg" | "/events" | "/about" | "/snapshot.png" | "/control" | "/teach",
+        ) => Err(Refusal::new(
+            "405 Method Not Allowed",
+            "expected GET, or POST for /control and /teach",
+        )),
         _ => Err(Refusal::new("404 Not Found", "there is no such page")),
     }
 }
@@ -198,7 +199,11 @@ fn same(shown: &str, token: &str) -> bool {
     Sha256::digest(shown) == Sha256::digest(token)
 }
 
-fn control(request: &Request, shared: &Shared) -> Result<(), Refusal> {
+/// Takes the JSON of a request to where it belongs.
+fn take<T: DeserializeOwned>(
+    request: &Request,
+    take: impl FnOnce(&T) -> crate::Result<()>,
+) -> Result<Answer, Refusal> {
     let refused = |reason: String| Refusal::new("400 Bad Request", reason);
     let is_json = request
         .header("content-type")
@@ -210,12 +215,10 @@ fn control(request: &Request, shared: &Shared) -> Result<(), Refusal> {
             "expected application/json",
         ));
     }
-    let change: Change =
+    let value: T =
         serde_json::from_slice(&request.body).map_err(|error| refused(error.to_string()))?;
-    shared
-        .host
-        .change(&change)
-        .map_err(|error| refused(error.to_string()))
+    take(&value).map_err(|error| refused(error.to_string()))?;
+    Ok(whole("204 No Content", "text/plain", Vec::new()))
 }
 
 /// Sends the newest picture again and again, as fast as the client takes them.
@@ -246,7 +249,7 @@ fn pictures(stream: &mut TcpStream, shared: &Shared) -> io::Result<()> {
 /// Sends the newest event of each topic whenever there is one.
 fn events(stream: &mut TcpStream, shared: &Shared) -> io::Result<()> {
     http::write_head(stream, "200 OK", &[("content-type", "text/event-stream")])?;
-    let mut seen = [0; 3];
+    let mut seen = [0; TOPICS];
     while !shared.feed.is_over() {
         let events = shared.feed.events_after(&mut seen, QUIET);
         let mut text = String::new();

@@ -13,6 +13,7 @@ pub mod probe;
 mod run;
 pub mod shapley;
 mod subject;
+pub mod taught;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -118,6 +118,33 @@ impl Vit {
         }
     }
 
+    /// The same weights under a linear classifier of what `reads` says: the class token, and maybe the mean of the patches.
+    ///
+    /// # Shapes
+    /// - `weight`: `[classes, dim]` or `[classes, 2 · dim]`
+    /// - `bias`: `[classes]`
+    pub(crate) fn with_classifier(
+        &self,
+        reads: Head,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Vec<String>,
+    ) -> Self {
+        let classifier = Linear::new(weight, bias);
+        Self {
+            config: VitConfig {
+                labels,
+                reads,
+                ..self.config.clone()
+            },
+            classifier: Some(match reads {
+                Head::ClassTokenAndPatchMean => Classifier::ClassTokenAndPatchMean(classifier),
+                _ => Classifier::ClassToken(classifier),
+            }),
+            ..self.clone()
+        }
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &VitConfig {
         &self.config

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use vitscope::live::{Address, Audience, Event, Live, Outputs, Page, Wanted};
+use vitscope::live::{Address, Audience, Event, Live, Outputs, Page, Teach, Wanted};
 
 use crate::common::connect;
 
@@ -203,8 +203,25 @@ fn difference(a: &image::RgbImage, b: &image::RgbImage) -> f64 {
 
 #[test]
 fn moving_a_slider_changes_the_picture() {
+    serve(&live(None), try_page);
+}
+
+#[test]
+fn classes_are_named_taught_and_saved_on_the_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let head = folder.path().join("head");
+    let teach = Teach {
+        folder: head.clone(),
+        classes: vec!["ball".into()],
+    };
+    if serve(&live(Some(teach)), teach_on_page) {
+        assert!(head.join("head.safetensors").is_file());
+    }
+}
+
+fn live(teach: Option<Teach>) -> Live {
     let Ok(source) = "test:ball".parse::<Address>();
-    let live = Live {
+    Live {
         address: source,
         wanted: Wanted {
             size: Some((320, 240)),
@@ -223,7 +240,12 @@ fn moving_a_slider_changes_the_picture() {
         }),
         collect: None,
         gates: None,
-    };
+        teach,
+    }
+}
+
+/// Runs until `try_page` has tried the page; false where there is no browser.
+fn serve(live: &Live, try_page: impl Fn(&Browser) + Sync) -> bool {
     let (cancel, address) = (AtomicBool::new(false), Mutex::new(None));
     std::thread::scope(|scope| {
         let running = scope.spawn(|| {
@@ -241,22 +263,53 @@ fn moving_a_slider_changes_the_picture() {
                 assert!(started.elapsed() < PATIENCE);
                 std::thread::yield_now();
             }
-            try_page(address.lock().unwrap().unwrap());
+            let address = address.lock().unwrap().unwrap();
+            let browser = Browser::start();
+            match &browser {
+                Some(browser) => {
+                    let url = format!("http://{address}/");
+                    browser.call("POST", "/url", &json!({"url": url}));
+                    try_page(browser);
+                }
+                None => eprintln!("there is no chromedriver, the page is not tried"),
+            }
+            browser.is_some()
         });
         let tried = tried.join();
         cancel.store(true, Ordering::SeqCst);
         running.join().unwrap().unwrap();
-        tried.unwrap();
-    });
+        tried.unwrap()
+    })
 }
 
-fn try_page(address: SocketAddr) {
-    let Some(browser) = Browser::start() else {
-        eprintln!("there is no chromedriver, the page is not tried");
-        return;
-    };
-    let url = format!("http://{address}/");
-    browser.call("POST", "/url", &json!({"url": url}));
+fn teach_on_page(browser: &Browser) {
+    browser.wait("!document.querySelector('#teach').hidden");
+    browser.wait(
+        "document.querySelector('#taught-note').innerText.includes('no class has an example')",
+    );
+    browser.press("#new-class", "other");
+    browser.click("#add-class button");
+    browser.wait("document.querySelectorAll('#taught li').length === 2");
+    browser.click("#taught li:nth-child(1) button");
+    browser.wait("document.querySelector('#taught-note').innerText.includes('only \"ball\"')");
+    browser.click("#taught li:nth-child(2) button");
+    browser.wait("document.querySelector('#taught-note').innerText === 'Not saved.'");
+    // The model's answers, and the classes to choose from, are those that were taught.
+    browser.wait("/^(ball|other)/.test(document.querySelector('#bars').innerText)");
+    browser.wait("[...document.querySelector('#target').options].map(({ text }) => text).join() === 'predicted,ball,other'");
+    browser.press("#taught li:nth-child(2) input", "s\n");
+    browser.wait("document.querySelector('#target').options[2].text === 'others'");
+    browser.click("#taught li:nth-child(2) button");
+    browser.wait("document.querySelector('#taught').innerText.includes('2 examples')");
+    browser.click("#undo");
+    browser.wait("!document.querySelector('#taught').innerText.includes('2 examples')");
+    browser.click("#save");
+    browser.wait("document.querySelector('#taught-note').innerText === ''");
+    let shot = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page-teach.png");
+    fs::write(shot, browser.png("/screenshot")).unwrap();
+}
+
+fn try_page(browser: &Browser) {
     browser.wait("document.querySelector('#video').naturalWidth === 320");
     browser.wait("document.querySelector('#bars').innerText.includes('%')");
     browser.wait("document.querySelector('#status').innerText.includes('fps')");

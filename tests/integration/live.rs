@@ -14,7 +14,7 @@ use vitscope::frame::FrameSize;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
 use vitscope::live::{Address, Audience, Collect, Event, Key, Live, Outputs, Status, Wanted};
-use vitscope::serve::{About, Change, Feed, Host, Server};
+use vitscope::serve::{About, Change, Feed, Host, Lesson, Server};
 
 use crate::common::{clip, fixture, frame_times};
 
@@ -43,6 +43,7 @@ fn live(address: &str, folder: &Path) -> Live {
         page: None,
         collect: None,
         gates: None,
+        teach: None,
     }
 }
 
@@ -558,6 +559,10 @@ impl Host for NoHost {
     }
 
     fn change(&self, _: &Change) -> vitscope::Result<()> {
+        Ok(())
+    }
+
+    fn teach(&self, _: &Lesson) -> vitscope::Result<()> {
         Ok(())
     }
 

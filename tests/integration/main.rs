@@ -54,5 +54,8 @@ mod cli;
 // Models of the hub, from a server beside the test.
 #[cfg(all(feature = "cli", feature = "hub", feature = "live"))]
 mod hub;
+// Classes that users teach.
+#[cfg(all(feature = "cli", feature = "live"))]
+mod teach;
 // The layers and habits of the sources.
 mod tidy;

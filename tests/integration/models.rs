@@ -429,7 +429,7 @@ fn tensors_of_another_model_are_not_saved() {
 }
 
 /// Puts fresh gates into a folder, made for weights of this hash.
-fn add_gates(folder: &Path, base_sha256: &str) {
+pub(crate) fn add_gates(folder: &Path, base_sha256: &str) {
     let model = open(&fixture("vit_a")).unwrap();
     let sizes = GateSizes::new(model.vit.config());
     let tensors = VotingGates::initial_tensors(sizes, 1.0, &mut Rng::new(1), &Device::Cpu).unwrap();

@@ -7,16 +7,16 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use vitscope::serve::{About, Change, Feed, Host, Server, Topic};
+use vitscope::serve::{About, Change, Feed, Host, Lesson, Server, Topic};
 use vitscope::{Error, Result};
 
 use crate::common::{HTTP_PATIENCE as PATIENCE, ask, connect};
 
 const TOKEN: &str = "let-me-in-2026";
 
-/// Takes every change but opacities beyond 1.
+/// Takes every change but opacities beyond 1, and examples of the first eight classes.
 #[derive(Default)]
-struct Recorder(Mutex<Vec<Change>>);
+struct Recorder(Mutex<Vec<Change>>, Mutex<Vec<Lesson>>);
 
 impl Host for Recorder {
     fn about(&self) -> Option<About> {
@@ -28,6 +28,14 @@ impl Host for Recorder {
             return Err(Error::Config("alpha is too much".into()));
         }
         self.0.lock().unwrap().push(change.clone());
+        Ok(())
+    }
+
+    fn teach(&self, lesson: &Lesson) -> Result<()> {
+        if *lesson == Lesson::Example(8) {
+            return Err(Error::Config("no such class".into()));
+        }
+        self.1.lock().unwrap().push(lesson.clone());
         Ok(())
     }
 
@@ -56,9 +64,13 @@ fn get(address: SocketAddr, path: &str, headers: &str) -> String {
 }
 
 fn post(address: SocketAddr, json: &str, headers: &str) -> String {
+    post_to("/control", address, json, headers)
+}
+
+fn post_to(path: &str, address: SocketAddr, json: &str, headers: &str) -> String {
     let length = json.len();
     let request = format!(
-        "POST /control HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n{headers}\r\n{json}"
     );
     ask(address, request.as_bytes())
@@ -105,6 +117,48 @@ fn a_change_is_made_or_refused_with_a_reason() {
         assert!(answer.contains(reason), "{json}: {answer}");
     }
     assert_eq!(1, served.host.0.lock().unwrap().len());
+}
+
+#[test]
+fn a_lesson_is_taken_or_refused_with_a_reason() {
+    let served = serve(None);
+    let teach = |json: &str| post_to("/teach", served.server.address(), json, "");
+    for json in [
+        r#"{"example":0}"#,
+        r#""undo""#,
+        r#""save""#,
+        r#"{"add":"cup"}"#,
+        r#"{"rename":[1,"mug"]}"#,
+    ] {
+        check_status(&teach(json), 204);
+    }
+    let taken = served.host.1.lock().unwrap().clone();
+    let expected = [
+        Lesson::Example(0),
+        Lesson::Undo,
+        Lesson::Save,
+        Lesson::Add("cup".into()),
+        Lesson::Rename(1, "mug".into()),
+    ];
+    assert_eq!(taken, expected);
+    for (json, reason) in [
+        (r#"{"example":8}"#, "no such class"),
+        (r#"{"example":-1}"#, "invalid value"),
+        (r#""forget""#, "unknown variant `forget`"),
+        ("", "EOF"),
+    ] {
+        let answer = teach(json);
+        check_status(&answer, 400);
+        assert!(answer.contains(reason), "{json}: {answer}");
+    }
+    check_status(&get(served.server.address(), "/teach", ""), 405);
+    let served = serve(Some(TOKEN));
+    let address = served.server.address();
+    check_status(&post_to("/teach", address, r#""undo""#, ""), 401);
+    let long = format!("{{\"add\":\"{}\"}}", "x".repeat(5000));
+    let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
+    check_status(&post_to("/teach", address, &long, &bearer), 413);
+    assert!(served.host.1.lock().unwrap().is_empty());
 }
 
 #[test]

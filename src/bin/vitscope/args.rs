@@ -18,6 +18,7 @@ use crate::live::LiveArgs;
 use crate::models::ModelsArgs;
 use crate::progress::ProgressMode;
 use crate::still::StillArgs;
+use crate::teach::TeachArgs;
 use crate::train::TrainArgs;
 
 /// Live explanations of Vision Transformers on video.
@@ -38,6 +39,8 @@ pub enum Command {
     Live(Box<LiveArgs>),
     /// Explain pictures.
     Still(StillArgs),
+    /// Teach a model classes of your own by a few pictures of each.
+    Teach(TeachArgs),
     /// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
     Train(TrainArgs),
     /// Score explanations, and classifiers.
@@ -61,7 +64,8 @@ impl Command {
             Self::File(args) => &args.outputs,
             Self::Still(args) => &args.outputs,
             Self::Live(args) => return !args.quiet,
-            Self::Train(_)
+            Self::Teach(_)
+            | Self::Train(_)
             | Self::Eval(_)
             | Self::Bench(_)
             | Self::Devices
@@ -80,7 +84,12 @@ impl Command {
             Self::Live(args) => args.explain.threads,
             Self::Still(args) => args.explain.threads,
             Self::Train(args) => args.threads(),
-            Self::Eval(_) | Self::Devices | Self::Doctor | Self::Methods | Self::Models(_) => None,
+            Self::Teach(_)
+            | Self::Eval(_)
+            | Self::Devices
+            | Self::Doctor
+            | Self::Methods
+            | Self::Models(_) => None,
             Self::Bench(args) => args.threads,
         }
     }

@@ -10,7 +10,9 @@ use anyhow::bail;
 use url::Url;
 use vitscope::explain::Method;
 use vitscope::files;
-use vitscope::live::{Address, Audience, Collect, Event, Key, Live, Outputs, Page, Status, Wanted};
+use vitscope::live::{
+    Address, Audience, Collect, Event, Key, Live, Outputs, Page, Status, Teach, Wanted,
+};
 use vitscope::overlay::Mode;
 
 use crate::args::{DrawArgs, ExplainArgs, Upsample, positive, share};
@@ -90,6 +92,13 @@ pub struct LiveArgs {
     /// Folder of DiffMask gates for the model; gates that change, there or in the model's folder, are taken over.
     #[arg(long, value_name = "FOLDER")]
     gates: Option<PathBuf>,
+    /// Teach the model classes of your own: keys 1 to 9 (and the page) take what is shown as an example of a class, u takes
+    /// the last one back, w writes head.safetensors into this folder. A head that is there is taught more.
+    #[arg(long, value_name = "FOLDER")]
+    teach: Option<PathBuf>,
+    /// Names of the classes to teach, in the order of the keys; behind those of the head in the folder.
+    #[arg(long, value_name = "NAME,…", requires = "teach", value_delimiter = ',')]
+    classes: Vec<String>,
     /// Replace outputs that exist.
     #[arg(long)]
     overwrite: bool,
@@ -165,6 +174,10 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
             folder,
             every: Duration::from_secs_f64(args.collect_every),
         }),
+        teach: args.teach.clone().map(|folder| Teach {
+            folder,
+            classes: args.classes.clone(),
+        }),
         gates: (args.gates.clone()).or_else(|| own_gates.is_dir().then(|| own_gates.to_owned())),
     };
     let cancel = interrupt::flag(Vec::new())?;
@@ -173,6 +186,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
         started: Instant::now(),
         cancel: Arc::clone(&cancel),
         keyboard: (!args.quiet).then(Keyboard::open).flatten(),
+        unsaved: false,
     };
     let status = live.run(&cancel, &mut front)?;
     if !args.quiet {
@@ -191,6 +205,8 @@ struct Front<'a> {
     started: Instant,
     cancel: Arc<AtomicBool>,
     keyboard: Option<Keyboard>,
+    /// What was taught is not saved.
+    unsaved: bool,
 }
 
 impl Audience for Front<'_> {
@@ -222,12 +238,28 @@ impl Audience for Front<'_> {
                     }
                     None => "",
                 };
-                eprintln!("showing {source}{keys}");
+                let teaching = match (&self.keyboard, &self.args.teach) {
+                    (Some(_), Some(_)) => "; 1 to 9 teach, u takes back, w saves",
+                    _ => "",
+                };
+                eprintln!("showing {source}{keys}{teaching}");
             }
             Event::Lost { reason, wait } => {
                 eprintln!("{reason}; trying again in {:.1} s", wait.as_secs_f64());
             }
             Event::Problem(problem) => eprintln!("{problem}"),
+            Event::Taught(progress) => {
+                let is_saved = self.unsaved && !progress.unsaved;
+                self.unsaved = progress.unsaved;
+                match &self.args.teach {
+                    Some(folder) if is_saved => eprintln!(
+                        "wrote {:?}; use it: vitscope live {}",
+                        folder.join("head.safetensors"),
+                        head_usage(folder, &self.args.explain)
+                    ),
+                    _ => eprintln!("{progress}"),
+                }
+            }
             Event::Reloading => eprintln!("the gates have changed and are taken over"),
             Event::Ending => (),
             Event::Status(status) => tracing::debug!(
@@ -333,6 +365,12 @@ fn options(args: &LiveArgs) -> anyhow::Result<toml::Table> {
     Ok(tables
         .map(|(method, options)| (method, options.into()))
         .collect())
+}
+
+/// The options that explain with the head in `folder`.
+fn head_usage(folder: &Path, explain: &ExplainArgs) -> String {
+    let backbone = explain.backbone.as_ref().unwrap_or(&explain.model);
+    format!("--model {} --backbone {backbone}", folder.display())
 }
 
 /// True for what is neither a file nor a name of one.

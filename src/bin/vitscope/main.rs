@@ -18,6 +18,7 @@ mod progress;
 mod setup;
 mod side;
 mod still;
+mod teach;
 mod train;
 
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Devices => devices::run(),
         Command::Doctor => doctor::run(),
         Command::Still(args) => still::run(args),
+        Command::Teach(args) => teach::run(args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),

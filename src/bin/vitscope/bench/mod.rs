@@ -125,6 +125,7 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
         vit: Vit::load(config, &weights)?,
         preprocessor: Preprocessor::square(size_px),
         weights_sha256: String::new(),
+        backbone_sha256: String::new(),
         own_head: false,
         gates: Some(Gates::Voting(VotingGates::load(
             sizes,
@@ -134,6 +135,7 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
         gate_card: None,
         interpreter: Some(interpreter),
         interpreter_card: None,
+        untaught: None,
     })
 }
 

@@ -1,0 +1,89 @@
+//! `vitscope teach`: a head for a frozen model from a few pictures of each class.
+#![expect(
+    clippy::print_stdout,
+    reason = "what a command is asked for goes to standard output"
+)]
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use vitscope::data::Dataset;
+use vitscope::data::folder::Folder;
+use vitscope::models::{self, DeviceChoice, Preprocessor, Reference};
+use vitscope::train::taught::{Taught, TaughtHead};
+
+use crate::exit::Exit;
+
+/// Options of `vitscope teach`.
+#[derive(Debug, clap::Args)]
+pub struct TeachArgs {
+    /// Pictures to learn from, PNG or JPEG: a folder for each class, called what the class is called.
+    #[arg(value_name = "FOLDER")]
+    pictures: PathBuf,
+    /// Write head.safetensors into this folder.
+    #[arg(long, value_name = "HEAD")]
+    out: PathBuf,
+    /// Model whose features are read; it stays as it is.
+    #[arg(long, value_name = "MODEL", default_value = "cifar10")]
+    model: String,
+    /// Backbone model, when MODEL holds only a head or gates.
+    #[arg(long, value_name = "MODEL")]
+    backbone: Option<String>,
+    /// Where the model runs: cpu, cuda, cuda:N, or auto.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Replace a head that exists.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// Learns the head and writes it.
+pub fn run(args: &TeachArgs) -> anyhow::Result<Exit> {
+    models::check_head_folder(&args.out)?;
+    let path = args.out.join("head.safetensors");
+    if path.exists() && !args.overwrite {
+        bail!("the output exists and may not be overwritten (--overwrite): {path:?}");
+    }
+    let reference = Reference {
+        trained_parts: false,
+        ..Reference::over(&args.model, args.backbone.as_deref())
+    };
+    let model = models::open(reference, &args.device.open()?)?;
+    let Preprocessor {
+        rule, resampling, ..
+    } = model.preprocessor;
+    let folder = Folder::open(&args.pictures, rule, resampling)?;
+    let taught = Taught::from_data(&model, &folder)?;
+    let TaughtHead {
+        head,
+        leave_one_out,
+    } = taught.head()?;
+    let sha256 = &model.backbone_sha256;
+    models::save_taught_head(&args.out, &head, taught.examples(), sha256)?;
+    for (name, n_examples) in taught.counts() {
+        println!("{name}: {n_examples} examples");
+    }
+    match leave_one_out.of {
+        0 => println!("no class has two examples, of which one could be left out to be answered"),
+        _ => println!(
+            "leave-one-out accuracy {}",
+            crate::train::accuracy(leave_one_out)
+        ),
+    }
+    println!("wrote {path:?}");
+    println!("use it: vitscope live {}", usage(args));
+    let unreadable = folder.unreadable();
+    for reason in &unreadable {
+        eprintln!("picture left out: {reason}");
+    }
+    Ok(match unreadable.len() {
+        0 => Exit::Whole,
+        _ => Exit::Incomplete,
+    })
+}
+
+/// The options that explain with the head.
+fn usage(args: &TeachArgs) -> String {
+    let backbone = args.backbone.as_ref().unwrap_or(&args.model);
+    format!("--model {} --backbone {backbone}", args.out.display())
+}
