@@ -32,6 +32,7 @@ use super::masked::{Copies, Occlusion, Score, each_image};
 use super::shapley::Regression;
 use super::{Explainer, Needs, Options, Pass};
 use crate::error::{Error, Result};
+use crate::overlay::Range;
 use crate::rng::Rng;
 use crate::vit::Vit;
 
@@ -95,6 +96,10 @@ impl Explainer for KernelShap {
 
     fn explains_classes(&self) -> bool {
         true
+    }
+
+    fn range(&self) -> Range {
+        Range::Signed
     }
 
     fn needs(&self, _vit: &Vit) -> Needs {

@@ -57,6 +57,20 @@ impl Card for GateCard {
     }
 }
 
+impl Objective {
+    /// What a card, as bytes of `gates.json`, says that gates were trained for; `None` where it is damaged.
+    pub fn of_card(card: &[u8]) -> Option<Self> {
+        let card: GateCard = serde_json::from_slice(card).ok()?;
+        Some(card.objective)
+    }
+
+    /// Whether gates explain a model whose classifier is not the one they were trained for: those that rank score the
+    /// classes of their own.
+    pub fn survives_another_head(self) -> bool {
+        self == Self::Published
+    }
+}
+
 impl Gates {
     /// Reads gates from the bytes of `gates.safetensors` and `gates.json`, for a model whose weights
     /// hash to `base_sha256`.

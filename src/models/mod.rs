@@ -35,7 +35,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use crate::explain::{Method, Parts, Target};
-use crate::gates::{GateCard, Gates};
+use crate::gates::{GateCard, Gates, Objective};
 use crate::interpreter::{Interpreter, InterpreterCard};
 use crate::vit::{Vit, VitConfig, names};
 use crate::{Error, Result};
@@ -268,7 +268,11 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         Gates::from_bytes(tensors, card, vit.config(), &weights_sha256, device)
             .map_err(|error| files.blame(GATES, error))
     });
-    let of_backbone = files.backbone_gates.as_ref().map(|(tensors, card)| {
+    let of_backbone = files.backbone_gates.as_ref().filter(|(_, card)| {
+        let objective = Objective::of_card(card);
+        objective.is_none_or(Objective::survives_another_head)
+    });
+    let of_backbone = of_backbone.map(|(tensors, card)| {
         Gates::from_bytes(tensors, card, vit.config(), &backbone_sha256, device)
             .map_err(|error| Error::Model(format!("{error}: {:?}", files.origin.join(GATES))))
     });
@@ -355,7 +359,8 @@ impl Model {
     pub fn with_head(self: &Arc<Self>, head: LinearHead) -> Result<Self> {
         let weights_sha256 = head.sha256_over(&self.backbone_sha256)?;
         let card = (self.gate_card.as_ref())
-            .filter(|card| card.base_sha256.eq_ignore_ascii_case(&self.backbone_sha256));
+            .filter(|card| card.base_sha256.eq_ignore_ascii_case(&self.backbone_sha256))
+            .filter(|card| card.objective.survives_another_head());
         Ok(Self {
             name: self.name.clone(),
             vit: head.over(&self.vit)?,
