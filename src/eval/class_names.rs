@@ -104,12 +104,15 @@ fn find(labels: &[(&str, String)], name: &str) -> Result<Option<usize>> {
     }
 }
 
-/// Letters and digits in lower case, with one space between words.
+/// Letters and digits in lower case, with one space between words; the whole name where it has none.
 fn words(name: &str) -> String {
     let name = name.to_lowercase();
     let words = name.split(|letter: char| !letter.is_alphanumeric());
     let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
-    words.join(" ")
+    match words.is_empty() {
+        true => name,
+        false => words.join(" "),
+    }
 }
 
 #[cfg(test)]
@@ -149,6 +152,8 @@ mod tests {
     fn an_alias_counts_only_where_no_label_has_the_name_and_its_own_label_exists() {
         let found = matched(&["boat", "person"], &["face", "FERRY", "tug", "boat"]).unwrap();
         assert_eq!(found, [Some(1), Some(0), None, Some(0)]);
+        let found = matched(&["+", "-"], &["-", "+"]).unwrap();
+        assert_eq!(found, [Some(1), Some(0)]);
         let found = matched(&["face", "person"], &["face"]).unwrap();
         assert_eq!(found, [Some(0)]);
     }

@@ -138,6 +138,10 @@ impl Confusions {
             root.draw(&Text::new(text.to_owned(), at, style))
         };
         let bar = |left: i32, width: i32, middle: i32, color: RGBColor| {
+            // A rectangle of no width would be a line.
+            if width == 0 {
+                return Ok(());
+            }
             let (top, bottom) = (middle - BAR_PX / 2, middle + BAR_PX / 2);
             root.draw(&Rectangle::new(
                 [(left, top), (left + width, bottom)],

@@ -50,7 +50,7 @@ pub(super) struct ClassifierArgs {
     /// Count answers below this probability as not sure, and measure the rest.
     #[arg(long, value_name = "P", value_parser = probability)]
     not_sure_below: Option<f64>,
-    /// Print the smallest threshold at which this share of the sure answers is right.
+    /// Print the smallest threshold that gives the sure answers this accuracy.
     #[arg(long, value_name = "SHARE", default_value = "0.9", value_parser = probability)]
     sure_accuracy: f64,
     /// Write all numbers as JSON, among them accuracy by threshold and by confidence.
@@ -284,28 +284,20 @@ impl Found<'_> {
         println!("negative log-likelihood {nll:.4} nats");
         let print_sure = |name: &str, threshold: f64| {
             let sure = sure_answers(&self.predictions, threshold);
-            let coverage = sure.of as f64 / n_predictions as f64;
-            print!(
-                "{name} {threshold}: {:.1} % of the answers",
-                100.0 * coverage
-            );
-            match sure.of {
-                0 => println!(),
-                _ => println!(", of which right {}", accuracy(sure)),
-            }
+            let percent = 100.0 * sure.of as f64 / n_predictions as f64;
+            let right = match sure.of {
+                0 => String::new(),
+                _ => format!(", accuracy {}", accuracy(sure)),
+            };
+            println!("{name} {threshold}: {percent:.1} % of the answers{right}");
         };
         if let Some(threshold) = args.not_sure_below {
             print_sure("sure from", threshold);
         }
         let wanted = args.sure_accuracy;
         match threshold_for(&self.predictions, wanted) {
-            Some(threshold) => {
-                print_sure(
-                    &format!("{wanted} of the sure answers are right from"),
-                    threshold,
-                );
-            }
-            None => println!("no threshold makes {wanted} of the sure answers right"),
+            Some(threshold) => print_sure(&format!("accuracy {wanted} from"), threshold),
+            None => println!("no threshold gives the sure answers an accuracy of {wanted}"),
         }
         if !self.unknown.is_empty() {
             println!(
