@@ -348,7 +348,7 @@ impl Taught {
             squares += weights[row] * products[row] / n;
         }
         // Equal examples have no variance; any penalty will do for them.
-        RIDGE * (squares - of_mean).max(1e-6 * squares).max(1e-9)
+        RIDGE * (squares - of_mean).max(1e-3 * squares).max(1e-9)
     }
 
     /// The classifier of the features themselves, f32.
