@@ -10,18 +10,18 @@
 //! ```
 //!
 //! K holds the scalar products of the examples, W the weight of each: all classes together weigh the same, however
-//! many examples they have. λ is [`RIDGE`] of the features' variance. What an example would be answered if it had
-//! been left out, weights and λ as they are, follows without another fit (Cawley, IJCNN 2006, equation 10):
+//! many examples they have. λ is a hundredth of the features' variance. What an example would be answered if it had
+//! been left out, weights and λ as they are, follows without another fit (Cawley, IJCNN 2006):
 //!
 //! ```text
 //! f₋ᵢ(xᵢ) = yᵢ − αᵢ / Cᵢᵢ        C = M⁻¹ − M⁻¹1 1ᵀM⁻¹ / 1ᵀM⁻¹1,  M = K + λ W⁻¹
 //! ```
 //!
 //! Logits are these answers times one factor. It is the most likely one under the answers of left-out examples, with
-//! targets drawn towards each other as Platt (1999, section 2.2) does: one of n examples has its own class with
+//! targets drawn towards each other as Platt (1999) does: one of n examples has its own class with
 //! probability (n + 1) / (n + 2), so that few examples never make the head certain.
 //!
-//! On frames of six clips, five neighboring ones a class, DINOv2-S with registers: this is right on 98.8 % of the other
+//! On frames of six clips, five neighboring ones a class, DINOv2-S with registers: this is right on 99.0 % of the other
 //! frames, discriminant analysis with a shrunk covariance on 98.2 %, the nearest class mean on 96.9 %.
 
 use candle_core::{Device, Tensor};
@@ -348,7 +348,7 @@ impl Taught {
             squares += weights[row] * products[row] / n;
         }
         // Equal examples have no variance; any penalty will do for them.
-        RIDGE * (squares - of_mean).max(1e-6 * squares).max(1e-9)
+        RIDGE * (squares - of_mean).max(1e-3 * squares).max(1e-9)
     }
 
     /// The classifier of the features themselves, f32.
