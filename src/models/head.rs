@@ -20,9 +20,9 @@ use candle_core::{D, Device, Tensor};
 use safetensors::tensor::SafeTensors;
 
 use super::folder::HEAD;
-use super::weights::tensors_from_bytes;
 use crate::files::write_whole;
 use crate::vit::{Head, VitConfig};
+use crate::weights::{bytes_in_8_bits, tensors_from_bytes};
 use crate::{Error, Result};
 
 /// Fields of the file's metadata.
@@ -170,6 +170,16 @@ pub fn save_head(
         .map_err(|error| invalid(error.to_string()))?;
     fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
     write_whole(&folder.join(HEAD), &bytes)
+}
+
+/// A head's file with its weights in 8 bits, for a model whose weights hash to `backbone_sha256`.
+pub(super) fn in_8_bits(bytes: &[u8], backbone_sha256: &str) -> Result<Vec<u8>> {
+    let tensors = BTreeMap::from_iter(tensors_from_bytes(bytes, &Device::Cpu)?);
+    let mut metadata = metadata(bytes)?;
+    if let Some(stated) = metadata.get_mut(BACKBONE) {
+        *stated = backbone_sha256.to_owned();
+    }
+    bytes_in_8_bits(&tensors, |_| true, metadata)
 }
 
 /// What the file says beside its tensors.

@@ -14,8 +14,9 @@ pub mod head;
 #[cfg(feature = "hub")]
 mod hub;
 pub mod preprocessor;
-pub mod weights;
+mod shrink;
 
+pub use crate::weights::{self, Precision};
 pub use card::ModelCard;
 pub use device::DeviceChoice;
 pub use folder::save_folder;
@@ -23,7 +24,7 @@ pub use head::save_head;
 #[cfg(feature = "hub")]
 pub use hub::{cache_folder, pull};
 pub use preprocessor::Preprocessor;
-pub use weights::Precision;
+pub use shrink::{Shrunk, shrink};
 
 use std::collections::HashMap;
 use std::path::Path;
