@@ -451,6 +451,34 @@ fn dtypes(path: &Path) -> BTreeMap<String, Dtype> {
 }
 
 #[test]
+fn a_threshold_is_a_probability_for_the_models_own_classifier() {
+    let config = "config.json";
+    let with = |value: &str| {
+        let field = format!("{{\"not_sure_below\": {value}, ");
+        move |bytes: Vec<u8>| {
+            let text = String::from_utf8(bytes).unwrap();
+            text.replacen('{', &field, 1).into_bytes()
+        }
+    };
+    for value in ["1", "-0.1", "0.99999999999", "\"0.42\"", "[0.42]", "true"] {
+        let expected =
+            format!("field \"not_sure_below\" is {value}, not a number from 0 to below 1");
+        check_refused(config, with(value), &expected);
+    }
+    let folder = copy_of("vit_a");
+    let path = folder.path().join(config);
+    let bytes = fs::read(&path).unwrap();
+    for (value, expected) in [("0.42", Some(0.42)), ("0", Some(0.0)), ("null", None)] {
+        fs::write(&path, with(value)(bytes.clone())).unwrap();
+        assert_eq!(open(folder.path()).unwrap().not_sure_below, expected);
+    }
+    assert_eq!(open(&fixture("vit_a")).unwrap().not_sure_below, None);
+    fs::write(&path, with("0.42")(bytes)).unwrap();
+    write_head(folder.path(), &[("weight", &ramp(&[3, 32]))], None);
+    assert_eq!(open(folder.path()).unwrap().not_sure_below, None);
+}
+
+#[test]
 fn a_shrunk_model_answers_almost_as_before() {
     for name in [
         "vit_a",

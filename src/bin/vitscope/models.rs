@@ -156,6 +156,10 @@ fn inspect(model: &Model) -> String {
         .filter(|method| explains(**method, model))
         .map(|method| method.name())
         .collect();
+    let threshold = model.not_sure_below.map(|threshold| {
+        let text = format!("\"not sure\" where the best class has a probability below {threshold}");
+        ("threshold", text)
+    });
     let lines = [
         ("model", format!("{:?}", model.name)),
         ("family", config.family.model_type().to_owned()),
@@ -187,14 +191,17 @@ fn inspect(model: &Model) -> String {
         ),
         ("head", head.to_owned()),
         ("classes", classes(&config.labels)),
+    ];
+    let parts = [
         ("gates", gates),
         ("interpreter", interpreter),
         ("methods", methods.join(", ")),
         ("sha256", model.weights_sha256.clone()),
     ];
+    let lines = lines.into_iter().chain(threshold).chain(parts);
     lines
         .map(|(name, value)| format!("{name:11}  {value}\n"))
-        .concat()
+        .collect()
 }
 
 /// How a picture is brought to the model's size.

@@ -126,6 +126,7 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
         preprocessor: Preprocessor::square(size_px),
         weights_sha256: String::new(),
         own_head: false,
+        not_sure_below: None,
         gates: Some(Gates::load(
             sizes,
             DEFAULT_STRETCH,
