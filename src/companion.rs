@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::files::write_whole;
+use crate::weights::tensors_from_bytes;
 
 /// The card of what lies in `NAME.safetensors`, itself in `NAME.json`.
 pub(crate) trait Card: Serialize + DeserializeOwned {
@@ -39,7 +40,7 @@ pub(crate) fn from_bytes<C: Card>(
             card.base_sha256()
         )));
     }
-    let tensors = candle_core::safetensors::load_buffer(weights, device)
+    let tensors = tensors_from_bytes(weights, device)
         .map_err(|err| Error::Model(format!("{name}.safetensors is malformed: {err}")))?;
     Ok((tensors, card))
 }

@@ -22,7 +22,7 @@
 //! | 3 | [`models`]: model folders; [`train`]; [`eval`]; [`sidecar`]: JSON Lines |
 //! | 2 | [`explain`]: one file a method; [`data`]: data sets; [`media`]: GStreamer |
 //! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`overlay`]: what is drawn |
-//! | 0 | [`frame`], [`flow`]: motion between frames; [`kernels`], [`rng`], [`files`], [`changes`], [`error`] |
+//! | 0 | [`frame`], [`flow`]: motion between frames; [`kernels`], [`rng`], [`files`], [`weights`], [`changes`], [`error`] |
 //!
 //! # Invariants
 //!
@@ -93,6 +93,7 @@ pub mod serve;
 pub mod sidecar;
 pub mod train;
 pub mod vit;
+pub mod weights;
 
 pub use error::{Error, Result};
 

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 ///
 /// ```
 /// let line = r#"{"seq":30,"pts":1001000000,"duration":33366667,"explained":true,"shows":30,
-///     "predicted":{"index":2,"label":"bird","probability":0.9132},"grid":[2,2],
+///     "predicted":{"index":2,"label":"bird","probability":0.9132},"not_sure":false,"grid":[2,2],
 ///     "maps":[{"method":"diffmask",
 ///         "class":{"index":2,"label":"bird","probability":0.9132},
 ///         "kept":0.375,"attribution":[0.0,0.5,1.0,0.0]}]}"#;
@@ -47,6 +47,10 @@ pub struct Record {
     /// The most probable class; left out where the model has no head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Class>,
+    /// True where `predicted` is less probable than the model's threshold, so that its answer is "not sure"; left out
+    /// where the model has no threshold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_sure: Option<bool>,
     /// Rows and columns of the patch grid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<(usize, usize)>,
@@ -176,6 +180,7 @@ mod tests {
             explained: true,
             shows: Some(1),
             predicted: None,
+            not_sure: None,
             grid: Some((1, 2)),
             maps: Some(vec![Map {
                 method: "rollout".into(),

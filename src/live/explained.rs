@@ -15,6 +15,8 @@ pub(super) struct Explained {
     t: f64,
     seq: u64,
     classes: Vec<sidecar::Class>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_sure: Option<bool>,
     maps: Vec<ExplainedMap>,
     /// Rows and columns of the patch grid.
     grid: (usize, usize),
@@ -44,6 +46,7 @@ impl Explained {
             t: time.nseconds() as f64 / 1e9,
             seq: finding.seq,
             classes: finding.likeliest.iter().map(Class::record).collect(),
+            not_sure: finding.not_sure,
             maps: finding.maps.iter().map(map).collect(),
             grid: finding.grid,
             region: region(finding),
@@ -117,6 +120,7 @@ mod tests {
                 label: Some("cat".into()),
                 probability: 0.5,
             }],
+            not_sure: Some(true),
             maps: vec![map],
         }
     }
@@ -124,8 +128,7 @@ mod tests {
     #[test]
     fn an_explanation_is_a_line_of_json_with_votes_as_bytes() {
         let json = Explained::new(&finding(), gst::ClockTime::from_mseconds(1500)).json();
-        let expected =
-            r#"{"t":1.5,"seq":3,"classes":[{"index":1,"label":"cat","probability":0.5}],"#;
+        let expected = r#"{"t":1.5,"seq":3,"classes":[{"index":1,"label":"cat","probability":0.5}],"not_sure":true,"#;
         assert!(json.starts_with(expected), "{json}");
         assert!(json.contains(r#""region":[0.0,0.0,1.0,1.0]"#), "{json}");
         let keep = STANDARD.encode([128, 255, 128, 191]);

@@ -20,7 +20,7 @@ use std::fs;
 use std::path::Path;
 
 use super::folder::WEIGHTS;
-use super::weights::sha256_hex;
+use crate::weights::sha256_hex;
 use crate::{Error, Result};
 
 /// File name in a model's folder.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,9 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 
 use super::preprocessor::Preprocessor;
-use super::weights::{Precision, bytes_from_tensors, sha256_hex};
 use crate::files::write_whole;
 use crate::vit::{Family, VitConfig, names};
+use crate::weights::{Precision, bytes_from_tensors, sha256_hex};
 use crate::{Error, Result};
 
 pub(super) const CONFIG: &str = "config.json";
@@ -122,6 +123,57 @@ impl Files {
             gates: pair(folder, GATES, GATE_CARD)?,
             interpreter: pair(folder, INTERPRETER, INTERPRETER_CARD)?,
             ..self
+        })
+    }
+
+    /// All files that are there, by name.
+    fn all(&self) -> impl Iterator<Item = (&'static str, &Bytes)> {
+        let required = [
+            (CONFIG, &self.config),
+            (PREPROCESSOR, &self.preprocessor),
+            (WEIGHTS, &self.weights),
+        ];
+        let head = self.head.iter().map(|head| (HEAD, head));
+        let gates = self.gates.iter();
+        let gates = gates.flat_map(|(weights, card)| [(GATES, weights), (GATE_CARD, card)]);
+        let interpreter = self.interpreter.iter();
+        let interpreter = interpreter
+            .flat_map(|(weights, card)| [(INTERPRETER, weights), (INTERPRETER_CARD, card)]);
+        required
+            .into_iter()
+            .chain(head)
+            .chain(gates)
+            .chain(interpreter)
+    }
+
+    /// Bytes of all files with weights.
+    pub(super) fn weight_bytes(&self) -> usize {
+        let of_weights = self
+            .all()
+            .filter(|(file, _)| file.ends_with(".safetensors"));
+        of_weights.map(|(_, bytes)| bytes.len()).sum()
+    }
+
+    /// Writes everything into a new folder, which appears whole or not at all.
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        let mut name = folder
+            .file_name()
+            .map_or_else(OsString::new, OsString::from);
+        name.push(".part");
+        let part = folder.with_file_name(name);
+        if let Some(parent) = folder.parent() {
+            fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
+        }
+        fs::create_dir(&part).map_err(|error| Error::io(&part, error))?;
+        let write = || {
+            for (file, bytes) in self.all() {
+                write_whole(&part.join(file), bytes)?;
+            }
+            fs::rename(&part, folder).map_err(|error| Error::io(folder, error))
+        };
+        write().inspect_err(|_| {
+            // The reason is told by the error; a part that cannot be removed either changes nothing.
+            let _ = fs::remove_dir_all(&part);
         })
     }
 

@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::folder::{GATES, HEAD, INTERPRETER, REQUIRED};
-use super::weights::{hex, tensors_from_bytes};
 use crate::files::write_whole;
 use crate::vit::{Head, Vit, VitConfig};
+use crate::weights::{bytes_in_8_bits, hex, tensors_from_bytes};
 use crate::{Error, Result};
 
 /// Fields of the file's metadata.
@@ -365,6 +365,16 @@ fn examples(
         classes,
         examples: rows.into_iter().zip(labels).collect(),
     })
+}
+
+/// A head's file with its weights in 8 bits, for a model whose weights hash to `backbone_sha256`.
+pub(super) fn in_8_bits(bytes: &[u8], backbone_sha256: &str) -> Result<Vec<u8>> {
+    let tensors = BTreeMap::from_iter(tensors_from_bytes(bytes, &Device::Cpu)?);
+    let mut metadata = metadata(bytes)?;
+    if let Some(stated) = metadata.get_mut(BACKBONE) {
+        *stated = backbone_sha256.to_owned();
+    }
+    bytes_in_8_bits(&tensors, |_| true, metadata)
 }
 
 /// What the file says beside its tensors.

@@ -15,8 +15,9 @@ pub mod head;
 #[cfg(feature = "hub")]
 mod hub;
 pub mod preprocessor;
-pub mod weights;
+mod shrink;
 
+pub use crate::weights::{self, Precision};
 pub use card::ModelCard;
 pub use device::DeviceChoice;
 pub use folder::save_folder;
@@ -26,7 +27,7 @@ pub use head::{
 #[cfg(feature = "hub")]
 pub use hub::{cache_folder, pull};
 pub use preprocessor::Preprocessor;
-pub use weights::Precision;
+pub use shrink::{Shrunk, shrink};
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -37,10 +38,14 @@ use candle_core::{Device, Tensor};
 use crate::explain::{Method, Parts, Target};
 use crate::gates::{GateCard, Gates, Objective};
 use crate::interpreter::{Interpreter, InterpreterCard};
+use crate::vit::fields::{self, Fields};
 use crate::vit::{Vit, VitConfig, names};
 use crate::{Error, Result};
 use folder::{CONFIG, Files, GATES, HEAD, INTERPRETER, PREPROCESSOR, WEIGHTS};
 use head::HeadFile;
+
+/// Key of [`Model::not_sure_below`] in `config.json`.
+const NOT_SURE_BELOW: &str = "not_sure_below";
 
 /// A model with all that lies in its folder.
 pub struct Model {
@@ -56,6 +61,9 @@ pub struct Model {
     pub backbone_sha256: String,
     /// Whether its classifier is that of a `head.safetensors`.
     pub own_head: bool,
+    /// Probability of the most probable class below which the model's answer is "not sure", as measured for its own
+    /// classifier.
+    pub not_sure_below: Option<f32>,
     /// DiffMask gates for exactly these weights, or for those of the backbone under a head.
     pub gates: Option<Gates>,
     /// How the gates were trained.
@@ -264,6 +272,10 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         backbone_sha256,
     } = read_weights(files, device)?;
     let vit = Vit::load(config, &tensors).map_err(|error| files.blame(WEIGHTS, error))?;
+    let not_sure_below = files
+        .text(CONFIG, &files.config)
+        .and_then(not_sure_below)
+        .map_err(|error| files.blame(CONFIG, error))?;
     let gates = files.gates.as_ref().map(|(tensors, card)| {
         Gates::from_bytes(tensors, card, vit.config(), &weights_sha256, device)
             .map_err(|error| files.blame(GATES, error))
@@ -289,12 +301,27 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         weights_sha256,
         backbone_sha256,
         own_head: files.head.is_some(),
+        not_sure_below: not_sure_below.filter(|_| files.head.is_none()),
         gates,
         gate_card,
         interpreter,
         interpreter_card,
         untaught: None,
     })
+}
+
+/// The threshold that a `config.json` states; the key is this crate's own.
+fn not_sure_below(config: &str) -> Result<Option<f32>> {
+    let root = fields::parse(config)?;
+    let Some(value) = Fields(&root).value(NOT_SURE_BELOW) else {
+        return Ok(None);
+    };
+    match value.as_f64().map(|threshold| threshold as f32) {
+        Some(threshold) if (0.0..1.0).contains(&threshold) => Ok(Some(threshold)),
+        _ => Err(Error::Model(format!(
+            "field {NOT_SURE_BELOW:?} is {value}, not a number from 0 to below 1"
+        ))),
+    }
 }
 
 /// Checks that the model takes what the preprocessor makes.
@@ -368,6 +395,8 @@ impl Model {
             weights_sha256,
             backbone_sha256: self.backbone_sha256.clone(),
             own_head: true,
+            // It was measured for another classifier.
+            not_sure_below: None,
             gates: card.and(self.gates.clone()),
             gate_card: card.cloned(),
             interpreter: None,

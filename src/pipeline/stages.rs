@@ -101,6 +101,8 @@ pub struct Finding {
     pub placement: Placement,
     /// The most probable classes, [`LIKELIEST`] of them at most; none where the model has no head.
     pub likeliest: Vec<Class>,
+    /// Whether the most probable class is below the model's threshold; `None` where the model has none.
+    pub not_sure: Option<bool>,
     /// The maps of the first method, one a target, then those of the second, and so on.
     pub maps: Vec<Map>,
 }
@@ -284,7 +286,7 @@ impl View {
         let of_images = scores.into_iter().zip(seqs.iter().zip(placements));
         of_images
             .map(|(scores, (&seq, placement))| {
-                scores.map(|scores| Arc::new(Self::finding(seq, scores, placement)))
+                scores.map(|scores| Arc::new(self.finding(seq, scores, placement)))
             })
             .collect()
     }
@@ -423,16 +425,19 @@ impl View {
         }))
     }
 
-    fn finding(seq: u64, scores: Scores, placement: Placement) -> Finding {
+    fn finding(&self, seq: u64, scores: Scores, placement: Placement) -> Finding {
         let Scores {
             grid,
             likeliest,
             maps,
         } = scores;
+        let threshold = self.model.not_sure_below;
+        let not_sure = likeliest.first().zip(threshold);
         Finding {
             seq,
             grid,
             placement,
+            not_sure: not_sure.map(|(best, threshold)| best.probability < threshold),
             likeliest,
             maps,
         }
@@ -458,14 +463,20 @@ impl Finding {
     /// What stands over a map: its class and, if it is another one, the predicted class, as in
     /// `cat 12% (predicted dog 80%)`; with the method in front where there are several maps.
     ///
+    /// Where the model is not sure it says so, as in `not sure (cat 21%)` and `cat 12% (not sure, dog 21%)`.
     /// Empty for the only map of a model without head.
     pub fn caption(&self, map: &Map) -> String {
+        let is_sure = self.not_sure != Some(true);
         let class = match (&map.target, &map.against, self.predicted()) {
-            (Some(target), Some(against), _) => format!("{target} against {against}"),
-            (Some(target), None, Some(predicted)) if target.index != predicted.index => {
-                format!("{target} (predicted {predicted})")
+            (Some(target), Some(against), _) => {
+                let doubt = if is_sure { "" } else { " (not sure)" };
+                format!("{target} against {against}{doubt}")
             }
-            (Some(target), None, _) => target.to_string(),
+            (Some(target), None, Some(predicted)) if target.index != predicted.index => {
+                let standing = if is_sure { "predicted" } else { "not sure," };
+                format!("{target} ({standing} {predicted})")
+            }
+            (Some(target), None, _) => target.answer(self.not_sure),
             (None, _, _) => String::new(),
         };
         match self.maps.as_slice() {
@@ -479,12 +490,23 @@ impl Finding {
     pub fn answer(&self) -> String {
         match self.maps.as_slice() {
             [map] => self.caption(map),
-            _ => self.predicted().map(Class::to_string).unwrap_or_default(),
+            _ => {
+                let answer = self.predicted().map(|class| class.answer(self.not_sure));
+                answer.unwrap_or_default()
+            }
         }
     }
 }
 
 impl Class {
+    /// The class as the model's answer: `cat 80%`, or `not sure (cat 21%)` below its threshold.
+    pub fn answer(&self, not_sure: Option<bool>) -> String {
+        match not_sure {
+            Some(true) => format!("not sure ({self})"),
+            Some(false) | None => self.to_string(),
+        }
+    }
+
     /// The class as the sidecar has it.
     pub fn record(&self) -> sidecar::Class {
         sidecar::Class {
@@ -527,6 +549,7 @@ impl Composited {
             explained: own.is_some(),
             shows: self.finding.as_deref().map(|finding| finding.seq),
             predicted: own.and_then(|finding| finding.predicted().map(Class::record)),
+            not_sure: own.and_then(|finding| finding.not_sure),
             grid: own.map(|finding| finding.grid),
             maps: own.map(|finding| finding.maps.iter().map(map).collect()),
         }
@@ -606,6 +629,62 @@ mod tests {
         assert_eq!(vec![1, 2, 0, 3], likeliest(&[0.1, 0.4, 0.4, 0.1]));
         assert_eq!(LIKELIEST, likeliest(&[0.0; 9]).len());
         assert!(likeliest(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_caption_says_what_is_explained_and_whether_the_model_is_sure() {
+        let class = |index, label: &str, probability| Class {
+            index,
+            label: Some(label.into()),
+            probability,
+        };
+        let (cat, dog) = (class(0, "cat", 0.21), class(1, "dog", 0.12));
+        let captions = |target: &Class, against: Option<&Class>, n_maps| {
+            [None, Some(false), Some(true)].map(|not_sure| {
+                let size = crate::frame::FrameSize {
+                    width_px: 8,
+                    height_px: 8,
+                };
+                let rule = crate::frame::placement::ResizeRule::Stretch(size);
+                let map = Map {
+                    method: "chefer",
+                    range: Range::MinMax,
+                    attribution: vec![0.0],
+                    votes: None,
+                    unsmoothed: None,
+                    target: Some(target.clone()),
+                    against: against.cloned(),
+                };
+                let finding = Finding {
+                    seq: 0,
+                    grid: (1, 1),
+                    placement: Placement::new(&rule, size).unwrap(),
+                    likeliest: vec![cat.clone(), dog.clone()],
+                    not_sure,
+                    maps: vec![map; n_maps],
+                };
+                (finding.caption(&finding.maps[0]), finding.answer())
+            })
+        };
+        let check = |target, against, sure: &str, not_sure: &str| {
+            let both = |caption: &str| (caption.to_owned(), caption.to_owned());
+            let expected = [both(sure), both(sure), both(not_sure)];
+            assert_eq!(captions(target, against, 1), expected);
+        };
+        check(&cat, None, "cat 21%", "not sure (cat 21%)");
+        let (sure, not_sure) = ("dog 12% (predicted cat 21%)", "dog 12% (not sure, cat 21%)");
+        check(&dog, None, sure, not_sure);
+        let sure = "cat 21% against dog 12%";
+        check(&cat, Some(&dog), sure, &format!("{sure} (not sure)"));
+
+        let [_, sure, not_sure] = captions(&dog, None, 2);
+        let sure_caption = "chefer: dog 12% (predicted cat 21%)".to_owned();
+        assert_eq!(sure, (sure_caption, "cat 21%".to_owned()));
+        let not_sure_caption = "chefer: dog 12% (not sure, cat 21%)".to_owned();
+        assert_eq!(
+            not_sure,
+            (not_sure_caption, "not sure (cat 21%)".to_owned())
+        );
     }
 
     #[test]

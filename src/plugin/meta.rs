@@ -9,6 +9,7 @@
 //! | `method` | `gchararray` | what explained |
 //! | `class`, `label` | `gint`, `gchararray` | the explained class; −1 and empty for a model without classes |
 //! | `score` | `gfloat` | its probability |
+//! | `not-sure` | `gboolean` | whether the most probable class is below the model's threshold; absent for a model without one |
 //! | `kept` | `gfloat` | mean of a mask's values, −1 for methods that make no masks |
 //! | `grid-width`, `grid-height` | `guint` | columns and rows of the patch grid |
 //! | `x`, `y`, `width`, `height` | `gdouble` | where the grid lies in the frame, pixels |
@@ -54,6 +55,8 @@ pub struct Found {
     pub method: String,
     /// The explained class, with its name and probability; `None` for a model without classes.
     pub class: Option<(usize, String, f32)>,
+    /// Whether the most probable class is below the model's threshold; `None` for a model without one.
+    pub not_sure: Option<bool>,
     /// Mean of a mask's values.
     pub kept: Option<f32>,
     /// Rows and columns of the patch grid.
@@ -79,6 +82,7 @@ impl Found {
                 let label = class.label.clone().unwrap_or_default();
                 (class.index, label, class.probability)
             }),
+            not_sure: finding.not_sure,
             kept: map.kept(),
             grid: finding.grid,
             region: finding.placement.region,
@@ -112,6 +116,7 @@ impl Found {
             pts: gst::ClockTime::from_nseconds(structure.get("pts").ok()?),
             method: structure.get("method").ok()?,
             class: class.flatten(),
+            not_sure: structure.get("not-sure").ok(),
             kept: structure.get("kept").ok().filter(|kept| *kept >= 0.0),
             grid: (side("grid-height")?, side("grid-width")?),
             region: Region {
@@ -150,6 +155,9 @@ impl Found {
         structure.set("class", class);
         structure.set("label", label);
         structure.set("score", score);
+        if let Some(not_sure) = self.not_sure {
+            structure.set("not-sure", not_sure);
+        }
         structure.set("kept", self.kept.unwrap_or(-1.0));
         structure.set("grid-width", columns as u32);
         structure.set("grid-height", rows as u32);
@@ -189,7 +197,7 @@ impl Found {
                 label: Some(label.clone()).filter(|label| !label.is_empty()),
                 probability: *probability,
             });
-        class.map_or_else(String::new, |class| class.to_string())
+        class.map_or_else(String::new, |class| class.answer(self.not_sure))
     }
 
     /// The structure of a bus message.

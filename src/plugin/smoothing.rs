@@ -83,6 +83,7 @@ fn mixed(before: &Finding, now: &Finding, share: f32) -> Finding {
         grid: now.grid,
         placement: now.placement,
         likeliest: now.likeliest.clone(),
+        not_sure: now.not_sure,
         maps: maps
             .map(|(before, now)| Map {
                 attribution: (before.attribution.iter().zip(&now.attribution))
@@ -115,6 +116,7 @@ mod tests {
             grid: (1, 1),
             placement: placement(),
             likeliest: Vec::new(),
+            not_sure: None,
             maps: vec![Map {
                 method: "rollout",
                 range: Range::Unit,

@@ -364,6 +364,15 @@ pub(crate) fn takes_part(name: &str) -> bool {
     rename(name) != Name::Unused
 }
 
+/// Whether a tensor of this name in a checkpoint multiplies its input, as opposed to being added to it.
+pub(crate) fn is_weight(name: &str) -> bool {
+    match rename(name) {
+        Name::One(to) => to.ends_with(".weight"),
+        Name::JointQkv { leaf, .. } => leaf == "weight",
+        Name::Unused | Name::Unknown => false,
+    }
+}
+
 /// Cuts `[3 · dim, ..]` into query, key and value, each `[dim, ..]`.
 fn split_qkv(name: &str, block: &str, leaf: &str, joint: &Tensor) -> Result<Vec<(String, Tensor)>> {
     let rows = joint.dims().first().copied().unwrap_or(0);

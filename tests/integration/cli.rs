@@ -231,6 +231,34 @@ fn side_by_side_is_twice_as_wide() {
 }
 
 #[test]
+fn a_shrunk_model_with_a_threshold_says_when_it_is_not_sure() {
+    let bench = Bench::new(2);
+    let shrink = format!("models shrink {} --out small", fixture("vit_a").display());
+    let ended = bench.run(&shrink);
+    assert_eq!((Some(0), ""), (ended.code, ended.stderr.as_str()));
+    assert!(
+        ended
+            .stdout
+            .starts_with("wrote \"small\": weights 0.0 MB, before 0.1 MB, sha256 "),
+        "{}",
+        ended.stdout
+    );
+    let exists = "error: expected a folder that does not exist yet: \"small\"";
+    bench.check_refused_as_it_is(&shrink, 1, exists);
+
+    let config = fs::read_to_string(bench.path("small/config.json")).unwrap();
+    let config = config.replacen('{', "{\"not_sure_below\": 0.999,", 1);
+    fs::write(bench.path("small/config.json"), config).unwrap();
+    let inspected = bench.run("models inspect small").stdout;
+    let line = "threshold    \"not sure\" where the best class has a probability below 0.999\n";
+    assert!(inspected.contains(line), "{inspected}");
+    let ended = bench.run("file in.mp4 out.mp4 --model small --scores - --progress none");
+    let records = records(&ended.stdout);
+    assert_eq!(records.len(), 2, "{}", ended.stderr);
+    assert!(records.iter().all(|record| record.not_sure == Some(true)));
+}
+
+#[test]
 fn a_model_without_a_head_shows_its_map_and_no_class() {
     let bench = Bench::new(3);
     fs::create_dir(bench.path("model")).unwrap();

@@ -6,16 +6,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use vitscope::frame::placement::ResizeRule;
 use vitscope::gates::{GateCard, GateSizes, Gates, Objective, VotingGates};
-use vitscope::models::weights::{sha256_hex, tensors_from_bytes};
-use vitscope::models::{self, Model, ModelCard, Precision, Preprocessor, Reference, save_folder};
+use vitscope::models::weights::{bytes_from_tensors, sha256_hex, tensors_from_bytes};
+use vitscope::models::{
+    self, Model, ModelCard, Precision, Preprocessor, Reference, Shrunk, save_folder,
+};
 use vitscope::rng::Rng;
 use vitscope::vit::names::canonical_weights;
 
+use crate::common::names_in;
+
 /// What may be compiled into the program.
 const MAX_EMBEDDED_BYTES: u64 = 32 << 20;
+
+/// What the default model may take of it, gates and interpreter included.
+const MAX_DEFAULT_BYTES: u64 = 24_000_000;
 
 const FILES: [&str; 3] = [
     "config.json",
@@ -428,6 +435,229 @@ fn tensors_of_another_model_are_not_saved() {
     assert!(!target.exists());
 }
 
+/// Shrinks a folder into a new one beside it.
+fn shrunk(folder: &Path, parent: &Path) -> (PathBuf, Shrunk) {
+    let out = parent.join("small/model");
+    let shrunk = models::shrink(folder.to_str().unwrap(), &out).unwrap();
+    (out, shrunk)
+}
+
+/// Types of the tensors in a file, by name.
+fn dtypes(path: &Path) -> BTreeMap<String, Dtype> {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.tensors().into_iter();
+    tensors.map(|(name, view)| (name, view.dtype())).collect()
+}
+
+#[test]
+fn a_threshold_is_a_probability_for_the_models_own_classifier() {
+    let config = "config.json";
+    let with = |value: &str| {
+        let field = format!("{{\"not_sure_below\": {value}, ");
+        move |bytes: Vec<u8>| {
+            let text = String::from_utf8(bytes).unwrap();
+            text.replacen('{', &field, 1).into_bytes()
+        }
+    };
+    for value in ["1", "-0.1", "0.99999999999", "\"0.42\"", "[0.42]", "true"] {
+        let expected =
+            format!("field \"not_sure_below\" is {value}, not a number from 0 to below 1");
+        check_refused(config, with(value), &expected);
+    }
+    let folder = copy_of("vit_a");
+    let path = folder.path().join(config);
+    let bytes = fs::read(&path).unwrap();
+    for (value, expected) in [("0.42", Some(0.42)), ("0", Some(0.0)), ("null", None)] {
+        fs::write(&path, with(value)(bytes.clone())).unwrap();
+        assert_eq!(open(folder.path()).unwrap().not_sure_below, expected);
+    }
+    assert_eq!(open(&fixture("vit_a")).unwrap().not_sure_below, None);
+    fs::write(&path, with("0.42")(bytes)).unwrap();
+    write_head(folder.path(), &[("weight", &ramp(&[3, 32]))], None);
+    assert_eq!(open(folder.path()).unwrap().not_sure_below, None);
+}
+
+#[test]
+fn a_shrunk_model_answers_almost_as_before() {
+    for name in [
+        "vit_a",
+        "vit_a_timm",
+        "dinov2_reg",
+        "deit_distilled",
+        "clip",
+    ] {
+        let (whole, parent) = (open(&fixture(name)).unwrap(), tempfile::tempdir().unwrap());
+        let (folder, told) = shrunk(&fixture(name), parent.path());
+        let small = open(&folder).unwrap();
+        assert_eq!(small.weights_sha256, told.weights_sha256);
+        assert_ne!(small.weights_sha256, whole.weights_sha256);
+        assert_eq!(small.labels(), whole.labels());
+        assert_eq!(
+            (told.left_out.len(), names_in(parent.path())),
+            (0, vec!["small".to_owned()])
+        );
+        for file in ["config.json", "preprocessor_config.json"] {
+            let [before, after] =
+                [fixture(name), folder.clone()].map(|folder| fs::read(folder.join(file)).unwrap());
+            assert_eq!(before, after, "{file}");
+        }
+        let images = images_of(name.trim_end_matches("_timm"));
+        let (whole, small) = (
+            logits(&whole, &images).concat(),
+            logits(&small, &images).concat(),
+        );
+        let largest = whole.iter().fold(0f32, |max, logit| max.max(logit.abs()));
+        for (small, whole) in small.into_iter().zip(whole) {
+            assert!(
+                (small - whole).abs() < 0.05 * largest,
+                "{name}: {small} is not near {whole}"
+            );
+        }
+    }
+}
+
+#[test]
+fn shrinking_puts_weights_into_8_bits_and_the_rest_into_16() {
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, told) = shrunk(&fixture("dinov2_reg"), parent.path());
+    let size = |folder: &Path| {
+        fs::metadata(folder.join("model.safetensors"))
+            .unwrap()
+            .len()
+    };
+    assert_eq!(told.before as u64, size(&fixture("dinov2_reg")));
+    assert_eq!(told.after as u64, size(&folder));
+    let whole = dtypes(&folder.join("model.safetensors"));
+    let of = |name: &str| whole[&format!("dinov2_with_registers.{name}")];
+    for name in [
+        "embeddings.patch_embeddings.projection.weight",
+        "encoder.layer.1.attention.attention.query.weight",
+        "encoder.layer.1.attention.output.dense.weight",
+        "encoder.layer.1.mlp.fc2.weight",
+    ] {
+        assert_eq!(
+            (of(name), of(&format!("{name}.scale"))),
+            (Dtype::I8, Dtype::F32),
+            "{name}"
+        );
+    }
+    for name in [
+        "embeddings.cls_token",
+        "embeddings.register_tokens",
+        "embeddings.position_embeddings",
+        "encoder.layer.1.norm1.weight",
+        "encoder.layer.1.mlp.fc2.bias",
+        "encoder.layer.1.layer_scale1.lambda1",
+    ] {
+        assert_eq!(of(name), Dtype::F16, "{name}");
+    }
+    assert_eq!(whole["classifier.weight"], Dtype::I8);
+    // It takes no part in classifying.
+    assert!(!whole.contains_key("dinov2_with_registers.embeddings.mask_token"));
+
+    let folder = shrunk(&fixture("clip"), &parent.path().join("clip")).0;
+    assert_eq!(
+        dtypes(&folder.join("head.safetensors"))["weight"],
+        Dtype::I8
+    );
+    let clip = dtypes(&folder.join("model.safetensors"));
+    assert_eq!(
+        clip["vision_model.embeddings.position_embedding.weight"],
+        Dtype::F16
+    );
+    assert_eq!(clip["visual_projection.weight"], Dtype::I8);
+}
+
+#[test]
+fn a_head_that_names_its_backbone_stands_on_the_shrunk_one() {
+    let folder = copy_of("dinov2_reg");
+    let whole = open(folder.path()).unwrap();
+    let labels = ["a", "b"].map(str::to_owned);
+    let weight = ramp(&[2, 2 * whole.vit.config().hidden_size]);
+    models::save_head(
+        folder.path(),
+        &weight,
+        &ramp(&[2]),
+        &labels,
+        &whole.weights_sha256,
+    )
+    .unwrap();
+    let parent = tempfile::tempdir().unwrap();
+    let small = open(&shrunk(folder.path(), parent.path()).0).unwrap();
+    assert_eq!(small.labels(), labels);
+}
+
+#[test]
+fn gates_are_left_out_until_the_weights_are_in_8_bits() {
+    let (folder, parent) = (copy_of("vit_a"), tempfile::tempdir().unwrap());
+    add_gates(folder.path(), &open(folder.path()).unwrap().weights_sha256);
+    let (small, told) = shrunk(folder.path(), &parent.path().join("a"));
+    assert_eq!(told.left_out, ["gates"]);
+    assert_eq!(names_in(&small).len(), FILES.len());
+    let refused = models::shrink(small.to_str().unwrap(), &parent.path().join("b")).unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .starts_with("the model's weights are in 8 bits already: ")
+    );
+
+    add_gates(&small, &told.weights_sha256);
+    let (smaller, told) = shrunk(&small, &parent.path().join("c"));
+    let of_both =
+        [&small, &smaller].map(|folder| fs::read(folder.join("model.safetensors")).unwrap());
+    assert_eq!(of_both[0], of_both[1]);
+    assert!(told.left_out.is_empty() && told.after < told.before);
+    let of_gates = dtypes(&smaller.join("gates.safetensors"));
+    assert_eq!(of_gates["gates.0.hidden.direction"], Dtype::I8);
+    assert!(open(&smaller).unwrap().gates.is_some());
+    let [before, after] = [&small, &smaller].map(|folder| {
+        let bytes = fs::read(folder.join("gates.safetensors")).unwrap();
+        tensors_from_bytes(&bytes, &Device::Cpu).unwrap()
+    });
+    assert_eq!(before.len(), after.len());
+    for (name, before) in BTreeMap::from_iter(before) {
+        let largest = before.abs().unwrap().max_all().unwrap();
+        let largest: f32 = largest.to_scalar().unwrap();
+        let error = (&after[&name] - before).unwrap().abs().unwrap();
+        let error: f32 = error.max_all().unwrap().to_scalar().unwrap();
+        // Half a step of 1/127 of a row's largest weight; half precision is finer.
+        assert!(error <= 0.50001 * largest / 127.0, "{name}: {error}");
+    }
+}
+
+#[test]
+fn what_cannot_be_shrunk_leaves_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let model = fixture("vit_a");
+    let model = model.to_str().unwrap();
+    let error = models::shrink(model, parent.path())
+        .unwrap_err()
+        .to_string();
+    check_message(
+        &error,
+        "expected a folder that does not exist yet",
+        parent.path(),
+    );
+
+    // 1e5 is finite in single precision and not in half.
+    let (folder, out) = (copy_of("vit_a"), parent.path().join("out"));
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let tensors = tensors_from_bytes(&bytes, &Device::Cpu).unwrap();
+    let mut tensors = BTreeMap::from_iter(tensors);
+    let bias = tensors.get_mut("vit.layernorm.bias").unwrap();
+    *bias = (bias.ones_like().unwrap() * 1e5).unwrap();
+    fs::write(&path, bytes_from_tensors(&tensors, Precision::F32).unwrap()).unwrap();
+    let error = models::shrink(folder.path().to_str().unwrap(), &out)
+        .unwrap_err()
+        .to_string();
+    let expected =
+        "tensor \"vit.layernorm.bias\" holds values beyond ±65504, the largest of half precision";
+    check_message(&error, expected, &path);
+    assert!(names_in(parent.path()).is_empty());
+}
+
 /// Puts fresh gates into a folder, made for weights of this hash.
 pub(crate) fn add_gates(folder: &Path, base_sha256: &str) {
     let model = open(&fixture("vit_a")).unwrap();
@@ -517,16 +747,22 @@ fn a_shipped_head_refuses_another_backbone_with_both_hashes() {
 
 #[test]
 fn embedded_models_are_the_shipped_ones_and_small() {
-    let mut total = 0;
+    let mut sizes = Vec::new();
     for name in models::embedded_names() {
         let folder = root().join("models").join(name);
         let embedded = models::open(name, &Device::Cpu).unwrap();
         let shipped = open(&folder).unwrap();
         assert_eq!(embedded.weights_sha256, shipped.weights_sha256);
         assert_eq!(embedded.name, name);
-        for file in ["model.safetensors", "gates.safetensors"] {
-            total += fs::metadata(folder.join(file)).unwrap().len();
-        }
+        let files = ["model", "gates", "interpreter"].map(|file| {
+            let file = folder.join(file).with_extension("safetensors");
+            fs::metadata(file).unwrap().len()
+        });
+        sizes.push(files.iter().sum::<u64>());
     }
+    let total = sizes.iter().sum::<u64>();
     assert!(total <= MAX_EMBEDDED_BYTES, "{total} bytes are embedded");
+    // The default comes first; without the feature there is none.
+    let default = sizes.first().copied().unwrap_or_default();
+    assert!(default <= MAX_DEFAULT_BYTES, "the default takes {default}");
 }

@@ -280,6 +280,66 @@ fn between_every_third_frame_the_last_explanation_stays() {
     assert_eq!(expected, report.counts);
 }
 
+/// A run over one frame of 320 × 180 pixels with this threshold: its record, and the exact probability of its best
+/// class. Checks that the frame bears the caption that `caption` makes of that class.
+fn with_threshold(not_sure_below: Option<f32>, caption: fn(&str, f32) -> String) -> (Record, f32) {
+    let mut view = view(Brightness::default());
+    Arc::get_mut(&mut view.model).unwrap().not_sure_below = not_sure_below;
+    let size = FrameSize {
+        width_px: 320,
+        height_px: 180,
+    };
+    let layout = Arc::new(PixelLayout::packed(PixelFormat::Rgb, size));
+    let gray = || {
+        let bytes = vec![90; layout.min_len()];
+        Frame::new(0, Pts(0), None, Arc::clone(&layout), Box::new(bytes)).unwrap()
+    };
+    let mut told = None;
+    let sink = MemorySink::default();
+    let pipeline = Pipeline {
+        view,
+        overlay: Overlay::default(),
+        every: NonZeroU64::MIN,
+        batch: NonZeroUsize::MIN,
+        cancel: &NEVER,
+        on_frame: Box::new(|frame| {
+            let finding = frame.finding.as_deref().unwrap();
+            let best = finding.predicted().unwrap();
+            let caption = caption(best.label.as_deref().unwrap(), best.probability);
+            let heat = finding.heat(&finding.maps[0]);
+            let expected = Overlay::default().draw(gray(), Some(&heat), &caption)?;
+            assert!(frame.frame.bytes() == expected.bytes(), "not {caption:?}");
+            told = Some((frame.record(), best.probability));
+            Ok(())
+        }),
+    };
+    pipeline
+        .run(&mut MemorySource::new(vec![gray()]), Box::new(sink))
+        .unwrap();
+    told.unwrap()
+}
+
+#[test]
+fn below_the_threshold_the_answer_is_not_sure_on_the_frame_and_in_the_sidecar() {
+    let sure: fn(&str, f32) -> String =
+        |label, probability| format!("{label} {:.0}%", 100.0 * probability);
+    let not_sure: fn(&str, f32) -> String =
+        |label, probability| format!("not sure ({label} {:.0}%)", 100.0 * probability);
+    let (without, best) = with_threshold(None, sure);
+    let line = serde_json::to_string(&without).unwrap();
+    assert!(!line.contains("not_sure"), "{line}");
+
+    let (at, _) = with_threshold(Some(best), sure);
+    assert_eq!(at.not_sure, Some(false));
+    let (above, _) = with_threshold(Some(best.next_up()), not_sure);
+    assert_eq!(above.not_sure, Some(true));
+    let without = Record {
+        not_sure: Some(true),
+        ..without
+    };
+    assert_eq!(above, without, "all else is as without a threshold");
+}
+
 #[test]
 fn batches_are_filled_and_the_rest_is_flushed_at_the_end() {
     let check = |expected: &[usize], n_frames, every, batch| {

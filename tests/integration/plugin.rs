@@ -741,6 +741,36 @@ fn messages_and_metas_say_the_same() {
     assert_eq!(regions, [(0, 0, 40, 20)], "all patches are kept and touch");
 }
 
+#[test]
+fn metas_and_messages_say_that_the_model_is_not_sure() {
+    for (threshold, expected) in [
+        (None, None),
+        (Some(0.0), Some(false)),
+        (Some(0.999), Some(true)),
+    ] {
+        let element = element(&Brightness::default());
+        element.set_view(move || {
+            let mut view = view(&Brightness::default(), None)?;
+            let model = Arc::get_mut(&mut view.model);
+            model.expect("it is new").not_sure_below = threshold;
+            Ok(view)
+        });
+        element.set_property("attach-meta", true);
+        element.set_property("post-messages", true);
+        let bus = bus_of(&element);
+        let caps = caps("RGB", 40, 20);
+        let mut harness = harness(&element, &caps);
+        harness.push(numbered(30, &caps)).unwrap();
+        harness.push_event(gst::event::Eos::new());
+        let found = Found::of(&harness.pull().unwrap()).unwrap();
+        assert_eq!(found.not_sure, expected);
+        let message = wait_for(&bus, &[gst::MessageType::Element]);
+        let structure = message.structure().unwrap();
+        assert_eq!(structure.has_field("not-sure"), expected.is_some());
+        assert_eq!(Found::from_structure(structure).unwrap(), found);
+    }
+}
+
 /// Needs GStreamer 1.26.
 #[cfg(feature = "v1_26")]
 #[test]

@@ -9,6 +9,7 @@ const LAYERS: [&[&str]; 7] = [
         "error",
         "changes",
         "files",
+        "weights",
         "companion",
         "rng",
         "flow",
@@ -24,13 +25,15 @@ const LAYERS: [&[&str]; 7] = [
 ];
 
 /// Imports inside a layer, and of `error` in the lowest.
-const ARROWS: [(&str, &str); 16] = [
+const ARROWS: [(&str, &str); 18] = [
     ("changes", "error"),
     ("companion", "error"),
     ("companion", "files"),
+    ("companion", "weights"),
     ("files", "error"),
     ("frame", "error"),
     ("rng", "error"),
+    ("weights", "error"),
     ("flow", "error"),
     ("flow", "rng"),
     ("kernels", "error"),

@@ -4,11 +4,13 @@
     reason = "what a command is asked for goes to standard output"
 )]
 
+use std::path::{Path, PathBuf};
+
 use candle_core::Device;
 use vitscope::explain::Method;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::gates::Objective;
-use vitscope::models::{self, Model, Reference};
+use vitscope::models::{self, Model, Reference, Shrunk};
 use vitscope::vit::Head;
 
 use crate::exit::Exit;
@@ -36,6 +38,20 @@ enum What {
         #[arg(long, value_name = "MODEL")]
         backbone: Option<String>,
     },
+    /// Write a model into a new folder with 8-bit weights, a quarter of their size in single precision.
+    ///
+    /// Gates and interpreter belong to the original weights and are left out. Train new ones for the new folder; if MODEL
+    /// has 8-bit weights already, its gates and interpreter are shrunk instead.
+    Shrink {
+        /// Name of an embedded model, a folder with config.json and model.safetensors, or OWNER/NAME on the hub.
+        model: String,
+        /// The folder to write.
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+        /// Backbone model, if MODEL holds only a head.
+        #[arg(long, value_name = "MODEL")]
+        backbone: Option<String>,
+    },
     /// Download a model from the Hugging Face hub into its cache, and print the folder.
     #[cfg(feature = "hub")]
     Pull {
@@ -55,6 +71,14 @@ pub fn run(args: &ModelsArgs) -> anyhow::Result<Exit> {
         What::Inspect { model, backbone } => {
             let reference = Reference::over(model, backbone.as_deref());
             print!("{}", inspect(&models::open(reference, &Device::Cpu)?));
+        }
+        What::Shrink {
+            model,
+            out,
+            backbone,
+        } => {
+            let shrunk = models::shrink(Reference::over(model, backbone.as_deref()), out)?;
+            println!("{}", shrunk_summary(&shrunk, out));
         }
         #[cfg(feature = "hub")]
         What::Pull { id } => println!("{}", models::pull(id)?.display()),
@@ -80,6 +104,24 @@ fn summary(model: &Model) -> String {
         size.width_px,
         size.height_px,
         config.labels.len()
+    )
+}
+
+/// What came of shrinking a model.
+fn shrunk_summary(shrunk: &Shrunk, folder: &Path) -> String {
+    let megabytes = |bytes: usize| bytes as f64 / 1e6;
+    let left_out = match shrunk.left_out.as_slice() {
+        [] => String::new(),
+        parts => format!(
+            "; left out: {}, which belong to the original weights",
+            parts.join(" and ")
+        ),
+    };
+    format!(
+        "wrote {folder:?}: weights {:.1} MB, before {:.1} MB, sha256 {}{left_out}",
+        megabytes(shrunk.after),
+        megabytes(shrunk.before),
+        shrunk.weights_sha256
     )
 }
 
@@ -124,6 +166,10 @@ fn inspect(model: &Model) -> String {
         .filter(|method| explains(**method, model))
         .map(|method| method.name())
         .collect();
+    let threshold = model.not_sure_below.map(|threshold| {
+        let text = format!("\"not sure\" where the best class has a probability below {threshold}");
+        ("threshold", text)
+    });
     let lines = [
         ("model", format!("{:?}", model.name)),
         ("family", config.family.model_type().to_owned()),
@@ -155,14 +201,17 @@ fn inspect(model: &Model) -> String {
         ),
         ("head", head.to_owned()),
         ("classes", classes(&config.labels)),
+    ];
+    let parts = [
         ("gates", gates),
         ("interpreter", interpreter),
         ("methods", methods.join(", ")),
         ("sha256", model.weights_sha256.clone()),
     ];
+    let lines = lines.into_iter().chain(threshold).chain(parts);
     lines
         .map(|(name, value)| format!("{name:11}  {value}\n"))
-        .concat()
+        .collect()
 }
 
 /// How a picture is brought to the model's size.

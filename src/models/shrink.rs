@@ -1,0 +1,120 @@
+//! Models with their weights in 8 bits, which take a quarter of single precision.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use candle_core::Device;
+
+use super::folder::{Files, GATES, HEAD, INTERPRETER, WEIGHTS};
+use super::{Reference, files, head, open_files, read_weights};
+use crate::vit::names;
+use crate::weights::{
+    bytes_in_8_bits, format_metadata, has_8_bits, sha256_hex, tensors_from_bytes, tensors_where,
+};
+use crate::{Error, Result};
+
+/// What [`shrink`] made of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shrunk {
+    /// Hash of the new weights, as in [`Model`](super::Model).
+    pub weights_sha256: String,
+    /// Bytes of all files with weights before.
+    pub before: usize,
+    /// Bytes of all files with weights in the new folder.
+    pub after: usize,
+    /// Parts that were left out, because they belong to the weights before.
+    pub left_out: Vec<&'static str>,
+}
+
+/// Writes a model into a new folder: the weights of its blocks, its patch embedding and its classifier in 8 bits, the
+/// rest in half precision, configuration and preprocessing as they are.
+///
+/// Gates and interpreter are left out, because they belong to the weights before. If the model's weights are in 8 bits
+/// already, they stay as they are, and its gates and interpreter are stored in 8 bits. The folder appears whole or not
+/// at all.
+///
+/// # Errors
+/// As [`open`](super::open); [`Error::Model`] if the folder exists, or if nothing is left to shrink; [`Error::Io`] if
+/// the folder cannot be written.
+pub fn shrink<'a>(reference: impl Into<Reference<'a>>, folder: &Path) -> Result<Shrunk> {
+    let reference = reference.into();
+    if folder.symlink_metadata().is_ok() {
+        return Err(Error::Model(format!(
+            "expected a folder that does not exist yet: {folder:?}"
+        )));
+    }
+    let whole = files(&reference)?;
+    read_weights(&whole, &Device::Cpu)?;
+    let before = whole.weight_bytes();
+    let (shrunk, left_out) = if !has_8_bits(&whole.weights) {
+        let parts = [
+            whole.gates.as_ref().map(|_| "gates"),
+            whole.interpreter.as_ref().map(|_| "interpreter"),
+        ];
+        (with_small_weights(whole)?, parts)
+    } else if whole.gates.is_some() || whole.interpreter.is_some() {
+        (with_small_parts(whole)?, [None, None])
+    } else {
+        return Err(Error::Model(format!(
+            "the model's weights are in 8 bits already: {:?}",
+            reference.model
+        )));
+    };
+    let shrunk = Files {
+        origin: folder.to_owned(),
+        additions: folder.to_owned(),
+        ..shrunk
+    };
+    // A folder that cannot be read must not be left.
+    let weights_sha256 = open_files(reference.model, &shrunk, &Device::Cpu)?.weights_sha256;
+    shrunk.write(folder)?;
+    Ok(Shrunk {
+        weights_sha256,
+        before,
+        after: shrunk.weight_bytes(),
+        left_out: left_out.into_iter().flatten().collect(),
+    })
+}
+
+/// Shrinks model and head, and leaves out what was trained for them.
+fn with_small_weights(whole: Files) -> Result<Files> {
+    let weights = tensors_where(&whole.weights, &Device::Cpu, names::takes_part)
+        .map(BTreeMap::from_iter)
+        .and_then(|tensors| bytes_in_8_bits(&tensors, names::is_weight, format_metadata()))
+        .map_err(|error| whole.blame(WEIGHTS, error))?;
+    let backbone_sha256 = sha256_hex(&weights);
+    let head = whole.head.as_ref().map(|head| {
+        let head = head::in_8_bits(head, &backbone_sha256);
+        head.map_err(|error| whole.blame(HEAD, error))
+    });
+    Ok(Files {
+        head: head.transpose()?.map(Cow::Owned),
+        weights: Cow::Owned(weights),
+        gates: None,
+        interpreter: None,
+        ..whole
+    })
+}
+
+/// Shrinks gates and interpreter.
+fn with_small_parts(whole: Files) -> Result<Files> {
+    let small = |file, weights: &[u8]| {
+        tensors_from_bytes(weights, &Device::Cpu)
+            .map(BTreeMap::from_iter)
+            .and_then(|tensors| bytes_in_8_bits(&tensors, |_| true, HashMap::new()))
+            .map(Cow::Owned)
+            .map_err(|error| whole.blame(file, error))
+    };
+    let gates = whole.gates.as_ref();
+    let gates = gates.map(|(weights, card)| Ok::<_, Error>((small(GATES, weights)?, card.clone())));
+    let interpreter = whole.interpreter.as_ref();
+    let interpreter = interpreter
+        .map(|(weights, card)| Ok::<_, Error>((small(INTERPRETER, weights)?, card.clone())));
+    let (gates, interpreter) = (gates.transpose()?, interpreter.transpose()?);
+    Ok(Files {
+        gates,
+        interpreter,
+        ..whole
+    })
+}
