@@ -9,9 +9,17 @@ use crate::error::{Error, Result};
 
 /// Writes `bytes` beside `path` under the name with `.part` and moves them there, so that nobody sees half a file.
 ///
+/// What exists and is no regular file, as a pipe or `/dev/null`, is written to where it is: a move would put a file in
+/// the place of the device.
+///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written; nothing is left of it then, and an older one stays.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        let file = fs::OpenOptions::new().write(true).open(path);
+        let written = file.and_then(|mut file| file.write_all(bytes));
+        return written.map_err(|source| Error::io(path, source));
+    }
     let mut name = path.file_name().map_or_else(OsString::new, OsString::from);
     name.push(".part");
     let part = path.with_file_name(name);
@@ -40,6 +48,28 @@ mod tests {
         write_whole(&path, b"new").expect("a writable folder");
         assert_eq!(fs::read(&path).expect("a file"), b"new");
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_stays_a_pipe() {
+        use std::os::unix::fs::FileTypeExt;
+        use std::process::{Command, Stdio};
+
+        let folder = tempfile::tempdir().expect("a writable folder");
+        let path = folder.path().join("pipe");
+        let made = Command::new("mkfifo").arg(&path).status().expect("mkfifo");
+        assert!(made.success());
+        let reader = Command::new("cat")
+            .arg(&path)
+            .stdout(Stdio::piped())
+            .spawn();
+        let reader = reader.expect("a reader");
+        write_whole(&path, b"scores").expect("a reader is there");
+        let read = reader.wait_with_output().expect("the reader ends");
+        assert_eq!(read.stdout, b"scores");
+        let kind = fs::metadata(&path).expect("the pipe").file_type();
+        assert!(kind.is_fifo());
     }
 
     #[test]

@@ -931,8 +931,12 @@ fn options_reach_the_method_and_wrong_ones_are_an_error_on_the_bus() {
             .iter()
             .all(|&keep| keep == 0.0 || keep == 1.0)
     );
-    assert_eq!(mask("cut=margin, margin=1e9"), [0.0; 64]);
-    assert_ne!(mask(""), [0.0; 64]);
+    let kept = |margin: &str| {
+        mask(&format!("cut=margin, margin={margin}"))
+            .iter()
+            .sum::<f32>()
+    };
+    assert!(kept("1e9") < kept("1e-9"));
 
     let wrong = element("cut=half");
     let bus = bus_of(&wrong);
