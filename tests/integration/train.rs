@@ -25,7 +25,9 @@ use vitscope::train::iavit::{self, Alignment, IaVitRecipe, Teacher, TrainedInter
 use vitscope::train::probe::{self, ProbeRecipe, TrainedProbe};
 use vitscope::train::shapley::{self, Fill, ShapleyRecipe};
 use vitscope::train::{Checkpoint, Subject};
-use vitscope::vit::{Vit, VitConfig, init};
+use vitscope::vit::{Head, Vit, VitConfig, init};
+
+use crate::common::{small_config, small_vit};
 
 const SIDE_PX: usize = 12;
 
@@ -851,4 +853,28 @@ fn recipes_of_gates_that_rank_are_refused_in_one_sentence() {
         ..ranking_recipe()
     });
     assert!(message.contains("at least 1"), "{message}");
+}
+
+/// The mean of no patches is no number, and a run that drops all of them must not become one.
+#[test]
+fn a_head_that_reads_the_mean_of_the_patches_has_an_answer_to_none() {
+    let config = VitConfig {
+        reads: Head::ClassTokenAndPatchMean,
+        ..small_config()
+    };
+    let (vit, folder) = (small_vit(config), tempfile::tempdir().unwrap());
+    let (train, test) = (grids(10, Split::Train), grids(8, Split::Test));
+    let recipe = ShapleyRecipe {
+        steps: 3,
+        fills: BTreeMap::from([(Fill::Drop, 1.0)]),
+        ..ranking_recipe()
+    };
+    let subject = subject(&vit, &train, &test);
+    let trained = shapley::train(&recipe, subject, folder.path(), &mut |_| true).unwrap();
+    assert!(
+        bits(&trained.tensors)
+            .values()
+            .flatten()
+            .all(|bits| f32::from_bits(*bits).is_finite())
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::ops::softmax;
 
 use super::subsets::{best, blobs, disturbed, draw_size, scattered};
@@ -13,7 +13,8 @@ use crate::eval::masks::MaskScores;
 use crate::eval::perturbation::{GRADMASK_BLUR, Geometry, Substrate, change};
 use crate::eval::{self, masked_answers};
 use crate::gates::{
-    EMPTY_ANSWER, GateCard, Objective, RankingGates, RankingSizes, Removal, masks_within_margin,
+    EMPTY_ANSWER, GateCard, Objective, RankingGates, RankingSizes, Removal, masked_pass,
+    masks_within_margin,
 };
 use crate::kernels::in_pool;
 use crate::rng::Rng;
@@ -53,6 +54,8 @@ pub(super) struct RankingTrainer<'a> {
 
 /// What the model says of the whole pictures of a batch.
 struct Clean {
+    /// `[batch, 3, height, width]`
+    images: Tensor,
     /// Normalized pixels of each picture.
     pictures: Vec<Vec<f32>>,
     /// As [`RankingGates::raw_scores`] takes them.
@@ -173,6 +176,7 @@ impl<'a> RankingTrainer<'a> {
             .into_iter()
             .map(|site| record.get(site).map(Tensor::detach));
         Ok(Clean {
+            images: images.clone(),
             pictures: images.flatten_from(1)?.to_vec2()?,
             states: states.collect::<candle_core::Result<_>>()?,
             answer: softmax(&eval::logits(output.logits)?, D::Minus1)?.detach(),
@@ -320,8 +324,12 @@ impl<'a> RankingTrainer<'a> {
             .iter()
             .map(|masks| answer(masks))
             .collect::<Result<_>>()?;
-        let none = vec![vec![false; tokens.dim(1)? - n_special]; tokens.dim(0)?];
-        Ok((Tensor::stack(&values, 0)?, answer(&none)?))
+        // A head that reads the mean of the patches has none without any: the masked pass lets the mean fade.
+        let none = (tokens.dim(0)?, tokens.dim(1)? - n_special);
+        let none = Tensor::zeros(none, DType::F32, &Device::Cpu)?;
+        let emptied = masked_pass(vit, &clean.images, &none, &Removal::Drop)?.logits;
+        let empty = softmax(&eval::logits(emptied)?, D::Minus1)?.detach();
+        Ok((Tensor::stack(&values, 0)?, empty))
     }
 
     /// The tensors of the gates as they are now.
