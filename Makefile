@@ -31,7 +31,7 @@ MIN_RUST := 1.92
 CARGO_HOME ?= $(HOME)/.cargo
 export PATH := $(CARGO_HOME)/bin:$(PATH)
 
-.PHONY: demo test install plugin bench-peers check-cuda check-analytics packages test-packages pip venv python-packages rust
+.PHONY: demo test picture install plugin bench-peers check-cuda check-analytics packages test-packages pip venv python-packages rust
 
 demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
 	cargo build --release --locked
@@ -54,6 +54,13 @@ test: packages test-packages rust
 		else cargo test --locked --features lrp --lib --bins --tests; fi
 	cargo test --locked --features lrp --doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features lrp
+
+# The picture of the README: one frame of the sample clip, four methods.
+picture: packages test-packages rust $(CLIP)
+	cargo build --release --locked
+	ffmpeg -v error -y -ss 6 -i $(CLIP) -frames:v 1 -vf scale=640:-1 demo/cockatoo.png
+	target/release/vitscope still demo/cockatoo.png models/everyday/cockatoo.png --overwrite \
+		--method chefer,gradcam,libragrad,rollout
 
 install: packages rust
 	cargo install --locked --path .

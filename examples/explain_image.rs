@@ -20,7 +20,7 @@ fn main() -> anyhow::Result<()> {
     let [input, output] = paths.as_slice() else {
         bail!("usage: explain_image IN OUT");
     };
-    let model = models::open("cifar10", &Device::Cpu)?;
+    let model = models::open(models::DEFAULT, &Device::Cpu)?;
     let explainer = Method::DiffMask.build(model.parts())?;
 
     let picture = image::open(input).with_context(|| format!("opening {input:?}"))?;

@@ -13,13 +13,13 @@ pub(super) struct Embedded {
     config: &'static [u8],
     preprocessor: &'static [u8],
     weights: &'static [u8],
-    gates: &'static [u8],
-    gate_card: &'static [u8],
-    interpreter: &'static [u8],
-    interpreter_card: &'static [u8],
+    /// Weights and card.
+    gates: Option<(&'static [u8], &'static [u8])>,
+    /// Weights and card.
+    interpreter: Option<(&'static [u8], &'static [u8])>,
 }
 
-/// The files of `models/NAME`.
+/// The files of `models/NAME`, which may bring gates and an interpreter along.
 #[cfg(feature = "embedded-models")]
 macro_rules! embed {
     ($name:literal) => {
@@ -28,10 +28,21 @@ macro_rules! embed {
             config: embed!($name, "config.json"),
             preprocessor: embed!($name, "preprocessor_config.json"),
             weights: embed!($name, "model.safetensors"),
-            gates: embed!($name, "gates.safetensors"),
-            gate_card: embed!($name, "gates.json"),
-            interpreter: embed!($name, "interpreter.safetensors"),
-            interpreter_card: embed!($name, "interpreter.json"),
+            gates: None,
+            interpreter: None,
+        }
+    };
+    ($name:literal with gates and interpreter) => {
+        Embedded {
+            gates: Some((
+                embed!($name, "gates.safetensors"),
+                embed!($name, "gates.json"),
+            )),
+            interpreter: Some((
+                embed!($name, "interpreter.safetensors"),
+                embed!($name, "interpreter.json"),
+            )),
+            ..embed!($name)
         }
     };
     ($name:literal, $file:literal) => {
@@ -45,9 +56,13 @@ macro_rules! embed {
     };
 }
 
-/// The embedded models, the default first.
+/// The embedded models, the [default](super::DEFAULT) first.
 #[cfg(feature = "embedded-models")]
-pub(super) const MODELS: &[Embedded] = &[embed!("cifar10"), embed!("red-patches")];
+pub(super) const MODELS: &[Embedded] = &[
+    embed!("everyday"),
+    embed!("cifar10" with gates and interpreter),
+    embed!("red-patches" with gates and interpreter),
+];
 
 /// Without the feature `embedded-models` there are none.
 #[cfg(not(feature = "embedded-models"))]
@@ -64,12 +79,16 @@ impl Embedded {
             preprocessor: Cow::Borrowed(self.preprocessor),
             weights: Cow::Borrowed(self.weights),
             head: None,
-            gates: Some((Cow::Borrowed(self.gates), Cow::Borrowed(self.gate_card))),
+            gates: self.gates.map(borrowed),
             backbone_gates: None,
-            interpreter: Some((
-                Cow::Borrowed(self.interpreter),
-                Cow::Borrowed(self.interpreter_card),
-            )),
+            interpreter: self.interpreter.map(borrowed),
         }
     }
+}
+
+/// Weights and card, as files that need not be read.
+fn borrowed(
+    (weights, card): (&'static [u8], &'static [u8]),
+) -> (Cow<'static, [u8]>, Cow<'static, [u8]>) {
+    (Cow::Borrowed(weights), Cow::Borrowed(card))
 }

@@ -91,6 +91,9 @@ pub struct ModelWeights {
     pub backbone_sha256: String,
 }
 
+/// Name of the model that explains where none is asked for; part of builds with the feature `embedded-models`.
+pub const DEFAULT: &str = "everyday";
+
 /// Names of the models that are part of this build.
 pub fn embedded_names() -> impl Iterator<Item = &'static str> {
     embedded::MODELS.iter().map(|model| model.name)

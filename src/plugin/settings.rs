@@ -6,6 +6,7 @@ use gstreamer as gst;
 use gstreamer::glib;
 use gstreamer::prelude::*;
 
+use crate::models;
 use crate::overlay::{Colormap, Mode, Overlay};
 
 /// When an explanation is drawn.
@@ -135,7 +136,7 @@ impl Default for Settings {
         let overlay = Overlay::default();
         Self {
             asked: Asked {
-                model: "cifar10".into(),
+                model: models::DEFAULT.into(),
                 backbone: None,
                 gates: None,
                 device: "auto".into(),

@@ -756,7 +756,8 @@ fn embedded_models_are_the_shipped_ones_and_small() {
         assert_eq!(embedded.name, name);
         let files = ["model", "gates", "interpreter"].map(|file| {
             let file = folder.join(file).with_extension("safetensors");
-            fs::metadata(file).unwrap().len()
+            // Not every model has an interpreter.
+            fs::metadata(file).map_or(0, |file| file.len())
         });
         sizes.push(files.iter().sum::<u64>());
     }

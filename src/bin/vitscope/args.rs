@@ -8,7 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use vitscope::Error;
 use vitscope::explain::Method;
-use vitscope::models::DeviceChoice;
+use vitscope::models::{self, DeviceChoice};
 use vitscope::overlay::{Colormap, Mode, Overlay};
 
 use crate::bench::BenchArgs;
@@ -100,7 +100,7 @@ impl Command {
 #[command(next_help_heading = "Explaining")]
 pub struct ExplainArgs {
     /// Name of an embedded model, a folder with config.json and model.safetensors, or OWNER/NAME on the Hugging Face hub.
-    #[arg(long, value_name = "MODEL", default_value = "cifar10")]
+    #[arg(long, value_name = "MODEL", default_value = models::DEFAULT)]
     pub model: String,
     /// The model that stands under a folder which holds a head (head.safetensors) or gates only.
     #[arg(long, value_name = "MODEL")]

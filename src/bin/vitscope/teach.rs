@@ -24,7 +24,7 @@ pub struct TeachArgs {
     #[arg(long, value_name = "HEAD")]
     out: PathBuf,
     /// Model whose features are read; it stays as it is.
-    #[arg(long, value_name = "MODEL", default_value = "cifar10")]
+    #[arg(long, value_name = "MODEL", default_value = models::DEFAULT)]
     model: String,
     /// Backbone model, when MODEL holds only a head or gates.
     #[arg(long, value_name = "MODEL")]

@@ -47,7 +47,7 @@ pub(super) struct ClassifierArgs {
     /// Bring pictures to the model's size this way [default: the model's own].
     #[arg(long, value_enum, value_name = "HOW")]
     resize: Option<Resize>,
-    /// Count answers below this probability as not sure, and measure the rest.
+    /// Count answers below this probability as not sure, and measure the rest [default: the model's own threshold].
     #[arg(long, value_name = "P", value_parser = probability)]
     not_sure_below: Option<f64>,
     /// Print the smallest threshold that gives the sure answers this accuracy.
@@ -246,6 +246,7 @@ pub(super) fn run(args: &ClassifierArgs) -> anyhow::Result<Exit> {
         predictions,
         scores,
         confusions,
+        not_sure_below: (args.not_sure_below).or(model.not_sure_below.map(f64::from)),
     };
     found.print(args);
     found.write(args)?;
@@ -262,6 +263,8 @@ struct Found<'a> {
     calibration: Calibration,
     scores: Vec<ClassScore<'a>>,
     confusions: Confusions,
+    /// The threshold that is asked for, or the model's own.
+    not_sure_below: Option<f64>,
 }
 
 impl Found<'_> {
@@ -291,7 +294,7 @@ impl Found<'_> {
             };
             println!("{name} {threshold}: {percent:.1} % of the answers{right}");
         };
-        if let Some(threshold) = args.not_sure_below {
+        if let Some(threshold) = self.not_sure_below {
             print_sure("sure from", threshold);
         }
         let wanted = args.sure_accuracy;
@@ -350,7 +353,7 @@ impl Found<'_> {
             coverage: (1..10)
                 .map(|tenths| sure(f64::from(tenths) / 10.0))
                 .collect(),
-            not_sure_below: args.not_sure_below.map(sure),
+            not_sure_below: self.not_sure_below.map(sure),
             sure_accuracy: args.sure_accuracy,
             chosen: threshold_for(&self.predictions, args.sure_accuracy).map(sure),
             by_class: &self.scores,

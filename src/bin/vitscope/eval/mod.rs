@@ -101,7 +101,7 @@ struct FairnessArgs {
 #[derive(Debug, clap::Args)]
 struct AskedArgs {
     /// An embedded model, a folder, or OWNER/NAME on the Hugging Face hub.
-    #[arg(long, value_name = "MODEL", default_value = "cifar10")]
+    #[arg(long, value_name = "MODEL", default_value = models::DEFAULT)]
     model: String,
     /// The model that stands under a folder which holds a head or gates only.
     #[arg(long, value_name = "MODEL")]

@@ -1,0 +1,212 @@
+"""Trains a ViT-S/14 on everyday photographs, Tiny-ImageNet and CIFAR-10 at once, on a CPU.
+
+python train.py --backbone DIR/model.safetensors --natural DIR --tiny DIR --cifar DIR --out RUN [--steps N ...]
+
+The learning rate rises, stays, and falls over the last `--cooldown` steps. A run that was stopped goes on from
+RUN/checkpoint.pt when the same command is given again; --init CHECKPOINT starts another run from its averaged weights.
+`torchrun --nproc-per-node 2 train.py ...` splits each batch over two processes of one thread, which is faster than two
+threads of one process.
+"""
+
+import argparse
+import copy
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+import pictures
+from vit import Vit
+
+
+AVERAGED_EVERY = 4
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name in ("backbone", "natural", "tiny", "cifar", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=name != "cifar")
+    parser.add_argument("--init", type=Path)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--cooldown", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--px", type=int, default=112)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--layer-decay", type=float, default=0.85)
+    parser.add_argument("--shares", default="0.5,0.3,0.2", help="of natural, Tiny-ImageNet and CIFAR-10 in a batch")
+    parser.add_argument("--whole-share", type=float, default=0.1, help="of the steps that see every patch")
+    parser.add_argument("--keep", default="0.35,0.65", help="least and largest share of patches that the others see")
+    parser.add_argument("--smoothing", type=float, default=0.1)
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--every", type=int, default=500, help="steps between measurements")
+    return parser.parse_args()
+
+
+def groups(model, lr, decay):
+    """AdamW's groups: the nearer to the input, the smaller the steps; no decay of what is no matrix."""
+    depth = len(model.blocks) + 1
+    found = {}
+    for name, parameter in model.named_parameters():
+        level = depth if name.startswith(("out", "norm")) else 0
+        if name.startswith("blocks."):
+            level = int(name.split(".")[1]) + 1
+        key = (level, parameter.ndim >= 2 and "pos" not in name)
+        found.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "scale": decay ** (depth - level), "weight_decay": 0.05 if decayed else 0.0, "lr": lr}
+        for (level, decayed), parameters in found.items()
+    ]
+
+
+class Draw:
+    """Batches, drawn by a seed and the number of the step: a run that goes on draws as if it had not stopped."""
+
+    def __init__(self, args, sets, rank, world):
+        self.args, self.sets, self.rank = args, sets, rank
+        batch = args.batch // world
+        shares = [float(share) for share in args.shares.split(",")]
+        self.counts = [round(batch * share) for share in shares]
+        self.counts[0] += batch - sum(self.counts)
+        natural = sets[0]
+        weight = 1.0 / np.sqrt(np.bincount(natural.label)[natural.label])
+        weight = weight * np.where(natural.sharp, 1.5, 1.0)
+        self.weight = weight / weight.sum()
+
+    def __call__(self, step):
+        rng = np.random.default_rng([self.args.seed, step, self.rank])
+        images, labels = [], []
+        for i, (found, count) in enumerate(zip(self.sets, self.counts)):
+            if count:
+                drawn = rng.choice(len(found.label), count, p=self.weight if i == 0 else None)
+                for at in drawn:
+                    seed = rng.integers(1 << 60)
+                    images.append((found.pixels[at], bool(found.sharp[at]), np.random.default_rng(seed)))
+                    labels.append((found.label[at], found.tiny_label[at] if i == 1 else -100, found.tiny_label[at] if i == 2 else -100))
+        px = self.args.px
+        # Little of a picture of 32 pixels is left in a small crop.
+        stack = [pictures.augmented(x, sharp, px, own, 0.5 if len(x) < 40 else 0.3) for x, sharp, own in images]
+        pixels = (np.stack(stack).astype(np.float32) / 255 - pictures.MEAN) / pictures.STD
+        patches = (px // 14) ** 2
+        keep = None
+        if rng.random() >= self.args.whole_share:
+            low, high = (float(share) for share in self.args.keep.split(","))
+            kept = max(1, round(patches * rng.uniform(low, high)))
+            keep = torch.from_numpy(rng.random((len(stack), patches)).argsort(1)[:, :kept].copy())
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(np.array(labels)), keep
+
+
+@torch.no_grad()
+def measured(model, sets, px):
+    """Top-1 on the held-out pictures of each kind, whole and stretched."""
+    found = {}
+    for name, (head, pixels, labels, of) in sets.items():
+        right, five, nll = [], [], []
+        for at in range(0, len(pixels), 64):
+            part = np.stack([pictures.squeezed(image, px) for image in pixels[at:at + 64]])
+            part = torch.from_numpy((part.astype(np.float32) / 255 - pictures.MEAN) / pictures.STD).permute(0, 3, 1, 2)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model.out[head](model.features(part)).float()
+            label = torch.as_tensor(labels[at:at + 64])
+            right += (logits.argmax(1) == label).tolist()
+            five += (logits.topk(5).indices == label[:, None]).any(1).tolist()
+            nll += F.cross_entropy(logits, label, reduction="none").tolist()
+        right, five, nll = np.array(right), np.array(five), np.array(nll)
+        for kind, chosen in of.items():
+            found[f"{name}{kind}"] = [round(float(x[chosen].mean()), 4) for x in (right, five, nll)]
+    return found
+
+
+def main():
+    args = arguments()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("gloo")
+    args.out.mkdir(parents=True, exist_ok=True)
+    names = pictures.classes(args.natural)
+    sets = [pictures.natural(args.natural, "train", names), pictures.tiny(args.tiny, names)]
+    held = pictures.natural(args.natural, "val", names)
+    tier_a = np.array([Path(path).name.startswith("A_") for path in held.path])
+    whole = np.ones(len(held.label), bool)
+    tests = {"natural": ("everyday", held.pixels, held.label, {"": whole, ".sharp": held.sharp, ".A": tier_a})}
+    heads = {"everyday": len(names), "tiny": 200, "cifar": 10}
+    if args.cifar:
+        pixels, labels = pictures.cifar(args.cifar, "train")
+        words = ["airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", None, "truck"]
+        found = pictures.Pictures()
+        found.pixels, found.tiny_label = pixels, labels
+        found.label = np.array([names.index(words[x]) if words[x] in names else -100 for x in labels])
+        found.sharp = np.zeros(len(labels), bool)
+        sets.append(found)
+        pixels, labels = pictures.cifar(args.cifar, "test")
+        tests["cifar"] = ("cifar", pixels[:1000], labels[:1000], {"": np.ones(1000, bool)})
+    model = Vit(heads)
+    model.load_backbone(args.backbone)
+    if args.init:
+        model.load_state_dict(torch.load(args.init)["average"])
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(groups(model, args.lr, args.layer_decay), betas=(0.9, 0.98), fused=True)
+    first = 0
+    checkpoint = args.out / "checkpoint.pt"
+    if checkpoint.exists():
+        kept = torch.load(checkpoint)
+        model.load_state_dict(kept["model"]), average.load_state_dict(kept["average"])
+        optimizer.load_state_dict(kept["optimizer"])
+        first = kept["step"]
+    if rank == 0:
+        print(json.dumps({"classes": len(names), "pictures": [len(x.label) for x in sets], "from": first, **{k: str(v) for k, v in vars(args).items()}}), flush=True)
+    draw = Draw(args, sets, rank, world)
+    ahead = ThreadPoolExecutor(1)
+    coming = ahead.submit(draw, first)
+    began, losses = time.time(), []
+    for step in range(first, args.steps):
+        images, labels, keep = coming.result()
+        coming = ahead.submit(draw, step + 1)
+        rate = args.lr * min(1.0, (step + 1) / args.warmup, (args.steps - step) / max(args.cooldown, 1))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model.features(images, keep)
+            loss = 0.0
+            for i, (name, head) in enumerate(model.out.items()):
+                there = labels[:, i] >= 0
+                if there.any():
+                    logits = head(features[there]).float()
+                    part = F.cross_entropy(logits, labels[there, i], label_smoothing=args.smoothing, reduction="sum")
+                    loss = loss + part / (args.batch // world)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if world > 1:
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
+            flat = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(flat)
+            torch._foreach_copy_(grads, [part.view_as(grad) / world for part, grad in zip(flat.split([g.numel() for g in grads]), grads)])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if step % AVERAGED_EVERY == 0:
+            share = min(args.ema, (step + 1) / (step + 10)) ** AVERAGED_EVERY
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - share)
+        done = step + 1
+        if rank:
+            continue
+        if done % 50 == 0:
+            print(json.dumps({"step": done, "loss": round(float(np.mean(losses[-50:])), 4), "seconds": round(time.time() - began)}), flush=True)
+        if done % args.every == 0 or done == args.steps:
+            torch.save({"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "names": names, "px": args.px}, f"{checkpoint}.part")
+            os.replace(f"{checkpoint}.part", checkpoint)
+            print(json.dumps({"step": done, **measured(average, tests, args.px)}), flush=True)
+
+
+main()
