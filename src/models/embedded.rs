@@ -56,17 +56,18 @@ macro_rules! embed {
     };
 }
 
-/// The embedded models, the [default](super::DEFAULT) first.
+/// The embedded models, the [default](super::DEFAULT) first; a static, for a constant would be there once for each crate
+/// that it is inlined into.
 #[cfg(feature = "embedded-models")]
-pub(super) const MODELS: &[Embedded] = &[
-    embed!("everyday"),
+pub(super) static MODELS: &[Embedded] = &[
     embed!("cifar10" with gates and interpreter),
+    embed!("everyday"),
     embed!("red-patches" with gates and interpreter),
 ];
 
 /// Without the feature `embedded-models` there are none.
 #[cfg(not(feature = "embedded-models"))]
-pub(super) const MODELS: &[Embedded] = &[];
+pub(super) static MODELS: &[Embedded] = &[];
 
 impl Embedded {
     /// The files, under a path that says where they are.

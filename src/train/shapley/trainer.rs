@@ -382,7 +382,7 @@ impl<'a> RankingTrainer<'a> {
 
     pub(super) fn finish(mut self, complete: bool) -> Result<TrainedGates> {
         if self.best.is_none() {
-            let explained = self.measure()?;
+            let explained = if complete { self.measure()? } else { 0.0 };
             self.learn_from(explained)?;
         }
         let Some((explained, tensors)) = self.best.take() else {
@@ -390,7 +390,11 @@ impl<'a> RankingTrainer<'a> {
         };
         let sizes = self.gates.sizes();
         let gates = RankingGates::load(sizes, &tensors.clone().into_iter().collect())?;
-        let scores = self.cut_at_margin(&gates)?;
+        // Nobody looks at the scores of a run that was interrupted, and they take a while.
+        let scores = match complete {
+            true => self.cut_at_margin(&gates)?,
+            false => MaskScores::of(&[], self.recipe.margin),
+        };
         Ok(TrainedGates {
             tensors,
             card: GateCard {

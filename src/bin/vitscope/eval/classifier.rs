@@ -246,11 +246,16 @@ pub(super) fn run(args: &ClassifierArgs) -> anyhow::Result<Exit> {
         predictions,
         scores,
         confusions,
-        not_sure_below: (args.not_sure_below).or(model.not_sure_below.map(f64::from)),
+        not_sure_below: (args.not_sure_below).or(model.not_sure_below.map(decimal)),
     };
     found.print(args);
     found.write(args)?;
     Ok(Exit::Whole)
+}
+
+/// The number that a configuration states, without the digits that an f32 adds to it.
+fn decimal(value: f32) -> f64 {
+    (f64::from(value) * 1e6).round() / 1e6
 }
 
 /// What was measured.
