@@ -43,7 +43,7 @@ const PAIRS_AT_ONCE: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KernelShap {
-    /// Masked passes a picture, at most; they come in pairs.
+    /// Masked passes per picture, at most; they come in pairs.
     pub samples: usize,
     /// What becomes of patches that are not in a subset.
     pub occlusion: Occlusion,

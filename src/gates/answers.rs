@@ -146,7 +146,8 @@ pub(crate) fn ranking(scores: &[f32]) -> Vec<usize> {
     order
 }
 
-fn best_kept(ranking: &[usize], n_kept: usize) -> Vec<bool> {
+/// Which patches are among the first `n_kept` of a ranking.
+pub(crate) fn best_kept(ranking: &[usize], n_kept: usize) -> Vec<bool> {
     let mut mask = vec![false; ranking.len()];
     for &patch in ranking.iter().take(n_kept) {
         mask[patch] = true;

@@ -40,7 +40,7 @@ use candle_core::Result as TensorResult;
 use serde::{Deserialize, Serialize};
 
 pub use answers::{MaskedAnswer, kl_from_logits, masked_answers, masks_within_margin};
-pub(crate) use answers::{binary_masks, logits, ranking, tensor_from_masks};
+pub(crate) use answers::{best_kept, binary_masks, logits, ranking, tensor_from_masks};
 pub use card::GateCard;
 pub use frozen::{FrozenGates, FrozenVotes, VotedPass};
 pub use hard_concrete::{

@@ -21,15 +21,6 @@ pub(super) fn draw_size(n_patches: usize, rng: &mut Rng) -> usize {
     last
 }
 
-/// The `n_kept` patches with the highest scores; earlier ones first where they are equal.
-pub(super) fn best(scores: &[f32], n_kept: usize) -> Vec<bool> {
-    let mut mask = vec![false; scores.len()];
-    for &patch in crate::gates::ranking(scores).iter().take(n_kept) {
-        mask[patch] = true;
-    }
-    mask
-}
-
 /// Scores whose best patches are a subset drawn uniformly.
 pub(super) fn scattered(n_patches: usize, rng: &mut Rng) -> Vec<f32> {
     (0..n_patches).map(|_| rng.uniform()).collect()
@@ -69,6 +60,7 @@ pub(super) fn disturbed(scores: &[f32], rng: &mut Rng) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gates::{best_kept, ranking};
 
     #[test]
     fn sizes_are_those_of_the_mixture() {
@@ -87,16 +79,10 @@ mod tests {
     }
 
     #[test]
-    fn the_best_are_kept_and_as_many_as_asked() {
-        assert_eq!(best(&[0.1, 0.9, 0.5], 2), [false, true, true]);
-        assert_eq!(best(&[0.1, 0.9, 0.5], 0), [false; 3]);
-    }
-
-    #[test]
     fn blobs_lie_together_more_than_scattered_patches() {
         let side = 12;
         let borders = |scores: &[f32]| {
-            let mask = best(scores, side * side / 2);
+            let mask = best_kept(&ranking(scores), side * side / 2);
             let differs = |a: usize, b: usize| usize::from(mask[a] != mask[b]);
             let along = (0..side * side).filter(|patch| patch % side + 1 < side);
             let across = 0..side * (side - 1);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::ops::softmax;
 
-use super::subsets::{best, blobs, disturbed, draw_size, scattered};
+use super::subsets::{blobs, disturbed, draw_size, scattered};
 use super::{Fill, ShapleyRecipe};
 use crate::error::{Error, Result};
 use crate::eval::batched::BatchedModel;
@@ -13,8 +13,8 @@ use crate::eval::masks::MaskScores;
 use crate::eval::perturbation::{GRADMASK_BLUR, Geometry, Substrate, change};
 use crate::eval::{self, masked_answers};
 use crate::gates::{
-    EMPTY_ANSWER, GateCard, Objective, RankingGates, RankingSizes, Removal, masked_pass,
-    masks_within_margin,
+    EMPTY_ANSWER, GateCard, Objective, RankingGates, RankingSizes, Removal, best_kept, masked_pass,
+    masks_within_margin, ranking,
 };
 use crate::kernels::in_pool;
 use crate::rng::Rng;
@@ -219,7 +219,7 @@ impl<'a> RankingTrainer<'a> {
                 } else {
                     scattered(n_patches, rng)
                 };
-                best(&scores, n_kept)
+                best_kept(&ranking(&scores), n_kept)
             };
             let kept: Vec<Vec<bool>> = policy.iter().map(of_picture).collect();
             let complement = |mask: &Vec<bool>| mask.iter().map(|keep| !keep).collect();
