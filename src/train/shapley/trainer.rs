@@ -61,6 +61,8 @@ struct Clean {
     /// As [`RankingGates::raw_scores`] takes them.
     states: Vec<Tensor>,
     /// `[batch, classes]`
+    logits: Tensor,
+    /// Their probabilities.
     answer: Tensor,
 }
 
@@ -175,11 +177,13 @@ impl<'a> RankingTrainer<'a> {
         let states = sites
             .into_iter()
             .map(|site| record.get(site).map(Tensor::detach));
+        let logits = eval::logits(output.logits)?.detach();
         Ok(Clean {
             images: images.clone(),
             pictures: images.flatten_from(1)?.to_vec2()?,
             states: states.collect::<candle_core::Result<_>>()?,
-            answer: softmax(&eval::logits(output.logits)?, D::Minus1)?.detach(),
+            answer: softmax(&logits, D::Minus1)?,
+            logits,
         })
     }
 
@@ -423,13 +427,13 @@ impl<'a> RankingTrainer<'a> {
         for indices in self.subject.test_chunks(self.recipe.test_pictures, CHUNK) {
             let images = self.subject.images(self.subject.test, &indices)?;
             let clean = self.clean(&images)?;
-            let original = eval::logits(vit.forward(&images)?.logits)?.detach();
+            let original = &clean.logits;
             let scores: Vec<Vec<f32>> = gates
-                .scores_of_predicted(&clean.states, &original)?
+                .scores_of_predicted(&clean.states, original)?
                 .to_vec2()?;
             let removal = Removal::Drop;
-            let masks = masks_within_margin(vit, &images, &original, &scores, &removal, margin)?;
-            answers.extend(masked_answers(vit, &images, &original, &masks, &removal)?);
+            let masks = masks_within_margin(vit, &images, original, &scores, &removal, margin)?;
+            answers.extend(masked_answers(vit, &images, original, &masks, &removal)?);
         }
         Ok(MaskScores::of(&answers, margin))
     }
