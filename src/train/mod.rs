@@ -15,7 +15,7 @@ pub mod shapley;
 mod subject;
 pub mod taught;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
@@ -60,6 +60,8 @@ pub struct Checkpoint {
 
 /// Name of the checkpoint inside the output folder.
 const FILE_NAME: &str = "checkpoint.safetensors";
+/// Before the names of the tensors that measured best so far.
+const BEST_PREFIX: &str = "best.";
 
 impl Checkpoint {
     /// Where the checkpoint of the run that writes to `folder` lies.
@@ -153,6 +155,15 @@ impl Checkpoint {
         }))
     }
 
+    /// What [`best_tensors`] put into [`tensors`](Self::tensors), by the names before that.
+    fn best(&self) -> BTreeMap<String, Tensor> {
+        let best = self.tensors.iter().filter_map(|(name, tensor)| {
+            let name = name.strip_prefix(BEST_PREFIX)?;
+            Some((name.to_owned(), tensor.clone()))
+        });
+        best.collect()
+    }
+
     /// Removes the checkpoint of a run that is done.
     ///
     /// # Errors
@@ -166,6 +177,12 @@ impl Checkpoint {
             _ => Ok(()),
         }
     }
+}
+
+/// The tensors that measured best so far, by the names that they have in a [`Checkpoint`].
+fn best_tensors(best: &BTreeMap<String, Tensor>) -> impl Iterator<Item = (String, Tensor)> {
+    best.iter()
+        .map(|(name, tensor)| (format!("{BEST_PREFIX}{name}"), tensor.clone()))
 }
 
 /// Variables with these values to start from, by name.

@@ -17,10 +17,7 @@ use crate::kernels::in_pool;
 use crate::rng::Rng;
 use crate::train::optim::{AdamW, AdamWOptions, Param};
 use crate::train::run::{Trainer, finite_loss, recipe_options};
-use crate::train::{Batches, Checkpoint, Subject, copies, over, variables};
-
-/// Before the names of the best gates' tensors in a checkpoint.
-const BEST_PREFIX: &str = "best.";
+use crate::train::{Batches, Checkpoint, Subject, best_tensors, copies, over, variables};
 
 /// Means over test pictures of what binary masks do.
 #[derive(Clone, Copy, Debug)]
@@ -353,9 +350,7 @@ impl Trainer for GateTrainer<'_> {
             } = *measured;
             let numbers = [kl, kept, agreement, within].map(|number| number as f32);
             tensors.insert("best measured".into(), Tensor::new(&numbers, &Device::Cpu)?);
-            for (name, tensor) in best {
-                tensors.insert(format!("{BEST_PREFIX}{name}"), tensor.clone());
-            }
+            tensors.extend(best_tensors(best));
         }
         Ok(Checkpoint {
             step: self.step,
@@ -384,17 +379,8 @@ impl Trainer for GateTrainer<'_> {
                     "the checkpoint's best measure is damaged".into(),
                 ));
             };
-            let best = checkpoint.tensors.iter().filter_map(|(name, tensor)| {
-                let name = name.strip_prefix(BEST_PREFIX)?;
-                let var = self.vars.get(name)?;
-                Some(
-                    tensor
-                        .reshape(var.shape())
-                        .map(|tensor| (name.to_owned(), tensor)),
-                )
-            });
             self.best = Some(Best {
-                tensors: best.collect::<Result<_, _>>()?,
+                tensors: checkpoint.best(),
                 measured: Measured {
                     kl: f64::from(kl),
                     kept: f64::from(kept),

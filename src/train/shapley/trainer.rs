@@ -21,11 +21,11 @@ use crate::rng::Rng;
 use crate::train::diffmask::TrainedGates;
 use crate::train::optim::{AdamW, AdamWOptions, Param};
 use crate::train::run::{Trainer, finite_loss, recipe_options};
-use crate::train::{Batches, Checkpoint, Subject, copies, cosine_schedule, over, variables};
+use crate::train::{
+    Batches, Checkpoint, Subject, best_tensors, copies, cosine_schedule, over, variables,
+};
 use crate::vit::{NoTap, Record, Site};
 
-/// Before the names of the best gates' tensors in a checkpoint.
-const BEST_PREFIX: &str = "best.";
 /// Pictures that go through the model at once.
 const CHUNK: usize = 64;
 /// Pairs of subsets a test picture is measured on, for each of [`TEST_FILLS`].
@@ -270,8 +270,13 @@ impl<'a> RankingTrainer<'a> {
             .map(|picture| substrate.fill(picture, &model))
             .collect();
         let batch = fills.len();
-        let n_asked = (subsets.len() + 1) * batch;
-        let logits = model.answers(n_asked, &mut |nth, pixels| {
+        // Where what stands for a patch does not depend on the picture, neither does the emptied picture.
+        let n_emptied = match substrate {
+            Substrate::Zeros | Substrate::Black => 1,
+            _ => batch,
+        };
+        let n_masked = subsets.len() * batch;
+        let logits = model.answers(n_masked + n_emptied, &mut |nth, pixels| {
             let (subset_idx, picture_idx) = (nth / batch, nth % batch);
             let mut copy = fills[picture_idx].clone();
             if let Some(subset) = subsets.get(subset_idx) {
@@ -287,11 +292,18 @@ impl<'a> RankingTrainer<'a> {
             pixels.extend_from_slice(&copy);
         })?;
         let n_classes = logits.first().map_or(0, Vec::len);
-        let shape = (subsets.len() + 1, batch, n_classes);
-        let logits = Tensor::from_vec(logits.concat(), shape, &Device::Cpu)?;
+        let logits = Tensor::from_vec(
+            logits.concat(),
+            (n_masked + n_emptied, n_classes),
+            &Device::Cpu,
+        )?;
         let answers = softmax(&logits, D::Minus1)?;
-        let values = answers.narrow(0, 0, subsets.len())?;
-        Ok((values, answers.get(subsets.len())?))
+        let values = answers.narrow(0, 0, n_masked)?;
+        let emptied = answers.narrow(0, n_masked, n_emptied)?;
+        Ok((
+            values.reshape((subsets.len(), batch, n_classes))?,
+            emptied.broadcast_as((batch, n_classes))?.contiguous()?,
+        ))
     }
 
     /// The same for pictures whose tokens are taken away.
@@ -329,11 +341,12 @@ impl<'a> RankingTrainer<'a> {
             .map(|masks| answer(masks))
             .collect::<Result<_>>()?;
         // A head that reads the mean of the patches has none without any: the masked pass lets the mean fade.
-        let none = (tokens.dim(0)?, tokens.dim(1)? - n_special);
-        let none = Tensor::zeros(none, DType::F32, &Device::Cpu)?;
-        let emptied = masked_pass(vit, &clean.images, &none, &Removal::Drop)?.logits;
-        let empty = softmax(&eval::logits(emptied)?, D::Minus1)?.detach();
-        Ok((Tensor::stack(&values, 0)?, empty))
+        let none = Tensor::zeros((1, tokens.dim(1)? - n_special), DType::F32, &Device::Cpu)?;
+        let any = clean.images.narrow(0, 0, 1)?;
+        let emptied = eval::logits(masked_pass(vit, &any, &none, &Removal::Drop)?.logits)?;
+        let empty = softmax(&emptied, D::Minus1)?.detach(); // [1, classes]
+        let empty = empty.broadcast_as((tokens.dim(0)?, empty.dim(1)?))?;
+        Ok((Tensor::stack(&values, 0)?, empty.contiguous()?))
     }
 
     /// The tensors of the gates as they are now.
@@ -511,9 +524,7 @@ impl Trainer for RankingTrainer<'_> {
         if let Some((explained, best)) = &self.best {
             let explained = Tensor::new(&[*explained as f32], &Device::Cpu)?;
             tensors.insert("best explained".into(), explained);
-            for (name, tensor) in best {
-                tensors.insert(format!("{BEST_PREFIX}{name}"), tensor.clone());
-            }
+            tensors.extend(best_tensors(best));
         }
         Ok(Checkpoint {
             step: self.step,
@@ -537,19 +548,7 @@ impl Trainer for RankingTrainer<'_> {
         let n = empty.pop().unwrap_or(0.0);
         self.empty = (empty, n);
         if let Some([explained]) = saved("best explained")?.as_deref() {
-            let n_classes = self.gates.sizes().classes;
-            let best = checkpoint.tensors.iter().filter_map(|(name, tensor)| {
-                let name = name.strip_prefix(BEST_PREFIX)?;
-                let tensor = match self.vars.get(name) {
-                    Some(var) => tensor.reshape(var.shape()),
-                    None => tensor.reshape(n_classes),
-                };
-                Some(tensor.map(|tensor| (name.to_owned(), tensor)))
-            });
-            self.best = Some((
-                f64::from(*explained),
-                best.collect::<candle_core::Result<_>>()?,
-            ));
+            self.best = Some((f64::from(*explained), checkpoint.best()));
         }
         self.rng = checkpoint.rng;
         self.step = checkpoint.step;

@@ -17,11 +17,11 @@ use vitscope::gates::Gates;
 use vitscope::interpreter::Interpreter;
 use vitscope::models::{self, Model, Precision, Preprocessor, Reference};
 use vitscope::train::classifier::{self, ClassifierRecipe, Start};
-use vitscope::train::diffmask::{self, DiffMaskRecipe};
+use vitscope::train::diffmask::{self, TrainedGates};
 use vitscope::train::iavit::{self, Fidelity, IaVitRecipe};
 use vitscope::train::probe::{self, ProbeRecipe};
-use vitscope::train::shapley::{self, ShapleyRecipe};
-use vitscope::train::{Checkpoint, Subject};
+use vitscope::train::shapley;
+use vitscope::train::{Checkpoint, Progress, Subject};
 
 use super::recipe::{DEFAULT_IMAGE_PX, GateRecipe, IA_VIT, RecipeFile, gate_recipe, recipe};
 use super::shown::Shown;
@@ -180,83 +180,39 @@ impl Job<'_> {
             self.seed,
             self.checkpoint,
         )?;
-        match recipe {
-            GateRecipe::Published(recipe) => self.voting_gates(&recipe, reference),
-            GateRecipe::Shapley(recipe) => self.ranking_gates(&recipe, reference),
-        }
-    }
-
-    fn voting_gates(
-        self,
-        recipe: &DiffMaskRecipe,
-        reference: Reference<'_>,
-    ) -> anyhow::Result<Option<Measured>> {
-        let frozen = self.open_frozen(reference, recipe.seed)?;
+        let seed = match &recipe {
+            GateRecipe::Published(recipe) => recipe.seed,
+            GateRecipe::Shapley(recipe) => recipe.seed,
+        };
+        let frozen = self.open_frozen(reference, seed)?;
+        let subject = frozen.subject();
         let mut shown = Shown::new(Arc::clone(self.stop));
-        let done = diffmask::train(recipe, frozen.subject(), self.out, &mut |progress| {
-            shown.step(progress)
-        })?;
+        let mut on_progress = |progress: &Progress<'_>| shown.step(progress);
+        let done = match &recipe {
+            GateRecipe::Published(recipe) => {
+                diffmask::train(recipe, subject, self.out, &mut on_progress)?
+            }
+            GateRecipe::Shapley(recipe) => {
+                shapley::train(recipe, subject, self.out, &mut on_progress)?
+            }
+        };
         shown.finish();
         if !done.complete {
             return Ok(None);
         }
         Gates::save(&done.tensors, &done.card, self.out)?;
         Checkpoint::remove(self.out)?;
-        println!(
-            "binary masks on test pictures: kl {:.4}, kept {:.4}, agreement {:.4}, within the margin {:.4}",
-            done.card.kl, done.card.l0, done.agreement, done.within
-        );
-        if done.card.kl > recipe.margin {
-            println!(
-                "the margin of {} is not met: train longer, or start with another masked-share",
-                recipe.margin
-            );
-        }
+        let measured = match &recipe {
+            GateRecipe::Published(recipe) => told_of_voting(&done, recipe.margin),
+            GateRecipe::Shapley(_) => told_of_ranking(&done),
+        };
         print_unreadable(&frozen.halves);
-        println!(
-            "gates in {:?}, report in {:?}",
-            self.out.join("gates.safetensors"),
-            self.out.join("report.html")
-        );
-        Ok(Some(measured([
-            ("kl", done.card.kl),
-            ("kept", done.card.l0),
-            ("agreement", done.agreement),
-            ("within margin", done.within),
-        ])))
-    }
-
-    fn ranking_gates(
-        self,
-        recipe: &ShapleyRecipe,
-        reference: Reference<'_>,
-    ) -> anyhow::Result<Option<Measured>> {
-        let frozen = self.open_frozen(reference, recipe.seed)?;
-        let mut shown = Shown::new(Arc::clone(self.stop));
-        let done = shapley::train(recipe, frozen.subject(), self.out, &mut |progress| {
-            shown.step(progress)
-        })?;
-        shown.finish();
-        if !done.complete {
-            return Ok(None);
+        print!("gates in {:?}", self.out.join("gates.safetensors"));
+        match &recipe {
+            GateRecipe::Published(_) => println!(", report in {:?}", self.out.join("report.html")),
+            GateRecipe::Shapley(_) => println!(),
         }
-        Gates::save(&done.tensors, &done.card, self.out)?;
-        Checkpoint::remove(self.out)?;
-        let explained = done.card.explained.unwrap_or(f64::NAN);
-        println!(
-            "scores explain {explained:.4} of what masked answers differ by, on test pictures"
-        );
-        println!(
-            "cut at the margin: kl {:.4}, kept {:.4}, agreement {:.4}",
-            done.card.kl, done.card.l0, done.agreement
-        );
-        print_unreadable(&frozen.halves);
-        println!("gates in {:?}", self.out.join("gates.safetensors"));
-        Ok(Some(measured([
-            ("explained", explained),
-            ("kept", done.card.l0),
-            ("agreement", done.agreement),
-        ])))
+        Ok(Some(measured))
     }
 
     pub(super) fn interpreter(self, reference: Reference<'_>) -> anyhow::Result<Option<Measured>> {
@@ -369,6 +325,49 @@ fn told(fidelity: Fidelity) -> Measured {
         ("interpreter kl", fidelity.kl),
         ("interpreter agreement", fidelity.agreement),
         ("interpreter accuracy", fidelity.accuracy),
+    ])
+}
+
+/// Prints what the binary masks of gates that vote leave of the answers.
+fn told_of_voting(done: &TrainedGates, margin: f64) -> Measured {
+    let TrainedGates {
+        card,
+        agreement,
+        within,
+        ..
+    } = done;
+    println!(
+        "binary masks on test pictures: kl {:.4}, kept {:.4}, agreement {agreement:.4}, within the margin {within:.4}",
+        card.kl, card.l0
+    );
+    if card.kl > margin {
+        println!(
+            "the margin of {margin} is not met: train longer, or start with another masked-share"
+        );
+    }
+    measured([
+        ("kl", card.kl),
+        ("kept", card.l0),
+        ("agreement", *agreement),
+        ("within margin", *within),
+    ])
+}
+
+/// Prints how much the scores of gates that rank explain, and what their minimal sets leave of the answers.
+fn told_of_ranking(done: &TrainedGates) -> Measured {
+    let TrainedGates {
+        card, agreement, ..
+    } = done;
+    let explained = card.explained.unwrap_or(f64::NAN);
+    println!("scores explain {explained:.4} of what masked answers differ by, on test pictures");
+    println!(
+        "cut at the margin: kl {:.4}, kept {:.4}, agreement {agreement:.4}",
+        card.kl, card.l0
+    );
+    measured([
+        ("explained", explained),
+        ("kept", card.l0),
+        ("agreement", *agreement),
     ])
 }
 
