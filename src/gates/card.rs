@@ -1,17 +1,15 @@
 //! Gates on disk: `gates.safetensors` and, beside it, `gates.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    DEFAULT_STRETCH, GateSizes, Gates, Objective, RankingGates, RankingSizes, VotingGates,
-};
+use super::{DEFAULT_STRETCH, GateSizes, Gates, Objective, RankingGates, VotingGates};
 use crate::companion::{self, Card};
 use crate::error::{Error, Result};
-use crate::vit::VitConfig;
+use crate::vit::Vit;
 
 /// What lies beside the weights of gates, in `gates.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,20 +55,6 @@ impl Card for GateCard {
     }
 }
 
-impl Objective {
-    /// What a card, as bytes of `gates.json`, says that gates were trained for; `None` where it is damaged.
-    pub fn of_card(card: &[u8]) -> Option<Self> {
-        let card: GateCard = serde_json::from_slice(card).ok()?;
-        Some(card.objective)
-    }
-
-    /// Whether gates explain a model whose classifier is not the one they were trained for: those that rank score the
-    /// classes of their own.
-    pub fn survives_another_head(self) -> bool {
-        self == Self::Published
-    }
-}
-
 impl Gates {
     /// Reads gates from the bytes of `gates.safetensors` and `gates.json`, for a model whose weights
     /// hash to `base_sha256`.
@@ -80,32 +64,38 @@ impl Gates {
     pub fn from_bytes(
         weights: &[u8],
         card: &[u8],
-        config: &VitConfig,
+        vit: &Vit,
         base_sha256: &str,
         device: &Device,
     ) -> Result<(Self, GateCard)> {
-        let (tensors, card): (_, GateCard) =
-            companion::from_bytes(weights, card, base_sha256, device)?;
-        let needed = GateSizes {
-            hidden: card.hidden,
-            ..GateSizes::new(config)
-        };
-        if (card.states, card.dim) != (needed.states, needed.dim) {
-            return Err(Error::Model(format!(
-                "gates are for {} states of {} features, the model has {} of {}",
-                card.states, card.dim, needed.states, needed.dim
-            )));
-        }
+        let (tensors, card) = read(weights, card, vit, base_sha256, device)?;
         let gates = match card.objective {
-            Objective::Published => {
-                Self::Voting(VotingGates::load(needed, card.stretch, &tensors)?)
-            }
-            Objective::Shapley => {
-                let sizes = RankingSizes::new(config, card.hidden);
-                Self::Ranking(RankingGates::load(sizes, &tensors)?)
-            }
+            Objective::Published => Self::Voting(voting(&card, vit, &tensors)?),
+            Objective::Shapley => Self::Ranking(RankingGates::load(vit, card.hidden, &tensors)?),
         };
         Ok((gates, card))
+    }
+
+    /// The same for a model with another classifier than the one that they were trained for, over weights that hash to
+    /// `backbone_sha256`; `None` where that classifier reads other features, see [`under`](Self::under).
+    ///
+    /// # Errors
+    /// As [`from_bytes`](Self::from_bytes).
+    pub fn from_bytes_under(
+        weights: &[u8],
+        card: &[u8],
+        vit: &Vit,
+        backbone_sha256: &str,
+        device: &Device,
+    ) -> Result<Option<(Self, GateCard)>> {
+        let (tensors, card) = read(weights, card, vit, backbone_sha256, device)?;
+        let gates = match card.objective {
+            Objective::Published => Some(Self::Voting(voting(&card, vit, &tensors)?)),
+            Objective::Shapley => {
+                RankingGates::load_under(vit, card.hidden, &tensors)?.map(Self::Ranking)
+            }
+        };
+        Ok(gates.map(|gates| (gates, card)))
     }
 
     /// Reads `gates.safetensors` and `gates.json` of a folder; see [`from_bytes`](Self::from_bytes).
@@ -114,12 +104,12 @@ impl Gates {
     /// As `from_bytes`, the folder named; [`Error::Io`] where a file cannot be read.
     pub fn open(
         folder: &Path,
-        config: &VitConfig,
+        vit: &Vit,
         base_sha256: &str,
         device: &Device,
     ) -> Result<(Self, GateCard)> {
         let (weights, card) = companion::read::<GateCard>(folder)?;
-        Self::from_bytes(&weights, &card, config, base_sha256, device).map_err(|err| match err {
+        Self::from_bytes(&weights, &card, vit, base_sha256, device).map_err(|err| match err {
             Error::Model(message) => Error::Model(format!("{message}: {folder:?}")),
             err => err,
         })
@@ -137,4 +127,31 @@ impl Gates {
     pub fn save(tensors: &BTreeMap<String, Tensor>, card: &GateCard, folder: &Path) -> Result<()> {
         companion::save(tensors, card, folder)
     }
+}
+
+/// Tensors and card, which must fit the states of the model.
+fn read(
+    weights: &[u8],
+    card: &[u8],
+    vit: &Vit,
+    base_sha256: &str,
+    device: &Device,
+) -> Result<(HashMap<String, Tensor>, GateCard)> {
+    let (tensors, card): (_, GateCard) = companion::from_bytes(weights, card, base_sha256, device)?;
+    let needed = GateSizes::new(vit.config());
+    if (card.states, card.dim) != (needed.states, needed.dim) {
+        return Err(Error::Model(format!(
+            "gates are for {} states of {} features, the model has {} of {}",
+            card.states, card.dim, needed.states, needed.dim
+        )));
+    }
+    Ok((tensors, card))
+}
+
+fn voting(card: &GateCard, vit: &Vit, tensors: &HashMap<String, Tensor>) -> Result<VotingGates> {
+    let sizes = GateSizes {
+        hidden: card.hidden,
+        ..GateSizes::new(vit.config())
+    };
+    VotingGates::load(sizes, card.stretch, tensors)
 }

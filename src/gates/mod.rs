@@ -39,6 +39,8 @@ mod voting;
 use candle_core::Result as TensorResult;
 use serde::{Deserialize, Serialize};
 
+use crate::vit::Vit;
+
 pub use answers::{MaskedAnswer, kl_from_logits, masked_answers, masks_within_margin};
 pub(crate) use answers::{best_kept, binary_masks, logits, ranking, tensor_from_masks};
 pub use card::GateCard;
@@ -92,6 +94,18 @@ impl Gates {
             // Their scores come from many ways of removal; dropping is the one that leaves nothing in a patch's place.
             Self::Ranking(_) => &Removal::Drop,
         }
+    }
+
+    /// The same gates for the classes of another classifier on the same features: those that vote know no classes, those
+    /// that rank take them from the classifier of `vit`. `None` where they cannot.
+    ///
+    /// # Errors
+    /// Fails where the device runs out of memory.
+    pub fn under(&self, vit: &Vit) -> TensorResult<Option<Self>> {
+        Ok(match self {
+            Self::Voting(_) => Some(self.clone()),
+            Self::Ranking(gates) => gates.under(vit)?.map(Self::Ranking),
+        })
     }
 
     /// The same gates, prepared to be asked often.

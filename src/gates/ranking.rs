@@ -7,11 +7,15 @@
 //! |---|---|---|
 //! | hᵢ | states of a patch | layer-normalized, i from 0 to blocks + 1 |
 //! | p | answer | class probabilities of the whole image |
-//! | a | first layer | gelu(Σᵢ Wᵢ·hᵢ + U·p + b) |
+//! | w_c | class vector | row c of the classifier less the mean of the rows, of length 1/√width |
+//! | a | first layer | gelu(Σᵢ Wᵢ·hᵢ + U·Σ_c p_c w_c + b) |
 //! | m | second layer | gelu(V·\[a; mean of a over patches\] + d) |
-//! | φ̃ | raw score of class c | w_c·m + e_c |
+//! | φ̃ | raw score of class c | w_c·S·m |
 //! | v(1), v(0) | value of the whole image and of none | p_c; mean over pictures of the emptied picture's answer |
 //! | φ | score | φ̃ + (v(1) − v(0) − Σφ̃) / patches |
+//!
+//! A class is known by its row of the classifier alone, so the gates also score classes that another classifier on the same
+//! features was taught, see [`under`](RankingGates::under).
 //!
 //! So the scores of an image add up to what the class gains by the image: a score above 0 speaks for the class, one
 //! below 0 against it.
@@ -24,7 +28,7 @@ use candle_nn::ops::softmax;
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear, layer_norm};
 use crate::rng::Rng;
-use crate::vit::VitConfig;
+use crate::vit::{Vit, VitConfig};
 
 /// Tensor name of the mean answer to emptied pictures, `[classes]`.
 pub const EMPTY_ANSWER: &str = "empty.answer";
@@ -40,6 +44,8 @@ pub struct RankingSizes {
     pub dim: usize,
     /// Hidden units of both layers.
     pub hidden: usize,
+    /// Features that the model's classifier reads.
+    pub width: usize,
     /// Classes of the model.
     pub classes: usize,
 }
@@ -47,10 +53,12 @@ pub struct RankingSizes {
 impl RankingSizes {
     /// The sizes for gates of a model.
     pub fn new(config: &VitConfig, hidden: usize) -> Self {
+        let dim = config.hidden_size;
         Self {
             states: config.num_hidden_layers + 2,
-            dim: config.hidden_size,
+            dim,
             hidden,
+            width: config.head().map_or(0, |head| head.width(dim)),
             classes: config.n_classes(),
         }
     }
@@ -61,16 +69,16 @@ impl RankingSizes {
             states,
             dim,
             hidden,
+            width,
             classes,
         } = *self;
         vec![
             ("first.weight", vec![hidden, states * dim]),
-            ("answer.weight", vec![hidden, classes]),
+            ("answer.weight", vec![hidden, width]),
             ("first.bias", vec![hidden]),
             ("second.weight", vec![hidden, 2 * hidden]),
             ("second.bias", vec![hidden]),
-            ("score.weight", vec![classes, hidden]),
-            ("score.bias", vec![classes]),
+            ("score.weight", vec![width, hidden]),
             (EMPTY_ANSWER, vec![classes]),
         ]
     }
@@ -80,16 +88,18 @@ impl RankingSizes {
 #[derive(Clone, Debug)]
 pub struct RankingGates {
     sizes: RankingSizes,
+    /// One row per class, `[classes, width]`.
+    class_vectors: Tensor,
     first: Linear,
     answer: Linear,
     second: Linear,
     score_weight: Tensor,
-    score_bias: Tensor,
     empty_answer: Tensor,
 }
 
 impl RankingGates {
-    /// Random starting values: uniform ±1/√inputs, scores close to 0.
+    /// Starting values: the hidden layers uniform ±1/√inputs; 0 for what meets class vectors, so that directions in which
+    /// no class lies stay without effect.
     ///
     /// # Errors
     /// Fails where the device runs out of memory.
@@ -100,26 +110,31 @@ impl RankingGates {
     ) -> TensorResult<BTreeMap<String, Tensor>> {
         let mut tensors = BTreeMap::new();
         for (name, shape) in sizes.shapes() {
-            let tensor = if shape.len() == 1 {
-                Tensor::zeros(shape, DType::F32, device)?
-            } else {
-                let bound = match name {
-                    "score.weight" => 0.01,
-                    _ => 1.0,
-                } / (shape[1] as f64).sqrt();
-                rng.uniform_tensor(shape, device)?
-                    .affine(2.0 * bound, -bound)?
+            let tensor = match name {
+                "first.weight" | "second.weight" => {
+                    let bound = 1.0 / (shape[1] as f64).sqrt();
+                    let drawn = rng.uniform_tensor(shape, device)?;
+                    drawn.affine(2.0 * bound, -bound)?
+                }
+                _ => Tensor::zeros(shape, DType::F32, device)?,
             };
             tensors.insert(name.to_owned(), tensor);
         }
         Ok(tensors)
     }
 
-    /// Gates over tensors by name; trained ones or the variables of a trainer.
+    /// Gates for a model, over tensors by name; trained ones or the variables of a trainer.
     ///
     /// # Errors
-    /// [`Error::Model`] naming the first tensor that is missing, has another shape or does not belong.
-    pub fn load(sizes: RankingSizes, tensors: &HashMap<String, Tensor>) -> Result<Self> {
+    /// [`Error::Model`] where the model has no classifier, or naming the first tensor that is missing, has another shape
+    /// or does not belong.
+    pub fn load(vit: &Vit, hidden: usize, tensors: &HashMap<String, Tensor>) -> Result<Self> {
+        let sizes = RankingSizes::new(vit.config(), hidden);
+        let Some(class_weights) = vit.class_weights()? else {
+            return Err(Error::Model(
+                "the model has no classifier, so no class to score patches for".into(),
+            ));
+        };
         let shapes = sizes.shapes();
         let known = |name: &str| shapes.iter().any(|(known, _)| *known == name);
         if let Some(name) = tensors.keys().filter(|name| !known(name)).min() {
@@ -144,13 +159,54 @@ impl RankingGates {
         let first_bias = tensor("first.bias")?;
         Ok(Self {
             sizes,
+            class_vectors: class_vectors(&class_weights)?,
             answer: Linear::new(tensor("answer.weight")?, first_bias.zeros_like()?.detach()),
             first: Linear::new(tensor("first.weight")?, first_bias),
             second: Linear::new(tensor("second.weight")?, tensor("second.bias")?),
             score_weight: tensor("score.weight")?,
-            score_bias: tensor("score.bias")?,
             empty_answer: tensor(EMPTY_ANSWER)?,
         })
+    }
+
+    /// Gates over the tensors of those for another classifier on the same features; `None` where the classifier of `vit`
+    /// reads other features.
+    ///
+    /// What it answers to an emptied image is not known: every class counts as equally likely there.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_under(
+        vit: &Vit,
+        hidden: usize,
+        tensors: &HashMap<String, Tensor>,
+    ) -> Result<Option<Self>> {
+        let sizes = RankingSizes::new(vit.config(), hidden);
+        let width = tensors.get("score.weight").map(Tensor::dims);
+        if width.is_some_and(|dims| dims.first() != Some(&sizes.width)) {
+            return Ok(None);
+        }
+        let mut tensors = tensors.clone();
+        let empty = uniform_answer(sizes.classes, vit.class_token().device())?;
+        tensors.insert(EMPTY_ANSWER.into(), empty);
+        Self::load(vit, hidden, &tensors).map(Some)
+    }
+
+    /// The same gates for the classes of another classifier on the same features; see [`load_under`](Self::load_under).
+    ///
+    /// # Errors
+    /// Fails where the device runs out of memory.
+    pub fn under(&self, vit: &Vit) -> TensorResult<Option<Self>> {
+        let sizes = RankingSizes::new(vit.config(), self.sizes.hidden);
+        let class_weights = (vit.class_weights()?).filter(|_| sizes.width == self.sizes.width);
+        let Some(class_weights) = class_weights else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            sizes,
+            class_vectors: class_vectors(&class_weights)?,
+            empty_answer: uniform_answer(sizes.classes, class_weights.device())?,
+            ..self.clone()
+        }))
     }
 
     /// What the gates were made for.
@@ -167,11 +223,11 @@ impl RankingGates {
         };
         Self {
             sizes: self.sizes,
+            class_vectors: self.class_vectors.clone(),
             first: frozen(&self.first),
             answer: frozen(&self.answer),
             second: frozen(&self.second),
             score_weight: self.score_weight.detach(),
-            score_bias: self.score_bias.detach(),
             empty_answer: self.empty_answer.detach(),
         }
     }
@@ -206,7 +262,8 @@ impl RankingGates {
             })
             .collect::<TensorResult<Vec<_>>>()?;
         let seen = Tensor::cat(&normalized, 2)?; // [batch, patches, states·dim]
-        let answered = self.answer.forward(answer)?.unsqueeze(1)?; // [batch, 1, hidden]
+        let answer = answer.matmul(&self.class_vectors)?; // [batch, width]
+        let answered = self.answer.forward(&answer)?.unsqueeze(1)?; // [batch, 1, hidden]
         let first = self.first.forward(&seen)?.broadcast_add(&answered)?;
         let first = Activation::Gelu.forward(&first)?; // [batch, patches, hidden]
         let mean = first.mean_keepdim(1)?;
@@ -228,7 +285,8 @@ impl RankingGates {
     /// Fails where the shapes do not fit.
     pub fn raw_scores(&self, states: &[Tensor], answer: &Tensor) -> TensorResult<Tensor> {
         let features = self.features(states, answer)?;
-        Linear::new(self.score_weight.clone(), self.score_bias.clone()).forward(&features)
+        let classes = self.class_vectors.matmul(&self.score_weight)?; // [classes, hidden]
+        features.broadcast_matmul(&classes.t()?)
     }
 
     /// Scores φ of one class an image, or of one class less another.
@@ -249,12 +307,9 @@ impl RankingGates {
     ) -> TensorResult<Tensor> {
         let answer = softmax(logits, D::Minus1)?;
         let features = self.features(states, &answer)?;
-        let class = weights.matmul(&self.score_weight)?.unsqueeze(1)?; // [batch, 1, hidden]
-        let bias = weights.broadcast_mul(&self.score_bias)?.sum_keepdim(1)?; // [batch, 1]
-        let raw = features
-            .broadcast_mul(&class)?
-            .sum(2)?
-            .broadcast_add(&bias)?; // [batch, patches]
+        let class = weights.matmul(&self.class_vectors)?; // [batch, width]
+        let class = class.matmul(&self.score_weight)?.unsqueeze(1)?; // [batch, 1, hidden]
+        let raw = features.broadcast_mul(&class)?.sum(2)?; // [batch, patches]
         let gain = answer
             .broadcast_sub(&self.empty_answer)?
             .mul(weights)?
@@ -287,4 +342,24 @@ impl RankingGates {
         let shares = (scores * scores.dim(1)? as f64)?;
         (&shares / (shares.abs()? + 1.0)?)?.affine(0.5, 0.5)
     }
+}
+
+/// Rows of a classifier less their mean, brought to length 1/√width.
+///
+/// What all classes have in common tells none from another. That length lets a step of the optimizer change a score as much
+/// as if the classes were told apart by their number.
+///
+/// # Shapes
+/// - `weights` and result: `[classes, width]`
+fn class_vectors(weights: &Tensor) -> TensorResult<Tensor> {
+    let weights = weights.detach().to_dtype(DType::F32)?;
+    let apart = weights.broadcast_sub(&weights.mean_keepdim(0)?)?;
+    let length = (apart.sqr()?.sum_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?.sqrt()?;
+    let scale = (length * (weights.dim(1)? as f64).sqrt())?;
+    apart.broadcast_div(&scale)
+}
+
+/// The same probability for every class, `[classes]`.
+fn uniform_answer(classes: usize, device: &Device) -> TensorResult<Tensor> {
+    Tensor::full(1.0 / classes.max(1) as f32, classes, device)
 }

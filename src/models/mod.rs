@@ -36,7 +36,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use crate::explain::{Method, Parts, Target};
-use crate::gates::{GateCard, Gates, Objective};
+use crate::gates::{GateCard, Gates};
 use crate::interpreter::{Interpreter, InterpreterCard};
 use crate::vit::fields::{self, Fields};
 use crate::vit::{Vit, VitConfig, names};
@@ -280,18 +280,18 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         .and_then(not_sure_below)
         .map_err(|error| files.blame(CONFIG, error))?;
     let gates = files.gates.as_ref().map(|(tensors, card)| {
-        Gates::from_bytes(tensors, card, vit.config(), &weights_sha256, device)
+        Gates::from_bytes(tensors, card, &vit, &weights_sha256, device)
             .map_err(|error| files.blame(GATES, error))
     });
-    let of_backbone = files.backbone_gates.as_ref().filter(|(_, card)| {
-        let objective = Objective::of_card(card);
-        objective.is_none_or(Objective::survives_another_head)
-    });
-    let of_backbone = of_backbone.map(|(tensors, card)| {
-        Gates::from_bytes(tensors, card, vit.config(), &backbone_sha256, device)
+    let of_backbone = files.backbone_gates.as_ref().map(|(tensors, card)| {
+        Gates::from_bytes_under(tensors, card, &vit, &backbone_sha256, device)
             .map_err(|error| Error::Model(format!("{error}: {:?}", files.origin.join(GATES))))
     });
-    let (gates, gate_card) = gates.or(of_backbone).transpose()?.unzip();
+    let gates = match gates.transpose()? {
+        None => of_backbone.transpose()?.flatten(),
+        gates => gates,
+    };
+    let (gates, gate_card) = gates.unzip();
     let interpreter = files.interpreter.as_ref().map(|(tensors, card)| {
         Interpreter::from_bytes(tensors, card, vit.config(), &weights_sha256, device)
             .map_err(|error| files.blame(INTERPRETER, error))
@@ -388,20 +388,24 @@ impl Model {
     /// [`Error::Model`] where the head does not fit the model.
     pub fn with_head(self: &Arc<Self>, head: LinearHead) -> Result<Self> {
         let weights_sha256 = head.sha256_over(&self.backbone_sha256)?;
+        let vit = head.over(&self.vit)?;
         let card = (self.gate_card.as_ref())
-            .filter(|card| card.base_sha256.eq_ignore_ascii_case(&self.backbone_sha256))
-            .filter(|card| card.objective.survives_another_head());
+            .filter(|card| card.base_sha256.eq_ignore_ascii_case(&self.backbone_sha256));
+        let gates = match card.and(self.gates.as_ref()) {
+            Some(gates) => gates.under(&vit)?,
+            None => None,
+        };
         Ok(Self {
             name: self.name.clone(),
-            vit: head.over(&self.vit)?,
             preprocessor: self.preprocessor.clone(),
             weights_sha256,
             backbone_sha256: self.backbone_sha256.clone(),
             own_head: true,
             // It was measured for another classifier.
             not_sure_below: None,
-            gates: card.and(self.gates.clone()),
-            gate_card: card.cloned(),
+            gate_card: gates.as_ref().and(card).cloned(),
+            gates,
+            vit,
             interpreter: None,
             interpreter_card: None,
             untaught: Some(self.as_opened()),

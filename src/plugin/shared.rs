@@ -139,8 +139,7 @@ fn open_model(asked: &Asked) -> Result<Model> {
     let mut model = models::open(reference, &device)?;
     if let Some(folder) = &asked.gates {
         let folder = Path::new(folder);
-        let (gates, card) =
-            Gates::open(folder, model.vit.config(), &model.weights_sha256, &device)?;
+        let (gates, card) = Gates::open(folder, &model.vit, &model.weights_sha256, &device)?;
         (model.gates, model.gate_card) = (Some(gates), Some(card));
     }
     Ok(model)

@@ -81,6 +81,17 @@ pub enum Head {
     },
 }
 
+impl Head {
+    /// Features that the classifier reads, of a model with `dim` of them per token.
+    pub fn width(self, dim: usize) -> usize {
+        match self {
+            Self::ClassToken | Self::ClassAndDistillationTokens => dim,
+            Self::ClassTokenAndPatchMean => 2 * dim,
+            Self::ImageEmbedding { projection_dim } => projection_dim,
+        }
+    }
+}
+
 /// The shape of a Vision Transformer. [`Default`] is ViT-B/16 at 224 pixels without a classifier.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VitConfig {

@@ -96,6 +96,22 @@ impl Classifier {
         }
     }
 
+    /// One row per class, `[classes, width]`: what the features that it reads are multiplied with; of two classifiers the
+    /// mean.
+    pub(crate) fn weight(&self) -> Result<Tensor> {
+        let weight = |linear: &Linear| linear.parts()[0].clone();
+        match self {
+            Self::ClassToken(classifier) | Self::ClassTokenAndPatchMean(classifier) => {
+                Ok(weight(classifier))
+            }
+            Self::ClassAndDistillationTokens {
+                class,
+                distillation,
+            } => (weight(class) + weight(distillation))? / 2.0,
+            Self::ImageEmbedding { class_vectors, .. } => Ok(weight(class_vectors)),
+        }
+    }
+
     /// The linear map, where it reads the class token and nothing else.
     #[cfg(feature = "lrp")]
     pub(crate) fn of_class_token(&self) -> Option<&Linear> {

@@ -240,6 +240,17 @@ impl Vit {
         Ok(self.block(block_idx)?.parts())
     }
 
+    /// What the classifier multiplies the features that it reads with, one row per class; `None` without a classifier.
+    ///
+    /// # Shapes
+    /// - result: `[classes, width]`, see [`Head::width`]
+    ///
+    /// # Errors
+    /// Fails where the device runs out of memory.
+    pub fn class_weights(&self) -> Result<Option<Tensor>> {
+        self.classifier.as_ref().map(Classifier::weight).transpose()
+    }
+
     /// The classifier, where it reads the class token and nothing else.
     #[cfg(feature = "lrp")]
     pub(crate) fn classifier_of_class_token(&self) -> Option<&Linear> {

@@ -203,7 +203,7 @@ fn difference(a: &image::RgbImage, b: &image::RgbImage) -> f64 {
 
 #[test]
 fn moving_a_slider_changes_the_picture() {
-    serve(&live(None), try_page);
+    serve(&live("red-patches", None), try_page);
 }
 
 #[test]
@@ -214,12 +214,12 @@ fn classes_are_named_taught_and_saved_on_the_page() {
         folder: head.clone(),
         classes: vec!["ball".into()],
     };
-    if serve(&live(Some(teach)), teach_on_page) {
+    if serve(&live("cifar10", Some(teach)), teach_on_page) {
         assert!(head.join("head.safetensors").is_file());
     }
 }
 
-fn live(teach: Option<Teach>) -> Live {
+fn live(model: &str, teach: Option<Teach>) -> Live {
     let Ok(source) = "test:ball".parse::<Address>();
     Live {
         address: source,
@@ -228,7 +228,7 @@ fn live(teach: Option<Teach>) -> Live {
             fps: Some(15),
         },
         properties: vec![
-            ("model", "cifar10".into()),
+            ("model", model.into()),
             ("method", "rollout".into()),
             ("sync-mode", "latest".into()),
         ],
@@ -336,7 +336,7 @@ fn try_page(browser: &Browser) {
     // Every gate's votes are drawn, one canvas a gate: two more than blocks.
     browser.press("#method", "diffmask");
     browser.click("#layers");
-    browser.wait("document.querySelectorAll('#gates canvas').length === 8");
+    browser.wait("document.querySelectorAll('#gates canvas').length === 6");
     browser.press("#alpha", END);
 
     let shot = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page.png");

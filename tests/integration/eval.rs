@@ -183,9 +183,8 @@ fn shipped_gates_of_every_seed_find_the_red_cells() {
     let model = vitscope::models::open(folder.to_str().unwrap(), &Device::Cpu).unwrap();
     let grids = RedPatches::new(3, 16, 500, 7, Split::Test).unwrap();
     let seeds = ["seeds/1", "seeds/2"].map(|seed| {
-        let config = model.vit.config();
         let folder = folder.join(seed);
-        vitscope::gates::Gates::open(&folder, config, &model.weights_sha256, &Device::Cpu)
+        vitscope::gates::Gates::open(&folder, &model.vit, &model.weights_sha256, &Device::Cpu)
             .unwrap()
             .0
     });

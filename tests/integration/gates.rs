@@ -362,7 +362,13 @@ fn saved_gates_come_back_as_they_were() {
     let sizes = GateSizes::new(&config);
     let tensors = VotingGates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
     Gates::save(&tensors, &card(sizes), folder.path()).unwrap();
-    let (back, back_card) = Gates::open(folder.path(), &config, "AB12", &Device::Cpu).unwrap();
+    let (back, back_card) = Gates::open(
+        folder.path(),
+        &small_vit(config.clone()),
+        "AB12",
+        &Device::Cpu,
+    )
+    .unwrap();
     assert_eq!(back_card, card(sizes));
     let vit = small_vit(config);
     let states = clean_pass(&vit, &small_images(2)).unwrap().states;
@@ -383,7 +389,13 @@ fn gates_of_other_weights_or_other_sizes_are_refused() {
     let tensors = VotingGates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
     Gates::save(&tensors, &card(sizes), folder.path()).unwrap();
     let refused = |config: &VitConfig, sha256| {
-        let error = Gates::open(folder.path(), config, sha256, &Device::Cpu).err();
+        let error = Gates::open(
+            folder.path(),
+            &small_vit(config.clone()),
+            sha256,
+            &Device::Cpu,
+        )
+        .err();
         error.unwrap().to_string()
     };
     let message = refused(&small_config(), "cd34");
@@ -409,7 +421,8 @@ fn damaged_gates_are_refused() {
     let sizes = GateSizes::new(&config);
     let tensors = VotingGates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
     Gates::save(&tensors, &card(sizes), folder.path()).unwrap();
-    let open = || Gates::open(folder.path(), &config, "ab12", &Device::Cpu);
+    let vit = small_vit(config);
+    let open = || Gates::open(folder.path(), &vit, "ab12", &Device::Cpu);
     let path = folder.path().join("gates.safetensors");
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
@@ -536,7 +549,7 @@ fn scores_add_up_to_what_the_class_gains_by_the_image() {
     // The gates' own record of the answer to emptied pictures, drawn as `small_ranking_gates` draws it.
     let mut rng = Rng::new(6);
     let sizes = small_ranking_gates(&vit).sizes();
-    for drawn in [(n_classes, sizes.hidden), (n_classes, 1), (sizes.hidden, 1)] {
+    for drawn in [(sizes.width, sizes.hidden), (sizes.hidden, 1)] {
         rng.uniform_tensor(drawn, &Device::Cpu).unwrap();
     }
     let empty = values(&rng.uniform_tensor(n_classes, &Device::Cpu).unwrap());
@@ -548,6 +561,43 @@ fn scores_add_up_to_what_the_class_gains_by_the_image() {
             let sum: f32 = scores.iter().sum();
             assert!((sum - (answer[class] - empty[class])).abs() < TOLERANCE);
             assert!(scores.iter().any(|score| (score - scores[0]).abs() > 1e-3));
+        }
+    }
+}
+
+/// A class is its row of the classifier: under one that lists the same rows in another order, longer and all moved by the
+/// same, each class has the scores that it had, up to what emptied pictures are taken to answer.
+#[test]
+fn another_classifier_of_the_same_classes_gets_the_same_order_of_patches() {
+    let vit = small_vit(small_config());
+    let gates = small_ranking_gates(&vit);
+    let images = small_images(2);
+    let clean = clean_pass(&vit, &images).unwrap();
+    let logits = clean.output.logits.unwrap();
+    let n_classes = logits.dim(1).unwrap();
+    let order: Vec<u32> = (0..n_classes as u32).rev().collect();
+    let order = Tensor::new(order.as_slice(), &Device::Cpu).unwrap();
+    let rows = vit.class_weights().unwrap().unwrap();
+    let moved = (rows.index_select(&order, 0).unwrap() * 3.0).unwrap();
+    let moved = (moved + 0.7).unwrap();
+    let bias = Tensor::zeros(n_classes, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let mut weights = init::init(&small_config(), &mut Rng::new(1)).unwrap();
+    weights.insert("classifier.weight".into(), moved);
+    weights.insert("classifier.bias".into(), bias);
+    let other = Vit::load(small_config(), &weights).unwrap();
+    let under = gates.under(&other).unwrap().unwrap();
+    let logits_of_other = logits.index_select(&order, 1).unwrap();
+    let scores = |gates: &RankingGates, logits: &Tensor| -> Vec<Vec<f32>> {
+        let found = gates.scores_of_predicted(&clean.states, logits).unwrap();
+        found.to_vec2().unwrap()
+    };
+    let (own, found) = (scores(&gates, &logits), scores(&under, &logits_of_other));
+    for (own, found) in own.iter().zip(&found) {
+        let mean = |scores: &[f32]| scores.iter().sum::<f32>() / scores.len() as f32;
+        let (of_own, of_found) = (mean(own), mean(found));
+        assert!(own.iter().any(|score| (score - of_own).abs() > 1e-3));
+        for (own, found) in own.iter().zip(found) {
+            assert!(((own - of_own) - (found - of_found)).abs() < TOLERANCE);
         }
     }
 }
@@ -628,14 +678,20 @@ fn saved_gates_that_rank_come_back_as_they_were() {
         ..card(GateSizes::new(&config))
     };
     Gates::save(&tensors, &card, folder.path()).unwrap();
-    let (back, back_card) = Gates::open(folder.path(), &config, "AB12", &Device::Cpu).unwrap();
+    let (back, back_card) = Gates::open(
+        folder.path(),
+        &small_vit(config.clone()),
+        "AB12",
+        &Device::Cpu,
+    )
+    .unwrap();
     assert_eq!(back_card, card);
     let Gates::Ranking(back) = back else {
         panic!("gates of the objective \"shapley\" rank");
     };
     let vit = small_vit(config);
     let clean = clean_pass(&vit, &small_images(2)).unwrap();
-    let before = RankingGates::load(sizes, &tensors.into_iter().collect()).unwrap();
+    let before = RankingGates::load(&vit, 6, &tensors.into_iter().collect()).unwrap();
     let logits = clean.output.logits.unwrap();
     let scores =
         |gates: &RankingGates| values(&gates.scores_of_predicted(&clean.states, &logits).unwrap());

@@ -301,10 +301,16 @@ fn a_taught_head_takes_the_place_of_an_embedded_model_s_own() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     pictures(&path.join("pictures"), &[("blue", BLUE), ("red", RED)], 2);
-    let ended = vitscope(path, &["teach", "pictures", "--out", "head"]);
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    // Gates that vote know no classes, and those that rank know them by their rows of the classifier.
+    voting(&path.join("voting"));
     picture(RED, 7).save(path.join("a.png")).unwrap();
-    for method in ["chefer", "diffmask"] {
+    for (model, method) in [("cifar10", "chefer"), ("voting", "diffmask")] {
+        let out = format!("head-{model}");
+        let ended = vitscope(
+            path,
+            &["teach", "pictures", "--model", model, "--out", &out],
+        );
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         let found = labels(
             path,
             &[
@@ -312,9 +318,9 @@ fn a_taught_head_takes_the_place_of_an_embedded_model_s_own() {
                 "a.png",
                 "b.png",
                 "--model",
-                "head",
+                &out,
                 "--backbone",
-                "cifar10",
+                model,
                 "--method",
                 method,
                 "--scores",
@@ -324,6 +330,22 @@ fn a_taught_head_takes_the_place_of_an_embedded_model_s_own() {
             ],
         );
         assert_eq!(found, ["red"], "{method}");
+    }
+}
+
+/// A folder of `cifar10` with its published gates.
+fn voting(folder: &Path) {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifar10");
+    fs::create_dir(folder).unwrap();
+    for file in [
+        "config.json",
+        "preprocessor_config.json",
+        "model.safetensors",
+    ] {
+        fs::copy(models.join(file), folder.join(file)).unwrap();
+    }
+    for file in ["gates.json", "gates.safetensors"] {
+        fs::copy(models.join("published").join(file), folder.join(file)).unwrap();
     }
 }
 

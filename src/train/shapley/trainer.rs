@@ -108,7 +108,7 @@ impl<'a> RankingTrainer<'a> {
             recipe,
             subject,
             geometry,
-            gates: RankingGates::load(sizes, &over_vars)?,
+            gates: RankingGates::load(subject.vit, recipe.hidden, &over_vars)?,
             optim: AdamW::new(
                 params,
                 AdamWOptions {
@@ -406,7 +406,11 @@ impl<'a> RankingTrainer<'a> {
             return Err(Error::Model("no gates were measured".into()));
         };
         let sizes = self.gates.sizes();
-        let gates = RankingGates::load(sizes, &tensors.clone().into_iter().collect())?;
+        let gates = RankingGates::load(
+            self.subject.vit,
+            sizes.hidden,
+            &tensors.clone().into_iter().collect(),
+        )?;
         // Nobody looks at the scores of a run that was interrupted, and they take a while.
         let scores = match complete {
             true => self.cut_at_margin(&gates)?,

@@ -414,8 +414,8 @@ fn more_gates(
     folders
         .iter()
         .map(|folder| {
-            let config = model.vit.config();
-            let (gates, card) = Gates::open(folder, config, &model.weights_sha256, &Device::Cpu)?;
+            let (gates, card) =
+                Gates::open(folder, &model.vit, &model.weights_sha256, &Device::Cpu)?;
             Ok((card.seed, gates))
         })
         .collect()
