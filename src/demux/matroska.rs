@@ -48,7 +48,7 @@ pub(super) fn read(file: File) -> Result<Contents, Unreadable> {
             break;
         }
     }
-    segment.contents(input.cut_off)
+    segment.contents()
 }
 
 /// The file, read once from its beginning to its end.
@@ -56,8 +56,6 @@ struct Input {
     reader: BufReader<File>,
     at: u64,
     len: u64,
-    /// True where an element goes on behind the end of the file.
-    cut_off: bool,
 }
 
 struct Element {
@@ -74,7 +72,6 @@ impl Input {
             reader: BufReader::with_capacity(64 << 10, file),
             at: 0,
             len,
-            cut_off: false,
         })
     }
 
@@ -114,7 +111,6 @@ impl Input {
         }
         if let Some((id, _)) = self.number(4, true)? {
             let Some((len, n_bytes)) = self.number(8, false)? else {
-                self.cut_off |= self.at >= self.len;
                 return self.next_cluster();
             };
             let unknown = len == (1 << (7 * n_bytes)) - 1;
@@ -147,13 +143,11 @@ impl Input {
         let mut bytes = Vec::new();
         (&mut self.reader).take(len).read_to_end(&mut bytes)?;
         self.at += bytes.len() as u64;
-        self.cut_off |= (bytes.len() as u64) < len;
         Ok(bytes)
     }
 
     fn skip(&mut self, len: u64) -> Result<(), Unreadable> {
         if len > self.len.saturating_sub(self.at) {
-            self.cut_off = true;
             self.at = self.len;
             self.reader.seek(SeekFrom::End(0))?;
             return Ok(());
@@ -367,7 +361,7 @@ impl Segment {
         }
     }
 
-    fn contents(self, cut_off: bool) -> Result<Contents, Unreadable> {
+    fn contents(self) -> Result<Contents, Unreadable> {
         if self.entries.is_empty() {
             return Err(Unreadable::new("a Matroska file without a list of tracks"));
         }
@@ -390,7 +384,8 @@ impl Segment {
                 .duration_steps
                 .map(|steps| (steps * step_nanos) as i64)
                 .filter(|claimed| *claimed > 0),
-            n_cut_off: u64::from(cut_off),
+            has_edit_lists: false,
+            n_cut_off: 0,
         })
     }
 }

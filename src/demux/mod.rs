@@ -94,9 +94,11 @@ pub struct Contents {
     pub format: Format,
     /// In the file's order, without those that have no packet.
     pub tracks: Vec<Track>,
+    /// True where edit lists say when tracks are shown.
+    pub has_edit_lists: bool,
     /// Where the container says that its presentation ends, in nanoseconds.
     pub claimed_end: Option<i64>,
-    /// Packets of the tables whose bytes the file does not have.
+    /// Samples of an mp4's tables whose bytes the file does not have.
     pub n_cut_off: u64,
 }
 

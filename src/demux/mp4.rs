@@ -416,6 +416,7 @@ impl Movie {
     fn contents(self, file: File, file_len: u64) -> Result<Contents, Unreadable> {
         let mut reader = BufReader::with_capacity(64 << 10, file);
         let mut position = u64::MAX;
+        let has_edit_lists = self.tracks.iter().any(|track| !track.edits.is_empty());
         let mut tracks = Vec::new();
         for track in self.tracks {
             tracks.push(track.present(&mut reader, &mut position, file_len)?);
@@ -423,6 +424,7 @@ impl Movie {
         Ok(Contents {
             format: Format::Mp4,
             tracks,
+            has_edit_lists,
             claimed_end: self.claimed_end,
             n_cut_off: self.n_cut_off,
         })

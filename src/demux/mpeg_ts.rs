@@ -5,7 +5,7 @@
 use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
 use std::hash::Hasher;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use super::bytes::{be16, be32, hash};
 use super::sound::{Framing, LONGEST_HEADER};
@@ -39,36 +39,53 @@ pub(super) fn packet_len(head: &[u8]) -> Option<(usize, usize)> {
 /// Reads the packets of `file`, which begins with `head`.
 pub(super) fn read(file: File, head: &[u8]) -> Result<Contents, Unreadable> {
     let (len, sync_at) = packet_len(head).ok_or_else(|| Unreadable::new("no transport stream"))?;
-    let mut reader = BufReader::with_capacity(len * 512, file);
-    let mut packet = vec![0; len];
+    let mut packets = Packets {
+        reader: BufReader::with_capacity(len * 512, file),
+        packet: vec![0; len],
+        sync_at,
+    };
     let mut program = Program::default();
-    while read_packet(&mut reader, &mut packet)? {
-        let Some(content) = packet.get(sync_at..sync_at + 188) else {
+    // The list of tracks may come after their first packets.
+    while program.streams.is_empty() {
+        let Some(packet) = packets.next()? else {
             break;
         };
-        if content.first() == Some(&SYNC) {
-            program.take(content)?;
-            continue;
-        }
-        // Out of step: on to the next sync byte.
-        let at = packet.iter().skip(1).position(|byte| *byte == SYNC);
-        let n_lost = at.map_or(len, |at| (at + 1).saturating_sub(sync_at).max(1));
-        let mut lost = Vec::new();
-        packet.drain(..n_lost.min(len));
-        (&mut reader)
-            .take((len - packet.len()) as u64)
-            .read_to_end(&mut lost)?;
-        packet.extend(lost);
-        if packet.len() < len {
-            break;
-        }
-        if packet.get(sync_at) == Some(&SYNC)
-            && let Some(content) = packet.get(sync_at..sync_at + 188)
-        {
-            program.take(content)?;
-        }
+        program.take_tables(packet)?;
+    }
+    packets.reader.seek(SeekFrom::Start(0))?;
+    while let Some(packet) = packets.next()? {
+        program.take(packet)?;
     }
     program.contents()
+}
+
+/// Transport packets of a file, one after the other.
+struct Packets {
+    reader: BufReader<File>,
+    packet: Vec<u8>,
+    sync_at: usize,
+}
+
+impl Packets {
+    /// The next 188 bytes that begin with a sync byte; bytes out of step are passed over.
+    fn next(&mut self) -> Result<Option<&[u8]>, Unreadable> {
+        let mut n_kept = 0;
+        loop {
+            let rest = self.packet.get_mut(n_kept..).unwrap_or_default();
+            if !read_packet(&mut self.reader, rest)? {
+                return Ok(None);
+            }
+            if self.packet.get(self.sync_at) == Some(&SYNC) {
+                break;
+            }
+            let from = self.sync_at + 1;
+            let ahead = self.packet.iter().skip(from).position(|byte| *byte == SYNC);
+            let n_lost = ahead.map_or(self.packet.len(), |at| at + 1);
+            n_kept = self.packet.len() - n_lost;
+            self.packet.rotate_left(n_lost);
+        }
+        Ok(self.packet.get(self.sync_at..self.sync_at + 188))
+    }
 }
 
 /// Fills `packet`; false where the file ends first.
@@ -77,6 +94,38 @@ fn read_packet(reader: &mut impl Read, packet: &mut [u8]) -> Result<bool, Unread
         Ok(()) => Ok(true),
         Err(err) if err.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
         Err(err) => Err(err.into()),
+    }
+}
+
+/// A transport packet with a payload (2.4.3.2).
+struct Transport<'a> {
+    pid: u16,
+    begins: bool,
+    scrambled: bool,
+    counter: u8,
+    payload: &'a [u8],
+}
+
+impl<'a> Transport<'a> {
+    /// `None` where it is broken or has no payload.
+    fn read(packet: &'a [u8]) -> Option<Self> {
+        let (pid, flags) = (be16(packet, 1)?, *packet.get(3)?);
+        let broken = pid & 0x8000 != 0;
+        if broken || flags & 0x10 == 0 {
+            return None;
+        }
+        let mut payload = packet.get(4..)?;
+        if flags & 0x20 != 0 {
+            let len = usize::from(*payload.first()?) + 1;
+            payload = payload.get(len..)?;
+        }
+        Some(Self {
+            pid: pid & 0x1fff,
+            begins: pid & 0x4000 != 0,
+            scrambled: flags & 0xc0 != 0,
+            counter: flags & 15,
+            payload,
+        })
     }
 }
 
@@ -90,45 +139,48 @@ struct Program {
 }
 
 impl Program {
-    /// Takes a transport packet of 188 bytes.
-    fn take(&mut self, packet: &[u8]) -> Result<(), Unreadable> {
-        let (Some(pid), Some(flags)) = (be16(packet, 1), packet.get(3)) else {
+    /// Takes a transport packet of 188 bytes where it belongs to a list of programs or tracks; false where it does not.
+    fn take_tables(&mut self, packet: &[u8]) -> Result<bool, Unreadable> {
+        let Some(packet) = Transport::read(packet) else {
+            return Ok(true);
+        };
+        if packet.pid == 0 {
+            if self.map_pid.is_none() && packet.begins {
+                self.map_pid = program_map(packet.payload)?;
+            }
+            return Ok(true);
+        }
+        let is_map = Some(packet.pid) == self.map_pid;
+        if is_map && let Some(section) = self.map.take(packet.begins, packet.payload) {
+            self.take_map(&section)?;
+        }
+        Ok(is_map)
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Unreadable> {
+        if self.take_tables(bytes)? {
+            return Ok(());
+        }
+        let Some(packet) = Transport::read(bytes) else {
             return Ok(());
         };
-        let begins = pid & 0x4000 != 0;
-        let broken = pid & 0x8000 != 0;
-        let pid = pid & 0x1fff;
-        let has_payload = flags & 0x10 != 0;
-        let mut payload = packet.get(4..).unwrap_or_default();
-        if flags & 0x20 != 0 {
-            let len = payload.first().map_or(0, |len| usize::from(*len) + 1);
-            payload = payload.get(len..).unwrap_or_default();
-        }
-        if !has_payload || broken {
+        let mut streams = self.streams.iter_mut();
+        let Some(stream) = streams.find(|stream| stream.pid == packet.pid) else {
+            return Ok(());
+        };
+        if packet.scrambled {
+            stream.unknown = Some("it is scrambled");
             return Ok(());
         }
-        if pid == 0 && self.map_pid.is_none() && begins {
-            self.map_pid = program_map(payload)?;
-        } else if Some(pid) == self.map_pid {
-            if let Some(section) = self.map.take(begins, payload) {
-                self.take_map(&section)?;
-            }
-        } else if let Some(stream) = self.streams.iter_mut().find(|stream| stream.pid == pid) {
-            let scrambled = flags & 0xc0 != 0;
-            if scrambled {
-                stream.unknown = Some("it is scrambled");
-                return Ok(());
-            }
-            // Any packet may be sent twice.
-            if stream.counter.replace(flags & 15) == Some(flags & 15) {
-                return Ok(());
-            }
-            self.n_packets += stream.take(begins, payload);
-            if self.n_packets > MOST_PACKETS {
-                return Err(Unreadable::new(
-                    "a transport stream of more than 20 million packets",
-                ));
-            }
+        // Any packet may be sent twice.
+        if stream.counter.replace(packet.counter) == Some(packet.counter) {
+            return Ok(());
+        }
+        self.n_packets += stream.take(packet.begins, packet.payload);
+        if self.n_packets > MOST_PACKETS {
+            return Err(Unreadable::new(
+                "a transport stream of more than 20 million packets",
+            ));
         }
         Ok(())
     }
@@ -183,6 +235,7 @@ impl Program {
         Ok(Contents {
             format: Format::MpegTs,
             tracks: tracks.collect(),
+            has_edit_lists: false,
             claimed_end: None,
             n_cut_off: 0,
         })

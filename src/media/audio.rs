@@ -355,18 +355,6 @@ pub(super) fn caps_of(pad: &gst::Pad) -> gst::Caps {
         .unwrap_or_else(|| pad.query_caps(None))
 }
 
-/// Elements that make packets of `caps` comparable between containers.
-pub(super) fn raw_packets(caps: &gst::Caps) -> Result<Vec<gst::Element>> {
-    if !is_aac(caps) {
-        return Ok(Vec::new());
-    }
-    let raw = gst::Caps::builder("audio/mpeg").field("stream-format", "raw");
-    Ok(vec![
-        elements::make("aacparse")?,
-        elements::capsfilter(&raw.build())?,
-    ])
-}
-
 /// Codec, rate and channels of `caps`, for people to read.
 fn describe(caps: &gst::Caps) -> String {
     let mut description = codec(caps);
@@ -383,7 +371,7 @@ fn describe(caps: &gst::Caps) -> String {
 }
 
 /// Name of the codec of `caps`.
-pub(super) fn codec(caps: &gst::Caps) -> String {
+fn codec(caps: &gst::Caps) -> String {
     let Some(fields) = caps.structure(0) else {
         return "unknown".into();
     };

@@ -26,8 +26,6 @@ pub mod memory;
 #[cfg(feature = "media")]
 mod mp4;
 #[cfg(feature = "media")]
-mod packets;
-#[cfg(feature = "media")]
 pub mod pixels;
 #[cfg(feature = "media")]
 mod session;
