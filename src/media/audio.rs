@@ -277,6 +277,11 @@ fn is_aac(caps: &gst::Caps) -> bool {
 }
 
 fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element>> {
+    let opus = gst::Caps::builder("audio/x-opus").build();
+    if opus.can_intersect(caps) && elements::available("opusparse") {
+        // Of several packets in one Matroska block only the first has a time.
+        return Ok(vec![elements::make("opusparse")?]);
+    }
     if !is_aac(caps) {
         return Ok(Vec::new());
     }

@@ -99,9 +99,17 @@ impl FileSource {
         };
         source.first = source.receive()?;
         if source.first.is_none() {
-            return Err(no_frames(&shared, job));
+            return Err(match job.start {
+                Some(start) if timeline.is_fragmented() && shared.missing().is_empty() => {
+                    past_the_end(job, start, None)
+                }
+                _ => no_frames(&shared, job),
+            });
         }
-        let claimed = timeline.claimed().or_else(|| source.claimed_duration());
+        let claimed = match timeline.is_fragmented() {
+            true => None,
+            false => timeline.claimed().or_else(|| source.claimed_duration()),
+        };
         if job.has_range() {
             source.seek(job, &timeline, &tap, claimed)?;
         }
@@ -162,7 +170,7 @@ impl FileSource {
         if let Some(claimed) = claimed
             && Duration::from_nanos(start.0) >= claimed
         {
-            return Err(past_the_end(job, start, claimed));
+            return Err(past_the_end(job, start, Some(claimed)));
         }
         let Some(event) = timeline.seek() else {
             return Ok(());
@@ -191,7 +199,7 @@ impl FileSource {
         self.ended = false;
         self.first = self.receive()?;
         if self.first.is_none() {
-            return Err(past_the_end(job, start, claimed.unwrap_or_default()));
+            return Err(past_the_end(job, start, claimed));
         }
         Ok(())
     }
@@ -230,11 +238,11 @@ fn no_frames(shared: &Shared, job: &FileJob) -> Error {
     ))
 }
 
-fn past_the_end(job: &FileJob, start: Pts, claimed: Duration) -> Error {
+fn past_the_end(job: &FileJob, start: Pts, claimed: Option<Duration>) -> Error {
+    let at = claimed.map_or(String::new(), |end| format!(" at {} s", end.as_secs_f64()));
     Error::Config(format!(
-        "the start at {} s lies past the end at {} s: {:?}",
+        "the start at {} s lies past the end{at}: {:?}",
         start.secs(),
-        claimed.as_secs_f64(),
         job.input
     ))
 }
