@@ -526,6 +526,8 @@ impl TrackTables {
         let mut all_bytes = DefaultHasher::new();
         let mut begin = 0_i64;
         let mut run_in = true;
+        // Samples that lie over each other would make a small file endless.
+        let mut n_bytes_left = file_len.saturating_mul(edits.len() as u64 + 1);
         for edit in edits {
             let Some(media_start) = edit.media_start else {
                 begin = begin.saturating_add(edit.duration.unwrap_or(0));
@@ -559,6 +561,9 @@ impl TrackTables {
                 };
                 match (self.kind, self.codec.as_str()) {
                     (Kind::Sound, _) => {
+                        n_bytes_left = n_bytes_left
+                            .checked_sub(u64::from(sample.len))
+                            .ok_or_else(|| Unreadable::new("an mp4 whose samples overlap"))?;
                         let bytes = read_at(reader, position, sample, file_len)?;
                         packet.hash = hash(&bytes);
                         all_bytes.write(&bytes);

@@ -365,27 +365,32 @@ impl Wanted {
             return 0;
         }
         let expected = self.frames(picture, begins.0);
-        let all = expected.packets.as_slice();
         let best = expected
             .fits(written.len())
             .map(|packets| (max_error(packets, &written), packets.len()))
             .min();
-        let (error, n_expected) = best.unwrap_or_else(|| (max_error(all, &written), all.len()));
-        judged.frames_in = n_expected as u64;
-        judged.max_pts_error_nanos = error.0;
-        if best.is_none() {
+        let Some(((error, offset), n_frames)) = best else {
+            let all = expected.packets.as_slice();
+            judged.frames_in = all.len() as u64;
+            let (offset, missing) = first_missing(all, &written);
+            let place = missing.map_or(String::new(), |time| {
+                format!("; the first that is missing came at {:.3} s", secs(time))
+            });
             judged.complaints.push(format!(
-                "{} frames went in, {} came out",
+                "{} frames went in, {} came out{place}",
                 all.len(),
                 written.len()
             ));
-        } else if error.0 > TIME_STEP.unsigned_abs() {
-            judged.complaints.push(format!(
-                "a frame was moved by {:.3} ms",
-                error.0 as f64 / 1e6
-            ));
+            return offset;
+        };
+        judged.frames_in = n_frames as u64;
+        judged.max_pts_error_nanos = error;
+        if error > TIME_STEP.unsigned_abs() {
+            judged
+                .complaints
+                .push(format!("a frame was moved by {:.3} ms", error as f64 / 1e6));
         }
-        error.1
+        offset
     }
 
     /// The source's frames in the range, counted from its beginning; what is cut by an edge is shown in part.
@@ -671,4 +676,208 @@ fn max_error(expected: &[Packet], written: &[i64]) -> (u64, i64) {
     let offset = written - last.time;
     let errors = pairs().map(|(before, after)| (after - before.time - offset).unsigned_abs());
     (errors.max().unwrap_or(0), offset)
+}
+
+/// How much later frames are written than expected, where some are missing; and when the first of those is expected.
+///
+/// Counted from the first or from the last frame, whichever fits more frames.
+fn first_missing(expected: &[Packet], written: &[i64]) -> (i64, Option<i64>) {
+    let distance = |before: Option<&Packet>, after: Option<&i64>| Some(after? - before?.time);
+    let candidates = [
+        distance(expected.last(), written.last()),
+        distance(expected.first(), written.first()),
+    ];
+    let missing = |offset: i64| -> Vec<i64> {
+        let mut left = written.iter().peekable();
+        let mut times = Vec::new();
+        for frame in expected {
+            let time = frame.time + offset;
+            while left
+                .next_if(|written| **written < time - TIME_STEP)
+                .is_some()
+            {}
+            if left
+                .next_if(|written| **written <= time + TIME_STEP)
+                .is_none()
+            {
+                times.push(frame.time);
+            }
+        }
+        times
+    };
+    let fits = candidates
+        .into_iter()
+        .flatten()
+        .map(|offset| (missing(offset), offset));
+    match fits.min_by_key(|(missing, _)| missing.len()) {
+        Some((missing, offset)) => (offset, missing.first().copied()),
+        None => (0, expected.first().map(|frame| frame.time)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME: i64 = 40 * MILLI;
+
+    fn track(kind: Kind, codec: &str, n: i64, begin: i64, duration: i64) -> Track {
+        let packets = (0..n).map(|idx| Packet {
+            time: begin + idx * duration,
+            duration,
+            hash: if kind == Kind::Sound { idx as u64 } else { 0 },
+        });
+        Track {
+            kind,
+            codec: codec.into(),
+            packets: packets.collect(),
+            bytes_hash: 0,
+            unknown: None,
+        }
+    }
+
+    fn film() -> Contents {
+        Contents {
+            format: Format::Mp4,
+            tracks: vec![
+                track(Kind::Picture, "H.264", 50, 0, FRAME),
+                track(Kind::Sound, "AAC", 100, -20 * MILLI, 20 * MILLI),
+            ],
+            has_edit_lists: true,
+            claimed_end: Some(2000 * MILLI),
+            n_cut_off: 0,
+        }
+    }
+
+    fn wanted() -> Wanted {
+        Wanted {
+            start: 0,
+            end: i64::MAX,
+            interrupted_at: None,
+            sound: AudioMode::Copy,
+            has_edit_lists: true,
+        }
+    }
+
+    fn complaint(change: impl Fn(&mut Contents)) -> Option<String> {
+        let mut result = film();
+        change(&mut result);
+        wanted().judge(&film(), &result).complaint()
+    }
+
+    #[test]
+    fn a_copy_is_verified_in_one_line() {
+        assert_eq!(
+            wanted().judge(&film(), &film()).to_string(),
+            "verified: frames 50 in, 50 out; largest time error 0.000 ms; 100 sound packets equal, \
+             0.000 ms off the picture; duration 2.000 s in, 2.000 s out"
+        );
+    }
+
+    #[test]
+    fn each_loss_is_a_complaint() {
+        let check = |expected: &str, change: &dyn Fn(&mut Contents)| {
+            assert_eq!(complaint(change).as_deref(), Some(expected));
+        };
+        check(
+            "50 frames went in, 49 came out; the first that is missing came at 0.280 s",
+            &|film| {
+                film.tracks[0].packets.remove(7);
+            },
+        );
+        check("a frame was moved by 2.000 ms", &|film| {
+            film.tracks[0].packets[7].time += 2 * MILLI;
+        });
+        check("sound packets differ: 100 went in, 99 came out", &|film| {
+            film.tracks[1].packets.pop();
+        });
+        check("sound packets differ: 100 went in, 100 came out", &|film| {
+            film.tracks[1].packets.swap(3, 4);
+        });
+        check("sound comes 40.000 ms too late", &|film| {
+            for packet in &mut film.tracks[1].packets {
+                packet.time += 40 * MILLI;
+            }
+        });
+        check("0 of 1 sound tracks came out", &|film| {
+            film.tracks.truncate(1)
+        });
+        check("the picture begins 40.000 ms too late", &|film| {
+            for packet in film.tracks.iter_mut().flat_map(|track| &mut track.packets) {
+                packet.time += 40 * MILLI;
+            }
+        });
+        check(
+            "the result's header says 3.000 s, but its packets end at 2.000 s",
+            &|film| {
+                film.claimed_end = Some(3000 * MILLI);
+            },
+        );
+    }
+
+    #[test]
+    fn a_source_that_ends_early_is_not_whole() {
+        let mut source = film();
+        source.claimed_end = Some(3035 * MILLI);
+        assert_eq!(
+            wanted().judge(&source, &film()).complaint().unwrap(),
+            "the container claims 3.035 s, but its packets end at 2.000 s"
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_called_verified() {
+        let mut source = film();
+        source.tracks[1].unknown = Some("its packets are not told apart");
+        let judged = wanted().judge(&source, &film());
+        assert_eq!(
+            judged.to_string(),
+            "verified in part: frames 50 in, 50 out; largest time error 0.000 ms; duration 2.000 s in, \
+             2.000 s out; not judged: the sound (its packets are not told apart)"
+        );
+        let unread = Verification {
+            unread_source: Some("AVI".into()),
+            ..Verification::of_result(&film())
+        };
+        assert_eq!(
+            unread.to_string(),
+            "not verified: the source is AVI, whose tables are not read; \
+             the result has 50 frames, 100 sound packets, 2.000 s"
+        );
+        assert_eq!(
+            unread.with_written(51).complaint().unwrap(),
+            "51 frames were written, but the result holds 50"
+        );
+    }
+
+    #[test]
+    fn rounding_decides_at_the_edges_of_a_range() {
+        let mut result = film();
+        result.tracks[0] = track(Kind::Picture, "H.264", 25, 0, FRAME);
+        result.tracks[1]
+            .packets
+            .retain(|packet| packet.time >= 500 * MILLI && packet.time < 1500 * MILLI);
+        for packet in &mut result.tracks[1].packets {
+            packet.time -= 500 * MILLI;
+        }
+        result.claimed_end = None;
+        let range = Wanted {
+            start: 500 * MILLI,
+            end: 1500 * MILLI,
+            ..wanted()
+        };
+        // The frame at 480 ms is shown for 20 ms more.
+        let judged = range.judge(&film(), &result);
+        assert_eq!(
+            judged.complaint().unwrap(),
+            "26 frames went in, 25 came out; the first that is missing came at 0.000 s"
+        );
+        let begins_with_a_frame = Wanted {
+            start: 520 * MILLI - 1,
+            end: 1520 * MILLI,
+            ..wanted()
+        };
+        let judged = begins_with_a_frame.judge(&film(), &result);
+        assert_eq!((judged.frames_in, judged.frames_out), (25, 25));
+    }
 }
