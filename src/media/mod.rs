@@ -36,6 +36,8 @@ mod source;
 #[cfg(feature = "media")]
 mod tap;
 #[cfg(feature = "media")]
+mod temporal;
+#[cfg(feature = "media")]
 mod timeline;
 #[cfg(feature = "media")]
 pub mod verify;

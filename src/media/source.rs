@@ -26,7 +26,7 @@ use super::pixels::{self, BufferPixels};
 use super::session::{Session, Shared, lock};
 use super::tap::{Decoded, Item, Picture, Tap};
 use super::timeline::Timeline;
-use super::{Source, audio, mp4};
+use super::{Source, audio, mp4, temporal};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Pts};
 
@@ -351,6 +351,10 @@ impl Demuxed {
     ) -> Result<()> {
         self.timeline.apply(pad, Duration::ZERO);
         self.expect_packets(pad);
+        let mpeg = gst::Caps::builder("video/mpeg").field("mpegversion", gst::List::new([1, 2]));
+        if mpeg.build().can_intersect(caps) {
+            temporal::complete(pad);
+        }
         let tagged = caps
             .structure(0)
             .is_some_and(|fields| fields.has_field("colorimetry"));

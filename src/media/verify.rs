@@ -209,25 +209,24 @@ impl fmt::Display for Verification {
 
 /// Where the presentation begins.
 ///
-/// In a transport stream times count from anywhere; a Matroska file that was cut out of a longer one keeps its times;
-/// an mp4 without edit lists, as live streams are recorded, begins with its first packet.
-/// What comes before the first frame is a run-in of the sound.
+/// A Matroska file that was cut out of a longer one keeps its times; an mp4 without edit lists, as live streams are
+/// recorded, begins with its first packet. A transport stream counts from anywhere, and begins with its picture:
+/// what comes shortly before that is the sound's run-in.
 fn begin(contents: &Contents) -> i64 {
-    let firsts = |kind| {
-        contents
-            .of(kind)
+    let first = |kind| {
+        let tracks = contents.of(kind);
+        tracks
             .filter_map(|track| Some(track.packets.first()?.time))
             .min()
     };
-    let picture = firsts(Kind::Picture);
-    let first = match (picture, firsts(Kind::Sound)) {
-        (Some(picture), Some(sound)) if sound < picture + EARLIEST_SOUND => Some(sound),
-        (picture, sound) => picture.or(sound),
-    };
-    match (contents.format, first) {
-        (Format::MpegTs, Some(first)) => first,
-        (Format::Matroska, Some(first)) if first > LATE_BEGIN => first,
-        (Format::Mp4, Some(first)) if !contents.has_edit_lists => first,
+    let (picture, sound) = (first(Kind::Picture), first(Kind::Sound));
+    let earliest = picture.into_iter().chain(sound).min().unwrap_or(0);
+    match contents.format {
+        Format::MpegTs => picture
+            .filter(|picture| earliest >= picture.saturating_add(EARLIEST_SOUND))
+            .unwrap_or(earliest),
+        Format::Matroska if earliest > LATE_BEGIN => earliest,
+        Format::Mp4 if !contents.has_edit_lists => earliest,
         _ => 0,
     }
 }
@@ -246,7 +245,7 @@ struct Wanted {
 /// Packets that are expected, in the result's time.
 struct Expected {
     packets: Vec<Packet>,
-    /// How many at the beginning and at the end lie so close to the range's edge that rounding decides.
+    /// How many at the beginning and at the end lie so close to the range's edge that rounding and delays decide.
     n_optional: (usize, usize),
 }
 
@@ -441,15 +440,15 @@ impl Wanted {
         let mut n_optional = (0, 0);
         packets.retain(|packet| {
             let early = if self.start > 0 {
-                packet.time < -TIME_STEP
+                packet.time < -SOUND_TOLERANCE
             } else {
                 // What an edit list hides cannot be hidden elsewhere.
                 too_early && !self.has_edit_lists && packet.time < 0
             };
-            let kept = !early && packet.time < stop.saturating_add(TIME_STEP);
+            let kept = !early && packet.time < stop.saturating_add(SOUND_TOLERANCE);
             if kept {
-                n_optional.0 += usize::from(self.start > 0 && packet.time <= TIME_STEP);
-                n_optional.1 += usize::from(packet.time >= stop.saturating_sub(TIME_STEP));
+                n_optional.0 += usize::from(self.start > 0 && packet.time <= SOUND_TOLERANCE);
+                n_optional.1 += usize::from(packet.time >= stop.saturating_sub(SOUND_TOLERANCE));
             }
             kept
         });
@@ -670,7 +669,7 @@ fn against_picture(moved: i64) -> String {
 /// Largest difference of times in nanoseconds, counted from the last frame that both have; and that frame's own.
 fn max_error(expected: &[Packet], written: &[i64]) -> (u64, i64) {
     let pairs = || expected.iter().zip(written);
-    let Some((last, written)) = pairs().last() else {
+    let Some((last, written)) = pairs().next_back() else {
         return (0, 0);
     };
     let offset = written - last.time;
