@@ -614,7 +614,11 @@ impl Sound {
                 .iter()
                 .take_while(|(from, _)| *from <= begins)
                 .count();
-            let marked = self.marks.drain(..n_marks).next_back().map(|(_, time)| time);
+            let marked = self
+                .marks
+                .drain(..n_marks)
+                .next_back()
+                .map(|(_, time)| time);
             if let Some(time) = marked.or(self.next_time) {
                 let bytes = bytes.get(frame.framing..).unwrap_or_default();
                 self.digest.write(bytes);

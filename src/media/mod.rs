@@ -21,6 +21,8 @@ mod file;
 #[cfg(feature = "media")]
 mod job;
 #[cfg(feature = "media")]
+mod judge;
+#[cfg(feature = "media")]
 mod matroska;
 pub mod memory;
 #[cfg(feature = "media")]

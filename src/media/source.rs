@@ -25,7 +25,7 @@ use super::job::{AudioMode, FileJob};
 use super::pixels::{self, BufferPixels};
 use super::session::{Session, Shared, lock};
 use super::tap::{Decoded, Item, Picture, Tap};
-use super::timeline::Timeline;
+use super::timeline::{Timeline, begins_with};
 use super::{Source, audio, mp4, temporal};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Pts};
@@ -377,6 +377,12 @@ impl Demuxed {
 
         let decode = elements::make("decodebin3")?;
         let raw = static_pad(&convert, "sink")?;
+        let mpeg4 = gst::Caps::builder("video/mpeg").field("mpegversion", 4);
+        let is_avi = begins_with(&self.job.input, b"RIFF");
+        if is_avi && !self.job.has_range() && mpeg4.build().can_intersect(caps) {
+            // A range begins with pictures that come out of no decoder.
+            temporal::in_order(pad, &raw);
+        }
         let tap = Arc::clone(&self.tap);
         decode.connect_pad_added(move |_, pad| {
             if let Err(err) = pad.link(&raw) {

@@ -1,10 +1,14 @@
-//! Completes the times of MPEG-1 and MPEG-2 pictures, of which program streams tell only some.
+//! Times of pictures of which the container tells only some, or only in which order they are stored.
 //!
 //! A PES packet of a program stream holds as many pictures as fit and says the time of the first. Decoders guess those
 //! of the others, and guess wrongly where pictures are stored in another order than they are shown.
 //! But each picture says its place in its group (ISO/IEC 13818-2, 6.3.9).
+//!
+//! An AVI file has a slot of time for each picture that is stored, and none of when it is shown.
 
-use std::sync::Mutex;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -13,6 +17,39 @@ use super::session::lock;
 
 /// More bytes than stand before the first slice of a picture.
 const HEAD_LEN: usize = 4096;
+
+/// Longer than a picture waits for others that are shown before it.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+
+/// Gives the pictures that come out of a decoder at `decoded` the times that went into it at `stored`, in their order.
+pub(super) fn in_order(stored: &gst::Pad, decoded: &gst::Pad) {
+    let slots = Arc::new(Mutex::new(VecDeque::new()));
+    let waiting = Arc::clone(&slots);
+    stored.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let times = info.buffer().map(|buffer| (buffer.dts(), buffer.pts()));
+        if let Some((dts, pts)) = times {
+            lock(&waiting).extend(dts.or(pts));
+        }
+        gst::PadProbeReturn::Ok
+    });
+    let longest_wait = gst::ClockTime::from_nseconds(LONGEST_WAIT.as_nanos() as u64);
+    decoded.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let Some(buffer) = info.buffer_mut() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let mut slots = lock(&slots);
+        // Slots of pictures that could not be decoded.
+        while let (Some(slot), Some(pts)) = (slots.front(), buffer.pts())
+            && *slot + longest_wait < pts
+        {
+            slots.pop_front();
+        }
+        if let Some(slot) = slots.pop_front() {
+            buffer.make_mut().set_pts(slot);
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
 
 /// Completes what flows through `pad`, whose buffers are one picture each.
 pub(super) fn complete(pad: &gst::Pad) {

@@ -327,7 +327,8 @@ fn replace_segment(
     });
 }
 
-fn begins_with(path: &Path, magic: &[u8; 4]) -> bool {
+/// True where the first bytes of `path` are `magic`.
+pub(super) fn begins_with(path: &Path, magic: &[u8; 4]) -> bool {
     let mut head = [0_u8; 4];
     File::open(path)
         .and_then(|mut file| file.read_exact(&mut head))

@@ -228,22 +228,25 @@ fn files_that_are_whole_raise_no_alarm() {
     let unread = [
         (
             files.make(
-                "a.mpg",
+                "mpg.mpg",
                 &format!("{PICTURE} {SOUND} -c:v mpeg2video -c:a mp2"),
             ),
             None,
         ),
         (
-            film(&files, "a.flv", "aac -ar 44100"),
-            Some(Pts(1_000_000_000)),
-        ),
-        (
-            files.make("a.wmv", &format!("{PICTURE} {SOUND} -c:v wmv2 -c:a wmav2")),
+            film(&files, "flv.flv", "aac -ar 44100"),
             Some(Pts(1_000_000_000)),
         ),
         (
             files.make(
-                "a.avi",
+                "wmv.wmv",
+                &format!("{PICTURE} {SOUND} -c:v wmv2 -c:a wmav2"),
+            ),
+            Some(Pts(1_000_000_000)),
+        ),
+        (
+            files.make(
+                "avi.avi",
                 &format!("{PICTURE} {SOUND} -c:v mpeg4 -c:a libmp3lame"),
             ),
             None,
@@ -400,6 +403,25 @@ fn a_range_of_a_transport_stream_counts_from_its_first_frame() {
     };
     let verification = check(&job, "verified: ");
     assert_eq!(verification.frames_out, 75);
+}
+
+#[test]
+fn pictures_without_times_of_their_own_keep_their_places() {
+    let files = Files::new();
+    let silent = |name: &str, codec: &str| files.make(name, &format!("{PICTURE} {codec}"));
+    let made = [
+        silent("a.vob", "-c:v mpeg2video -bf 2 -f vob"),
+        silent("b.mpg", "-c:v mpeg2video -bf 2"),
+        silent("c.mpg", "-c:v mpeg1video -bf 2"),
+        silent("d.avi", H264),
+        silent("e.avi", "-c:v mpeg4 -bf 2"),
+    ];
+    for input in made {
+        let job = FileJob::new(&input, input.with_extension("mp4"));
+        check(&job, "not verified: the source is ");
+        let expected: Vec<i64> = (0..150).map(|frame| frame * 40_000).collect();
+        assert_eq!(judged(&job.output, Kind::Picture), expected, "{input:?}");
+    }
 }
 
 /// Writes the Matroska file `from`, whose pictures are in order of presentation, again with the sound of `track` in laces of 8 packets.
