@@ -479,7 +479,8 @@ fn a_range_begins_at_zero_and_cuts_sound_too() {
         let n_frames = run(&job).unwrap();
         let times = frame_times(&job.output);
         assert_eq!(n_frames as usize, times.len(), "{extension}");
-        if extension == "mp4" {
+        if extension != "mkv" {
+            // A transport stream counts from its picture.
             let expected: Vec<i64> = (0..63).map(|frame| frame * 40_000).collect();
             assert_eq!(times, expected);
         } else {
