@@ -22,7 +22,7 @@
 //! | 3 | [`models`]: model folders; [`train`]; [`eval`]; [`sidecar`]: JSON Lines |
 //! | 2 | [`explain`]: one file a method; [`data`]: data sets; [`media`]: GStreamer |
 //! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`overlay`]: what is drawn |
-//! | 0 | [`frame`], [`flow`]: motion between frames; [`kernels`], [`rng`], [`files`], [`weights`], [`changes`], [`error`] |
+//! | 0 | [`frame`], [`flow`]: motion between frames; [`kernels`], [`rng`], [`files`], [`weights`], [`changes`], [`demux`]: containers' own tables, [`error`] |
 //!
 //! # Invariants
 //!
@@ -70,6 +70,7 @@
 pub mod changes;
 mod companion;
 pub mod data;
+pub mod demux;
 pub mod error;
 pub mod eval;
 pub mod explain;

@@ -277,6 +277,11 @@ fn is_aac(caps: &gst::Caps) -> bool {
 }
 
 fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element>> {
+    let opus = gst::Caps::builder("audio/x-opus").build();
+    if opus.can_intersect(caps) && elements::available("opusparse") {
+        // Of several packets in one Matroska block only the first has a time.
+        return Ok(vec![elements::make("opusparse")?]);
+    }
     if !is_aac(caps) {
         return Ok(Vec::new());
     }
@@ -355,18 +360,6 @@ pub(super) fn caps_of(pad: &gst::Pad) -> gst::Caps {
         .unwrap_or_else(|| pad.query_caps(None))
 }
 
-/// Elements that make packets of `caps` comparable between containers.
-pub(super) fn raw_packets(caps: &gst::Caps) -> Result<Vec<gst::Element>> {
-    if !is_aac(caps) {
-        return Ok(Vec::new());
-    }
-    let raw = gst::Caps::builder("audio/mpeg").field("stream-format", "raw");
-    Ok(vec![
-        elements::make("aacparse")?,
-        elements::capsfilter(&raw.build())?,
-    ])
-}
-
 /// Codec, rate and channels of `caps`, for people to read.
 fn describe(caps: &gst::Caps) -> String {
     let mut description = codec(caps);
@@ -383,7 +376,7 @@ fn describe(caps: &gst::Caps) -> String {
 }
 
 /// Name of the codec of `caps`.
-pub(super) fn codec(caps: &gst::Caps) -> String {
+fn codec(caps: &gst::Caps) -> String {
     let Some(fields) = caps.structure(0) else {
         return "unknown".into();
     };

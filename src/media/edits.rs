@@ -3,6 +3,8 @@
 //! qtdemux 1.22 ends a track at the first key frame past the *edited* duration, counted from the samples' own zero:
 //! trimmed videos lose up to the trimmed time, and AAC loses its last packet.
 //! So the lists are rewritten as they are read to show all, and [`timeline`](super::timeline) does what they mean.
+//! It also leaves out tracks that are shorter than a fifth of the whole, as previews, and ends fragments
+//! where the header says that they end: durations are rewritten as well.
 
 use std::fs::OpenOptions;
 use std::io::{Seek, SeekFrom, Write};
@@ -12,7 +14,7 @@ use std::time::Duration;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
-use super::mp4::{Field, Movie, NORMAL_RATE, ticks_from_duration};
+use super::mp4::{Field, Movie, NORMAL_RATE, duration_from_ticks, ticks_from_duration};
 
 /// Shows whoever reads from `filesrc` lists that hide nothing.
 pub(super) fn hide(movie: &Movie, filesrc: &gst::Element) {
@@ -34,6 +36,12 @@ pub(super) fn hide(movie: &Movie, filesrc: &gst::Element) {
 /// Bytes to read in place of the file's, and where.
 type Patch = (u64, Vec<u8>);
 
+/// Longer than any video; small enough for sums of it.
+const ENDLESS: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The largest 4-byte duration that does not mean "unknown".
+const LARGEST_NARROW: u64 = u32::MAX as u64 - 1;
+
 /// Edit lists that show all from the first sample on, and a total duration that has room for it.
 fn patches(movie: &Movie) -> Vec<Patch> {
     let hidden = movie
@@ -47,10 +55,28 @@ fn patches(movie: &Movie) -> Vec<Patch> {
     let Some(duration) = movie.duration else {
         return Vec::new();
     };
-    // qtdemux takes a track that is shorter than a fifth of the whole for a preview, and leaves it out.
-    let room = room.min(duration.value.saturating_mul(3));
-    let all = duration.value + room;
+    let all = if movie.fragmented {
+        ticks_from_duration(ENDLESS, movie.timescale).min(LARGEST_NARROW)
+    } else {
+        duration.value.saturating_add(room)
+    };
     let mut patches = vec![(duration.at, duration.bytes(all))];
+    if let Some(duration) = movie.fragment_duration {
+        patches.push((duration.at, duration.bytes(all)));
+    }
+    for track in &movie.tracks {
+        let Some(duration) = track.media_duration else {
+            continue;
+        };
+        let all = duration_from_ticks(all, movie.timescale);
+        let all = ticks_from_duration(all, track.timescale);
+        let most = if duration.wide {
+            u64::MAX
+        } else {
+            LARGEST_NARROW
+        };
+        patches.push((duration.at, duration.bytes(all.min(most))));
+    }
     for n_edits in movie.tracks.iter().filter_map(|track| track.n_edits) {
         let number = |value| n_edits.bytes(value);
         let list = [

@@ -1,4 +1,4 @@
-//! Corrects the duration that GStreamer's muxer writes into a Matroska or WebM file.
+//! Where a Matroska or WebM file begins, and a correction of the duration that GStreamer's muxer writes into one.
 //!
 //! matroskamux 1.22 writes the longest track's length and leaves out when it begins.
 //! Elements are those of RFC 9559; nothing else of them is read.
@@ -13,6 +13,18 @@ const INFO: u32 = 0x1549_a966;
 const DURATION: u32 = 0x4489;
 const TIMESTAMP_SCALE: u32 = 0x2a_d7b1;
 
+const TRACKS: u32 = 0x1654_ae6b;
+const TRACK_ENTRY: u32 = 0xae;
+const CODEC_DELAY: u32 = 0x56aa;
+const CLUSTER: u32 = 0x1f43_b675;
+const CLUSTER_TIMESTAMP: u32 = 0xe7;
+const BLOCK_GROUP: u32 = 0xa0;
+const BLOCK: u32 = 0xa1;
+const SIMPLE_BLOCK: u32 = 0xa3;
+
+/// Within this many bytes from the first cluster on, every stream of picture and sound has begun.
+const BEGIN_LEN: usize = 8 << 20;
+
 /// The segment's information comes first: in any file of this muxer within this many bytes.
 const HEAD_LEN: u64 = 64 << 10;
 
@@ -26,6 +38,56 @@ pub(super) fn correct_duration(path: &Path, duration: Duration) -> std::io::Resu
     let mut file = OpenOptions::new().write(true).open(path)?;
     file.seek(SeekFrom::Start(at))?;
     file.write_all(&bytes)
+}
+
+/// When the earliest block of `path` begins.
+pub(super) fn begin(path: &Path) -> Option<Duration> {
+    let mut head = Vec::new();
+    let most = 2 * BEGIN_LEN as u64;
+    File::open(path)
+        .ok()?
+        .take(most)
+        .read_to_end(&mut head)
+        .ok()?;
+    first_block(&head)
+}
+
+/// The earliest time of a block in `head`, before which a codec's delay may lie.
+fn first_block(head: &[u8]) -> Option<Duration> {
+    let (mut step_nanos, mut cluster, mut delay_nanos) = (1_000_000_u64, 0_u64, 0_u64);
+    let (mut first, mut stop) = (None::<u64>, head.len());
+    let mut at = 0;
+    while at < stop
+        && let Some(element) = Element::read(head, at)
+    {
+        let content = element.end().and_then(|end| head.get(element.content..end));
+        let value = content.and_then(number);
+        match element.id {
+            TIMESTAMP_SCALE => step_nanos = value.unwrap_or(step_nanos),
+            CODEC_DELAY => delay_nanos = delay_nanos.max(value.unwrap_or(0)),
+            CLUSTER_TIMESTAMP => cluster = value.unwrap_or(cluster),
+            // The first one says how far to look.
+            CLUSTER if stop == head.len() => stop = stop.min(at.saturating_add(BEGIN_LEN)),
+            BLOCK | SIMPLE_BLOCK => {
+                let track_len = head.get(element.content)?.leading_zeros() as usize + 1;
+                let steps = head.get(element.content + track_len..)?.first_chunk()?;
+                let time = cluster.saturating_add_signed(i16::from_be_bytes(*steps).into());
+                first = Some(first.map_or(time, |first| first.min(time)));
+            }
+            _ => {}
+        }
+        // What is in these is read in turn; all else is passed over.
+        let inside = [SEGMENT, INFO, TRACKS, TRACK_ENTRY, CLUSTER, BLOCK_GROUP];
+        at = if inside.contains(&element.id) {
+            element.content
+        } else {
+            element.end().unwrap_or(stop)
+        };
+    }
+    let nanos = first?
+        .saturating_mul(step_nanos)
+        .saturating_sub(delay_nanos);
+    Some(Duration::from_nanos(nanos))
 }
 
 /// Where the duration lies in `head`, and what to write there.

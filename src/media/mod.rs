@@ -21,12 +21,12 @@ mod file;
 #[cfg(feature = "media")]
 mod job;
 #[cfg(feature = "media")]
+mod judge;
+#[cfg(feature = "media")]
 mod matroska;
 pub mod memory;
 #[cfg(feature = "media")]
 mod mp4;
-#[cfg(feature = "media")]
-mod packets;
 #[cfg(feature = "media")]
 pub mod pixels;
 #[cfg(feature = "media")]
@@ -37,6 +37,8 @@ mod sink;
 mod source;
 #[cfg(feature = "media")]
 mod tap;
+#[cfg(feature = "media")]
+mod temporal;
 #[cfg(feature = "media")]
 mod timeline;
 #[cfg(feature = "media")]

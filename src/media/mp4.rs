@@ -1,4 +1,4 @@
-//! Reads what GStreamer does not tell of an mp4 or mov file: time scales and edit lists.
+//! Reads what GStreamer does not tell of an mp4 or mov file: time scales, edit lists, where its tracks begin.
 //!
 //! Boxes are those of ISO/IEC 14496-12; nothing else of them is read.
 
@@ -19,6 +19,12 @@ pub(super) struct Movie {
     pub(super) timescale: u32,
     /// Where the total duration lies in the file.
     pub(super) duration: Option<Field>,
+    /// Where the total duration of all fragments lies in the file.
+    pub(super) fragment_duration: Option<Field>,
+    /// True where samples come in fragments, whose number the header does not know.
+    pub(super) fragmented: bool,
+    /// Where the presentation begins: where nothing is edited, with the first sample.
+    pub(super) begin: Duration,
     /// In the file's order.
     pub(super) tracks: Vec<Track>,
 }
@@ -32,6 +38,12 @@ pub(super) struct Track {
     pub(super) timescale: u32,
     /// Where the track's total duration lies in the file.
     pub(super) duration: Option<Field>,
+    /// Where the duration of its samples lies in the file, in the track's steps.
+    pub(super) media_duration: Option<Field>,
+    /// Steps by which GStreamer shows all samples later, so that none is shown before it is decoded.
+    shift: u64,
+    /// When the first sample is shown, in the track's steps; `None` where there is none.
+    first: Option<i64>,
     /// Where the number of edits lies in the file; `wide` holds for the edits behind it.
     pub(super) n_edits: Option<Field>,
     /// True where the colors are said to span 0–255, which GStreamer 1.22 does not read.
@@ -67,7 +79,8 @@ pub(super) struct Field {
 impl Movie {
     /// The header of `path`; `None` where it is no mp4.
     pub(super) fn read(path: &Path) -> Option<Self> {
-        let (moov, base) = read_moov(&mut File::open(path).ok()?)?;
+        let mut file = File::open(path).ok()?;
+        let (moov, base) = read_moov(&mut file)?;
         let root = Content {
             bytes: &moov,
             at: base,
@@ -76,14 +89,30 @@ impl Movie {
         let wide = header.version()? == 1;
         let (timescale_at, duration_at) = if wide { (20, 24) } else { (12, 16) };
         let timescale = header.be32(timescale_at)?;
-        let tracks = root
+        let extends = root.child(b"mvex");
+        let fragmented = extends.is_some();
+        let mut tracks: Vec<Track> = root
             .children()
             .filter(|(kind, _)| kind == b"trak")
-            .filter_map(|(_, content)| Track::read(content, timescale))
+            .filter_map(|(_, content)| Track::read(content, timescale, fragmented))
             .collect();
+        if fragmented {
+            read_first_fragment(&mut file, base + moov.len() as u64, &mut tracks);
+        }
+        let edited = tracks.iter().any(|track| track.n_edits.is_some());
+        let firsts = tracks.iter().filter_map(|track| {
+            let first = u64::try_from(track.first?).unwrap_or(0);
+            let is_shown = track.is(b"vide") || track.is(b"soun");
+            is_shown.then(|| duration_from_ticks(first, track.timescale))
+        });
         Some(Self {
             timescale,
             duration: header.field(duration_at, wide),
+            fragment_duration: extends
+                .and_then(|extends| extends.child(b"mehd"))
+                .and_then(|mehd| mehd.field(4, mehd.version()? == 1)),
+            fragmented,
+            begin: firsts.min().filter(|_| !edited).unwrap_or_default(),
             tracks,
         })
     }
@@ -119,10 +148,10 @@ impl Track {
 
     /// Where in the samples' own time the presentation begins.
     pub(super) fn begin(&self, edit: &Edit) -> Duration {
-        duration_from_ticks(edit.media_start, self.timescale)
+        duration_from_ticks(edit.media_start.saturating_add(self.shift), self.timescale)
     }
 
-    fn read(content: Content, movie_timescale: u32) -> Option<Self> {
+    fn read(content: Content, movie_timescale: u32, fragmented: bool) -> Option<Self> {
         let header = content.child(b"tkhd")?;
         let wide = header.version()? == 1;
         let (id_at, duration_at) = if wide { (20, 28) } else { (12, 20) };
@@ -130,12 +159,19 @@ impl Track {
         // Version and flags, a reserved word, then the kind of the track.
         let handler = media.child(b"hdlr")?.bytes.get(8..12)?.try_into().ok()?;
         let media_header = media.child(b"mdhd")?;
-        let timescale_at = if media_header.version()? == 1 { 20 } else { 12 };
+        let wide_media = media_header.version()? == 1;
+        let (timescale_at, media_duration_at) = if wide_media { (20, 24) } else { (12, 16) };
+        let table = media.child(b"minf").and_then(|info| info.child(b"stbl"));
+        let shift = table.map_or(0, shift);
         let list = content
             .child(b"edts")
             .and_then(|edits| edits.child(b"elst"));
         let edit = match list {
-            Some(list) => Edit::read(list, movie_timescale),
+            Some(list) => Edit::read(list, movie_timescale).map(|edit| Edit {
+                // The list of a fragmented file is written before anybody knows how long it will be.
+                shown: edit.shown.filter(|_| !fragmented),
+                ..edit
+            }),
             None => Some(Edit::default()),
         };
         Some(Self {
@@ -144,6 +180,11 @@ impl Track {
             full_range: full_range(media).unwrap_or(false),
             timescale: media_header.be32(timescale_at)?,
             duration: header.field(duration_at, wide),
+            media_duration: media_header.field(media_duration_at, wide_media),
+            shift,
+            first: table
+                .and_then(first_offset)
+                .map(|first| first + shift.cast_signed()),
             n_edits: list.and_then(|list| {
                 Some(Field {
                     wide: list.version()? == 1,
@@ -153,6 +194,77 @@ impl Track {
             edit,
         })
     }
+}
+
+/// Steps by which GStreamer shows all samples of a table later: as its header says, or as the earliest one demands.
+fn shift(table: Content) -> u64 {
+    if let Some(shifts) = table.child(b"cslg") {
+        let shift = match shifts.version() {
+            Some(0) => shifts.be32(4).map(|shift| i64::from(shift.cast_signed())),
+            _ => be64(shifts.bytes, 4).map(u64::cast_signed),
+        };
+        return shift
+            .and_then(|shift| u64::try_from(shift).ok())
+            .unwrap_or(0);
+    }
+    let Some(offsets) = table
+        .child(b"ctts")
+        .and_then(|offsets| offsets.bytes.get(8..))
+    else {
+        return 0;
+    };
+    let offsets = offsets.chunks_exact(8).filter_map(|entry| be32(entry, 4));
+    let earliest = offsets.map(u32::cast_signed).min().unwrap_or(0);
+    u64::from(earliest.min(0).unsigned_abs())
+}
+
+/// How long after its decoding the first sample of a table is shown; `None` where the table is empty.
+fn first_offset(table: Content) -> Option<i64> {
+    let sizes = table.child(b"stsz").or_else(|| table.child(b"stz2"))?;
+    if sizes.be32(8)? == 0 {
+        return None;
+    }
+    let offset = table.child(b"ctts").and_then(|offsets| offsets.be32(12));
+    Some(i64::from(offset.unwrap_or(0).cast_signed()))
+}
+
+/// Finds when tracks without a table begin, in the first fragment behind `at`.
+fn read_first_fragment(file: &mut File, at: u64, tracks: &mut [Track]) {
+    let Some((moof, base)) = read_top(file, at, b"moof") else {
+        return;
+    };
+    let root = Content {
+        bytes: &moof,
+        at: base,
+    };
+    for (_, traf) in root.children().filter(|(kind, _)| kind == b"traf") {
+        let id = traf.child(b"tfhd").and_then(|header| header.be32(4));
+        let track = tracks.iter_mut().find(|track| Some(track.id) == id);
+        if let Some(track) = track.filter(|track| track.first.is_none()) {
+            track.first = first_shown(traf);
+        }
+    }
+}
+
+/// When the first sample of a track's fragment is shown, in the track's steps.
+fn first_shown(traf: Content) -> Option<i64> {
+    let decoded = traf.child(b"tfdt").and_then(|time| match time.version() {
+        Some(1) => be64(time.bytes, 4).map(u64::cast_signed),
+        _ => time.be32(4).map(i64::from),
+    });
+    let run = traf.child(b"trun")?;
+    let flags = run.be32(0)?;
+    let len_of = |flag: u32| if flags & flag != 0 { 4 } else { 0 };
+    // Flags and number, a place and flags of the first sample; then its duration, length and flags.
+    let at = 8 + [0x1, 0x4, 0x100, 0x200, 0x400]
+        .map(len_of)
+        .iter()
+        .sum::<usize>();
+    let offset = match flags & 0x800 {
+        0 => 0,
+        _ => i64::from(run.be32(at)?.cast_signed()),
+    };
+    decoded.unwrap_or(0).checked_add(offset)
 }
 
 /// Whether a picture track's description says that its colors span 0–255.
@@ -221,7 +333,11 @@ pub(super) fn is_cut_off(path: &Path) -> bool {
 
 /// The contents of the top-level `moov` box, and where they lie in the file.
 fn read_moov(file: &mut File) -> Option<(Vec<u8>, u64)> {
-    let mut position = 0_u64;
+    read_top(file, 0, b"moov")
+}
+
+/// The contents of the first box of a kind among the file's own from `position` on, and where they lie in the file.
+fn read_top(file: &mut File, mut position: u64, kind: &[u8; 4]) -> Option<(Vec<u8>, u64)> {
     loop {
         file.seek(SeekFrom::Start(position)).ok()?;
         let mut header = [0_u8; 16];
@@ -235,13 +351,13 @@ fn read_moov(file: &mut File) -> Option<(Vec<u8>, u64)> {
         }
         // Zero means "to the end of the file", which only the last box may say.
         let content_len = len.checked_sub(header_len)?;
-        if &header[4..8] == b"moov" {
+        if &header[4..8] == kind {
             if content_len > LARGEST_MOOV {
                 return None;
             }
-            let mut moov = Vec::new();
-            file.take(content_len).read_to_end(&mut moov).ok()?;
-            return Some((moov, position + header_len));
+            let mut content = Vec::new();
+            file.take(content_len).read_to_end(&mut content).ok()?;
+            return Some((content, position + header_len));
         }
         position = position.checked_add(len)?;
     }

@@ -28,9 +28,6 @@ pub(super) struct Shared {
     abort: Mutex<Option<Sender<Infallible>>>,
     /// Disconnects once something failed.
     pub(super) aborted: Receiver<Infallible>,
-    end: Mutex<Option<Sender<Infallible>>>,
-    /// Disconnects once all sinks have ended.
-    pub(super) over: Receiver<Infallible>,
     /// Sound found by the demuxer, kept back until there is a container to put it in.
     ///
     /// `None` once that container is begun: it takes no further streams then.
@@ -48,7 +45,6 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(input: PathBuf, output: PathBuf) -> Arc<Self> {
         let (abort, aborted) = bounded(0);
-        let (end, over) = bounded(0);
         Arc::new(Self {
             input,
             output,
@@ -56,8 +52,6 @@ impl Shared {
             missing: Mutex::new(Vec::new()),
             abort: Mutex::new(Some(abort)),
             aborted,
-            end: Mutex::new(Some(end)),
-            over,
             tracks: Mutex::new(Some(Vec::new())),
             stopped: AtomicBool::new(false),
             complete: AtomicBool::new(false),
@@ -117,9 +111,6 @@ impl Shared {
                 if let Some(name) = bus::missing_plugin(element) {
                     lock(&self.missing).push(name);
                 }
-            }
-            gst::MessageView::Eos(_) => {
-                lock(&self.end).take();
             }
             gst::MessageView::Warning(warning) => {
                 tracing::debug!(reason = %warning.error(), "gstreamer warns");

@@ -25,8 +25,8 @@ use super::job::{AudioMode, FileJob};
 use super::pixels::{self, BufferPixels};
 use super::session::{Session, Shared, lock};
 use super::tap::{Decoded, Item, Picture, Tap};
-use super::timeline::Timeline;
-use super::{Source, audio, mp4};
+use super::timeline::{Timeline, begins_with};
+use super::{Source, audio, mp4, temporal};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Pts};
 
@@ -99,9 +99,17 @@ impl FileSource {
         };
         source.first = source.receive()?;
         if source.first.is_none() {
-            return Err(no_frames(&shared, job));
+            return Err(match job.start {
+                Some(start) if timeline.is_fragmented() && shared.missing().is_empty() => {
+                    past_the_end(job, start, None)
+                }
+                _ => no_frames(&shared, job),
+            });
         }
-        let claimed = timeline.claimed().or_else(|| source.claimed_duration());
+        let claimed = match timeline.is_fragmented() {
+            true => None,
+            false => timeline.claimed().or_else(|| source.claimed_duration()),
+        };
         if job.has_range() {
             source.seek(job, &timeline, &tap, claimed)?;
         }
@@ -162,7 +170,7 @@ impl FileSource {
         if let Some(claimed) = claimed
             && Duration::from_nanos(start.0) >= claimed
         {
-            return Err(past_the_end(job, start, claimed));
+            return Err(past_the_end(job, start, Some(claimed)));
         }
         let Some(event) = timeline.seek() else {
             return Ok(());
@@ -191,7 +199,7 @@ impl FileSource {
         self.ended = false;
         self.first = self.receive()?;
         if self.first.is_none() {
-            return Err(past_the_end(job, start, claimed.unwrap_or_default()));
+            return Err(past_the_end(job, start, claimed));
         }
         Ok(())
     }
@@ -230,11 +238,11 @@ fn no_frames(shared: &Shared, job: &FileJob) -> Error {
     ))
 }
 
-fn past_the_end(job: &FileJob, start: Pts, claimed: Duration) -> Error {
+fn past_the_end(job: &FileJob, start: Pts, claimed: Option<Duration>) -> Error {
+    let at = claimed.map_or(String::new(), |end| format!(" at {} s", end.as_secs_f64()));
     Error::Config(format!(
-        "the start at {} s lies past the end at {} s: {:?}",
+        "the start at {} s lies past the end{at}: {:?}",
         start.secs(),
-        claimed.as_secs_f64(),
         job.input
     ))
 }
@@ -343,6 +351,10 @@ impl Demuxed {
     ) -> Result<()> {
         self.timeline.apply(pad, Duration::ZERO);
         self.expect_packets(pad);
+        let mpeg = gst::Caps::builder("video/mpeg").field("mpegversion", gst::List::new([1, 2]));
+        if mpeg.build().can_intersect(caps) {
+            temporal::complete(pad);
+        }
         let tagged = caps
             .structure(0)
             .is_some_and(|fields| fields.has_field("colorimetry"));
@@ -365,6 +377,12 @@ impl Demuxed {
 
         let decode = elements::make("decodebin3")?;
         let raw = static_pad(&convert, "sink")?;
+        let mpeg4 = gst::Caps::builder("video/mpeg").field("mpegversion", 4);
+        let is_avi = begins_with(&self.job.input, b"RIFF");
+        if is_avi && !self.job.has_range() && mpeg4.build().can_intersect(caps) {
+            // A range begins with pictures that come out of no decoder.
+            temporal::in_order(pad, &raw);
+        }
         let tap = Arc::clone(&self.tap);
         decode.connect_pad_added(move |_, pad| {
             if let Err(err) = pad.link(&raw) {

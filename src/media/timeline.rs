@@ -3,7 +3,8 @@
 //! GStreamer's demuxers say this by segments, and two of them say it wrongly (1.22):
 //! qtdemux, see [`edits`](super::edits), and matroskademux, which begins at the first block that it meets
 //! and corrects itself once the other stream turns out to begin earlier, when the first frame is already out.
-//! The segments of both are replaced here; other demuxers are believed.
+//! The segments of both are replaced here; other demuxers are believed, but for where a range begins:
+//! a transport stream counts from its first clock reference, which is not where its presentation begins.
 //!
 //! Sound may begin before zero: AAC, MP3 and Opus need a run-in that warms the decoder up.
 //! Muxers drop packets before zero, so copied sound is moved later by as much:
@@ -21,6 +22,7 @@ use gstreamer::prelude::*;
 
 use super::edits;
 use super::job::FileJob;
+use super::matroska;
 use super::mp4::{Movie, Track, duration_from_ticks};
 
 /// First bytes of Matroska and WebM (an EBML header).
@@ -43,9 +45,10 @@ pub(super) struct Timeline {
 enum Kind {
     /// An mp4 whose edit lists are simple.
     Movie(Movie),
-    /// Begin of the presentation, from the first segment of any stream.
-    Matroska(Arc<OnceLock<gst::ClockTime>>),
-    Other,
+    /// Begin of the presentation.
+    Matroska(gst::ClockTime),
+    /// The demuxer's time at which the presentation begins, from the first segment of any stream.
+    Other(Arc<OnceLock<gst::ClockTime>>),
 }
 
 /// From a demuxer's segment to the right one.
@@ -66,19 +69,24 @@ impl Timeline {
     /// The timeline of `path`, of which `range` is wanted.
     pub(super) fn new(path: &Path, range: (Duration, Option<Duration>)) -> Self {
         let simple = |movie: &Movie| {
-            // A fragmented file has no duration here and no list that ends.
-            movie.duration.is_some_and(|duration| duration.value > 0)
-                && movie.tracks.iter().all(|track| track.edit.is_some())
+            let known = movie.duration.is_some_and(|duration| duration.value > 0);
+            (known || movie.fragmented) && movie.tracks.iter().all(|track| track.edit.is_some())
         };
         let kind = match Movie::read(path).filter(simple) {
             Some(movie) => Kind::Movie(movie),
-            None if begins_with(path, &EBML) => Kind::Matroska(Arc::default()),
-            None => Kind::Other,
+            None if begins_with(path, &EBML) => {
+                let begin = matroska::begin(path).filter(|begin| *begin > LATE_BEGIN);
+                let begin = begin.and_then(|begin| gst::ClockTime::try_from(begin).ok());
+                Kind::Matroska(begin.unwrap_or_default())
+            }
+            None => Kind::Other(Arc::default()),
         };
+        let in_one_go = matches!(&kind, Kind::Movie(movie) if movie.fragmented);
+        let all = range == (Duration::ZERO, None);
         Self {
             kind,
             range,
-            armed: Arc::new(AtomicBool::new(range == (Duration::ZERO, None))),
+            armed: Arc::new(AtomicBool::new(all || in_one_go)),
         }
     }
 
@@ -101,7 +109,15 @@ impl Timeline {
         let Kind::Movie(movie) = &self.kind else {
             return None;
         };
+        if movie.fragmented {
+            return None;
+        }
         Some(duration_from_ticks(movie.duration?.value, movie.timescale))
+    }
+
+    /// True where a file in fragments is read from its beginning up to the range: nothing says where which time lies.
+    pub(super) fn is_fragmented(&self) -> bool {
+        matches!(&self.kind, Kind::Movie(movie) if movie.fragmented)
     }
 
     /// True where the range begins after the presentation does.
@@ -116,7 +132,7 @@ impl Timeline {
 
     /// What makes the demuxer go to the range, where there is one; what comes after it is the range.
     pub(super) fn seek(&self) -> Option<gst::Event> {
-        if !self.has_range() {
+        if !self.has_range() || self.is_fragmented() {
             return None;
         }
         self.armed.store(true, Ordering::SeqCst);
@@ -139,8 +155,13 @@ impl Timeline {
     /// The range in the demuxer's own times, with room for each stream's beginning.
     fn demuxer_range(&self) -> (Duration, Option<Duration>) {
         let (start, end) = self.range;
-        let Kind::Movie(movie) = &self.kind else {
-            return (start, end);
+        let movie = match &self.kind {
+            Kind::Movie(movie) => movie,
+            Kind::Matroska(_) => return (start, end),
+            Kind::Other(begin) => {
+                let begin = begin.get().copied().unwrap_or_default().into();
+                return (start + begin, end.map(|end| end + begin));
+            }
         };
         let windows = || movie.tracks.iter().filter_map(|track| self.window(track));
         let first = windows().map(|window| window.start).min().unwrap_or(start);
@@ -166,22 +187,22 @@ impl Timeline {
                 Box::new(move |_| Some(window.segment(lead)))
             }
             Kind::Matroska(begin) if !self.has_range() => {
-                let begin = Arc::clone(begin);
+                let begin = *begin;
                 Box::new(move |old| {
-                    let begin = *begin.get_or_init(|| {
-                        let begin = old.start().unwrap_or_default();
-                        if Duration::from(begin) > LATE_BEGIN {
-                            begin
-                        } else {
-                            gst::ClockTime::ZERO
-                        }
-                    });
                     let mut new = old.clone();
                     new.set_start(begin);
                     Some(new)
                 })
             }
-            _ => return,
+            Kind::Matroska(_) => return,
+            Kind::Other(begin) => {
+                let begin = Arc::clone(begin);
+                replace_segment(pad, move |first| {
+                    begin.get_or_init(|| first.time().unwrap_or_default());
+                    None
+                });
+                return;
+            }
         };
         replace_segment(pad, move |old| {
             if armed.load(Ordering::SeqCst) {
@@ -215,10 +236,11 @@ impl Timeline {
             Kind::Movie(_) => {
                 let track = self.track_of(pad)?;
                 let edit = track.edit?;
+                // Without lists nothing comes before the beginning.
                 Some(track.begin(&edit).saturating_sub(edit.delay))
             }
             Kind::Matroska(_) => Some(Duration::ZERO),
-            Kind::Other => None,
+            Kind::Other(_) => None,
         }
     }
 
@@ -239,7 +261,10 @@ impl Timeline {
 
     fn window(&self, track: &Track) -> Option<Window> {
         let edit = track.edit?;
-        let begin = track.begin(&edit);
+        let Kind::Movie(movie) = &self.kind else {
+            return None;
+        };
+        let begin = track.begin(&edit) + movie.begin;
         let (start, end) = self.range;
         let stop = edit.shown.map(|shown| begin + shown);
         let range_stop = end.map(|end| (begin + end).saturating_sub(edit.delay));
@@ -302,7 +327,8 @@ fn replace_segment(
     });
 }
 
-fn begins_with(path: &Path, magic: &[u8; 4]) -> bool {
+/// True where the first bytes of `path` are `magic`.
+pub(super) fn begins_with(path: &Path, magic: &[u8; 4]) -> bool {
     let mut head = [0_u8; 4];
     File::open(path)
         .and_then(|mut file| file.read_exact(&mut head))

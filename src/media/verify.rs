@@ -1,164 +1,168 @@
-//! Compares input and output after a run, by demuxing both again without decoding.
+//! A second opinion on a finished run: source and result by their containers' own tables, without GStreamer.
 //!
-//! Frames are counted as packets that a decoder would show; times are those of the packets, in order of presentation.
-//! Whether a demuxer gave less than its container claims shows here too, whatever the reason.
+//! A demuxer that loses frames loses them on every reading, so none is asked: [`demux`] shares nothing with the run.
+//! Compared is what a viewer gets: frames and their times, packets of sound, sound against picture, lengths.
+//! What those tables do not tell is not judged, and that is said.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::container::{Container, LONGEST_RUN_IN};
+use super::container::Container;
 use super::job::FileJob;
-use super::packets::{Packets, Track};
-use super::timeline::Timeline;
-use crate::error::Result;
+use super::judge::{Wanted, begin};
+use crate::demux::{self, Contents, Kind, Track};
+use crate::error::{Error, Result};
 use crate::frame::Pts;
 
-/// Coarsest step in which a container counts time (Matroska's).
-const TIME_STEP_NANOS: u64 = 1_000_000;
-
-/// What may be missing at the end before a file counts as incomplete: containers round, and last packets have no length.
-const END_TOLERANCE: Duration = Duration::from_millis(250);
-
-/// Sound packets before a transport stream's first clock reference, which is the picture's.
-///
-/// They are in the file, and players show them, but GStreamer's demuxer passes them over.
-const UNSEEN_PACKETS: usize = 8;
-
 /// What came of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verification {
-    /// Frames of the input, in the wanted range.
+    /// Frames of the source, in the wanted range.
     pub frames_in: u64,
-    /// Frames of the output.
+    /// Frames of the result.
     pub frames_out: u64,
-    /// Largest difference between a frame's time in the input and in the output, counted from a common frame.
+    /// Largest difference between a frame's time in the source and in the result, counted from a common frame.
     pub max_pts_error_nanos: u64,
-    /// Sound packets of the input, in the wanted range.
+    /// Sound packets of the source, in the wanted range.
     pub audio_packets_in: u64,
-    /// Sound packets of the output.
+    /// Sound packets of the result.
     pub audio_packets_out: u64,
     /// Whether all sound packets are the same; `None` where sound was encoded anew, left out, or is not there.
     pub audio_equal: Option<bool>,
-    /// From the beginning of the range to the end of the input's last packet in it.
+    /// Furthest that copied sound has moved against the picture.
+    pub max_sound_shift_nanos: u64,
+    /// From the beginning of the range to the end of the source's last packet in it.
     pub duration_in: Duration,
-    /// To the end of the output's last packet.
+    /// To the end of the result's last packet.
     pub duration_out: Duration,
-    /// How long the input's container says that the range is.
-    pub claimed: Option<Duration>,
-    /// Where the user ended the run, in the output's time.
+    /// Where the user ended the run, in the result's time.
     pub interrupted_at: Option<Pts>,
+    /// What kind of file the source is, where nothing is known of it.
+    pub unread_source: Option<String>,
+    /// What of the source could not be judged, and why.
+    pub unjudged: Vec<String>,
+    /// What is wrong, the worst first.
+    pub(super) complaints: Vec<String>,
 }
 
-/// Reads both files of `job` and compares them.
+/// Reads source and result of `job` and compares them.
 ///
 /// With `interrupted_at` (where the last written frame ends, see [`FileSink::end`](super::FileSink::end)),
-/// only what lies before it is expected in the output.
+/// only what lies before it is expected in the result.
 ///
 /// # Errors
-/// Fails where one of the files cannot be demuxed.
+/// [`Error::Media`] where the result cannot be read.
 pub fn compare(job: &FileJob, interrupted_at: Option<Pts>) -> Result<Verification> {
-    super::init()?;
     let container = Container::from_path(&job.output)?;
-    let mut input = Packets::read(&job.input, Timeline::of(job))?;
-    let output = Packets::read(
-        &job.output,
-        Timeline::new(&job.output, (Duration::ZERO, None)),
-    )?;
-    let duration_in = input.end;
-    let claimed = input.claimed.map(|claimed| {
-        let nanos = |pts: Pts| Duration::from_nanos(pts.0);
-        job.end
-            .map_or(claimed, |end| claimed.min(nanos(end)))
-            .saturating_sub(nanos(job.start.unwrap_or_default()))
-    });
-    if let Some(end) = interrupted_at {
-        let end = i64::try_from(end.0).unwrap_or(i64::MAX);
-        input.frames.retain(|time| *time < end);
-    }
-    if !container.has_edit_lists() {
-        for track in &mut input.sound {
-            track.cut_before(-(LONGEST_RUN_IN.as_nanos() as i64));
-        }
-    }
-    Ok(Verification {
-        frames_in: input.frames.len() as u64,
-        frames_out: output.frames.len() as u64,
-        max_pts_error_nanos: max_error(&input.frames, &output.frames),
-        audio_packets_in: n_packets(&input.sound),
-        audio_packets_out: n_packets(&output.sound),
-        audio_equal: same_sound(
-            &input.sound,
-            &output.sound,
-            interrupted_at.is_some(),
-            if container == Container::MpegTs {
-                UNSEEN_PACKETS
-            } else {
-                0
-            },
-        ),
-        duration_in,
-        duration_out: output.end,
-        claimed,
-        interrupted_at,
-    })
+    let result = demux::read(&job.output)
+        .map_err(|err| Error::Media(format!("the result is {err}: {:?}", job.output)))?;
+    let wanted = Wanted {
+        start: nanos(job.start.unwrap_or_default()),
+        end: job.end.map_or(i64::MAX, nanos),
+        interrupted_at: interrupted_at.map(nanos),
+        sound: job.audio,
+        has_edit_lists: container.has_edit_lists(),
+    };
+    let mut verification = match demux::read(&job.input) {
+        Ok(source) => wanted.judge(&source, &result),
+        Err(err) => Verification {
+            unread_source: Some(err.to_string()),
+            ..Verification::of_result(&result)
+        },
+    };
+    verification.interrupted_at = interrupted_at;
+    Ok(verification)
+}
+
+fn nanos(pts: Pts) -> i64 {
+    i64::try_from(pts.0).unwrap_or(i64::MAX)
 }
 
 impl Verification {
     /// True where nothing is missing and nothing was moved.
     pub fn whole(&self) -> bool {
-        self.complaint().is_none()
+        self.complaints.is_empty()
     }
 
     /// The first thing that is wrong, in words.
     pub fn complaint(&self) -> Option<String> {
-        if let Some(claimed) = self.claimed
-            && self.duration_in + END_TOLERANCE < claimed
-        {
-            return Some(format!(
-                "the container claims {:.3} s, but its packets end at {:.3} s",
-                claimed.as_secs_f64(),
-                self.duration_in.as_secs_f64()
-            ));
-        }
-        if self.frames_in != self.frames_out {
-            return Some(format!(
-                "{} frames went in, {} came out",
-                self.frames_in, self.frames_out
-            ));
-        }
-        if self.max_pts_error_nanos > TIME_STEP_NANOS {
-            return Some(format!(
-                "a frame was moved by {:.3} ms",
-                self.max_pts_error_nanos as f64 / 1e6
-            ));
-        }
-        if self.audio_equal == Some(false) {
-            return Some(format!(
-                "sound packets differ: {} went in, {} came out",
-                self.audio_packets_in, self.audio_packets_out
-            ));
-        }
-        None
+        self.complaints.first().cloned()
     }
+
+    /// Adds that the run handed on `n_frames`, which must all be in the result.
+    #[must_use]
+    pub fn with_written(mut self, n_frames: u64) -> Self {
+        if self.frames_out != n_frames {
+            self.complaints.push(format!(
+                "{n_frames} frames were written, but the result holds {}",
+                self.frames_out
+            ));
+        }
+        self
+    }
+
+    /// What the result alone tells.
+    pub(super) fn of_result(result: &Contents) -> Self {
+        let packets = |kind| result.of(kind).map(|track| track.packets.len() as u64);
+        let begin = begin(result);
+        let end = result.tracks.iter().filter_map(Track::end).max();
+        Self {
+            frames_out: packets(Kind::Picture).next().unwrap_or(0),
+            audio_packets_out: packets(Kind::Sound).sum(),
+            duration_out: duration(end.unwrap_or(begin).saturating_sub(begin)),
+            ..Self::default()
+        }
+    }
+}
+
+pub(super) fn duration(nanos: i64) -> Duration {
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+}
+
+pub(super) fn secs(nanos: i64) -> f64 {
+    nanos as f64 / 1e9
 }
 
 impl fmt::Display for Verification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(source) = &self.unread_source {
+            return write!(
+                f,
+                "not verified: the source is {source}, whose tables are not read; \
+                 the result has {} frames, {} sound packets, {:.3} s",
+                self.frames_out,
+                self.audio_packets_out,
+                self.duration_out.as_secs_f64()
+            );
+        }
+        let head = match (self.whole(), self.unjudged.is_empty()) {
+            (false, _) => "compared",
+            (true, false) => "verified in part",
+            (true, true) => "verified",
+        };
         write!(
             f,
-            "frames {} in, {} out; largest time error {:.3} ms; ",
+            "{head}: frames {} in, {} out; largest time error {:.3} ms; ",
             self.frames_in,
             self.frames_out,
             self.max_pts_error_nanos as f64 / 1e6
         )?;
         match self.audio_equal {
-            Some(true) => write!(f, "{} sound packets equal; ", self.audio_packets_out)?,
+            Some(true) => write!(
+                f,
+                "{} sound packets equal, {:.3} ms off the picture; ",
+                self.audio_packets_out,
+                self.max_sound_shift_nanos as f64 / 1e6
+            )?,
             Some(false) => write!(
                 f,
                 "sound packets differ ({} in, {} out); ",
                 self.audio_packets_in, self.audio_packets_out
             )?,
-            None if self.audio_packets_in == 0 => write!(f, "no sound; ")?,
+            None if self.audio_packets_in == 0 && self.unjudged.is_empty() => {
+                write!(f, "no sound; ")?;
+            }
+            None if self.audio_packets_in == 0 => {}
             None if self.audio_packets_out == 0 => write!(f, "sound left out; ")?,
             None => write!(f, "sound encoded anew; ")?,
         }
@@ -168,110 +172,12 @@ impl fmt::Display for Verification {
             self.duration_in.as_secs_f64(),
             self.duration_out.as_secs_f64()
         )?;
+        for unjudged in &self.unjudged {
+            write!(f, "; not judged: {unjudged}")?;
+        }
         if let Some(end) = self.interrupted_at {
             write!(f, "; interrupted at {:.3} s", end.secs())?;
         }
         Ok(())
-    }
-}
-
-/// Largest difference of times in nanoseconds, counted from the last frame that both have.
-///
-/// A frame that begins before zero is shown from zero on.
-fn max_error(input: &[i64], output: &[i64]) -> u64 {
-    let shown = |time: i64| time.max(0);
-    let n_both = input.len().min(output.len());
-    let Some(last) = n_both.checked_sub(1) else {
-        return 0;
-    };
-    let offset = output[last] - shown(input[last]);
-    let pairs = input.iter().zip(output);
-    pairs
-        .map(|(before, after)| (after - shown(*before) - offset).unsigned_abs())
-        .max()
-        .unwrap_or(0)
-}
-
-fn n_packets(tracks: &[Track]) -> u64 {
-    tracks.iter().map(|track| track.packets.len() as u64).sum()
-}
-
-fn same_sound(input: &[Track], output: &[Track], interrupted: bool, unseen: usize) -> Option<bool> {
-    if input.is_empty() || output.is_empty() {
-        return None;
-    }
-    let copied =
-        input.len() == output.len() && input.iter().zip(output).all(|(a, b)| a.codec == b.codec);
-    if !copied {
-        return None;
-    }
-    Some(
-        input
-            .iter()
-            .zip(output)
-            .all(|(a, b)| b.is_copy_of(a, interrupted, unseen)),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn whole() -> Verification {
-        Verification {
-            frames_in: 50,
-            frames_out: 50,
-            max_pts_error_nanos: 0,
-            audio_packets_in: 88,
-            audio_packets_out: 88,
-            audio_equal: Some(true),
-            duration_in: Duration::from_secs(2),
-            duration_out: Duration::from_secs(2),
-            claimed: Some(Duration::from_secs(2)),
-            interrupted_at: None,
-        }
-    }
-
-    #[test]
-    fn a_whole_run_has_no_complaint() {
-        assert!(whole().whole());
-        assert_eq!(
-            whole().to_string(),
-            "frames 50 in, 50 out; largest time error 0.000 ms; 88 sound packets equal; \
-             duration 2.000 s in, 2.000 s out"
-        );
-    }
-
-    #[test]
-    fn each_loss_is_a_complaint() {
-        let complaint = |change: fn(&mut Verification)| {
-            let mut verification = whole();
-            change(&mut verification);
-            verification.complaint().unwrap()
-        };
-        assert_eq!(
-            complaint(|v| v.claimed = Some(Duration::from_millis(3035))),
-            "the container claims 3.035 s, but its packets end at 2.000 s"
-        );
-        assert_eq!(
-            complaint(|v| v.frames_out = 49),
-            "50 frames went in, 49 came out"
-        );
-        assert_eq!(
-            complaint(|v| v.max_pts_error_nanos = 40_000_000),
-            "a frame was moved by 40.000 ms"
-        );
-        assert_eq!(
-            complaint(|v| v.audio_equal = Some(false)),
-            "sound packets differ: 88 went in, 88 came out"
-        );
-    }
-
-    #[test]
-    fn times_are_compared_from_a_common_frame() {
-        assert_eq!(max_error(&[0, 40, 80], &[23, 63, 103]), 0);
-        assert_eq!(max_error(&[0, 40, 80], &[23, 60, 103]), 3);
-        assert_eq!(max_error(&[-20, 20, 60], &[0, 20, 60]), 0);
-        assert_eq!(max_error(&[], &[1]), 0);
     }
 }

@@ -26,6 +26,9 @@ mod kernels;
 // Files through GStreamer and back, judged by ffmpeg and ffprobe.
 #[cfg(feature = "media")]
 mod media;
+// What is read, written and called verified, judged by containers' own tables and by ffprobe.
+#[cfg(feature = "media")]
+mod second_opinion;
 // Opening models, and what is said about those that cannot be opened.
 mod models;
 // Cameras and streams.

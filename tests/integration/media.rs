@@ -15,19 +15,19 @@ const SOUND: &str = "-f lavfi -i sine=frequency=440:sample_rate=44100:duration=2
 const H264: &str = "-c:v libx264 -preset veryfast -pix_fmt yuv420p -g 25 -bf 2";
 
 /// A folder for one test's files.
-struct Files(TempDir);
+pub(crate) struct Files(TempDir);
 
 impl Files {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Makes the file `name` by ffmpeg's options `args`, which hold no quotes.
-    fn make(&self, name: &str, args: &str) -> PathBuf {
+    pub(crate) fn make(&self, name: &str, args: &str) -> PathBuf {
         let path = self.path(name);
         let output = Command::new("ffmpeg")
             .args(["-v", "error", "-y"])
@@ -45,7 +45,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Runs `job` without a change to any frame; returns how many there were.
-fn run(job: &FileJob) -> vitscope::Result<u64> {
+pub(crate) fn run(job: &FileJob) -> vitscope::Result<u64> {
     let (mut source, sink) = media::open(job)?;
     let mut sink = Box::new(sink);
     let mut n_frames = 0;
@@ -58,7 +58,7 @@ fn run(job: &FileJob) -> vitscope::Result<u64> {
     Ok(n_frames)
 }
 
-fn ffprobe(path: &Path, args: &str) -> String {
+pub(crate) fn ffprobe(path: &Path, args: &str) -> String {
     let output = Command::new("ffprobe")
         .args(["-v", "error", "-of", "csv=p=0"])
         .args(args.split_whitespace())
@@ -95,7 +95,7 @@ fn seconds(path: &Path) -> f64 {
 }
 
 /// Digest of the packets of every sound track, by ffmpeg.
-fn sound_hash(path: &Path, filter: &str) -> String {
+pub(crate) fn sound_hash(path: &Path, filter: &str) -> String {
     let output = Command::new("ffmpeg")
         .args(["-v", "error", "-i"])
         .arg(path)
@@ -479,7 +479,8 @@ fn a_range_begins_at_zero_and_cuts_sound_too() {
         let n_frames = run(&job).unwrap();
         let times = frame_times(&job.output);
         assert_eq!(n_frames as usize, times.len(), "{extension}");
-        if extension == "mp4" {
+        if extension != "mkv" {
+            // A transport stream counts from its picture.
             let expected: Vec<i64> = (0..63).map(|frame| frame * 40_000).collect();
             assert_eq!(times, expected);
         } else {

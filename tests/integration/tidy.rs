@@ -8,6 +8,7 @@ const LAYERS: [&[&str]; 7] = [
     &[
         "error",
         "changes",
+        "demux",
         "files",
         "weights",
         "companion",

@@ -96,8 +96,9 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
         say(outputs, &format!("wrote {path:?}"));
     }
     let verification = verify::compare(&job, report.interrupted_at)
-        .with_context(|| format!("reading {:?} again", args.output))?;
-    say(outputs, &format!("verified: {verification}"));
+        .with_context(|| format!("reading {:?} again", args.output))?
+        .with_written(report.counts.frames);
+    say(outputs, &verification.to_string());
     let complaint = verification.complaint();
     if let Some(complaint) = &complaint {
         eprintln!("incomplete: {complaint}");

@@ -1,0 +1,263 @@
+//! What a video file holds by its container's own tables: when each frame is shown, and every packet of sound.
+//!
+//! A second opinion beside GStreamer, whose demuxers lose data without a word: nothing here knows GStreamer,
+//! and nothing that decides what a run reads may import this.
+//! mp4 and mov (ISO/IEC 14496-12), Matroska and WebM (RFC 9559) and MPEG transport streams (ISO/IEC 13818-1) are read.
+//!
+//! Payloads of pictures are passed over, so that a long film costs little more than its sound.
+//! Damaged files give what can be read of them: no length in a file is believed before the bytes are there.
+
+mod bytes;
+mod matroska;
+mod mp4;
+mod mpeg_ts;
+mod sound;
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// More packets than weeks of video have; a file that claims more is damaged.
+const MOST_PACKETS: usize = 20_000_000;
+
+/// A kind of container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// mp4, mov, m4v.
+    Mp4,
+    /// Matroska, WebM.
+    Matroska,
+    /// MPEG transport stream, with or without time codes between its packets.
+    MpegTs,
+}
+
+/// What a track is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Frames.
+    Picture,
+    /// Sound.
+    Sound,
+    /// Subtitles, time codes, data.
+    Other,
+}
+
+/// One frame, or one packet of sound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packet {
+    /// When it is shown or heard, in nanoseconds of the container's presentation; negative where it comes before that.
+    pub time: i64,
+    /// For how long, in nanoseconds; where the container does not say, up to the next packet.
+    pub duration: i64,
+    /// Digest of the bytes; zero for frames.
+    pub hash: u64,
+}
+
+impl Packet {
+    /// Where it ends.
+    pub fn end(&self) -> i64 {
+        self.time.saturating_add(self.duration)
+    }
+}
+
+/// One track.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Track {
+    /// What it is.
+    pub kind: Kind,
+    /// The same name in every container.
+    pub codec: String,
+    /// Frames in order of presentation, all of which are shown; sound in order of the file, with its run-in.
+    pub packets: Vec<Packet>,
+    /// Digest of all bytes of sound: uncompressed sound has no packets to speak of.
+    pub bytes_hash: u64,
+    /// Why its packets are not known, where they are not.
+    pub unknown: Option<&'static str>,
+}
+
+impl Track {
+    /// True for uncompressed sound.
+    pub fn is_pcm(&self) -> bool {
+        self.codec.starts_with("PCM")
+    }
+
+    /// Where its last packet ends.
+    pub fn end(&self) -> Option<i64> {
+        self.packets.iter().map(Packet::end).max()
+    }
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// The container.
+    pub format: Format,
+    /// In the file's order, without those that have no packet.
+    pub tracks: Vec<Track>,
+    /// True where edit lists say when tracks are shown.
+    pub has_edit_lists: bool,
+    /// Where the container says that its presentation ends, in nanoseconds.
+    pub claimed_end: Option<i64>,
+    /// Samples of an mp4's tables whose bytes the file does not have.
+    pub n_cut_off: u64,
+}
+
+impl Contents {
+    /// Tracks of one kind.
+    pub fn of(&self, kind: Kind) -> impl Iterator<Item = &Track> {
+        self.tracks.iter().filter(move |track| track.kind == kind)
+    }
+}
+
+/// Why a file's tables tell nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unreadable(String);
+
+impl Unreadable {
+    fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+}
+
+impl From<std::io::Error> for Unreadable {
+    fn from(err: std::io::Error) -> Self {
+        Self(err.to_string())
+    }
+}
+
+/// Reads the tables of `path`.
+///
+/// # Errors
+/// Says what kind of file it is where no tables of it are read, and what is missing where it is damaged.
+pub fn read(path: &Path) -> Result<Contents, Unreadable> {
+    let mut file = File::open(path)?;
+    let mut head = Vec::new();
+    (&mut file).take(1024).read_to_end(&mut head)?;
+    file.seek(SeekFrom::Start(0))?;
+    let mut contents = match format_of(&head)? {
+        Format::Mp4 => mp4::read(file),
+        Format::Matroska => matroska::read(file),
+        Format::MpegTs => mpeg_ts::read(file, &head),
+    }?;
+    contents
+        .tracks
+        .retain(|track| !track.packets.is_empty() || track.unknown.is_some());
+    Ok(contents)
+}
+
+/// The container that begins with `head`.
+fn format_of(head: &[u8]) -> Result<Format, Unreadable> {
+    let kind = head.get(4..8).unwrap_or_default();
+    let boxes: [&[u8]; 7] = [
+        b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp",
+    ];
+    if boxes.contains(&kind) {
+        return Ok(Format::Mp4);
+    }
+    if head.starts_with(&[0x1a, 0x45, 0xdf, 0xa3]) {
+        return Ok(Format::Matroska);
+    }
+    if mpeg_ts::packet_len(head).is_some() {
+        return Ok(Format::MpegTs);
+    }
+    let asf = [0x30, 0x26, 0xb2, 0x75];
+    let name = match head {
+        _ if head.starts_with(b"RIFF") => "AVI",
+        _ if head.starts_with(b"FLV") => "FLV",
+        _ if head.starts_with(&asf) => "WMV",
+        _ if head.starts_with(&[0, 0, 1, 0xba]) => "an MPEG program stream",
+        _ if head.starts_with(b"OggS") => "Ogg",
+        _ => "of another kind",
+    };
+    Err(Unreadable::new(name))
+}
+
+/// Completes the times of a track from what the container says of its packets.
+///
+/// Packets that came in one piece have the same time; a duration of zero is not known.
+fn complete(kind: Kind, packets: &mut [Packet]) {
+    if kind == Kind::Picture {
+        packets.sort_by_key(|packet| packet.time);
+    }
+    let mut share_before = 0;
+    let mut begin = 0;
+    while let Some(first) = packets.get(begin).copied() {
+        let rest = packets.get(begin..).unwrap_or_default();
+        let n_together = match kind {
+            Kind::Picture => 1,
+            _ => rest.iter().take_while(|p| p.time == first.time).count(),
+        };
+        let next = packets.get(begin + n_together).map(|next| next.time);
+        let gap = next
+            .map(|next| next.saturating_sub(first.time))
+            .filter(|gap| *gap > 0);
+        let share = gap.map_or(share_before, |gap| gap / n_together as i64);
+        let mut time = first.time;
+        for packet in packets.iter_mut().skip(begin).take(n_together) {
+            packet.time = time;
+            if packet.duration == 0 {
+                packet.duration = share;
+            }
+            time = time.saturating_add(packet.duration);
+        }
+        share_before = share;
+        begin += n_together;
+    }
+}
+
+/// True for VP8's frames that only serve as a reference (RFC 6386, section 9.1: bit 4 shows a frame).
+fn is_hidden_vp8(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|first| first & 0x10 == 0)
+}
+
+/// `ticks` of 1/`timescale` s in nanoseconds, rounded down.
+fn nanos(ticks: i64, timescale: u32) -> i64 {
+    let nanos = (i128::from(ticks) * 1_000_000_000).div_euclid(i128::from(timescale.max(1)));
+    i64::try_from(nanos).unwrap_or(if ticks < 0 {
+        i64::MIN / 4
+    } else {
+        i64::MAX / 4
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packets(times: &[(i64, i64)]) -> Vec<Packet> {
+        let packets = times.iter().map(|(time, duration)| Packet {
+            time: *time,
+            duration: *duration,
+            hash: 0,
+        });
+        packets.collect()
+    }
+
+    #[test]
+    fn laced_packets_share_the_time_to_the_next_block() {
+        let mut laced = packets(&[(0, 0), (0, 0), (40, 0), (40, 0), (80, 0)]);
+        complete(Kind::Sound, &mut laced);
+        let expected = [(0, 20), (20, 20), (40, 20), (60, 20), (80, 20)];
+        assert_eq!(laced, packets(&expected));
+    }
+
+    #[test]
+    fn frames_last_until_the_next_one_in_order_of_presentation() {
+        let mut reordered = packets(&[(0, 0), (120, 0), (40, 0), (80, 0)]);
+        complete(Kind::Picture, &mut reordered);
+        assert_eq!(
+            reordered,
+            packets(&[(0, 40), (40, 40), (80, 40), (120, 40)])
+        );
+    }
+
+    #[test]
+    fn other_files_are_named() {
+        let name = |head: &[u8]| format_of(head).unwrap_err().to_string();
+        assert_eq!(name(b"RIFF\0\0\0\0AVI "), "AVI");
+        assert_eq!(name(b"FLV\x01"), "FLV");
+        assert_eq!(name(&[0, 0, 1, 0xba, 0x44]), "an MPEG program stream");
+        assert_eq!(name(b""), "of another kind");
+    }
+}

@@ -1,0 +1,687 @@
+//! Pictures and sound of MPEG transport streams by the headers of their PES packets (ISO/IEC 13818-1).
+//!
+//! A frame is a PES packet, and that is checked: where pictures begin elsewhere, frames are not known.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs::File;
+use std::hash::Hasher;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+
+use super::bytes::{be16, be32, hash};
+use super::sound::{Framing, LONGEST_HEADER};
+use super::{Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, complete};
+
+const SYNC: u8 = 0x47;
+
+/// Steps a second of presentation times, and where they begin anew.
+const CLOCK: i64 = 90_000;
+const WRAP: i64 = 1 << 33;
+
+/// A gap in decoding above this is a new recording, whose times begin anew.
+const LONGEST_GAP: i64 = 10 * CLOCK;
+
+/// More streams than a program has.
+const MOST_STREAMS: usize = 64;
+
+/// More bytes than any packet of sound has.
+const LARGEST_SOUND: usize = 1 << 20;
+
+/// Bytes from one sync byte to the next, and before the first; `None` where `head` is no transport stream.
+pub(super) fn packet_len(head: &[u8]) -> Option<(usize, usize)> {
+    [(188, 0), (192, 4), (204, 0)]
+        .into_iter()
+        .find(|(len, at)| {
+            let syncs = head.iter().skip(*at).step_by(*len);
+            head.len() > at + 2 * len && syncs.take(4).all(|byte| *byte == SYNC)
+        })
+}
+
+/// Reads the packets of `file`, which begins with `head`.
+pub(super) fn read(file: File, head: &[u8]) -> Result<Contents, Unreadable> {
+    let (len, sync_at) = packet_len(head).ok_or_else(|| Unreadable::new("no transport stream"))?;
+    let mut packets = Packets {
+        reader: BufReader::with_capacity(len * 512, file),
+        packet: vec![0; len],
+        sync_at,
+    };
+    let mut program = Program::default();
+    // The list of tracks may come after their first packets.
+    while program.streams.is_empty() {
+        let Some(packet) = packets.next()? else {
+            break;
+        };
+        program.take_tables(packet)?;
+    }
+    packets.reader.seek(SeekFrom::Start(0))?;
+    while let Some(packet) = packets.next()? {
+        program.take(packet)?;
+    }
+    program.contents()
+}
+
+/// Transport packets of a file, one after the other.
+struct Packets {
+    reader: BufReader<File>,
+    packet: Vec<u8>,
+    sync_at: usize,
+}
+
+impl Packets {
+    /// The next 188 bytes that begin with a sync byte; bytes out of step are passed over.
+    fn next(&mut self) -> Result<Option<&[u8]>, Unreadable> {
+        let mut n_kept = 0;
+        loop {
+            let rest = self.packet.get_mut(n_kept..).unwrap_or_default();
+            if !read_packet(&mut self.reader, rest)? {
+                return Ok(None);
+            }
+            if self.packet.get(self.sync_at) == Some(&SYNC) {
+                break;
+            }
+            let from = self.sync_at + 1;
+            let ahead = self.packet.iter().skip(from).position(|byte| *byte == SYNC);
+            let n_lost = ahead.map_or(self.packet.len(), |at| at + 1);
+            n_kept = self.packet.len() - n_lost;
+            self.packet.rotate_left(n_lost);
+        }
+        Ok(self.packet.get(self.sync_at..self.sync_at + 188))
+    }
+}
+
+/// Fills `packet`; false where the file ends first.
+fn read_packet(reader: &mut impl Read, packet: &mut [u8]) -> Result<bool, Unreadable> {
+    match reader.read_exact(packet) {
+        Ok(()) => Ok(true),
+        Err(err) if err.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// A transport packet with a payload (2.4.3.2).
+struct Transport<'a> {
+    pid: u16,
+    begins: bool,
+    scrambled: bool,
+    counter: u8,
+    payload: &'a [u8],
+}
+
+impl<'a> Transport<'a> {
+    /// `None` where it is broken or has no payload.
+    fn read(packet: &'a [u8]) -> Option<Self> {
+        let (pid, flags) = (be16(packet, 1)?, *packet.get(3)?);
+        let broken = pid & 0x8000 != 0;
+        if broken || flags & 0x10 == 0 {
+            return None;
+        }
+        let mut payload = packet.get(4..)?;
+        if flags & 0x20 != 0 {
+            let len = usize::from(*payload.first()?) + 1;
+            payload = payload.get(len..)?;
+        }
+        Some(Self {
+            pid: pid & 0x1fff,
+            begins: pid & 0x4000 != 0,
+            scrambled: flags & 0xc0 != 0,
+            counter: flags & 15,
+            payload,
+        })
+    }
+}
+
+/// The one program of a stream.
+#[derive(Default)]
+struct Program {
+    map_pid: Option<u16>,
+    map: Section,
+    streams: Vec<Stream>,
+    n_packets: usize,
+}
+
+impl Program {
+    /// Takes a transport packet of 188 bytes where it belongs to a list of programs or tracks; false where it does not.
+    fn take_tables(&mut self, packet: &[u8]) -> Result<bool, Unreadable> {
+        let Some(packet) = Transport::read(packet) else {
+            return Ok(true);
+        };
+        if packet.pid == 0 {
+            if self.map_pid.is_none() && packet.begins {
+                self.map_pid = program_map(packet.payload)?;
+            }
+            return Ok(true);
+        }
+        let is_map = Some(packet.pid) == self.map_pid;
+        if is_map && let Some(section) = self.map.take(packet.begins, packet.payload) {
+            self.take_map(&section)?;
+        }
+        Ok(is_map)
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Unreadable> {
+        if self.take_tables(bytes)? {
+            return Ok(());
+        }
+        let Some(packet) = Transport::read(bytes) else {
+            return Ok(());
+        };
+        let mut streams = self.streams.iter_mut();
+        let Some(stream) = streams.find(|stream| stream.pid == packet.pid) else {
+            return Ok(());
+        };
+        if packet.scrambled {
+            stream.unknown = Some("it is scrambled");
+            return Ok(());
+        }
+        // Any packet may be sent twice.
+        if stream.counter.replace(packet.counter) == Some(packet.counter) {
+            return Ok(());
+        }
+        self.n_packets += stream.take(packet.begins, packet.payload);
+        if self.n_packets > MOST_PACKETS {
+            return Err(Unreadable::new(
+                "a transport stream of more than 20 million packets",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes the list of streams: a table's identifier and length, five more bytes, then the clock's stream.
+    fn take_map(&mut self, section: &[u8]) -> Result<(), Unreadable> {
+        let mut streams = Vec::new();
+        let Some(end) = section.len().checked_sub(4) else {
+            return Ok(());
+        };
+        let mut at = 12 + usize::from(be16(section, 10).unwrap_or(0) & 0xfff);
+        while at + 5 <= end && streams.len() < MOST_STREAMS {
+            let (Some(kind), Some(pid), Some(len)) = (
+                section.get(at),
+                be16(section, at + 1),
+                be16(section, at + 3),
+            ) else {
+                break;
+            };
+            let len = usize::from(len & 0xfff);
+            let descriptors = section.get(at + 5..at + 5 + len).unwrap_or_default();
+            streams.push(Stream::new(pid & 0x1fff, *kind, descriptors));
+            at += 5 + len;
+        }
+        if self.streams.is_empty() {
+            self.streams = streams;
+            return Ok(());
+        }
+        let pids = |streams: &[Stream]| -> Vec<u16> { streams.iter().map(|s| s.pid).collect() };
+        if pids(&self.streams) != pids(&streams) {
+            return Err(Unreadable::new(
+                "a transport stream whose tracks change on the way",
+            ));
+        }
+        Ok(())
+    }
+
+    fn contents(self) -> Result<Contents, Unreadable> {
+        if self.streams.is_empty() {
+            return Err(Unreadable::new(
+                "a transport stream without a list of tracks",
+            ));
+        }
+        let mut clock = Clock::default();
+        let begin = self
+            .streams
+            .iter()
+            .filter_map(|stream| stream.first_pts)
+            .next();
+        clock.last = begin;
+        let tracks = self.streams.into_iter().map(|stream| stream.track(clock));
+        Ok(Contents {
+            format: Format::MpegTs,
+            tracks: tracks.collect(),
+            has_edit_lists: false,
+            claimed_end: None,
+            n_cut_off: 0,
+        })
+    }
+}
+
+/// The stream of the one program's map, out of the first program list.
+fn program_map(payload: &[u8]) -> Result<Option<u16>, Unreadable> {
+    let Some(section) = payload
+        .first()
+        .and_then(|n| payload.get(1 + usize::from(*n)..))
+    else {
+        return Ok(None);
+    };
+    let len = usize::from(be16(section, 1).unwrap_or(0) & 0xfff);
+    // Eight bytes stand before the programs, a checksum behind them.
+    let programs = section
+        .get(8..(3 + len).saturating_sub(4))
+        .unwrap_or_default();
+    let programs: Vec<u32> = programs
+        .chunks_exact(4)
+        .filter_map(|entry| be32(entry, 0))
+        .collect();
+    let mut programs = programs.into_iter().filter(|entry| entry >> 16 != 0);
+    let first = programs.next();
+    if programs.next().is_some() {
+        return Err(Unreadable::new("a transport stream of several programs"));
+    }
+    Ok(first.map(|entry| (entry & 0x1fff) as u16))
+}
+
+/// A table that may come in several packets.
+#[derive(Default)]
+struct Section {
+    bytes: Vec<u8>,
+    begun: bool,
+}
+
+impl Section {
+    /// The whole table, once it is there.
+    fn take(&mut self, begins: bool, payload: &[u8]) -> Option<Vec<u8>> {
+        if begins {
+            let skipped = 1 + usize::from(*payload.first()?);
+            self.bytes = payload.get(skipped..)?.to_vec();
+            self.begun = true;
+        } else if self.begun {
+            self.bytes.extend_from_slice(payload);
+        }
+        let len = 3 + usize::from(be16(&self.bytes, 1)? & 0xfff);
+        if !self.begun || self.bytes.len() < len {
+            return None;
+        }
+        self.begun = false;
+        let section = self.bytes.get(..len)?.to_vec();
+        // Another table may be sent on the same stream.
+        (section.first() == Some(&2)).then_some(section)
+    }
+}
+
+/// Unwraps times of 33 bits.
+#[derive(Clone, Copy, Default)]
+struct Clock {
+    last: Option<i64>,
+}
+
+impl Clock {
+    fn unwrap(&mut self, pts: i64) -> i64 {
+        let last = self.last.unwrap_or(pts);
+        let half = WRAP / 2;
+        let time = last + (pts - last + half).rem_euclid(WRAP) - half;
+        self.last = Some(time);
+        time
+    }
+}
+
+/// One elementary stream.
+struct Stream {
+    pid: u16,
+    kind: Kind,
+    codec: &'static str,
+    counter: Option<u8>,
+    first_pts: Option<i64>,
+    clock: Clock,
+    last_decoded: Option<i64>,
+    pictures: PictureStarts,
+    /// Pictures that began in the PES packet that is being read.
+    n_begun: u32,
+    framing: Option<Framing>,
+    sound: Sound,
+    packets: Vec<Packet>,
+    unknown: Option<&'static str>,
+}
+
+impl Stream {
+    fn new(pid: u16, kind: u8, descriptors: &[u8]) -> Self {
+        let has = |wanted: u8| descriptor(descriptors, wanted).is_some();
+        let registered = descriptor(descriptors, 5).and_then(|content| content.get(..4));
+        let (kind, codec, framing) = match (kind, registered) {
+            (1 | 2, _) => (Kind::Picture, "MPEG video", None),
+            (0x10, _) => (Kind::Picture, "MPEG-4 video", None),
+            (0x1b, _) => (Kind::Picture, "H.264", None),
+            (0x24, _) | (6, Some(b"HEVC")) => (Kind::Picture, "H.265", None),
+            (0xd1 | 0xea, _) | (6, Some(b"drac" | b"AV01" | b"VP09")) => {
+                (Kind::Picture, "other video", None)
+            }
+            (3 | 4, _) => (Kind::Sound, "MPEG audio", Some(Framing::MpegAudio)),
+            (0x0f, _) => (Kind::Sound, "AAC", Some(Framing::Adts)),
+            (0x11, _) => (Kind::Sound, "AAC in LATM", None),
+            (0x81, _) => (Kind::Sound, "AC-3", Some(Framing::Ac3)),
+            (0x84 | 0x87, _) => (Kind::Sound, "E-AC-3", Some(Framing::Ac3)),
+            (0x80 | 0x82 | 0x83 | 0x85 | 0x86, _) => (Kind::Sound, "other sound", None),
+            (6, Some(b"Opus")) => (Kind::Sound, "Opus", Some(Framing::Opus)),
+            (6, Some(b"AC-3")) => (Kind::Sound, "AC-3", Some(Framing::Ac3)),
+            (6, Some(b"EAC3")) => (Kind::Sound, "E-AC-3", Some(Framing::Ac3)),
+            (6, _) if has(0x6a) => (Kind::Sound, "AC-3", Some(Framing::Ac3)),
+            (6, _) if has(0x7a) => (Kind::Sound, "E-AC-3", Some(Framing::Ac3)),
+            (6, _) if has(0x7b) || has(0x7c) => (Kind::Sound, "other sound", None),
+            _ => (Kind::Other, "", None),
+        };
+        Self {
+            pid,
+            kind,
+            codec,
+            counter: None,
+            first_pts: None,
+            clock: Clock::default(),
+            last_decoded: None,
+            pictures: PictureStarts::new(codec),
+            n_begun: 0,
+            framing,
+            sound: Sound::default(),
+            packets: Vec::new(),
+            unknown: (kind == Kind::Sound && framing.is_none())
+                .then_some("its packets are not told apart"),
+        }
+    }
+
+    /// Takes the payload of one transport packet; returns how many packets it brought.
+    fn take(&mut self, begins: bool, payload: &[u8]) -> usize {
+        if self.kind == Kind::Other {
+            return 0;
+        }
+        let mut content = payload;
+        let n_before = self.packets.len();
+        if begins {
+            self.end_pes();
+            let Some(header) = PesHeader::read(payload) else {
+                self.unknown = Some("a PES header is damaged");
+                return 0;
+            };
+            self.begin_pes(&header);
+            content = payload.get(header.len..).unwrap_or_default();
+        } else if self.first_pts.is_none() {
+            // What began before the file did.
+            return 0;
+        }
+        match self.framing {
+            Some(framing) => self.sound.take(framing, content, &mut self.packets),
+            None => self.n_begun += self.pictures.count(content),
+        }
+        self.packets.len() - n_before
+    }
+
+    fn begin_pes(&mut self, header: &PesHeader) {
+        let Some(pts) = header.pts else {
+            if self.kind == Kind::Picture {
+                self.unknown = Some("a picture has no time");
+            }
+            return;
+        };
+        let pts = self.clock.unwrap(pts);
+        self.first_pts.get_or_insert(pts);
+        let decoded = header.dts.map_or(pts, |dts| {
+            let mut clock = self.clock;
+            clock.unwrap(dts)
+        });
+        if self
+            .last_decoded
+            .is_some_and(|last| (decoded - last).abs() > LONGEST_GAP)
+        {
+            self.unknown = Some("its times jump");
+        }
+        self.last_decoded = Some(decoded);
+        let time = pts.saturating_mul(1_000_000_000).div_euclid(CLOCK);
+        if self.framing.is_some() {
+            self.sound.marks.push((self.sound.n_bytes(), time));
+        } else {
+            self.packets.push(Packet {
+                time,
+                ..Packet::default()
+            });
+        }
+    }
+
+    /// Checks that the PES packet that ends held one picture.
+    fn end_pes(&mut self) {
+        let known = self.kind == Kind::Picture && self.pictures.codec != "other";
+        if known && !self.packets.is_empty() && self.n_begun != 1 {
+            self.unknown = Some("its frames do not begin where its PES packets do");
+        }
+        self.n_begun = 0;
+    }
+
+    fn track(mut self, mut clock: Clock) -> Track {
+        if self.pictures.codec != "other" {
+            // The last picture may be cut off before it has begun.
+            self.end_pes();
+        }
+        if let Some(framing) = self.framing {
+            self.sound.end(framing, &mut self.packets);
+        }
+        // All streams of a program count from the same wrap.
+        if let Some(first) = self.first_pts {
+            let turns = clock.unwrap(first) - first;
+            let shift = turns.saturating_mul(1_000_000_000).div_euclid(CLOCK);
+            for packet in &mut self.packets {
+                packet.time = packet.time.saturating_add(shift);
+            }
+        }
+        if self.kind == Kind::Picture {
+            complete(self.kind, &mut self.packets);
+        }
+        if self.sound.lost {
+            self.unknown = Some("its packets are damaged");
+        }
+        Track {
+            kind: self.kind,
+            codec: self.codec.into(),
+            packets: self.packets,
+            bytes_hash: self.sound.digest.finish(),
+            unknown: self.unknown,
+        }
+    }
+}
+
+/// The content of the first descriptor of a kind.
+fn descriptor(mut descriptors: &[u8], wanted: u8) -> Option<&[u8]> {
+    loop {
+        let (kind, len) = (*descriptors.first()?, usize::from(*descriptors.get(1)?));
+        let content = descriptors.get(2..2 + len)?;
+        if kind == wanted {
+            return Some(content);
+        }
+        descriptors = descriptors.get(2 + len..)?;
+    }
+}
+
+/// The head of a PES packet (2.4.3.6).
+struct PesHeader {
+    len: usize,
+    pts: Option<i64>,
+    dts: Option<i64>,
+}
+
+impl PesHeader {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        if bytes.get(..3)? != [0, 0, 1] || bytes.get(6)? >> 6 != 2 {
+            return None;
+        }
+        let flags = *bytes.get(7)?;
+        Some(Self {
+            len: 9 + usize::from(*bytes.get(8)?),
+            pts: if flags & 0x80 != 0 {
+                time_stamp(bytes.get(9..14)?)
+            } else {
+                None
+            },
+            dts: if flags & 0x40 != 0 {
+                time_stamp(bytes.get(14..19)?)
+            } else {
+                None
+            },
+        })
+    }
+}
+
+/// 33 bits with marker bits between them.
+fn time_stamp(bytes: &[u8]) -> Option<i64> {
+    let high = i64::from(*bytes.first()?) >> 1 & 7;
+    let middle = i64::from(be16(bytes, 1)?) >> 1;
+    let low = i64::from(be16(bytes, 3)?) >> 1;
+    Some(high << 30 | middle << 15 | low)
+}
+
+/// Counts where pictures begin.
+struct PictureStarts {
+    codec: &'static str,
+    /// The last bytes.
+    window: u64,
+}
+
+impl PictureStarts {
+    fn new(codec: &'static str) -> Self {
+        let counted = ["H.264", "H.265", "MPEG video", "MPEG-4 video"];
+        Self {
+            codec: if counted.contains(&codec) {
+                codec
+            } else {
+                "other"
+            },
+            window: u64::MAX,
+        }
+    }
+
+    fn count(&mut self, bytes: &[u8]) -> u32 {
+        let mut n = 0;
+        for byte in bytes {
+            self.window = self.window << 8 | u64::from(*byte);
+            let start_code = |n_after: u32| self.window >> (8 * n_after) & 0xff_ffff == 1;
+            let back = |n: u32| (self.window >> (8 * n) & 0xff) as u8;
+            let begins = match self.codec {
+                // A slice whose first macroblock is number zero, which is a single bit.
+                "H.264" => start_code(2) && matches!(back(1) & 31, 1 | 5) && byte & 0x80 != 0,
+                "H.265" => start_code(3) && back(2) >> 1 & 63 < 32 && byte & 0x80 != 0,
+                "MPEG video" => start_code(1) && *byte == 0,
+                "MPEG-4 video" => start_code(1) && *byte == 0xb6,
+                _ => false,
+            };
+            n += u32::from(begins);
+        }
+        n
+    }
+}
+
+/// Cuts a stream of sound into its packets.
+#[derive(Default)]
+struct Sound {
+    bytes: Vec<u8>,
+    /// Bytes that were taken before those.
+    n_passed: u64,
+    /// From which byte on a time holds.
+    marks: Vec<(u64, i64)>,
+    next_time: Option<i64>,
+    digest: DefaultHasher,
+    lost: bool,
+}
+
+impl Sound {
+    fn n_bytes(&self) -> u64 {
+        self.n_passed + self.bytes.len() as u64
+    }
+
+    fn take(&mut self, framing: Framing, content: &[u8], packets: &mut Vec<Packet>) {
+        self.bytes.extend_from_slice(content);
+        self.cut(framing, packets, LONGEST_HEADER);
+    }
+
+    fn end(&mut self, framing: Framing, packets: &mut Vec<Packet>) {
+        self.cut(framing, packets, 0);
+    }
+
+    /// Takes whole packets off the front; with fewer than `patience` bytes a header may still be incomplete.
+    fn cut(&mut self, framing: Framing, packets: &mut Vec<Packet>, patience: usize) {
+        let mut at = 0;
+        while let Some(rest) = self.bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let Some(frame) = framing.frame(rest) else {
+                if rest.len() < patience {
+                    break;
+                }
+                // A recording may begin or end in the middle of a packet.
+                self.lost |= !packets.is_empty() && patience > 0;
+                at += 1;
+                continue;
+            };
+            let Some(bytes) = rest.get(..frame.len.max(1)) else {
+                if frame.len > LARGEST_SOUND {
+                    self.lost = true;
+                    at += 1;
+                    continue;
+                }
+                break;
+            };
+            let begins = self.n_passed + at as u64;
+            let n_marks = self
+                .marks
+                .iter()
+                .take_while(|(from, _)| *from <= begins)
+                .count();
+            let marked = self
+                .marks
+                .drain(..n_marks)
+                .next_back()
+                .map(|(_, time)| time);
+            if let Some(time) = marked.or(self.next_time) {
+                let bytes = bytes.get(frame.framing..).unwrap_or_default();
+                self.digest.write(bytes);
+                packets.push(Packet {
+                    time,
+                    duration: frame.duration_nanos,
+                    hash: hash(bytes),
+                });
+                self.next_time = Some(time.saturating_add(frame.duration_nanos));
+            }
+            at += bytes.len();
+        }
+        self.bytes.drain(..at);
+        self.n_passed += at as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_go_on_past_the_end_of_33_bits() {
+        let mut clock = Clock::default();
+        assert_eq!(clock.unwrap(WRAP - 3600), WRAP - 3600);
+        assert_eq!(clock.unwrap(0), WRAP);
+        assert_eq!(clock.unwrap(WRAP - 1800), WRAP - 1800);
+        assert_eq!(clock.unwrap(3600), WRAP + 3600);
+    }
+
+    #[test]
+    fn a_pes_header_says_when_it_is_shown() {
+        // 90000 as 33 bits with markers: 0, 2, 24464.
+        let header = [
+            0, 0, 1, 0xe0, 0, 0, 0x80, 0x80, 5, 0x21, 0, 0x05, 0xbf, 0x21,
+        ];
+        let header = PesHeader::read(&header).unwrap();
+        assert_eq!(
+            (header.len, header.pts, header.dts),
+            (14, Some(90_000), None)
+        );
+        assert!(PesHeader::read(&[0, 0, 1, 0xe0]).is_none());
+    }
+
+    #[test]
+    fn packets_of_sound_are_cut_out_of_any_pieces() {
+        let frame = |content: u8| {
+            let mut frame = vec![0xff, 0xf1, 0x4c, 0x80, 0x02, 0x1f, 0xfc];
+            frame.extend([content; 10 - 7 + 6]);
+            frame
+        };
+        let stream = [frame(1), frame(2), frame(3)].concat();
+        let whole: Vec<u64> = [1_u8, 2, 3].iter().map(|n| hash(&[*n; 9])).collect();
+        for piece_len in 1..stream.len() {
+            let (mut sound, mut packets) = (Sound::default(), Vec::new());
+            sound.marks.push((0, 1000));
+            for piece in stream.chunks(piece_len) {
+                sound.take(Framing::Adts, piece, &mut packets);
+            }
+            sound.end(Framing::Adts, &mut packets);
+            let hashes: Vec<u64> = packets.iter().map(|packet| packet.hash).collect();
+            assert_eq!(hashes, whole, "pieces of {piece_len}");
+            assert_eq!(packets[1].time, 1000 + 21_333_333);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Headers of sound packets: where one ends in a stream that does not say, and how long it plays.
+
+use super::bytes::be16;
+
+/// What one packet's header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    /// Bytes, header included.
+    pub(super) len: usize,
+    /// Bytes of framing in front, which other containers leave out.
+    pub(super) framing: usize,
+    pub(super) duration_nanos: i64,
+}
+
+/// How sound is framed in a transport stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// AAC with ADTS headers (ISO/IEC 13818-7, 6.2).
+    Adts,
+    /// MPEG audio of layer 1, 2 or 3.
+    MpegAudio,
+    /// AC-3 and E-AC-3 (ETSI TS 102 366).
+    Ac3,
+    /// Opus with control headers (ETSI TS 103 491).
+    Opus,
+}
+
+impl Framing {
+    /// The packet that begins at `bytes`; `None` where there is no header.
+    pub(super) fn frame(self, bytes: &[u8]) -> Option<Frame> {
+        match self {
+            Self::Adts => adts(bytes),
+            Self::MpegAudio => mpeg_audio(bytes),
+            Self::Ac3 => ac3(bytes),
+            Self::Opus => opus(bytes),
+        }
+    }
+}
+
+/// Bytes that no header is longer than, but for Opus, whose header counts by 255.
+pub(super) const LONGEST_HEADER: usize = 300;
+
+fn duration(samples: u64, rate: u64) -> i64 {
+    i64::try_from(samples * 1_000_000_000 / rate.max(1)).unwrap_or(0)
+}
+
+fn adts(bytes: &[u8]) -> Option<Frame> {
+    const RATES: [u64; 13] = [
+        96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025,
+        8_000, 7_350,
+    ];
+    let head = bytes.get(..7)?;
+    let [sync, flags, rate, low, middle, high, blocks] = head else {
+        return None;
+    };
+    if *sync != 0xff || flags & 0xf6 != 0xf0 {
+        return None;
+    }
+    let rate = *RATES.get(usize::from((rate >> 2) & 15))?;
+    let len = usize::from(low & 3) << 11 | usize::from(*middle) << 3 | usize::from(high >> 5);
+    let framing = if flags & 1 == 1 { 7 } else { 9 };
+    let samples = 1024 * (u64::from(blocks & 3) + 1);
+    (len > framing).then_some(Frame {
+        len,
+        framing,
+        duration_nanos: duration(samples, rate),
+    })
+}
+
+fn mpeg_audio(bytes: &[u8]) -> Option<Frame> {
+    // Kilobits a second, by version 1 or 2 and by layer.
+    const V1_L1: [u64; 14] = [
+        32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448,
+    ];
+    const V1_L2: [u64; 14] = [
+        32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384,
+    ];
+    const V1_L3: [u64; 14] = [
+        32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320,
+    ];
+    const V2_L1: [u64; 14] = [
+        32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256,
+    ];
+    const V2_L23: [u64; 14] = [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160];
+    let head = be16(bytes, 0)?;
+    let rates = *bytes.get(2)?;
+    if head & 0xffe0 != 0xffe0 {
+        return None;
+    }
+    let version = (head >> 3) & 3;
+    let layer = 4 - ((head >> 1) & 3);
+    let halvings = match version {
+        3 => 0,
+        2 => 1,
+        0 => 2,
+        _ => return None,
+    };
+    let rate = [44_100_u64, 48_000, 32_000].get(usize::from((rates >> 2) & 3))? >> halvings;
+    let kilobits = match (halvings, layer) {
+        (0, 1) => V1_L1,
+        (0, 2) => V1_L2,
+        (0, 3) => V1_L3,
+        (_, 1) => V2_L1,
+        (_, 2 | 3) => V2_L23,
+        _ => return None,
+    };
+    // Zero is a free format, whose packets do not say how long they are.
+    let kilobits = kilobits.get(usize::from(rates >> 4).checked_sub(1)?)?;
+    let padding = u64::from((rates >> 1) & 1);
+    let (samples, len) = match layer {
+        1 => (384, (12 * kilobits * 1000 / rate + padding) * 4),
+        3 if halvings > 0 => (576, 72 * kilobits * 1000 / rate + padding),
+        _ => (1152, 144 * kilobits * 1000 / rate + padding),
+    };
+    Some(Frame {
+        len: usize::try_from(len).ok()?,
+        framing: 0,
+        duration_nanos: duration(samples, rate),
+    })
+}
+
+fn ac3(bytes: &[u8]) -> Option<Frame> {
+    const KILOBITS: [u64; 19] = [
+        32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640,
+    ];
+    const RATES: [u64; 3] = [48_000, 44_100, 32_000];
+    if be16(bytes, 0)? != 0x0b77 {
+        return None;
+    }
+    let version = bytes.get(5)? >> 3;
+    let code = *bytes.get(4)?;
+    if version <= 10 {
+        let rate = *RATES.get(usize::from(code >> 6))?;
+        let kilobits = KILOBITS.get(usize::from((code & 63) >> 1))?;
+        let words = match rate {
+            48_000 => kilobits * 2,
+            32_000 => kilobits * 3,
+            _ => kilobits * 96_000 / rate + u64::from(code & 1),
+        };
+        return Some(Frame {
+            len: usize::try_from(words * 2).ok()?,
+            framing: 0,
+            duration_nanos: duration(1536, rate),
+        });
+    }
+    let len = (usize::from(be16(bytes, 2)? & 0x7ff) + 1) * 2;
+    let (rate, blocks) = match code >> 6 {
+        3 => (RATES.get(usize::from((code >> 4) & 3))? / 2, 6),
+        rate => (
+            *RATES.get(usize::from(rate))?,
+            *[1, 2, 3, 6].get(usize::from((code >> 4) & 3))?,
+        ),
+    };
+    Some(Frame {
+        len,
+        framing: 0,
+        duration_nanos: duration(256 * blocks, rate),
+    })
+}
+
+fn opus(bytes: &[u8]) -> Option<Frame> {
+    let head = be16(bytes, 0)?;
+    if head & 0xffe0 != 0x7fe0 {
+        return None;
+    }
+    let mut at = 2;
+    let mut payload = 0;
+    loop {
+        let byte = *bytes.get(at)?;
+        at += 1;
+        payload += usize::from(byte);
+        if byte < 255 {
+            break;
+        }
+    }
+    at += if head & 0x10 != 0 { 2 } else { 0 };
+    at += if head & 0x08 != 0 { 2 } else { 0 };
+    if head & 0x04 != 0 {
+        at += 1 + usize::from(*bytes.get(at)?);
+    }
+    Some(Frame {
+        len: at + payload,
+        framing: at,
+        duration_nanos: bytes.get(at..).and_then(opus_duration).unwrap_or(0),
+    })
+}
+
+/// How long an Opus packet plays, in nanoseconds (RFC 6716, section 3.1).
+pub(super) fn opus_duration(packet: &[u8]) -> Option<i64> {
+    let first = *packet.first()?;
+    let config = first >> 3;
+    let micros: i64 = match config {
+        0..=11 => *[10_000, 20_000, 40_000, 60_000].get(usize::from(config & 3))?,
+        12..=15 => *[10_000, 20_000].get(usize::from(config & 1))?,
+        _ => *[2_500, 5_000, 10_000, 20_000].get(usize::from(config & 3))?,
+    };
+    let n_frames = match first & 3 {
+        0 => 1,
+        1 | 2 => 2,
+        _ => i64::from(packet.get(1)? & 63),
+    };
+    Some(micros * n_frames * 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_say_length_and_duration() {
+        // By the standards' tables: 48 kHz, 7 bytes of header, 519 bytes in all.
+        let adts = [0xff, 0xf1, 0x4c, 0x80, 0x40, 0xff, 0xfc];
+        let frame = Framing::Adts.frame(&adts).unwrap();
+        assert_eq!((frame.len, frame.framing), (519, 7));
+        assert_eq!(frame.duration_nanos, 21_333_333);
+        // MPEG-1 layer 3, 128 kbit/s at 44.1 kHz with padding: 418 bytes; layer 2, 384 kbit/s at 48 kHz: 1152.
+        let mp3 = Framing::MpegAudio.frame(&[0xff, 0xfb, 0x92, 0]).unwrap();
+        assert_eq!((mp3.len, mp3.duration_nanos), (418, 26_122_448));
+        let mp2 = Framing::MpegAudio.frame(&[0xff, 0xfd, 0xe4, 0]).unwrap();
+        assert_eq!((mp2.len, mp2.duration_nanos), (1152, 24_000_000));
+        // AC-3, 192 kbit/s at 48 kHz: 768 bytes, 32 ms.
+        let ac3 = Framing::Ac3.frame(&[0x0b, 0x77, 0, 0, 0x14, 0x40]).unwrap();
+        assert_eq!((ac3.len, ac3.duration_nanos), (768, 32_000_000));
+    }
+
+    #[test]
+    fn opus_packets_say_how_long_they_play() {
+        assert_eq!(opus_duration(&[0xfc]), Some(20_000_000));
+        assert_eq!(opus_duration(&[0xfd]), Some(40_000_000));
+        assert_eq!(opus_duration(&[0xff, 3]), Some(60_000_000));
+        assert_eq!(opus_duration(&[]), None);
+        let framed = Framing::Opus.frame(&[0x7f, 0xe0, 255, 1, 0xfc]).unwrap();
+        assert_eq!((framed.len, framed.framing), (260, 4));
+    }
+}

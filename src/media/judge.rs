@@ -1,0 +1,725 @@
+//! Compares what the tables of a source and of its result tell.
+//!
+//! Times are in nanoseconds. Those of the result are counted from its own beginning, and those that are expected from
+//! the beginning of the wanted range.
+
+use super::container::LONGEST_RUN_IN;
+use super::job::AudioMode;
+use super::verify::{Verification, duration, secs};
+use crate::demux::{Contents, Format, Kind, Packet, Track};
+
+const MILLI: i64 = 1_000_000;
+
+/// Coarsest step in which a container counts time (Matroska's).
+const TIME_STEP: i64 = MILLI;
+
+/// What may be missing at the end before a file counts as incomplete: containers round, and last packets have no length.
+const END_TOLERANCE: i64 = 250 * MILLI;
+
+/// How far two presentations may differ in length, besides the last frame's length, which not every container says.
+const LENGTH_TOLERANCE: i64 = 100 * MILLI;
+
+/// How far copied sound may move against the picture: two roundings to Matroska's steps, and Opus's delay of 6.5 ms,
+/// which Matroska tells apart from the sound and an mp4 without an edit does not.
+const SOUND_TOLERANCE: i64 = 10 * MILLI;
+
+/// How far the whole presentation may move: less than a frame.
+const BEGIN_TOLERANCE: i64 = 10 * MILLI;
+
+/// Sound that begins earlier than this was cut off, and cannot be hidden without an edit list.
+const EARLIEST_SOUND: i64 = -(LONGEST_RUN_IN.as_millis() as i64) * MILLI;
+
+/// How far sound that is encoded anew may move: an encoder's own delay.
+const ENCODED_TOLERANCE: i64 = 100 * MILLI;
+
+/// A Matroska file that begins later than this was cut out of a longer one.
+const LATE_BEGIN: i64 = 1000 * MILLI;
+
+/// Where the presentation begins.
+///
+/// A Matroska file that was cut out of a longer one keeps its times; an mp4 without edit lists, as live streams are
+/// recorded, begins with its first packet. A transport stream counts from anywhere, and begins with its picture:
+/// what comes shortly before that is the sound's run-in.
+pub(super) fn begin(contents: &Contents) -> i64 {
+    let first = |kind| {
+        let tracks = contents.of(kind);
+        tracks
+            .filter_map(|track| Some(track.packets.first()?.time))
+            .min()
+    };
+    let (picture, sound) = (first(Kind::Picture), first(Kind::Sound));
+    let earliest = picture.into_iter().chain(sound).min().unwrap_or(0);
+    match contents.format {
+        Format::MpegTs => picture
+            .filter(|picture| earliest >= picture.saturating_add(EARLIEST_SOUND))
+            .unwrap_or(earliest),
+        Format::Matroska if earliest > LATE_BEGIN => earliest,
+        Format::Mp4 if !contents.has_edit_lists => earliest,
+        _ => 0,
+    }
+}
+
+/// What a result is to hold; times in nanoseconds of the source's presentation.
+pub(super) struct Wanted {
+    pub(super) start: i64,
+    pub(super) end: i64,
+    /// In the result's time.
+    pub(super) interrupted_at: Option<i64>,
+    pub(super) sound: AudioMode,
+    /// Whether the result can hide a run-in.
+    pub(super) has_edit_lists: bool,
+}
+
+/// Packets that are expected, in the result's time.
+struct Expected {
+    packets: Vec<Packet>,
+    /// How many at the beginning and at the end lie so close to the range's edge that rounding and delays decide.
+    n_optional: (usize, usize),
+}
+
+impl Expected {
+    /// How many of the first packets are left out so that `n` remain, for each way to do so.
+    fn fits(&self, n: usize) -> impl Iterator<Item = &[Packet]> {
+        let (head, tail) = self.n_optional;
+        (0..=head)
+            .flat_map(move |head| (0..=tail).map(move |tail| (head, tail)))
+            .filter_map(|(head, tail)| {
+                let end = self.packets.len().checked_sub(tail)?;
+                self.packets.get(head..end)
+            })
+            .filter(move |packets| packets.len() == n)
+    }
+}
+
+impl Wanted {
+    pub(super) fn judge(&self, source: &Contents, result: &Contents) -> Verification {
+        let pictures: Vec<&Track> = source.of(Kind::Picture).collect();
+        let Some(first) = pictures.first() else {
+            return Verification {
+                complaints: vec!["the source has no picture by its tables".into()],
+                ..Verification::of_result(result)
+            };
+        };
+        // Which of several pictures a run takes is its own choice.
+        let judged = |picture: &Track| self.judge_picture(source, picture, result);
+        let first = judged(first);
+        if first.whole() {
+            return first;
+        }
+        let others = pictures.iter().skip(1).map(|picture| judged(picture));
+        others
+            .into_iter()
+            .find(Verification::whole)
+            .unwrap_or(first)
+    }
+
+    fn judge_picture(&self, source: &Contents, picture: &Track, result: &Contents) -> Verification {
+        let mut judged = Verification::of_result(result);
+        let begins = (begin(source), begin(result));
+        self.check_claims(source, begins.0, &mut judged);
+        let offset = self.check_frames(picture, result, begins, &mut judged);
+        self.check_sound(source, result, (begins, offset), &mut judged);
+        let counts_from_zero = match source.format {
+            Format::Mp4 => source.has_edit_lists,
+            Format::Matroska => begins.0 == 0,
+            Format::MpegTs => false,
+        };
+        let comparable = counts_from_zero && result.format != Format::MpegTs;
+        if comparable && judged.unjudged.is_empty() && judged.frames_out > 0 {
+            // Where nothing can hide the sound's run-in, the picture waits for it.
+            let most = if self.has_edit_lists {
+                0
+            } else {
+                -EARLIEST_SOUND
+            };
+            if offset < -BEGIN_TOLERANCE || offset > most + BEGIN_TOLERANCE {
+                judged.complaints.push(format!(
+                    "the picture begins {:.3} ms too {}",
+                    offset.unsigned_abs() as f64 / 1e6,
+                    if offset < 0 { "early" } else { "late" }
+                ));
+            }
+        }
+        self.check_lengths(picture, source, result, (begins, offset), &mut judged);
+        judged
+    }
+
+    /// The source against its own header.
+    fn check_claims(&self, source: &Contents, begin: i64, judged: &mut Verification) {
+        let end = source
+            .tracks
+            .iter()
+            .filter_map(Track::end)
+            .max()
+            .unwrap_or(0);
+        let needed = begin.saturating_add(self.end);
+        if let Some(claimed) = source.claimed_end
+            && end.saturating_add(END_TOLERANCE) < claimed.min(needed)
+        {
+            judged.complaints.push(format!(
+                "the container claims {:.3} s, but its packets end at {:.3} s",
+                secs(claimed),
+                secs(end)
+            ));
+        } else if source.n_cut_off > 0 && end < needed {
+            judged.complaints.push(format!(
+                "the source is cut off: {} packets of its tables are not in the file",
+                source.n_cut_off
+            ));
+        }
+    }
+
+    /// Frames and their times; returns how much later than expected the last one is.
+    fn check_frames(
+        &self,
+        picture: &Track,
+        result: &Contents,
+        begins: (i64, i64),
+        judged: &mut Verification,
+    ) -> i64 {
+        let empty = Vec::new();
+        let written = result
+            .of(Kind::Picture)
+            .next()
+            .map_or(&empty, |track| &track.packets);
+        let written: Vec<i64> = written
+            .iter()
+            .map(|packet| packet.time - begins.1)
+            .collect();
+        let unknown = result.of(Kind::Picture).find_map(|track| track.unknown);
+        if let Some(reason) = picture.unknown.or(unknown) {
+            judged.unjudged.push(format!("the frames ({reason})"));
+            return 0;
+        }
+        let expected = self.frames(picture, begins.0);
+        let best = expected
+            .fits(written.len())
+            .map(|packets| (max_error(packets, &written), packets.len()))
+            .min();
+        let Some(((error, offset), n_frames)) = best else {
+            let all = expected.packets.as_slice();
+            judged.frames_in = all.len() as u64;
+            let (offset, missing) = first_missing(all, &written);
+            let place = missing.map_or(String::new(), |time| {
+                format!("; the first that is missing came at {:.3} s", secs(time))
+            });
+            judged.complaints.push(format!(
+                "{} frames went in, {} came out{place}",
+                all.len(),
+                written.len()
+            ));
+            return offset;
+        };
+        judged.frames_in = n_frames as u64;
+        judged.max_pts_error_nanos = error;
+        if error > TIME_STEP.unsigned_abs() {
+            judged
+                .complaints
+                .push(format!("a frame was moved by {:.3} ms", error as f64 / 1e6));
+        }
+        offset
+    }
+
+    /// The source's frames in the range, counted from its beginning; what is cut by an edge is shown in part.
+    fn frames(&self, picture: &Track, begin: i64) -> Expected {
+        let stop = self.stop();
+        let mut packets = Vec::new();
+        let mut n_optional = (0, 0);
+        for frame in &picture.packets {
+            let time = frame.time.saturating_sub(begin).saturating_sub(self.start);
+            let end = time.saturating_add(frame.duration);
+            if time >= stop || end < 0 || end == 0 && frame.duration > 0 {
+                continue;
+            }
+            n_optional.0 += usize::from(self.start > 0 && end <= TIME_STEP);
+            n_optional.1 += usize::from(stop.saturating_sub(time) <= TIME_STEP);
+            let time = time.max(0);
+            packets.push(Packet {
+                time,
+                duration: end.min(stop) - time,
+                hash: 0,
+            });
+        }
+        Expected {
+            packets,
+            n_optional,
+        }
+    }
+
+    /// Where the result ends, in its own time.
+    fn stop(&self) -> i64 {
+        let end = match self.end {
+            i64::MAX => i64::MAX,
+            end => end - self.start,
+        };
+        self.interrupted_at.map_or(end, |at| end.min(at))
+    }
+
+    /// The source's packets of sound in the range.
+    fn packets(&self, sound: &Track, begin: i64) -> Expected {
+        let stop = self.stop();
+        let moved = |packet: &Packet| Packet {
+            time: packet.time.saturating_sub(begin).saturating_sub(self.start),
+            ..*packet
+        };
+        let mut packets: Vec<Packet> = sound.packets.iter().map(moved).collect();
+        let first = packets.first();
+        let too_early = first.is_some_and(|first| first.time < EARLIEST_SOUND);
+        let mut n_optional = (0, 0);
+        packets.retain(|packet| {
+            let early = if self.start > 0 {
+                packet.time < -SOUND_TOLERANCE
+            } else {
+                // What an edit list hides cannot be hidden elsewhere.
+                too_early && !self.has_edit_lists && packet.time < 0
+            };
+            let kept = !early && packet.time < stop.saturating_add(SOUND_TOLERANCE);
+            if kept {
+                n_optional.0 += usize::from(self.start > 0 && packet.time <= SOUND_TOLERANCE);
+                n_optional.1 += usize::from(packet.time >= stop.saturating_sub(SOUND_TOLERANCE));
+            }
+            kept
+        });
+        if self.interrupted_at.is_some() {
+            // The sound ends with the last whole packet before the picture does.
+            n_optional.1 = packets.len();
+        }
+        Expected {
+            packets,
+            n_optional,
+        }
+    }
+
+    /// Packets of sound, and when they are heard against when frames are seen.
+    fn check_sound(
+        &self,
+        source: &Contents,
+        result: &Contents,
+        (begins, offset): ((i64, i64), i64),
+        judged: &mut Verification,
+    ) {
+        let before: Vec<&Track> = source.of(Kind::Sound).collect();
+        let mut after: Vec<&Track> = result.of(Kind::Sound).collect();
+        let counts = (before.len(), after.len());
+        let expected = if self.sound == AudioMode::Drop {
+            0
+        } else {
+            counts.0
+        };
+        for track in &before {
+            judged.audio_packets_in += self.packets(track, begins.0).packets.len() as u64;
+        }
+        let silent =
+            judged.audio_packets_in == 0 && before.iter().all(|track| track.unknown.is_none());
+        if expected != counts.1 && !(silent && counts.1 == 0) {
+            judged.audio_equal = (expected > 0).then_some(false);
+            judged.complaints.push(format!(
+                "{} of {} sound tracks came out",
+                counts.1, expected
+            ));
+            return;
+        }
+        if expected == 0 {
+            return;
+        }
+        judged.audio_packets_in = 0;
+        for track in before {
+            // Muxers may write tracks in another order.
+            let twin = after.iter().position(|other| {
+                other.codec == track.codec
+                    && other.packets.last().map(|p| p.hash) == track.packets.last().map(|p| p.hash)
+            });
+            if after.is_empty() {
+                break;
+            }
+            let written = after.remove(twin.unwrap_or(0));
+            self.check_track(track, written, (begins.0, begins.1 + offset), judged);
+        }
+    }
+
+    fn check_track(
+        &self,
+        track: &Track,
+        written: &Track,
+        origin: (i64, i64),
+        judged: &mut Verification,
+    ) {
+        if let Some(reason) = track.unknown.or(written.unknown) {
+            judged.unjudged.push(format!("the sound ({reason})"));
+            return;
+        }
+        let expected = self.packets(track, origin.0);
+        let copied = self.sound == AudioMode::Copy && track.codec == written.codec;
+        match (expected.packets.is_empty(), written.packets.is_empty()) {
+            (true, _) => {}
+            (false, true) => judged
+                .complaints
+                .push("a sound track came out empty".into()),
+            _ if copied && !track.is_pcm() => {
+                check_packets(&expected, written, origin.1, judged);
+            }
+            _ => {
+                let n_packets = expected.packets.len() as u64;
+                judged.audio_packets_in += n_packets;
+                if copied {
+                    let whole = (self.start, self.end, self.interrupted_at) == (0, i64::MAX, None);
+                    let same = !whole || written.bytes_hash == track.bytes_hash;
+                    judged.audio_equal = Some(judged.audio_equal.unwrap_or(true) && same);
+                    if !same {
+                        judged
+                            .complaints
+                            .push("the bytes of uncompressed sound differ".into());
+                    }
+                }
+                self.check_edges(&expected, written, (origin.1, copied), judged);
+            }
+        }
+    }
+
+    /// Where sound begins and ends that has no packets in common with the source.
+    fn check_edges(
+        &self,
+        expected: &Expected,
+        written: &Track,
+        (origin, copied): (i64, bool),
+        judged: &mut Verification,
+    ) {
+        let (Some(before), Some(after)) = (expected.packets.first(), written.packets.first())
+        else {
+            return;
+        };
+        let tolerance = if copied {
+            SOUND_TOLERANCE
+        } else {
+            ENCODED_TOLERANCE
+        };
+        let moved = after.time - origin - before.time.max(0);
+        if moved.abs() > tolerance && before.time > EARLIEST_SOUND {
+            judged.complaints.push(against_picture(moved));
+        }
+        let end = |packets: &[Packet]| packets.iter().map(Packet::end).max().unwrap_or(0);
+        let short = end(&expected.packets).min(self.stop()) - (end(&written.packets) - origin);
+        if short > END_TOLERANCE && self.interrupted_at.is_none() {
+            judged
+                .complaints
+                .push(format!("sound ends {:.3} s too early", secs(short)));
+        }
+    }
+
+    /// The two lengths, from the beginning of the range to the end of the last packet.
+    fn check_lengths(
+        &self,
+        picture: &Track,
+        source: &Contents,
+        result: &Contents,
+        (begins, offset): ((i64, i64), i64),
+        judged: &mut Verification,
+    ) {
+        let frames = self.frames(picture, begins.0).packets;
+        let with_sound = self.sound != AudioMode::Drop;
+        let sound_end = source
+            .of(Kind::Sound)
+            .filter(|_| with_sound)
+            .filter_map(|track| {
+                self.packets(track, begins.0)
+                    .packets
+                    .iter()
+                    .map(Packet::end)
+                    .max()
+            })
+            .max()
+            .map(|end| end.min(self.stop()));
+        let before = frames.last().map(Packet::end).max(sound_end).unwrap_or(0);
+        let after = result
+            .tracks
+            .iter()
+            .filter_map(Track::end)
+            .max()
+            .unwrap_or(0)
+            - begins.1;
+        judged.duration_in = duration(before);
+        let last_frame = |packets: &[Packet]| packets.last().map_or(0, |frame| frame.duration);
+        let written = result
+            .of(Kind::Picture)
+            .next()
+            .map_or(0, |track| last_frame(&track.packets));
+        let tolerance = LENGTH_TOLERANCE.max(last_frame(&frames)).max(written);
+        let difference = after - offset - before;
+        if judged.unjudged.is_empty()
+            && difference.abs() > tolerance
+            && self.interrupted_at.is_none()
+        {
+            judged.complaints.push(format!(
+                "{:.3} s went in, {:.3} s came out",
+                secs(before),
+                secs(after - offset)
+            ));
+        }
+        if let Some(claimed) = result.claimed_end
+            && (claimed - after).abs() > END_TOLERANCE.max(tolerance)
+        {
+            judged.complaints.push(format!(
+                "the result's header says {:.3} s, but its packets end at {:.3} s",
+                secs(claimed),
+                secs(after)
+            ));
+        }
+    }
+}
+
+/// Packets that were copied, one by one, and when they are heard against when frames are seen.
+fn check_packets(expected: &Expected, written: &Track, origin: i64, judged: &mut Verification) {
+    let is_copy = |packets: &&[Packet]| {
+        let mut pairs = packets.iter().zip(&written.packets);
+        pairs.all(|(before, after)| before.hash == after.hash)
+    };
+    let Some(matched) = expected.fits(written.packets.len()).find(is_copy) else {
+        judged.audio_packets_in += expected.packets.len() as u64;
+        judged.audio_equal = Some(false);
+        judged.complaints.push(format!(
+            "sound packets differ: {} went in, {} came out",
+            expected.packets.len(),
+            written.packets.len()
+        ));
+        return;
+    };
+    judged.audio_packets_in += matched.len() as u64;
+    judged.audio_equal = Some(judged.audio_equal.unwrap_or(true));
+    let moved = matched
+        .iter()
+        .zip(&written.packets)
+        .map(|(before, after)| after.time - origin - before.time)
+        .max_by_key(|moved| moved.abs())
+        .unwrap_or(0);
+    judged.max_sound_shift_nanos = judged.max_sound_shift_nanos.max(moved.unsigned_abs());
+    if moved.abs() > SOUND_TOLERANCE && judged.frames_out > 0 {
+        judged.complaints.push(against_picture(moved));
+    }
+}
+
+fn against_picture(moved: i64) -> String {
+    format!(
+        "sound comes {:.3} ms too {}",
+        moved.unsigned_abs() as f64 / 1e6,
+        if moved < 0 { "early" } else { "late" }
+    )
+}
+
+/// Largest difference of times in nanoseconds, counted from the last frame that both have; and that frame's own.
+fn max_error(expected: &[Packet], written: &[i64]) -> (u64, i64) {
+    let pairs = || expected.iter().zip(written);
+    let Some((last, written)) = pairs().next_back() else {
+        return (0, 0);
+    };
+    let offset = written - last.time;
+    let errors = pairs().map(|(before, after)| (after - before.time - offset).unsigned_abs());
+    (errors.max().unwrap_or(0), offset)
+}
+
+/// How much later frames are written than expected, where some are missing; and when the first of those is expected.
+///
+/// Counted from the first or from the last frame, whichever moves little and fits more frames.
+fn first_missing(expected: &[Packet], written: &[i64]) -> (i64, Option<i64>) {
+    let distance = |before: Option<&Packet>, after: Option<&i64>| Some(after? - before?.time);
+    let candidates = [
+        distance(expected.last(), written.last()),
+        distance(expected.first(), written.first()),
+    ];
+    let missing = |offset: i64| -> Vec<i64> {
+        let mut left = written.iter().peekable();
+        let mut times = Vec::new();
+        for frame in expected {
+            let time = frame.time + offset;
+            while left
+                .next_if(|written| **written < time - TIME_STEP)
+                .is_some()
+            {}
+            if left
+                .next_if(|written| **written <= time + TIME_STEP)
+                .is_none()
+            {
+                times.push(frame.time);
+            }
+        }
+        times
+    };
+    let fits = candidates
+        .into_iter()
+        .flatten()
+        .map(|offset| (missing(offset), offset));
+    let likely = |(missing, offset): &(Vec<i64>, i64)| {
+        let far = offset.abs() > -EARLIEST_SOUND;
+        (far, missing.len(), offset.abs())
+    };
+    match fits.min_by_key(likely) {
+        Some((missing, offset)) => (offset, missing.first().copied()),
+        None => (0, expected.first().map(|frame| frame.time)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME: i64 = 40 * MILLI;
+
+    fn track(kind: Kind, codec: &str, n: i64, begin: i64, duration: i64) -> Track {
+        let packets = (0..n).map(|idx| Packet {
+            time: begin + idx * duration,
+            duration,
+            hash: if kind == Kind::Sound { idx as u64 } else { 0 },
+        });
+        Track {
+            kind,
+            codec: codec.into(),
+            packets: packets.collect(),
+            bytes_hash: 0,
+            unknown: None,
+        }
+    }
+
+    fn film() -> Contents {
+        Contents {
+            format: Format::Mp4,
+            tracks: vec![
+                track(Kind::Picture, "H.264", 50, 0, FRAME),
+                track(Kind::Sound, "AAC", 100, -20 * MILLI, 20 * MILLI),
+            ],
+            has_edit_lists: true,
+            claimed_end: Some(2000 * MILLI),
+            n_cut_off: 0,
+        }
+    }
+
+    fn wanted() -> Wanted {
+        Wanted {
+            start: 0,
+            end: i64::MAX,
+            interrupted_at: None,
+            sound: AudioMode::Copy,
+            has_edit_lists: true,
+        }
+    }
+
+    fn complaint(change: impl Fn(&mut Contents)) -> Option<String> {
+        let mut result = film();
+        change(&mut result);
+        wanted().judge(&film(), &result).complaint()
+    }
+
+    #[test]
+    fn a_copy_is_verified_in_one_line() {
+        assert_eq!(
+            wanted().judge(&film(), &film()).to_string(),
+            "verified: frames 50 in, 50 out; largest time error 0.000 ms; 100 sound packets equal, \
+             0.000 ms off the picture; duration 2.000 s in, 2.000 s out"
+        );
+    }
+
+    #[test]
+    fn each_loss_is_a_complaint() {
+        let check = |expected: &str, change: &dyn Fn(&mut Contents)| {
+            assert_eq!(complaint(change).as_deref(), Some(expected));
+        };
+        check(
+            "50 frames went in, 49 came out; the first that is missing came at 0.280 s",
+            &|film| {
+                film.tracks[0].packets.remove(7);
+            },
+        );
+        check("a frame was moved by 2.000 ms", &|film| {
+            film.tracks[0].packets[7].time += 2 * MILLI;
+        });
+        check("sound packets differ: 100 went in, 99 came out", &|film| {
+            film.tracks[1].packets.pop();
+        });
+        check("sound packets differ: 100 went in, 100 came out", &|film| {
+            film.tracks[1].packets.swap(3, 4);
+        });
+        check("sound comes 40.000 ms too late", &|film| {
+            for packet in &mut film.tracks[1].packets {
+                packet.time += 40 * MILLI;
+            }
+        });
+        check("0 of 1 sound tracks came out", &|film| {
+            film.tracks.truncate(1)
+        });
+        check("the picture begins 40.000 ms too late", &|film| {
+            for packet in film.tracks.iter_mut().flat_map(|track| &mut track.packets) {
+                packet.time += 40 * MILLI;
+            }
+        });
+        check(
+            "the result's header says 3.000 s, but its packets end at 2.000 s",
+            &|film| {
+                film.claimed_end = Some(3000 * MILLI);
+            },
+        );
+    }
+
+    #[test]
+    fn a_source_that_ends_early_is_not_whole() {
+        let mut source = film();
+        source.claimed_end = Some(3035 * MILLI);
+        assert_eq!(
+            wanted().judge(&source, &film()).complaint().unwrap(),
+            "the container claims 3.035 s, but its packets end at 2.000 s"
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_called_verified() {
+        let mut source = film();
+        source.tracks[1].unknown = Some("its packets are not told apart");
+        let judged = wanted().judge(&source, &film());
+        assert_eq!(
+            judged.to_string(),
+            "verified in part: frames 50 in, 50 out; largest time error 0.000 ms; duration 2.000 s in, \
+             2.000 s out; not judged: the sound (its packets are not told apart)"
+        );
+        let unread = Verification {
+            unread_source: Some("AVI".into()),
+            ..Verification::of_result(&film())
+        };
+        assert_eq!(
+            unread.to_string(),
+            "not verified: the source is AVI, whose tables are not read; \
+             the result has 50 frames, 100 sound packets, 2.000 s"
+        );
+        assert_eq!(
+            unread.with_written(51).complaint().unwrap(),
+            "51 frames were written, but the result holds 50"
+        );
+    }
+
+    #[test]
+    fn rounding_decides_at_the_edges_of_a_range() {
+        let mut result = film();
+        result.tracks[0] = track(Kind::Picture, "H.264", 25, 0, FRAME);
+        result.tracks[1]
+            .packets
+            .retain(|packet| packet.time >= 500 * MILLI && packet.time < 1500 * MILLI);
+        for packet in &mut result.tracks[1].packets {
+            packet.time -= 500 * MILLI;
+        }
+        result.claimed_end = None;
+        let range = Wanted {
+            start: 500 * MILLI,
+            end: 1500 * MILLI,
+            ..wanted()
+        };
+        // The frame at 480 ms is shown for 20 ms more.
+        let judged = range.judge(&film(), &result);
+        assert_eq!(
+            judged.complaint().unwrap(),
+            "26 frames went in, 25 came out; the first that is missing came at 0.000 s"
+        );
+        let begins_with_a_frame = Wanted {
+            start: 520 * MILLI - 1,
+            end: 1520 * MILLI,
+            ..wanted()
+        };
+        let judged = begins_with_a_frame.judge(&film(), &result);
+        assert_eq!((judged.frames_in, judged.frames_out), (25, 25));
+    }
+}

@@ -1,0 +1,197 @@
+//! Times of pictures of which the container tells only some, or only in which order they are stored.
+//!
+//! A PES packet of a program stream holds as many pictures as fit and says the time of the first. Decoders guess those
+//! of the others, and guess wrongly where pictures are stored in another order than they are shown.
+//! But each picture says its place in its group (ISO/IEC 13818-2, 6.3.9).
+//!
+//! An AVI file has a slot of time for each picture that is stored, and none of when it is shown.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+use super::session::lock;
+
+/// More bytes than stand before the first slice of a picture.
+const HEAD_LEN: usize = 4096;
+
+/// Longer than a picture waits for others that are shown before it.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+
+/// Gives the pictures that come out of a decoder at `decoded` the times that went into it at `stored`, in their order.
+pub(super) fn in_order(stored: &gst::Pad, decoded: &gst::Pad) {
+    let slots = Arc::new(Mutex::new(VecDeque::new()));
+    let waiting = Arc::clone(&slots);
+    stored.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let times = info.buffer().map(|buffer| (buffer.dts(), buffer.pts()));
+        if let Some((dts, pts)) = times {
+            lock(&waiting).extend(dts.or(pts));
+        }
+        gst::PadProbeReturn::Ok
+    });
+    let longest_wait = gst::ClockTime::from_nseconds(LONGEST_WAIT.as_nanos() as u64);
+    decoded.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let Some(buffer) = info.buffer_mut() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let mut slots = lock(&slots);
+        // Slots of pictures that could not be decoded.
+        while let (Some(slot), Some(pts)) = (slots.front(), buffer.pts())
+            && *slot + longest_wait < pts
+        {
+            slots.pop_front();
+        }
+        if let Some(slot) = slots.pop_front() {
+            buffer.make_mut().set_pts(slot);
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Completes what flows through `pad`, whose buffers are one picture each.
+pub(super) fn complete(pad: &gst::Pad) {
+    let group = Mutex::new(Group::default());
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let Some(buffer) = info.buffer_mut() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let mut head = [0; HEAD_LEN];
+        let len = buffer.size().min(HEAD_LEN);
+        let picture = head.get_mut(..len).and_then(|head| {
+            buffer.copy_to_slice(0, head).ok()?;
+            Picture::read(head)
+        });
+        let told = buffer.pts().map(gst::ClockTime::nseconds);
+        let duration = buffer.duration().map(gst::ClockTime::nseconds);
+        let mut group = lock(&group);
+        match (picture, duration) {
+            (Some(picture), Some(duration)) if picture.plain => {
+                let pts = group.place(&picture, told, duration);
+                if let (None, Some(pts)) = (told, pts) {
+                    let pts = gst::ClockTime::from_nseconds(pts);
+                    buffer.make_mut().set_pts(pts);
+                }
+            }
+            // Fields, and frames that are shown for longer: places do not tell times.
+            _ => *group = Group::default(),
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// What a picture's headers say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Picture {
+    /// Place in its group, in order of presentation.
+    place: u64,
+    begins_group: bool,
+    /// False for single fields and repeated ones.
+    plain: bool,
+}
+
+impl Picture {
+    fn read(head: &[u8]) -> Option<Self> {
+        let mut picture = None;
+        let mut begins_group = false;
+        let mut plain = true;
+        for (at, code) in head.windows(4).enumerate() {
+            let content = || head.get(at + 4..at + 8);
+            match code {
+                [0, 0, 1, 0] if picture.is_none() => {
+                    let content = content()?;
+                    picture = Some(u64::from(content[0]) << 2 | u64::from(content[1]) >> 6);
+                }
+                [0, 0, 1, 0xb8] => begins_group = true,
+                // The extension of a picture: two bits say field or frame, one that a field is repeated.
+                [0, 0, 1, 0xb5] if content()?[0] >> 4 == 8 => {
+                    let content = content()?;
+                    plain &= content[2] & 3 == 3 && content[3] & 2 == 0;
+                }
+                _ => {}
+            }
+        }
+        Some(Self {
+            place: picture?,
+            begins_group,
+            plain,
+        })
+    }
+}
+
+/// The group of pictures that is being read.
+#[derive(Default)]
+struct Group {
+    /// Time of its picture number zero in nanoseconds; negative where that lies before the file.
+    origin: Option<i64>,
+    n_pictures: u64,
+}
+
+impl Group {
+    /// When `picture` of `duration` nanoseconds is shown; `told` is what the container says.
+    fn place(&mut self, picture: &Picture, told: Option<u64>, duration: u64) -> Option<u64> {
+        let nanos = |n: u64| i64::try_from(n.checked_mul(duration)?).ok();
+        if picture.begins_group {
+            self.origin = self
+                .origin
+                .and_then(|origin| origin.checked_add(nanos(self.n_pictures)?));
+            self.n_pictures = 0;
+        }
+        self.n_pictures = self.n_pictures.max(picture.place + 1);
+        let place = nanos(picture.place)?;
+        if let Some(told) = told {
+            self.origin = i64::try_from(told).ok()?.checked_sub(place);
+        }
+        u64::try_from(self.origin?.checked_add(place)?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(place: u8, begins_group: bool) -> Vec<u8> {
+        let group: &[u8] = if begins_group {
+            &[0, 0, 1, 0xb8, 0, 8, 0, 0]
+        } else {
+            &[]
+        };
+        // A place below four is in the upper bits of the second byte.
+        [
+            group,
+            &[0, 0, 1, 0, 0, place << 6, 0, 0],
+            &[0, 0, 1, 0xb5, 0x8f, 0xff, 0xf3, 0x80],
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn pictures_say_their_place() {
+        let first = Picture::read(&header(2, true)).unwrap();
+        let expected = Picture {
+            place: 2,
+            begins_group: true,
+            plain: true,
+        };
+        assert_eq!(first, expected);
+        assert_eq!(Picture::read(&[0, 0, 1, 0xb3]), None);
+    }
+
+    #[test]
+    fn times_follow_from_places() {
+        let mut group = Group::default();
+        let mut place = |place: u8, begins: bool, told: Option<u64>| {
+            let picture = Picture::read(&header(place, begins)).unwrap();
+            group.place(&picture, told, 40)
+        };
+        // Stored I P B B, and the next group, whose first pictures are shown before its I.
+        assert_eq!(place(0, true, Some(500)), Some(500));
+        assert_eq!(place(3, false, None), Some(620));
+        assert_eq!(place(1, false, None), Some(540));
+        assert_eq!(place(2, false, Some(580)), Some(580));
+        assert_eq!(place(2, true, None), Some(740));
+        assert_eq!(place(0, false, None), Some(660));
+    }
+}

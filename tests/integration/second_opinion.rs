@@ -1,0 +1,580 @@
+//! The second opinion against ffprobe, against planted defects, and against damaged files; and files that
+//! GStreamer's demuxers lose parts of.
+#![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use vitscope::demux::{self, Kind, Packet};
+use vitscope::frame::Pts;
+use vitscope::media::FileJob;
+use vitscope::media::verify::{self, Verification};
+
+use super::common::{ffmpeg, run_tool};
+use super::media::{Files, ffprobe, run, sound_hash};
+
+const PICTURE: &str = "-f lavfi -i testsrc2=size=160x120:rate=25:duration=6";
+const SOUND: &str = "-f lavfi -i sine=frequency=440:sample_rate=48000:duration=6";
+const H264: &str = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p -g 25 -bf 2";
+
+/// 6 s of picture with B-frames and a sound by the encoder `sound`.
+fn film(files: &Files, name: &str, sound: &str) -> PathBuf {
+    files.make(name, &format!("{PICTURE} {SOUND} {H264} -c:a {sound}"))
+}
+
+fn packets(path: &Path, kind: Kind) -> Vec<Packet> {
+    let contents = demux::read(path).unwrap();
+    let track = contents.of(kind).next().unwrap();
+    assert_eq!(track.unknown, None);
+    track.packets.clone()
+}
+
+/// Times in microseconds by ffprobe: of decoded frames, or of sound packets.
+fn judged(path: &Path, kind: Kind) -> Vec<i64> {
+    let entries = match kind {
+        Kind::Picture => "-select_streams v:0 -show_entries frame=pts_time",
+        _ => "-select_streams a:0 -show_entries packet=pts_time",
+    };
+    ffprobe(path, entries)
+        .lines()
+        .filter_map(|line| line.split(',').next()?.parse::<f64>().ok())
+        .map(|secs| (secs * 1e6).round() as i64)
+        .collect()
+}
+
+#[test]
+fn tables_tell_what_ffprobe_does() {
+    let files = Files::new();
+    let made = [
+        film(&files, "aac.mp4", "aac"),
+        film(&files, "mp3.mov", "libmp3lame"),
+        film(&files, "negative.mp4", "aac -movflags negative_cts_offsets"),
+        film(&files, "fragments.mp4", "aac -movflags frag_keyframe"),
+        film(
+            &files,
+            "live.mp4",
+            "aac -movflags frag_keyframe+empty_moov+default_base_moof",
+        ),
+        film(&files, "opus.mkv", "libopus"),
+        film(&files, "flac.mkv", "flac"),
+        film(&files, "late.mkv", "aac -output_ts_offset 36000"),
+        film(&files, "aac.ts", "aac"),
+        film(&files, "mp2.ts", "mp2"),
+        film(&files, "ac3.ts", "ac3"),
+        film(&files, "opus.ts", "libopus"),
+        film(&files, "bluray.m2ts", "ac3"),
+        files.make(
+            "vp8.webm",
+            &format!("{PICTURE} {SOUND} -c:v libvpx -b:v 1M -c:a libvorbis"),
+        ),
+    ];
+    for path in &made {
+        for kind in [Kind::Picture, Kind::Sound] {
+            let ours: Vec<i64> = packets(path, kind).iter().map(|p| p.time / 1000).collect();
+            let theirs = judged(path, kind);
+            assert_eq!(ours.len(), theirs.len(), "{path:?} {kind:?}");
+            let furthest = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).max();
+            // ffprobe rounds Opus's delay of 6.5 ms to Matroska's milliseconds.
+            assert!(
+                furthest.unwrap() <= 501,
+                "{path:?} {kind:?}: {furthest:?} us"
+            );
+        }
+    }
+}
+
+#[test]
+fn times_go_on_past_the_clock_s_wrap() {
+    let files = Files::new();
+    // 33 bits of 1/90000 s are 26 h 30 min 43.7 s.
+    let path = film(&files, "wrap.ts", "aac -output_ts_offset 95439");
+    let frames = packets(&path, Kind::Picture);
+    assert_eq!(frames.len(), 150);
+    let steps = frames.windows(2).map(|pair| pair[1].time - pair[0].time);
+    assert!(steps.into_iter().all(|step| (step - 40_000_000).abs() < 2));
+}
+
+/// A result made by ffmpeg's options `args` from the source in place of `run`'s.
+fn planted(files: &Files, source: &Path, name: &str, args: &str) -> Verification {
+    let args = args.replace("SRC", source.to_str().unwrap());
+    let result = files.make(name, &args);
+    verify::compare(&FileJob::new(source, result), None).unwrap()
+}
+
+#[test]
+fn every_planted_defect_is_found() {
+    let files = Files::new();
+    let source = film(&files, "source.mp4", "aac");
+    // What is wrong, how ffmpeg makes it, and how the complaint begins.
+    let defects = [
+        (
+            "the first frame",
+            "-i SRC -c copy -bsf:v noise=drop=eq(n\\,2)",
+            "150 frames went in, 149",
+        ),
+        (
+            "a frame",
+            "-i SRC -c copy -bsf:v noise=drop=eq(n\\,70)",
+            "150 frames went in, 149",
+        ),
+        (
+            "the last frame",
+            "-i SRC -c copy -bsf:v noise=drop=eq(n\\,149)",
+            "150 frames went in, 149",
+        ),
+        (
+            "a frame's time",
+            "-i SRC -c copy -bsf:v setts=pts=PTS+eq(N\\,70)*0.02/TB",
+            "a frame was moved by",
+        ),
+        (
+            "the first packet",
+            "-i SRC -c copy -bsf:a noise=drop=eq(n\\,0)",
+            "sound packets differ: ",
+        ),
+        (
+            "a packet",
+            "-i SRC -c copy -bsf:a noise=drop=eq(n\\,70)",
+            "sound packets differ: ",
+        ),
+        (
+            "a packet's bytes",
+            "-i SRC -c copy -bsf:a noise=amount=eq(n\\,70)",
+            "sound packets differ: ",
+        ),
+        (
+            "sound 40 ms late",
+            "-i SRC -itsoffset 0.04 -i SRC -map 0:v -map 1:a -c copy",
+            "sound comes ",
+        ),
+        (
+            "picture 40 ms late",
+            "-itsoffset 0.04 -i SRC -i SRC -map 0:v -map 1:a -c copy",
+            "sound comes ",
+        ),
+        (
+            "the last second",
+            "-i SRC -c copy -t 5",
+            "150 frames went in, ",
+        ),
+        (
+            "the sound's last second",
+            "-i SRC -t 5 -i SRC -map 0:v -map 1:a -c copy",
+            "sound packets differ: ",
+        ),
+        (
+            "all sound",
+            "-i SRC -an -c copy",
+            "0 of 1 sound tracks came out",
+        ),
+    ];
+    let mut n_found = 0;
+    for extension in ["mp4", "mkv", "ts"] {
+        let whole = planted(
+            &files,
+            &source,
+            &format!("whole.{extension}"),
+            "-i SRC -c copy",
+        );
+        assert_eq!(whole.complaint(), None, "{extension}: {whole}");
+        assert!(whole.to_string().starts_with("verified: "), "{whole}");
+        for (idx, (defect, args, expected)) in defects.iter().enumerate() {
+            let found = planted(&files, &source, &format!("{idx}.{extension}"), args);
+            let complaint = found.complaint().unwrap_or_default();
+            assert!(
+                complaint.starts_with(expected),
+                "{defect} in {extension}: {complaint:?}, {found}"
+            );
+            assert!(found.to_string().starts_with("compared: "), "{found}");
+            n_found += 1;
+        }
+    }
+    assert_eq!(n_found, 36);
+}
+
+/// Runs `job` and expects neither a complaint nor another length of the line than `begins` says.
+fn check(job: &FileJob, begins: &str) -> Verification {
+    let n_frames = run(job).unwrap();
+    let verification = verify::compare(job, None).unwrap().with_written(n_frames);
+    let name = job.input.display();
+    assert_eq!(verification.complaint(), None, "{name}: {verification}");
+    assert!(
+        verification.to_string().starts_with(begins),
+        "{name}: {verification}"
+    );
+    verification
+}
+
+#[test]
+fn files_that_are_whole_raise_no_alarm() {
+    let files = Files::new();
+    let quick = "-f lavfi -i testsrc2=size=64x64:rate=1000:duration=1";
+    let verified = [
+        files.make("silent.ts", &format!("{PICTURE} {H264}")),
+        film(&files, "late5s.mkv", "aac -output_ts_offset 5"),
+        film(&files, "late10h.mkv", "libopus -output_ts_offset 36000"),
+        files.make("quick.mkv", &format!("{quick} {H264}")),
+        film(&files, "pcm.mov", "pcm_s16le"),
+        film(&files, "flac.mkv", "flac"),
+        film(&files, "ac3.ts", "ac3"),
+    ];
+    for input in &verified {
+        for extension in ["mp4", "mkv", "ts"] {
+            let name = input.file_name().unwrap().to_str().unwrap();
+            let job = FileJob::new(input, files.path(&format!("{name}.{extension}")));
+            check(&job, "verified: ");
+        }
+    }
+    let unread = [
+        (
+            files.make(
+                "mpg.mpg",
+                &format!("{PICTURE} {SOUND} -c:v mpeg2video -c:a mp2"),
+            ),
+            None,
+        ),
+        (
+            film(&files, "flv.flv", "aac -ar 44100"),
+            Some(Pts(1_000_000_000)),
+        ),
+        (
+            files.make(
+                "wmv.wmv",
+                &format!("{PICTURE} {SOUND} -c:v wmv2 -c:a wmav2"),
+            ),
+            Some(Pts(1_000_000_000)),
+        ),
+        (
+            files.make(
+                "avi.avi",
+                &format!("{PICTURE} {SOUND} -c:v mpeg4 -c:a libmp3lame"),
+            ),
+            None,
+        ),
+    ];
+    for (input, start) in &unread {
+        let output = input.with_extension("mp4");
+        let job = FileJob {
+            start: *start,
+            ..FileJob::new(input, output)
+        };
+        check(&job, "not verified: the source is ");
+    }
+}
+
+/// Runs all of `input` into an mp4 and a Matroska file, which must have its frames and its sound.
+fn check_whole(files: &Files, input: &Path) {
+    for extension in ["mp4", "mkv"] {
+        let job = FileJob {
+            overwrite: true,
+            ..FileJob::new(input, files.path(&format!("whole.{extension}")))
+        };
+        check(&job, "verified: ");
+        let rebased = |path: &Path| -> Vec<i64> {
+            let times = judged(path, Kind::Picture);
+            times.iter().map(|time| time - times[0]).collect()
+        };
+        let (before, after) = (rebased(input), rebased(&job.output));
+        assert_eq!(before.len(), after.len(), "{input:?} {extension}");
+        let furthest = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).max();
+        assert!(
+            furthest.unwrap() <= 1000,
+            "{input:?} {extension}: {furthest:?} us"
+        );
+        assert_eq!(
+            sound_hash(&job.output, ""),
+            sound_hash(input, ""),
+            "{input:?} {extension}"
+        );
+    }
+}
+
+#[test]
+fn a_track_much_shorter_than_the_other_is_kept() {
+    let files = Files::new();
+    let sound = "-f lavfi -i sine=frequency=440:sample_rate=48000";
+    let picture = "-f lavfi -i testsrc2=size=160x120:rate=25";
+    for (seen, heard) in [(12, 2), (2, 12)] {
+        let input = files.make(
+            &format!("{seen}-{heard}.mp4"),
+            &format!("-t {seen} {picture} -t {heard} {sound} {H264} -c:a aac"),
+        );
+        check_whole(&files, &input);
+    }
+}
+
+#[test]
+fn negative_composition_offsets_lose_and_move_nothing() {
+    let files = Files::new();
+    let input = film(&files, "in.mp4", "aac -movflags negative_cts_offsets");
+    check_whole(&files, &input);
+    let job = FileJob::new(&input, files.path("out.mp4"));
+    let verification = check(&job, "verified: ");
+    assert_eq!(verification.frames_out, 150);
+    assert_eq!(judged(&job.output, Kind::Picture)[0], 0);
+    assert_eq!(verification.max_sound_shift_nanos, 0);
+}
+
+#[test]
+fn fragments_are_read_to_their_end() {
+    let files = Files::new();
+    let input = files.path("fragments.mp4");
+    let pipeline = format!(
+        "-q videotestsrc num-buffers=100 ! video/x-raw,framerate=25/1 ! x264enc key-int-max=25 bframes=2 ! \
+         mp4mux fragment-duration=1000 ! filesink location={}",
+        input.display()
+    );
+    run_tool(
+        "gst-launch-1.0",
+        &pipeline.split_whitespace().collect::<Vec<_>>(),
+    );
+    let job = FileJob::new(&input, files.path("out.mp4"));
+    assert_eq!(check(&job, "verified: ").frames_out, 100);
+}
+
+#[test]
+fn a_range_of_fragments_is_whole() {
+    let files = Files::new();
+    for (name, args) in [
+        (
+            "first.mp4",
+            format!("{PICTURE} {H264} -movflags frag_keyframe"),
+        ),
+        (
+            "empty.mp4",
+            format!(
+                "{PICTURE} {SOUND} {H264} -c:a aac -movflags frag_keyframe+empty_moov+default_base_moof"
+            ),
+        ),
+    ] {
+        let input = files.make(name, &args);
+        let n_frames = |start: f64, end: Option<f64>| {
+            let pts = |secs: f64| Pts((secs * 1e9) as u64);
+            let job = FileJob {
+                start: Some(pts(start)),
+                end: end.map(pts),
+                overwrite: true,
+                ..FileJob::new(&input, files.path("out.mp4"))
+            };
+            check(&job, "verified: ").frames_out
+        };
+        let first = judged(&input, Kind::Picture)[0];
+        let begin = match name {
+            // The presentation begins with the picture, 80 ms after the file's own zero.
+            "first.mp4" => first,
+            _ => 0,
+        };
+        let expected = |start: i64, end: i64| {
+            let times = judged(&input, Kind::Picture);
+            let shown = times.iter().map(|time| time - begin);
+            shown
+                .filter(|time| time + 40_000 > start && *time < end)
+                .count() as u64
+        };
+        // The frame that is on the screen at 0.5 s is one of them.
+        assert_eq!(
+            n_frames(0.5, Some(1.5)),
+            expected(500_000, 1_500_000),
+            "{name}"
+        );
+        assert_eq!(n_frames(3.0, None), expected(3_000_000, i64::MAX), "{name}");
+        if name == "first.mp4" {
+            assert_eq!(n_frames(3.0, None), 75);
+        }
+        let late = FileJob {
+            start: Some(Pts(9_000_000_000)),
+            ..FileJob::new(&input, files.path("none.mp4"))
+        };
+        let refused = run(&late).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("the start at 9 s lies past the end: "),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn a_range_of_a_transport_stream_counts_from_its_first_frame() {
+    let files = Files::new();
+    let input = files.make("in.ts", &format!("{PICTURE} {SOUND} {H264} -c:a aac -t 4"));
+    let job = FileJob {
+        start: Some(Pts(1_000_000_000)),
+        ..FileJob::new(&input, files.path("out.mp4"))
+    };
+    let verification = check(&job, "verified: ");
+    assert_eq!(verification.frames_out, 75);
+}
+
+#[test]
+fn pictures_without_times_of_their_own_keep_their_places() {
+    let files = Files::new();
+    let silent = |name: &str, codec: &str| files.make(name, &format!("{PICTURE} {codec}"));
+    let made = [
+        silent("a.vob", "-c:v mpeg2video -bf 2 -f vob"),
+        silent("b.mpg", "-c:v mpeg2video -bf 2"),
+        silent("c.mpg", "-c:v mpeg1video -bf 2"),
+        silent("d.avi", H264),
+        silent("e.avi", "-c:v mpeg4 -bf 2"),
+    ];
+    for input in made {
+        let job = FileJob::new(&input, input.with_extension("mp4"));
+        check(&job, "not verified: the source is ");
+        let expected: Vec<i64> = (0..150).map(|frame| frame * 40_000).collect();
+        assert_eq!(judged(&job.output, Kind::Picture), expected, "{input:?}");
+    }
+}
+
+/// Writes the Matroska file `from`, whose pictures are in order of presentation, again with the sound of `track` in laces of 8 packets.
+fn lace(from: &Path, to: &Path, track: u8) {
+    let bytes = std::fs::read(from).unwrap();
+    let (mut head, mut blocks) = (Vec::new(), Vec::new());
+    let mut cluster = 0_i64;
+    let mut at = 0;
+    while at < bytes.len() {
+        let number = |at: usize| {
+            let len = bytes[at].leading_zeros() as usize + 1;
+            let value = bytes[at..at + len]
+                .iter()
+                .fold(0_u64, |sum, b| sum << 8 | u64::from(*b));
+            (value, len)
+        };
+        let ((id, id_len), (size, size_len)) = (number(at), number(at + number(at).1));
+        let content = at + id_len + size_len;
+        let end = content + (size & !(1 << (7 * size_len))) as usize;
+        match id {
+            // Segment, Cluster and BlockGroup are gone into.
+            0x1853_8067 | 0x1f43_b675 | 0xa0 => {
+                at = content;
+                continue;
+            }
+            // EBML header, Info, Tracks.
+            0x1a45_dfa3 | 0x1549_a966 | 0x1654_ae6b => head.push(bytes[at..end].to_vec()),
+            0xe7 => {
+                cluster = bytes[content..end]
+                    .iter()
+                    .fold(0, |sum, b| sum << 8 | i64::from(*b))
+            }
+            0xa1 | 0xa3 => {
+                let block = &bytes[content..end];
+                let time = cluster + i64::from(i16::from_be_bytes([block[1], block[2]]));
+                blocks.push((block[0] & 0x7f, time, block[3], block[4..].to_vec()));
+            }
+            _ => {}
+        }
+        at = end;
+    }
+    let element = |id: &[u8], content: &[u8]| {
+        let size = (1_u64 << 56 | content.len() as u64).to_be_bytes();
+        [id, &size, content].concat()
+    };
+    let (sound, picture): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|block| block.0 == track);
+    let laced = sound.chunks(8).map(|lace| {
+        let mut content = vec![lace.len() as u8 - 1];
+        for (_, _, _, packet) in &lace[..lace.len() - 1] {
+            content.extend(vec![255; packet.len() / 255]);
+            content.push((packet.len() % 255) as u8);
+        }
+        content.extend(lace.iter().flat_map(|block| &block.3));
+        // Xiph's lacing, and a key frame.
+        (track, lace[0].1, 0x82, content)
+    });
+    let mut blocks: Vec<_> = laced.chain(picture).collect();
+    blocks.sort_by_key(|block| block.1);
+    let mut clusters = Vec::new();
+    for (number, time, flags, content) in blocks {
+        let block = [&[0x80 | number, 0, 0, flags][..], &content].concat();
+        let inside = [
+            element(&[0xe7], &time.to_be_bytes()),
+            element(&[0xa3], &block),
+        ];
+        clusters.extend(element(&[0x1f, 0x43, 0xb6, 0x75], &inside.concat()));
+    }
+    let segment = [head[1..].concat(), clusters].concat();
+    std::fs::write(
+        to,
+        [
+            head[0].clone(),
+            element(&[0x18, 0x53, 0x80, 0x67], &segment),
+        ]
+        .concat(),
+    )
+    .unwrap();
+}
+
+#[test]
+fn laced_packets_are_all_kept() {
+    let files = Files::new();
+    let plain = files.make(
+        "plain.mkv",
+        &format!(
+            "{PICTURE} {SOUND} -c:v libx264 -preset ultrafast -bf 0 -pix_fmt yuv420p -c:a libopus"
+        ),
+    );
+    let input = files.path("laced.mkv");
+    lace(&plain, &input, 2);
+    let n_packets = packets(&plain, Kind::Sound).len();
+    assert_eq!(packets(&input, Kind::Sound).len(), n_packets);
+    assert_eq!(judged(&input, Kind::Sound).len(), n_packets);
+    for extension in ["mkv", "mp4", "webm"] {
+        let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
+        let verification = check(&job, "verified: ");
+        assert_eq!(
+            verification.audio_packets_out as usize, n_packets,
+            "{extension}"
+        );
+        assert_eq!(
+            sound_hash(&job.output, ""),
+            sound_hash(&plain, ""),
+            "{extension}"
+        );
+    }
+}
+
+/// One small file of each kind.
+fn small_files() -> &'static [Vec<u8>] {
+    static FILES: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
+    FILES.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let made = [
+            ("a.mp4", "-c:a aac"),
+            ("b.mp4", "-c:a aac -movflags frag_keyframe"),
+            ("c.mov", "-c:a pcm_s16le"),
+            ("d.mkv", "-c:a libopus"),
+            ("e.ts", "-c:a aac"),
+            ("f.ts", "-c:a ac3"),
+        ];
+        let read = made.map(|(name, sound)| {
+            let path = folder.path().join(name);
+            let picture = "-f lavfi -i testsrc2=size=32x32:rate=25:duration=1";
+            let tone = "-f lavfi -i sine=duration=1:sample_rate=48000";
+            ffmpeg(&format!("{picture} {tone} {H264} -b:a 32k {sound}"), &path);
+            std::fs::read(path).unwrap()
+        });
+        read.to_vec()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Damaged files end in an answer, not in a panic, a hang, or memory for what is not there.
+    #[test]
+    fn damaged_files_are_read_or_refused(
+        file_idx in 0_usize..6,
+        cut in 0.0..1.2_f64,
+        flips in prop::collection::vec((0.0..1.0_f64, any::<u8>()), 0..12),
+    ) {
+        let mut bytes = small_files()[file_idx].clone();
+        for (place, value) in flips {
+            let at = (place * bytes.len() as f64) as usize;
+            bytes[at] = value;
+        }
+        bytes.truncate((cut * bytes.len() as f64) as usize);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        if let Ok(contents) = demux::read(file.path()) {
+            let n_packets: usize = contents.tracks.iter().map(|track| track.packets.len()).sum();
+            prop_assert!(n_packets <= bytes.len(), "{n_packets} packets in {} bytes", bytes.len());
+        }
+    }
+}
