@@ -10,11 +10,12 @@
 //! | w_c | class vector | row c of the classifier less the mean of the rows, of length 1/√width |
 //! | a | first layer | gelu(Σᵢ Wᵢ·hᵢ + U·Σ_c p_c w_c + b) |
 //! | m | second layer | gelu(V·\[a; mean of a over patches\] + d) |
-//! | φ̃ | raw score of class c | w_c·S·m |
+//! | φ̃ | raw score of class c | p_c·(g·m) + w_c·S·m |
 //! | v(1), v(0) | value of the whole image and of none | p_c; mean over pictures of the emptied picture's answer |
 //! | φ | score | φ̃ + (v(1) − v(0) − Σφ̃) / patches |
 //!
-//! A class is known by its row of the classifier alone, so the gates also score classes that another classifier on the same
+//! The first term says how a class divides what it has among the patches, whichever class it is; the second tells classes
+//! apart. A class is known by its row of the classifier alone, so the gates also score classes that another classifier on the same
 //! features was taught, see [`under`](RankingGates::under).
 //!
 //! So the scores of an image add up to what the class gains by the image: a score above 0 speaks for the class, one
@@ -78,6 +79,7 @@ impl RankingSizes {
             ("first.bias", vec![hidden]),
             ("second.weight", vec![hidden, 2 * hidden]),
             ("second.bias", vec![hidden]),
+            ("share.weight", vec![1, hidden]),
             ("score.weight", vec![width, hidden]),
             (EMPTY_ANSWER, vec![classes]),
         ]
@@ -93,6 +95,7 @@ pub struct RankingGates {
     first: Linear,
     answer: Linear,
     second: Linear,
+    share_weight: Tensor,
     score_weight: Tensor,
     empty_answer: Tensor,
 }
@@ -163,6 +166,7 @@ impl RankingGates {
             answer: Linear::new(tensor("answer.weight")?, first_bias.zeros_like()?.detach()),
             first: Linear::new(tensor("first.weight")?, first_bias),
             second: Linear::new(tensor("second.weight")?, tensor("second.bias")?),
+            share_weight: tensor("share.weight")?,
             score_weight: tensor("score.weight")?,
             empty_answer: tensor(EMPTY_ANSWER)?,
         })
@@ -227,6 +231,7 @@ impl RankingGates {
             first: frozen(&self.first),
             answer: frozen(&self.answer),
             second: frozen(&self.second),
+            share_weight: self.share_weight.detach(),
             score_weight: self.score_weight.detach(),
             empty_answer: self.empty_answer.detach(),
         }
@@ -286,7 +291,10 @@ impl RankingGates {
     pub fn raw_scores(&self, states: &[Tensor], answer: &Tensor) -> TensorResult<Tensor> {
         let features = self.features(states, answer)?;
         let classes = self.class_vectors.matmul(&self.score_weight)?; // [classes, hidden]
-        features.broadcast_matmul(&classes.t()?)
+        let shares = features.broadcast_matmul(&self.share_weight.t()?)?; // [batch, patches, 1]
+        shares
+            .broadcast_mul(&answer.unsqueeze(1)?)?
+            .add(&features.broadcast_matmul(&classes.t()?)?)
     }
 
     /// Scores φ of one class an image, or of one class less another.
@@ -308,8 +316,10 @@ impl RankingGates {
         let answer = softmax(logits, D::Minus1)?;
         let features = self.features(states, &answer)?;
         let class = weights.matmul(&self.class_vectors)?; // [batch, width]
-        let class = class.matmul(&self.score_weight)?.unsqueeze(1)?; // [batch, 1, hidden]
-        let raw = features.broadcast_mul(&class)?.sum(2)?; // [batch, patches]
+        let class = class.matmul(&self.score_weight)?; // [batch, hidden]
+        let divided = answer.mul(weights)?.sum_keepdim(1)?; // [batch, 1]
+        let read = (class + divided.matmul(&self.share_weight)?)?.unsqueeze(1)?; // [batch, 1, hidden]
+        let raw = features.broadcast_mul(&read)?.sum(2)?; // [batch, patches]
         let gain = answer
             .broadcast_sub(&self.empty_answer)?
             .mul(weights)?

@@ -549,7 +549,11 @@ fn scores_add_up_to_what_the_class_gains_by_the_image() {
     // The gates' own record of the answer to emptied pictures, drawn as `small_ranking_gates` draws it.
     let mut rng = Rng::new(6);
     let sizes = small_ranking_gates(&vit).sizes();
-    for drawn in [(sizes.width, sizes.hidden), (sizes.hidden, 1)] {
+    for drawn in [
+        (sizes.width, sizes.hidden),
+        (1, sizes.hidden),
+        (sizes.hidden, 1),
+    ] {
         rng.uniform_tensor(drawn, &Device::Cpu).unwrap();
     }
     let empty = values(&rng.uniform_tensor(n_classes, &Device::Cpu).unwrap());
