@@ -37,7 +37,7 @@ demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
 	cargo build --release --locked
 	@mkdir -p demo
 	@name=$$(basename "$(VIDEO)"); out="demo/$${name%.*}"; set -ex; \
-	target/release/vitscope file "$(VIDEO)" "$$out-explained.mp4" --model everyday \
+	target/release/vitscope file "$(VIDEO)" "$$out-explained.mp4" \
 		--scores "$$out.jsonl" --sheet "$$out.png" --overwrite; \
 	{ set +x; } 2>/dev/null; \
 	echo "video          $$out-explained.mp4"; \
@@ -55,12 +55,12 @@ test: packages test-packages rust
 	cargo test --locked --features lrp --doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features lrp
 
-# The picture of the README: one frame of the sample clip, three methods.
+# The picture of the README: one frame of the sample clip, four methods.
 picture: packages test-packages rust $(CLIP)
 	cargo build --release --locked
 	ffmpeg -v error -y -i $(CLIP) -ss 13 -frames:v 1 -vf scale=640:-1 demo/cockatoo.png
 	target/release/vitscope still demo/cockatoo.png models/everyday/cockatoo.png --overwrite \
-		--model everyday --target bird --method chefer,gradcam,libragrad
+		--target bird --method diffmask,chefer,gradcam,libragrad
 
 install: packages rust
 	cargo install --locked --path .

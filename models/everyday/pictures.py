@@ -6,7 +6,7 @@ NATURAL/{train,val}/CLASS/TIER_SOURCE_NUMBER.jpg, TINY/SYNSET_NAME/*.JPEG.
 import json
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 # Tiny-ImageNet's names in the words of the class list; what is in neither stays a class of the second head only.
 TINY_IN_PLAIN_WORDS = {
@@ -37,6 +37,8 @@ TINY_IN_PLAIN_WORDS = {
 # What a camera cannot tell apart.
 MERGED = {"face": "person", "cup_of_coffee": "cup", "comic_book": "book", "police_van": "car", "sailing_boat": "boat", "ferry": "boat"}
 NO_CLASS = -100
+# A place without a thing: every class is as likely as any other.
+NOTHING = -1
 
 
 def read(path):
@@ -111,23 +113,55 @@ def squeezed(pixels, px):
     return np.asarray(Image.fromarray(pixels).resize((px, px), Image.BICUBIC))
 
 
-def augmented(pixels, sharp, px, rng, smallest=0.3):
-    """A crop of any shape, or the whole, as a square of `px`; mirrored, blurred as small pictures are, other light."""
+def crop(width, height, rng, smallest, largest=1.0):
+    """A box of any shape with a share of the area between `smallest` and `largest`."""
+    area = rng.uniform(smallest, largest) * width * height
+    shape = np.exp(rng.uniform(np.log(0.6), np.log(1.7)))
+    w, h = min(np.sqrt(area * shape), width), min(np.sqrt(area / shape), height)
+    x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+    return (x, y, x + w, y + h)
+
+
+def scene(pixels, px, rng):
+    """A place without a thing: a small piece of a picture, enlarged and often blurred, as a square of `px`."""
+    height, width = pixels.shape[:2]
+    # A corner shows the thing itself less often than the middle does.
+    w, h = rng.uniform(0.05, 0.15) * width, rng.uniform(0.05, 0.15) * height
+    x, y = rng.choice([0, width - w]), rng.choice([0, height - h])
+    image = Image.fromarray(pixels).resize((px, px), Image.BICUBIC, box=(x, y, x + w, y + h))
+    if rng.random() < 0.5:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(1, px / 8)))
+    return image
+
+
+def augmented(pixels, sharp, px, rng, smallest=0.3, near_share=0.0, place=None):
+    """A crop of any shape, or the whole, as a square of `px`; mirrored, blurred as small pictures are, other light.
+
+    A share `near_share` of the crops of sharp pictures is a close view. With `place`, another picture, it stands small
+    before a piece of that.
+    """
     height, width = pixels.shape[:2]
     image = Image.fromarray(pixels)
     box = (0, 0, width, height)
     if rng.random() < 0.8:
-        area = rng.uniform(smallest, 1.0) * width * height
-        shape = np.exp(rng.uniform(np.log(0.6), np.log(1.7)))
-        w, h = min(np.sqrt(area * shape), width), min(np.sqrt(area / shape), height)
-        x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
-        box = (x, y, x + w, y + h)
+        near = sharp and place is None and rng.random() < near_share
+        box = crop(width, height, rng, 0.08, 0.3) if near else crop(width, height, rng, smallest)
     if sharp and rng.random() < 0.4:
         small = int(rng.uniform(36, 90))
         image = image.resize((small, small), Image.BICUBIC, box=box)
         box = None
-    image = image.resize((px, px), Image.BICUBIC, box=box)
-    found = np.asarray(image).astype(np.float32)
+    if place is None:
+        image = image.resize((px, px), Image.BICUBIC, box=box)
+    else:
+        w, h = (int(px * rng.uniform(0.35, 0.8)) for _ in range(2))
+        small = image.resize((w, h), Image.BICUBIC, box=box)
+        image = scene(place, px, rng)
+        image.paste(small, (int(rng.integers(px - w + 1)), int(rng.integers(px - h + 1))))
+    return mirrored_in_other_light(np.asarray(image), rng)
+
+
+def mirrored_in_other_light(pixels, rng):
+    found = pixels.astype(np.float32)
     if rng.random() < 0.5:
         found = found[:, ::-1]
     if rng.random() < 0.6:

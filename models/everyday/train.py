@@ -43,6 +43,9 @@ def arguments():
     parser.add_argument("--shares", default="0.5,0.3,0.2", help="of natural, Tiny-ImageNet and CIFAR-10 in a batch")
     parser.add_argument("--whole-share", type=float, default=0.1, help="of the steps that see every patch")
     parser.add_argument("--keep", default="0.35,0.65", help="least and largest share of patches that the others see")
+    parser.add_argument("--near-share", type=float, default=0.2, help="of the crops of sharp pictures that are close views")
+    parser.add_argument("--small-share", type=float, default=0.15, help="of the pictures that stand small before another")
+    parser.add_argument("--empty-share", type=float, default=0.04, help="of the pictures that show nothing in particular")
     parser.add_argument("--smoothing", type=float, default=0.1)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
@@ -83,24 +86,32 @@ class Draw:
 
     def __call__(self, step):
         rng = np.random.default_rng([self.args.seed, step, self.rank])
+        natural, px = self.sets[0], self.args.px
         images, labels = [], []
         for i, (found, count) in enumerate(zip(self.sets, self.counts)):
             if count:
                 drawn = rng.choice(len(found.label), count, p=self.weight if i == 0 else None)
                 for at in drawn:
                     seed = rng.integers(1 << 60)
-                    images.append((found.pixels[at], bool(found.sharp[at]), np.random.default_rng(seed)))
-                    labels.append((found.label[at], found.tiny_label[at] if i == 1 else -100, found.tiny_label[at] if i == 2 else -100))
-        px = self.args.px
-        # Little of a picture of 32 pixels is left in a small crop.
-        stack = [pictures.augmented(x, sharp, px, own, 0.5 if len(x) < 40 else 0.3) for x, sharp, own in images]
-        pixels = (np.stack(stack).astype(np.float32) / 255 - pictures.MEAN) / pictures.STD
+                    own = np.random.default_rng(seed)
+                    if i == 0 and own.random() < self.args.empty_share:
+                        images.append(pictures.mirrored_in_other_light(np.asarray(pictures.scene(found.pixels[at], px, own)), own))
+                        labels.append((pictures.NOTHING, pictures.NO_CLASS, pictures.NO_CLASS))
+                        continue
+                    small = i == 0 and own.random() < self.args.small_share
+                    place = natural.pixels[own.integers(len(natural.pixels))] if small else None
+                    # Little of a picture of 32 pixels is left in a small crop.
+                    smallest = 0.5 if len(found.pixels[at]) < 40 else 0.3
+                    images.append(pictures.augmented(found.pixels[at], bool(found.sharp[at]), px, own, smallest, self.args.near_share, place))
+                    other = [found.tiny_label[at] if i == of else pictures.NO_CLASS for of in (1, 2)]
+                    labels.append((found.label[at], *other))
+        pixels = (np.stack(images).astype(np.float32) / 255 - pictures.MEAN) / pictures.STD
         patches = (px // 14) ** 2
         keep = None
         if rng.random() >= self.args.whole_share:
             low, high = (float(share) for share in self.args.keep.split(","))
             kept = max(1, round(patches * rng.uniform(low, high)))
-            keep = torch.from_numpy(rng.random((len(stack), patches)).argsort(1)[:, :kept].copy())
+            keep = torch.from_numpy(rng.random((len(images), patches)).argsort(1)[:, :kept].copy())
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(np.array(labels)), keep
 
 
@@ -179,10 +190,13 @@ def main():
             features = model.features(images, keep)
             loss = 0.0
             for i, (name, head) in enumerate(model.out.items()):
-                there = labels[:, i] >= 0
+                there = labels[:, i] != pictures.NO_CLASS
                 if there.any():
                     logits = head(features[there]).float()
-                    part = F.cross_entropy(logits, labels[there, i], label_smoothing=args.smoothing, reduction="sum")
+                    label = labels[there, i]
+                    nothing = label == pictures.NOTHING
+                    part = F.cross_entropy(logits[~nothing], label[~nothing], label_smoothing=args.smoothing, reduction="sum")
+                    part = part - logits[nothing].log_softmax(1).mean(1).sum()
                     loss = loss + part / (args.batch // world)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

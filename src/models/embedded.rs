@@ -34,13 +34,18 @@ macro_rules! embed {
     };
     ($name:literal with gates and interpreter) => {
         Embedded {
-            gates: Some((
-                embed!($name, "gates.safetensors"),
-                embed!($name, "gates.json"),
-            )),
             interpreter: Some((
                 embed!($name, "interpreter.safetensors"),
                 embed!($name, "interpreter.json"),
+            )),
+            ..embed!($name with gates)
+        }
+    };
+    ($name:literal with gates) => {
+        Embedded {
+            gates: Some((
+                embed!($name, "gates.safetensors"),
+                embed!($name, "gates.json"),
             )),
             ..embed!($name)
         }
@@ -60,8 +65,8 @@ macro_rules! embed {
 /// that it is inlined into.
 #[cfg(feature = "embedded-models")]
 pub(super) static MODELS: &[Embedded] = &[
+    embed!("everyday" with gates),
     embed!("cifar10" with gates and interpreter),
-    embed!("everyday"),
     embed!("red-patches" with gates and interpreter),
 ];
 

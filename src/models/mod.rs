@@ -92,7 +92,7 @@ pub struct ModelWeights {
 }
 
 /// Name of the model that explains where none is asked for; part of builds with the feature `embedded-models`.
-pub const DEFAULT: &str = "cifar10";
+pub const DEFAULT: &str = "everyday";
 
 /// Names of the models that are part of this build.
 pub fn embedded_names() -> impl Iterator<Item = &'static str> {
