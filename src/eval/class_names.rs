@@ -55,7 +55,22 @@ pub fn matched_classes(
     Ok(matched)
 }
 
-/// The same where the model must know all of them.
+/// What the labels of pictures mean to a model: for each class of the data the class of the model that it is by name, as
+/// [`matched_classes`]; by position where the model knows none of the names and has as many classes, as one does whose
+/// classes are numbered.
+pub fn meant_classes(
+    labels: &[String],
+    aliases: &BTreeMap<String, String>,
+    classes: &[String],
+) -> Vec<Option<usize>> {
+    match matched_classes(labels, aliases, classes) {
+        Ok(matched) => matched,
+        Err(_) if labels.len() == classes.len() => (0..classes.len()).map(Some).collect(),
+        Err(_) => vec![None; classes.len()],
+    }
+}
+
+/// The same as [`matched_classes`] where the model must know all of them.
 ///
 /// # Errors
 /// [`Error::Data`] naming the first class that the model does not know; else as [`matched_classes`].
@@ -127,6 +142,22 @@ mod tests {
         let aliases = [("Face", "person"), ("ferry", "boat"), ("tug", "ship")];
         let aliases = aliases.map(|(alias, label)| (alias.to_owned(), label.to_owned()));
         matched_classes(&names(labels), &aliases.into(), &names(classes))
+    }
+
+    #[test]
+    fn labels_mean_classes_by_name_or_else_by_position() {
+        let meant = |labels: &[&str], classes: &[&str]| {
+            meant_classes(&names(labels), &BTreeMap::new(), &names(classes))
+        };
+        assert_eq!(
+            meant(&["cat", "dog", "truck"], &["dog", "truck"]),
+            [Some(1), Some(2)]
+        );
+        assert_eq!(meant(&["cat", "dog"], &["dog", "owl"]), [Some(1), None]);
+        let numbered = ["LABEL_0", "LABEL_1"];
+        assert_eq!(meant(&numbered, &["cat", "dog"]), [Some(0), Some(1)]);
+        assert_eq!(meant(&numbered, &["cat", "dog", "owl"]), [None; 3]);
+        assert_eq!(meant(&[], &["cat"]), [None]);
     }
 
     #[test]

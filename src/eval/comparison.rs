@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use super::batched::BatchedModel;
+use super::class_names::meant_classes;
 use super::journal::Journal;
 use super::suite::{Batch, Mapper, Score, Subject, Suite, subjects};
 use crate::data::{self, Dataset, Picture};
@@ -93,7 +94,10 @@ impl Comparison<'_> {
         let preprocessor = &self.model.preprocessor;
         let (mean, std) = (preprocessor.mean, preprocessor.std);
         let images = data::images_from_pictures(&read, mean, std, &model.device)?;
-        let subjects = subjects(&images, &model.logits(&images)?, &indices, pictures)?;
+        let config = self.model.vit.config();
+        let classes = meant_classes(&config.labels, &config.label_aliases, pictures.classes());
+        let label = |index| classes.get(pictures.label(index)?).copied().flatten();
+        let subjects = subjects(&images, &model.logits(&images)?, &indices, &label)?;
         Ok(Shown {
             pictures: read,
             images,

@@ -230,6 +230,43 @@ mod program {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// A folder per class numbers its classes otherwise than the model does; with nothing taken away all pictures that lie
+    /// in the folder of what the model names are right.
+    #[test]
+    fn labels_of_folders_are_the_model_s_classes_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let color = |rgb: [u8; 3]| image::RgbImage::from_pixel(32, 32, image::Rgb(rgb));
+        let mut classes = Vec::new();
+        for picture in [color([40, 90, 200]), color([200, 30, 30])] {
+            picture.save(path.join("one.png")).unwrap();
+            stdout(
+                "still one.png out.png --model cifar10 --method raw-attention --scores one.jsonl --overwrite --quiet",
+                path,
+            );
+            let record = std::fs::read_to_string(path.join("one.jsonl")).unwrap();
+            let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+            let class = record["predicted"]["label"].as_str().unwrap().to_owned();
+            std::fs::create_dir_all(path.join("data").join(&class)).unwrap();
+            for number in 0..40 {
+                let file = path.join("data").join(&class).join(format!("{number}.png"));
+                picture.save(file).unwrap();
+            }
+            classes.push(record["predicted"]["index"].as_u64().unwrap());
+        }
+        classes.sort_unstable();
+        assert_ne!(classes, [0, 1], "the folders' own numbers tell nothing");
+        stdout(
+            "eval perturbation --protocol chefer --model cifar10 --data data --methods raw-attention --images 8 --json s.json",
+            path,
+        );
+        let scores = std::fs::read_to_string(path.join("s.json")).unwrap();
+        let scores: serde_json::Value = serde_json::from_str(&scores).unwrap();
+        for measure in scores["measures"].as_array().unwrap() {
+            assert_eq!(measure["rows"][0]["points"][0], 1.0, "{measure}");
+        }
+    }
+
     /// The whole way from nothing to a table, on a model too small to be right.
     #[test]
     fn a_model_is_trained_gets_gates_and_is_scored() {

@@ -97,7 +97,7 @@ pub fn curves(
         Watched::Predicted => Ok(subject.predicted),
         Watched::Label => subject.label.ok_or_else(|| {
             Error::Data(format!(
-                "protocol {:?} watches the right class, and pictures have no labels",
+                "protocol {:?} watches the right class, and there are pictures with no labels that the model knows",
                 protocol.name
             ))
         }),

@@ -45,7 +45,6 @@ use super::journal::Journal;
 use super::mean;
 use super::perturbation::Substrate;
 use super::statistics::quantile;
-use crate::data::Dataset;
 use crate::error::Result;
 use crate::explain::{Explainer, Target};
 use crate::overlay::Range;
@@ -430,7 +429,8 @@ fn batch_of(frames: &[Vec<f32>], model: &BatchedModel<'_>) -> Result<Tensor> {
     Ok(Tensor::from_vec(frames.concat(), shape, &model.device)?)
 }
 
-/// What the model says of each picture, beside what is right.
+/// What the model says of each picture, beside what is right: the class of the model that `label` names by the picture's
+/// index.
 ///
 /// # Shapes
 /// - `images`: `[pictures, 3, height, width]`
@@ -442,7 +442,7 @@ pub(super) fn subjects(
     images: &Tensor,
     logits: &Tensor,
     indices: &[usize],
-    data: &dyn Dataset,
+    label: &dyn Fn(usize) -> Option<usize>,
 ) -> Result<Vec<Subject>> {
     let pictures = images.flatten_from(1)?.to_vec2::<f32>()?;
     let ranked = logits.arg_sort_last_dim(false)?;
@@ -457,7 +457,7 @@ pub(super) fn subjects(
                 image,
                 predicted,
                 runner_up: ranked.get(1).map_or(predicted, |class| *class as usize),
-                label: data.label(index),
+                label: label(index),
             }
         })
         .collect())
