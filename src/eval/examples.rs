@@ -28,7 +28,7 @@ impl Comparison<'_> {
     /// As [`Comparison::run`].
     pub fn gallery(&self, pictures: &dyn Dataset, indices: &[usize]) -> Result<Gallery> {
         let model = BatchedModel::of(self.model, self.batch);
-        let shown = self.shown(&model, pictures, indices)?;
+        let shown = self.shown(&model, pictures, &self.meant_by(pictures), indices)?;
         let mappers = Mapper::all(self.explainers, self.seed);
         let mut rows: Vec<GalleryRow> = (shown.pictures.iter().zip(&shown.subjects))
             .map(|(picture, subject)| {
@@ -58,7 +58,7 @@ impl Comparison<'_> {
     /// As [`Comparison::run`].
     pub fn speeds(&self, pictures: &dyn Dataset, index: usize) -> Result<Vec<Speed>> {
         let model = BatchedModel::of(self.model, 1);
-        let shown = self.shown(&model, pictures, &[index])?;
+        let shown = self.shown(&model, pictures, &self.meant_by(pictures), &[index])?;
         let speed = |mapper: &Mapper<'_>| {
             self.maps(mapper, &model, &shown)?;
             let mut times_ms = Vec::with_capacity(RUNS);
@@ -96,8 +96,8 @@ impl Comparison<'_> {
         let labels = self.model.labels();
         let named = labels.get(subject.predicted);
         let named = named.map_or_else(|| format!("class {}", subject.predicted), String::clone);
-        let right = subject
-            .label
+        let right = pictures
+            .label(subject.index)
             .and_then(|label| pictures.classes().get(label));
         match right {
             Some(right) if !right.eq_ignore_ascii_case(&named) => format!("{named}, not {right}"),
