@@ -27,22 +27,8 @@ pub fn matched_classes(
             "model has no classifier, and so names no classes".into(),
         ));
     }
-    let labels_and_words: Vec<(&str, String)> = labels
-        .iter()
-        .map(|label| (label.as_str(), words(label)))
-        .collect();
-    let find = |class: &String| match find(&labels_and_words, class)? {
-        Some(index) => Ok(Some(index)),
-        None => {
-            let alias = aliases
-                .iter()
-                .find(|(alias, _)| words(alias) == words(class));
-            alias.map_or(Ok(None), |(_, label)| self::find(&labels_and_words, label))
-        }
-    };
-    let matched = classes
-        .iter()
-        .map(find)
+    let matched = searched(labels, aliases, classes)
+        .into_iter()
         .collect::<Result<Vec<Option<usize>>>>()?;
     if matched.iter().all(Option::is_none) {
         return Err(Error::Data(format!(
@@ -56,18 +42,20 @@ pub fn matched_classes(
 }
 
 /// What the labels of pictures mean to a model: for each class of the data the class of the model that it is by name, as
-/// [`matched_classes`]; by position where the model knows none of the names and has as many classes, as one does whose
-/// classes are numbered.
+/// [`matched_classes`], but `None` where several have that name; by position where the model knows none of the names and
+/// has as many classes, as one does whose classes are numbered.
 pub fn meant_classes(
     labels: &[String],
     aliases: &BTreeMap<String, String>,
     classes: &[String],
 ) -> Vec<Option<usize>> {
-    match matched_classes(labels, aliases, classes) {
-        Ok(matched) => matched,
-        Err(_) if labels.len() == classes.len() => (0..classes.len()).map(Some).collect(),
-        Err(_) => vec![None; classes.len()],
+    let found = searched(labels, aliases, classes);
+    let knows_none = found.iter().all(|found| matches!(found, Ok(None)));
+    if knows_none && labels.len() == classes.len() {
+        return (0..classes.len()).map(Some).collect();
     }
+    let found = found.into_iter();
+    found.map(|found| found.ok().flatten()).collect()
 }
 
 /// The same as [`matched_classes`] where the model must know all of them.
@@ -86,6 +74,28 @@ pub fn classes_by_name(labels: &[String], classes: &[String]) -> Result<Vec<usiz
             })
         })
         .collect()
+}
+
+/// What each class of the data is: [`Error::Data`] where several labels have its name.
+fn searched(
+    labels: &[String],
+    aliases: &BTreeMap<String, String>,
+    classes: &[String],
+) -> Vec<Result<Option<usize>>> {
+    let labels_and_words: Vec<(&str, String)> = labels
+        .iter()
+        .map(|label| (label.as_str(), words(label)))
+        .collect();
+    let find = |class: &String| match find(&labels_and_words, class)? {
+        Some(index) => Ok(Some(index)),
+        None => {
+            let alias = aliases
+                .iter()
+                .find(|(alias, _)| words(alias) == words(class));
+            alias.map_or(Ok(None), |(_, label)| self::find(&labels_and_words, label))
+        }
+    };
+    classes.iter().map(find).collect()
 }
 
 /// The first names, and a sign where there are more.
@@ -158,6 +168,8 @@ mod tests {
         assert_eq!(meant(&numbered, &["cat", "dog"]), [Some(0), Some(1)]);
         assert_eq!(meant(&numbered, &["cat", "dog", "owl"]), [None; 3]);
         assert_eq!(meant(&[], &["cat"]), [None]);
+        // Two labels of one name say nothing, and no position makes up for it.
+        assert_eq!(meant(&["crane", "crane"], &["crane", "owl"]), [None; 2]);
     }
 
     #[test]

@@ -70,9 +70,10 @@ impl Comparison<'_> {
     ) -> Result<Vec<Row>> {
         let model = BatchedModel::of(self.model, self.batch);
         let mappers = Mapper::all(self.explainers, self.seed);
+        let classes = self.meant_by(pictures);
         let mut n_done = 0;
         for chunk in indices.chunks(model.batch) {
-            self.measure(&model, &mappers, pictures, chunk, journal)?;
+            self.measure(&model, &mappers, (pictures, &classes), chunk, journal)?;
             n_done += chunk.len();
             done(n_done);
         }
@@ -82,11 +83,18 @@ impl Comparison<'_> {
             .collect())
     }
 
-    /// The pictures at `indices`, without those that cannot be read.
+    /// The model's class that each class of the pictures is, where the model knows it.
+    pub(super) fn meant_by(&self, pictures: &dyn Dataset) -> Vec<Option<usize>> {
+        let config = self.model.vit.config();
+        meant_classes(&config.labels, &config.label_aliases, pictures.classes())
+    }
+
+    /// The pictures at `indices`, without those that cannot be read; `classes` as of [`meant_by`](Self::meant_by).
     pub(super) fn shown(
         &self,
         model: &BatchedModel<'_>,
         pictures: &dyn Dataset,
+        classes: &[Option<usize>],
         indices: &[usize],
     ) -> Result<Shown> {
         let read = data::readable(pictures, indices)?;
@@ -94,8 +102,6 @@ impl Comparison<'_> {
         let preprocessor = &self.model.preprocessor;
         let (mean, std) = (preprocessor.mean, preprocessor.std);
         let images = data::images_from_pictures(&read, mean, std, &model.device)?;
-        let config = self.model.vit.config();
-        let classes = meant_classes(&config.labels, &config.label_aliases, pictures.classes());
         let label = |index| classes.get(pictures.label(index)?).copied().flatten();
         let subjects = subjects(&images, &model.logits(&images)?, &indices, &label)?;
         Ok(Shown {
@@ -110,7 +116,7 @@ impl Comparison<'_> {
         &self,
         model: &BatchedModel<'_>,
         mappers: &[Mapper<'_>],
-        pictures: &dyn Dataset,
+        (pictures, classes): (&dyn Dataset, &[Option<usize>]),
         chunk: &[usize],
         journal: &mut Journal,
     ) -> Result<()> {
@@ -125,7 +131,7 @@ impl Comparison<'_> {
         }
         let Shown {
             images, subjects, ..
-        } = self.shown(model, pictures, chunk)?;
+        } = self.shown(model, pictures, classes, chunk)?;
         for (mapper, name) in mappers.iter().zip(&names) {
             if is_known(name, journal) {
                 continue;
