@@ -283,15 +283,8 @@ impl Movie {
                 };
                 sample_idx += 1;
                 let duration = durations.next().unwrap_or(0);
-                let late = offsets.next().unwrap_or(0).cast_signed();
-                let sample = Sample {
-                    shown: decoded.saturating_add(i64::from(late)),
-                    duration,
-                    offset,
-                    len,
-                };
-                decoded = decoded.saturating_add(i64::from(duration));
-                offset = offset.saturating_add(u64::from(len));
+                let late = offsets.next().unwrap_or(0);
+                let sample = next_sample((&mut decoded, &mut offset), late, duration, len);
                 self.add(track, sample, file_len)?;
             }
         }
@@ -397,14 +390,7 @@ impl Movie {
                 let Some(late) = field(0x800).unwrap_or(Some(0)) else {
                     break;
                 };
-                let sample = Sample {
-                    shown: decoded.saturating_add(i64::from(late.cast_signed())),
-                    duration,
-                    offset,
-                    len,
-                };
-                decoded = decoded.saturating_add(i64::from(duration));
-                offset = offset.saturating_add(u64::from(len));
+                let sample = next_sample((&mut decoded, &mut offset), late, duration, len);
                 self.add(track, sample, file_len)?;
             }
         }
@@ -429,6 +415,25 @@ impl Movie {
             n_cut_off: self.n_cut_off,
         })
     }
+}
+
+/// The sample that is decoded at `decoded`, lies at `offset` and is shown `late` (a signed number) steps after it is
+/// decoded; both move on to the next one.
+fn next_sample(
+    (decoded, offset): (&mut i64, &mut u64),
+    late: u32,
+    duration: u32,
+    len: u32,
+) -> Sample {
+    let sample = Sample {
+        shown: decoded.saturating_add(i64::from(late.cast_signed())),
+        duration,
+        offset: *offset,
+        len,
+    };
+    *decoded = decoded.saturating_add(i64::from(duration));
+    *offset = offset.saturating_add(u64::from(len));
+    sample
 }
 
 /// The numbers of `mvhd` and `mdhd`: steps a second, and a duration in them.

@@ -362,15 +362,9 @@ fn saved_gates_come_back_as_they_were() {
     let sizes = GateSizes::new(&config);
     let tensors = VotingGates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu).unwrap();
     Gates::save(&tensors, &card(sizes), folder.path()).unwrap();
-    let (back, back_card) = Gates::open(
-        folder.path(),
-        &small_vit(config.clone()),
-        "AB12",
-        &Device::Cpu,
-    )
-    .unwrap();
-    assert_eq!(back_card, card(sizes));
     let vit = small_vit(config);
+    let (back, back_card) = Gates::open(folder.path(), &vit, "AB12", &Device::Cpu).unwrap();
+    assert_eq!(back_card, card(sizes));
     let states = clean_pass(&vit, &small_images(2)).unwrap().states;
     let Gates::Voting(after) = back else {
         panic!("gates of the published objective vote");
@@ -682,18 +676,12 @@ fn saved_gates_that_rank_come_back_as_they_were() {
         ..card(GateSizes::new(&config))
     };
     Gates::save(&tensors, &card, folder.path()).unwrap();
-    let (back, back_card) = Gates::open(
-        folder.path(),
-        &small_vit(config.clone()),
-        "AB12",
-        &Device::Cpu,
-    )
-    .unwrap();
+    let vit = small_vit(config);
+    let (back, back_card) = Gates::open(folder.path(), &vit, "AB12", &Device::Cpu).unwrap();
     assert_eq!(back_card, card);
     let Gates::Ranking(back) = back else {
         panic!("gates of the objective \"shapley\" rank");
     };
-    let vit = small_vit(config);
     let clean = clean_pass(&vit, &small_images(2)).unwrap();
     let before = RankingGates::load(&vit, 6, &tensors.into_iter().collect()).unwrap();
     let logits = clean.output.logits.unwrap();
