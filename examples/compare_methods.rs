@@ -8,12 +8,15 @@
 //! patches: 1 where two methods order them alike, 0 where they have nothing to do with each other.
 #![expect(clippy::print_stdout, reason = "an example tells what it found")]
 
-use anyhow::{Context, bail};
+use std::path::Path;
+
+use anyhow::bail;
 use candle_core::Device;
 use vitscope::explain::{Method, Target, explain_all};
 use vitscope::frame::resize::Resizer;
 use vitscope::models;
 use vitscope::overlay::{self, Heat, Overlay};
+use vitscope::picture;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -26,8 +29,7 @@ fn main() -> anyhow::Result<()> {
         .map(|name| name.parse::<Method>()?.build(model.parts()))
         .collect::<vitscope::Result<Vec<_>>>()?;
 
-    let picture = image::open(input).with_context(|| format!("opening {input:?}"))?;
-    let frame = overlay::frame_from_image(picture.to_rgb8());
+    let frame = overlay::frame_from_image(picture::read(Path::new(input))?.image);
     let preprocessor = &model.preprocessor;
     let mut resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
     let (rgb, placement) = resizer.rgb_from_frame(&frame)?;

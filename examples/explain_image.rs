@@ -8,12 +8,15 @@
 //! Prints the predicted class, its probability and the share of patches that the gates keep.
 #![expect(clippy::print_stdout, reason = "an example tells what it found")]
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 use candle_core::{D, Device};
 use vitscope::explain::{Method, Target};
 use vitscope::frame::resize::Resizer;
 use vitscope::models;
 use vitscope::overlay::{self, Heat, Overlay};
+use vitscope::picture;
 
 fn main() -> anyhow::Result<()> {
     let paths: Vec<String> = std::env::args().skip(1).collect();
@@ -23,8 +26,7 @@ fn main() -> anyhow::Result<()> {
     let model = models::open(models::DEFAULT, &Device::Cpu)?;
     let explainer = Method::DiffMask.build(model.parts())?;
 
-    let picture = image::open(input).with_context(|| format!("opening {input:?}"))?;
-    let frame = overlay::frame_from_image(picture.to_rgb8());
+    let frame = overlay::frame_from_image(picture::read(Path::new(input))?.image);
     let preprocessor = &model.preprocessor;
     let mut resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
     let (rgb, placement) = resizer.rgb_from_frame(&frame)?;

@@ -22,7 +22,7 @@
 //! | 3 | [`models`]: model folders; [`train`]; [`eval`]; [`sidecar`]: JSON Lines |
 //! | 2 | [`explain`]: one file a method; [`data`]: data sets; [`media`]: GStreamer |
 //! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`overlay`]: what is drawn |
-//! | 0 | [`frame`], [`flow`]: motion between frames; [`kernels`], [`rng`], [`files`], [`weights`], [`changes`], [`demux`]: containers' own tables, [`error`] |
+//! | 0 | [`frame`], [`flow`]: motion between frames; [`kernels`], [`rng`], [`files`], [`picture`], [`weights`], [`changes`], [`demux`]: containers' own tables, [`error`] |
 //!
 //! # Invariants
 //!
@@ -85,6 +85,7 @@ pub mod live;
 pub mod media;
 pub mod models;
 pub mod overlay;
+pub mod picture;
 pub mod pipeline;
 #[cfg(feature = "plugin")]
 pub mod plugin;

@@ -1,21 +1,20 @@
 //! Pictures on disk: a folder of PNG and JPEG files, or of one sub-folder a class.
 //!
-//! Files are read when they are asked for, turned as their EXIF data say, and brought to the model's
-//! size. Headers are read once at the start; files that are no pictures, or turn out to be damaged
-//! later, are left out and named.
+//! Files are read when they are asked for, turned as their EXIF data say, laid on white where they are transparent, and
+//! brought to the model's size. Headers are read once at the start; files that are no pictures, or turn out to be damaged
+//! or cut later, are left out and named.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use image::ImageDecoder;
-
 use super::{Dataset, Picture, out_of_range};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 use crate::frame::placement::ResizeRule;
 use crate::frame::resize::Resampling;
+use crate::picture::{self, FilePicture};
 
 const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
 
@@ -145,7 +144,7 @@ impl Dataset for Folder {
             known.insert(path.clone(), reason);
             error
         };
-        let picture = decode(path).map_err(|error| leave_out(error.to_string()))?;
+        let picture = decode(path).map_err(leave_out)?;
         let resized = picture.resized(self.rule, self.resampling);
         resized.map_err(|error| leave_out(error.to_string()))
     }
@@ -211,23 +210,22 @@ pub(super) fn file_name(path: &Path) -> String {
 /// # Errors
 /// [`Error::Data`] where it cannot be read.
 pub(super) fn read_picture(path: &Path) -> Result<Picture> {
-    decode(path).map_err(|error| unreadable_picture(path, &error.to_string()))
+    decode(path).map_err(|reason| unreadable_picture(path, &reason))
 }
 
-fn decode(path: &Path) -> image::ImageResult<Picture> {
-    let mut decoder = image::ImageReader::open(path)?
-        .with_guessed_format()?
-        .into_decoder()?;
-    let orientation = decoder.orientation()?;
-    let mut picture = image::DynamicImage::from_decoder(decoder)?;
-    picture.apply_orientation(orientation);
-    let picture = picture.into_rgb8();
+fn decode(path: &Path) -> Result<Picture, String> {
+    let bytes = fs::read(path).map_err(|error| error.to_string())?;
+    let FilePicture { image, is_whole } =
+        picture::decode(&bytes).map_err(|error| error.to_string())?;
+    if !is_whole {
+        return Err("the file ends early".into());
+    }
     Ok(Picture {
         size: FrameSize {
-            width_px: picture.width() as usize,
-            height_px: picture.height() as usize,
+            width_px: image.width() as usize,
+            height_px: image.height() as usize,
         },
-        rgb: picture.into_raw(),
+        rgb: image.into_raw(),
     })
 }
 

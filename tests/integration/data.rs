@@ -122,18 +122,37 @@ fn damaged_pictures_are_left_out_and_named() {
     noise.save(&cut).unwrap();
     let bytes = std::fs::read(&cut).unwrap();
     std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    // Decoders fill up what is missing of a JPEG, and say nothing.
+    let cut = folder.path().join("cut.jpg");
+    noise.save(&cut).unwrap();
+    let bytes = std::fs::read(&cut).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() - 40]).unwrap();
 
     let pictures = open(folder.path()).unwrap();
-    assert_eq!(pictures.len(), 5, "what has no header is no picture");
+    assert_eq!(pictures.len(), 6, "what has no header is no picture");
     let all: Vec<usize> = (0..pictures.len()).collect();
     let found = readable(&pictures, &all).unwrap();
     let found: Vec<usize> = found.into_iter().map(|(index, _)| index).collect();
-    assert_eq!(found, [0, 1, 2, 3], "the damaged one is the last by name");
+    assert_eq!(found, [0, 1, 2, 3], "the damaged ones are the last by name");
     let named = pictures.unreadable();
-    assert_eq!(named.len(), 2, "{named:?}");
-    assert!(named[0].ends_with("cut.png\"") && named[1].ends_with("header.png\""));
-    let message = readable(&pictures, &[4]).unwrap_err().to_string();
+    assert_eq!(named.len(), 3, "{named:?}");
+    for (named, name) in named.iter().zip(["cut.jpg", "cut.png", "header.png"]) {
+        assert!(named.ends_with(&format!("{name}\"")), "{named}");
+    }
+    assert!(named[0].starts_with("the file ends early"), "{named:?}");
+    let message = readable(&pictures, &[5]).unwrap_err().to_string();
     assert!(message.contains("cut.png"), "{message}");
+}
+
+#[test]
+fn transparent_pictures_lie_on_white() {
+    let folder = tempfile::tempdir().unwrap();
+    let red = image::Rgba([200, 0, 0, 0]);
+    image::RgbaImage::from_pixel(32, 32, red)
+        .save(folder.path().join("a.png"))
+        .unwrap();
+    let picture = open(folder.path()).unwrap().picture(0).unwrap();
+    assert!(picture.rgb.iter().all(|&value| value == 255));
 }
 
 /// A video of one gray a second.

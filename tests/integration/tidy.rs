@@ -12,6 +12,7 @@ const LAYERS: [&[&str]; 7] = [
         "files",
         "weights",
         "companion",
+        "picture",
         "rng",
         "flow",
         "frame",
@@ -26,13 +27,14 @@ const LAYERS: [&[&str]; 7] = [
 ];
 
 /// Imports inside a layer, and of `error` in the lowest.
-const ARROWS: [(&str, &str); 18] = [
+const ARROWS: [(&str, &str); 19] = [
     ("changes", "error"),
     ("companion", "error"),
     ("companion", "files"),
     ("companion", "weights"),
     ("files", "error"),
     ("frame", "error"),
+    ("picture", "error"),
     ("rng", "error"),
     ("weights", "error"),
     ("flow", "error"),

@@ -6,7 +6,16 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use image::ImageFormat;
 use vitscope::error::{Error, Result};
+
+/// The format of a picture by its name.
+pub fn picture_format(path: &Path) -> anyhow::Result<ImageFormat> {
+    match ImageFormat::from_path(path) {
+        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => Ok(format),
+        _ => bail!("unknown extension, expected png, jpg or jpeg: {path:?}"),
+    }
+}
 
 /// A file that is written as `NAME.part`, and renamed when it is complete.
 pub struct Output {

@@ -5,11 +5,12 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::ImageFormat;
 use vitscope::error::{Error, Result};
 use vitscope::frame::{Frame, Pts};
 use vitscope::media::{Sink, Source};
 use vitscope::overlay;
+use vitscope::picture::{self, FilePicture};
 use vitscope::pipeline::Pipeline;
 
 use crate::args::{DrawArgs, ExplainArgs, OutputArgs};
@@ -21,7 +22,7 @@ use crate::{interrupt, setup};
 /// Options of `vitscope still`.
 #[derive(Debug, clap::Args)]
 pub struct StillArgs {
-    /// Pictures to explain, PNG or JPEG, then the picture to write; for several pictures the directory to write into.
+    /// Pictures to explain, PNG or JPEG (transparent parts become white), then the picture to write; for several pictures the directory to write into.
     #[arg(value_name = "IN... OUT", num_args = 2.., required = true)]
     paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -44,9 +45,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     side::check(&args.outputs, &[borrowed, taken].concat())?;
     for input in inputs {
         // The header is enough to refuse what is no picture before anything is written.
-        reader(input)?
-            .into_dimensions()
-            .map_err(|error| unreadable(input, &error))?;
+        picture::check_header(input)?;
     }
     let view = setup::view(&args.explain)?;
     let mut side = Side::new(&args.outputs, None, inputs.len())?;
@@ -65,6 +64,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     let mut source = PictureSource {
         inputs: inputs.iter().cloned().collect(),
         next_seq: 0,
+        cut: Vec::new(),
     };
     let sink = PictureSink {
         waiting: outputs.into(),
@@ -87,10 +87,15 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     if unexplained > 0 {
         eprintln!("incomplete: {unexplained} pictures stayed unexplained");
     }
+    for path in &source.cut {
+        eprintln!(
+            "incomplete: the file ends early, and what is missing was explained as gray: {path:?}"
+        );
+    }
     Ok(if report.interrupted_at.is_some() {
         eprintln!("interrupted after {n_done} of {} pictures", inputs.len());
         Exit::Interrupted
-    } else if unexplained > 0 {
+    } else if unexplained > 0 || !source.cut.is_empty() {
         Exit::Incomplete
     } else {
         Exit::Whole
@@ -113,32 +118,18 @@ fn targets(inputs: &[PathBuf], out: &Path) -> anyhow::Result<Vec<PathBuf>> {
         };
         inputs.iter().map(target).collect::<anyhow::Result<_>>()?
     };
-    match targets.iter().find(|target| format(target).is_none()) {
-        Some(target) => bail!("unknown extension, expected png, jpg or jpeg: {target:?}"),
-        None => Ok(targets),
+    for target in &targets {
+        outputs::picture_format(target)?;
     }
+    Ok(targets)
 }
 
-fn format(path: &Path) -> Option<ImageFormat> {
-    ImageFormat::from_path(path)
-        .ok()
-        .filter(|format| matches!(format, ImageFormat::Png | ImageFormat::Jpeg))
-}
-
-fn reader(path: &Path) -> Result<ImageReader<std::io::BufReader<std::fs::File>>> {
-    ImageReader::open(path)
-        .and_then(ImageReader::with_guessed_format)
-        .map_err(|error| Error::io(path, error))
-}
-
-fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::Media(format!("not a readable picture ({error}): {path:?}"))
-}
-
-/// Gives pictures one by one, upright.
+/// Gives pictures one by one.
 struct PictureSource {
     inputs: VecDeque<PathBuf>,
     next_seq: u64,
+    /// Those that end early.
+    cut: Vec<PathBuf>,
 }
 
 impl Source for PictureSource {
@@ -146,20 +137,11 @@ impl Source for PictureSource {
         let Some(path) = self.inputs.pop_front() else {
             return Ok(None);
         };
-        let read = || {
-            let mut decoder = reader(&path)?
-                .into_decoder()
-                .map_err(|error| unreadable(&path, &error))?;
-            // A tag that cannot be read is one that is not there.
-            let orientation = decoder.orientation().ok();
-            let mut picture =
-                DynamicImage::from_decoder(decoder).map_err(|error| unreadable(&path, &error))?;
-            if let Some(orientation) = orientation {
-                picture.apply_orientation(orientation);
-            }
-            Ok::<_, Error>(overlay::frame_from_image(picture.into_rgb8()))
-        };
-        let mut frame = read()?;
+        let FilePicture { image, is_whole } = picture::read(&path)?;
+        let mut frame = overlay::frame_from_image(image);
+        if !is_whole {
+            self.cut.push(path);
+        }
         frame.seq = self.next_seq;
         frame.pts = Pts(0);
         self.next_seq += 1;
@@ -185,7 +167,7 @@ impl Sink for PictureSink {
             .pop_front()
             .ok_or_else(|| Error::Media("more pictures came than were asked for".into()))?;
         let picture = overlay::image_from_frame(&frame)?;
-        let format = format(output.path()).unwrap_or(ImageFormat::Png);
+        let format = outputs::picture_format(output.path()).unwrap_or(ImageFormat::Png);
         let mut file = std::io::BufWriter::new(output.create()?);
         picture
             .write_to(&mut file, format)
