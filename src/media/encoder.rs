@@ -82,7 +82,7 @@ impl VideoCodec {
             return Err(elements::missing(&wanted));
         };
         if codec == possible[0] {
-            tracing::info!(encoder = codec.element(), "encoding");
+            tracing::debug!(encoder = codec.element(), "encoding");
         } else {
             tracing::warn!(
                 encoder = codec.element(),

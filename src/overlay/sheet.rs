@@ -1,14 +1,14 @@
-//! A contact sheet: thumbnails of a video with time and caption, as one PNG.
+//! A contact sheet: thumbnails of a video with time and caption, as one PNG or JPEG.
 //!
 //! How many frames will come is not known beforehand.
 //! The sheet keeps every frame until it is full, then every second one, and so on; at any time it
 //! holds frames at equal distances from the first to almost the last.
 
+use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
 
-use image::ImageEncoder;
-use image::codecs::png::PngEncoder;
+use image::ImageFormat;
 
 use super::text;
 use crate::error::{Error, Result};
@@ -89,11 +89,11 @@ impl Sheet {
         self.thumbnails.len()
     }
 
-    /// Writes the sheet as a PNG; the file appears whole or not at all.
+    /// Writes the sheet as a picture; the file appears whole or not at all.
     ///
     /// # Errors
     /// [`Error::Media`] where no frame was added, [`Error::Io`] where the file cannot be written.
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub fn save(&self, path: &Path, format: ImageFormat) -> Result<()> {
         if self.thumbnails.is_empty() {
             return Err(Error::Media(format!(
                 "no frame to put on the contact sheet: {path:?}"
@@ -106,16 +106,17 @@ impl Sheet {
         } = sheet.size();
         let failed = |e: image::ImageError| Error::io(path, std::io::Error::other(e));
         let too_large = |e| Error::io(path, std::io::Error::other(e));
-        let mut png = Vec::new();
-        PngEncoder::new(&mut png)
-            .write_image(
-                sheet.bytes(),
-                u32::try_from(width_px).map_err(too_large)?,
-                u32::try_from(height_px).map_err(too_large)?,
-                image::ExtendedColorType::Rgb8,
-            )
-            .map_err(failed)?;
-        write_whole(path, &png)
+        let mut bytes = Cursor::new(Vec::new());
+        image::write_buffer_with_format(
+            &mut bytes,
+            sheet.bytes(),
+            u32::try_from(width_px).map_err(too_large)?,
+            u32::try_from(height_px).map_err(too_large)?,
+            image::ExtendedColorType::Rgb8,
+            format,
+        )
+        .map_err(failed)?;
+        write_whole(path, bytes.get_ref())
     }
 
     /// All thumbnails on one RGB frame.

@@ -120,13 +120,13 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "CLASS", default_value = "predicted")]
     pub target: Vec<String>,
     /// Frames that go through the model at once.
-    #[arg(long, value_name = "N", default_value = "8")]
+    #[arg(long, value_name = "N", default_value = "8", value_parser = one_or_more::<NonZeroUsize>)]
     pub batch: NonZeroUsize,
     /// Where the model runs: cpu, cuda, cuda:N, or auto.
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
     /// Threads that compute [default: one a core].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
     pub threads: Option<NonZeroUsize>,
 }
 
@@ -162,7 +162,7 @@ pub struct OutputArgs {
     /// Write one JSON record a frame; `-` writes to standard output.
     #[arg(long, value_name = "FILE.jsonl")]
     pub scores: Option<PathBuf>,
-    /// Write a contact sheet of explained frames.
+    /// Write a contact sheet of explained frames, as PNG or JPEG.
     #[arg(long, value_name = "FILE.png")]
     pub sheet: Option<PathBuf>,
     /// Replace outputs that exist.
@@ -194,6 +194,11 @@ where
     PossibleValuesParser::new(values).try_map(|name| name.parse::<T>())
 }
 
+/// A whole number from 1 on.
+pub fn one_or_more<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "expected 1 or more".into())
+}
+
 /// A number above 0, of seconds or nats.
 pub fn positive(text: &str) -> Result<f64, String> {
     text.parse()
@@ -219,6 +224,33 @@ mod tests {
     #[test]
     fn the_definition_of_the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    /// Every option that takes a whole number from 1 on refuses 0 in these words.
+    #[test]
+    fn zero_is_refused_where_one_is_the_least() {
+        let refused = |line: &str| {
+            let error = Args::try_parse_from(line.split(' ')).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("expected 1 or more"), "{line}: {text}");
+        };
+        for option in ["--every", "--batch", "--threads"] {
+            refused(&format!("vitscope file a.mp4 b.mp4 {option} 0"));
+        }
+        for option in ["--every", "--fps"] {
+            refused(&format!("vitscope live {option} 0"));
+        }
+        for option in ["--batch", "--threads", "--repeat"] {
+            refused(&format!("vitscope bench {option} 0"));
+        }
+        refused("vitscope train file.toml --threads 0");
+        refused("vitscope train diffmask --model a --seeds 0");
+        refused("vitscope train diffmask --model a --threads 0");
+        refused("vitscope eval road --data a --images 0");
+        refused("vitscope eval road --data a --batch 0");
+        refused("vitscope eval gates --data a --pictures 0");
+        refused("vitscope eval temporal --data a --frames 0");
+        refused("vitscope eval faithfulness --grids 0");
     }
 
     #[test]

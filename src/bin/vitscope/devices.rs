@@ -1,8 +1,4 @@
 //! `vitscope devices`: the cameras of this machine.
-#![expect(
-    clippy::print_stdout,
-    reason = "what a command is asked for goes to standard output"
-)]
 
 use vitscope::live::cameras;
 use vitscope::media;

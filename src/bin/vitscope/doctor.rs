@@ -1,8 +1,4 @@
 //! `vitscope doctor`: what this machine has and lacks, and which Debian package brings it.
-#![expect(
-    clippy::print_stdout,
-    reason = "what a command is asked for goes to standard output"
-)]
 
 use std::path::Path;
 

@@ -49,6 +49,8 @@ pub fn init_log(chatty: bool) {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
+        // Nothing can be said where standard error is closed.
+        .log_internal_errors(false)
         .init();
 }
 

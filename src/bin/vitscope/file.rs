@@ -3,15 +3,15 @@
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use vitscope::frame::Pts;
 use vitscope::media::{self, AudioMode, FileJob, VideoCodec, verify};
 use vitscope::pipeline::Pipeline;
 
-use crate::args::{DrawArgs, ExplainArgs, OutputArgs};
+use crate::args::{DrawArgs, ExplainArgs, OutputArgs, one_or_more};
 use crate::exit::Exit;
 use crate::side::{self, Side, say};
-use crate::{interrupt, setup};
+use crate::{interrupt, outputs, setup};
 
 /// Most pictures on a contact sheet.
 const SHEET_PICTURES: usize = 24;
@@ -26,7 +26,7 @@ pub struct FileArgs {
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// Explain every Nth frame; the frames between show its explanation.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more::<NonZeroU64>)]
     every: NonZeroU64,
     /// Where to begin: seconds or HH:MM:SS.mmm.
     #[arg(long, value_name = "TIME", value_parser = pts_from_text)]
@@ -53,6 +53,12 @@ pub struct FileArgs {
 
 /// Explains the file, checks what was written, and says so.
 pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
+    if outputs::picture_format(&args.input).is_ok() {
+        bail!(
+            "is a picture, expected a video; pictures are explained by `vitscope still`: {:?}",
+            args.input
+        );
+    }
     let job = FileJob {
         input: args.input.clone(),
         output: args.output.clone(),
@@ -90,15 +96,14 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::Interrupted);
     }
     let beside = side.finish()?;
-    let outputs = &args.outputs;
-    say(outputs, &report.to_string());
+    say(&args.outputs, &report.to_string());
     for path in std::iter::once(&args.output).chain(&beside) {
-        say(outputs, &format!("wrote {path:?}"));
+        say(&args.outputs, &format!("wrote {path:?}"));
     }
     let verification = verify::compare(&job, report.interrupted_at)
         .with_context(|| format!("reading {:?} again", args.output))?
         .with_written(report.counts.frames);
-    say(outputs, &verification.to_string());
+    say(&args.outputs, &verification.to_string());
     let complaint = verification.complaint();
     if let Some(complaint) = &complaint {
         eprintln!("incomplete: {complaint}");

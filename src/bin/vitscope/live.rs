@@ -1,6 +1,7 @@
 //! `vitscope live`: what a model looks at, while it happens.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use vitscope::live::{
 };
 use vitscope::overlay::Mode;
 
-use crate::args::{DrawArgs, ExplainArgs, Upsample, positive, share};
+use crate::args::{DrawArgs, ExplainArgs, Upsample, one_or_more, positive, share};
 use crate::exit::Exit;
 use crate::keyboard::Keyboard;
 use crate::side::is_stdout;
@@ -32,15 +33,15 @@ pub struct LiveArgs {
     #[arg(long, value_name = "WxH", value_parser = size)]
     size: Option<(u32, u32)>,
     /// Ask a camera for so many frames a second.
-    #[arg(long, value_name = "N")]
-    fps: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroU32>)]
+    fps: Option<NonZeroU32>,
     /// Which explanation a frame shows: the newest one, which no frame waits for, or exactly its own, for which all
     /// frames come later.
     #[arg(long, value_enum, default_value = "latest")]
     policy: Policy,
     /// Explain every Nth frame at most.
-    #[arg(long, value_name = "N", default_value = "1")]
-    every: std::num::NonZeroU32,
+    #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more::<NonZeroU32>)]
+    every: NonZeroU32,
     /// With `--policy latest`, how old an explanation may be that is shown, in seconds; it fades until then.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = positive)]
     max_age: f64,
@@ -65,8 +66,8 @@ pub struct LiveArgs {
     /// Write HTTP live streaming into this folder: live.m3u8 and the newest segments.
     #[arg(long, value_name = "FOLDER")]
     hls: Option<PathBuf>,
-    /// Serve a page for the browser, with the video, controls and what the model sees.
-    #[arg(long, value_name = "IP:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:8080")]
+    /// Serve a page for the browser, with the video, controls and what the model sees; a port alone is one of this machine.
+    #[arg(long, value_name = "HOST:PORT", num_args = 0..=1, default_missing_value = "8080", value_parser = served)]
     serve: Option<SocketAddr>,
     /// What a browser has to show as /?token=TOKEN; other machines than this one need it.
     #[arg(
@@ -129,6 +130,18 @@ fn size(text: &str) -> Result<(u32, u32), String> {
     sides.ok_or_else(|| "expected width and height in pixels, as 640x480".into())
 }
 
+/// Where a page is served: an address, a host's name and port, or a port of this machine.
+fn served(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    let expected = || "expected PORT, HOST:PORT or IP:PORT".to_owned();
+    let found: Vec<SocketAddr> = text.to_socket_addrs().map_err(|_| expected())?.collect();
+    // A browser tries the older kind of address for a name too, and so do people.
+    let older = found.iter().find(|address| address.is_ipv4());
+    older.or(found.first()).copied().ok_or_else(expected)
+}
+
 fn rtsp(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     match url.scheme() {
@@ -155,7 +168,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
         address: args.source.clone(),
         wanted: Wanted {
             size: args.size,
-            fps: args.fps,
+            fps: args.fps.map(NonZeroU32::get),
         },
         properties: properties(args)?,
         options: options(args)?,
@@ -386,6 +399,22 @@ fn is_no_file(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_is_served_at_a_port_a_name_or_an_address() {
+        let at = |text: &str| served(text).map(|address| address.to_string());
+        assert_eq!(at("8080").as_deref(), Ok("127.0.0.1:8080"));
+        assert_eq!(at("localhost:8081").as_deref(), Ok("127.0.0.1:8081"));
+        assert_eq!(at("0.0.0.0:80").as_deref(), Ok("0.0.0.0:80"));
+        assert_eq!(at("[::1]:80").as_deref(), Ok("[::1]:80"));
+        for text in ["", "localhost", "99999", "a b:80"] {
+            assert_eq!(
+                at(text),
+                Err("expected PORT, HOST:PORT or IP:PORT".into()),
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn a_size_is_two_numbers() {

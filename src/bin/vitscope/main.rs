@@ -1,5 +1,8 @@
 //! The program `vitscope`: parses its arguments, runs one subcommand, and says by its exit code how it went.
 
+#[macro_use]
+mod print;
+
 mod args;
 mod bench;
 mod devices;

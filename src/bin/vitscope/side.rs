@@ -4,6 +4,7 @@ use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use image::ImageFormat;
 use vitscope::Result;
 use vitscope::overlay::sheet::Sheet;
 use vitscope::pipeline::stages::Composited;
@@ -23,6 +24,9 @@ pub struct Side {
 /// The files that `args` asks for, refused if they would be written over `taken` or each other.
 pub fn check(args: &OutputArgs, taken: &[&Path]) -> anyhow::Result<()> {
     let scores = args.scores.as_deref().filter(|path| !is_stdout(path));
+    if let Some(sheet) = &args.sheet {
+        outputs::picture_format(sheet)?;
+    }
     let wanted: Vec<&Path> = scores.into_iter().chain(args.sheet.as_deref()).collect();
     outputs::check(&wanted, taken, args.overwrite)
 }
@@ -89,7 +93,8 @@ impl Side {
             }
         }
         if let Some((sheet, output)) = self.sheet.take() {
-            sheet.save(output.part())?;
+            let format = outputs::picture_format(output.path()).unwrap_or(ImageFormat::Png);
+            sheet.save(output.part(), format)?;
             written.push(output.path().to_owned());
             output.commit()?;
         }

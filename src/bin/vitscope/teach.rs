@@ -1,8 +1,4 @@
 //! `vitscope teach`: a head for a frozen model from a few pictures of each class.
-#![expect(
-    clippy::print_stdout,
-    reason = "what a command is asked for goes to standard output"
-)]
 
 use std::path::PathBuf;
 

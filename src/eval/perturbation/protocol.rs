@@ -1,5 +1,7 @@
 //! How maps are measured, paper by paper: what is changed, by how much, and what is said of it.
 
+use std::fmt;
+
 use super::super::resized;
 use super::super::statistics::trapezoid;
 use crate::error::{Error, Result};
@@ -84,6 +86,85 @@ pub enum Area {
     UnitSteps,
     /// Mean of all points.
     Mean,
+}
+
+impl fmt::Display for Substrate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Zeros => f.write_str("zeros"),
+            Self::Black => f.write_str("black"),
+            Self::Mean => f.write_str("the picture's mean color"),
+            Self::Blur {
+                kernel_px,
+                sigma_px,
+            } => write!(
+                f,
+                "the picture blurred by a Gaussian of {kernel_px} px, σ {sigma_px} px"
+            ),
+            Self::Noise => f.write_str("uniform noise"),
+        }
+    }
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rows => f.write_str("as many pixels at a time as a row has"),
+            Self::Patches => f.write_str("one patch at a time"),
+            Self::Shares(shares) => {
+                let shares: Vec<String> = shares.iter().map(ToString::to_string).collect();
+                write!(f, "at shares of {}", shares.join(", "))
+            }
+            Self::Equal(n_steps) => write!(f, "in {n_steps} equal steps"),
+        }
+    }
+}
+
+impl fmt::Display for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Predicted => "the predicted class",
+            Self::Label => "the right class",
+        })
+    }
+}
+
+impl fmt::Display for Quantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Probability => "probability",
+            Self::Named => "accuracy",
+            Self::Surprise => "negative log-likelihood",
+        })
+    }
+}
+
+impl fmt::Display for First {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Greatest => "the highest",
+            Self::Least => "the lowest",
+        })
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Delete => "deletes",
+            Self::Insert => "inserts",
+        })
+    }
+}
+
+impl fmt::Display for Area {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Trapezoid => "area by trapezoids over the share changed",
+            Self::UnitSteps => "area by trapezoids of width 1",
+            Self::Mean => "mean of all points",
+        })
+    }
 }
 
 /// One curve of a protocol.

@@ -1,8 +1,4 @@
 //! `vitscope bench`: how long models, their explanations and whole videos take on this machine.
-#![expect(
-    clippy::print_stdout,
-    reason = "what a command is asked for goes to standard output"
-)]
 
 mod passes;
 mod video;
@@ -20,6 +16,7 @@ use vitscope::models::{self, DeviceChoice, Model, Preprocessor};
 use vitscope::rng::Rng;
 use vitscope::vit::{Vit, VitConfig, init};
 
+use crate::args::one_or_more;
 use crate::exit::Exit;
 
 /// Options of `vitscope bench`.
@@ -43,13 +40,13 @@ pub struct BenchArgs {
     )]
     method: Vec<String>,
     /// Pictures that go through the model at once.
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8")]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8", value_parser = one_or_more::<NonZeroUsize>)]
     batch: Vec<NonZeroUsize>,
     /// Edge of the pictures of models with random weights, in pixels.
     #[arg(long, value_name = "PX", default_value = "224")]
     size: usize,
     /// How often each case is timed; the cases take turns.
-    #[arg(long, value_name = "N", default_value = "20")]
+    #[arg(long, value_name = "N", default_value = "20", value_parser = one_or_more::<NonZeroUsize>)]
     repeat: NonZeroUsize,
     /// Seconds after which a case is timed no more, once it was.
     #[arg(long, value_name = "SECS", default_value = "60")]
@@ -61,7 +58,7 @@ pub struct BenchArgs {
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// Threads that compute [default: one a core].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
     pub threads: Option<NonZeroUsize>,
     /// Write the figures as JSON.
     #[arg(long, value_name = "FILE.json")]

@@ -11,7 +11,7 @@ use vitscope::models::Preprocessor;
 use vitscope::rng::Rng;
 
 use super::{AskedArgs, gates_of, tell_left_out, test_half};
-use crate::args::positive;
+use crate::args::{one_or_more, positive};
 use crate::exit::Exit;
 
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub(super) struct GatesArgs {
     #[arg(long, value_name = "DATA")]
     data: String,
     /// So many pictures, the first ones.
-    #[arg(long, value_name = "N", default_value = "1000")]
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = one_or_more::<NonZeroUsize>)]
     pictures: NonZeroUsize,
     /// Divergence of a masked answer, in nats, that counts as keeping it.
     #[arg(long, value_name = "NATS", default_value_t = MARGIN, value_parser = positive)]

@@ -1,8 +1,4 @@
 //! `vitscope eval`: scores of explanations and classifiers, as a table, a picture and JSON.
-#![expect(
-    clippy::print_stdout,
-    reason = "what a command is asked for goes to standard output"
-)]
 
 mod classifier;
 mod curves;
@@ -12,6 +8,7 @@ mod suites;
 mod tables;
 mod temporal;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::slice;
 use std::sync::Arc;
@@ -34,6 +31,7 @@ use vitscope::models::{self, Model, Preprocessor, Reference};
 use vitscope::overlay::Range;
 
 use self::suites::SuiteArgs;
+use crate::args::one_or_more;
 use crate::exit::Exit;
 use crate::setup;
 use crate::train::print_left_out;
@@ -93,8 +91,8 @@ struct FairnessArgs {
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
     /// Pictures that go through the model at once.
-    #[arg(long, value_name = "N", default_value = "32")]
-    batch: std::num::NonZeroUsize,
+    #[arg(long, value_name = "N", default_value = "32", value_parser = one_or_more::<NonZeroUsize>)]
+    batch: NonZeroUsize,
 }
 
 /// Which model is asked, and how many pictures at once.
@@ -107,8 +105,8 @@ struct AskedArgs {
     #[arg(long, value_name = "MODEL")]
     backbone: Option<String>,
     /// Pictures that go through the model at once.
-    #[arg(long, value_name = "N", default_value = "32")]
-    batch: std::num::NonZeroUsize,
+    #[arg(long, value_name = "N", default_value = "32", value_parser = one_or_more::<NonZeroUsize>)]
+    batch: NonZeroUsize,
 }
 
 impl AskedArgs {
@@ -149,9 +147,10 @@ struct FaithfulnessArgs {
         long,
         visible_alias = "images",
         value_name = "N",
-        default_value = "1000"
+        default_value = "1000",
+        value_parser = one_or_more::<NonZeroUsize>
     )]
-    grids: std::num::NonZeroUsize,
+    grids: NonZeroUsize,
     /// Seed of the grids.
     #[arg(long, default_value = "0")]
     seed: u64,

@@ -19,6 +19,7 @@ use vitscope::files::write_whole;
 use vitscope::models::Model;
 
 use super::{AskedArgs, tables, tell_left_out, test_half, usable};
+use crate::args::one_or_more;
 use crate::exit::Exit;
 use crate::setup;
 
@@ -30,7 +31,7 @@ pub(super) struct SuiteArgs {
     #[arg(long, value_name = "DATA")]
     pub data: String,
     /// So many pictures, the first ones.
-    #[arg(long, value_name = "N", default_value = "1000")]
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = one_or_more::<NonZeroUsize>)]
     pub images: NonZeroUsize,
 }
 

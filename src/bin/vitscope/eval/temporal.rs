@@ -15,6 +15,7 @@ use vitscope::media;
 use vitscope::models::Model;
 
 use super::suites::{ComparedArgs, Found, bar};
+use crate::args::one_or_more;
 use crate::exit::Exit;
 
 /// Least edge of the picture that motion is found on, in pixels.
@@ -28,7 +29,7 @@ pub(super) struct TemporalArgs {
     #[arg(long, value_name = "VIDEO,…", value_delimiter = ',', required = true)]
     data: Vec<PathBuf>,
     /// So many frames of each video, the first ones.
-    #[arg(long, value_name = "N", default_value = "100")]
+    #[arg(long, value_name = "N", default_value = "100", value_parser = one_or_more::<NonZeroUsize>)]
     frames: NonZeroUsize,
 }
 

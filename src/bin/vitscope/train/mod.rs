@@ -3,10 +3,6 @@
 //! All take a recipe (TOML), whose keys are the fields of the trainers' recipe types; options on the
 //! command line win. What is written is a model's folder, with the loss curve beside it. A killed run
 //! goes on from its last checkpoint when the same command is given again.
-#![expect(
-    clippy::print_stdout,
-    reason = "what a command is asked for goes to standard output"
-)]
 
 mod job;
 mod recipe;
@@ -22,6 +18,7 @@ use anyhow::bail;
 use vitscope::models::Reference;
 use vitscope::train::Checkpoint;
 
+use crate::args::one_or_more;
 use crate::exit::Exit;
 use crate::interrupt;
 use job::{Job, Joint, Measured, range};
@@ -50,7 +47,7 @@ struct RunsArgs {
     #[arg(long, value_name = "FOLDER", requires = "file")]
     out: Option<PathBuf>,
     /// Threads that compute; runs are equal bit by bit for equal numbers [default: one a core].
-    #[arg(long, value_name = "N", requires = "file")]
+    #[arg(long, value_name = "N", requires = "file", value_parser = one_or_more::<NonZeroUsize>)]
     threads: Option<NonZeroUsize>,
 }
 
@@ -91,7 +88,7 @@ struct DiffMaskArgs {
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Train gates of so many seeds, the first in the folder, the others in `seeds/SEED` below it.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more::<NonZeroU64>)]
     seeds: NonZeroU64,
     #[command(flatten)]
     common: CommonArgs,
@@ -134,7 +131,7 @@ struct CommonArgs {
     #[arg(long, value_name = "STEPS")]
     checkpoint: Option<u64>,
     /// Threads that compute; runs are equal bit by bit for equal numbers [default: one a core].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
     threads: Option<NonZeroUsize>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use vitscope::train::Progress;
@@ -12,10 +13,12 @@ pub(super) struct Shown {
     interrupted: Arc<AtomicBool>,
     /// Running means of the values, for single steps are noisy.
     means: Vec<f64>,
+    /// When the last line was printed, where standard error is no terminal.
+    printed: Option<Instant>,
 }
 
-/// Steps between two lines where standard error is no terminal.
-const PLAIN_STEPS: u64 = 100;
+/// Time between two lines where standard error is no terminal.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
 /// Weight of the newest step in a running mean.
 const NEWEST: f64 = 0.05;
@@ -26,6 +29,7 @@ impl Shown {
             bar: None,
             interrupted,
             means: Vec::new(),
+            printed: None,
         }
     }
 
@@ -50,7 +54,10 @@ impl Shown {
         let line = line.join("  ");
         let bar = self.bar.get_or_insert_with(|| bar(progress));
         bar.set_position(progress.step);
-        if bar.is_hidden() && progress.step.is_multiple_of(PLAIN_STEPS) {
+        let is_due = |printed: Instant| printed.elapsed() >= PLAIN_EVERY;
+        let is_last = progress.step == progress.n_steps;
+        if bar.is_hidden() && (is_last || self.printed.is_none_or(is_due)) {
+            self.printed = Some(Instant::now());
             eprintln!("{}/{}  {line}", progress.step, progress.n_steps);
         }
         bar.set_message(line);
