@@ -10,6 +10,7 @@
 mod colormap;
 mod grid;
 mod paint;
+pub(crate) mod script;
 pub mod sheet;
 mod still;
 pub mod text;
@@ -102,12 +103,12 @@ fn by_name<T: Copy>(
         })
 }
 
-/// How scores become heat from 0 to 1.
+/// How scores become heat from 0 to 1. Except for [`Unit`](Self::Unit), scores that are all [equal](is_constant) have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Range {
     /// Scores lie in [0, 1] already, as masks do; what lies outside is clipped.
     Unit,
-    /// The frame's least score is 0, its greatest 1; equal scores are all 0.
+    /// The frame's least score is 0, its greatest 1.
     MinMax,
     /// The frame's least score is 0, its 99th percentile 1: a few outliers do not hide the rest.
     Percentile,
@@ -179,7 +180,12 @@ impl Heat<'_> {
             Range::Signed => (0.0, percentile(self.attribution, 0.99)),
         };
         // The span of two finite scores may still overflow.
-        let span = f64::from(high) - f64::from(low);
+        let span = match self.range {
+            Range::MinMax | Range::Percentile | Range::Signed if is_constant(self.attribution) => {
+                0.0
+            }
+            _ => f64::from(high) - f64::from(low),
+        };
         self.attribution
             .iter()
             .map(|&score| {
@@ -191,6 +197,15 @@ impl Heat<'_> {
             })
             .collect()
     }
+}
+
+/// Whether scores differ by no more than rounding does, so that heat would show noise.
+pub(crate) fn is_constant(scores: &[f32]) -> bool {
+    /// Several units in the last place of single precision.
+    const ROUNDING: f32 = 1e-6;
+
+    let (low, high) = (percentile(scores, 0.0), percentile(scores, 1.0));
+    high - low <= ROUNDING * low.abs().max(high.abs())
 }
 
 /// The score below which the share `rank` of all scores lies, interpolated between two.

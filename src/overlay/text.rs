@@ -1,13 +1,15 @@
 //! Antialiased lines of text: the caption in a frame's corner, and labels on the contact sheet.
 //!
-//! The face is Hack, which is compiled in, so that no system font is needed.
+//! The face is Hack, which is compiled in, so that no system font is needed for Latin, Greek and Cyrillic letters.
 //! It is monospaced: what fits is known by counting characters.
 //! A caption takes about 0.2 ms, letters drawn anew each time, so none are kept.
+//! Lines with other letters are drawn by the [fonts of the system](super::script).
 
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont};
 use epaint_default_fonts::HACK_REGULAR;
 
 use super::paint::{Stencil, paint};
+use super::script;
 use crate::error::{Error, Result};
 use crate::frame::Frame;
 use crate::frame::placement::PixelRect;
@@ -66,7 +68,7 @@ pub fn draw_lines(frame: &mut Frame, pane: PixelRect, lines: &[&str]) -> Result<
     let height_px = letters.height().next_multiple_of(2);
     let room = pane.height.saturating_sub(2 * (margin + padding_y)) / height_px;
     let fitting = lines.iter().filter_map(|line| letters.fit(line, text_room));
-    let lines: Vec<String> = fitting.take(room.max(1)).collect();
+    let lines: Vec<Line> = fitting.take(room.max(1)).collect();
     let Some(width_px) = lines.iter().map(|line| letters.width(line)).max() else {
         return Ok(());
     };
@@ -118,6 +120,30 @@ pub(super) fn draw_label(
     })
 }
 
+/// A line that fits.
+enum Line {
+    /// Letters of the built-in face.
+    BuiltIn(String),
+    /// Others.
+    Other(script::Line),
+}
+
+/// The built-in face.
+fn face() -> Result<FontRef<'static>> {
+    FontRef::try_from_slice(HACK_REGULAR)
+        .map_err(|e| Error::Config(format!("the built-in font cannot be read: {e}")))
+}
+
+/// Whether the built-in face has all letters of a text.
+pub(super) fn is_built_in(text: &str) -> bool {
+    face().is_ok_and(|face| has_all(&face, text))
+}
+
+fn has_all(face: &FontRef<'_>, text: &str) -> bool {
+    let mut letters = text.chars().filter(|letter| !letter.is_control());
+    letters.all(|letter| face.glyph_id(letter).0 != 0)
+}
+
 /// The face in one size.
 struct Letters {
     font: FontRef<'static>,
@@ -128,8 +154,7 @@ struct Letters {
 
 impl Letters {
     fn new(line_px: f32) -> Result<Self> {
-        let font = FontRef::try_from_slice(HACK_REGULAR)
-            .map_err(|e| Error::Config(format!("the built-in font cannot be read: {e}")))?;
+        let font = face()?;
         let scale = PxScale::from(line_px);
         let scaled = font.as_scaled(scale);
         let advance = scaled.h_advance(scaled.glyph_id('0'));
@@ -141,8 +166,11 @@ impl Letters {
     }
 
     /// Pixels that a line is wide.
-    fn width(&self, line: &str) -> usize {
-        (line.chars().count() as f32 * self.advance).ceil() as usize
+    fn width(&self, line: &Line) -> usize {
+        match line {
+            Line::BuiltIn(line) => (line.chars().count() as f32 * self.advance).ceil() as usize,
+            Line::Other(line) => line.width_px,
+        }
     }
 
     /// Pixels that a line is high.
@@ -151,15 +179,33 @@ impl Letters {
     }
 
     /// `text` as one line, shortened to what fits into `room_px`.
-    fn fit(&self, text: &str, room_px: usize) -> Option<String> {
-        shorten(text, (room_px as f32 / self.advance) as usize)
+    fn fit(&self, text: &str, room_px: usize) -> Option<Line> {
+        if has_all(&self.font, text) {
+            return shorten(text, (room_px as f32 / self.advance) as usize).map(Line::BuiltIn);
+        }
+        // How wide letters are differs, so fewer and fewer are tried.
+        (1..=text.chars().count()).rev().find_map(|max_chars| {
+            let line = script::Line::new(&shorten(text, max_chars)?, self.scale.y);
+            (line.width_px <= room_px).then_some(Line::Other(line))
+        })
     }
 
     /// Adds the letters to the stencil, the top left corner of the line at (`x`, `y`) in it.
-    fn draw(&self, stencil: &mut Stencil, x: usize, y: usize, line: &str) {
+    fn draw(&self, stencil: &mut Stencil, x: usize, y: usize, line: &Line) {
+        let line = match line {
+            Line::BuiltIn(line) => line,
+            Line::Other(line) => {
+                let place = |from: usize, by: i32| from.checked_add_signed(by as isize);
+                line.draw(|dx, dy, coverage| {
+                    if let (Some(x), Some(y)) = (place(x, dx), place(y, dy)) {
+                        add(stencil, x, y, coverage);
+                    }
+                });
+                return;
+            }
+        };
         let scaled = self.font.as_scaled(self.scale);
         let baseline = y as f32 + scaled.ascent().round();
-        let (width, height) = (stencil.rect.width, stencil.rect.height);
         for (letter_idx, letter) in line.chars().enumerate() {
             let position = ab_glyph::point(x as f32 + letter_idx as f32 * self.advance, baseline);
             let glyph = self
@@ -172,14 +218,21 @@ impl Letters {
             let corner = outline.px_bounds().min;
             outline.draw(|dx, dy, coverage| {
                 let (x, y) = (corner.x + dx as f32, corner.y + dy as f32);
-                if x < 0.0 || y < 0.0 || x >= width as f32 || y >= height as f32 {
-                    return;
-                }
-                if let Some(level) = stencil.levels.get_mut(y as usize * width + x as usize) {
-                    *level = level.saturating_add((coverage.clamp(0.0, 1.0) * 255.0) as u8);
+                if x >= 0.0 && y >= 0.0 {
+                    let coverage = (coverage.clamp(0.0, 1.0) * 255.0) as u8;
+                    add(stencil, x as usize, y as usize, coverage);
                 }
             });
         }
+    }
+}
+
+/// Adds ink to a pixel, if it is one of the stencil.
+fn add(stencil: &mut Stencil, x: usize, y: usize, coverage: u8) {
+    let PixelRect { width, height, .. } = stencil.rect;
+    if x < width && y < height {
+        let level = &mut stencil.levels[y * width + x];
+        *level = level.saturating_add(coverage);
     }
 }
 
