@@ -13,13 +13,18 @@
 //! The patch embedding is linear, so x · ∂z/∂x summed over a patch is (E(x) − E(0)) · ∂z/∂E for its
 //! embedding E: gradient × input and integrated gradients never go back to pixels.
 //!
-//! Cost: 1 forward and 1 backward, times `steps` or `copies`.
+//! Integrated gradients add up to the rise of the score from gray to the image. `steps` may be too few for that: their
+//! number is tripled, which keeps the points that are there, until the sum is off by at most `tolerance` of the rise or
+//! `most-steps` would be exceeded, and then the log says so.
+//!
+//! Cost: 1 forward and 1 backward, times `steps` or `copies`; integrated gradients take a forward more, for gray.
 //! **Deviations**: the image without information is 0 after normalization, which is gray or the training
 //! pictures' mean color. Signed maps keep their sign. No weights are needed.
 
 use candle_core::{D, Tensor};
 use serde::Deserialize;
 
+use super::masked::each_image;
 use super::pass::Forward;
 use super::{Explainer, Needs, Options, Pass};
 use crate::error::{Error, Result};
@@ -37,16 +42,24 @@ pub struct Saliency {}
 pub struct GradientInput {}
 
 /// Explains by gradients on the way from gray to the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct IntegratedGradients {
-    /// Points on the way.
+    /// Points on the way, to begin with.
     pub steps: usize,
+    /// How far the sum may be from the rise of the score, as a share of it; 0 takes `steps` points and no more.
+    pub tolerance: f64,
+    /// Points on the way at most, where the sum is too far off.
+    pub most_steps: usize,
 }
 
 impl Default for IntegratedGradients {
     fn default() -> Self {
-        Self { steps: 50 }
+        Self {
+            steps: 50,
+            tolerance: 0.05,
+            most_steps: 450,
+        }
     }
 }
 
@@ -115,7 +128,100 @@ impl Explainer for GradientInput {
 
 impl Options for IntegratedGradients {
     fn check(&self) -> Result<()> {
-        at_least_one("steps", self.steps)
+        at_least_one("steps", self.steps)?;
+        if self.tolerance.is_finite() && self.tolerance >= 0.0 {
+            return Ok(());
+        }
+        Err(Error::Config(format!(
+            "tolerance must be at least 0, got {}",
+            self.tolerance
+        )))
+    }
+}
+
+/// Points on the way from gray that go through the model at once.
+const POINTS: usize = 10;
+
+/// One image on its way from gray.
+struct Way<'a> {
+    vit: &'a Vit,
+    /// `[1, 3, height, width]`
+    image: Tensor,
+    /// `[1, patches, dim]`: the embeddings, less those of gray.
+    embeddings: Tensor,
+    /// `[1, classes]`, of the explained score.
+    weights: Tensor,
+    /// Sum of the gradients at the points so far, `[1, patches, dim]`.
+    sum: Option<Tensor>,
+}
+
+impl Way<'_> {
+    /// Takes the gradients at the middles of `steps` equal parts of the way; with `is_tripled` those of a third as many
+    /// are there already, which are every third of them.
+    fn walk(&mut self, steps: usize, is_tripled: bool) -> Result<()> {
+        let is_new = |step: &usize| !(is_tripled && step % 3 == 1);
+        let new: Vec<usize> = (0..steps).filter(is_new).collect();
+        for steps_at_once in new.chunks(POINTS) {
+            let at = |step: &usize| &self.image * ((*step as f64 + 0.5) / steps as f64);
+            let points = steps_at_once.iter().map(at);
+            let points = Tensor::cat(&points.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+            let needs = Needs::gradients([Site::PatchEmbeddings]);
+            let forward = Forward::run(self.vit, &points, needs)?;
+            let pass = forward.toward_weights(Some(self.weights.clone()))?;
+            let gradient = pass.gradient(Site::PatchEmbeddings)?.sum_keepdim(0)?;
+            self.sum = Some(match self.sum.take() {
+                Some(sum) => (sum + gradient)?,
+                None => gradient,
+            });
+        }
+        Ok(())
+    }
+
+    /// `[patches]`, after `steps` points.
+    fn attribution(&self, steps: usize) -> Result<Vec<f32>> {
+        let sum = self.sum.as_ref();
+        let sum = sum.ok_or_else(|| Error::Config("no image to differentiate at".into()))?;
+        let mean = (sum / steps as f64)?;
+        Ok((&self.embeddings * mean)?
+            .sum(D::Minus1)?
+            .squeeze(0)?
+            .to_vec1()?)
+    }
+
+    /// How much the score rises from gray to the image, whose logits are `[1, classes]`.
+    fn rise(&self, logits: &Tensor) -> Result<f64> {
+        let gray = self.vit.forward(&self.image.zeros_like()?)?.logits;
+        let gray = gray.ok_or_else(|| Error::Model("the model has no head".into()))?;
+        let rise = ((logits - gray)? * &self.weights)?.sum_all()?;
+        Ok(f64::from(rise.to_scalar::<f32>()?))
+    }
+}
+
+impl IntegratedGradients {
+    /// One image's attribution; `logits` are those of the image.
+    fn complete(&self, mut way: Way<'_>, logits: &Tensor) -> Result<Vec<f32>> {
+        let mut steps = self.steps;
+        way.walk(steps, false)?;
+        let mut found = way.attribution(steps)?;
+        if self.tolerance == 0.0 {
+            return Ok(found);
+        }
+        let due = way.rise(logits)?;
+        let total = |found: &[f32]| found.iter().copied().map(f64::from).sum::<f64>();
+        let is_far = |found: &[f32]| (total(found) - due).abs() > self.tolerance * due.abs();
+        while is_far(&found) && 3 * steps <= self.most_steps {
+            steps *= 3;
+            way.walk(steps, true)?;
+            found = way.attribution(steps)?;
+        }
+        if is_far(&found) {
+            tracing::warn!(
+                "integrated gradients add up to {:.3} after {steps} steps, and the score rises by {due:.3}; \
+                 more steps are allowed by integrated-gradients.most-steps",
+                total(&found)
+            );
+        }
+        Ok(found)
     }
 }
 
@@ -137,12 +243,21 @@ impl Explainer for IntegratedGradients {
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        let images = (0..self.steps).map(|step| {
-            let share = (step as f64 + 0.5) / self.steps as f64;
-            pass.images() * share
-        });
-        let mean = mean_gradient(pass, Site::PatchEmbeddings, images)?;
-        times_embeddings(pass, &mean)
+        let embeddings = pass.value(Site::PatchEmbeddings)?;
+        let embeddings = embeddings.broadcast_sub(pass.vit().patch_bias())?;
+        let logits = pass.logits();
+        let logits = logits.ok_or_else(|| Error::Model("the model has no head".into()))?;
+        each_image(pass, |image_idx| {
+            let of_image = |batch: &Tensor| batch.narrow(0, image_idx, 1);
+            let way = Way {
+                vit: pass.vit(),
+                image: of_image(pass.images())?,
+                embeddings: of_image(&embeddings)?,
+                weights: of_image(pass.weights()?)?,
+                sum: None,
+            };
+            self.complete(way, &of_image(&logits)?)
+        })
     }
 }
 
@@ -200,22 +315,21 @@ pub fn smooth(
     pass: &Pass<'_>,
     images: impl Iterator<Item = candle_core::Result<Tensor>>,
 ) -> Result<Tensor> {
-    sum_of_patches(pass, &mean_gradient(pass, Site::Pixels, images)?.abs()?)
+    sum_of_patches(pass, &mean_gradient(pass, images)?.abs()?)
 }
 
-/// Mean over `images` of the gradient at `site`.
+/// Mean over `images` of the gradient of their pixels.
 fn mean_gradient(
     pass: &Pass<'_>,
-    site: Site,
     images: impl Iterator<Item = candle_core::Result<Tensor>>,
 ) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
     let mut n_images = 0_usize;
     for images in images {
         let images = images?;
-        let forward = Forward::run(pass.vit(), &images, Needs::gradients([site]))?;
+        let forward = Forward::run(pass.vit(), &images, Needs::gradients([Site::Pixels]))?;
         let other = forward.toward_weights(Some(pass.weights()?.clone()))?;
-        let gradient = other.gradient(site)?;
+        let gradient = other.gradient(Site::Pixels)?;
         sum = Some(match sum {
             Some(sum) => (sum + gradient)?,
             None => gradient.clone(),

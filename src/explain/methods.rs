@@ -323,7 +323,7 @@ impl Method {
                 "integrated-gradients",
                 "gradients on the way from gray to the image",
                 "arXiv:1703.01365",
-                ("51", "50"),
+                ("52 to 452", "50 to 450"),
                 Pace::C,
             ),
             Self::SmoothGrad => entry(

@@ -45,7 +45,7 @@ const PARITY: &[(&str, Method, &str, usize)] = &[
     (
         "integrated-gradients",
         Method::IntegratedGradients,
-        "steps = 32",
+        "steps = 32\ntolerance = 0.0",
         CLASS,
     ),
     ("occlusion", Method::Occlusion, "", CLASS),
@@ -229,12 +229,21 @@ fn integrated_gradients_are_complete() {
     };
     let gray = images.zeros_like().unwrap();
     let rise = (logit(&images) - logit(&gray)).unwrap();
-    let explainer = build(Method::IntegratedGradients, "steps = 400");
-    let found = explainer
-        .explain(&model.vit, &images, Target::Class(CLASS))
-        .unwrap();
-    let sum = found.attribution.sum(D::Minus1).unwrap();
-    assert_near(&rise, &sum, 1e-2, "the sum of integrated gradients");
+    let shares_off = |options: &str| -> Vec<f32> {
+        let explainer = build(Method::IntegratedGradients, options);
+        let found = explainer
+            .explain(&model.vit, &images, Target::Class(CLASS))
+            .unwrap();
+        let sum = found.attribution.sum(D::Minus1).unwrap();
+        let off = ((sum - &rise).unwrap() / &rise).unwrap();
+        values(&off.abs().unwrap())
+    };
+    let coarse = shares_off("steps = 2\ntolerance = 0.0");
+    assert!(coarse.iter().any(|&off| off > 0.05), "{coarse:?}");
+    for options in ["", "steps = 2"] {
+        let refined = shares_off(options);
+        assert!(refined.iter().all(|&off| off <= 0.05), "{refined:?}");
+    }
 }
 
 #[test]
@@ -270,7 +279,7 @@ fn all_methods((gates, interpreter): &(Gates, Interpreter)) -> Vec<Box<dyn Expla
             let options = match method {
                 Method::Rise => "masks = 400\ncells = 3",
                 Method::SmoothGrad => "copies = 3",
-                Method::IntegratedGradients => "steps = 4",
+                Method::IntegratedGradients => "steps = 4\ntolerance = 0.0",
                 _ => "",
             };
             method.build_with(parts, options.parse().unwrap()).unwrap()
