@@ -47,6 +47,10 @@ pub struct Record {
     /// The most probable class; left out where the model has no head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Class>,
+    /// All classes that apply, from probability 0.5 on and at most 5, the most probable one whatever it has; left out where the classes of the model
+    /// exclude each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applying: Option<Vec<Class>>,
     /// True where `predicted` is less probable than the model's threshold, so that its answer is "not sure"; left out
     /// where the model has no threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +78,9 @@ pub struct Map {
     /// Mean of the mask's keep values, in 0–1; left out for methods that give no mask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<f32>,
+    /// True where all patches have the same score, so that the map says nothing; left out otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub constant: bool,
     /// Scores of the patches as they are shown, row by row from the top left, higher is more important; four significant
     /// digits.
     pub attribution: Vec<f32>,
@@ -94,7 +101,7 @@ pub struct Class {
     /// Its name; left out where the model has no names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// Softmax of the logit, in 0–1; four significant digits.
+    /// Softmax of the logit, or its sigmoid where classes do not exclude each other, in 0–1; four significant digits.
     pub probability: f32,
 }
 
@@ -180,6 +187,7 @@ mod tests {
             explained: true,
             shows: Some(1),
             predicted: None,
+            applying: None,
             not_sure: None,
             grid: Some((1, 2)),
             maps: Some(vec![Map {
@@ -187,6 +195,7 @@ mod tests {
                 class: None,
                 against: None,
                 kept: None,
+                constant: false,
                 attribution: vec![rounded(0.123_456), rounded(1.0 / 30_000.0)],
                 unsmoothed: None,
                 votes: None,

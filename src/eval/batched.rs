@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use super::perturbation::Geometry;
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::vit::Link;
 
 /// Logits `[batch, classes]` of images `[batch, 3, height, width]`.
 type Ask<'a> = dyn Fn(&Tensor) -> Result<Tensor> + 'a;
@@ -20,6 +21,8 @@ pub struct BatchedModel<'a> {
     pub batch: usize,
     /// Where the model runs.
     pub device: Device,
+    /// How its logits become probabilities.
+    pub link: Link,
 }
 
 impl<'a> BatchedModel<'a> {
@@ -38,6 +41,7 @@ impl<'a> BatchedModel<'a> {
             black: [0, 1, 2].map(|channel| -mean[channel] / std[channel]),
             batch: batch.max(1),
             device: device.clone(),
+            link: Link::default(),
         }
     }
 
@@ -50,13 +54,15 @@ impl<'a> BatchedModel<'a> {
             width_px: size.width_px,
             grid: model.grid(),
         };
-        Self::new(
+        let link = model.vit.config().link();
+        let asked = Self::new(
             |images| super::logits(model.vit.forward(images)?.logits),
             geometry,
             (preprocessor.mean, preprocessor.std),
             batch,
             model.vit.class_token().device(),
-        )
+        );
+        Self { link, ..asked }
     }
 
     /// Logits of images, `[batch, classes]`, however many they are.
@@ -115,27 +121,21 @@ impl<'a> BatchedModel<'a> {
         let answers = self.answers(classes.len(), append)?;
         let of_class = answers.iter().zip(classes);
         of_class
-            .map(|(logits, &class)| Ok(log_probability(logits, class)?.exp()))
+            .map(|(logits, &class)| Ok(self.log_probability(logits, class)?.exp()))
             .collect()
     }
-}
 
-/// ln p of a class, from logits.
-///
-/// # Errors
-/// [`Error::Shape`] where there is no such class.
-pub fn log_probability(logits: &[f32], class: usize) -> Result<f64> {
-    let Some(&own) = logits.get(class) else {
-        return Err(Error::Shape {
+    /// ln p of a class, from logits.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where there is no such class.
+    pub fn log_probability(&self, logits: &[f32], class: usize) -> Result<f64> {
+        let found = self.link.log_probability(logits, class);
+        found.ok_or_else(|| Error::Shape {
             expected: format!("a model with a class {class}"),
             got: format!("{} classes", logits.len()),
-        });
-    };
-    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = (logits.iter())
-        .map(|logit| f64::from(logit - greatest).exp())
-        .sum();
-    Ok(f64::from(own - greatest) - sum.ln())
+        })
+    }
 }
 
 #[cfg(test)]
@@ -189,7 +189,8 @@ mod tests {
     fn a_picture_of_another_size_and_a_class_that_is_not_there_are_refused() {
         let short = model().answers(1, &mut |_, pixels| pixels.push(0.0));
         assert!(short.unwrap_err().to_string().contains("6 values"));
-        let error = log_probability(&[0.0, 1.0], 2).unwrap_err().to_string();
+        let error = model().log_probability(&[0.0, 1.0], 2);
+        let error = error.unwrap_err().to_string();
         assert!(error.contains("a class 2"), "{error}");
     }
 }

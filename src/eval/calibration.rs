@@ -115,6 +115,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::vit::Link;
 
     /// What `calibration.py` computed with torchmetrics, PyTorch, scikit-learn and SciPy.
     const EXPECTED: &str = include_str!("../../tests/fixtures/calibration.json");
@@ -149,7 +150,9 @@ mod tests {
             let predictions: Vec<Prediction> = logits
                 .iter()
                 .zip(classes)
-                .map(|(logits, class)| Prediction::from_logits(0, class, logits).unwrap())
+                .map(|(logits, class)| {
+                    Prediction::from_logits(Link::Softmax, 0, class, logits).unwrap()
+                })
                 .collect();
             let found = Calibration::of(&predictions);
             assert_close(found.ece, &case["ece"]);

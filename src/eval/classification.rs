@@ -2,7 +2,7 @@
 
 use crate::data::{Dataset, Picture, images_from_pictures};
 use crate::error::{Error, Result};
-use crate::vit::Vit;
+use crate::vit::{Link, Vit};
 
 /// Standard deviations of a normal distribution within which 95 % of it lie.
 const Z95: f64 = 1.959_963_984_540_054;
@@ -61,11 +61,11 @@ pub struct Prediction {
 }
 
 impl Prediction {
-    /// Reads the logits of one picture, `[classes]`.
+    /// Reads the logits of one picture, `[classes]`, which `link` makes probabilities of.
     ///
     /// # Errors
     /// [`Error::Data`] where `class` is none of them, or one is not finite.
-    pub fn from_logits(label: usize, class: usize, logits: &[f32]) -> Result<Self> {
+    pub fn from_logits(link: Link, label: usize, class: usize, logits: &[f32]) -> Result<Self> {
         let Some(&own) = logits.get(class) else {
             return Err(Error::Data(format!(
                 "the model has {} classes, there is none at {class}",
@@ -76,21 +76,20 @@ impl Prediction {
             return Err(Error::Data(format!("a logit of the model is {logit}")));
         }
         let named = greatest(logits);
-        let from_greatest = |logit: f32| f64::from(logit) - f64::from(logits[named]);
-        let sum: f64 = logits.iter().map(|&logit| from_greatest(logit).exp()).sum();
+        let log_probability = |class| link.log_probability(logits, class).unwrap_or_default();
         let is_before =
             |(index, &logit): (usize, &f32)| logit > own || (logit == own && index < class);
         Ok(Self {
             label,
             class,
             named,
-            confidence: 1.0 / sum,
+            confidence: log_probability(named).exp(),
             rank: logits
                 .iter()
                 .enumerate()
                 .filter(|&at| is_before(at))
                 .count(),
-            nll: sum.ln() - from_greatest(own),
+            nll: -log_probability(class),
         })
     }
 
@@ -121,10 +120,11 @@ pub fn predictions(
     let indices: Vec<usize> = (0..data.len())
         .filter(|&index| known(index).is_some())
         .collect();
+    let link = vit.config().link();
     let mut predictions = Vec::with_capacity(indices.len());
     let mut predict = |index: usize, logits: &[f32]| {
         if let Some((label, class)) = known(index) {
-            predictions.push(Prediction::from_logits(label, class, logits)?);
+            predictions.push(Prediction::from_logits(link, label, class, logits)?);
             on_picture(predictions.len());
         }
         Ok(())
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_prediction_has_the_softmax_of_its_logits() {
         let logits = [1.0_f32, 2.0, 4.0, 1.0].map(f32::ln);
-        let found = |class| Prediction::from_logits(7, class, &logits).unwrap();
+        let found = |class| Prediction::from_logits(Link::Softmax, 7, class, &logits).unwrap();
         let near = |a: f64, b: f64| (a - b).abs() < 1e-6;
         for (class, rank, share) in [(2, 0, 0.5), (1, 1, 0.25), (0, 2, 0.125), (3, 3, 0.125)] {
             let found = found(class);
@@ -270,10 +270,10 @@ mod tests {
 
     #[test]
     fn a_prediction_bears_great_logits_and_refuses_broken_ones() {
-        let found = Prediction::from_logits(0, 1, &[3e38, -3e38]).unwrap();
+        let found = Prediction::from_logits(Link::Softmax, 0, 1, &[3e38, -3e38]).unwrap();
         assert_eq!((found.confidence, found.rank), (1.0, 1));
         assert!(found.nll > 1e38 && found.nll.is_finite());
-        assert!(Prediction::from_logits(0, 0, &[0.0, f32::NAN]).is_err());
-        assert!(Prediction::from_logits(0, 2, &[0.0, 1.0]).is_err());
+        assert!(Prediction::from_logits(Link::Softmax, 0, 0, &[0.0, f32::NAN]).is_err());
+        assert!(Prediction::from_logits(Link::Softmax, 0, 2, &[0.0, 1.0]).is_err());
     }
 }

@@ -166,7 +166,10 @@ pub fn score(
     let answers = model.answers(n_frames, &mut |nth, pixels| {
         pixels.extend_from_slice(&video.images[nth]);
     })?;
-    let probabilities: Vec<Vec<f64>> = answers.iter().map(|logits| softmax(logits)).collect();
+    let probabilities: Vec<Vec<f64>> = (answers.iter())
+        .map(|logits| model.link.probabilities(logits))
+        .map(|probabilities| probabilities.into_iter().map(f64::from).collect())
+        .collect();
     let maps = mapper.maps_in_order(model, vit, &video.images)?;
     let mut scores = steadiness(model, video, &maps, &probabilities)?;
     let still = still_flicker(model, vit, video, mapper, seed)?;
@@ -324,14 +327,6 @@ fn video_curve(
         }
     }
     Ok(curve)
-}
-
-fn softmax(logits: &[f32]) -> Vec<f64> {
-    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights = logits.iter().map(|logit| f64::from(logit - greatest).exp());
-    let weights: Vec<f64> = weights.collect();
-    let sum: f64 = weights.iter().sum();
-    weights.into_iter().map(|weight| weight / sum).collect()
 }
 
 /// The first of the greatest.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::Pass;
 use crate::error::{Error, Result};
-use crate::vit::{NoTap, Site, Vit};
+use crate::vit::{Link, NoTap, Site, Vit};
 
 /// Copies that go through the model at once: of ViT-B's widest layer they take 77 MB.
 const COPIES: usize = 32;
@@ -52,7 +52,7 @@ impl Occlusion {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Score {
-    /// Softmax of the logit.
+    /// The class's probability; the logit where the model has one class only, whose probability saturates.
     #[default]
     Prob,
     /// Logarithm of it.
@@ -67,10 +67,11 @@ impl Score {
     /// # Shapes
     /// - `logits`: `[n, classes]`
     /// - `weights`: `[classes]`, of the explained score
-    fn of(self, logits: &Tensor, weights: &Tensor) -> candle_core::Result<Vec<f32>> {
+    fn of(self, logits: &Tensor, weights: &Tensor, link: Link) -> candle_core::Result<Vec<f32>> {
         let scores = match self {
-            Self::Prob => candle_nn::ops::softmax(logits, D::Minus1)?,
-            Self::LogProb => candle_nn::ops::log_softmax(logits, D::Minus1)?,
+            _ if logits.dim(D::Minus1)? == 1 => logits.clone(),
+            Self::Prob => link.probabilities_of(logits)?,
+            Self::LogProb => link.log_probabilities_of(logits)?,
             Self::Logit => logits.clone(),
         };
         scores.broadcast_mul(weights)?.sum(D::Minus1)?.to_vec1()
@@ -223,7 +224,7 @@ impl<'a> Copies<'a> {
 
     fn score(&self, logits: Option<Tensor>, score: Score) -> Result<Vec<f32>> {
         let logits = logits.ok_or_else(|| Error::Model("the model has no head".into()))?;
-        Ok(score.of(&logits, &self.weights)?)
+        Ok(score.of(&logits, &self.weights, self.vit.config().link())?)
     }
 
     /// A mask of patches as one of pixels.

@@ -96,6 +96,7 @@ mod tests {
     use crate::frame::FrameSize;
     use crate::frame::placement::{Placement, ResizeRule};
     use crate::overlay::Range;
+    use crate::vit::Link;
 
     fn finding() -> Finding {
         let size = FrameSize {
@@ -120,6 +121,7 @@ mod tests {
                 label: Some("cat".into()),
                 probability: 0.5,
             }],
+            link: Link::Softmax,
             not_sure: Some(true),
             maps: vec![map],
         }

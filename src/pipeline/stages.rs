@@ -14,11 +14,15 @@ use crate::frame::Frame;
 use crate::frame::placement::Placement;
 use crate::frame::resize::Resizer;
 use crate::models::Model;
-use crate::overlay::{Heat, Overlay, Range};
+use crate::overlay::{Heat, Overlay, Range, script};
 use crate::sidecar;
+use crate::vit::Link;
 
 /// Classes that a finding names.
 pub const LIKELIEST: usize = 5;
+
+/// Probability from which on a class applies that knows nothing of the others.
+const APPLIES: f32 = 0.5;
 
 /// What the explain stage works with, besides the frames.
 pub struct View {
@@ -87,7 +91,7 @@ pub struct Class {
     pub index: usize,
     /// Its name, where the model has names.
     pub label: Option<String>,
-    /// Softmax of the logit, in 0–1.
+    /// What the model's [`Link`] makes of the logit, in 0–1.
     pub probability: f32,
 }
 
@@ -101,6 +105,8 @@ pub struct Finding {
     pub placement: Placement,
     /// The most probable classes, [`LIKELIEST`] of them at most; none where the model has no head.
     pub likeliest: Vec<Class>,
+    /// Whether one class applies, or any number of them.
+    pub link: Link,
     /// Whether the most probable class is below the model's threshold; `None` where the model has none.
     pub not_sure: Option<bool>,
     /// The maps of the first method, one a target, then those of the second, and so on.
@@ -370,7 +376,8 @@ impl View {
         if let Some(number) = logits.iter().flatten().copied().find(is_bad) {
             return Err(Error::Model(format!("the model computed {number}")));
         }
-        let probabilities = logits.map(|logits| softmax(&logits));
+        let link = self.model.vit.config().link();
+        let probabilities = logits.map(|logits| link.probabilities(&logits));
         let class = |index| self.class(probabilities.as_deref(), index);
         let indices = likeliest(probabilities.as_deref().unwrap_or_default());
         let likeliest = (indices.into_iter())
@@ -437,6 +444,7 @@ impl View {
             seq,
             grid,
             placement,
+            link: self.model.vit.config().link(),
             not_sure: not_sure.map(|(best, threshold)| best.probability < threshold),
             likeliest,
             maps,
@@ -450,6 +458,18 @@ impl Finding {
         self.likeliest.first()
     }
 
+    /// The classes that the model says apply: the most probable one, and the others from one half on where any number may.
+    pub fn applying(&self) -> &[Class] {
+        let others = self.likeliest.iter().skip(1);
+        let n_others = match self.link {
+            Link::Softmax => 0,
+            Link::Sigmoid => others
+                .take_while(|class| class.probability >= APPLIES)
+                .count(),
+        };
+        &self.likeliest[..self.likeliest.len().min(1 + n_others)]
+    }
+
     /// One of the maps as the overlay draws it.
     pub fn heat<'a>(&'a self, map: &'a Map) -> Heat<'a> {
         Heat {
@@ -461,7 +481,8 @@ impl Finding {
     }
 
     /// What stands over a map: its class and, if it is another one, the predicted class, as in
-    /// `cat 12% (predicted dog 80%)`; with the method in front where there are several maps.
+    /// `cat 12% (predicted dog 80%)`; with the method in front where there are several maps. Where several classes apply
+    /// all are named, and a map without differences is said to be constant.
     ///
     /// Where the model is not sure it says so, as in `not sure (cat 21%)` and `cat 12% (not sure, dog 21%)`.
     /// Empty for the only map of a model without head.
@@ -474,10 +495,16 @@ impl Finding {
             }
             (Some(target), None, Some(predicted)) if target.index != predicted.index => {
                 let standing = if is_sure { "predicted" } else { "not sure," };
-                format!("{target} ({standing} {predicted})")
+                format!("{target} ({standing} {})", listed(self.applying()))
             }
-            (Some(target), None, _) => target.answer(self.not_sure),
+            (Some(_), None, Some(_)) => self.model_answer(),
+            (Some(target), None, None) => target.to_string(),
             (None, _, _) => String::new(),
+        };
+        let class = match (map.is_constant(), class.as_str()) {
+            (false, _) => class,
+            (true, "") => "constant map".to_owned(),
+            (true, _) => format!("{class}, constant map"),
         };
         match self.maps.as_slice() {
             [_] => class,
@@ -490,12 +517,23 @@ impl Finding {
     pub fn answer(&self) -> String {
         match self.maps.as_slice() {
             [map] => self.caption(map),
-            _ => {
-                let answer = self.predicted().map(|class| class.answer(self.not_sure));
-                answer.unwrap_or_default()
-            }
+            _ => self.model_answer(),
         }
     }
+
+    /// The classes that apply, as the model's answer; empty where it has no head.
+    fn model_answer(&self) -> String {
+        match self.applying() {
+            [] => String::new(),
+            [class] => class.answer(self.not_sure),
+            classes => listed(classes),
+        }
+    }
+}
+
+fn listed(classes: &[Class]) -> String {
+    let classes: Vec<String> = classes.iter().map(Class::to_string).collect();
+    classes.join(", ")
 }
 
 impl Class {
@@ -518,6 +556,11 @@ impl Class {
 }
 
 impl Map {
+    /// Whether no patch differs from another, so that the map says nothing. A mask may keep all patches alike.
+    pub fn is_constant(&self) -> bool {
+        self.range != Range::Unit && crate::overlay::is_constant(&self.attribution)
+    }
+
     /// Mean of a mask's keep values, in 0–1; `None` for attributions that are not masks.
     pub fn kept(&self) -> Option<f32> {
         let n_patches = self.attribution.len() as f32;
@@ -535,6 +578,7 @@ impl Composited {
             class: map.target.as_ref().map(Class::record),
             against: map.against.as_ref().map(Class::record),
             kept: map.kept().map(sidecar::rounded),
+            constant: map.is_constant(),
             attribution: rounded(&map.attribution),
             unsmoothed: map.unsmoothed.as_ref().map(rounded),
             votes: (map.votes.as_ref()).map(|votes| votes.iter().map(rounded).collect()),
@@ -549,6 +593,9 @@ impl Composited {
             explained: own.is_some(),
             shows: self.finding.as_deref().map(|finding| finding.seq),
             predicted: own.and_then(|finding| finding.predicted().map(Class::record)),
+            applying: own
+                .filter(|finding| finding.link == Link::Sigmoid)
+                .map(|finding| finding.applying().iter().map(Class::record).collect()),
             not_sure: own.and_then(|finding| finding.not_sure),
             grid: own.map(|finding| finding.grid),
             maps: own.map(|finding| finding.maps.iter().map(map).collect()),
@@ -563,10 +610,15 @@ impl Composited {
     }
 }
 
+/// As it is drawn: by its index where it has no name, or one that no font has the letters of.
 impl std::fmt::Display for Class {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let percent = 100.0 * self.probability;
-        match &self.label {
+        match self
+            .label
+            .as_deref()
+            .filter(|label| script::can_draw(label))
+        {
             Some(label) => write!(f, "{label} {percent:.0}%"),
             None => write!(f, "class {} {percent:.0}%", self.index),
         }
@@ -599,13 +651,6 @@ fn warn_unexplained(seq: u64, error: &Error) {
     tracing::warn!(frame = seq, "frame stays unexplained: {error}");
 }
 
-fn softmax(logits: &[f32]) -> Vec<f32> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
-    let sum: f32 = powers.iter().sum();
-    powers.into_iter().map(|power| power / sum).collect()
-}
-
 /// Indices of the largest values, the largest first, and the first of equal ones first.
 fn likeliest(values: &[f32]) -> Vec<usize> {
     let mut indices: Vec<usize> = (0..values.len()).collect();
@@ -617,12 +662,6 @@ fn likeliest(values: &[f32]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn softmax_of_large_logits_stays_finite_and_sums_to_one() {
-        let probabilities = softmax(&[1000.0, 1000.0, -1000.0]);
-        assert_eq!(vec![0.5, 0.5, 0.0], probabilities);
-    }
 
     #[test]
     fn the_first_of_equal_largest_values_wins() {
@@ -649,7 +688,7 @@ mod tests {
                 let map = Map {
                     method: "chefer",
                     range: Range::MinMax,
-                    attribution: vec![0.0],
+                    attribution: vec![0.0, 1.0],
                     votes: None,
                     unsmoothed: None,
                     target: Some(target.clone()),
@@ -657,9 +696,10 @@ mod tests {
                 };
                 let finding = Finding {
                     seq: 0,
-                    grid: (1, 1),
+                    grid: (1, 2),
                     placement: Placement::new(&rule, size).unwrap(),
                     likeliest: vec![cat.clone(), dog.clone()],
+                    link: Link::Softmax,
                     not_sure,
                     maps: vec![map; n_maps],
                 };
@@ -685,6 +725,51 @@ mod tests {
             not_sure,
             (not_sure_caption, "not sure (cat 21%)".to_owned())
         );
+    }
+
+    #[test]
+    fn several_classes_that_apply_are_named_and_a_constant_map_is() {
+        let class = |index, label: &str, probability| Class {
+            index,
+            label: Some(label.into()),
+            probability,
+        };
+        let classes = [
+            class(2, "cat", 0.91),
+            class(0, "dog", 0.5),
+            class(1, "bird", 0.49),
+        ];
+        let size = crate::frame::FrameSize {
+            width_px: 8,
+            height_px: 8,
+        };
+        let rule = crate::frame::placement::ResizeRule::Stretch(size);
+        let finding = |link, target: usize, attribution: [f32; 2]| Finding {
+            seq: 0,
+            grid: (1, 2),
+            placement: Placement::new(&rule, size).unwrap(),
+            likeliest: classes.to_vec(),
+            link,
+            not_sure: None,
+            maps: vec![Map {
+                method: "chefer",
+                range: Range::MinMax,
+                attribution: attribution.to_vec(),
+                votes: None,
+                unsmoothed: None,
+                target: Some(classes[target].clone()),
+                against: None,
+            }],
+        };
+        let check = |link, target, attribution, expected: &str| {
+            assert_eq!(finding(link, target, attribution).answer(), expected);
+        };
+        check(Link::Softmax, 0, [0.0, 1.0], "cat 91%");
+        check(Link::Sigmoid, 0, [0.0, 1.0], "cat 91%, dog 50%");
+        let other = "bird 49% (predicted cat 91%, dog 50%)";
+        check(Link::Sigmoid, 2, [0.0, 1.0], other);
+        let constant = "cat 91%, dog 50%, constant map";
+        check(Link::Sigmoid, 0, [0.3, 0.3], constant);
     }
 
     #[test]

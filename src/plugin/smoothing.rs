@@ -83,6 +83,7 @@ fn mixed(before: &Finding, now: &Finding, share: f32) -> Finding {
         grid: now.grid,
         placement: now.placement,
         likeliest: now.likeliest.clone(),
+        link: now.link,
         not_sure: now.not_sure,
         maps: maps
             .map(|(before, now)| Map {
@@ -101,6 +102,7 @@ mod tests {
     use crate::frame::FrameSize;
     use crate::frame::placement::{Placement, ResizeRule};
     use crate::overlay::Range;
+    use crate::vit::Link;
 
     fn placement() -> Placement {
         let size = FrameSize {
@@ -116,6 +118,7 @@ mod tests {
             grid: (1, 1),
             placement: placement(),
             likeliest: Vec::new(),
+            link: Link::Softmax,
             not_sure: None,
             maps: vec![Map {
                 method: "rollout",

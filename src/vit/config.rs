@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::Link;
 use super::fields::{self, Fields, MAX_SIZE};
 use crate::kernels::Activation;
 use crate::{Error, Result};
@@ -92,6 +93,15 @@ impl Head {
     }
 }
 
+/// Which classifiers a checkpoint holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Heads {
+    /// One of the class token.
+    pub(crate) classifier: bool,
+    /// One of the distillation token.
+    pub(crate) distillation: bool,
+}
+
 /// The shape of a Vision Transformer. [`Default`] is ViT-B/16 at 224 pixels without a classifier.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VitConfig {
@@ -127,6 +137,8 @@ pub struct VitConfig {
     pub labels: Vec<String>,
     /// By other names of things, the label that the model answers for them; a key of this crate, `label_aliases`.
     pub label_aliases: BTreeMap<String, String>,
+    /// Whether several classes may apply at once; see [`VitConfig::link`].
+    pub multi_label: bool,
     /// What a classifier reads; [`VitConfig::head`] says whether there is one.
     pub reads: Head,
 }
@@ -150,6 +162,7 @@ impl Default for VitConfig {
             distilled: false,
             labels: Vec::new(),
             label_aliases: BTreeMap::new(),
+            multi_label: false,
             reads: Head::ClassToken,
         }
     }
@@ -179,26 +192,58 @@ impl VitConfig {
     /// [`Error::Model`], naming the field, if the text is not JSON, if a field is missing or of the
     /// wrong kind, if sizes do not divide, or if the model is of a kind that this crate lacks.
     pub fn from_json(text: &str) -> Result<Self> {
+        Self::read(text, None)
+    }
+
+    /// The same beside a checkpoint that holds `heads`, which decides where the text does not say what wrote it.
+    pub(crate) fn from_json_with(text: &str, heads: Heads) -> Result<Self> {
+        Self::read(text, Some(heads))
+    }
+
+    fn read(text: &str, heads: Option<Heads>) -> Result<Self> {
         let mut root = fields::parse(text)?;
         if matches!(root.get("model_type"), Some(name) if name == CLIP || name == Family::Clip.model_type())
         {
             root = image_half(&root)?;
         }
         let fields = Fields(&root);
-        if fields.value("pretrained_cfg").is_some() || fields.value("architecture").is_some() {
-            return refuse("timm's configuration, not a Hugging Face config.json".into());
+        let timm = fields.value("architecture");
+        if timm.is_some() || fields.value("pretrained_cfg").is_some() {
+            let name = timm.map_or_else(String::new, |name| format!(" of {name}"));
+            return refuse(format!(
+                "timm's configuration{name}, not a Hugging Face config.json"
+            ));
         }
         let family = family(fields)?;
+        if let Some(pool) = fields
+            .value("global_pool")
+            .filter(|pool| pool.as_str() != Some("token"))
+        {
+            return refuse(format!(
+                "global_pool is {pool}, supported is \"token\": the classifier reads the class token"
+            ));
+        }
         if fields.flag("use_swiglu_ffn", false)? {
             return refuse("use_swiglu_ffn is true; SwiGLU is not supported".into());
         }
         let hidden_size = fields.size("hidden_size")?;
         let architecture = architecture(fields)?;
-        // A file that does not say what wrote it is believed to end in a classifier if it names
-        // the classes.
-        let classifies = match architecture {
-            "" => fields.value("id2label").is_some(),
-            name => name.contains("ForImageClassification"),
+        let is_bare = HEADLESS
+            .iter()
+            .any(|ending| architecture.strip_prefix(family.class_prefix()) == Some(ending));
+        // A class of the user's own, or none, says nothing of a classifier; without a checkpoint, a file that names classes
+        // is believed to have one.
+        let classifies = match heads {
+            _ if architecture.contains("ForImageClassification") => true,
+            _ if is_bare => false,
+            Some(heads) => heads.classifier,
+            None => architecture.is_empty() && fields.value("id2label").is_some(),
+        };
+        let has_teacher = match heads {
+            _ if architecture.contains("ForImageClassification") => {
+                architecture.ends_with("WithTeacher")
+            }
+            _ => heads.is_some_and(|heads| heads.distillation),
         };
         let config = Self {
             family,
@@ -224,11 +269,10 @@ impl VitConfig {
                 Vec::new()
             },
             label_aliases: label_aliases(fields)?,
+            multi_label: classifies && multi_label(fields)?,
             reads: match family {
                 Family::Dinov2 | Family::Dinov2WithRegisters => Head::ClassTokenAndPatchMean,
-                Family::Deit if architecture.ends_with("WithTeacher") => {
-                    Head::ClassAndDistillationTokens
-                }
+                Family::Deit if has_teacher => Head::ClassAndDistillationTokens,
                 Family::Vit | Family::Deit => Head::ClassToken,
                 Family::Clip => Head::ImageEmbedding {
                     projection_dim: fields.size("projection_dim")?,
@@ -283,6 +327,9 @@ impl VitConfig {
             let label2id = self.labels.iter().enumerate();
             let label2id = label2id.map(|(index, name)| (name.clone(), json!(index)));
             root["label2id"] = Value::Object(label2id.collect());
+        }
+        if self.multi_label {
+            root["problem_type"] = json!(MULTI_LABEL);
         }
         if !self.label_aliases.is_empty() {
             root["label_aliases"] = json!(self.label_aliases);
@@ -340,6 +387,14 @@ impl VitConfig {
     /// What the classifier reads; `None` without a classifier.
     pub fn head(&self) -> Option<Head> {
         (!self.labels.is_empty()).then_some(self.reads)
+    }
+
+    /// How the logits become probabilities; a single class applies or not, so that a softmax would always give it 1.
+    pub fn link(&self) -> Link {
+        match self.multi_label || self.n_classes() == 1 {
+            true => Link::Sigmoid,
+            false => Link::Softmax,
+        }
     }
 
     /// Number of classes; 0 without a classifier.
@@ -421,7 +476,7 @@ fn intermediate_size(fields: Fields, family: Family, hidden_size: usize) -> Resu
 }
 
 fn activation(fields: Fields) -> Result<Activation> {
-    let Some(name) = fields.value("hidden_act") else {
+    let Some(name) = fields.given("hidden_act")? else {
         return Ok(Activation::Gelu);
     };
     let known = [Activation::Gelu, Activation::QuickGelu];
@@ -440,6 +495,14 @@ fn activation_name(activation: Activation) -> &'static str {
         Activation::QuickGelu => "quick_gelu",
     }
 }
+
+/// How the names of classes without a classifier end in `transformers`.
+const HEADLESS: [&str; 4] = [
+    "Model",
+    "ForMaskedImageModeling",
+    "Backbone",
+    "ModelWithProjection",
+];
 
 /// The `model_type` of a whole CLIP, whose image half is described inside it.
 const CLIP: &str = "clip";
@@ -497,10 +560,11 @@ fn architecture<'a>(fields: Fields<'a>) -> Result<&'a str> {
 fn labels(fields: Fields) -> Result<Vec<String>> {
     let Some(value) = fields.value("id2label") else {
         // `transformers` leaves `id2label` out when it is the default, which has two classes.
-        let n_classes = fields.size_or("num_labels", 2)?;
+        let n_classes = fields.count("num_labels", 2)?;
         return Ok((0..n_classes).map(|i| format!("LABEL_{i}")).collect());
     };
-    let Some(names) = value.as_object().filter(|names| !names.is_empty()) else {
+    // A model of no labels has no classifier.
+    let Some(names) = value.as_object() else {
         return refuse(format!("field \"id2label\" is {value}, not a map of names"));
     };
     let n_classes = names.len();
@@ -511,6 +575,24 @@ fn labels(fields: Fields) -> Result<Vec<String>> {
             None => refuse(format!("id2label has {n_classes} classes but not {index}")),
         })
         .collect()
+}
+
+/// The `problem_type` of models for which several classes may apply at once.
+const MULTI_LABEL: &str = "multi_label_classification";
+
+/// Whether several classes may apply at once.
+fn multi_label(fields: Fields) -> Result<bool> {
+    match fields.value("problem_type") {
+        None => Ok(false),
+        Some(kind) if kind == MULTI_LABEL => Ok(true),
+        Some(kind) if kind == "single_label_classification" => Ok(false),
+        Some(kind) if kind == "regression" => refuse(
+            "problem_type is \"regression\", whose outputs are no probabilities of classes".into(),
+        ),
+        Some(other) => refuse(format!(
+            "problem_type is {other}, supported are {MULTI_LABEL} and single_label_classification"
+        )),
+    }
 }
 
 /// Labels by other names of the same things; none where the file has no `label_aliases`.
@@ -611,6 +693,52 @@ mod tests {
     }
 
     #[test]
+    fn a_class_of_the_users_own_has_the_classifier_that_the_checkpoint_holds() {
+        let with = |architectures: &str, classifier: bool| {
+            let text = VIT.replace("[\"ViTForImageClassification\"]", architectures);
+            let heads = Heads {
+                classifier,
+                distillation: false,
+            };
+            let config = VitConfig::from_json_with(&text, heads).unwrap();
+            config.n_classes()
+        };
+        for architectures in ["[\"MyNet\"]", "[\"ViTWithStyle\"]", "[]", "null"] {
+            assert_eq!(with(architectures, true), 11, "{architectures}");
+            assert_eq!(with(architectures, false), 0, "{architectures}");
+        }
+        assert_eq!(with("[\"ViTModel\"]", true), 0);
+        assert_eq!(with("[\"ViTForImageClassification\"]", false), 11);
+    }
+
+    /// As `ImageClassificationPipeline` of transformers 5.24 chooses what it applies.
+    #[test]
+    fn labels_that_do_not_exclude_each_other_are_linked_by_a_sigmoid() {
+        let kind = |kind: &str| {
+            let text = VIT.replacen('{', &format!("{{\"problem_type\": {kind}, "), 1);
+            VitConfig::from_json(&text)
+        };
+        let link = |name: &str| kind(name).unwrap().link();
+        assert_eq!(link("null"), Link::Softmax);
+        assert_eq!(link("\"single_label_classification\""), Link::Softmax);
+        assert_eq!(link("\"multi_label_classification\""), Link::Sigmoid);
+        let message = kind("\"regression\"").unwrap_err().to_string();
+        assert!(message.contains("no probabilities of classes"), "{message}");
+        let one = VitConfig {
+            labels: vec!["defect".into()],
+            ..VitConfig::default()
+        };
+        assert_eq!(one.link(), Link::Sigmoid);
+        for none in [
+            "\"num_labels\": 0, \"other\"",
+            "\"id2label\": {}, \"other\"",
+        ] {
+            let config = VitConfig::from_json(&VIT.replace("\"id2label\"", none)).unwrap();
+            assert_eq!(config.head(), None);
+        }
+    }
+
+    #[test]
     fn clip_is_read_from_its_image_half() {
         let text = r#"{"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 24,
             "text_config": {"hidden_size": 16}, "vision_config": {"hidden_size": 48,
@@ -656,6 +784,18 @@ mod tests {
         check_refused(("\"7\"", "\"11\""), "not 7");
         check_refused(("{\"arch", "{\"use_swiglu_ffn\": true, \"arch"), "SwiGLU");
         check_refused(("{\"arch", "{\"pretrained_cfg\": {}, \"arch"), "timm");
+        check_refused(
+            ("{\"arch", "{\"architecture\": \"vit_tiny\", \"arch"),
+            "timm's configuration of \"vit_tiny\"",
+        );
+        for pool in ["avg", "avgmax", "map"] {
+            let edit = format!("{{\"global_pool\": \"{pool}\", \"arch");
+            check_refused(("{\"arch", &edit), &format!("global_pool is \"{pool}\""));
+        }
+        check_refused(
+            ("\"layer_norm_eps\": 1e-12", "\"layer_norm_eps\": null"),
+            "\"layer_norm_eps\" is null",
+        );
         check_refused(
             ("{\"arch", "{\"label_aliases\": {\"x\": 1}, \"arch"),
             "label_aliases maps \"x\" to 1",

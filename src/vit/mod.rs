@@ -22,6 +22,7 @@ pub mod config;
 pub(crate) mod fields;
 pub(crate) mod head;
 pub mod init;
+pub mod link;
 pub mod names;
 pub mod patches;
 pub mod rules;
@@ -29,6 +30,7 @@ pub mod tap;
 
 pub use crate::kernels::Activation;
 pub use config::{Family, Head, VitConfig};
+pub use link::Link;
 pub use rules::Rules;
 pub use tap::{NoTap, Probe, Record, Replace, Site, Tap};
 
@@ -135,6 +137,8 @@ impl Vit {
             config: VitConfig {
                 labels,
                 reads,
+                // A linear head of one's own is trained to name one class.
+                multi_label: false,
                 ..self.config.clone()
             },
             classifier: Some(match reads {

@@ -1,8 +1,4 @@
 //! `vitscope models`: which models there are, and what is in one.
-#![expect(
-    clippy::print_stdout,
-    reason = "what a command is asked for goes to standard output"
-)]
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +7,7 @@ use vitscope::explain::Method;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::gates::Objective;
 use vitscope::models::{self, Model, Reference, Shrunk};
-use vitscope::vit::Head;
+use vitscope::vit::{Head, VitConfig};
 
 use crate::exit::Exit;
 use crate::setup;
@@ -200,7 +196,7 @@ fn inspect(model: &Model) -> String {
             ),
         ),
         ("head", head.to_owned()),
-        ("classes", classes(&config.labels)),
+        ("classes", classes(config)),
     ];
     let parts = [
         ("gates", gates),
@@ -235,7 +231,8 @@ fn explains(method: Method, model: &Model) -> bool {
 }
 
 /// How many classes there are, and the first of them.
-fn classes(labels: &[String]) -> String {
+fn classes(config: &VitConfig) -> String {
+    let labels = &config.labels;
     let shown = labels
         .iter()
         .take(SHOWN_LABELS)
@@ -248,6 +245,12 @@ fn classes(labels: &[String]) -> String {
     };
     match labels.len() {
         0 => "none".to_owned(),
+        n if config.multi_label => {
+            format!(
+                "{n}, of which any number may apply: {}{more}",
+                shown.join(", ")
+            )
+        }
         n => format!("{n}: {}{more}", shown.join(", ")),
     }
 }

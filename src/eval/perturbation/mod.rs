@@ -18,7 +18,7 @@
 
 mod protocol;
 
-use super::batched::{BatchedModel, log_probability};
+use super::batched::BatchedModel;
 use super::suite::{Batch, Mapper, Measure, Score, Statistic, Subject, Suite};
 use crate::error::{Error, Result};
 use crate::explain::masked::{Beyond, blurred};
@@ -46,7 +46,7 @@ impl Suite for Perturbation {
                 name: run.name.into(),
                 higher_is_better: Some(run.higher_is_better),
                 settings: format!(
-                    "{:?} {:?} by {:?}, {:?}, {:?} of {:?}, {:?} times {}",
+                    "{} {} scores first, {}; in place of what is hidden {}; {} of {}; {}, times {}",
                     run.action,
                     run.first,
                     protocol.steps,
@@ -119,7 +119,7 @@ pub fn curves(
         let of_subject = of_subject.map(|(answers, &class)| {
             let points = answers
                 .iter()
-                .map(|logits| measured(logits, class, run.quantity));
+                .map(|logits| measured(model, logits, class, run.quantity));
             points.collect::<Result<Vec<f64>>>()
         });
         curves.push(of_subject.collect::<Result<Vec<_>>>()?);
@@ -217,8 +217,13 @@ impl Substrate {
 }
 
 /// What a measure says of an answer.
-fn measured(logits: &[f32], class: usize, quantity: Quantity) -> Result<f64> {
-    let log_probability = log_probability(logits, class)?;
+fn measured(
+    model: &BatchedModel<'_>,
+    logits: &[f32],
+    class: usize,
+    quantity: Quantity,
+) -> Result<f64> {
+    let log_probability = model.log_probability(logits, class)?;
     let is_greater = |other: (usize, &f32)| {
         let (idx, logit) = other;
         *logit > logits[class] || (*logit == logits[class] && idx < class)

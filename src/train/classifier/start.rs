@@ -41,6 +41,8 @@ impl Start {
             config.label_aliases.clear();
         }
         config.labels = classes.to_vec();
+        // Pictures have one label each.
+        config.multi_label = false;
         let weights = init::init_missing(&config, weights, rng)?;
         Ok((config, weights))
     }

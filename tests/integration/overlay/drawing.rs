@@ -78,6 +78,35 @@ fn pixels_of_bytes(layout: &PixelLayout) -> Vec<Vec<(usize, usize)>> {
 }
 
 #[test]
+fn equal_scores_have_no_heat_unless_they_are_a_mask() {
+    let placement = Placement::new(&rules()[0], size(64, 48)).unwrap();
+    let drawn = |range, scores: &[f32; 6]| {
+        let layout = PixelLayout::packed(PixelFormat::Rgb, size(64, 48));
+        let before = frame_from_rgb(layout, |_, _| [90; 3]);
+        let heat = Heat {
+            range,
+            ..heat(&placement, scores)
+        };
+        let after = overlay(Mode::Overlay)
+            .draw(before, Some(&heat), "")
+            .unwrap();
+        after.bytes().iter().any(|&value| value != 90)
+    };
+    for range in [Range::MinMax, Range::Percentile, Range::Signed] {
+        for equal in [0.0, 0.25, -3.0] {
+            assert!(!drawn(range, &[equal; 6]), "{range:?} {equal}");
+            let rounded = equal * (1.0 + f32::EPSILON);
+            assert!(!drawn(
+                range,
+                &[equal, equal, rounded, equal, rounded, equal]
+            ));
+        }
+        assert!(drawn(range, &SCORES), "{range:?}");
+    }
+    assert!(drawn(Range::Unit, &[1.0; 6]), "a mask that keeps all");
+}
+
+#[test]
 fn samples_that_nothing_is_drawn_on_keep_their_bits() {
     for (format, rule) in ALL_FORMATS
         .into_iter()
@@ -411,7 +440,7 @@ fn a_sheet_is_saved_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sheet.png");
     let mut sheet = Sheet::new(6);
-    let error = sheet.save(&path).unwrap_err();
+    let error = sheet.save(&path, image::ImageFormat::Png).unwrap_err();
     assert!(
         error
             .to_string()
@@ -424,7 +453,7 @@ fn a_sheet_is_saved_whole_or_not_at_all() {
         });
         sheet.add(&frame, "bird 93 %").unwrap();
     }
-    sheet.save(&path).unwrap();
+    sheet.save(&path, image::ImageFormat::Png).unwrap();
     let image = image::open(&path).unwrap().to_rgb8();
     let pixel = image.get_pixel(100, 100).0;
     let is_red = pixel
@@ -434,7 +463,10 @@ fn a_sheet_is_saved_whole_or_not_at_all() {
     assert!(is_red, "{pixel:?}");
 
     let missing = folder.path().join("missing").join("sheet.png");
-    assert!(matches!(sheet.save(&missing), Err(Error::Io { .. })));
+    assert!(matches!(
+        sheet.save(&missing, image::ImageFormat::Png),
+        Err(Error::Io { .. })
+    ));
     let files: Vec<_> = folder
         .path()
         .read_dir()

@@ -22,6 +22,7 @@ use vitscope::train::iavit::{self, Fidelity, IaVitRecipe};
 use vitscope::train::probe::{self, ProbeRecipe};
 use vitscope::train::shapley;
 use vitscope::train::{Checkpoint, Progress, Subject};
+use vitscope::vit::{Link, VitConfig};
 
 use super::recipe::{DEFAULT_IMAGE_PX, GateRecipe, IA_VIT, RecipeFile, gate_recipe, recipe};
 use super::shown::Shown;
@@ -185,6 +186,7 @@ impl Job<'_> {
             GateRecipe::Shapley(recipe) => recipe.seed,
         };
         let frozen = self.open_frozen(reference, seed)?;
+        check_exclusive(frozen.model.vit.config())?;
         let subject = frozen.subject();
         let mut shown = Shown::new(Arc::clone(self.stop));
         let mut on_progress = |progress: &Progress<'_>| shown.step(progress);
@@ -218,6 +220,7 @@ impl Job<'_> {
     pub(super) fn interpreter(self, reference: Reference<'_>) -> anyhow::Result<Option<Measured>> {
         let recipe: IaVitRecipe = self.recipe(&self.file.ia_vit, IA_VIT)?;
         let frozen = self.open_frozen(reference, recipe.seed)?;
+        check_exclusive(frozen.model.vit.config())?;
         let mut shown = Shown::new(Arc::clone(self.stop));
         let done = iavit::train(&recipe, frozen.subject(), self.out, &mut |progress| {
             shown.step(progress)
@@ -281,6 +284,17 @@ impl Job<'_> {
         } = *preprocessor;
         let halves = self.open_data(rule, resampling, seed)?;
         Ok(halves.at_size(rule, resampling))
+    }
+}
+
+/// Fails for a model whose answer is no distribution over its classes, which is what gates and interpreters learn to keep.
+fn check_exclusive(config: &VitConfig) -> anyhow::Result<()> {
+    match config.link() {
+        Link::Sigmoid if config.multi_label => bail!(
+            "several classes of the model may apply at once, expected a model that names exactly one"
+        ),
+        Link::Sigmoid => bail!("the model has one class, expected at least two"),
+        Link::Softmax => Ok(()),
     }
 }
 
