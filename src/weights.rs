@@ -76,6 +76,12 @@ pub(crate) fn tensors_where(
     Ok(tensors)
 }
 
+/// Names of the tensors in a file, in order; none of one that cannot be read.
+pub(crate) fn names(bytes: &[u8]) -> Vec<String> {
+    let header = SafeTensors::read_metadata(bytes);
+    header.map_or_else(|_| Vec::new(), |(_, header)| header.offset_keys())
+}
+
 /// Whether a file holds matrices in 8 bits. One that cannot be read holds none.
 pub(crate) fn has_8_bits(bytes: &[u8]) -> bool {
     let file = SafeTensors::deserialize(bytes);
@@ -256,10 +262,19 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(Sha256::new_with_prefix(bytes))
 }
 
-/// SHA-256 of `bytes`, and of `bytes` with `more` behind them; `bytes` are read once.
-pub(crate) fn sha256_hex_and_with(bytes: &[u8], more: &[u8]) -> (String, String) {
-    let digest = Sha256::new_with_prefix(bytes);
+/// SHA-256 of `parts`, one behind the other.
+pub(crate) fn sha256_hex_of_all(parts: &[&[u8]]) -> String {
+    hex(digest_of_all(parts))
+}
+
+/// SHA-256 of `parts`, and of `parts` with `more` behind them; `parts` are read once.
+pub(crate) fn sha256_hex_and_with(parts: &[&[u8]], more: &[u8]) -> (String, String) {
+    let digest = digest_of_all(parts);
     (hex(digest.clone()), hex(digest.chain_update(more)))
+}
+
+fn digest_of_all(parts: &[&[u8]]) -> Sha256 {
+    (parts.iter()).fold(Sha256::new(), |digest, part| digest.chain_update(part))
 }
 
 pub(crate) fn hex(digest: Sha256) -> String {
@@ -484,7 +499,11 @@ mod tests {
     fn the_digest_is_the_published_one() {
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(sha256_hex(b"abc"), expected);
-        let (of_first, of_both) = sha256_hex_and_with(b"a", b"bc");
-        assert_eq!((of_first, of_both), (sha256_hex(b"a"), expected.to_owned()));
+        let (of_first, of_both) = sha256_hex_and_with(&[b"a", b"b"], b"c");
+        assert_eq!(
+            (of_first, of_both),
+            (sha256_hex(b"ab"), expected.to_owned())
+        );
+        assert_eq!(sha256_hex_of_all(&[b"ab", b"c"]), expected);
     }
 }

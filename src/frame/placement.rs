@@ -2,7 +2,7 @@
 //!
 //! A [`ResizeRule`] says how a Hugging Face preprocessor brings a picture to the model's size.
 //! Sizes and crop positions are those of `transformers` 5.23 to the pixel: the longer edge is
-//! rounded down, the crop starts at `(size - crop) / 2` rounded down, and a crop larger than the
+//! rounded down, the crop starts at `(size - crop) / 2` rounded toward 0, and a crop larger than the
 //! picture is filled up with black.
 //! A [`Placement`] is the inverse for one frame size: which part of the frame the image shows.
 //! How pixels are resampled is the business of [`super::resize`].
@@ -157,9 +157,9 @@ fn shortest_edge_to(edge_px: usize, frame: FrameSize) -> Option<FrameSize> {
 impl Axis {
     /// Where the crop starts in the resized picture; negative where the crop is larger.
     fn crop_start(self) -> f64 {
-        // Floor, also below 0, is what transformers' `center_crop` does: with an odd difference
-        // the larger black margin is on the left and on top.
-        ((self.resized as f64 - self.image as f64) / 2.0).floor()
+        // Toward 0 is what transformers does by torchvision, its default: with an odd difference
+        // the larger black margin is on the right and at the bottom.
+        ((self.resized as f64 - self.image as f64) / 2.0).trunc()
     }
 
     /// Frame pixels from a position in the resized picture.
@@ -362,8 +362,8 @@ mod tests {
             edge_px: 20,
             crop: size(25, 25),
         };
-        // 20 x 20; three black pixels on the left and on top, two on the other sides.
-        check(rule, size(40, 40), [-6.0, -6.0, 50.0, 50.0]);
+        // 20 x 20; two black pixels on the left and on top, three on the other sides.
+        check(rule, size(40, 40), [-4.0, -4.0, 50.0, 50.0]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use super::folder::Files;
+use super::folder::{Files, PREPROCESSOR};
 
 /// One model, as its files.
 pub(super) struct Embedded {
@@ -83,6 +83,8 @@ impl Embedded {
             origin,
             config: Cow::Borrowed(self.config),
             preprocessor: Cow::Borrowed(self.preprocessor),
+            preprocessor_file: PREPROCESSOR,
+            adapter: None,
             weights: Cow::Borrowed(self.weights),
             head: None,
             gates: self.gates.map(borrowed),

@@ -11,27 +11,37 @@ use candle_core::Tensor;
 
 use super::preprocessor::Preprocessor;
 use crate::files::write_whole;
+use crate::vit::fields::{self, Fields};
 use crate::vit::{Family, VitConfig, names};
 use crate::weights::{Precision, bytes_from_tensors, sha256_hex};
 use crate::{Error, Result};
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const PREPROCESSOR: &str = "preprocessor_config.json";
+/// What transformers 5 writes beside or in place of [`PREPROCESSOR`], and reads before it.
+const PROCESSOR: &str = "processor_config.json";
+/// The field of [`PROCESSOR`] that says the same as [`PREPROCESSOR`].
+const IMAGE_PROCESSOR: &str = "image_processor";
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const GATES: &str = "gates.safetensors";
 const GATE_CARD: &str = "gates.json";
 pub(super) const INTERPRETER: &str = "interpreter.safetensors";
 const INTERPRETER_CARD: &str = "interpreter.json";
 pub(super) const HEAD: &str = "head.safetensors";
+pub(super) const ADAPTER: &str = "adapter_model.safetensors";
+pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// The files that a model cannot do without.
-pub(super) const REQUIRED: [&str; 3] = [CONFIG, PREPROCESSOR, WEIGHTS];
+/// The files that only a model of its own has.
+pub(super) const OWN: [&str; 4] = [CONFIG, PROCESSOR, PREPROCESSOR, WEIGHTS];
 
 /// All files that are read, the weights last.
 #[cfg(feature = "hub")]
-pub(super) const ALL: [&str; 8] = [
+pub(super) const ALL: [&str; 11] = [
     CONFIG,
+    PROCESSOR,
     PREPROCESSOR,
+    ADAPTER_CONFIG,
+    ADAPTER,
     GATE_CARD,
     GATES,
     INTERPRETER_CARD,
@@ -48,7 +58,11 @@ pub(super) struct Files {
     pub(super) origin: PathBuf,
     pub(super) config: Bytes,
     pub(super) preprocessor: Bytes,
+    /// The file that says it.
+    pub(super) preprocessor_file: &'static str,
     pub(super) weights: Bytes,
+    /// Weights and configuration of an adapter that was trained for the weights.
+    pub(super) adapter: Option<(Bytes, Bytes)>,
     /// Where what was trained for the model is, for messages.
     pub(super) additions: PathBuf,
     /// A classifier of its own.
@@ -64,25 +78,29 @@ pub(super) struct Files {
 impl Files {
     /// Reads a folder. Head, gates and interpreter may be absent, but not by half.
     pub(super) fn read(folder: &Path) -> Result<Self> {
-        if folder.join(HEAD).exists() && !REQUIRED.iter().any(|file| folder.join(file).exists()) {
+        if folder.join(HEAD).exists() && !OWN.iter().any(|file| folder.join(file).exists()) {
             return Err(Error::Model(format!(
                 "model folder holds a head only, and so needs the model that it was made for as its backbone: \
                  {folder:?}"
             )));
         }
+        if folder.join(ADAPTER_CONFIG).exists() && !folder.join(CONFIG).exists() {
+            return Err(Error::Model(format!(
+                "model folder holds an adapter only; put it beside the {CONFIG} and {WEIGHTS} that it was trained for: \
+                 {folder:?}"
+            )));
+        }
         let config = required(folder, CONFIG, "")?;
-        let preprocessor = required(
-            folder,
-            PREPROCESSOR,
-            ", without which the size and scale of the model's input are unknown",
-        )?;
+        let (preprocessor_file, preprocessor) = preprocessor(folder, &config)?;
         let hint = weights_elsewhere(WEIGHTS, |file| folder.join(file).exists());
         let weights = required(folder, WEIGHTS, hint)?;
         let files = Self {
             origin: folder.to_owned(),
             config,
             preprocessor,
+            preprocessor_file,
             weights,
+            adapter: pair(folder, ADAPTER, ADAPTER_CONFIG)?,
             additions: PathBuf::new(),
             head: None,
             gates: None,
@@ -94,7 +112,7 @@ impl Files {
 
     /// The same model with head, gates and interpreter of `folder`, which has no model of its own.
     pub(super) fn under(self, folder: &Path) -> Result<Self> {
-        if let Some(file) = REQUIRED.into_iter().find(|file| folder.join(file).exists()) {
+        if let Some(file) = OWN.into_iter().find(|file| folder.join(file).exists()) {
             return Err(Error::Model(format!(
                 "model folder has a {file} of its own and so takes no backbone: {folder:?}"
             )));
@@ -179,8 +197,7 @@ impl Files {
 
     /// The text in `bytes`, which came from `file`.
     pub(super) fn text<'a>(&self, file: &str, bytes: &'a Bytes) -> Result<&'a str> {
-        let text = std::str::from_utf8(bytes);
-        text.map_err(|error| self.blame(file, Error::Model(format!("not UTF-8 text ({error})"))))
+        text(bytes).map_err(|error| self.blame(file, error))
     }
 
     /// Says which file an error is about.
@@ -210,6 +227,51 @@ fn pair(folder: &Path, weights: &str, card: &str) -> Result<Option<(Bytes, Bytes
         (Some(_), None) => Err(missing(folder, card, &format!(", but {weights}"))),
         (None, Some(_)) => Err(missing(folder, weights, &format!(", but {card}"))),
     }
+}
+
+/// The first file that a model cannot do without and that is not there.
+#[cfg(feature = "hub")]
+pub(super) fn first_missing(exists: impl Fn(&str) -> bool) -> Option<&'static str> {
+    if !exists(CONFIG) {
+        Some(CONFIG)
+    } else if !exists(PREPROCESSOR) && !exists(PROCESSOR) {
+        Some(PREPROCESSOR)
+    } else {
+        (!exists(WEIGHTS)).then_some(WEIGHTS)
+    }
+}
+
+/// Fails where a `config.json` is that of no model known here.
+pub(super) fn check_config(bytes: &[u8]) -> Result<()> {
+    let text = text(bytes)?;
+    VitConfig::from_json(text).map(|_| ())
+}
+
+fn text(bytes: &[u8]) -> Result<&str> {
+    std::str::from_utf8(bytes).map_err(|error| Error::Model(format!("not UTF-8 text ({error})")))
+}
+
+/// How pictures become the model's input, and the file that says it. As transformers 5 does, the processor's file goes
+/// before the one of the image processor alone.
+fn preprocessor(folder: &Path, config: &[u8]) -> Result<(&'static str, Bytes)> {
+    let blame =
+        |file: &str, error: Error| Error::Model(format!("{error}: {:?}", folder.join(file)));
+    if let Some(bytes) = optional(folder, PROCESSOR)? {
+        let root = text(&bytes).and_then(fields::parse);
+        let root = root.map_err(|error| blame(PROCESSOR, error))?;
+        if let Some(processor) = Fields(&root).value(IMAGE_PROCESSOR) {
+            return Ok((PROCESSOR, Cow::Owned(processor.to_string().into_bytes())));
+        }
+    }
+    if let Some(bytes) = optional(folder, PREPROCESSOR)? {
+        return Ok((PREPROCESSOR, bytes));
+    }
+    // A folder that lacks it may be no model of a kind that is known here, which is the truer reason.
+    check_config(config).map_err(|error| blame(CONFIG, error))?;
+    let hint = format!(
+        " and no {IMAGE_PROCESSOR:?} in a {PROCESSOR}, without which the size and scale of the model's input are unknown"
+    );
+    Err(missing(folder, PREPROCESSOR, &hint))
 }
 
 fn required(folder: &Path, file: &str, hint: &str) -> Result<Bytes> {

@@ -24,7 +24,7 @@ use safetensors::tensor::SafeTensors;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::folder::{GATES, HEAD, INTERPRETER, REQUIRED};
+use super::folder::{GATES, HEAD, INTERPRETER, OWN};
 use crate::files::write_whole;
 use crate::vit::{Head, Vit, VitConfig};
 use crate::weights::{bytes_in_8_bits, hex, tensors_from_bytes};
@@ -136,6 +136,7 @@ impl HeadFile {
         };
         config.labels = self.labels;
         config.reads = reads;
+        config.multi_label = false;
         Ok(())
     }
 }
@@ -223,7 +224,7 @@ struct ExamplesEntry {
 /// # Errors
 /// [`Error::Model`] naming what is in the way.
 pub fn check_head_folder(folder: &Path) -> Result<()> {
-    let mut others = REQUIRED.iter().chain(&[GATES, INTERPRETER]);
+    let mut others = OWN.iter().chain(&[GATES, INTERPRETER]);
     match others.find(|file| folder.join(file).exists()) {
         Some(file) => refuse(format!(
             "a head gets a folder of its own, and there is a {file}: {folder:?}"

@@ -1,16 +1,18 @@
 //! Models of the Hugging Face hub, downloaded once into the cache that its Python tools use too.
 //!
-//! The cache is `$HF_HOME/hub` or `~/.cache/huggingface/hub`; `HF_ENDPOINT` names another hub, and with
+//! The cache is `$HF_HUB_CACHE`, `$HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub`, `$XDG_CACHE_HOME/huggingface/hub` or
+//! `~/.cache/huggingface/hub`, the first that is set; `HF_ENDPOINT` names another hub, and with
 //! `HF_HUB_OFFLINE=1` nothing is asked of the network. A token that `hf auth login` left there is used.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo};
-use tracing::info;
+use tracing::{debug, info};
 
-use super::folder::{ALL, REQUIRED, weights_elsewhere};
+use super::folder::{ALL, CONFIG, check_config, first_missing, weights_elsewhere};
 use crate::{Error, Result};
 
 /// A download speaks up each time so many more of its bytes have come.
@@ -18,7 +20,28 @@ const REPORT_BYTES: usize = 64 << 20;
 
 /// Where models of the hub are kept.
 pub fn cache_folder() -> PathBuf {
-    Cache::from_env().path().clone()
+    cache().path().clone()
+}
+
+/// As `huggingface_hub` finds it.
+fn cache() -> Cache {
+    let given = folder_in("HF_HUB_CACHE").or_else(|| folder_in("HUGGINGFACE_HUB_CACHE"));
+    Cache::new(given.unwrap_or_else(|| home().join("hub")))
+}
+
+/// Where the hub's Python tools keep all that is theirs.
+fn home() -> PathBuf {
+    let user = || std::env::home_dir().unwrap_or_default().join(".cache");
+    folder_in("HF_HOME").unwrap_or_else(|| {
+        let caches = folder_in("XDG_CACHE_HOME").unwrap_or_else(user);
+        caches.join("huggingface")
+    })
+}
+
+/// The folder that an environment variable names.
+fn folder_in(variable: &str) -> Option<PathBuf> {
+    let value = std::env::var_os(variable).filter(|value| !value.is_empty());
+    value.map(PathBuf::from)
 }
 
 /// The folder of a model of the hub in the cache, where it is after a download if need be.
@@ -26,7 +49,7 @@ pub fn cache_folder() -> PathBuf {
 /// # Errors
 /// [`Error::Model`] if the model is not in the cache and cannot be downloaded.
 pub(super) fn fetch(id: &str) -> Result<PathBuf> {
-    let cache = Cache::from_env();
+    let cache = cache();
     if let Some(folder) = cached(&cache.model(id.to_owned())) {
         return Ok(folder);
     }
@@ -46,7 +69,7 @@ pub(super) fn fetch(id: &str) -> Result<PathBuf> {
 /// # Errors
 /// [`Error::Model`] if it cannot be downloaded.
 pub fn pull(id: &str) -> Result<PathBuf> {
-    let cache = Cache::from_env();
+    let cache = cache();
     download(id, &cache).map_err(|error| match error {
         Failure::Hub(error) => Error::Model(format!(
             "hub model could not be downloaded ({}): {id:?}",
@@ -69,12 +92,21 @@ impl From<ApiError> for Failure {
 
 /// The folder of the cached version, if all files are there that a model cannot do without.
 fn cached(repo: &CacheRepo) -> Option<PathBuf> {
-    let paths: Option<Vec<PathBuf>> = REQUIRED.iter().map(|file| repo.get(file)).collect();
-    Some(paths?.first()?.parent()?.to_owned())
+    let is_there = |file: &str| repo.get(file).is_some();
+    match first_missing(is_there) {
+        Some(_) => None,
+        None => Some(repo.get(CONFIG)?.parent()?.to_owned()),
+    }
 }
 
 fn download(id: &str, cache: &Cache) -> Result<PathBuf, Failure> {
-    let api = ApiBuilder::from_env().with_progress(false).build()?;
+    let mut api = ApiBuilder::from_cache(cache.clone())
+        .with_token(Cache::new(home().join("hub")).token())
+        .with_progress(false);
+    if let Ok(endpoint) = std::env::var("HF_ENDPOINT") {
+        api = api.with_endpoint(endpoint);
+    }
+    let api = api.build()?;
     let repo = api.model(id.to_owned());
     let offered: Vec<String> = repo
         .info()?
@@ -83,7 +115,14 @@ fn download(id: &str, cache: &Cache) -> Result<PathBuf, Failure> {
         .map(|file| file.rfilename)
         .collect();
     let offers = |file: &str| offered.iter().any(|name| name == file);
-    if let Some(missing) = REQUIRED.into_iter().find(|file| !offers(file)) {
+    if let Some(missing) = first_missing(offers) {
+        if offers(CONFIG) {
+            // What lacks a file may be no model of a kind that is known here, which is the truer reason.
+            let path = repo.download(CONFIG)?;
+            let text = fs::read(&path).map_err(|error| Failure::Ours(Error::io(&path, error)))?;
+            check_config(&text)
+                .map_err(|error| Failure::Ours(Error::Model(format!("{error}: {id:?}"))))?;
+        }
         let hint = weights_elsewhere(missing, offers);
         return Err(Failure::Ours(Error::Model(format!(
             "hub model has no {missing}{hint}: {id:?}"
@@ -93,7 +132,7 @@ fn download(id: &str, cache: &Cache) -> Result<PathBuf, Failure> {
     for file in ALL.into_iter().filter(|file| offers(file)) {
         folder = download_file(&repo, file)?;
     }
-    info!("{id} is in {:?}", cache.path());
+    debug!("{id} is in {:?}", cache.path());
     Ok(folder)
 }
 

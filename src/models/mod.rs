@@ -1,12 +1,13 @@
 //! Models by reference: an embedded name, a folder as Hugging Face lays it out, or a model of its hub.
 //!
-//! A folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, and may hold a
-//! classifier of its own ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`)
+//! A folder holds `config.json`, `preprocessor_config.json` or `processor_config.json`, and `model.safetensors`, and may
+//! hold a LoRA adapter for these weights (`adapter_config.json`, `adapter_model.safetensors`), a classifier of its own ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`)
 //! and IA-ViT's interpreter (`interpreter.safetensors`, `interpreter.json`); the latter two are refused if
 //! they belong to other weights. A folder with such parts only stands on another model, its backbone, whose
 //! gates still explain where the folder has none.
 //! What is embedded and what the hub has goes the same way.
 
+mod adapter;
 pub mod card;
 mod device;
 mod embedded;
@@ -41,7 +42,10 @@ use crate::interpreter::{Interpreter, InterpreterCard};
 use crate::vit::fields::{self, Fields};
 use crate::vit::{Vit, VitConfig, names};
 use crate::{Error, Result};
-use folder::{CONFIG, Files, GATES, HEAD, INTERPRETER, PREPROCESSOR, WEIGHTS};
+use adapter::Adapter;
+use folder::{
+    ADAPTER, ADAPTER_CONFIG, CONFIG, Files, GATES, HEAD, INTERPRETER, PREPROCESSOR, WEIGHTS,
+};
 use head::HeadFile;
 
 /// Key of [`Model::not_sure_below`] in `config.json`.
@@ -55,9 +59,9 @@ pub struct Model {
     pub vit: Vit,
     /// How pictures become its input.
     pub preprocessor: Preprocessor,
-    /// Hash of `model.safetensors`, and of `head.safetensors` behind it where there is one, in lower-case hexadecimal.
+    /// Hash of `model.safetensors`, and of an adapter and `head.safetensors` behind it where there are such, in lower-case hexadecimal.
     pub weights_sha256: String,
-    /// Hash of `model.safetensors` alone, which a head or gates of the backbone belong to.
+    /// The same without the head: what a head or gates of the backbone belong to.
     pub backbone_sha256: String,
     /// Whether its classifier is that of a `head.safetensors`.
     pub own_head: bool,
@@ -231,21 +235,39 @@ pub fn open_weights<'a>(
 
 fn read_weights(files: &Files, device: &Device) -> Result<ModelWeights> {
     let config = files.text(CONFIG, &files.config)?;
-    let mut config = VitConfig::from_json(config).map_err(|error| files.blame(CONFIG, error))?;
-    let preprocessor = files.text(PREPROCESSOR, &files.preprocessor)?;
+    let heads = names::heads_among(&weights::names(&files.weights));
+    let mut config =
+        VitConfig::from_json_with(config, heads).map_err(|error| files.blame(CONFIG, error))?;
+    let preprocessor = files.text(files.preprocessor_file, &files.preprocessor)?;
     let preprocessor = Preprocessor::from_json(preprocessor, config.family)
         .and_then(|preprocessor| fit(preprocessor, &config))
-        .map_err(|error| files.blame(PREPROCESSOR, error))?;
+        .map_err(|error| files.blame(files.preprocessor_file, error))?;
     let mut tensors = weights::tensors_where(&files.weights, device, names::takes_part)
         .and_then(names::renamed)
         .map_err(|error| files.blame(WEIGHTS, error))?;
+    let mut backbone = vec![&*files.weights];
+    if let Some((weights, config_of_adapter)) = &files.adapter {
+        backbone.extend([&**weights, &**config_of_adapter]);
+        let text = files.text(ADAPTER_CONFIG, config_of_adapter)?;
+        let adapter = Adapter::from_bytes(text, weights, device)
+            .map_err(|error| files.blame(ADAPTER, error))?;
+        if adapter.has_classifier() && config.head().is_none() && files.head.is_none() {
+            let error = Error::Model(format!(
+                "the adapter holds a classifier, and {CONFIG} says that the model has none"
+            ));
+            return Err(files.blame(ADAPTER, error));
+        }
+        adapter
+            .apply(&mut tensors)
+            .map_err(|error| files.blame(ADAPTER, error))?;
+    }
     let (backbone_sha256, weights_sha256) = match &files.head {
         None => {
-            let sha256 = weights::sha256_hex(&files.weights);
+            let sha256 = weights::sha256_hex_of_all(&backbone);
             (sha256.clone(), sha256)
         }
         Some(head) => {
-            let (of_weights, of_both) = weights::sha256_hex_and_with(&files.weights, head);
+            let (of_weights, of_both) = weights::sha256_hex_and_with(&backbone, head);
             HeadFile::from_bytes(head, device)
                 .and_then(|head| {
                     head.check_backbone(&of_weights)?;

@@ -1,5 +1,7 @@
 //! How a picture becomes a model's input, read from and written to `preprocessor_config.json`.
 //!
+//! `processor_config.json` of transformers 5 holds the same in its field `image_processor`.
+//!
 //! Understood are the processors that ViT, DeiT and DINO checkpoints name: ViT's, DeiT's, BiT's and
 //! CLIP's, in their old and new spellings, with the defaults that `transformers` gives each. Settings
 //! under which pictures would have varying sizes are refused, because a video needs one.
@@ -41,7 +43,7 @@ pub struct Preprocessor {
 struct Defaults {
     size: Value,
     crop_size: Option<Value>,
-    resample: u64,
+    resample: Resampling,
     mean: [f64; 3],
     std: [f64; 3],
     /// Whether a size of one number is both edges, or else the shorter one.
@@ -71,22 +73,12 @@ impl Preprocessor {
         let root = fields::parse(text)?;
         let fields = Fields(&root);
         let defaults = defaults(fields, family)?;
-        let resampling = match fields.count("resample", defaults.resample as usize)? {
-            0 => Resampling::Nearest,
-            1 => Resampling::Lanczos,
-            2 => Resampling::Bilinear,
-            3 => Resampling::Bicubic,
-            other => {
-                return refuse(format!(
-                    "field \"resample\" is {other}, supported are 0 (nearest), 1 (Lanczos), \
-                     2 (bilinear) and 3 (bicubic)"
-                ));
-            }
-        };
         let (mean, std) = normalization(fields, &defaults)?;
+        let rule = rule(fields, &defaults)?;
+        check_padding(fields, rule.image_size())?;
         Ok(Self {
-            rule: rule(fields, &defaults)?,
-            resampling,
+            rule,
+            resampling: resampling(fields, &defaults)?,
             mean,
             std,
         })
@@ -199,12 +191,12 @@ fn defaults(fields: Fields, family: Family) -> Result<Defaults> {
         .iter()
         .fold(kind, |kind, ending| kind.trim_end_matches(ending));
     match kind {
-        "ViT" => Ok(stretch(square(224), None, 2)),
-        "DeiT" => Ok(stretch(square(256), Some(square(224)), 3)),
+        "ViT" => Ok(stretch(square(224), None, Resampling::Bilinear)),
+        "DeiT" => Ok(stretch(square(256), Some(square(224)), Resampling::Bicubic)),
         "Bit" | "CLIP" => Ok(Defaults {
             size: json!({"shortest_edge": 224}),
             crop_size: Some(square(224)),
-            resample: 3,
+            resample: Resampling::Bicubic,
             mean: CLIP_MEAN,
             std: CLIP_STD,
             number_is_square: false,
@@ -216,11 +208,39 @@ fn defaults(fields: Fields, family: Family) -> Result<Defaults> {
     }
 }
 
+/// The filter, by PIL's number or torchvision's name.
+fn resampling(fields: Fields, defaults: &Defaults) -> Result<Resampling> {
+    let Some(filter) = fields.given("resample")? else {
+        return Ok(defaults.resample);
+    };
+    match (filter.as_u64(), filter.as_str()) {
+        (Some(0), _) | (_, Some("nearest")) => Ok(Resampling::Nearest),
+        (Some(1), _) | (_, Some("lanczos")) => Ok(Resampling::Lanczos),
+        (Some(2), _) | (_, Some("bilinear")) => Ok(Resampling::Bilinear),
+        (Some(3), _) | (_, Some("bicubic")) => Ok(Resampling::Bicubic),
+        _ => refuse(format!(
+            "field \"resample\" is {filter}, supported are 0 (nearest), 1 (lanczos), 2 (bilinear) and 3 (bicubic)"
+        )),
+    }
+}
+
+/// Fails where pictures are padded to another size than they have already.
+fn check_padding(fields: Fields, size: FrameSize) -> Result<()> {
+    let pads = fields.flag("do_pad", false)?;
+    match fields.value("pad_size") {
+        Some(padded) if pads && both_edges("pad_size", padded)? != size => refuse(format!(
+            "do_pad is true and pad_size is {padded}; padding {} x {} px is not supported",
+            size.width_px, size.height_px
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn rule(fields: Fields, defaults: &Defaults) -> Result<ResizeRule> {
     if !fields.flag("do_resize", true)? {
         return refuse("do_resize is false, but frames must be brought to the model's size".into());
     }
-    let size = fields.value("size").unwrap_or(&defaults.size);
+    let size = fields.given("size")?.unwrap_or(&defaults.size);
     let resize = match (size, defaults.number_is_square) {
         (Value::Number(_), false) => Err(size_of("size", size)?),
         (Value::Object(edges), _) if edges.contains_key("shortest_edge") => {
@@ -237,7 +257,7 @@ fn rule(fields: Fields, defaults: &Defaults) -> Result<ResizeRule> {
         _ => Ok(both_edges("size", size)?),
     };
     let crop = if fields.flag("do_center_crop", defaults.crop_size.is_some())? {
-        let given = fields.value("crop_size").or(defaults.crop_size.as_ref());
+        let given = fields.given("crop_size")?.or(defaults.crop_size.as_ref());
         let crop = given.map(|crop| both_edges("crop_size", crop));
         match crop {
             Some(crop) => Some(crop?),
@@ -312,7 +332,7 @@ fn normalization(fields: Fields, defaults: &Defaults) -> Result<([f32; 3], [f32;
 }
 
 fn channels(fields: Fields, field: &str, default: [f64; 3]) -> Result<[f64; 3]> {
-    let Some(value) = fields.value(field) else {
+    let Some(value) = fields.given(field)? else {
         return Ok(default);
     };
     if let Some(number) = value.as_f64() {
@@ -383,6 +403,39 @@ mod tests {
             r#"{"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}}"#,
             shortest,
         );
+    }
+
+    /// What `null` makes of a setting, as transformers 5.24 answers it.
+    #[test]
+    fn null_switches_off_and_is_no_size() {
+        check_rule(
+            r#"{"do_center_crop": null, "crop_size": null, "size": 48}"#,
+            ResizeRule::Stretch(size(48, 48)),
+        );
+        let plain = Preprocessor::from_json(r#"{"do_normalize": null}"#, Family::Vit).unwrap();
+        assert_eq!((plain.mean, plain.std), ([0.0; 3], [1.0; 3]));
+        check_refused(r#"{"do_resize": null}"#, "do_resize is false");
+        for field in ["size", "resample", "image_mean", "rescale_factor"] {
+            check_refused(
+                &format!("{{\"{field}\": null}}"),
+                &format!("{field:?} is null"),
+            );
+        }
+    }
+
+    #[test]
+    fn filters_go_by_number_or_name_and_padding_by_size() {
+        let read = |text: &str| Preprocessor::from_json(text, Family::Vit).unwrap();
+        assert_eq!(
+            read(r#"{"resample": "bicubic"}"#).resampling,
+            Resampling::Bicubic
+        );
+        assert_eq!(read(r#"{"resample": 1}"#).resampling, Resampling::Lanczos);
+        check_refused(r#"{"resample": "box"}"#, "\"resample\" is \"box\"");
+        read(r#"{"do_pad": true}"#);
+        read(r#"{"do_pad": true, "pad_size": {"height": 224, "width": 224}}"#);
+        read(r#"{"do_pad": false, "pad_size": 300}"#);
+        check_refused(r#"{"do_pad": true, "pad_size": 300}"#, "pad_size is 300");
     }
 
     #[test]

@@ -45,6 +45,13 @@ pub fn shrink<'a>(reference: impl Into<Reference<'a>>, folder: &Path) -> Result<
         )));
     }
     let whole = files(&reference)?;
+    if whole.adapter.is_some() {
+        return Err(Error::Model(format!(
+            "an adapter lies beside the model's weights, and only whole weights are shrunk; merge it with peft's \
+             merge_and_unload: {:?}",
+            reference.model
+        )));
+    }
     read_weights(&whole, &Device::Cpu)?;
     let before = whole.weight_bytes();
     let (shrunk, left_out) = if !has_8_bits(&whole.weights) {

@@ -21,15 +21,25 @@ pub(crate) fn parse(text: &str) -> Result<Map<String, Value>> {
 pub(crate) struct Fields<'a>(pub(crate) &'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
-    /// The field's value; JSON's `null` counts as absent.
+    /// The field's value; JSON's `null`, which stands for Python's `None`, counts as absent.
     pub(crate) fn value(self, field: &str) -> Option<&'a Value> {
         self.0.get(field).filter(|value| !value.is_null())
     }
 
     /// The field's value, which must be there.
     pub(crate) fn required(self, field: &str) -> Result<&'a Value> {
-        self.value(field)
-            .ok_or_else(|| Error::Model(format!("field {field:?} is missing")))
+        let value = self.given(field)?;
+        value.ok_or_else(|| Error::Model(format!("field {field:?} is missing")))
+    }
+
+    /// The value of a field that may be absent, but not `null`: `transformers` puts no default in its place.
+    pub(crate) fn given(self, field: &str) -> Result<Option<&'a Value>> {
+        match self.0.get(field) {
+            Some(Value::Null) => Err(Error::Model(format!(
+                "field {field:?} is null, expected a value, or no such field for the default"
+            ))),
+            value => Ok(value),
+        }
     }
 
     /// A whole number from 1 on, which must be there.
@@ -39,13 +49,13 @@ impl<'a> Fields<'a> {
 
     /// A whole number from 1 on.
     pub(crate) fn size_or(self, field: &str, default: usize) -> Result<usize> {
-        self.value(field)
+        self.given(field)?
             .map_or(Ok(default), |value| size_of(field, value))
     }
 
     /// A whole number from 0 on.
     pub(crate) fn count(self, field: &str, default: usize) -> Result<usize> {
-        match self.value(field) {
+        match self.given(field)? {
             Some(value) if value.as_u64() == Some(0) => Ok(0),
             _ => self.size_or(field, default),
         }
@@ -63,10 +73,11 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// True or false.
+    /// True or false; `null` is false, as in Python.
     pub(crate) fn flag(self, field: &str, default: bool) -> Result<bool> {
-        match self.value(field) {
+        match self.0.get(field) {
             None => Ok(default),
+            Some(Value::Null) => Ok(false),
             Some(Value::Bool(flag)) => Ok(*flag),
             Some(other) => Err(Error::Model(format!(
                 "field {field:?} is {other}, not true or false"
@@ -76,7 +87,7 @@ impl<'a> Fields<'a> {
 
     /// Any number.
     pub(crate) fn number(self, field: &str, default: f64) -> Result<f64> {
-        match self.value(field) {
+        match self.given(field)? {
             None => Ok(default),
             Some(value) => value
                 .as_f64()

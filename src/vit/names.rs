@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 
-use super::config::{Head, VitConfig};
+use super::config::{Head, Heads, VitConfig};
 use crate::{Error, Result};
 
 /// In front of the base model's names inside a model with a head.
@@ -160,6 +160,11 @@ pub fn canonical_weights(
 ) -> Result<HashMap<String, Tensor>> {
     let mut canonical = renamed(weights)?;
     canonical.retain(|name, _| !(config.labels.is_empty() && is_classifier(name)));
+    if config.registers == 0 {
+        // With zero registers, transformers stores a tensor of none.
+        let registers = "embeddings.register_tokens";
+        canonical.retain(|name, tensor| !(name == registers && tensor.elem_count() == 0));
+    }
     pad_class_position(config, &mut canonical)?;
     check(config, &canonical)?;
     Ok(canonical)
@@ -357,6 +362,19 @@ fn embedding_of_batch(name: &str, mut tensor: Tensor) -> Result<Tensor> {
         }
     }
     Ok(tensor)
+}
+
+/// Which classifiers a checkpoint with tensors of these names holds.
+pub(crate) fn heads_among(names: &[String]) -> Heads {
+    let holds = |wanted: &str| {
+        names
+            .iter()
+            .any(|name| rename(name) == Name::One(wanted.into()))
+    };
+    Heads {
+        classifier: holds("classifier.weight"),
+        distillation: holds("distillation_classifier.weight"),
+    }
 }
 
 /// Whether a tensor of this name in a checkpoint takes part in classifying.

@@ -16,13 +16,20 @@ struct Hub {
     cache: tempfile::TempDir,
     /// The files that the model has there.
     files: &'static [&'static str],
+    /// What is in those that are not as in the fixture.
+    texts: Vec<(&'static str, &'static str)>,
 }
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 impl Hub {
     fn new(files: &'static [&'static str]) -> Self {
+        Self::with(files, &[])
+    }
+
+    fn with(files: &'static [&'static str], texts: &[(&'static str, &'static str)]) -> Self {
         Self {
+            texts: texts.to_vec(),
             server: Server::http("127.0.0.1:0").unwrap(),
             cache: tempfile::tempdir().unwrap(),
             files,
@@ -39,6 +46,8 @@ impl Hub {
                 format!("http://{}", self.server.server_addr()),
             )
             .env_remove("HF_HUB_OFFLINE")
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HUGGINGFACE_HUB_CACHE")
             .env_remove("RUST_LOG")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -79,7 +88,11 @@ impl Hub {
         let Some(file) = file else {
             return request.respond(Response::empty(404)).unwrap();
         };
-        let bytes = fs::read(fixture("vit_a").join(file)).unwrap();
+        let text = self.texts.iter().find(|(name, _)| *name == file);
+        let bytes = match text {
+            Some((_, text)) => text.as_bytes().to_vec(),
+            None => fs::read(fixture("vit_a").join(file)).unwrap(),
+        };
         let range = request
             .headers()
             .iter()
@@ -183,6 +196,67 @@ fn what_the_hub_does_not_give_is_said_in_one_sentence() {
         &["models", "pull", "zoo/vit-a"],
         |command| command.env("HF_ENDPOINT", "http://127.0.0.1:0"),
         &["could not be downloaded", "\"zoo/vit-a\""],
+    );
+}
+
+#[test]
+fn the_hubs_own_variables_say_where_its_cache_is() {
+    let hub = Hub::new(WHOLE);
+    let (output, _) = hub.serve(&["models", "pull", "zoo/vit-a"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let moved = tempfile::tempdir().unwrap();
+    let [hubs, caches] = ["hubs", "caches"].map(|name| moved.path().join(name));
+    fs::create_dir_all(caches.join("huggingface")).unwrap();
+    fs::rename(hub.cache.path().join("hub"), &hubs).unwrap();
+    let inspect = |variables: &[(&str, &Path)]| {
+        let mut command = hub.command(&["models", "inspect", "zoo/vit-a"]);
+        command
+            .env("HF_HUB_OFFLINE", "1")
+            .env("HOME", "/nonexistent");
+        for name in [
+            "HF_HOME",
+            "HF_HUB_CACHE",
+            "HUGGINGFACE_HUB_CACHE",
+            "XDG_CACHE_HOME",
+        ] {
+            command.env_remove(name);
+        }
+        command.envs(variables.iter().copied());
+        command.output().unwrap().status.success()
+    };
+    assert!(!inspect(&[]));
+    assert!(inspect(&[("HF_HUB_CACHE", &hubs), ("HF_HOME", &caches)]));
+    assert!(inspect(&[("HUGGINGFACE_HUB_CACHE", &hubs)]));
+    assert!(!inspect(&[
+        ("HF_HUB_CACHE", &caches),
+        ("HUGGINGFACE_HUB_CACHE", &hubs)
+    ]));
+    fs::rename(&hubs, caches.join("huggingface/hub")).unwrap();
+    assert!(inspect(&[("XDG_CACHE_HOME", &caches)]));
+}
+
+#[test]
+fn a_processors_file_is_pulled_and_a_model_of_another_kind_is_refused_as_such() {
+    let files = [(
+        "processor_config.json",
+        r#"{"image_processor": {"size": 32}}"#,
+    )];
+    let hub = Hub::with(
+        &["config.json", "model.safetensors", "processor_config.json"],
+        &files,
+    );
+    let (output, _) = hub.serve(&["models", "inspect", "zoo/vit-a"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let timm = [("config.json", r#"{"architecture": "vit_tiny_patch16_224"}"#)];
+    let hub = Hub::with(&["config.json", "model.safetensors"], &timm);
+    let (output, _) = hub.serve(&["models", "inspect", "zoo/vit-a"]);
+    check_refusal(
+        &output,
+        &[
+            "timm's configuration of \"vit_tiny_patch16_224\"",
+            "\"zoo/vit-a\"",
+        ],
     );
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use vitscope::explain::{Method, Target};
 use vitscope::frame::placement::ResizeRule;
 use vitscope::gates::{GateCard, GateSizes, Gates, Objective, VotingGates};
 use vitscope::models::weights::{bytes_from_tensors, sha256_hex, tensors_from_bytes};
@@ -111,6 +112,218 @@ fn the_preprocessors_of_all_fixtures_are_understood() {
     assert!(matches!(rule, ResizeRule::StretchThenCrop { .. }));
     let vit = open(&fixture("vit_b")).unwrap();
     assert!(matches!(vit.preprocessor.rule, ResizeRule::Stretch(_)));
+}
+
+/// Answers of `answers.py`, by transformers and peft.
+fn published(name: &str) -> Vec<Vec<f32>> {
+    let text = fs::read_to_string(fixture("answers.json")).unwrap();
+    let answers: serde_json::Value = serde_json::from_str(&text).unwrap();
+    serde_json::from_value(answers[name].clone()).unwrap()
+}
+
+fn check_near(found: &[Vec<f32>], expected: &[Vec<f32>]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.concat().into_iter().zip(expected.concat()) {
+        assert!((found - expected).abs() < 2e-5, "{found} is not {expected}");
+    }
+}
+
+#[test]
+fn labels_that_do_not_exclude_each_other_have_the_scores_of_transformers() {
+    let scores = |folder: &Path| -> Vec<Vec<f32>> {
+        let model = open(folder).unwrap();
+        let link = model.vit.config().link();
+        let logits = logits(&model, &images_of("vit_a"));
+        (logits.iter())
+            .map(|logits| link.probabilities(logits))
+            .collect()
+    };
+    let folder = copy_of("vit_a");
+    let path = folder.path().join("config.json");
+    let kind = "{ \"problem_type\": \"multi_label_classification\",";
+    let config = fs::read_to_string(&path).unwrap().replacen('{', kind, 1);
+    fs::write(&path, config).unwrap();
+    check_near(&scores(folder.path()), &published("multi_label"));
+
+    // A single class, as a head of its own.
+    let bytes = fs::read(fixture("vit_a").join("model.safetensors")).unwrap();
+    let tensors = tensors_from_bytes(&bytes, &Device::Cpu).unwrap();
+    let first = |name: &str| tensors[name].narrow(0, 0, 1).unwrap();
+    let folder = copy_of("vit_a");
+    let (weight, bias) = (first("classifier.weight"), first("classifier.bias"));
+    write_head(folder.path(), &[("weight", &weight), ("bias", &bias)], None);
+    check_near(&scores(folder.path()), &published("one_output"));
+}
+
+/// Explains one gray picture of a model of a single class, whose probability would saturate.
+#[test]
+fn methods_that_ask_for_probabilities_explain_the_logit_of_a_single_class() {
+    let folder = copy_of("vit_a");
+    let (weight, bias) = (ramp(&[1, 32]), (ramp(&[1]) + 1e3).unwrap());
+    write_head(folder.path(), &[("weight", &weight), ("bias", &bias)], None);
+    let model = open(folder.path()).unwrap();
+    let images = images_of("vit_a");
+    let probability = model
+        .vit
+        .config()
+        .link()
+        .probabilities(&logits(&model, &images)[0]);
+    assert_eq!(probability, [1.0]);
+    for method in [
+        Method::Occlusion,
+        Method::ScoreCam,
+        Method::GradMask,
+        Method::KernelShap,
+    ] {
+        let found = method.build(model.parts()).unwrap();
+        let found = found
+            .explain(&model.vit, &images, Target::Predicted)
+            .unwrap();
+        let spread = |map: &Tensor| -> f32 {
+            let range = (map.max_all().unwrap() - map.min_all().unwrap()).unwrap();
+            range.to_scalar().unwrap()
+        };
+        let map = found.attribution.get(0).unwrap();
+        assert!(spread(&map) > 1e-3, "{method} computed a constant map");
+    }
+}
+
+#[test]
+fn a_lora_adapter_beside_the_weights_is_applied() {
+    let folder = copy_of("vit_a");
+    let plain = open(folder.path()).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        let to = folder.path().join(file);
+        fs::copy(fixture("vit_a_lora").join(file), to).unwrap();
+    }
+    let model = open(folder.path()).unwrap();
+    check_near(&logits(&model, &images_of("vit_a")), &published("lora"));
+    assert_ne!(model.weights_sha256, plain.weights_sha256);
+    assert_eq!(model.weights_sha256, model.backbone_sha256);
+
+    let refused = models::shrink(
+        folder.path().to_str().unwrap(),
+        &folder.path().join("small"),
+    );
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("an adapter lies beside")
+    );
+    let settings = folder.path().join("adapter_config.json");
+    let text = fs::read(&settings).unwrap();
+    fs::write(
+        &settings,
+        replace("\"use_dora\": false", "\"use_dora\": true")(text),
+    )
+    .unwrap();
+    let message = open(folder.path()).err().unwrap();
+    let weights = folder.path().join("adapter_model.safetensors");
+    check_message(
+        &message,
+        "\"use_dora\" is true, which is not supported",
+        &weights,
+    );
+    fs::remove_file(&weights).unwrap();
+    let message = open(folder.path()).err().unwrap();
+    check_message(
+        &message,
+        "no adapter_model.safetensors, but adapter_config.json",
+        folder.path(),
+    );
+    let message = open(&fixture("vit_a_lora")).err().unwrap();
+    check_message(&message, "holds an adapter only", &fixture("vit_a_lora"));
+}
+
+#[test]
+fn a_classifier_stays_under_a_class_name_of_the_users_own() {
+    let whole = open(&fixture("vit_a")).unwrap();
+    for name in ["MyClassifier", "ViTWithMore", ""] {
+        let folder = copy_of("vit_a");
+        let path = folder.path().join("config.json");
+        let config = fs::read_to_string(&path).unwrap();
+        fs::write(&path, config.replace("ViTForImageClassification", name)).unwrap();
+        let model = open(folder.path()).unwrap();
+        assert_eq!(model.labels(), whole.labels(), "{name:?}");
+        let images = images_of("vit_a");
+        assert_eq!(logits(&model, &images), logits(&whole, &images));
+    }
+}
+
+#[test]
+fn zero_registers_are_none() {
+    let folder = copy_of("dinov2_reg");
+    let edit = |file: &str, edit: &dyn Fn(String) -> String| {
+        let path = folder.path().join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, edit(text)).unwrap();
+    };
+    edit("config.json", &|text| {
+        let zero = text.replace("\"num_register_tokens\": 4", "\"num_register_tokens\": 0");
+        assert_ne!(zero, text);
+        zero
+    });
+    let path = folder.path().join("model.safetensors");
+    let tensors = tensors_from_bytes(&fs::read(&path).unwrap(), &Device::Cpu).unwrap();
+    let mut tensors = BTreeMap::from_iter(tensors);
+    let registers = "dinov2_with_registers.embeddings.register_tokens";
+    let none = tensors[registers].narrow(1, 0, 0).unwrap();
+    tensors.insert(registers.to_owned(), none);
+    fs::write(&path, bytes_from_tensors(&tensors, Precision::F32).unwrap()).unwrap();
+    let model = open(folder.path()).unwrap();
+    assert_eq!(model.vit.config().n_special_tokens(), 1);
+    let image = images_of("dinov2_reg").narrow(0, 0, 1).unwrap();
+    assert!(
+        logits(&model, &image)[0]
+            .iter()
+            .all(|logit| logit.is_finite())
+    );
+}
+
+/// transformers 5 reads the processor's file first, and the image processor's where that has no `image_processor`.
+#[test]
+fn a_processors_file_goes_before_that_of_its_image_processor() {
+    let folder = copy_of("vit_a");
+    let path = folder.path().join("processor_config.json");
+    let mean = || open(folder.path()).map(|model| model.preprocessor.mean);
+    let own = mean().unwrap();
+    for none in [
+        "{\"processor_class\": \"X\"}",
+        "{\"image_processor\": null}",
+    ] {
+        fs::write(&path, none).unwrap();
+        assert_eq!(mean().unwrap(), own);
+    }
+    let nested = r#"{"image_processor": {"image_processor_type": "ViTImageProcessor", "size": 32,
+        "image_mean": [0.25, 0.25, 0.25]}}"#;
+    fs::write(&path, nested).unwrap();
+    assert_eq!(mean().unwrap(), [0.25; 3]);
+    fs::remove_file(folder.path().join("preprocessor_config.json")).unwrap();
+    assert_eq!(mean().unwrap(), [0.25; 3]);
+    let parent = tempfile::tempdir().unwrap();
+    let (small, _) = shrunk(folder.path(), parent.path());
+    assert_eq!(open(&small).unwrap().preprocessor.mean, [0.25; 3]);
+    fs::write(&path, nested.replace("\"size\": 32", "\"size\": 36")).unwrap();
+    let message = open(folder.path()).err().unwrap();
+    check_message(&message, "images are 36 x 36 px", &path);
+}
+
+#[test]
+fn a_model_of_another_kind_is_refused_as_such_and_not_for_its_files() {
+    let refused = |config: &str, expected: &str| {
+        let folder = copy_of("vit_a");
+        fs::remove_file(folder.path().join("preprocessor_config.json")).unwrap();
+        let path = folder.path().join("config.json");
+        fs::write(&path, config).unwrap();
+        check_message(&open(folder.path()).err().unwrap(), expected, &path);
+    };
+    refused(
+        r#"{"architecture": "vit_base_patch16_224", "num_classes": 1000, "global_pool": "avg"}"#,
+        "timm's configuration of \"vit_base_patch16_224\"",
+    );
+    refused(r#"{"model_type": "yolos"}"#, "model_type is \"yolos\"");
+    refused(r#"{"model_type": "vjepa2"}"#, "model_type is \"vjepa2\"");
 }
 
 #[test]
