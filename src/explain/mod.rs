@@ -247,7 +247,8 @@ impl Target {
             Self::Contrast(class, other) => format!("class {class} against class {other}"),
         };
         Err(Error::Config(format!(
-            "method {method:?} explains the whole answer, not one class, asked for {asked}"
+            "method {method:?} explains the whole answer, not one class, asked for {asked}; {} explains classes",
+            Method::Chefer
         )))
     }
 }

@@ -502,6 +502,11 @@ impl Model {
     }
 }
 
+/// A class as an error message names it, so that it can be asked for by index.
+fn numbered(index: usize, label: &str) -> String {
+    format!("{label:?} ({index})")
+}
+
 /// Names that an error message lists.
 const MAX_LISTED: usize = 12;
 
@@ -517,13 +522,27 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
         let synonyms = label.split(',').map(|name| name.trim().to_owned());
         synonyms.chain([label.clone()]).collect()
     };
-    let named: Vec<usize> = (0..labels.len())
-        .filter(|&index| names(&labels[index]).contains(&lower))
-        .collect();
-    match named.as_slice() {
-        [index] => return Ok(*index),
-        [] => (),
-        several => return Err(format!("classes {several:?} are all called {wanted:?}")),
+    let is_whole = |index: &usize| labels[*index].trim().to_lowercase() == lower;
+    let is_named = |index: &usize| names(&labels[*index]).contains(&lower);
+    // A label that is the name goes before one that lists it as a synonym.
+    for called in [
+        (0..labels.len()).filter(is_whole).collect(),
+        (0..labels.len()).filter(is_named).collect::<Vec<_>>(),
+    ] {
+        match called.as_slice() {
+            [index] => return Ok(*index),
+            [] => (),
+            several => {
+                let several: Vec<String> = several
+                    .iter()
+                    .map(|&index| numbered(index, &labels[index]))
+                    .collect();
+                return Err(format!(
+                    "{wanted:?} is the name of the classes {}, expected an index",
+                    several.join(", ")
+                ));
+            }
+        }
     }
     if let Ok(index) = lower.parse::<i128>() {
         return match usize::try_from(index) {
@@ -532,11 +551,17 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
         };
     }
     if labels.len() <= MAX_LISTED {
+        let labels: Vec<String> = labels
+            .iter()
+            .enumerate()
+            .map(|(index, label)| numbered(index, label))
+            .collect();
         return Err(format!("classes are {}, not {wanted:?}", labels.join(", ")));
     }
-    let mut near: Vec<(usize, &String)> = labels
+    let mut near: Vec<(usize, String)> = labels
         .iter()
-        .filter_map(|label| {
+        .enumerate()
+        .filter_map(|(index, label)| {
             let distances = names(label)
                 .into_iter()
                 .map(|name| match name.contains(&lower) {
@@ -544,14 +569,14 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
                     false => strsim::levenshtein(&name, &lower),
                 });
             let distance = distances.min().filter(|distance| *distance <= 2);
-            distance.map(|distance| (distance, label))
+            distance.map(|distance| (distance, numbered(index, label)))
         })
         .collect();
     near.sort_by_key(|(distance, _)| *distance);
     let near: Vec<String> = near
-        .iter()
+        .into_iter()
         .take(MAX_LISTED)
-        .map(|(_, label)| format!("{label:?}"))
+        .map(|(_, label)| label)
         .collect();
     Err(match near.as_slice() {
         [] => format!("none of the {} classes is called {wanted:?}", labels.len()),
@@ -590,18 +615,29 @@ mod tests {
         assert_eq!(class_index(&few, "7"), Ok(1), "a name goes before an index");
         assert_eq!(class_index(&many(), "Tabby Cat"), Ok(20));
         assert_eq!(class_index(&many(), "tabby, tabby cat"), Ok(20));
+        // Classes 657 and 744 of ImageNet.
+        let imagenet = labels(&["projectile, missile", "missile", "rocket, projectile"]);
+        assert_eq!(class_index(&imagenet, "Missile"), Ok(1));
+        let message = class_index(&imagenet, "projectile").unwrap_err();
+        assert!(
+            message.contains("\"projectile, missile\" (0), \"rocket, projectile\" (2)"),
+            "{message}"
+        );
     }
 
     #[test]
     fn an_unknown_class_is_answered_with_those_that_there_are() {
         let refused = |labels: &[String], wanted: &str| class_index(labels, wanted).unwrap_err();
         let few = labels(&["bird", "dog"]);
-        assert_eq!(refused(&few, "cat"), "classes are bird, dog, not \"cat\"");
+        assert_eq!(
+            refused(&few, "cat"),
+            "classes are \"bird\" (0), \"dog\" (1), not \"cat\""
+        );
         assert_eq!(refused(&few, "2"), "class index 2 is not between 0 and 1");
         assert_eq!(refused(&few, "-1"), "class index -1 is not between 0 and 1");
         assert!(refused(&[], "0").contains("no classifier"));
-        assert!(refused(&many(), "egyptain cat").contains("\"Egyptian cat\""));
-        assert!(refused(&many(), "crane").contains("[22, 23]"));
+        assert!(refused(&many(), "egyptain cat").contains("\"Egyptian cat\" (21)"));
+        assert!(refused(&many(), "crane").contains("\"crane\" (22), \"crane\" (23)"));
         assert!(refused(&many(), "zzzzzzz").contains("none of the 24"));
     }
 

@@ -542,7 +542,7 @@ fn a_target_that_is_no_class_is_refused() {
     bench.check_refused(
         "file in.mp4 out.mp4 --target brid",
         1,
-        "error: classes are airplane, bird, cat, dog, ship, not \"brid\"",
+        "error: classes are \"airplane\" (0), \"bird\" (1), \"cat\" (2), \"dog\" (3), \"ship\" (4), not \"brid\"",
     );
 }
 
@@ -858,6 +858,126 @@ fn methods_and_models_are_listed() {
 }
 
 #[test]
+fn the_table_of_methods_fits_a_hundred_columns() {
+    let methods = Bench::new(1).run("methods").stdout;
+    for line in methods.lines() {
+        assert!(line.chars().count() <= 100, "{line:?}");
+    }
+}
+
+#[test]
+fn a_listing_that_nobody_reads_to_the_end_ends_quietly() {
+    let bench = Bench::new(1);
+    for args in ["methods", "models inspect cifar10", "--help"] {
+        let mut child = bench
+            .command(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(Some(0), output.status.code(), "{args}");
+        assert_eq!("", String::from_utf8_lossy(&output.stderr), "{args}");
+    }
+}
+
+#[test]
+fn a_picture_given_as_a_video_is_sent_to_still() {
+    let bench = Bench::new(1);
+    image::RgbImage::new(8, 8)
+        .save(bench.path("a.png"))
+        .unwrap();
+    bench.check_refused(
+        "file a.png out.mp4",
+        1,
+        "error: is a picture, expected a video; pictures are explained by `vitscope still`: \"a.png\"",
+    );
+}
+
+#[test]
+fn a_sheet_has_the_format_of_its_name() {
+    let bench = Bench::new(3);
+    let ended = bench.run("file in.mp4 out.mp4 --sheet s.jpg --progress none");
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    let bytes = fs::read(bench.path("s.jpg")).unwrap();
+    let format = image::guess_format(&bytes).unwrap();
+    assert_eq!(image::ImageFormat::Jpeg, format);
+    bench.check_refused(
+        "file in.mp4 other.mp4 --sheet s.gif",
+        1,
+        "error: unknown extension, expected png, jpg or jpeg: \"s.gif\"",
+    );
+}
+
+#[test]
+fn a_jpeg_that_ends_early_is_explained_and_the_run_incomplete() {
+    let bench = Bench::new(1);
+    let picture = image::RgbImage::from_fn(96, 96, |x, y| {
+        image::Rgb([(2 * x) as u8, (2 * y) as u8, (x * y) as u8])
+    });
+    picture.save(bench.path("whole.jpg")).unwrap();
+    let bytes = fs::read(bench.path("whole.jpg")).unwrap();
+    fs::write(bench.path("cut.jpg"), &bytes[..2 * bytes.len() / 3]).unwrap();
+    let ended = bench.run("still whole.jpg a.png --progress none");
+    assert_eq!((Some(0), ""), (ended.code, ended.stderr.as_str()));
+    let ended = bench.run("still cut.jpg b.png --progress none");
+    assert_eq!(Some(3), ended.code, "{}", ended.stderr);
+    assert_eq!(
+        "incomplete: the file ends early, and what is missing was explained as gray: \"cut.jpg\"",
+        ended.stderr.trim_end()
+    );
+    assert!(bench.path("b.png").exists());
+}
+
+#[test]
+fn classes_that_apply_at_once_are_all_in_the_sidecar() {
+    let bench = Bench::new(1);
+    for file in [
+        "config.json",
+        "preprocessor_config.json",
+        "model.safetensors",
+    ] {
+        fs::create_dir_all(bench.path("many")).unwrap();
+        fs::copy(fixture("vit_a").join(file), bench.path("many").join(file)).unwrap();
+    }
+    let config = bench.path("many/config.json");
+    let kind = "{ \"problem_type\": \"multi_label_classification\",";
+    let text = fs::read_to_string(&config).unwrap().replacen('{', kind, 1);
+    fs::write(&config, text).unwrap();
+    image::RgbImage::from_pixel(40, 40, image::Rgb([200, 90, 30]))
+        .save(bench.path("a.png"))
+        .unwrap();
+    let record = |model: &str| {
+        let ended = bench.run(&format!(
+            "still a.png b.png --model {model} --scores - --quiet --overwrite"
+        ));
+        assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+        records(&ended.stdout).remove(0)
+    };
+    let many = record("many");
+    let applying = many.applying.unwrap();
+    assert_eq!(Some(&applying[0]), many.predicted.as_ref());
+    assert!(
+        applying[1..].iter().all(|class| class.probability >= 0.5),
+        "{applying:?}"
+    );
+    let one = record(fixture("vit_a").to_str().unwrap());
+    assert_eq!(None, one.applying);
+    assert_eq!(one.predicted.unwrap().index, applying[0].index);
+
+    let refused = bench.run("train diffmask --model many --data red-patches --out gates");
+    assert_eq!(Some(1), refused.code);
+    assert!(
+        refused
+            .stderr
+            .contains("several classes of the model may apply at once"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
 fn options_of_methods_that_cannot_be_are_refused_before_anything_is_written() {
     let bench = Bench::new(1);
     let refused = |options: &str, part: &str| {
@@ -873,7 +993,7 @@ fn options_of_methods_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "--method rollout --target cat",
-        "error: method \"rollout\" explains the whole answer, not one class, asked for class 2",
+        "error: method \"rollout\" explains the whole answer, not one class, asked for class 2; chefer explains classes",
     );
     refused(
         "--method chefer --target contrast:cat",
@@ -1101,6 +1221,41 @@ fn every_suite_measures_methods_and_controls_and_writes_a_page_of_it() {
             page.contains(measure) && page.contains("data:image/png"),
             "{suite}"
         );
+    }
+}
+
+#[test]
+fn a_page_tells_how_curves_are_measured_in_words() {
+    let bench = Bench::new(2);
+    pictures(&bench);
+    let ended = bench.run(&format!(
+        "eval insertion-deletion --model {} --data data --methods rollout --images 2 --html page.html",
+        fixture("vit_a").display()
+    ));
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    let page = fs::read_to_string(bench.path("page.html")).unwrap();
+    assert!(
+        page.contains("probability of the predicted class"),
+        "{page}"
+    );
+    // What Rust writes of its own values has a name with a bracket behind it.
+    for debug in ["Blur {", "Shares(", "Equal(", "Some(", "&quot;Predicted"] {
+        assert!(!page.contains(debug), "{debug}");
+    }
+}
+
+#[test]
+fn nothing_is_said_before_an_error() {
+    let bench = Bench::new(1);
+    for args in ["file in.mp4 out.mp4 --target none", "still in.mp4 out.png"] {
+        let ended = bench.run(args);
+        assert_eq!(Some(1), ended.code, "{args}");
+        assert!(
+            ended.stderr.starts_with("error: "),
+            "{args}: {}",
+            ended.stderr
+        );
+        assert_eq!(1, ended.stderr.lines().count(), "{args}: {}", ended.stderr);
     }
 }
 
