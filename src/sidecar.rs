@@ -47,8 +47,8 @@ pub struct Record {
     /// The most probable class; left out where the model has no head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Class>,
-    /// All classes that apply, from probability 0.5 on and at most 5, the most probable one whatever it has; left out where the classes of the model
-    /// exclude each other.
+    /// The classes that apply, at most 5: the most probable one, and others from probability 0.5 on; left out where the
+    /// classes of the model exclude each other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applying: Option<Vec<Class>>,
     /// True where `predicted` is less probable than the model's threshold, so that its answer is "not sure"; left out

@@ -1,7 +1,8 @@
 //! Models by reference: an embedded name, a folder as Hugging Face lays it out, or a model of its hub.
 //!
 //! A folder holds `config.json`, `preprocessor_config.json` or `processor_config.json`, and `model.safetensors`, and may
-//! hold a LoRA adapter for these weights (`adapter_config.json`, `adapter_model.safetensors`), a classifier of its own ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`)
+//! hold a LoRA adapter for these weights (`adapter_config.json`, `adapter_model.safetensors`), a classifier of its own
+//! ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`)
 //! and IA-ViT's interpreter (`interpreter.safetensors`, `interpreter.json`); the latter two are refused if
 //! they belong to other weights. A folder with such parts only stands on another model, its backbone, whose
 //! gates still explain where the folder has none.
@@ -59,7 +60,8 @@ pub struct Model {
     pub vit: Vit,
     /// How pictures become its input.
     pub preprocessor: Preprocessor,
-    /// Hash of `model.safetensors`, and of an adapter and `head.safetensors` behind it where there are such, in lower-case hexadecimal.
+    /// Hash of `model.safetensors`, and of an adapter and `head.safetensors` behind it where there are such, in lower-case
+    /// hexadecimal.
     pub weights_sha256: String,
     /// The same without the head: what a head or gates of the backbone belong to.
     pub backbone_sha256: String,

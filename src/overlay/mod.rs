@@ -103,7 +103,7 @@ fn by_name<T: Copy>(
         })
 }
 
-/// How scores become heat from 0 to 1. Except for [`Unit`](Self::Unit), scores that are all [equal](is_constant) have none.
+/// How scores become heat from 0 to 1. Except for [`Unit`](Self::Unit), scores that are equal up to rounding have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Range {
     /// Scores lie in [0, 1] already, as masks do; what lies outside is clipped.
@@ -204,7 +204,8 @@ pub(crate) fn is_constant(scores: &[f32]) -> bool {
     /// Several units in the last place of single precision.
     const ROUNDING: f32 = 1e-6;
 
-    let (low, high) = (percentile(scores, 0.0), percentile(scores, 1.0));
+    let low = scores.iter().copied().fold(f32::INFINITY, f32::min);
+    let high = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     high - low <= ROUNDING * low.abs().max(high.abs())
 }
 

@@ -3,7 +3,7 @@
 //! The face is Hack, which is compiled in, so that no system font is needed for Latin, Greek and Cyrillic letters.
 //! It is monospaced: what fits is known by counting characters.
 //! A caption takes about 0.2 ms, letters drawn anew each time, so none are kept.
-//! Lines with other letters are drawn by the [fonts of the system](super::script).
+//! Lines with other letters are drawn by the fonts of the system.
 
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont};
 use epaint_default_fonts::HACK_REGULAR;

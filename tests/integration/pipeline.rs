@@ -290,8 +290,10 @@ fn with_threshold(not_sure_below: Option<f32>, caption: fn(&str, f32) -> String)
         height_px: 180,
     };
     let layout = Arc::new(PixelLayout::packed(PixelFormat::Rgb, size));
+    // Darker at the top, because a map without differences is called constant.
     let gray = || {
-        let bytes = vec![90; layout.min_len()];
+        let bytes = (0..layout.min_len()).map(|index| (index / 800) as u8);
+        let bytes: Vec<u8> = bytes.collect();
         Frame::new(0, Pts(0), None, Arc::clone(&layout), Box::new(bytes)).unwrap()
     };
     let mut told = None;

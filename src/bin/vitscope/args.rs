@@ -199,6 +199,15 @@ pub fn one_or_more<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "expected 1 or more".into())
 }
 
+/// The name of a picture that is written as PNG.
+pub fn png(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension() {
+        Some(extension) if extension.eq_ignore_ascii_case("png") => Ok(path),
+        _ => Err("expected a name that ends in .png".into()),
+    }
+}
+
 /// A number above 0, of seconds or nats.
 pub fn positive(text: &str) -> Result<f64, String> {
     text.parse()
@@ -251,6 +260,16 @@ mod tests {
         refused("vitscope eval gates --data a --pictures 0");
         refused("vitscope eval temporal --data a --frames 0");
         refused("vitscope eval faithfulness --grids 0");
+    }
+
+    #[test]
+    fn a_picture_that_is_written_as_png_is_called_so() {
+        for command in ["faithfulness --picture", "classifier --data a --confusions"] {
+            let line = format!("vitscope eval {command} a.jpg");
+            let error = Args::try_parse_from(line.split(' ')).unwrap_err();
+            assert!(error.to_string().contains("ends in .png"), "{error}");
+        }
+        assert_eq!(png("a.PNG"), Ok("a.PNG".into()));
     }
 
     #[test]

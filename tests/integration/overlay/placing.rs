@@ -37,7 +37,7 @@ fn resized_and_start(rule: &ResizeRule, frame: FrameSize) -> [(i64, i64); 2] {
         (resized.width_px as i64, image.width_px as i64),
         (resized.height_px as i64, image.height_px as i64),
     ]
-    .map(|(resized, image)| (resized, (resized - image).div_euclid(2)))
+    .map(|(resized, image)| (resized, (resized - image) / 2))
 }
 
 /// The patch over a pixel's centre along one axis, by whole numbers, and whether the centre lies so

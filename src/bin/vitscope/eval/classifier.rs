@@ -20,7 +20,7 @@ use vitscope::models::{Model, Preprocessor};
 
 use super::suites::bar;
 use super::{AskedArgs, tell_left_out};
-use crate::args::share;
+use crate::args::{png, share};
 use crate::exit::Exit;
 use crate::train::accuracy;
 
@@ -60,7 +60,7 @@ pub(super) struct ClassifierArgs {
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
     /// Draw the pairs of classes that are confused most often.
-    #[arg(long, value_name = "FILE.png")]
+    #[arg(long, value_name = "FILE.png", value_parser = png)]
     confusions: Option<PathBuf>,
 }
 

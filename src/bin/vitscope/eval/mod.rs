@@ -31,7 +31,7 @@ use vitscope::models::{self, Model, Preprocessor, Reference};
 use vitscope::overlay::Range;
 
 use self::suites::SuiteArgs;
-use crate::args::one_or_more;
+use crate::args::{one_or_more, png};
 use crate::exit::Exit;
 use crate::setup;
 use crate::train::print_left_out;
@@ -155,7 +155,7 @@ struct FaithfulnessArgs {
     #[arg(long, default_value = "0")]
     seed: u64,
     /// Write a picture of example grids.
-    #[arg(long, value_name = "FILE.png")]
+    #[arg(long, value_name = "FILE.png", value_parser = png)]
     picture: Option<PathBuf>,
     /// Grids in the picture.
     #[arg(long, value_name = "N", default_value = "6")]
