@@ -24,11 +24,12 @@ pub struct Side {
 /// The files that `args` asks for, refused if they would be written over `taken` or each other.
 pub fn check(args: &OutputArgs, taken: &[&Path]) -> anyhow::Result<()> {
     let scores = args.scores.as_deref().filter(|path| !is_stdout(path));
+    let wanted: Vec<&Path> = scores.into_iter().chain(args.sheet.as_deref()).collect();
+    outputs::check(&wanted, taken, args.overwrite)?;
     if let Some(sheet) = &args.sheet {
         outputs::picture_format(sheet)?;
     }
-    let wanted: Vec<&Path> = scores.into_iter().chain(args.sheet.as_deref()).collect();
-    outputs::check(&wanted, taken, args.overwrite)
+    Ok(())
 }
 
 impl Side {
