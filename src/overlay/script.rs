@@ -3,6 +3,7 @@
 //! Fonts are found as fontconfig is set up. Letters are joined and ordered as their script wants it, and each comes from
 //! the first font that has it; emoji in color are drawn in gray. The fonts are listed when they are first needed.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 use cosmic_text::fontdb::Source;
@@ -94,6 +95,15 @@ fn gray(rgba: &[u8]) -> u8 {
     // Weights of Rec. 709, in 1/256.
     let luma = (54 * red + 183 * green + 19 * blue) / 256;
     (luma * alpha / 255) as u8
+}
+
+/// A name as it stands inside of a line: letters that run from right to left do not reorder what is around them.
+pub(crate) fn isolated(name: &str) -> Cow<'_, str> {
+    match super::text::is_built_in(name) {
+        true => Cow::Borrowed(name),
+        // Unicode's first strong isolate, and its end.
+        false => Cow::Owned(format!("\u{2068}{name}\u{2069}")),
+    }
 }
 
 /// Whether the fonts of this machine have all letters of a text. Where they do not, the log says so, once.

@@ -619,7 +619,7 @@ impl std::fmt::Display for Class {
             .as_deref()
             .filter(|label| script::can_draw(label))
         {
-            Some(label) => write!(f, "{label} {percent:.0}%"),
+            Some(label) => write!(f, "{} {percent:.0}%", script::isolated(label)),
             None => write!(f, "class {} {percent:.0}%", self.index),
         }
     }
