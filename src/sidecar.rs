@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 ///
 /// Lines stand in the order of the frames, and every frame has one.
 /// A frame that went through the model carries its explanation; any other frame only says whose explanation it shows.
+/// A live frame may have left before its explanation arrived: then it carries its own and shows an earlier one.
 /// Keys whose value is unknown are left out.
 ///
 /// ```

@@ -194,14 +194,14 @@ impl Method {
         match self {
             Self::DiffMask => entry(
                 "diffmask",
-                "patches that the whole answer can be kept with, by trained gates",
+                "patches that trained gates keep, or rank by their worth to the class",
                 "Vision DiffMask, arXiv:2304.06391",
                 ("1", "0"),
                 Pace::A,
             ),
             Self::IaVit => entry(
                 "ia-vit",
-                "attention of a layer that was trained to answer as the model does",
+                "attention of a layer trained to answer as the model does",
                 "IA-ViT, arXiv:2309.08035",
                 ("1", "0"),
                 Pace::A,
@@ -251,21 +251,21 @@ impl Method {
             ),
             Self::Agcam => entry(
                 "agcam",
-                "attention scores behind a sigmoid, guided by gradients",
+                "sigmoid of attention scores, guided by gradients",
                 "AGCAM, arXiv:2402.04563",
                 ("1", "1"),
                 Pace::A,
             ),
             Self::LeGrad => entry(
                 "legrad",
-                "each block's attention gradient of the class score read behind it",
+                "gradient of the class score after each block, in its attention",
                 "LeGrad, arXiv:2404.03214",
                 ("2", "1"),
                 Pace::A,
             ),
             Self::ReciproCam => entry(
                 "recipro-cam",
-                "class score when the last block sees one neighborhood only",
+                "class score when the last block sees only one neighborhood",
                 "ViT-ReciproCAM, arXiv:2310.02588",
                 ("1.07", "0"),
                 Pace::A,
@@ -321,21 +321,21 @@ impl Method {
             ),
             Self::IntegratedGradients => entry(
                 "integrated-gradients",
-                "gradients on the way from gray to the image",
+                "gradients along the path from gray to the image",
                 "arXiv:1703.01365",
                 ("52 to 452", "50 to 450"),
                 Pace::C,
             ),
             Self::SmoothGrad => entry(
                 "smoothgrad",
-                "mean gradient of noisy copies",
+                "mean gradient over noisy copies",
                 "arXiv:1706.03825",
                 ("51", "50"),
                 Pace::C,
             ),
             Self::LibraGrad => entry(
                 "libragrad",
-                "gradient times the image under rules that keep its sum",
+                "gradient times the image, with rules that preserve the sum",
                 "LibraGrad, arXiv:2411.16760",
                 ("2", "1"),
                 Pace::A,
@@ -343,14 +343,14 @@ impl Method {
             #[cfg(feature = "lrp")]
             Self::AttnLrp => entry(
                 "attn-lrp",
-                "relevance that attention passes on",
+                "relevance propagated through attention",
                 "AttnLRP, arXiv:2402.05602",
                 ("2", "1"),
                 Pace::A,
             ),
             Self::Occlusion => entry(
                 "occlusion",
-                "fall of the class's probability when patches are hidden",
+                "drop in the class's probability when patches are hidden",
                 "arXiv:1311.2901",
                 ("2 + N", "0"),
                 Pace::C,
@@ -385,7 +385,7 @@ impl Method {
             ),
             Self::KernelShap => entry(
                 "kernel-shap",
-                "each patch's share of the class's probability, by Shapley values of masked copies",
+                "each patch's share of the class's probability (Shapley values from masked copies)",
                 "KernelSHAP, arXiv:1705.07874, arXiv:2012.01536",
                 ("2 + 768", "0"),
                 Pace::C,

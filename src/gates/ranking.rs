@@ -10,12 +10,12 @@
 //! | w_c | class vector | row c of the classifier less the mean of the rows, of length 1/√width |
 //! | a | first layer | gelu(Σᵢ Wᵢ·hᵢ + U·Σ_c p_c w_c + b) |
 //! | m | second layer | gelu(V·\[a; mean of a over patches\] + d) |
-//! | φ̃ | raw score of class c | p_c·(g·m) + w_c·S·m |
+//! | φ̃ | raw score of class c | p_c·(g·m + w_c·A·h/√features) + w_c·S·m, h the last state |
 //! | v(1), v(0) | value of the whole image and of none | p_c; mean over pictures of the emptied picture's answer |
 //! | φ | score | φ̃ + (v(1) − v(0) − Σφ̃) / patches |
 //!
-//! The first term says how a class divides what it has among the patches, whichever class it is; the second tells classes
-//! apart. A class is known by its row of the classifier alone, so the gates also score classes that another classifier on the same
+//! The first term says how a class divides what it has among the patches: g·m whichever class it is, w_c·A·h by how much a
+//! patch looks like it. The last term moves what a class gets where its probability is small. A class is known by its row of the classifier alone, so the gates also score classes that another classifier on the same
 //! features was taught, see [`under`](RankingGates::under).
 //!
 //! So the scores of an image add up to what the class gains by the image: a score above 0 speaks for the class, one
@@ -35,6 +35,8 @@ use crate::vit::{Vit, VitConfig};
 pub const EMPTY_ANSWER: &str = "empty.answer";
 /// Added to variances of states.
 const EPS: f64 = 1e-6;
+/// Tensor name of A, which gates of earlier releases lack.
+const ALIKE: &str = "alike.weight";
 
 /// The sizes of ranking gates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +82,7 @@ impl RankingSizes {
             ("second.weight", vec![hidden, 2 * hidden]),
             ("second.bias", vec![hidden]),
             ("share.weight", vec![1, hidden]),
+            (ALIKE, vec![width, dim]),
             ("score.weight", vec![width, hidden]),
             (EMPTY_ANSWER, vec![classes]),
         ]
@@ -96,8 +99,17 @@ pub struct RankingGates {
     answer: Linear,
     second: Linear,
     share_weight: Tensor,
+    alike_weight: Option<Tensor>,
     score_weight: Tensor,
     empty_answer: Tensor,
+}
+
+/// What the gates see of each patch.
+struct Seen {
+    /// The last state, `[batch, patches, dim]`.
+    last: Tensor,
+    /// The second layer m, `[batch, patches, hidden]`.
+    features: Tensor,
 }
 
 impl RankingGates {
@@ -167,6 +179,10 @@ impl RankingGates {
             first: Linear::new(tensor("first.weight")?, first_bias),
             second: Linear::new(tensor("second.weight")?, tensor("second.bias")?),
             share_weight: tensor("share.weight")?,
+            alike_weight: match tensors.contains_key(ALIKE) {
+                true => Some(tensor(ALIKE)?),
+                false => None,
+            },
             score_weight: tensor("score.weight")?,
             empty_answer: tensor(EMPTY_ANSWER)?,
         })
@@ -232,18 +248,18 @@ impl RankingGates {
             answer: frozen(&self.answer),
             second: frozen(&self.second),
             share_weight: self.share_weight.detach(),
+            alike_weight: self.alike_weight.as_ref().map(Tensor::detach),
             score_weight: self.score_weight.detach(),
             empty_answer: self.empty_answer.detach(),
         }
     }
 
-    /// The second layer m.
+    /// Looks at a clean pass.
     ///
     /// # Shapes
     /// - `states`: the first `[batch, patches, dim]`, each other `[batch, tokens, dim]`, its patches last
     /// - `answer`: probabilities, `[batch, classes]`
-    /// - result: `[batch, patches, hidden]`
-    fn features(&self, states: &[Tensor], answer: &Tensor) -> TensorResult<Tensor> {
+    fn look(&self, states: &[Tensor], answer: &Tensor) -> TensorResult<Seen> {
         let RankingSizes { dim, hidden, .. } = self.sizes;
         let Some(first) = states.first() else {
             candle_core::bail!("gates need the states of a clean pass");
@@ -276,7 +292,22 @@ impl RankingGates {
         let second = self
             .second
             .forward(&Tensor::cat(&[&first, &mean.contiguous()?], 2)?)?;
-        Activation::Gelu.forward(&second)
+        let last = normalized.len() - 1;
+        Ok(Seen {
+            last: normalized[last].clone(),
+            features: Activation::Gelu.forward(&second)?,
+        })
+    }
+
+    /// What patches are held against to see how much they look like a class, A·w/√features, `[batch, dim]`.
+    ///
+    /// # Shapes
+    /// - `class`: weighted sums of class vectors, `[batch, width]`
+    fn alike(&self, class: &Tensor) -> TensorResult<Option<Tensor>> {
+        let Some(weight) = &self.alike_weight else {
+            return Ok(None);
+        };
+        (class.matmul(weight)? / (self.sizes.dim as f64).sqrt()).map(Some)
     }
 
     /// Raw scores φ̃ of all classes.
@@ -289,9 +320,12 @@ impl RankingGates {
     /// # Errors
     /// Fails where the shapes do not fit.
     pub fn raw_scores(&self, states: &[Tensor], answer: &Tensor) -> TensorResult<Tensor> {
-        let features = self.features(states, answer)?;
+        let Seen { last, features } = self.look(states, answer)?;
         let classes = self.class_vectors.matmul(&self.score_weight)?; // [classes, hidden]
-        let shares = features.broadcast_matmul(&self.share_weight.t()?)?; // [batch, patches, 1]
+        let mut shares = features.broadcast_matmul(&self.share_weight.t()?)?; // [batch, patches, 1]
+        if let Some(alike) = self.alike(&self.class_vectors)? {
+            shares = shares.broadcast_add(&last.broadcast_matmul(&alike.t()?)?)?; // [batch, patches, classes]
+        }
         shares
             .broadcast_mul(&answer.unsqueeze(1)?)?
             .add(&features.broadcast_matmul(&classes.t()?)?)
@@ -314,12 +348,16 @@ impl RankingGates {
         weights: &Tensor,
     ) -> TensorResult<Tensor> {
         let answer = softmax(logits, D::Minus1)?;
-        let features = self.features(states, &answer)?;
+        let Seen { last, features } = self.look(states, &answer)?;
         let class = weights.matmul(&self.class_vectors)?; // [batch, width]
         let class = class.matmul(&self.score_weight)?; // [batch, hidden]
-        let divided = answer.mul(weights)?.sum_keepdim(1)?; // [batch, 1]
-        let read = (class + divided.matmul(&self.share_weight)?)?.unsqueeze(1)?; // [batch, 1, hidden]
-        let raw = features.broadcast_mul(&read)?.sum(2)?; // [batch, patches]
+        let divided = answer.mul(weights)?; // [batch, classes]
+        let shares = divided.sum_keepdim(1)?.matmul(&self.share_weight)?; // [batch, hidden]
+        let read = (class + shares)?.unsqueeze(1)?; // [batch, 1, hidden]
+        let mut raw = features.broadcast_mul(&read)?.sum(2)?; // [batch, patches]
+        if let Some(alike) = self.alike(&divided.matmul(&self.class_vectors)?)? {
+            raw = (raw + last.broadcast_mul(&alike.unsqueeze(1)?)?.sum(2)?)?;
+        }
         let gain = answer
             .broadcast_sub(&self.empty_answer)?
             .mul(weights)?

@@ -470,6 +470,30 @@ impl Finding {
         &self.likeliest[..self.likeliest.len().min(1 + n_others)]
     }
 
+    /// Adds what was found to the record of the frame that was explained.
+    pub fn explain(&self, record: &mut sidecar::Record) {
+        let rounded = |scores: &Vec<f32>| scores.iter().copied().map(sidecar::rounded).collect();
+        let map = |map: &Map| sidecar::Map {
+            method: map.method.to_owned(),
+            class: map.target.as_ref().map(Class::record),
+            against: map.against.as_ref().map(Class::record),
+            kept: map.kept().map(sidecar::rounded),
+            constant: map.is_constant(),
+            attribution: rounded(&map.attribution),
+            unsmoothed: map.unsmoothed.as_ref().map(rounded),
+            votes: (map.votes.as_ref()).map(|votes| votes.iter().map(rounded).collect()),
+        };
+        record.explained = true;
+        record.predicted = self.predicted().map(Class::record);
+        record.applying = match self.link {
+            Link::Softmax => None,
+            Link::Sigmoid => Some(self.applying().iter().map(Class::record).collect()),
+        };
+        record.not_sure = self.not_sure;
+        record.grid = Some(self.grid);
+        record.maps = Some(self.maps.iter().map(map).collect());
+    }
+
     /// One of the maps as the overlay draws it.
     pub fn heat<'a>(&'a self, map: &'a Map) -> Heat<'a> {
         Heat {
@@ -571,35 +595,25 @@ impl Map {
 impl Composited {
     /// The frame's line in the sidecar.
     pub fn record(&self) -> sidecar::Record {
-        let own = self.finding.as_deref().filter(|_| self.explained());
-        let rounded = |scores: &Vec<f32>| scores.iter().copied().map(sidecar::rounded).collect();
-        let map = |map: &Map| sidecar::Map {
-            method: map.method.to_owned(),
-            class: map.target.as_ref().map(Class::record),
-            against: map.against.as_ref().map(Class::record),
-            kept: map.kept().map(sidecar::rounded),
-            constant: map.is_constant(),
-            attribution: rounded(&map.attribution),
-            unsmoothed: map.unsmoothed.as_ref().map(rounded),
-            votes: (map.votes.as_ref()).map(|votes| votes.iter().map(rounded).collect()),
-        };
-        sidecar::Record {
+        let mut record = sidecar::Record {
             seq: self.frame.seq,
             pts: self.frame.pts.0,
             duration: self
                 .frame
                 .duration
                 .and_then(|duration| u64::try_from(duration.as_nanos()).ok()),
-            explained: own.is_some(),
+            explained: false,
             shows: self.finding.as_deref().map(|finding| finding.seq),
-            predicted: own.and_then(|finding| finding.predicted().map(Class::record)),
-            applying: own
-                .filter(|finding| finding.link == Link::Sigmoid)
-                .map(|finding| finding.applying().iter().map(Class::record).collect()),
-            not_sure: own.and_then(|finding| finding.not_sure),
-            grid: own.map(|finding| finding.grid),
-            maps: own.map(|finding| finding.maps.iter().map(map).collect()),
+            predicted: None,
+            applying: None,
+            not_sure: None,
+            grid: None,
+            maps: None,
+        };
+        if let Some(own) = self.finding.as_deref().filter(|_| self.explained()) {
+            own.explain(&mut record);
         }
+        record
     }
 
     /// True where the frame shows its own explanation, and not an earlier frame's or none.

@@ -21,6 +21,7 @@ use gstreamer_video as gst_video;
 
 use super::latency::Delay;
 use super::meta::{self, Found};
+use super::records::Records;
 use super::scores;
 use super::settings::{Asked, Settings, SyncMode, properties};
 use super::shared::{self, Taught};
@@ -111,15 +112,35 @@ struct Stream {
     n_frames: u64,
     held: VecDeque<Held>,
     resizer: Option<(Arc<Model>, Resizer)>,
-    /// What was explained last, and the time of its frame.
-    newest: Option<(Arc<Finding>, gst::ClockTime)>,
+    newest: Option<Newest>,
     /// In `latest`, the frame that the worker has, and the newest one after it.
-    asked: VecDeque<(Ticket, Thumbnail, gst::ClockTime)>,
+    asked: VecDeque<Question>,
     /// What the model has taken for an image, of late.
     work: Recent,
     delay: Option<Delay>,
     smoothing: Smoothing,
-    scores: Option<sidecar::Writer>,
+    scores: Option<Records>,
+}
+
+/// What was explained last.
+#[derive(Clone)]
+struct Newest {
+    finding: Arc<Finding>,
+    /// Time of the frame that was explained.
+    of: gst::ClockTime,
+    /// Time of the frame that first shows it.
+    arrived: gst::ClockTime,
+    /// In `latest`, how long after that it has faded out.
+    fades_within: Duration,
+}
+
+/// A frame that the worker was asked about, and that has left meanwhile.
+struct Question {
+    ticket: Ticket,
+    /// Position of the frame.
+    seq: u64,
+    thumbnail: Thumbnail,
+    time: gst::ClockTime,
 }
 
 /// A frame that waits to leave.
@@ -447,7 +468,8 @@ impl VitScope {
             let n_held = Self::n_held(settings, stream);
             self.announce(n_held, frame_duration);
         }
-        self.collect_newest(settings, stream);
+        let now = gst::ClockTime::from_nseconds(frame.pts.0);
+        self.collect_newest(settings, stream, now);
         let due = frame
             .seq
             .is_multiple_of(u64::from(settings.interval.max(1)));
@@ -501,7 +523,7 @@ impl VitScope {
         time: gst::ClockTime,
     ) {
         let frame_duration = Self::frame_duration(stream.info.as_ref());
-        let since = stream.asked.back().map(|(ticket, _, _)| ticket.taken());
+        let since = stream.asked.back().map(|asked| asked.ticket.taken());
         let is_soon_free = |since: Instant| {
             let left = stream.work.percentile(0.5).saturating_sub(since.elapsed());
             left <= frame_duration.mul_f64(WORTH_WAITING)
@@ -509,41 +531,53 @@ impl VitScope {
         match since {
             Some(Some(since)) if !is_soon_free(since) => lock(&self.stats).skipped += 1,
             None | Some(Some(_)) => match worker.try_submit(seq, image) {
-                Some(ticket) => stream.asked.push_back((ticket, thumbnail, time)),
+                Some(ticket) => stream.asked.push_back(Question {
+                    ticket,
+                    seq,
+                    thumbnail,
+                    time,
+                }),
                 None => lock(&self.stats).skipped += 1,
             },
             Some(None) => {
                 lock(&self.stats).skipped += 1;
                 if let Some(waiting) = stream.asked.back_mut()
-                    && waiting.0.replace(seq, image)
+                    && waiting.ticket.replace(seq, image)
                 {
-                    (waiting.1, waiting.2) = (thumbnail, time);
+                    waiting.seq = seq;
+                    waiting.thumbnail = thumbnail;
+                    waiting.time = time;
                 }
             }
         }
     }
 
-    /// In `latest`, takes the explanations that have come since the frame before.
-    fn collect_newest(&self, settings: &Settings, stream: &mut Stream) {
-        while let Some((ticket, thumbnail, time)) = stream.asked.pop_front() {
-            match ticket.try_wait() {
-                Ok(answer) => self.learn(settings, stream, answer, thumbnail, time),
+    /// In `latest`, takes the explanations that have come since the frame before; `now` is the time of this one.
+    fn collect_newest(&self, settings: &Settings, stream: &mut Stream, now: gst::ClockTime) {
+        while let Some(asked) = stream.asked.pop_front() {
+            match asked.ticket.try_wait() {
+                Ok(answer) => {
+                    self.learn(settings, stream, answer, (asked.thumbnail, asked.time), now);
+                }
                 Err(ticket) => {
-                    stream.asked.push_front((ticket, thumbnail, time));
+                    stream.asked.push_front(Question { ticket, ..asked });
                     return;
                 }
             }
+            if let (Some(scores), Some(newest)) = (&mut stream.scores, &stream.newest) {
+                scores.explain(&newest.finding);
+            }
         }
     }
 
-    /// Keeps what the worker found.
+    /// Keeps what the worker found on a frame of time `of`, for frames from time `now` on.
     fn learn(
         &self,
         settings: &Settings,
         stream: &mut Stream,
         answer: Option<Answer>,
-        thumbnail: Thumbnail,
-        time: gst::ClockTime,
+        (thumbnail, of): (Thumbnail, gst::ClockTime),
+        now: gst::ClockTime,
     ) {
         let Some(Answer {
             work,
@@ -566,21 +600,26 @@ impl VitScope {
         }
         stream.newest = finding.map(|finding| {
             lock(&self.stats).explained(Instant::now());
-            let shown = stream
-                .smoothing
-                .next(finding, thumbnail, settings.smoothing);
-            (shown, time)
+            Newest {
+                finding: stream
+                    .smoothing
+                    .next(finding, thumbnail, settings.smoothing),
+                of,
+                arrived: now,
+                fades_within: settings.fades_within(took),
+            }
         });
-        if let (Some((finding, time)), true) = (&stream.newest, settings.post_messages)
-            && let Some(map) = finding.maps.first()
-        {
-            let found = Found::new(finding, map, *time).message();
+        let Some(Newest { finding, of, .. }) = &stream.newest else {
+            return;
+        };
+        if let (Some(map), true) = (finding.maps.first(), settings.post_messages) {
+            let found = Found::new(finding, map, *of).message();
             let message = gst::message::Element::builder(found);
             let _ = self.obj().post_message(message.src(&*self.obj()).build());
         }
         let observe = lock(&self.observe).clone();
-        if let (Some((finding, time)), Some(observe)) = (&stream.newest, observe) {
-            observe(finding, *time);
+        if let Some(observe) = observe {
+            observe(finding, *of);
         }
     }
 
@@ -605,9 +644,9 @@ impl VitScope {
             Turn::Missed if of_frame.sync_mode == SyncMode::Latest => (),
             Turn::Missed => stream.newest = None,
             Turn::Due((ticket, thumbnail)) => match ticket.try_wait() {
-                Ok(answer) => self.learn(&of_frame, stream, answer, thumbnail, time),
+                Ok(answer) => self.learn(&of_frame, stream, answer, (thumbnail, time), time),
                 Err(ticket) if must_leave && may_wait => {
-                    self.learn(&of_frame, stream, ticket.wait(), thumbnail, time);
+                    self.learn(&of_frame, stream, ticket.wait(), (thumbnail, time), time);
                 }
                 Err(_) if must_leave => {
                     lock(&self.stats).skipped += 1;
@@ -683,25 +722,30 @@ impl VitScope {
         let size = frame.size();
         let time = gst::ClockTime::from_nseconds(frame.pts.0);
         let mut overlay = settings.overlay();
-        let shown = stream.newest.clone().filter(|(finding, of)| {
+        let shown = stream.newest.clone().filter(|newest| {
+            let Newest { finding, .. } = newest;
             let maps = &finding.maps;
             let fits =
                 !maps.is_empty() && (maps.iter()).all(|map| finding.heat(map).check(size).is_ok());
             if settings.sync_mode == SyncMode::Latest {
-                let age: Duration = time.saturating_sub(*of).into();
+                let age: Duration = time.saturating_sub(newest.of).into();
                 lock(&self.stats).ages.push(age);
-                let left = 1.0 - age.as_secs_f32() / settings.max_age().as_secs_f32();
+                // However long it took, there is time to see it.
+                let shown_for: Duration = time.saturating_sub(newest.arrived).into();
+                let left = 1.0 - shown_for.as_secs_f32() / newest.fades_within.as_secs_f32();
                 overlay.alpha *= left.max(0.0);
                 return fits && left > 0.0;
             }
             fits
         });
-        let (finding, of) = shown.unzip();
+        let (finding, of) = shown.map(|newest| (newest.finding, newest.of)).unzip();
         let drawn = self.draw_finding(settings, &overlay, finding.as_deref(), frame);
         let frame = drawn.map_err(|error| failed(error.to_string()))?;
         let composited = Composited { frame, finding };
         if let Some(scores) = &mut stream.scores {
-            let written = scores.write(&composited.record());
+            scores.push(composited.record());
+            let is_awaited = |seq| stream.asked.iter().any(|asked| asked.seq == seq);
+            let written = scores.write_settled(is_awaited);
             // Who reads along live wants each frame's line when it is there.
             let written = match settings.sync_mode {
                 SyncMode::Lossless => written,
@@ -915,7 +959,7 @@ impl BaseTransformImpl for VitScope {
                     ("scores-location cannot be written: {error}: {path:?}")
                 )
             })?;
-            stream.scores = Some(sidecar::Writer::new(out, path));
+            stream.scores = Some(Records::new(sidecar::Writer::new(out, path)));
         }
         *lock(&self.stream) = stream;
         *lock(&self.stats) = Statistics::default();

@@ -15,6 +15,7 @@ mod element;
 mod latency;
 mod meta;
 mod overlay;
+mod records;
 mod scores;
 mod settings;
 mod shared;

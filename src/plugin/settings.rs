@@ -16,19 +16,19 @@ pub enum SyncMode {
     /// Each frame waits for its own explanation.
     #[default]
     #[enum_value(
-        name = "Each frame waits for its own explanation, for files",
+        name = "Each frame waits for its own explanation; for files",
         nick = "lossless"
     )]
     Lossless,
     /// A frame is delayed by a fixed time, and shows its own explanation or none.
     #[enum_value(
-        name = "Live: a delayed frame shows its own explanation, or none where the model is too slow",
+        name = "Live: each frame shows its own explanation after a short delay, or none if the model is too slow",
         nick = "exact"
     )]
     Exact,
     /// A frame never waits, and shows the newest explanation.
     #[enum_value(
-        name = "Live: a frame never waits and shows the newest explanation, which fades with its age",
+        name = "Live: frames never wait and show the latest explanation, which fades out with age",
         nick = "latest"
     )]
     Latest,
@@ -40,17 +40,17 @@ pub enum SyncMode {
 pub enum Draw {
     #[default]
     #[enum_value(
-        name = "The heatmap over the picture, the hotter the more opaque",
+        name = "Heatmap over the picture, more opaque where hotter",
         nick = "overlay"
     )]
     Overlay,
-    #[enum_value(name = "The heatmap alone", nick = "heatmap")]
+    #[enum_value(name = "Heatmap only", nick = "heatmap")]
     Heatmap,
-    #[enum_value(name = "Patches below the threshold painted gray", nick = "mask")]
+    #[enum_value(name = "Patches below the threshold in gray", nick = "mask")]
     Mask,
-    #[enum_value(name = "The picture, the darker the colder", nick = "dim")]
+    #[enum_value(name = "Picture, darker where colder", nick = "dim")]
     Dim,
-    #[enum_value(name = "The picture as it is", nick = "original")]
+    #[enum_value(name = "Original picture", nick = "original")]
     Original,
 }
 
@@ -125,6 +125,7 @@ pub(super) struct Settings {
     pub(super) show_hud: bool,
     pub(super) show_stats: bool,
     pub(super) sync_mode: SyncMode,
+    /// 0: as [`Settings::fades_within`] says.
     pub(super) max_age: gst::ClockTime,
     pub(super) attach_meta: bool,
     pub(super) post_messages: bool,
@@ -155,7 +156,7 @@ impl Default for Settings {
             show_hud: true,
             show_stats: false,
             sync_mode: SyncMode::default(),
-            max_age: gst::ClockTime::SECOND,
+            max_age: gst::ClockTime::ZERO,
             attach_meta: false,
             post_messages: false,
             scores_location: None,
@@ -261,9 +262,13 @@ impl Settings {
         })
     }
 
-    /// How long an explanation is shown in `latest`.
-    pub(super) fn max_age(&self) -> Duration {
-        self.max_age.into()
+    /// How long an explanation that took so long is shown in `latest`: unless a time is set, a second, or twice what it
+    /// took, so that it is still there when the next one comes.
+    pub(super) fn fades_within(&self, took: Duration) -> Duration {
+        match self.max_age {
+            gst::ClockTime::ZERO => Duration::from_secs(1).max(2 * took),
+            max_age => max_age.into(),
+        }
     }
 }
 
@@ -301,19 +306,19 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
         text(
             "model",
             "Model",
-            "Embedded model, folder, or OWNER/NAME of the Hugging Face hub",
+            "Embedded model, folder, or OWNER/NAME on Hugging Face",
             Some(&default.asked.model),
         ),
         text(
             "backbone",
             "Backbone",
-            "Model that stands under a folder which holds a head, gates or an interpreter only",
+            "Backbone model, if `model` holds only a head, gates or an interpreter",
             None,
         ),
         text(
             "gates",
             "Gates",
-            "Folder of DiffMask gates for the model, instead of those in its own folder",
+            "Folder with DiffMask gates, instead of those in the model's folder",
             None,
         ),
         text(
@@ -325,24 +330,24 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
         text(
             "method",
             "Method",
-            "What explains, see `vitscope methods`; several with commas share a grid; auto takes diffmask where the model has gates",
+            "Explanation methods, comma-separated, see `vitscope methods`; several are shown on a grid; auto selects diffmask if the model has gates",
             Some(&default.asked.method),
         ),
         text(
             "method-options",
             "Method options",
-            "Changes of the method's options, as groups=12,spread=8; of several methods as gradmask.groups=12",
+            "Options of the method, such as groups=12,spread=8; for several methods, METHOD.KEY=VALUE such as gradmask.groups=12",
             None,
         ),
         text(
             "target-class",
             "Target class",
-            "The class to explain, by name or index; `predicted` is the most probable one of each frame",
+            "Class to explain, by name or index; `predicted` is the most probable class of each frame",
             Some(&default.asked.target_class),
         ),
         glib::ParamSpecUInt::builder("batch")
             .nick("Batch")
-            .blurb("Most frames that go through the model at once, if they wait")
+            .blurb("Maximum batch size, if frames wait")
             .minimum(1)
             .maximum(64)
             .default_value(default.asked.batch)
@@ -350,7 +355,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecUInt::builder("interval")
             .nick("Interval")
-            .blurb("Every how many frames one is explained; the frames between show its explanation")
+            .blurb("Explain every Nth frame; the frames in between repeat its explanation")
             .minimum(1)
             .maximum(1000)
             .default_value(default.interval)
@@ -358,42 +363,42 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecEnum::builder_with_default("mode", default.draw)
             .nick("Mode")
-            .blurb("What is drawn")
+            .blurb("What to draw")
             .mutable_playing()
             .build(),
         glib::ParamSpecEnum::builder_with_default("colormap", default.coloring)
             .nick("Color map")
-            .blurb("Colors of the heat")
+            .blurb("Colormap of the heatmap")
             .mutable_playing()
             .build(),
         share(
             "alpha",
             "Opacity",
-            "Opacity of the greatest heat",
+            "Opacity of the hottest patch",
             default.alpha,
         ),
         share(
             "threshold",
             "Threshold",
-            "In mode=mask the heat from which on a patch is kept, and for regions of interest",
+            "Minimum heat of a patch to keep in mode=mask and in regions of interest",
             default.threshold,
         ),
         share(
             "smoothing",
             "Smoothing",
-            "Share of the frames before in each explanation; begins anew where the scene changes",
+            "Share of previous explanations to blend into each one; scene changes reset it",
             default.smoothing,
         ),
         flag(
             "show-hud",
             "Show class",
-            "Write the class and its probability into the picture",
+            "Draw the class and its probability",
             default.show_hud,
         ),
         flag(
             "show-stats",
             "Show statistics",
-            "Write kept share, rate and age of explanations, their latency and how many were dropped into the picture",
+            "Draw statistics: kept share; rate, age and latency of explanations; explanations dropped",
             default.show_stats,
         ),
         glib::ParamSpecEnum::builder_with_default("sync-mode", default.sync_mode)
@@ -403,8 +408,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecUInt64::builder("max-age")
             .nick("Maximum age")
-            .blurb("In sync-mode=latest, nanoseconds until an explanation has faded away")
-            .minimum(1)
+            .blurb("In sync-mode=latest, nanoseconds until an explanation has faded out; 0 is a second, or twice the time of an explanation if that is longer")
             .maximum(gst::ClockTime::MAX.nseconds())
             .default_value(default.max_age.nseconds())
             .mutable_playing()
@@ -423,17 +427,17 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
         ),
         glib::ParamSpecString::builder("scores-location")
             .nick("Scores location")
-            .blurb("What gets a line of JSON a frame: a file, tcp://HOST:PORT, or unix:PATH")
+            .blurb("Where to write one JSON line per frame: a file, tcp://HOST:PORT or unix:PATH")
             .mutable_ready()
             .build(),
         glib::ParamSpecString::builder("model-instance-id")
             .nick("Model instance")
-            .blurb("Elements of the same id share one model and one worker, and batch across streams")
+            .blurb("Elements with the same id share one model and one worker, and batch across streams")
             .mutable_ready()
             .build(),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
             .nick("Statistics")
-            .blurb("Frames that passed, were explained, were skipped; explanations a second; what one takes, how old it is when it is drawn, and by what a frame is delayed, in nanoseconds")
+            .blurb("Frames passed, explained and skipped; explanations per second; time per explanation, its age when drawn, and the delay of frames, in nanoseconds")
             .read_only()
             .build(),
     ]
@@ -442,6 +446,18 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_explanation_fades_when_it_is_told_to_or_when_the_next_one_may_be_late() {
+        let ms = Duration::from_millis;
+        let mut settings = Settings::default();
+        let fades = |settings: &Settings| [ms(40), ms(700)].map(|took| settings.fades_within(took));
+        assert_eq!(fades(&settings), [ms(1000), ms(1400)]);
+        settings
+            .set("max-age", &300_000_000_u64.to_value())
+            .unwrap();
+        assert_eq!(fades(&settings), [ms(300), ms(300)]);
+    }
 
     #[test]
     fn every_setting_has_a_property_and_comes_back_as_it_was_set() {

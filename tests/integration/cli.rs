@@ -1225,6 +1225,33 @@ fn every_suite_measures_methods_and_controls_and_writes_a_page_of_it() {
 }
 
 #[test]
+fn examples_are_captioned_by_their_own_label_whatever_number_the_model_gives_it() {
+    let bench = Bench::new(2);
+    pictures(&bench);
+    let folders = ["bird", "dog", "ship"];
+    for (half, folder) in ["train", "test"]
+        .iter()
+        .flat_map(|half| folders.map(|folder| (half, folder)))
+    {
+        let folder = bench.path("labeled").join(half).join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        fs::copy(bench.path("data/test/cat/0.png"), folder.join("a.png")).unwrap();
+    }
+    let ended = bench.run(&format!(
+        "eval sparseness --model {} --data labeled --methods rollout --images 3 --html page.html",
+        fixture("vit_a").display()
+    ));
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    let page = fs::read_to_string(bench.path("page.html")).unwrap();
+    // One picture under three labels has at most one right answer.
+    let wrong = folders.map(|folder| page.contains(&format!(", not {folder}")));
+    assert!(
+        wrong.iter().filter(|wrong| **wrong).count() >= 2,
+        "{wrong:?}"
+    );
+}
+
+#[test]
 fn a_page_tells_how_curves_are_measured_in_words() {
     let bench = Bench::new(2);
     pictures(&bench);

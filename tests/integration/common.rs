@@ -175,7 +175,13 @@ pub(crate) fn small_ranking_gates(vit: &Vit) -> RankingGates {
     let tensors = RankingGates::initial_tensors(sizes, &mut Rng::new(5), &Device::Cpu);
     let mut tensors = tensors.expect("gates are drawn");
     let mut rng = Rng::new(6);
-    for name in ["score.weight", "share.weight", "first.bias", EMPTY_ANSWER] {
+    for name in [
+        "alike.weight",
+        "score.weight",
+        "share.weight",
+        "first.bias",
+        EMPTY_ANSWER,
+    ] {
         let shape = tensors[name].shape().clone();
         let drawn = rng.uniform_tensor(shape, &Device::Cpu);
         tensors.insert(name.into(), drawn.expect("values are drawn"));

@@ -468,6 +468,48 @@ fn in_latest_the_newest_frame_waits_for_the_model_and_older_ones_make_room() {
     drop(open);
 }
 
+#[test]
+fn in_latest_an_explanation_is_in_the_record_of_its_own_frame() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scores.jsonl");
+    let (explainer, open) = Brightness::gated();
+    let element = element(&explainer);
+    element.set_property("sync-mode", SyncMode::Latest);
+    element.set_property("scores-location", path.to_str().unwrap());
+    let bus = bus_of(&element);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    wait_for_model(&bus);
+    for number in 0..8 {
+        harness.push(numbered(number, &caps)).unwrap();
+        if number % 2 == 1 {
+            open.send(()).unwrap();
+            wait_for_answers(&explainer, number as usize / 2 + 1);
+        }
+    }
+    drop(harness);
+    element.set_state(gst::State::Null).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let records: Vec<vitscope::sidecar::Record> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let seqs: Vec<u64> = records.iter().map(|record| record.seq).collect();
+    assert_eq!(seqs, (0..8).collect::<Vec<u64>>());
+    let explained: Vec<_> = records.iter().filter(|record| record.explained).collect();
+    // The answer to the last one that was asked about came after the last frame.
+    assert!(explained.len() >= 3, "{text}");
+    for record in explained {
+        assert!(
+            record.shows < Some(record.seq),
+            "it has left before: {record:?}"
+        );
+        let of_own = (record.seq * u64::from(GRAY_A_FRAME)) as f32 / 255.0;
+        let found = record.maps.as_ref().unwrap()[0].attribution[0];
+        assert!((found - of_own).abs() < 0.01, "{found}, not {of_own}");
+    }
+}
+
 fn wait_for_model(bus: &gst::Bus) {
     loop {
         let message = wait_for(bus, &[gst::MessageType::Progress]);
@@ -515,11 +557,33 @@ fn an_explanation_fades_and_is_gone_at_its_greatest_age() {
         harness.push(buffer).unwrap();
         distances.push(harness.pull().unwrap().map_readable().unwrap()[0]);
     }
-    assert!(
-        distances[0] > distances[1] && distances[1] > distances[2],
-        "{distances:?}"
-    );
-    assert_eq!(distances[3..], [0, 0], "{distances:?}");
+    assert!(distances.is_sorted_by(|a, b| a > b), "{distances:?}");
+    assert_eq!(distances[4], 0, "{distances:?}");
+    drop(open);
+}
+
+#[test]
+fn an_explanation_that_comes_after_its_greatest_age_is_shown_all_the_same() {
+    let (explainer, open) = Brightness::gated();
+    let element = element(&explainer);
+    element.set_property("sync-mode", SyncMode::Latest);
+    element.set_property("max-age", 4 * FRAME.nseconds());
+    element.set_property("attach-meta", true);
+    let bus = bus_of(&element);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    wait_for_model(&bus);
+    let shown = |harness: &mut Harness, number| {
+        harness.push(numbered(number, &caps)).unwrap();
+        Found::of(&harness.pull().unwrap()).map(|found| found.frame)
+    };
+    for number in 0..20 {
+        assert_eq!(shown(&mut harness, number), None);
+    }
+    open.send(()).unwrap();
+    wait_for_answers(&explainer, 1);
+    let frames: Vec<_> = (20..25).map(|number| shown(&mut harness, number)).collect();
+    assert_eq!(frames, [Some(0), Some(0), Some(0), Some(0), None]);
     drop(open);
 }
 
@@ -1040,22 +1104,28 @@ fn scores_go_to_a_socket_line_by_line_and_its_end_is_not_that_of_the_video() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("scores");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let element = element(&Brightness::default());
+    let explainer = Brightness::default();
+    let element = element(&explainer);
     element.set_property("scores-location", format!("unix:{}", path.display()));
     element.set_property("sync-mode", SyncMode::Latest);
+    let bus = bus_of(&element);
     let caps = caps("RGB", 16, 16);
     let mut harness = harness(&element, &caps);
     let (reader, _) = listener.accept().unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(reader));
+    wait_for_model(&bus);
+    harness.push(numbered(0, &caps)).unwrap();
     for number in 0..3 {
-        harness.push(numbered(number, &caps)).unwrap();
-        // It is there as soon as the frame is.
+        wait_for_answers(&explainer, number + 1);
+        harness.push(numbered(number as u64 + 1, &caps)).unwrap();
+        // It is there as soon as the frame's explanation is.
         let line = lines.next().unwrap().unwrap();
         let record: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(record["seq"], number);
+        assert_eq!(record["explained"], true);
     }
     drop(lines);
-    for number in 3..20 {
+    for number in 4..20 {
         harness.push(numbered(number, &caps)).unwrap();
     }
     drop(harness);

@@ -21,7 +21,7 @@ use crate::still::StillArgs;
 use crate::teach::TeachArgs;
 use crate::train::TrainArgs;
 
-/// Live explanations of Vision Transformers on video.
+/// Explain Vision Transformers live on video.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Args {
@@ -33,27 +33,27 @@ pub struct Args {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Explain a video file: same frames, same times, same sound, with a heatmap on it.
+    /// Explain a video file: same frames, same timestamps, same sound, plus a heatmap.
     File(FileArgs),
-    /// Explain what a camera, a network stream or the screen shows, while it happens.
+    /// Explain a camera, a network stream or the screen, live.
     Live(Box<LiveArgs>),
     /// Explain pictures.
     Still(StillArgs),
-    /// Teach a model classes of your own by a few pictures of each.
+    /// Teach a model your own classes from a few pictures each.
     Teach(TeachArgs),
     /// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
     Train(TrainArgs),
-    /// Score explanations, and classifiers.
+    /// Evaluate explanations and classifiers.
     Eval(EvalArgs),
-    /// Time models and their explanations on this machine.
+    /// Time models and explanations on this machine.
     Bench(BenchArgs),
-    /// List the cameras.
+    /// List cameras.
     Devices,
-    /// Say what this machine has and lacks: GStreamer, encoders, cameras, GPU, models.
+    /// Report what this machine has and lacks: GStreamer, encoders, cameras, GPU, models.
     Doctor,
-    /// List the methods: where they come from, what they need, what they cost.
+    /// List methods with their source, requirements and cost.
     Methods,
-    /// List the embedded models, or say what is in a model.
+    /// List, inspect, download or shrink models.
     Models(ModelsArgs),
 }
 
@@ -99,33 +99,33 @@ impl Command {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Explaining")]
 pub struct ExplainArgs {
-    /// Name of an embedded model, a folder with config.json and model.safetensors, or OWNER/NAME on the Hugging Face hub.
+    /// Embedded model, folder with config.json and model.safetensors, or OWNER/NAME on Hugging Face.
     #[arg(long, value_name = "MODEL", default_value = models::DEFAULT)]
     pub model: String,
-    /// The model that stands under a folder which holds a head (head.safetensors) or gates only.
+    /// Backbone model, if --model holds only a head (head.safetensors) or gates.
     #[arg(long, value_name = "MODEL")]
     pub backbone: Option<String>,
-    /// How to explain; several methods share a grid. `vitscope methods` lists them
-    /// [default: diffmask where the model has gates, else chefer, or rollout where it has no head].
+    /// Explanation methods, comma-separated; several are shown on a grid. `vitscope methods` lists them
+    /// [default: diffmask if the model has gates, rollout if it has no classifier, else chefer].
     #[arg(long, value_name = "METHOD,…", value_delimiter = ',', hide_possible_values = true,
         value_parser = named::<Method, _>(
             Method::ALL.iter().map(|method| PossibleValue::new(method.name()).help(method.entry().summary))
         ))]
     pub method: Vec<Method>,
-    /// Change an option of a method, e.g. `--set gradmask.groups=12`.
+    /// Set an option of a method, e.g. `--set gradmask.groups=12`.
     #[arg(long, value_name = "METHOD.KEY=VALUE")]
     pub set: Vec<String>,
-    /// The class to explain: `predicted`, a class name, an index, or `contrast:A,B` for what speaks for A and
-    /// against B; may be given several times, for a map each.
+    /// Class to explain: `predicted`, a name, an index, or `contrast:A,B` for what speaks for A and against B. Repeat the
+    /// option to get one map per class.
     #[arg(long, value_name = "CLASS", default_value = "predicted")]
     pub target: Vec<String>,
-    /// Frames that go through the model at once.
+    /// Batch size.
     #[arg(long, value_name = "N", default_value = "8", value_parser = one_or_more::<NonZeroUsize>)]
     pub batch: NonZeroUsize,
-    /// Where the model runs: cpu, cuda, cuda:N, or auto.
+    /// Device that runs the model: cpu, cuda, cuda:N, or auto.
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
-    /// Threads that compute [default: one a core].
+    /// Number of compute threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
     pub threads: Option<NonZeroUsize>,
 }
@@ -134,23 +134,23 @@ pub struct ExplainArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Drawing")]
 pub struct DrawArgs {
-    /// What is drawn.
+    /// What to draw.
     #[arg(long, default_value_t = Overlay::default().mode, value_parser = named::<Mode, _>(
         Mode::ALL.map(|mode| PossibleValue::new(mode.name()))
     ))]
     pub mode: Mode,
-    /// Colors of the heatmap.
+    /// Colormap of the heatmap.
     #[arg(long, default_value_t = Overlay::default().colormap, value_parser = named::<Colormap, _>(
         Colormap::ALL.map(|colormap| PossibleValue::new(colormap.name()))
     ))]
     pub colormap: Colormap,
-    /// Opacity of the greatest heat, 0 to 1.
+    /// Opacity of the hottest patch, 0 to 1.
     #[arg(long, default_value_t = Overlay::default().alpha, value_parser = share)]
     pub alpha: f32,
-    /// Heat from which on a patch is kept, 0 to 1, in mode mask.
+    /// In mode mask, minimum heat of a patch to keep, 0 to 1.
     #[arg(long, default_value_t = Overlay::default().threshold, value_parser = share)]
     pub threshold: f32,
-    /// How patches become pixels.
+    /// How to upsample patches to pixels.
     #[arg(long, value_enum, default_value = "bilinear")]
     pub upsample: Upsample,
 }
@@ -159,19 +159,19 @@ pub struct DrawArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// Write one JSON record a frame; `-` writes to standard output.
+    /// Write one JSON record per frame to this file; `-` is standard output.
     #[arg(long, value_name = "FILE.jsonl")]
     pub scores: Option<PathBuf>,
-    /// Write a contact sheet of explained frames, as PNG or JPEG.
+    /// Write a contact sheet of explained frames to this PNG or JPEG file.
     #[arg(long, value_name = "FILE.png")]
     pub sheet: Option<PathBuf>,
-    /// Replace outputs that exist.
+    /// Overwrite existing outputs.
     #[arg(long)]
     pub overwrite: bool,
-    /// How progress is shown, on standard error; json and none keep the log to warnings.
+    /// Progress format on standard error; json and none also silence the log below warnings.
     #[arg(long, value_enum, default_value = "auto")]
     pub progress: ProgressMode,
-    /// Print errors and warnings only.
+    /// Print only errors and warnings.
     #[arg(long)]
     pub quiet: bool,
 }
@@ -179,9 +179,9 @@ pub struct OutputArgs {
 /// How patches become pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Upsample {
-    /// Smooth between the centers of patches.
+    /// Interpolate between patch centers.
     Bilinear,
-    /// Each patch in its own color.
+    /// Give each patch one color.
     Nearest,
 }
 

@@ -19,28 +19,28 @@ const SHEET_PICTURES: usize = 24;
 /// Options of `vitscope file`.
 #[derive(Debug, clap::Args)]
 pub struct FileArgs {
-    /// The video to explain.
+    /// Video to explain.
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// The video to write; its extension says the container: mp4, mkv, webm, …
+    /// Video to write; its extension selects the container (mp4, mkv, webm, ...).
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Explain every Nth frame; the frames between show its explanation.
+    /// Explain every Nth frame; the frames in between repeat its explanation.
     #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more::<NonZeroU64>)]
     every: NonZeroU64,
-    /// Where to begin: seconds or HH:MM:SS.mmm.
+    /// Start time: seconds or HH:MM:SS.mmm.
     #[arg(long, value_name = "TIME", value_parser = pts_from_text)]
     start: Option<Pts>,
-    /// Where to end: seconds or HH:MM:SS.mmm.
+    /// End time: seconds or HH:MM:SS.mmm.
     #[arg(long, value_name = "TIME", value_parser = pts_from_text)]
     end: Option<Pts>,
-    /// What becomes of the sound: copy, encode or drop.
+    /// Sound: copy, encode or drop.
     #[arg(long, default_value = "copy")]
     audio: AudioMode,
-    /// The video encoder: x264, openh264, vp8 or vp9 [default: the best one installed that fits the container].
+    /// Video encoder: x264, openh264, vp8 or vp9 [default: the best installed one that fits the container].
     #[arg(long)]
     codec: Option<VideoCodec>,
-    /// Quality, 0 (best) to 51 [default: 21].
+    /// Quantizer, 0 (best quality) to 51 [default: 21].
     #[arg(long)]
     crf: Option<u32>,
     #[command(flatten)]

@@ -25,51 +25,51 @@ use crate::{interrupt, outputs, setup};
 /// Options of `vitscope live`.
 #[derive(Debug, clap::Args)]
 pub struct LiveArgs {
-    /// A camera by index, name or path (see `vitscope devices`), an rtsp:// or http:// address, `screen`, or `test:`
-    /// with a pattern of GStreamer's videotestsrc.
+    /// Camera by index, name or path (see `vitscope devices`), an rtsp:// or http:// URL, `screen`, or `test:` followed by
+    /// a pattern of GStreamer's videotestsrc.
     #[arg(value_name = "SRC", default_value = "0")]
     source: Address,
-    /// Ask a camera for this size.
+    /// Request this frame size from the camera.
     #[arg(long, value_name = "WxH", value_parser = size)]
     size: Option<(u32, u32)>,
-    /// Ask a camera for so many frames a second.
+    /// Request this frame rate from the camera.
     #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroU32>)]
     fps: Option<NonZeroU32>,
-    /// Which explanation a frame shows: the newest one, which no frame waits for, or exactly its own, for which all
-    /// frames come later.
+    /// Which explanation a frame shows: the latest one, without waiting, or exactly its own, which delays all frames.
     #[arg(long, value_enum, default_value = "latest")]
     policy: Policy,
-    /// Explain every Nth frame at most.
+    /// Explain at most every Nth frame.
     #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more::<NonZeroU32>)]
     every: NonZeroU32,
-    /// With `--policy latest`, how old an explanation may be that is shown, in seconds; it fades until then.
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = positive)]
-    max_age: f64,
-    /// How much of the explanation before stays in the next one, 0 to 1, until the scene changes.
+    /// With `--policy latest`, seconds until an explanation has faded out [default: 1, or twice the time of an explanation
+    /// if that is longer].
+    #[arg(long, value_name = "SECONDS", value_parser = positive)]
+    max_age: Option<f64>,
+    /// Share of the previous explanation to blend into the next, 0 to 1; scene changes reset it.
     #[arg(long, default_value = "0", value_parser = share)]
     smoothing: f32,
-    /// Show a window; what happens without any other output.
+    /// Show a window; the default if no other output is given.
     #[arg(long)]
     window: bool,
-    /// Show nothing.
+    /// Show no window.
     #[arg(long, conflicts_with = "window")]
     no_window: bool,
-    /// Record to a Matroska file.
+    /// Record to this Matroska file.
     #[arg(long, value_name = "FILE.mkv")]
     record: Option<PathBuf>,
-    /// Be a camera for other programs, through this V4L2 loopback device.
+    /// Act as a camera for other programs through this V4L2 loopback device.
     #[arg(long, value_name = "DEVICE")]
     v4l2_out: Option<PathBuf>,
-    /// Push to this address of an RTSP server.
+    /// Push to this RTSP server URL.
     #[arg(long, value_name = "URL", value_parser = rtsp)]
     rtsp_out: Option<Url>,
-    /// Write HTTP live streaming into this folder: live.m3u8 and the newest segments.
+    /// Write an HLS stream into this folder: live.m3u8 and the latest segments.
     #[arg(long, value_name = "FOLDER")]
     hls: Option<PathBuf>,
-    /// Serve a page for the browser, with the video, controls and what the model sees; a port alone is one of this machine.
+    /// Serve a web page with the video, controls and the model's answers; a port alone means this machine only.
     #[arg(long, value_name = "HOST:PORT", num_args = 0..=1, default_missing_value = "8080", value_parser = served)]
     serve: Option<SocketAddr>,
-    /// What a browser has to show as /?token=TOKEN; other machines than this one need it.
+    /// Token that browsers pass as /?token=TOKEN; required to serve other machines.
     #[arg(
         long,
         value_name = "TOKEN",
@@ -78,35 +78,35 @@ pub struct LiveArgs {
         hide_env_values = true
     )]
     token: Option<String>,
-    /// Write kept share, rate, age and latency of explanations into the picture.
+    /// Draw statistics over the picture: kept share; rate, age and latency of explanations.
     #[arg(long)]
     stats: bool,
-    /// Write one JSON record a frame: to a file, `-` for standard output, tcp://HOST:PORT, or unix:PATH.
+    /// Write one JSON record per frame to a file, `-` (standard output), tcp://HOST:PORT or unix:PATH.
     #[arg(long, value_name = "FILE.jsonl")]
     scores: Option<PathBuf>,
-    /// Store a frame now and then in this folder, to train gates on it later (`vitscope train diffmask`).
+    /// Save frames into this folder at intervals, to train gates on later (`vitscope train diffmask`).
     #[arg(long, value_name = "FOLDER")]
     collect: Option<PathBuf>,
-    /// How often a frame is stored, in seconds.
+    /// Interval between saved frames, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "1", requires = "collect", value_parser = positive)]
     collect_every: f64,
-    /// Folder of DiffMask gates for the model; gates that change, there or in the model's folder, are taken over.
+    /// Folder with DiffMask gates for the model. If gates change, here or in the model's folder, they are reloaded.
     #[arg(long, value_name = "FOLDER")]
     gates: Option<PathBuf>,
-    /// Teach the model classes of your own: keys 1 to 9 (and the page) take what is shown as an example of a class, u takes
-    /// the last one back, w writes head.safetensors into this folder. A head that is there is taught more.
+    /// Teach the model your own classes: keys 1 to 9 (or the web page) add the current picture as an example of a class, u
+    /// undoes the last one, w writes head.safetensors into this folder. An existing head there is taught further.
     #[arg(long, value_name = "FOLDER")]
     teach: Option<PathBuf>,
-    /// Names of the classes to teach, in the order of the keys; behind those of the head in the folder.
+    /// Names of the classes to teach, in the order of the keys, after those of an existing head.
     #[arg(long, value_name = "NAME,…", requires = "teach", value_delimiter = ',')]
     classes: Vec<String>,
-    /// Replace outputs that exist.
+    /// Overwrite existing outputs.
     #[arg(long)]
     overwrite: bool,
-    /// End after so many seconds.
+    /// Stop after this many seconds.
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     duration: Option<f64>,
-    /// Print errors and warnings only.
+    /// Print only errors and warnings.
     #[arg(long)]
     pub quiet: bool,
     #[command(flatten)]
@@ -340,7 +340,10 @@ fn properties(args: &LiveArgs) -> anyhow::Result<Vec<(&'static str, String)>> {
         ("batch", "1".to_owned()),
         ("sync-mode", policy.to_owned()),
         ("interval", args.every.to_string()),
-        ("max-age", ((1e9 * args.max_age) as u64).to_string()),
+        (
+            "max-age",
+            ((1e9 * args.max_age.unwrap_or(0.0)) as u64).to_string(),
+        ),
         ("smoothing", args.smoothing.to_string()),
         ("mode", draw.mode.to_string()),
         ("colormap", draw.colormap.to_string()),

@@ -15,7 +15,7 @@ use crate::setup;
 /// Labels that `inspect` shows.
 const SHOWN_LABELS: usize = 12;
 
-/// Look at models.
+/// List, inspect, download or shrink models.
 #[derive(Debug, clap::Args)]
 pub struct ModelsArgs {
     #[command(subcommand)]
@@ -24,31 +24,31 @@ pub struct ModelsArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// List the models that are part of this program.
+    /// List the embedded models.
     List,
-    /// Say what a model is: architecture, sizes, labels, gates, and which methods explain it.
+    /// Show a model's architecture, sizes, labels and gates, and the methods that can explain it.
     Inspect {
-        /// Name of an embedded model, a folder with config.json and model.safetensors, or OWNER/NAME on the hub.
+        /// Embedded model, folder with config.json and model.safetensors, or OWNER/NAME on Hugging Face.
         model: String,
-        /// The model that stands under a folder which holds a head or gates only.
+        /// Backbone model, if MODEL holds only a head or gates.
         #[arg(long, value_name = "MODEL")]
         backbone: Option<String>,
     },
-    /// Write a model into a new folder with 8-bit weights, a quarter of their size in single precision.
+    /// Write a copy of a model with 8-bit weights, a quarter the size of single precision.
     ///
     /// Gates and interpreter belong to the original weights and are left out. Train new ones for the new folder; if MODEL
     /// has 8-bit weights already, its gates and interpreter are shrunk instead.
     Shrink {
-        /// Name of an embedded model, a folder with config.json and model.safetensors, or OWNER/NAME on the hub.
+        /// Embedded model, folder with config.json and model.safetensors, or OWNER/NAME on Hugging Face.
         model: String,
-        /// The folder to write.
+        /// Folder to write.
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
         /// Backbone model, if MODEL holds only a head.
         #[arg(long, value_name = "MODEL")]
         backbone: Option<String>,
     },
-    /// Download a model from the Hugging Face hub into its cache, and print the folder.
+    /// Download a model from Hugging Face into the cache, and print its folder.
     #[cfg(feature = "hub")]
     Pull {
         /// OWNER/NAME.

@@ -22,7 +22,8 @@ use crate::{interrupt, setup};
 /// Options of `vitscope still`.
 #[derive(Debug, clap::Args)]
 pub struct StillArgs {
-    /// Pictures to explain, PNG or JPEG (transparent parts become white), then the picture to write; for several pictures the directory to write into.
+    /// PNG or JPEG pictures to explain (transparent parts become white), then the picture to write, or for several pictures
+    /// the folder to write into.
     #[arg(value_name = "IN... OUT", num_args = 2.., required = true)]
     paths: Vec<PathBuf>,
     #[command(flatten)]

@@ -13,22 +13,22 @@ use crate::exit::Exit;
 /// Options of `vitscope teach`.
 #[derive(Debug, clap::Args)]
 pub struct TeachArgs {
-    /// Pictures to learn from, PNG or JPEG: a folder for each class, called what the class is called.
+    /// Folder with one subfolder of PNG or JPEG pictures per class, named after the class.
     #[arg(value_name = "FOLDER")]
     pictures: PathBuf,
     /// Write head.safetensors into this folder.
     #[arg(long, value_name = "HEAD")]
     out: PathBuf,
-    /// Model whose features are read; it stays as it is.
+    /// Model whose features to use; it does not change.
     #[arg(long, value_name = "MODEL", default_value = models::DEFAULT)]
     model: String,
     /// Backbone model, when MODEL holds only a head or gates.
     #[arg(long, value_name = "MODEL")]
     backbone: Option<String>,
-    /// Where the model runs: cpu, cuda, cuda:N, or auto.
+    /// Device that runs the model: cpu, cuda, cuda:N, or auto.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Replace a head that exists.
+    /// Overwrite an existing head.
     #[arg(long)]
     overwrite: bool,
 }

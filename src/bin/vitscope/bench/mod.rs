@@ -22,7 +22,7 @@ use crate::exit::Exit;
 /// Options of `vitscope bench`.
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Embedded models, folders, or vit-ti/16, vit-s/16 and vit-b/16, which get random weights.
+    /// Embedded models, folders, or vit-ti/16, vit-s/16 and vit-b/16 with random weights.
     #[arg(
         long,
         value_name = "MODEL,…",
@@ -30,8 +30,8 @@ pub struct BenchArgs {
         default_value = "vit-ti/16,vit-s/16,vit-b/16"
     )]
     model: Vec<String>,
-    /// `forward`, which is the bare model, `backward`, which adds the gradients at all places of the
-    /// model, `masked`, which masks copies of a picture for a deletion curve, and methods; `all` is `forward` and all methods.
+    /// Methods to time, or `forward` (the plain model), `backward` (with gradients everywhere in the model), `masked` (masked
+    /// copies of a picture, as for a deletion curve); `all` is `forward` and all methods.
     #[arg(
         long,
         value_name = "METHOD,…",
@@ -39,28 +39,28 @@ pub struct BenchArgs {
         default_value = "forward,diffmask"
     )]
     method: Vec<String>,
-    /// Pictures that go through the model at once.
+    /// Batch size.
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8", value_parser = one_or_more::<NonZeroUsize>)]
     batch: Vec<NonZeroUsize>,
-    /// Edge of the pictures of models with random weights, in pixels.
+    /// Input size of models with random weights, in pixels.
     #[arg(long, value_name = "PX", default_value = "224")]
     size: usize,
-    /// How often each case is timed; the cases take turns.
+    /// Repetitions of each case, interleaved.
     #[arg(long, value_name = "N", default_value = "20", value_parser = one_or_more::<NonZeroUsize>)]
     repeat: NonZeroUsize,
-    /// Seconds after which a case is timed no more, once it was.
+    /// Time limit per case in seconds; each case is timed at least once.
     #[arg(long, value_name = "SECS", default_value = "60")]
     limit: f64,
-    /// Take this video through the whole pipeline too, and time its stages.
+    /// Also run this video through the whole pipeline and time its stages.
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
-    /// Where the model runs: cpu, cuda, cuda:N, or auto.
+    /// Device that runs the model: cpu, cuda, cuda:N, or auto.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Threads that compute [default: one a core].
+    /// Number of compute threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
     pub threads: Option<NonZeroUsize>,
-    /// Write the figures as JSON.
+    /// Write the results as JSON.
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
 }

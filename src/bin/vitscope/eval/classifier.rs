@@ -35,7 +35,7 @@ const TOP: usize = 5;
 pub(super) struct ClassifierArgs {
     #[command(flatten)]
     asked: AskedArgs,
-    /// CIFAR-10, of which the test half is used, or a folder with one folder of pictures per class.
+    /// CIFAR-10 (its test half), or a folder with one subfolder of pictures per class.
     #[arg(long, value_name = "DATA")]
     data: String,
     /// Use only pictures whose file name matches, such as 'A_*'; repeat the option for more patterns.
@@ -44,22 +44,22 @@ pub(super) struct ClassifierArgs {
     /// Skip pictures whose file name matches; repeat the option for more patterns.
     #[arg(long, value_name = "GLOB")]
     except: Vec<Pattern>,
-    /// Bring pictures to the model's size this way [default: the model's own].
+    /// How to resize pictures to the model's input [default: the model's own rule].
     #[arg(long, value_enum, value_name = "HOW")]
     resize: Option<Resize>,
-    /// Count answers below this probability as not sure, and measure the rest [default: the model's own threshold].
+    /// Treat answers below this probability as not sure [default: the model's own threshold].
     #[arg(long, value_name = "P", value_parser = probability)]
     not_sure_below: Option<f64>,
-    /// Print the smallest threshold that gives the sure answers this accuracy.
+    /// Print the smallest threshold at which sure answers reach this accuracy.
     #[arg(long, value_name = "SHARE", default_value = "0.9", value_parser = probability)]
     sure_accuracy: f64,
-    /// Write all numbers as JSON, among them accuracy by threshold and by confidence.
+    /// Write all results as JSON, including accuracy by threshold and by confidence.
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
-    /// Write a row per class as CSV.
+    /// Write one row per class as CSV.
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
-    /// Draw the pairs of classes that are confused most often.
+    /// Draw the most confused pairs of classes.
     #[arg(long, value_name = "FILE.png", value_parser = png)]
     confusions: Option<PathBuf>,
 }
@@ -67,9 +67,9 @@ pub(super) struct ClassifierArgs {
 /// How pictures of any shape become as large as the model's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Resize {
-    /// Keep the aspect ratio and cut out the middle.
+    /// Keep the aspect ratio and crop the center.
     Crop,
-    /// Use the whole picture, and change its aspect ratio.
+    /// Stretch the whole picture.
     Stretch,
 }
 

@@ -19,8 +19,7 @@ const SOFT_MASK: &str = "soft-mask";
 pub(super) struct InsertionDeletionArgs {
     #[command(flatten)]
     suite: SuiteArgs,
-    /// How it is measured: rise, tis, ia-vit and gradmask as those papers do, patches one patch at a time; several with
-    /// commas.
+    /// Protocols, comma-separated: rise, tis, ia-vit and gradmask follow those papers; patches takes one patch at a time.
     #[arg(long, value_name = "PROTOCOL,…", value_delimiter = ',', default_value = PATCHES.name)]
     protocol: Vec<String>,
 }
@@ -29,8 +28,8 @@ pub(super) struct InsertionDeletionArgs {
 pub(super) struct PerturbationArgs {
     #[command(flatten)]
     suite: SuiteArgs,
-    /// How it is measured: chefer and diffmask as those papers do, soft-mask as the second routine of Vision DiffMask's code;
-    /// several with commas.
+    /// Protocols, comma-separated: chefer and diffmask follow those papers; soft-mask is the second routine of Vision
+    /// DiffMask's code.
     #[arg(
         long,
         value_name = "PROTOCOL,…",

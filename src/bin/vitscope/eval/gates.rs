@@ -18,16 +18,16 @@ use crate::exit::Exit;
 pub(super) struct GatesArgs {
     #[command(flatten)]
     asked: AskedArgs,
-    /// What to mask: the test half of a data set, a folder of pictures or videos, or a video; labels are not needed.
+    /// Pictures to mask: a data set (its test half), a folder of pictures or videos, or a video. Needs no labels.
     #[arg(long, value_name = "DATA")]
     data: String,
-    /// So many pictures, the first ones.
+    /// Use only the first N pictures.
     #[arg(long, value_name = "N", default_value = "1000", value_parser = one_or_more::<NonZeroUsize>)]
     pictures: NonZeroUsize,
-    /// Divergence of a masked answer, in nats, that counts as keeping it.
+    /// Largest divergence, in nats, of a masked answer that counts as preserved.
     #[arg(long, value_name = "NATS", default_value_t = MARGIN, value_parser = positive)]
     margin: f64,
-    /// Seed of the random masks.
+    /// Random seed of the random masks.
     #[arg(long, default_value = "0")]
     seed: u64,
 }

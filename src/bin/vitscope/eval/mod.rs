@@ -45,52 +45,52 @@ pub struct EvalArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Do the methods find exactly the red cells, or exactly the others?
+    /// Do methods find exactly the red cells?
     Faithfulness(FaithfulnessArgs),
-    /// How soon does a class go when what matters most is deleted, and come when it is inserted?
+    /// How fast does the class vanish, or appear, when the top-rated pixels are deleted, or inserted?
     InsertionDeletion(curves::InsertionDeletionArgs),
-    /// How long does a class stay when what matters most, or least, is taken away?
+    /// How long does the class survive when the top-rated, or lowest-rated, patches are removed?
     Perturbation(curves::PerturbationArgs),
-    /// How soon does a class go where what is hidden is filled in from its surroundings?
+    /// How fast does the class vanish when hidden pixels are imputed from their surroundings?
     Road(SuiteArgs),
     /// Do groups of pixels matter as much as their salience says?
     Saco(SuiteArgs),
-    /// What are the best-rated patches worth alone, and what is left without them?
+    /// What are the top-rated patches worth on their own, and what is left without them?
     Sufficiency(SuiteArgs),
-    /// Does a map peak, and lie, on the object in its box?
+    /// Does the map peak, and lie, inside the object's box?
     Pointing(objects::PointingArgs),
-    /// Is a map a segmentation of the object?
+    /// Does the map segment the object?
     Segmentation(objects::SegmentationArgs),
-    /// How much does a map change where the picture hardly does?
+    /// How much does the map change when the picture hardly changes?
     Sensitivity(SuiteArgs),
-    /// Does a map change with the weights of the model, and with the class?
+    /// Does the map depend on the model's weights, and on the class?
     Sanity(SuiteArgs),
-    /// How concise is a map?
+    /// How concise is the map?
     Sparseness(SuiteArgs),
-    /// How steady are the maps of videos, and how faithful?
+    /// How steady are the maps of a video, and how faithful?
     Temporal(temporal::TemporalArgs),
-    /// How long does a map take, and how much memory?
+    /// How much time and memory does a map take?
     Latency(SuiteArgs),
-    /// How often does a model name the right class?
+    /// How often does the model name the right class?
     Classifier(classifier::ClassifierArgs),
-    /// What do the masks of gates leave of the model's answers?
+    /// How do the gates' masks change the model's answers?
     Gates(gates::GatesArgs),
-    /// Does a classifier serve two groups alike?
+    /// Does the classifier treat two groups alike?
     Fairness(FairnessArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct FairnessArgs {
-    /// An embedded model, a folder, or OWNER/NAME on the Hugging Face hub.
+    /// Embedded model, folder, or OWNER/NAME on Hugging Face.
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// `biased-patches`, or `celeba:FOLDER,CLASS,GROUP` with the names of two attributes; the test half is asked.
+    /// `biased-patches`, or `celeba:FOLDER,CLASS,GROUP` with the names of two attributes; uses the test half.
     #[arg(long, value_name = "DATA")]
     data: String,
-    /// The favorable answer [default: the last class of the data].
+    /// Favorable answer [default: the last class of the data].
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
-    /// Pictures that go through the model at once.
+    /// Batch size.
     #[arg(long, value_name = "N", default_value = "32", value_parser = one_or_more::<NonZeroUsize>)]
     batch: NonZeroUsize,
 }
@@ -98,13 +98,13 @@ struct FairnessArgs {
 /// Which model is asked, and how many pictures at once.
 #[derive(Debug, clap::Args)]
 struct AskedArgs {
-    /// An embedded model, a folder, or OWNER/NAME on the Hugging Face hub.
+    /// Embedded model, folder, or OWNER/NAME on Hugging Face.
     #[arg(long, value_name = "MODEL", default_value = models::DEFAULT)]
     model: String,
-    /// The model that stands under a folder which holds a head or gates only.
+    /// Backbone model, if --model holds only a head or gates.
     #[arg(long, value_name = "MODEL")]
     backbone: Option<String>,
-    /// Pictures that go through the model at once.
+    /// Batch size.
     #[arg(long, value_name = "N", default_value = "32", value_parser = one_or_more::<NonZeroUsize>)]
     batch: NonZeroUsize,
 }
@@ -128,13 +128,13 @@ impl AskedArgs {
 
 #[derive(Debug, clap::Args)]
 struct FaithfulnessArgs {
-    /// An embedded model, a folder, or the name of a folder under `models/`.
+    /// Embedded model, folder, or the name of a folder in `models/`.
     #[arg(long, value_name = "MODEL", default_value = "red-patches")]
     model: String,
-    /// Folder of more gates for the same model, one a training seed [default: those in MODEL/seeds].
+    /// Folder with gates from other training seeds [default: MODEL/seeds].
     #[arg(long, value_name = "FOLDER")]
     gates: Vec<PathBuf>,
-    /// Methods beside the gates [default: all].
+    /// Methods to compare with the gates [default: all].
     #[arg(
         long,
         visible_alias = "methods",
@@ -142,7 +142,7 @@ struct FaithfulnessArgs {
         value_delimiter = ','
     )]
     method: Vec<Method>,
-    /// Held-out grids.
+    /// Number of held-out grids.
     #[arg(
         long,
         visible_alias = "images",
@@ -151,16 +151,16 @@ struct FaithfulnessArgs {
         value_parser = one_or_more::<NonZeroUsize>
     )]
     grids: NonZeroUsize,
-    /// Seed of the grids.
+    /// Random seed of the grids.
     #[arg(long, default_value = "0")]
     seed: u64,
-    /// Write a picture of example grids.
+    /// Write a picture of example grids to this file.
     #[arg(long, value_name = "FILE.png", value_parser = png)]
     picture: Option<PathBuf>,
-    /// Grids in the picture.
+    /// Number of grids in the picture.
     #[arg(long, value_name = "N", default_value = "6")]
     examples: usize,
-    /// Write the scores as JSON.
+    /// Write the scores as JSON to this file.
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
 }

@@ -12,10 +12,10 @@ use crate::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PointingArgs {
-    /// `--data` is a folder of pictures with a `boxes.json`.
+    /// `--data` must hold a `boxes.json`.
     #[command(flatten)]
     suite: SuiteArgs,
-    /// Distance from a box from which on a peak misses, in pixels of the model's picture.
+    /// Tolerance around a box for the peak, in pixels of the model's input.
     #[arg(long, value_name = "PX", default_value = "0")]
     tolerance: usize,
 }
@@ -24,7 +24,7 @@ pub(super) struct PointingArgs {
 pub(super) struct SegmentationArgs {
     #[command(flatten)]
     suite: SuiteArgs,
-    /// Folder of PNG masks with the names of the pictures: 0 is background, 128 not labeled, all else the object.
+    /// Folder of PNG masks named like the pictures: 0 is background, 128 unlabeled, anything else the object.
     #[arg(long, value_name = "FOLDER")]
     masks: PathBuf,
 }

@@ -27,10 +27,10 @@ use crate::setup;
 pub(super) struct SuiteArgs {
     #[command(flatten)]
     pub compared: ComparedArgs,
-    /// Pictures to measure on: the test half of a data set, or a folder.
+    /// Pictures to evaluate on: a data set (its test half), or a folder.
     #[arg(long, value_name = "DATA")]
     pub data: String,
-    /// So many pictures, the first ones.
+    /// Use only the first N pictures.
     #[arg(long, value_name = "N", default_value = "1000", value_parser = one_or_more::<NonZeroUsize>)]
     pub images: NonZeroUsize,
 }
@@ -40,23 +40,23 @@ pub(super) struct SuiteArgs {
 pub(super) struct ComparedArgs {
     #[command(flatten)]
     pub asked: AskedArgs,
-    /// Methods, or `all` [default: those of a few passes that go with the model]; with other options
-    /// `METHOD+KEY=VALUE`.
+    /// Methods, comma-separated, or `all` [default: those that suit the model and take only a few passes];
+    /// `METHOD+KEY=VALUE` sets an option.
     #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
     methods: Vec<String>,
-    /// Seed of the random map, of noise, and of whatever else is drawn.
+    /// Random seed, of the random map and of noise.
     #[arg(long, default_value = "0")]
     pub seed: u64,
-    /// Keep what is measured in a file, and go on from there where it exists.
+    /// Save progress to this file, and resume from it if it exists.
     #[arg(long, value_name = "FILE.jsonl")]
     resume: Option<PathBuf>,
-    /// Write settings, means, intervals, curves and p values as JSON.
+    /// Write settings, means, intervals, curves and p-values as JSON.
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
-    /// Write the value of each picture as CSV.
+    /// Write the score of each picture as CSV.
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
-    /// Write tables, curves, times and example pictures as one page.
+    /// Write an HTML page with tables, curves, times and example pictures.
     #[arg(long, value_name = "FILE.html")]
     html: Option<PathBuf>,
 }

@@ -25,10 +25,10 @@ const FLOW_EDGE_PX: usize = 112;
 pub(super) struct TemporalArgs {
     #[command(flatten)]
     compared: ComparedArgs,
-    /// Videos to measure on.
+    /// Videos to evaluate on.
     #[arg(long, value_name = "VIDEO,…", value_delimiter = ',', required = true)]
     data: Vec<PathBuf>,
-    /// So many frames of each video, the first ones.
+    /// Use only the first N frames of each video.
     #[arg(long, value_name = "N", default_value = "100", value_parser = one_or_more::<NonZeroUsize>)]
     frames: NonZeroUsize,
 }

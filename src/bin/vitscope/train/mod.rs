@@ -37,39 +37,39 @@ pub struct TrainArgs {
 
 #[derive(Debug, clap::Args)]
 struct RunsArgs {
-    /// A recipe with tables [[run]], all of which are done; those that are done already are not repeated.
+    /// Recipe with [[run]] tables; runs all that are not complete yet.
     #[arg(value_name = "FILE.toml")]
     file: Option<PathBuf>,
-    /// What all runs learn from [default: the recipe's].
+    /// Training data of all runs [default: the recipe's].
     #[arg(long, value_name = "DATA", requires = "file")]
     data: Option<String>,
-    /// Folder of all runs.
+    /// Output folder of all runs.
     #[arg(long, value_name = "FOLDER", requires = "file")]
     out: Option<PathBuf>,
-    /// Threads that compute; runs are equal bit by bit for equal numbers [default: one a core].
+    /// Number of compute threads; equal numbers give bit-identical runs [default: one per core].
     #[arg(long, value_name = "N", requires = "file", value_parser = one_or_more::<NonZeroUsize>)]
     threads: Option<NonZeroUsize>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Train a Vision Transformer as a classifier, from scratch or on from a trained model.
+    /// Train a Vision Transformer as a classifier, from scratch or from an existing model.
     Classifier(ClassifierArgs),
     /// Train DiffMask gates for a frozen model.
     Diffmask(DiffMaskArgs),
-    /// Train IA-ViT's interpreter: for a frozen model, or without --model jointly with one.
+    /// Train IA-ViT's interpreter, for a frozen model or, without --model, jointly with a new one.
     IaVit(IaVitArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct ClassifierArgs {
-    /// Folder of the new model; a run that was killed goes on from there.
+    /// Output folder; a killed run resumes from there.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Go on from this model, instead of from scratch; the new one has its size, and the classes of the data.
+    /// Start from this model instead of from scratch; the new model keeps its size and takes the classes of the data.
     #[arg(long, value_name = "MODEL")]
     init: Option<String>,
-    /// Leave the model of --init as it is and train a linear head for it, which needs it as its backbone.
+    /// Freeze the model of --init and train only a linear head on it; use the result with --backbone.
     #[arg(long, requires = "init")]
     freeze: bool,
     #[command(flatten)]
@@ -78,16 +78,16 @@ struct ClassifierArgs {
 
 #[derive(Debug, clap::Args)]
 struct DiffMaskArgs {
-    /// Folder of the model that gets gates.
+    /// Folder of the model to train gates for.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// The model that stands under a folder which holds a head only.
+    /// Backbone model, if --model holds only a head.
     #[arg(long, value_name = "MODEL")]
     backbone: Option<String>,
-    /// Folder of the gates and the run's files [default: the model's].
+    /// Output folder of the gates and training files [default: the model's].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Train gates of so many seeds, the first in the folder, the others in `seeds/SEED` below it.
+    /// Train gates with N seeds: the first in the output folder, the others in its `seeds/SEED`.
     #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more::<NonZeroU64>)]
     seeds: NonZeroU64,
     #[command(flatten)]
@@ -96,16 +96,16 @@ struct DiffMaskArgs {
 
 #[derive(Debug, clap::Args)]
 struct IaVitArgs {
-    /// Folder of the model that gets an interpreter and stays as it is.
+    /// Folder of the frozen model to train an interpreter for.
     #[arg(long, value_name = "FOLDER", required_unless_present = "out")]
     model: Option<PathBuf>,
-    /// The model that stands under a folder which holds a head only.
+    /// Backbone model, if --model holds only a head.
     #[arg(long, value_name = "MODEL", requires = "model")]
     backbone: Option<String>,
-    /// Of joint training: go on from this model, instead of from scratch.
+    /// For joint training: start from this model instead of from scratch.
     #[arg(long, value_name = "MODEL", conflicts_with = "model")]
     init: Option<String>,
-    /// Folder of the interpreter and the run's files, and of the new model where none is given [default: the model's].
+    /// Output folder of the interpreter, the training files and any new model [default: the model's].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -114,23 +114,23 @@ struct IaVitArgs {
 
 #[derive(Debug, clap::Args)]
 struct CommonArgs {
-    /// `red-patches`, a video, or a folder: CIFAR-10, or pictures and videos, or a sub-folder of pictures a class
-    /// [default: the recipe's].
+    /// Training data: `red-patches`, a video, or a folder with CIFAR-10, with pictures and videos, or with one subfolder of
+    /// pictures per class [default: the recipe's].
     #[arg(long, value_name = "DATA")]
     data: Option<String>,
-    /// TOML file with `data` and the tables `classifier`, `probe`, `diffmask` and `ia-vit`.
+    /// Recipe: a TOML file with `data` and the tables `classifier`, `probe`, `diffmask` and `ia-vit`.
     #[arg(long, value_name = "FILE.toml")]
     recipe: Option<PathBuf>,
-    /// Change a key of the recipe's table, e.g. `--set steps=2000`; beside a classifier `ia-vit.KEY=VALUE`.
+    /// Override a key of the recipe's table, e.g. `--set steps=2000`; `ia-vit.KEY=VALUE` if a classifier is trained too.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Seed of everything random [default: the recipe's, else 0].
+    /// Random seed [default: the recipe's, else 0].
     #[arg(long)]
     seed: Option<u64>,
     /// Steps between checkpoints [default: the recipe's].
     #[arg(long, value_name = "STEPS")]
     checkpoint: Option<u64>,
-    /// Threads that compute; runs are equal bit by bit for equal numbers [default: one a core].
+    /// Number of compute threads; equal numbers give bit-identical runs [default: one per core].
     #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
     threads: Option<NonZeroUsize>,
 }
