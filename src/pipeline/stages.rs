@@ -525,11 +525,7 @@ impl Finding {
             (Some(target), None, None) => target.to_string(),
             (None, _, _) => String::new(),
         };
-        let class = match (map.is_constant(), class.as_str()) {
-            (false, _) => class,
-            (true, "") => "constant map".to_owned(),
-            (true, _) => format!("{class}, constant map"),
-        };
+        let class = with_constancy(class, map.is_constant());
         match self.maps.as_slice() {
             [_] => class,
             _ if class.is_empty() => map.method.to_owned(),
@@ -589,6 +585,15 @@ impl Map {
     pub fn kept(&self) -> Option<f32> {
         let n_patches = self.attribution.len() as f32;
         (self.range == Range::Unit).then(|| self.attribution.iter().sum::<f32>() / n_patches)
+    }
+}
+
+/// A caption that says so if the map under it has no differences.
+pub(crate) fn with_constancy(caption: String, is_constant: bool) -> String {
+    match (is_constant, caption.as_str()) {
+        (false, _) => caption,
+        (true, "") => "constant map".to_owned(),
+        (true, _) => format!("{caption}, constant map"),
     }
 }
 

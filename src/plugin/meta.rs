@@ -24,8 +24,8 @@ use gstreamer_video as gst_video;
 
 use crate::frame::FrameSize;
 use crate::frame::placement::{Placement, Region};
-use crate::overlay::Range;
-use crate::pipeline::stages::{Class, Finding, Map};
+use crate::overlay::{Range, is_constant};
+use crate::pipeline::stages::{Class, Finding, Map, with_constancy};
 
 /// Name of the meta; its structure has the same.
 pub const META: &str = "GstVitscopeMeta";
@@ -197,7 +197,9 @@ impl Found {
                 label: Some(label.clone()).filter(|label| !label.is_empty()),
                 probability: *probability,
             });
-        class.map_or_else(String::new, |class| class.answer(self.not_sure))
+        let answer = class.map_or_else(String::new, |class| class.answer(self.not_sure));
+        let is_constant = self.range != Range::Unit && is_constant(&self.mask);
+        with_constancy(answer, is_constant)
     }
 
     /// The structure of a bus message.

@@ -544,6 +544,7 @@ fn scores_add_up_to_what_the_class_gains_by_the_image() {
     let mut rng = Rng::new(6);
     let sizes = small_ranking_gates(&vit).sizes();
     for drawn in [
+        (sizes.width, sizes.dim),
         (sizes.width, sizes.hidden),
         (1, sizes.hidden),
         (sizes.hidden, 1),
