@@ -5,10 +5,16 @@
 //! No GStreamer type appears here: `media` brings mapped buffers behind [`Pixels`].
 
 pub(crate) mod color;
+#[cfg(feature = "media")]
+pub(crate) mod deinterlace;
 pub mod normalize;
+#[cfg(feature = "media")]
+pub(crate) mod opaque;
 pub mod placement;
 pub mod resize;
 pub(crate) mod rows;
+#[cfg(feature = "media")]
+pub(crate) mod tone_map;
 
 use std::any::Any;
 use std::sync::Arc;
