@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use gstreamer::glib;
 
 use super::container::Container;
 use super::encoder::VideoCodec;
@@ -121,6 +124,7 @@ impl FileJob {
 
     pub(super) fn check_input(&self) -> Result<()> {
         let input = &self.input;
+        check_is_path(input)?;
         let metadata = fs::metadata(input).map_err(|err| match err.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::Config(format!("no such file, expected a video: {input:?}"))
@@ -132,12 +136,25 @@ impl FileJob {
                 "is a directory, expected a video file: {input:?}"
             )));
         }
-        if metadata.is_file() && metadata.len() == 0 {
+        if !metadata.is_file() {
+            return Err(Error::Config(format!(
+                "is a pipe or a device and can be read only once, expected a file: {input:?}"
+            )));
+        }
+        if metadata.len() == 0 {
             return Err(Error::Config(format!(
                 "the file is empty, expected a video: {input:?}"
             )));
         }
-        fs::File::open(input).map_err(|err| Error::io(input, err))?;
+        let mut head = Vec::new();
+        fs::File::open(input)
+            .and_then(|file| file.take(12).read_to_end(&mut head))
+            .map_err(|err| Error::io(input, err))?;
+        if let Some(pictures) = pictures(&head) {
+            return Err(Error::Config(format!(
+                "holds {pictures}, expected a video: {input:?}"
+            )));
+        }
         Ok(())
     }
 
@@ -178,6 +195,60 @@ impl FileJob {
             ))
         })?;
         Ok(())
+    }
+}
+
+/// The file that `input` names, by its path or by an address that begins with `file://`.
+///
+/// # Errors
+/// [`Error::Config`] where the address names no file of this machine.
+pub fn local_file(input: &Path) -> Result<PathBuf> {
+    match input.to_str() {
+        Some(address) if address.starts_with("file://") => glib::filename_from_uri(address)
+            .map(|(path, _)| path)
+            .map_err(|err| Error::Config(format!("is not the URL of a file ({err}): {address:?}"))),
+        _ => Ok(input.into()),
+    }
+}
+
+/// Refuses what is said instead of a path elsewhere.
+fn check_is_path(input: &Path) -> Result<()> {
+    let text = input.to_string_lossy();
+    let complaint = if input == Path::new("-") {
+        "standard input can be read only once, expected a file"
+    } else if text.contains("://") {
+        "is a URL, expected a file; `vitscope live` reads streams"
+    } else {
+        return Ok(());
+    };
+    if input.exists() {
+        return Ok(());
+    }
+    Err(Error::Config(format!("{complaint}: {input:?}")))
+}
+
+/// What a file that begins with `head` holds, where it is pictures that GStreamer 1.22 does not read as a video.
+fn pictures(head: &[u8]) -> Option<&'static str> {
+    match head {
+        [0xff, 0xd8, 0xff, ..] => Some("bare JPEG pictures without timestamps"),
+        [b'G', b'I', b'F', b'8', ..] => Some("a GIF picture"),
+        [0x89, b'P', b'N', b'G', ..] => Some("a PNG picture"),
+        [
+            b'R',
+            b'I',
+            b'F',
+            b'F',
+            _,
+            _,
+            _,
+            _,
+            b'W',
+            b'E',
+            b'B',
+            b'P',
+            ..,
+        ] => Some("a WebP picture"),
+        _ => None,
     }
 }
 

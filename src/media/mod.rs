@@ -49,7 +49,7 @@ pub use self::{
     container::Container,
     encoder::VideoCodec,
     file::{StreamInfo, init, open, read, version},
-    job::{AudioMode, FileJob},
+    job::{AudioMode, FileJob, local_file},
     sink::FileSink,
     source::FileSource,
 };

@@ -53,14 +53,14 @@ pub struct FileArgs {
 
 /// Explains the file, checks what was written, and says so.
 pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
-    if outputs::picture_format(&args.input).is_ok() {
+    let input = media::local_file(&args.input)?;
+    if outputs::picture_format(&input).is_ok() {
         bail!(
-            "is a picture, expected a video; pictures are explained by `vitscope still`: {:?}",
-            args.input
+            "is a picture, expected a video; pictures are explained by `vitscope still`: {input:?}"
         );
     }
     let job = FileJob {
-        input: args.input.clone(),
+        input,
         output: args.output.clone(),
         start: args.start,
         end: args.end,
@@ -69,10 +69,7 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
         crf: args.crf,
         overwrite: args.outputs.overwrite,
     };
-    side::check(
-        &args.outputs,
-        &[&args.input, &args.output, &job.part_path()],
-    )?;
+    side::check(&args.outputs, &[&job.input, &args.output, &job.part_path()])?;
     let (mut source, sink) = media::open(&job)?;
     let view = setup::view(&args.explain)?;
     let mut side = Side::new(&args.outputs, source.info().duration, SHEET_PICTURES)?;
