@@ -14,7 +14,7 @@ use std::time::Duration;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
-use super::mp4::{Field, Movie, NORMAL_RATE, duration_from_ticks, ticks_from_duration};
+use super::mp4::{Field, Movie, NORMAL_RATE, UNIX_EPOCH, duration_from_ticks, ticks_from_duration};
 
 /// Shows whoever reads from `filesrc` lists that hide nothing.
 pub(super) fn hide(movie: &Movie, filesrc: &gst::Element) {
@@ -116,11 +116,12 @@ fn apply(patches: &[Patch], buffer: &mut gst::Buffer) {
 /// Corrects the edit lists of the mp4 at `path`: the picture lasts until `end`, and each sound track's run-in is hidden.
 ///
 /// Muxers guess how long the last frame is shown, and put the run-in into the presentation.
-/// `run_ins` are in the file's order; the file keeps its length.
+/// `run_ins` are in the file's order; the file keeps its length. It was made when its source was, where that says so.
 pub(super) fn correct_lists(
     path: &Path,
     end: Duration,
     run_ins: &[Duration],
+    created: Option<i64>,
 ) -> std::io::Result<()> {
     let movie = Movie::read(path)
         .ok_or_else(|| std::io::Error::other("the written file has no readable header"))?;
@@ -148,6 +149,10 @@ pub(super) fn correct_lists(
         write(edit.shown_at, shown)?;
         write(track.duration, delay + shown)?;
         longest = longest.max(delay + shown);
+    }
+    let created = created.and_then(|created| u64::try_from(created + UNIX_EPOCH).ok());
+    if let Some(created) = created {
+        write(movie.created, created)?;
     }
     write(movie.duration, longest)
 }

@@ -114,7 +114,7 @@ pub fn open(job: &FileJob) -> Result<(FileSource, FileSink)> {
     let (mut source, picture) = FileSource::open(job, container)?;
     source.info_mut().encoder = codec.element();
     let session = source.session();
-    let plan = Plan::new(job, container, codec, picture)?;
+    let plan = Plan::new(job, container, codec, picture, &session.shared)?;
     let sink = FileSink::new(job, plan, source.unread(), session);
     Ok((source, sink))
 }

@@ -1,4 +1,5 @@
-//! Where a Matroska or WebM file begins, and a correction of the duration that GStreamer's muxer writes into one.
+//! Where a Matroska or WebM file begins, how its picture is turned, what else it holds, and corrections of what
+//! GStreamer's muxer writes into one.
 //!
 //! matroskamux 1.22 writes the longest track's length and leaves out when it begins.
 //! Elements are those of RFC 9559; nothing else of them is read.
@@ -8,13 +9,40 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use gstreamer::glib;
+use gstreamer::prelude::*;
+
+use super::beside::Beside;
+
+/// First bytes of Matroska and WebM.
+pub(super) const EBML: [u8; 4] = [0x1a, 0x45, 0xdf, 0xa3];
+
 const SEGMENT: u32 = 0x1853_8067;
 const INFO: u32 = 0x1549_a966;
 const DURATION: u32 = 0x4489;
 const TIMESTAMP_SCALE: u32 = 0x2a_d7b1;
 
+const DATE_UTC: u32 = 0x4461;
+/// Seconds from 1970 to 2001, where dates count from.
+const EPOCH: i64 = 978_307_200;
+
+const TAGS: u32 = 0x1254_c367;
+const TAG: u32 = 0x7373;
+const SIMPLE_TAG: u32 = 0x67c8;
+const TAG_STRING: u32 = 0x4487;
+
+const CHAPTERS: u32 = 0x1043_a770;
+const ATTACHMENTS: u32 = 0x1941_a469;
+
 const TRACKS: u32 = 0x1654_ae6b;
 const TRACK_ENTRY: u32 = 0xae;
+const TRACK_TYPE: u32 = 0x83;
+/// Track type of sound.
+const SOUND: u64 = 2;
+const FLAG_DEFAULT: u32 = 0x88;
+const VIDEO: u32 = 0xe0;
+const PROJECTION: u32 = 0x7670;
+const PROJECTION_POSE_ROLL: u32 = 0x7675;
 const CODEC_DELAY: u32 = 0x56aa;
 const CLUSTER: u32 = 0x1f43_b675;
 const CLUSTER_TIMESTAMP: u32 = 0xe7;
@@ -25,19 +53,207 @@ const SIMPLE_BLOCK: u32 = 0xa3;
 /// Within this many bytes from the first cluster on, every stream of picture and sound has begun.
 const BEGIN_LEN: usize = 8 << 20;
 
+/// Bytes of an element's number and length at most.
+const LONGEST_HEADER: u64 = 12;
+
 /// The segment's information comes first: in any file of this muxer within this many bytes.
 const HEAD_LEN: u64 = 64 << 10;
 
-/// Writes `duration` into the header of `path`, if it has a place for it.
-pub(super) fn correct_duration(path: &Path, duration: Duration) -> std::io::Result<()> {
+/// Corrects what matroskamux 1.22 writes into `path`: its duration, when it was made, and texts.
+pub(super) fn correct(
+    path: &Path,
+    duration: Duration,
+    created: Option<i64>,
+) -> std::io::Result<()> {
     let mut head = Vec::new();
     File::open(path)?.take(HEAD_LEN).read_to_end(&mut head)?;
-    let Some((at, bytes)) = duration_patch(&head, duration) else {
-        return Ok(());
-    };
+    let mut patches = text_patches(path, &head)?;
+    patches.extend(duration_patch(&head, duration));
+    patches.extend(created.and_then(|created| date_patch(&head, created)));
     let mut file = OpenOptions::new().write(true).open(path)?;
-    file.seek(SeekFrom::Start(at))?;
-    file.write_all(&bytes)
+    for (at, bytes) in patches {
+        file.seek(SeekFrom::Start(at))?;
+        file.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+/// Where the date lies in `head`, and what to write there for `created`, in seconds since 1970.
+fn date_patch(head: &[u8], created: i64) -> Option<(u64, Vec<u8>)> {
+    let mut at = 0;
+    loop {
+        let element = Element::read(head, at)?;
+        match element.id {
+            SEGMENT | INFO => at = element.content,
+            DATE_UTC if element.len == Some(8) => {
+                let nanos = (created - EPOCH).checked_mul(1_000_000_000)?;
+                return Some((element.content as u64, nanos.to_be_bytes().to_vec()));
+            }
+            CLUSTER => return None,
+            _ => at = element.end()?,
+        }
+    }
+}
+
+/// Texts of tags as they are meant: matroskamux 1.22 puts those with spaces in quotes, with backslashes.
+///
+/// Zeros fill up what is shorter then, as EBML allows (RFC 8794, section 7.4).
+fn text_patches(path: &Path, head: &[u8]) -> std::io::Result<Vec<(u64, Vec<u8>)>> {
+    let mut patches = Vec::new();
+    let Some((tags, begin)) = read_tags(path, head)? else {
+        return Ok(patches);
+    };
+    let mut at = 0;
+    while let Some(element) = Element::read(&tags, at)
+        && let Some(end) = element.end()
+    {
+        at = match element.id {
+            TAG | SIMPLE_TAG => element.content,
+            _ => end,
+        };
+        let text = tags
+            .get(element.content..end)
+            .filter(|_| element.id == TAG_STRING)
+            .and_then(unquoted);
+        if let Some(text) = text {
+            let mut bytes = text.into_bytes();
+            bytes.resize(end - element.content, 0);
+            patches.push((begin + element.content as u64, bytes));
+        }
+    }
+    Ok(patches)
+}
+
+/// What GStreamer wrote as the quoted `text`; `None` where there are no quotes.
+fn unquoted(text: &[u8]) -> Option<String> {
+    let text = str::from_utf8(text).ok()?;
+    if !text.starts_with('"') {
+        return None;
+    }
+    let value = glib::Value::deserialize(text, glib::Type::STRING).ok()?;
+    value.get().ok()
+}
+
+/// The contents of the element of tags, and where they lie in `path`, which begins with `head`.
+fn read_tags(path: &Path, head: &[u8]) -> std::io::Result<Option<(Vec<u8>, u64)>> {
+    let segment = Element::read(head, 0)
+        .and_then(|header| Element::read(head, header.end()?))
+        .filter(|segment| segment.id == SEGMENT);
+    let Some(segment) = segment else {
+        return Ok(None);
+    };
+    let mut file = File::open(path)?;
+    let mut at = segment.content as u64;
+    loop {
+        let mut header = Vec::new();
+        file.seek(SeekFrom::Start(at))?;
+        (&mut file).take(LONGEST_HEADER).read_to_end(&mut header)?;
+        let Some(element) = Element::read(&header, 0) else {
+            return Ok(None);
+        };
+        let Some(len) = element.len else {
+            return Ok(None);
+        };
+        at += element.content as u64;
+        if element.id == TAGS {
+            let mut tags = Vec::new();
+            file.seek(SeekFrom::Start(at))?;
+            file.take((len as u64).min(HEAD_LEN * 64))
+                .read_to_end(&mut tags)?;
+            return Ok(Some((tags, at)));
+        }
+        at = at.saturating_add(len as u64);
+    }
+}
+
+/// What stands in the header of `path` beside picture and sound; `None` where it is no Matroska.
+pub(super) fn beside(path: &Path) -> Option<Beside> {
+    let mut head = Vec::new();
+    File::open(path)
+        .ok()?
+        .take(BEGIN_LEN as u64)
+        .read_to_end(&mut head)
+        .ok()?;
+    if !head.starts_with(&EBML) {
+        return None;
+    }
+    let mut beside = Beside::default();
+    // Of each track of sound, whether it is played by default.
+    let mut defaults: Vec<bool> = Vec::new();
+    let (mut is_sound, mut is_default) = (false, true);
+    let mut at = 0;
+    while let Some(element) = Element::read(&head, at)
+        && element.id != CLUSTER
+    {
+        let content = element.end().and_then(|end| head.get(element.content..end));
+        let value = content.and_then(number);
+        match element.id {
+            TRACK_ENTRY => {
+                defaults.extend(is_sound.then_some(is_default));
+                (is_sound, is_default) = (false, true);
+            }
+            TRACK_TYPE => is_sound = value == Some(SOUND),
+            FLAG_DEFAULT => is_default = value != Some(0),
+            CHAPTERS => beside.chapters = true,
+            ATTACHMENTS => {
+                let content = content.unwrap_or_default();
+                beside.cover = content.windows(6).any(|text| text == b"image/");
+            }
+            DATE_UTC => {
+                let nanos = value.map(u64::cast_signed);
+                beside.created = nanos.map(|nanos| nanos.div_euclid(1_000_000_000) + EPOCH);
+            }
+            _ => {}
+        }
+        at = match element.id {
+            SEGMENT | INFO | TRACKS | TRACK_ENTRY => element.content,
+            _ => element.end().unwrap_or(head.len()),
+        };
+    }
+    defaults.extend(is_sound.then_some(is_default));
+    beside.default_sound = defaults.contains(&true) && defaults.contains(&false);
+    Some(beside)
+}
+
+/// How `videoflip` is to turn the picture of `path` by its header's roll, which GStreamer 1.22 does not read.
+pub(super) fn direction(path: &Path) -> Option<&'static str> {
+    let mut head = Vec::new();
+    File::open(path)
+        .ok()?
+        .take(BEGIN_LEN as u64)
+        .read_to_end(&mut head)
+        .ok()?;
+    let counterclockwise = pose_roll(&head)?;
+    match counterclockwise.rem_euclid(360.0) {
+        90.0 => Some("90l"),
+        180.0 => Some("180"),
+        270.0 => Some("90r"),
+        _ => None,
+    }
+}
+
+/// The first `ProjectionPoseRoll` in `head`, in degrees.
+fn pose_roll(head: &[u8]) -> Option<f64> {
+    if !head.starts_with(&EBML) {
+        return None;
+    }
+    let mut at = 0;
+    loop {
+        let element = Element::read(head, at)?;
+        at = match element.id {
+            SEGMENT | TRACKS | TRACK_ENTRY | VIDEO | PROJECTION => element.content,
+            PROJECTION_POSE_ROLL => {
+                let bytes = head.get(element.content..element.end()?)?;
+                let narrow = bytes.try_into().map(f32::from_be_bytes);
+                return match narrow {
+                    Ok(roll) => Some(roll.into()),
+                    Err(_) => bytes.try_into().map(f64::from_be_bytes).ok(),
+                };
+            }
+            CLUSTER => return None,
+            _ => element.end()?,
+        };
+    }
 }
 
 /// When the earliest block of `path` begins.

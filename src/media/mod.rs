@@ -5,6 +5,8 @@
 #[cfg(feature = "media")]
 mod audio;
 #[cfg(feature = "media")]
+mod beside;
+#[cfg(feature = "media")]
 pub(crate) mod bus;
 #[cfg(feature = "media")]
 mod container;

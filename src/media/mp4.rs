@@ -7,11 +7,16 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
+use super::beside::Beside;
+
 /// A `moov` box above this size is not read: its file is at least as long as a day.
 const LARGEST_MOOV: u64 = 256 << 20;
 
 /// A rate of one, 16 bits after the point.
 pub(super) const NORMAL_RATE: u32 = 0x0001_0000;
+
+/// Seconds from the beginning of 1904, where mp4 counts from, to that of 1970.
+pub(super) const UNIX_EPOCH: i64 = 2_082_844_800;
 
 /// The header of a file.
 pub(super) struct Movie {
@@ -25,6 +30,9 @@ pub(super) struct Movie {
     pub(super) fragmented: bool,
     /// Where the presentation begins: where nothing is edited, with the first sample.
     pub(super) begin: Duration,
+    /// When the file was made, in seconds since 1904; zero where it does not say.
+    pub(super) created: Option<Field>,
+    pub(super) beside: Beside,
     /// In the file's order.
     pub(super) tracks: Vec<Track>,
 }
@@ -101,6 +109,7 @@ impl Movie {
         }
         let edited = tracks.iter().any(|track| track.n_edits.is_some());
         let firsts = tracks.iter().filter_map(|track| {
+        let created = header.field(4, wide);
             let first = u64::try_from(track.first?).unwrap_or(0);
             let is_shown = track.is(b"vide") || track.is(b"soun");
             is_shown.then(|| duration_from_ticks(first, track.timescale))
@@ -114,6 +123,14 @@ impl Movie {
             fragmented,
             begin: firsts.min().filter(|_| !edited).unwrap_or_default(),
             tracks,
+            created,
+            beside: Beside {
+                created: created
+                    .filter(|created| created.value > 0)
+                    .and_then(|created| i64::try_from(created.value).ok())
+                    .map(|created| created - UNIX_EPOCH),
+                ..beside(root)
+            },
         })
     }
 
@@ -199,6 +216,33 @@ impl Track {
 /// Steps by which GStreamer shows all samples of a table later: as its header says, or as the earliest one demands.
 fn shift(table: Content) -> u64 {
     if let Some(shifts) = table.child(b"cslg") {
+/// What stands in the header beside picture and sound.
+fn beside(root: Content) -> Beside {
+    let tracks = || root.children().filter(|(kind, _)| kind == b"trak");
+    let handler = |track: Content| {
+        let handler = track.child(b"mdia")?.child(b"hdlr")?.bytes.get(8..12)?;
+        <[u8; 4]>::try_from(handler).ok()
+    };
+    let has_chapters = |track: Content| {
+        let references = track.child(b"tref");
+        references.is_some_and(|references| references.child(b"chap").is_some())
+    };
+    let is_enabled: Vec<bool> = tracks()
+        .filter(|(_, track)| handler(*track) == Some(*b"soun"))
+        .filter_map(|(_, track)| Some(track.child(b"tkhd")?.be32(0)? & 1 == 1))
+        .collect();
+    Beside {
+        chapters: root
+            .child(b"udta")
+            .and_then(|user| user.child(b"chpl"))
+            .is_some()
+            || tracks().any(|(_, track)| has_chapters(track)),
+        time_code: tracks().any(|(_, track)| handler(track) == Some(*b"tmcd")),
+        default_sound: is_enabled.contains(&true) && is_enabled.contains(&false),
+        ..Beside::default()
+    }
+}
+
         let shift = match shifts.version() {
             Some(0) => shifts.be32(4).map(|shift| i64::from(shift.cast_signed())),
             _ => be64(shifts.bytes, 4).map(u64::cast_signed),

@@ -13,6 +13,7 @@ use gstreamer as gst;
 use gstreamer::prelude::*;
 
 use super::audio::AudioTrack;
+use super::beside::Announced;
 use super::bus::{self, Failure};
 use crate::error::{Error, Result};
 
@@ -32,6 +33,8 @@ pub(super) struct Shared {
     ///
     /// `None` once that container is begun: it takes no further streams then.
     pub(super) tracks: Mutex<Option<Vec<AudioTrack>>>,
+    /// Titles, chapters and the like.
+    pub(super) announced: Mutex<Announced>,
     /// True once no further decoded frame is wanted.
     pub(super) stopped: AtomicBool,
     /// True once the input was read to its end (or to that of the range).
@@ -53,6 +56,7 @@ impl Shared {
             abort: Mutex::new(Some(abort)),
             aborted,
             tracks: Mutex::new(Some(Vec::new())),
+            announced: Mutex::default(),
             stopped: AtomicBool::new(false),
             complete: AtomicBool::new(false),
             sound_end: AtomicU64::new(u64::MAX),

@@ -20,12 +20,14 @@ use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 
 use super::bus::Failure;
+use super::beside::Beside;
 use super::container::{CLOCK, Container, LONGEST_RUN_IN};
 use super::elements::{self, static_pad};
 use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
 use super::mp4::Movie;
-use super::session::{Session, lock};
+use super::rendition::Described;
+use super::session::{Session, Shared, lock};
 use super::tap::{Item, Picture};
 use super::{Sink, audio, edits, even, matroska, pixels};
 use crate::error::{Error, Result};
@@ -58,6 +60,9 @@ pub(super) struct Plan {
 
 /// What travels to the encoder.
 enum Parcel {
+    /// When the input was made, in seconds since 1970.
+    created: Option<i64>,
+    has_range: bool,
     /// From here on frames have another format.
     Caps(gst::Caps),
     Frame(gst::Buffer),
@@ -94,7 +99,12 @@ impl Plan {
         Ok(Self {
             container,
             codec,
+        shared: &Shared,
             crf: Settings::checked_crf(job.crf)?,
+        let given = picture.info.colorimetry();
+        let colors = codec.colors(&given, picture.info.height());
+        let beside = Beside::of(job);
+        lock(&shared.announced).name_lost(job, container, &beside);
             timescale: timescale(job, &picture),
             picture,
         })
@@ -106,6 +116,8 @@ fn timescale(job: &FileJob, picture: &Picture) -> u32 {
     let fps = picture.info.fps();
     let movie = Movie::read(&job.input);
     let ticks = movie
+            created: beside.created,
+            has_range: job.has_range(),
         .and_then(|movie| movie.video_timescale())
         .unwrap_or_else(|| {
             // Other containers count in milliseconds, in 1/90000 s, or in frames.
@@ -188,6 +200,7 @@ impl FileSink {
         let written = signal_end(&static_pad(&filesink, "sink")?);
 
         // All is linked before any of it runs: a format that is asked for meanwhile could depend on who is quicker.
+        lock(&self.session.shared.announced).hand_over(&muxer, plan.has_range);
         let writing = [muxer.clone(), filesink];
         elements::link_chain(pipeline, &writing)?;
         elements::link_chain(pipeline, &encoding)?;
@@ -393,9 +406,12 @@ impl FileSink {
         let sound_written = shared.sound_written.load(Ordering::SeqCst);
         let sound_written = Duration::from_nanos(sound_written);
         match self.plan.container {
-            Container::Mp4 | Container::Mov => edits::correct_lists(&self.part, end, &run_ins),
+            Container::Mp4 | Container::Mov => {
+                edits::correct_lists(&self.part, end, &run_ins, self.plan.created)
+            }
             Container::Matroska | Container::Webm => {
-                matroska::correct_duration(&self.part, end.max(sound_written) + delay)
+                let end = end.max(sound_written) + delay;
+                matroska::correct(&self.part, end, self.plan.created)
             }
             Container::MpegTs => Ok(()),
         }

@@ -26,7 +26,7 @@ use super::pixels::{self, BufferPixels};
 use super::session::{Session, Shared, lock};
 use super::tap::{Decoded, Item, Picture, Tap};
 use super::timeline::{Timeline, begins_with};
-use super::{Source, audio, mp4, temporal};
+use super::{Source, audio, beside, matroska, mp4, rendition, temporal};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Pts};
 
@@ -271,6 +271,7 @@ impl Demuxed {
             return Ok(());
         };
         let caps = audio::caps_of(pad);
+        beside::gather(pad, &self.tap.shared);
         let kind = caps
             .structure(0)
             .map(|fields| fields.name().to_string())

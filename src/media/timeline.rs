@@ -25,9 +25,6 @@ use super::job::FileJob;
 use super::matroska;
 use super::mp4::{Movie, Track, duration_from_ticks};
 
-/// First bytes of Matroska and WebM (an EBML header).
-const EBML: [u8; 4] = [0x1a, 0x45, 0xdf, 0xa3];
-
 /// A Matroska file that begins later than this was cut out of a longer one.
 const LATE_BEGIN: Duration = Duration::from_secs(1);
 
@@ -74,7 +71,7 @@ impl Timeline {
         };
         let kind = match Movie::read(path).filter(simple) {
             Some(movie) => Kind::Movie(movie),
-            None if begins_with(path, &EBML) => {
+            None if begins_with(path, &matroska::EBML) => {
                 let begin = matroska::begin(path).filter(|begin| *begin > LATE_BEGIN);
                 let begin = begin.and_then(|begin| gst::ClockTime::try_from(begin).ok());
                 Kind::Matroska(begin.unwrap_or_default())
@@ -247,6 +244,12 @@ impl Timeline {
     /// True where the header says that the colors of `pad` span 0–255, which the demuxer does not pass on.
     pub(super) fn full_range_of(&self, pad: &gst::Pad) -> bool {
         self.track_of(pad).is_some_and(|track| track.full_range)
+    }
+
+    /// True where the header says that the picture of `pad` is mirrored along the diagonal from the upper right.
+    pub(super) fn is_anti_transposed(&self, pad: &gst::Pad) -> bool {
+        self.track_of(pad)
+            .is_some_and(|track| track.anti_transposed)
     }
 
     fn track_of(&self, pad: &gst::Pad) -> Option<&Track> {

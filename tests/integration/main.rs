@@ -21,6 +21,9 @@ mod gates;
 mod interpreter;
 // KernelSHAP against the definition, shap and numpy.
 mod kernel_shap;
+// What stands in a file beside picture and sound.
+#[cfg(feature = "media")]
+mod beside;
 // The fused operations against their plain composition: forward and gradient.
 mod kernels;
 // Files through GStreamer and back, judged by ffmpeg and ffprobe.

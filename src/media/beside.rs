@@ -1,0 +1,113 @@
+//! What stands in a file beside picture and sound: titles, chapters, covers, dates.
+//!
+//! GStreamer brings tags and Matroska's chapters to the muxer along with sound only. Here they are handed over
+//! whatever the file has, and what gets lost is named.
+
+use std::sync::Arc;
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+use super::container::Container;
+use super::job::FileJob;
+use super::matroska;
+use super::mp4::Movie;
+use super::session::{Shared, lock};
+
+/// What a header says of the file's other contents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Beside {
+    pub(super) chapters: bool,
+    pub(super) time_code: bool,
+    /// A picture that is attached, in Matroska; elsewhere it is a tag.
+    pub(super) cover: bool,
+    /// True where some tracks of sound are played by default, and others are not.
+    pub(super) default_sound: bool,
+    /// When the file was made, in seconds since 1970.
+    pub(super) created: Option<i64>,
+}
+
+impl Beside {
+    /// What stands in `job`'s input.
+    pub(super) fn of(job: &FileJob) -> Self {
+        Movie::read(&job.input)
+            .map(|movie| movie.beside)
+            .or_else(|| matroska::beside(&job.input))
+            .unwrap_or_default()
+    }
+}
+
+/// What the demuxer announces for the whole file.
+#[derive(Default)]
+pub(super) struct Announced {
+    tags: Option<gst::TagList>,
+    chapters: Option<gst::Toc>,
+}
+
+/// Gathers what is announced on the demuxer's `pad`.
+pub(super) fn gather(pad: &gst::Pad, shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        let Some(event) = info.event() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        match event.view() {
+            gst::EventView::Tag(tag) if tag.tag().scope() == gst::TagScope::Global => {
+                let announced = &mut *lock(&shared.announced);
+                let tags = announced.tags.get_or_insert_with(gst::TagList::new);
+                tags.make_mut().insert(tag.tag(), gst::TagMergeMode::Keep);
+            }
+            gst::EventView::Toc(toc) => {
+                lock(&shared.announced).chapters = Some(toc.toc_owned().0);
+                // The muxer gets it from here, or not at all.
+                drop(info.data.take());
+                return gst::PadProbeReturn::Handled;
+            }
+            _ => {}
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+impl Announced {
+    /// Hands all that stays true over to `muxer`: in a part of the file chapters lie elsewhere.
+    pub(super) fn hand_over(&self, muxer: &gst::Element, job_has_range: bool) {
+        if let (Some(tags), Some(setter)) = (&self.tags, muxer.dynamic_cast_ref::<gst::TagSetter>())
+        {
+            setter.merge_tags(tags, gst::TagMergeMode::Keep);
+        }
+        if let (Some(chapters), false, Some(setter)) = (
+            &self.chapters,
+            job_has_range,
+            muxer.dynamic_cast_ref::<gst::TocSetter>(),
+        ) {
+            setter.set_toc(Some(chapters));
+        }
+    }
+
+    /// Names what the output of `job` will lack.
+    pub(super) fn name_lost(&self, job: &FileJob, container: Container, beside: &Beside) {
+        let has_chapters = beside.chapters || self.chapters.is_some();
+        let keeps_chapters = self.chapters.is_some()
+            && !job.has_range()
+            && matches!(container, Container::Matroska | Container::Webm);
+        let has_cover = beside.cover
+            || self
+                .tags
+                .as_ref()
+                .is_some_and(|tags| tags.index::<gst::tags::Image>(0).is_some());
+        let lost = [
+            (has_chapters && !keeps_chapters, "chapters"),
+            (beside.time_code, "time code"),
+            (has_cover && !container.has_edit_lists(), "cover"),
+            (beside.default_sound, "default flags of sound tracks"),
+        ];
+        let lost: Vec<&str> = lost
+            .iter()
+            .filter_map(|(is_lost, name)| is_lost.then_some(*name))
+            .collect();
+        if !lost.is_empty() {
+            tracing::warn!("not copied: {}", lost.join(", "));
+        }
+    }
+}
