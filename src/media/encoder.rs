@@ -5,9 +5,11 @@ use std::str::FromStr;
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
+use gstreamer_video::{VideoColorMatrix, VideoColorRange, VideoColorimetry};
 
 use super::container::Container;
-use super::elements;
+use super::rendition::Described;
+use super::{elements, pixels};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 
@@ -107,6 +109,23 @@ impl VideoCodec {
         }
     }
 
+    /// The colors to encode those of `colors` in: the same, where the bitstream can say them.
+    pub(super) fn colors(self, colors: &VideoColorimetry, height: u32) -> VideoColorimetry {
+        let matrix = match self {
+            Self::X264 | Self::Vp9 => return *colors,
+            // VP8 knows no other (RFC 6386, section 9.2).
+            Self::Vp8 => VideoColorMatrix::Bt601,
+            // GStreamer 1.22 lets it say nothing.
+            Self::OpenH264 => pixels::usual_matrix(height),
+        };
+        VideoColorimetry::new(
+            VideoColorRange::Range16_235,
+            matrix,
+            colors.transfer(),
+            colors.primaries(),
+        )
+    }
+
     /// The encoder, then a filter and a parser where the codec wants them.
     pub(super) fn build(self, settings: &Settings) -> Result<Vec<gst::Element>> {
         let encoder = elements::make(self.element())?;
@@ -119,12 +138,16 @@ impl VideoCodec {
                 encoder.set_property("quantizer", crf.min(50));
                 encoder.set_property_from_str("speed-preset", "veryfast");
                 encoder.set_property("key-int-max", key_frames);
-                if !settings.color_tagged {
-                    // GStreamer would tag the output with what it guesses from the height.
+                if settings.described != Described::Colors {
+                    // GStreamer would tag the output with what is guessed from the height.
                     // The shape of a pixel stands in the same place, so it is said another way.
                     encoder.set_property("insert-vui", false);
                     let (width, height) = settings.pixel_aspect;
-                    encoder.set_property("option-string", format!("sar={width}/{height}"));
+                    let range = match settings.described {
+                        Described::Range => ":fullrange=on",
+                        _ => "",
+                    };
+                    encoder.set_property("option-string", format!("sar={width}/{height}{range}"));
                 }
                 let profile = gst::Caps::builder("video/x-h264").field("profile", "high");
                 Ok(vec![
@@ -143,7 +166,10 @@ impl VideoCodec {
             }
             Self::Vp8 | Self::Vp9 => {
                 encoder.set_property_from_str("end-usage", "cq");
-                encoder.set_property("cq-level", (crf * WORST_CQ / WORST_CRF) as i32);
+                let level = (crf * WORST_CQ / WORST_CRF) as i32;
+                encoder.set_property("cq-level", level);
+                // Its usual minimum is 4, and a level below the minimum is an error.
+                encoder.set_property("min-quantizer", level.min(4));
                 encoder.set_property("target-bitrate", settings.bitrate() as i32);
                 encoder.set_property("keyframe-max-dist", key_frames as i32);
                 encoder.set_property("cpu-used", 4_i32);
@@ -194,8 +220,8 @@ pub(super) struct Settings {
     pub(super) size: FrameSize,
     /// Width and height of one pixel, as a ratio.
     pub(super) pixel_aspect: (u32, u32),
-    /// True where the input says how its colors are meant.
-    pub(super) color_tagged: bool,
+    /// What is to be said of how the colors are meant.
+    pub(super) described: Described,
 }
 
 impl Settings {

@@ -32,6 +32,8 @@ mod mp4;
 #[cfg(feature = "media")]
 pub mod pixels;
 #[cfg(feature = "media")]
+mod rendition;
+#[cfg(feature = "media")]
 mod session;
 #[cfg(feature = "media")]
 mod sink;

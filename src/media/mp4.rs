@@ -56,6 +56,8 @@ pub(super) struct Track {
     pub(super) n_edits: Option<Field>,
     /// True where the colors are said to span 0–255, which GStreamer 1.22 does not read.
     pub(super) full_range: bool,
+    /// True where the picture is mirrored along the diagonal from the upper right, which GStreamer 1.22 does not read.
+    pub(super) anti_transposed: bool,
     /// What is shown and when; `None` where it is more than a delay and a beginning.
     pub(super) edit: Option<Edit>,
 }
@@ -107,9 +109,9 @@ impl Movie {
         if fragmented {
             read_first_fragment(&mut file, base + moov.len() as u64, &mut tracks);
         }
+        let created = header.field(4, wide);
         let edited = tracks.iter().any(|track| track.n_edits.is_some());
         let firsts = tracks.iter().filter_map(|track| {
-        let created = header.field(4, wide);
             let first = u64::try_from(track.first?).unwrap_or(0);
             let is_shown = track.is(b"vide") || track.is(b"soun");
             is_shown.then(|| duration_from_ticks(first, track.timescale))
@@ -121,8 +123,6 @@ impl Movie {
                 .and_then(|extends| extends.child(b"mehd"))
                 .and_then(|mehd| mehd.field(4, mehd.version()? == 1)),
             fragmented,
-            begin: firsts.min().filter(|_| !edited).unwrap_or_default(),
-            tracks,
             created,
             beside: Beside {
                 created: created
@@ -131,6 +131,8 @@ impl Movie {
                     .map(|created| created - UNIX_EPOCH),
                 ..beside(root)
             },
+            begin: firsts.min().filter(|_| !edited).unwrap_or_default(),
+            tracks,
         })
     }
 
@@ -195,6 +197,7 @@ impl Track {
             id: header.be32(id_at)?,
             handler,
             full_range: full_range(media).unwrap_or(false),
+            anti_transposed: anti_transposed(header, duration_at).unwrap_or(false),
             timescale: media_header.be32(timescale_at)?,
             duration: header.field(duration_at, wide),
             media_duration: media_header.field(media_duration_at, wide_media),
@@ -213,9 +216,6 @@ impl Track {
     }
 }
 
-/// Steps by which GStreamer shows all samples of a table later: as its header says, or as the earliest one demands.
-fn shift(table: Content) -> u64 {
-    if let Some(shifts) = table.child(b"cslg") {
 /// What stands in the header beside picture and sound.
 fn beside(root: Content) -> Beside {
     let tracks = || root.children().filter(|(kind, _)| kind == b"trak");
@@ -243,6 +243,9 @@ fn beside(root: Content) -> Beside {
     }
 }
 
+/// Steps by which GStreamer shows all samples of a table later: as its header says, or as the earliest one demands.
+fn shift(table: Content) -> u64 {
+    if let Some(shifts) = table.child(b"cslg") {
         let shift = match shifts.version() {
             Some(0) => shifts.be32(4).map(|shift| i64::from(shift.cast_signed())),
             _ => be64(shifts.bytes, 4).map(u64::cast_signed),
@@ -320,6 +323,15 @@ fn full_range(media: Content) -> Option<bool> {
     let color = description.skip(78)?.child(b"colr")?.bytes;
     // Three 16-bit codes stand between the kind and the flag.
     Some(color.get(..4)? == b"nclx" && color.get(10)? & 0x80 != 0)
+}
+
+/// Whether the matrix in a track's header is (0, −1; −1, 0).
+fn anti_transposed(header: Content, duration_at: usize) -> Option<bool> {
+    // The duration, 8 reserved bytes, and four numbers of 2 stand before it; each row ends with a third column.
+    let wide = header.version()? == 1;
+    let at = duration_at + if wide { 24 } else { 20 };
+    let matrix = [at, at + 4, at + 12, at + 16].map(|at| header.be32(at).map(u32::cast_signed));
+    Some(matrix == [0, -0x1_0000, -0x1_0000, 0].map(Some))
 }
 
 impl Edit {

@@ -158,18 +158,25 @@ pub(super) fn layout(info: &gst_video::VideoInfo, buffer: &gst::BufferRef) -> Re
 fn color_tags(info: &gst_video::VideoInfo) -> ColorTags {
     let colorimetry = info.colorimetry();
     let matrix = match colorimetry.matrix() {
-        VideoColorMatrix::Bt709 => ColorMatrix::Bt709,
-        VideoColorMatrix::Bt2020 => ColorMatrix::Bt2020,
-        VideoColorMatrix::Bt601 | VideoColorMatrix::Fcc | VideoColorMatrix::Smpte240m => {
-            ColorMatrix::Bt601
-        }
-        // Untagged: standard definition is BT.601 by custom, larger pictures are BT.709.
-        _ if info.height() <= 576 => ColorMatrix::Bt601,
-        _ => ColorMatrix::Bt709,
+        VideoColorMatrix::Unknown | VideoColorMatrix::Rgb => usual_matrix(info.height()),
+        matrix => matrix,
     };
     ColorTags {
-        matrix,
+        matrix: match matrix {
+            VideoColorMatrix::Bt709 => ColorMatrix::Bt709,
+            VideoColorMatrix::Bt2020 => ColorMatrix::Bt2020,
+            _ => ColorMatrix::Bt601,
+        },
         full_range: colorimetry.range() == VideoColorRange::Range0_255,
+    }
+}
+
+/// The matrix of pictures that do not say theirs: by custom BT.601 in standard definition, BT.709 above.
+pub(super) fn usual_matrix(height: u32) -> VideoColorMatrix {
+    if height <= 576 {
+        VideoColorMatrix::Bt601
+    } else {
+        VideoColorMatrix::Bt709
     }
 }
 

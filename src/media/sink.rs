@@ -18,9 +18,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
+use gstreamer_video::VideoColorimetry;
 
-use super::bus::Failure;
 use super::beside::Beside;
+use super::bus::Failure;
 use super::container::{CLOCK, Container, LONGEST_RUN_IN};
 use super::elements::{self, static_pad};
 use super::encoder::{Settings, VideoCodec};
@@ -54,15 +55,18 @@ pub(super) struct Plan {
     pub(super) codec: VideoCodec,
     pub(super) crf: u32,
     pub(super) picture: Picture,
+    /// The colors to encode in, and what of them is to be said.
+    colors: VideoColorimetry,
+    described: Described,
     /// Steps a second that the input's times are multiples of.
     timescale: u32,
+    /// When the input was made, in seconds since 1970.
+    created: Option<i64>,
+    has_range: bool,
 }
 
 /// What travels to the encoder.
 enum Parcel {
-    /// When the input was made, in seconds since 1970.
-    created: Option<i64>,
-    has_range: bool,
     /// From here on frames have another format.
     Caps(gst::Caps),
     Frame(gst::Buffer),
@@ -95,17 +99,25 @@ impl Plan {
         container: Container,
         codec: VideoCodec,
         picture: Picture,
-    ) -> Result<Self> {
-        Ok(Self {
-            container,
-            codec,
         shared: &Shared,
-            crf: Settings::checked_crf(job.crf)?,
+    ) -> Result<Self> {
         let given = picture.info.colorimetry();
         let colors = codec.colors(&given, picture.info.height());
         let beside = Beside::of(job);
         lock(&shared.announced).name_lost(job, container, &beside);
+        Ok(Self {
+            container,
+            codec,
+            crf: Settings::checked_crf(job.crf)?,
+            described: if colors == given {
+                picture.described
+            } else {
+                Described::Colors
+            },
+            colors,
             timescale: timescale(job, &picture),
+            created: beside.created,
+            has_range: job.has_range(),
             picture,
         })
     }
@@ -116,8 +128,6 @@ fn timescale(job: &FileJob, picture: &Picture) -> u32 {
     let fps = picture.info.fps();
     let movie = Movie::read(&job.input);
     let ticks = movie
-            created: beside.created,
-            has_range: job.has_range(),
         .and_then(|movie| movie.video_timescale())
         .unwrap_or_else(|| {
             // Other containers count in milliseconds, in 1/90000 s, or in frames.
@@ -168,7 +178,7 @@ impl FileSink {
             framerate: plan.picture.info.fps(),
             size: layout.size,
             pixel_aspect: layout.pixel_aspect,
-            color_tagged: plan.picture.color_tagged,
+            described: plan.described,
         };
 
         let (parcels, received) = bounded(WAITING_FRAMES);
@@ -184,12 +194,13 @@ impl FileSink {
             &self.session.shared,
             "the picture runs too far ahead of the sound",
         )?;
-        if !plan.picture.color_tagged {
+        if plan.described != Described::Colors {
             untag(&static_pad(&queue, "sink")?);
         }
         encoding.push(queue.clone());
 
         let muxer = plan.container.make_muxer()?;
+        lock(&self.session.shared.announced).hand_over(&muxer, plan.has_range);
         let filesink = elements::make("filesink")?;
         filesink.set_property("location", &self.part);
         filesink.set_property("sync", false);
@@ -200,7 +211,6 @@ impl FileSink {
         let written = signal_end(&static_pad(&filesink, "sink")?);
 
         // All is linked before any of it runs: a format that is asked for meanwhile could depend on who is quicker.
-        lock(&self.session.shared.announced).hand_over(&muxer, plan.has_range);
         let writing = [muxer.clone(), filesink];
         elements::link_chain(pipeline, &writing)?;
         elements::link_chain(pipeline, &encoding)?;
@@ -260,15 +270,12 @@ impl FileSink {
         pixels::caps(layout, info.fps(), &info.colorimetry())
     }
 
-    /// What the encoder gets, whatever frames come later: the first frame's size, the input's color tags.
+    /// What the encoder gets, whatever frames come later: the first frame's size, colors that can be said.
     fn encoded_caps(&self, caps: &gst::Caps) -> gst::Caps {
         let mut encoded = caps.clone();
         if let Some(fields) = encoded.make_mut().structure_mut(0) {
             fields.set("format", self.plan.codec.raw_formats());
-            fields.set(
-                "colorimetry",
-                self.plan.picture.info.colorimetry().to_string(),
-            );
+            fields.set("colorimetry", self.plan.colors.to_string());
         }
         encoded
     }
@@ -483,7 +490,7 @@ fn signal_end(pad: &gst::Pad) -> Receiver<()> {
     receiver
 }
 
-/// Keeps the muxer from writing color tags that the input does not have.
+/// Keeps the muxer from writing colors that were not said.
 fn untag(pad: &gst::Pad) {
     pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
         if let Some(event) = info.event()

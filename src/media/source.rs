@@ -1,7 +1,7 @@
 //! Frames out of a file: demuxer, decoder and rotation, up to a bounded channel.
 //!
 //! ```text
-//! filesrc ! parsebin -+- decodebin3 ! videoconvert ! videoflip ! I420 or NV12 ! (probe) -> channel of 4 -> next()
+//! filesrc ! parsebin -+- decodebin3 ! rendition.rs ! videoflip ! I420 or NV12 ! (probe) -> channel of 4 -> next()
 //!                     +- sound -> audio.rs
 //! ```
 //!
@@ -23,6 +23,7 @@ use super::elements::{self, static_pad};
 use super::file::StreamInfo;
 use super::job::{AudioMode, FileJob};
 use super::pixels::{self, BufferPixels};
+use super::rendition::Origin;
 use super::session::{Session, Shared, lock};
 use super::tap::{Decoded, Item, Picture, Tap};
 use super::timeline::{Timeline, begins_with};
@@ -270,13 +271,15 @@ impl Demuxed {
         let Some(pipeline) = self.pipeline.upgrade() else {
             return Ok(());
         };
-        let caps = audio::caps_of(pad);
         beside::gather(pad, &self.tap.shared);
+        let caps = audio::caps_of(pad);
         let kind = caps
             .structure(0)
             .map(|fields| fields.name().to_string())
             .unwrap_or_default();
-        if kind.starts_with("video/") || kind == "image/jpeg" {
+        if kind.starts_with("video/")
+            || (kind.starts_with("image/") && kind != "image/gst-libav-gif")
+        {
             if !self.tap.linked.swap(true, Ordering::SeqCst) {
                 return self.attach_picture(&pipeline, pad, &caps);
             }
@@ -356,33 +359,48 @@ impl Demuxed {
         if mpeg.build().can_intersect(caps) {
             temporal::complete(pad);
         }
-        let tagged = caps
-            .structure(0)
-            .is_some_and(|fields| fields.has_field("colorimetry"));
-        self.tap.color_tagged.store(tagged, Ordering::SeqCst);
-        let full_range = self.timeline.full_range_of(pad);
-        self.tap.full_range.store(full_range, Ordering::SeqCst);
         let convert = elements::make("videoconvert")?;
+        let plain = elements::capsfilter(&gst::Caps::new_any())?;
         let flip = elements::make("videoflip")?;
-        flip.set_property_from_str("video-direction", "auto");
+        let direction = match self.timeline.is_anti_transposed(pad) {
+            true => Some("ur-ll"),
+            false => matroska::direction(&self.job.input),
+        };
+        flip.set_property_from_str("video-direction", direction.unwrap_or("auto"));
         let formats = gst::Caps::builder("video/x-raw")
             .field("format", gst::List::new(pixels::FORMATS))
             .build();
         let end = elements::drain()?;
         self.tap.install(&static_pad(&end, "sink")?);
         *lock(&self.tap.end) = Some(end.downgrade());
+        let raw = static_pad(&convert, "sink")?;
+        let vp8 = gst::Caps::builder("video/x-vp8").build();
+        let origin = Origin {
+            is_vp8: vp8.can_intersect(caps),
+            is_full_range: self.timeline.full_range_of(pad),
+        };
+        rendition::describe(&raw, &plain, origin, &self.tap);
+        rendition::make_plain(&static_pad(&flip, "sink")?, &self.tap);
         elements::add_chain(
             pipeline,
-            &[convert.clone(), flip, elements::capsfilter(&formats)?, end],
+            &[
+                convert,
+                plain,
+                flip,
+                elements::make("videoconvert")?,
+                elements::capsfilter(&formats)?,
+                end,
+            ],
         )?;
 
         let decode = elements::make("decodebin3")?;
-        let raw = static_pad(&convert, "sink")?;
         let mpeg4 = gst::Caps::builder("video/mpeg").field("mpegversion", 4);
         let is_avi = begins_with(&self.job.input, b"RIFF");
         if is_avi && !self.job.has_range() && mpeg4.build().can_intersect(caps) {
             // A range begins with pictures that come out of no decoder.
             temporal::in_order(pad, &raw);
+        } else {
+            temporal::advance(pad, &raw);
         }
         let tap = Arc::clone(&self.tap);
         decode.connect_pad_added(move |_, pad| {

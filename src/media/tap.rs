@@ -11,6 +11,7 @@ use gstreamer_video as gst_video;
 
 use super::bus::Failure;
 use super::pixels;
+use super::rendition::Described;
 use super::session::{Shared, lock};
 use crate::error::{Error, Result};
 use crate::frame::{PixelLayout, Pts};
@@ -35,8 +36,8 @@ pub(super) enum Item {
 #[derive(Clone)]
 pub(super) struct Picture {
     pub(super) info: gst_video::VideoInfo,
-    /// True where the input says how its colors are meant.
-    pub(super) color_tagged: bool,
+    /// What the input says of how its colors are meant.
+    pub(super) described: Described,
 }
 
 /// Takes decoded buffers off the last pad of the reading half.
@@ -47,8 +48,8 @@ pub(super) struct Tap {
     /// The last element, through which seeks go upstream.
     pub(super) end: Mutex<Option<gst::glib::WeakRef<gst::Element>>>,
     pub(super) linked: AtomicBool,
-    pub(super) color_tagged: AtomicBool,
-    pub(super) full_range: AtomicBool,
+    /// What users were told.
+    said: Mutex<Vec<&'static str>>,
     /// True from the decision to seek until the flush is through.
     pub(super) discarding: AtomicBool,
 }
@@ -58,6 +59,7 @@ struct TapState {
     info: Option<gst_video::VideoInfo>,
     segment: Option<gst::FormattedSegment<gst::ClockTime>>,
     layout: Option<Arc<PixelLayout>>,
+    described: Described,
     ended: bool,
 }
 
@@ -69,8 +71,7 @@ impl Tap {
             state: Mutex::default(),
             end: Mutex::new(None),
             linked: AtomicBool::new(false),
-            color_tagged: AtomicBool::new(false),
-            full_range: AtomicBool::new(false),
+            said: Mutex::default(),
             discarding: AtomicBool::new(false),
         }
     }
@@ -107,7 +108,7 @@ impl Tap {
 
     fn on_event(&self, event: &gst::EventRef) {
         match event.view() {
-            gst::EventView::Caps(caps) => match self.video_info(caps.caps()) {
+            gst::EventView::Caps(caps) => match gst_video::VideoInfo::from_caps(caps.caps()) {
                 Ok(info) => {
                     let mut state = lock(&self.state);
                     state.info = Some(info);
@@ -134,26 +135,6 @@ impl Tap {
             }
             _ => {}
         }
-    }
-
-    fn video_info(
-        &self,
-        caps: &gst::CapsRef,
-    ) -> Result<gst_video::VideoInfo, gst::glib::BoolError> {
-        let info = gst_video::VideoInfo::from_caps(caps)?;
-        if !self.full_range.load(Ordering::SeqCst) {
-            return Ok(info);
-        }
-        let colors = info.colorimetry();
-        let full = gst_video::VideoColorimetry::new(
-            gst_video::VideoColorRange::Range0_255,
-            colors.matrix(),
-            colors.transfer(),
-            colors.primaries(),
-        );
-        let mut caps = caps.to_owned();
-        caps.make_mut().set("colorimetry", full.to_string());
-        gst_video::VideoInfo::from_caps(&caps)
     }
 
     fn on_buffer(&self, buffer: gst::Buffer) {
@@ -214,19 +195,34 @@ impl Tap {
         }
     }
 
+    /// Notes what the input says of its colors.
+    pub(super) fn describe(&self, described: Described) {
+        lock(&self.state).described = described;
+    }
+
+    /// Tells users once what becomes of the picture.
+    pub(super) fn say(&self, sentence: &'static str) {
+        let mut said = lock(&self.said);
+        if !said.contains(&sentence) {
+            said.push(sentence);
+            tracing::warn!("{sentence}");
+        }
+    }
+
     pub(super) fn seek(&self, event: gst::Event) -> bool {
         let end = lock(&self.end).as_ref().and_then(|end| end.upgrade());
         end.is_some_and(|end| end.send_event(event))
     }
 
     pub(super) fn picture(&self) -> Result<Picture> {
-        let info = lock(&self.state)
+        let state = lock(&self.state);
+        let info = state
             .info
             .clone()
             .ok_or_else(|| Error::Media("the decoder names no format".into()))?;
         Ok(Picture {
             info,
-            color_tagged: self.color_tagged.load(Ordering::SeqCst),
+            described: state.described,
         })
     }
 }

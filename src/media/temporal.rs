@@ -4,6 +4,8 @@
 //! of the others, and guess wrongly where pictures are stored in another order than they are shown.
 //! But each picture says its place in its group (ISO/IEC 13818-2, 6.3.9).
 //!
+//! Decoders of pictures that are drawn over the last one (QuickTime RLE, Cinepak) repeat the first one's time.
+//!
 //! An AVI file has a slot of time for each picture that is stored, and none of when it is shown.
 
 use std::collections::VecDeque;
@@ -49,6 +51,66 @@ pub(super) fn in_order(stored: &gst::Pad, decoded: &gst::Pad) {
         }
         gst::PadProbeReturn::Ok
     });
+}
+
+/// Gives pictures at `decoded` that repeat a time the next one that went in at `stored`.
+pub(super) fn advance(stored: &gst::Pad, decoded: &gst::Pad) {
+    let times = Arc::new(Mutex::new(Advance::default()));
+    let waiting = Arc::clone(&times);
+    stored.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        if let Some(buffer) = info.buffer()
+            && let Some(pts) = buffer.pts()
+        {
+            lock(&waiting).stored.push((pts, buffer.duration()));
+        }
+        gst::PadProbeReturn::Ok
+    });
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_FLUSH;
+    decoded.add_probe(kinds, move |_, info| {
+        let mut times = lock(&times);
+        let Some(buffer) = info.buffer_mut() else {
+            *times = Advance::default();
+            return gst::PadProbeReturn::Ok;
+        };
+        if let Some(pts) = buffer.pts() {
+            let last = times.last.unwrap_or_default();
+            let is_told = times.stored.iter().position(|(told, _)| *told == pts);
+            let next = match is_told {
+                Some(idx) => Some(idx),
+                None if times.last.is_some() && pts <= last => times.earliest_after(last),
+                None => None,
+            };
+            if let Some(idx) = next {
+                let (time, duration) = times.stored.swap_remove(idx);
+                if time != pts {
+                    let buffer = buffer.make_mut();
+                    buffer.set_pts(time);
+                    buffer.set_duration(duration.or(buffer.duration()));
+                }
+            }
+            let last = buffer.pts().unwrap_or_default();
+            times.last = Some(last);
+            times.stored.retain(|(told, _)| *told >= last);
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// The last time that came out, and all that went in for later ones.
+#[derive(Default)]
+struct Advance {
+    last: Option<gst::ClockTime>,
+    stored: Vec<(gst::ClockTime, Option<gst::ClockTime>)>,
+}
+
+impl Advance {
+    fn earliest_after(&self, last: gst::ClockTime) -> Option<usize> {
+        let later = self.stored.iter().enumerate();
+        later
+            .filter(|(_, (told, _))| *told > last)
+            .min_by_key(|(_, (told, _))| *told)
+            .map(|(idx, _)| idx)
+    }
 }
 
 /// Completes what flows through `pad`, whose buffers are one picture each.

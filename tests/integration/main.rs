@@ -29,6 +29,9 @@ mod kernels;
 // Files through GStreamer and back, judged by ffmpeg and ffprobe.
 #[cfg(feature = "media")]
 mod media;
+// What a picture means: colors, dynamic range, fields, alpha, direction.
+#[cfg(feature = "media")]
+mod picture;
 // What is read, written and called verified, judged by containers' own tables and by ffprobe.
 #[cfg(feature = "media")]
 mod second_opinion;

@@ -81,7 +81,7 @@ fn frame_times(path: &Path) -> Vec<i64> {
 }
 
 /// One property of the first picture.
-fn picture(path: &Path, entry: &str) -> String {
+pub(crate) fn picture(path: &Path, entry: &str) -> String {
     ffprobe(
         path,
         &format!("-select_streams v:0 -show_entries stream={entry}"),
@@ -115,7 +115,12 @@ fn sound_packets(path: &Path) -> usize {
 }
 
 /// Copies `input` to `name` and checks what every copy must keep, times up to `tolerance_micros`.
-fn check_copy(files: &Files, input: &Path, name: &str, tolerance_micros: i64) -> PathBuf {
+pub(crate) fn check_copy(
+    files: &Files,
+    input: &Path,
+    name: &str,
+    tolerance_micros: i64,
+) -> PathBuf {
     let job = FileJob::new(input, files.path(name));
     let n_frames = run(&job).unwrap();
     let (before, after) = (frame_times(input), frame_times(&job.output));
@@ -209,7 +214,7 @@ fn rotation_is_applied() {
 }
 
 /// Peak signal-to-noise ratio of `b`'s picture against `a`'s, in dB; ffmpeg applies rotation to both.
-fn similarity(a: &Path, b: &Path) -> f64 {
+pub(crate) fn similarity(a: &Path, b: &Path) -> f64 {
     let output = Command::new("ffmpeg")
         .args(["-v", "info", "-i"])
         .arg(a)
@@ -515,7 +520,7 @@ fn a_start_past_the_end_is_an_error() {
 }
 
 /// `job` must be refused by one sentence that begins with `expected`, and leave nothing behind.
-fn check_refused(job: &FileJob, expected: &str) {
+pub(crate) fn check_refused(job: &FileJob, expected: &str) {
     let folder = job.output.parent().unwrap_or(Path::new("."));
     let list = || -> Vec<PathBuf> {
         let mut names: Vec<_> = folder
@@ -580,7 +585,7 @@ fn what_is_no_video_is_refused() {
     refused(&cut, "the file is cut off, its header (moov) is missing: ");
 
     let picture = files.make("still.png", &format!("{PICTURE} -frames:v 1"));
-    refused(&picture, "the file has no picture, expected a video: ");
+    refused(&picture, "holds a PNG picture, expected a video: ");
     let no_frames = files.make(
         "no-frames.mkv",
         &format!("{PICTURE} {SOUND} -frames:v 0 {H264} -c:a aac"),

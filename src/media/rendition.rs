@@ -1,0 +1,289 @@
+//! From what a decoder gives to pictures that frames can hold: progressive, opaque, of standard dynamic range.
+//!
+//! ```text
+//! decoder ! (colors completed) videoconvert ! formats ! (made plain, in place) videoflip ! videoconvert ! I420 or NV12
+//! ```
+//!
+//! What a bitstream says of its colors only its decoder knows. GStreamer 1.22 throws all of it away where the matrix
+//! is not said, the range too, so the gaps are filled before any element reads it.
+
+use std::sync::{Arc, Mutex};
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_video as gst_video;
+use gstreamer_video::prelude::*;
+use gstreamer_video::{
+    VideoBufferFlags, VideoColorMatrix, VideoColorPrimaries, VideoColorRange, VideoColorimetry,
+    VideoFieldOrder, VideoFormat, VideoInfo, VideoInterlaceMode, VideoTransferFunction,
+};
+
+use super::bus::Failure;
+use super::pixels;
+use super::session::lock;
+use super::tap::Tap;
+use crate::error::{Error, Result};
+use crate::frame::deinterlace::{FirstField, deinterlace, deinterlace_deep};
+use crate::frame::opaque::over_black;
+use crate::frame::tone_map::{DeepPlane, ToneMap, Transfer, USUAL_PEAK_NITS};
+
+/// What the input says of how its colors are meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Described {
+    #[default]
+    Nothing,
+    /// Only that code values span 0–255.
+    Range,
+    /// More than the range.
+    Colors,
+}
+
+/// What is known of a stream besides its decoder's caps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    /// True for VP8, which is BT.601 by definition (RFC 6386, section 9.2).
+    pub(super) is_vp8: bool,
+    /// True where the container says that code values span 0–255, which GStreamer 1.22 does not read.
+    pub(super) is_full_range: bool,
+}
+
+/// Completes the colors of what enters `raw`, and has `filter` let those formats pass that can be made plain.
+pub(super) fn describe(raw: &gst::Pad, filter: &gst::Element, origin: Origin, tap: &Arc<Tap>) {
+    let filter = filter.downgrade();
+    let tap = Arc::clone(tap);
+    raw.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(event) = info.event()
+            && let gst::EventView::Caps(caps) = event.view()
+            && let Ok(decoded) = VideoInfo::from_caps(caps.caps())
+        {
+            let (colors, described) = completed(caps.caps(), &decoded, origin);
+            tap.describe(described);
+            if decoded.comp_depth(0) > 8 && hdr_transfer(&colors).is_none() {
+                tap.say("the picture has more than 8 bits per sample, writing 8");
+            }
+            if let Some(filter) = filter.upgrade() {
+                filter.set_property("caps", wanted(&decoded, &colors));
+            }
+            if !decoded.is_rgb() {
+                let mut caps = caps.caps_owned();
+                caps.make_mut().set("colorimetry", colors.to_string());
+                info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+            }
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// The colors of pictures of `caps` with all gaps filled, and what of them was said.
+fn completed(
+    caps: &gst::CapsRef,
+    decoded: &VideoInfo,
+    origin: Origin,
+) -> (VideoColorimetry, Described) {
+    if decoded.is_rgb() {
+        return (decoded.colorimetry(), Described::Colors);
+    }
+    let said = caps
+        .structure(0)
+        .and_then(|fields| fields.get::<&str>("colorimetry").ok())
+        .and_then(|said| said.parse::<VideoColorimetry>().ok());
+    let unknown = VideoColorimetry::new(
+        VideoColorRange::Unknown,
+        VideoColorMatrix::Unknown,
+        VideoTransferFunction::Unknown,
+        VideoColorPrimaries::Unknown,
+    );
+    let said = said.unwrap_or(unknown);
+    let range = match said.range() {
+        VideoColorRange::Range0_255 => VideoColorRange::Range0_255,
+        _ if origin.is_full_range => VideoColorRange::Range0_255,
+        _ => VideoColorRange::Range16_235,
+    };
+    let (matrix, is_matrix_said) = match said.matrix() {
+        VideoColorMatrix::Unknown if origin.is_vp8 => (VideoColorMatrix::Bt601, true),
+        VideoColorMatrix::Unknown => (pixels::usual_matrix(decoded.height()), false),
+        matrix => (matrix, true),
+    };
+    let described = if is_matrix_said
+        || said.transfer() != VideoTransferFunction::Unknown
+        || said.primaries() != VideoColorPrimaries::Unknown
+    {
+        Described::Colors
+    } else if range == VideoColorRange::Range0_255 {
+        Described::Range
+    } else {
+        Described::Nothing
+    };
+    let colors = VideoColorimetry::new(range, matrix, said.transfer(), said.primaries());
+    (colors, described)
+}
+
+/// Caps of the pictures that are made plain from `decoded` ones.
+fn wanted(decoded: &VideoInfo, colors: &VideoColorimetry) -> gst::Caps {
+    let caps = gst::Caps::builder("video/x-raw");
+    let mut caps = if hdr_transfer(colors).is_some() {
+        caps.field("format", DEEP.to_str())
+    } else if decoded.has_alpha() {
+        caps.field("format", SEE_THROUGH.to_str())
+    } else {
+        caps.field("format", gst::List::new(pixels::FORMATS))
+    };
+    if decoded.is_rgb() {
+        let colors = VideoColorimetry::new(
+            VideoColorRange::Range16_235,
+            pixels::usual_matrix(decoded.height()),
+            colors.transfer(),
+            colors.primaries(),
+        );
+        caps = caps.field("colorimetry", colors.to_string());
+    }
+    caps.build()
+}
+
+/// In which pictures of high dynamic range are mapped to the standard one.
+const DEEP: VideoFormat = VideoFormat::I42010le;
+/// In which pictures with alpha are laid over black.
+const SEE_THROUGH: VideoFormat = VideoFormat::Ayuv;
+
+fn hdr_transfer(colors: &VideoColorimetry) -> Option<Transfer> {
+    match colors.transfer() {
+        VideoTransferFunction::Smpte2084 => Some(Transfer::Pq),
+        VideoTransferFunction::AribStdB67 => Some(Transfer::Hlg),
+        _ => None,
+    }
+}
+
+/// Makes pictures that pass `pad` plain, in place.
+pub(super) fn make_plain(pad: &gst::Pad, tap: &Arc<Tap>) {
+    let plain: Mutex<Option<Plain>> = Mutex::new(None);
+    let tap = Arc::clone(tap);
+    let kinds = gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::BUFFER;
+    pad.add_probe(kinds, move |_, info| {
+        match &mut info.data {
+            Some(gst::PadProbeData::Event(event)) => {
+                if let gst::EventView::Caps(caps) = event.view()
+                    && let Ok(source) = VideoInfo::from_caps(caps.caps())
+                {
+                    let made = Plain::new(source, caps.caps(), &tap);
+                    let caps = made.caps(caps.caps_owned());
+                    *lock(&plain) = Some(made);
+                    *event = gst::event::Caps::new(&caps);
+                }
+            }
+            Some(gst::PadProbeData::Buffer(buffer)) => {
+                if let Some(plain) = &*lock(&plain)
+                    && let Err(err) = plain.apply(buffer, &tap)
+                {
+                    tap.shared.fail(Failure::new(err.to_string()));
+                }
+            }
+            _ => {}
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// What makes pictures of one format plain.
+struct Plain {
+    source: VideoInfo,
+    tone_map: Option<ToneMap>,
+}
+
+impl Plain {
+    fn new(source: VideoInfo, caps: &gst::CapsRef, tap: &Tap) -> Self {
+        let colors = source.colorimetry();
+        let transfer = hdr_transfer(&colors).filter(|_| source.format() == DEEP);
+        if let Some(transfer) = transfer {
+            tap.say(match transfer {
+                Transfer::Pq => "the picture is HDR (PQ), tone-mapping it to SDR",
+                Transfer::Hlg => "the picture is HDR (HLG), tone-mapping it to SDR",
+            });
+        }
+        let is_full_range = colors.range() == VideoColorRange::Range0_255;
+        Self {
+            source,
+            tone_map: transfer
+                .map(|transfer| ToneMap::new(transfer, is_full_range, peak_nits(caps))),
+        }
+    }
+
+    /// Caps of the plain pictures.
+    fn caps(&self, mut caps: gst::Caps) -> gst::Caps {
+        if let Some(fields) = caps.make_mut().structure_mut(0) {
+            fields.set("interlace-mode", "progressive");
+            fields.remove_fields(["field-order"]);
+            if self.tone_map.is_some() {
+                fields.set("colorimetry", "bt709");
+                fields.remove_fields(["mastering-display-info", "content-light-level"]);
+            }
+        }
+        caps
+    }
+
+    fn apply(&self, buffer: &mut gst::Buffer, tap: &Tap) -> Result<()> {
+        let first_field = self.first_field(buffer);
+        let is_see_through = self.source.format() == SEE_THROUGH;
+        if first_field.is_none() && !is_see_through && self.tone_map.is_none() {
+            return Ok(());
+        }
+        let mut frame =
+            gst_video::VideoFrameRef::from_buffer_ref_writable(buffer.make_mut(), &self.source)
+                .map_err(|_| Error::Media("cannot map a decoded frame to write".into()))?;
+        let width = self.source.width() as usize;
+        let mut strides = [0; 4];
+        for (stride, said) in strides.iter_mut().zip(frame.plane_stride()) {
+            *stride = usize::try_from(*said)
+                .map_err(|_| Error::Media(format!("rows run backwards, stride is {said}")))?;
+        }
+        if let Some(first) = first_field {
+            tap.say("the picture is interlaced, making one frame of each pair of fields");
+            for (plane, stride) in frame.planes_data_mut().into_iter().zip(strides) {
+                match self.source.format() {
+                    DEEP => deinterlace_deep(plane, stride, first),
+                    _ => deinterlace(plane, stride, first),
+                }
+            }
+        }
+        let [a, b, c, _] = frame.planes_data_mut();
+        if is_see_through {
+            let range = self.source.colorimetry().range();
+            let is_full_range = range == VideoColorRange::Range0_255;
+            if over_black(a, strides[0], width, is_full_range) {
+                tap.say("the picture is transparent in places, compositing it over black");
+            }
+        }
+        if let Some(tone_map) = &self.tone_map {
+            let plane = |bytes, plane_idx: usize| DeepPlane {
+                bytes,
+                stride: strides[plane_idx],
+            };
+            tone_map.apply(width, [plane(a, 0), plane(b, 1), plane(c, 2)]);
+        }
+        Ok(())
+    }
+
+    /// Which field of `buffer` was taken first; `None` where both were taken together.
+    fn first_field(&self, buffer: &gst::BufferRef) -> Option<FirstField> {
+        let flags = VideoBufferFlags::from_bits_truncate(buffer.flags().bits());
+        let is_interlaced = match self.source.interlace_mode() {
+            VideoInterlaceMode::Interleaved => true,
+            VideoInterlaceMode::Mixed => flags.contains(VideoBufferFlags::INTERLACED),
+            _ => false,
+        };
+        let is_top_first = flags.contains(VideoBufferFlags::TFF)
+            || self.source.field_order() == VideoFieldOrder::TopFieldFirst;
+        is_interlaced.then_some(match is_top_first {
+            true => FirstField::Top,
+            false => FirstField::Bottom,
+        })
+    }
+}
+
+/// The brightest light of the screen that the picture was made on, as the input says it.
+fn peak_nits(caps: &gst::CapsRef) -> f64 {
+    gst_video::VideoMasteringDisplayInfo::from_caps(caps)
+        .map(|screen| f64::from(screen.max_display_mastering_luminance()) / 10_000.0)
+        .ok()
+        .filter(|nits| *nits > 0.0)
+        .unwrap_or(USUAL_PEAK_NITS)
+}

@@ -1,0 +1,561 @@
+//! What a picture means: colors, dynamic range, fields, alpha and direction, judged by ffmpeg and ffprobe.
+#![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use vitscope::media::{self, FileJob, VideoCodec};
+
+use crate::media::{Files, check_copy, check_refused, ffprobe, picture, run, similarity};
+
+/// Five frames of SMPTE's bars: flat colors.
+const BARS: &str = "-f lavfi -i smptebars=size=320x240:rate=25:duration=0.2";
+const H264: &str = "-c:v libx264 -preset veryfast -crf 4 -pix_fmt yuv420p";
+const COLORS: &str = "color_range,color_space,color_transfer,color_primaries";
+const BT709: &str = "-colorspace bt709 -color_trc bt709 -color_primaries bt709";
+
+/// Runs ffmpeg, which writes raw bytes to its standard output.
+fn raw(input: &Path, args: &str) -> Vec<u8> {
+    let output = Command::new("ffmpeg")
+        .args(["-v", "error", "-i"])
+        .arg(input)
+        .args(args.split_whitespace())
+        .args(["-f", "rawvideo", "-"])
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    output.stdout
+}
+
+/// R, G and B of the first frame on a grid of 20 × 15 places, as ffmpeg reads the file's colors.
+fn levels(input: &Path) -> Vec<u8> {
+    raw(
+        input,
+        "-frames:v 1 -vf format=rgb24,scale=20:15:flags=area -pix_fmt rgb24",
+    )
+}
+
+/// Largest difference of the median place and of the worst one, which edges blur.
+fn differences(a: &[u8], b: &[u8]) -> (u8, f64) {
+    assert_eq!(a.len(), b.len());
+    let mut differences: Vec<u8> = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).collect();
+    differences.sort_unstable();
+    let mean = differences.iter().map(|d| f64::from(*d)).sum::<f64>() / a.len() as f64;
+    (differences[differences.len() * 9 / 10], mean)
+}
+
+/// Asserts that nine of ten places have the same colors within one level.
+fn check_levels(input: &Path, output: &Path) {
+    let (most, mean) = differences(&levels(input), &levels(output));
+    assert!(
+        most <= 1 && mean < 1.0,
+        "{input:?} to {output:?}: colors differ by {most}, {mean:.2} on average"
+    );
+}
+
+fn fine(input: &Path, output: &Path) -> FileJob {
+    FileJob {
+        crf: Some(2),
+        overwrite: true,
+        ..FileJob::new(input, output)
+    }
+}
+
+/// The colors that ffprobe reads, which it repeats for each program of a transport stream.
+fn tags(path: &Path) -> String {
+    let tags = picture(path, COLORS);
+    let tags = tags.lines().next().unwrap().trim_end_matches(',');
+    // The two are one matrix.
+    tags.replace("bt470bg", "smpte170m")
+}
+
+#[test]
+fn colors_that_only_the_bitstream_describes_are_kept() {
+    let files = Files::new();
+    let full = "-vf scale=out_range=full -color_range pc";
+    let full_709 =
+        &format!("-vf scale=out_range=full:out_color_matrix=bt709 -color_range pc {BT709}");
+    let limited_709 = &format!("-vf scale=out_color_matrix=bt709 -color_range tv {BT709}");
+    let jpeg = "-c:v mjpeg -q:v 1 -pix_fmt yuvj420p";
+    let vp9 = "-c:v libvpx-vp9 -b:v 2M -pix_fmt yuv420p";
+    let sources = [
+        ("full.ts", H264, full),
+        ("full_709.ts", H264, full_709),
+        ("limited_709.ts", H264, limited_709),
+        ("mpeg2.ts", "-c:v mpeg2video -q:v 1", limited_709),
+        ("full.avi", H264, full),
+        ("full_709.avi", H264, full_709),
+        ("limited_709.avi", H264, limited_709),
+        ("full.mp4", H264, full),
+        ("full.mkv", H264, full),
+        ("full.webm", vp9, full),
+        ("full_709.webm", vp9, full_709),
+        ("jpeg.avi", jpeg, ""),
+        ("jpeg.mov", jpeg, ""),
+        ("jpeg.mkv", jpeg, ""),
+    ];
+    for (name, codec, colors) in sources {
+        let input = files.make(name, &format!("{BARS} {colors} {codec}"));
+        for output in ["out.mp4", "out.mkv", "out.ts"] {
+            let job = fine(&input, &files.path(output));
+            run(&job).unwrap();
+            assert_eq!(tags(&job.output), tags(&input), "{name} to {output}");
+            check_levels(&input, &job.output);
+        }
+    }
+}
+
+#[test]
+fn codecs_that_cannot_say_their_colors_get_converted_ones() {
+    let files = Files::new();
+    let full_709 =
+        &format!("-vf scale=out_range=full:out_color_matrix=bt709 -color_range pc {BT709}");
+    let input = files.make("in.mp4", &format!("{BARS} {full_709} {H264}"));
+    for (codec, name) in [
+        (VideoCodec::Vp8, "out.webm"),
+        (VideoCodec::Vp9, "out.webm"),
+        (VideoCodec::OpenH264, "out.ts"),
+        (VideoCodec::OpenH264, "out.mp4"),
+    ] {
+        let job = FileJob {
+            codec: Some(codec),
+            ..fine(&input, &files.path(name))
+        };
+        run(&job).unwrap();
+        check_levels(&input, &job.output);
+    }
+}
+
+#[test]
+fn vp8_is_bt601_in_high_definition_too() {
+    let files = Files::new();
+    let bars = "-f lavfi -i smptebars=size=1280x720:rate=25:duration=0.2";
+    let input = files.make(
+        "in.webm",
+        &format!("{bars} -c:v libvpx -b:v 9M -auto-alt-ref 0"),
+    );
+    let job = fine(&input, &files.path("out.mp4"));
+    run(&job).unwrap();
+    assert_eq!(picture(&job.output, "color_space"), "smpte170m");
+    check_levels(&input, &job.output);
+}
+
+/// Ten frames of `scene` in high dynamic range and in the standard one, as zimg makes both.
+fn hdr_and_sdr(files: &Files, scene: &str, transfer: &str) -> [PathBuf; 2] {
+    let scene = format!("-f lavfi -i {scene}size=320x240:rate=25:duration=0.4");
+    let sdr = "scale=out_color_matrix=bt709,\
+               setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709";
+    let sdr: String = sdr.split_whitespace().collect();
+    // White is at 203 cd/m², as BT.2408 says.
+    let hdr = format!(
+        "{sdr},zscale=t=linear:npl=203,format=gbrpf32le,\
+         zscale=t={transfer}:p=2020:m=2020_ncl:r=limited:npl=203,format=yuv420p10le"
+    );
+    let hdr: String = hdr.split_whitespace().collect();
+    let x265 = format!(
+        "-c:v libx265 -preset ultrafast -crf 8 -x265-params \
+         log-level=none:colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc"
+    );
+    [
+        files.make("hdr.mkv", &format!("{scene} -vf {hdr} {x265}")),
+        files.make("sdr.mp4", &format!("{scene} -vf {sdr} {H264}")),
+    ]
+}
+
+/// Pearson's correlation.
+fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let (mean_a, mean_b) = (mean(a), mean(b));
+    let products = |a: &[f64], b: &[f64], mean_a: f64, mean_b: f64| -> f64 {
+        let pairs = a.iter().zip(b);
+        pairs.map(|(a, b)| (a - mean_a) * (b - mean_b)).sum()
+    };
+    products(a, b, mean_a, mean_b)
+        / (products(a, a, mean_a, mean_a) * products(b, b, mean_b, mean_b)).sqrt()
+}
+
+#[test]
+fn high_dynamic_range_is_mapped_to_the_standard_one() {
+    let files = Files::new();
+    for transfer in ["smpte2084", "arib-std-b67"] {
+        // Light below white stays: mid gray is mid gray.
+        let [hdr, sdr] = hdr_and_sdr(&files, "color=c=0x808080:", transfer);
+        for name in ["out.mp4", "out.webm"] {
+            let job = fine(&hdr, &files.path(name));
+            run(&job).unwrap();
+            let (most, _) = differences(&levels(&sdr), &levels(&job.output));
+            assert!(most <= 3, "{transfer} to {name}: gray is {most} off");
+        }
+        let [hdr, sdr] = hdr_and_sdr(&files, "testsrc2=", transfer);
+        let job = fine(&hdr, &files.path("out.mp4"));
+        run(&job).unwrap();
+        assert_eq!(picture(&job.output, COLORS), "tv,bt709,bt709,bt709");
+        let as_numbers = |path| levels(path).into_iter().map(f64::from).collect::<Vec<_>>();
+        let alike = correlation(&as_numbers(&sdr), &as_numbers(&job.output));
+        assert!(alike > 0.95, "{transfer}: {alike}");
+    }
+}
+
+/// Gives the attributions of each frame of `input`, explained by the default model.
+#[cfg(all(feature = "cli", feature = "embedded-models"))]
+fn attributions(files: &Files, input: &Path) -> (Vec<Vec<f64>>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_vitscope"))
+        .arg("file")
+        .arg(input)
+        .arg(files.path("explained.mp4"))
+        .args(["--overwrite", "--progress", "none", "--scores", "-"])
+        .output()
+        .unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{log}");
+    let records = String::from_utf8(output.stdout).unwrap();
+    let maps = records.lines().filter_map(|line| {
+        let record: vitscope::sidecar::Record = serde_json::from_str(line).ok()?;
+        let map = record.maps?.into_iter().next()?;
+        Some(map.attribution.into_iter().map(f64::from).collect())
+    });
+    (maps.collect(), log)
+}
+
+#[test]
+#[cfg(all(feature = "cli", feature = "embedded-models"))]
+fn the_model_sees_the_scene_and_not_its_high_dynamic_range() {
+    let files = Files::new();
+    for (transfer, name) in [("smpte2084", "PQ"), ("arib-std-b67", "HLG")] {
+        let [hdr, sdr] = hdr_and_sdr(&files, "testsrc2=", transfer);
+        let (expected, _) = attributions(&files, &sdr);
+        let (got, log) = attributions(&files, &hdr);
+        assert_eq!(got.len(), 10, "{log}");
+        let said = format!("the picture is HDR ({name}), tone-mapping it to SDR");
+        assert_eq!(log.matches(&said).count(), 1, "{log}");
+        for (got, expected) in got.iter().zip(&expected) {
+            let alike = correlation(got, expected);
+            assert!(alike > 0.95, "{transfer}: {alike}");
+        }
+    }
+}
+
+#[test]
+fn interlaced_pictures_become_as_many_whole_ones() {
+    let files = Files::new();
+    let fields = "-f lavfi -i testsrc2=size=320x240:rate=50:duration=1 -vf interlace=lowpass=0";
+    let mpeg2 = "-c:v mpeg2video -q:v 2 -bf 2 -flags +ilme+ildct";
+    let h264 = &format!("{H264} -bf 2 -flags +ilme+ildct");
+    for (name, codec, scan) in [
+        ("top.ts", mpeg2, "tff"),
+        ("top.mp4", h264, "tff"),
+        ("bottom.mkv", &format!("{h264} -x264-params bff=1"), "bff"),
+    ] {
+        let input = files.make(name, &format!("{fields}:scan={scan} {codec}"));
+        let output = check_copy(&files, &input, "out.mp4", 1000);
+        std::fs::rename(&output, files.path("checked.mp4")).unwrap();
+        let output = files.path("checked.mp4");
+        assert_eq!(picture(&output, "field_order"), "progressive", "{name}");
+        // Each frame is what was there when its first field was taken.
+        let whole = files.make(
+            "whole.mp4",
+            &format!("-f lavfi -i testsrc2=size=320x240:rate=50:duration=1 -vf select=not(mod(n\\,2)) -fps_mode passthrough {H264}"),
+        );
+        let similarity = similarity(&whole, &output);
+        assert!(similarity > 25.0, "{name}: {similarity} dB");
+    }
+}
+
+#[test]
+fn progressive_pictures_in_interlaced_streams_stay_as_they_are() {
+    let files = Files::new();
+    let input = files.make(
+        "in.ts",
+        "-f lavfi -i testsrc2=size=320x240:rate=25:duration=1 -c:v mpeg2video -q:v 2 -bf 2",
+    );
+    let output = check_copy(&files, &input, "out.mp4", 1000);
+    assert!(similarity(&input, &output) > 33.0);
+}
+
+#[test]
+fn pictures_with_alpha_are_laid_over_black() {
+    let files = Files::new();
+    // The left half is opaque, the right one half so.
+    let scene = "-f lavfi -i color=0xc08040:size=320x240:rate=25:duration=0.4 \
+                 -vf format=rgba,geq=r=p(X\\,Y):g=p(X\\,Y):b=p(X\\,Y):a=if(lt(X\\,160)\\,255\\,128)";
+    for (name, codec) in [
+        ("in.mov", "-c:v qtrle"),
+        ("in.mkv", "-c:v ffv1 -pix_fmt bgra"),
+        ("png.mov", "-c:v png"),
+        ("in.webm", "-c:v libvpx-vp9 -pix_fmt yuva420p -b:v 1M"),
+        (
+            "vp8.webm",
+            "-c:v libvpx -pix_fmt yuva420p -b:v 1M -auto-alt-ref 0",
+        ),
+    ] {
+        let input = files.make(name, &format!("{scene} {codec}"));
+        let job = fine(&input, &files.path("out.mp4"));
+        run(&job).unwrap();
+        let rgb = raw(
+            &job.output,
+            "-frames:v 1 -vf scale=4:3:flags=area -pix_fmt rgb24",
+        );
+        let close =
+            |got: &[u8], want: [u8; 3]| got.iter().zip(want).all(|(a, b)| a.abs_diff(b) <= 6);
+        assert!(close(&rgb[..3], [0xc0, 0x80, 0x40]), "{name}: {rgb:?}");
+        assert!(close(&rgb[9..12], [0x60, 0x40, 0x20]), "{name}: {rgb:?}");
+    }
+}
+
+/// Replaces bytes at a place that `find` names.
+fn patch(
+    files: &Files,
+    input: &Path,
+    name: &str,
+    find: &[u8],
+    skip: usize,
+    bytes: &[u8],
+) -> PathBuf {
+    let mut file = std::fs::read(input).unwrap();
+    let at = file
+        .windows(find.len())
+        .position(|window| window == find)
+        .unwrap()
+        + skip;
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+    let path = files.path(name);
+    std::fs::write(&path, file).unwrap();
+    path
+}
+
+#[test]
+fn all_eight_directions_of_an_mp4_are_applied() {
+    let files = Files::new();
+    let scene = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=0.4";
+    let upright = files.make("in.mp4", &format!("{scene} {H264}"));
+    for [a, b, c, d] in [
+        [1, 0, 0, 1],
+        [0, 1, -1, 0],
+        [-1, 0, 0, -1],
+        [0, -1, 1, 0],
+        [-1, 0, 0, 1],
+        [1, 0, 0, -1],
+        [0, 1, 1, 0],
+        [0, -1, -1, 0],
+    ] {
+        let one = 1_i32 << 16;
+        let matrix = [a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30];
+        let matrix: Vec<u8> = matrix.iter().flat_map(|n: &i32| n.to_be_bytes()).collect();
+        // A track header of version 0: its name, then 40 bytes up to the matrix.
+        let input = patch(&files, &upright, "turned.mp4", b"tkhd", 44, &matrix);
+        let job = fine(&input, &files.path("out.mp4"));
+        run(&job).unwrap();
+        // ffmpeg turns what it reads by the same matrix.
+        let similarity = similarity(&input, &job.output);
+        assert!(similarity > 30.0, "{a} {b} {c} {d}: {similarity} dB");
+    }
+}
+
+#[test]
+fn the_roll_of_a_matroska_is_applied() {
+    let files = Files::new();
+    let scene = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=0.4";
+    let upright = files.make("in.mkv", &format!("{scene} {H264} -color_range tv {BT709}"));
+    // RFC 9559: counterclockwise.
+    for (roll, filter) in [
+        (90_f32, "transpose=cclock"),
+        (-90.0, "transpose=clock"),
+        (180.0, "hflip,vflip"),
+    ] {
+        // In place of the colors, which are as long, the projection and a void.
+        let mut file = std::fs::read(&upright).unwrap();
+        let at = file.windows(2).position(|id| id == [0x55, 0xb0]).unwrap();
+        let (size, head) = match file[at + 2] {
+            1 => (file[at + 9] as usize, 10),
+            size => (usize::from(size & 0x7f), 3),
+        };
+        let mut projection = [&[0x76, 0x75, 0x84][..], &roll.to_be_bytes()].concat();
+        projection.extend([0xec, 0x80 | (size - 9) as u8]);
+        projection.resize(size, 0);
+        file[at..at + 2].copy_from_slice(&[0x76, 0x70]);
+        file[at + head..at + head + size].copy_from_slice(&projection);
+        let input = files.path("turned.mkv");
+        std::fs::write(&input, file).unwrap();
+        let job = fine(&input, &files.path("out.mkv"));
+        run(&job).unwrap();
+        let turned = files.make(
+            "turned.mp4",
+            &format!("-i {} -vf {filter} {H264}", upright.display()),
+        );
+        assert!(similarity(&turned, &job.output) > 30.0, "{roll}");
+    }
+}
+
+#[test]
+fn pictures_drawn_over_the_last_one_keep_their_times() {
+    let files = Files::new();
+    let uneven = "-f lavfi -i testsrc2=size=320x240:rate=10:duration=2 \
+                  -vf select=not(mod(n\\,3))+not(mod(n\\,7)) -fps_mode vfr";
+    for (name, codec) in [("rle.mov", "-c:v qtrle"), ("cinepak.mov", "-c:v cinepak")] {
+        check_times(&files, &files.make(name, &format!("{uneven} {codec}")));
+    }
+}
+
+fn check_times(files: &Files, input: &Path) {
+    let job = fine(input, &files.path("out.mp4"));
+    run(&job).unwrap();
+    let times = |path| ffprobe(path, "-select_streams v -show_entries packet=pts_time");
+    let secs = |text: String| -> Vec<f64> {
+        let times = text
+            .lines()
+            .map(|line| line.trim_matches(',').parse().unwrap());
+        let mut times: Vec<f64> = times.collect();
+        times.sort_by(f64::total_cmp);
+        times
+    };
+    let (before, after) = (secs(times(input)), secs(times(&job.output)));
+    assert_eq!(before.len(), after.len());
+    for (before, after) in before.iter().zip(&after) {
+        assert!((before - after).abs() < 0.002, "{before} became {after}");
+    }
+}
+
+#[test]
+#[cfg(feature = "cli")]
+fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
+    let files = Files::new();
+    let scene = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=0.4";
+    let tone = "-f lavfi -i sine=frequency=440:duration=0.4";
+    let cover = files.make("cover.jpg", &format!("{scene} -frames:v 1"));
+    let chapters = files.path("chapters.txt");
+    let text = ";FFMETADATA1\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=400\ntitle=One\n";
+    std::fs::write(&chapters, text).unwrap();
+    let chapters = format!("-i {} -map_chapters 1", chapters.display());
+    let two_tones = format!("{tone} {tone} -map 0 -map 1 -map 2 -disposition:a:0 0");
+    let attach = format!(
+        "-attach {} -metadata:s:t mimetype=image/jpeg",
+        cover.display()
+    );
+    let interlaced = format!("-vf interlace -flags +ilme+ildct {H264}");
+    let see_through = "-vf format=rgba,colorchannelmixer=aa=0.5 -c:v png";
+    let deep = "-c:v libx264 -pix_fmt yuv420p10le";
+    for (input, args, output, expected) in [
+        ("plain.mp4", H264, "mp4", &[][..]),
+        (
+            "fields.mp4",
+            &interlaced,
+            "mp4",
+            &["the picture is interlaced, making one frame of each pair of fields"],
+        ),
+        (
+            "alpha.mov",
+            see_through,
+            "mp4",
+            &["the picture is transparent in places, compositing it over black"],
+        ),
+        (
+            "deep.mp4",
+            deep,
+            "mp4",
+            &["the picture has more than 8 bits per sample, writing 8"],
+        ),
+        (
+            "chapters.mp4",
+            &format!("{chapters} {H264}"),
+            "mkv",
+            &["not copied: chapters"],
+        ),
+        ("chapters.mkv", &format!("{chapters} {H264}"), "mkv", &[]),
+        (
+            "chapters2.mkv",
+            &format!("{chapters} {H264}"),
+            "mp4",
+            &["not copied: chapters"],
+        ),
+        (
+            "code.mov",
+            &format!("{H264} -timecode 01:02:03:04"),
+            "mp4",
+            &["not copied: time code"],
+        ),
+        (
+            "cover.mkv",
+            &format!("{H264} {attach}"),
+            "mkv",
+            &["not copied: cover"],
+        ),
+        ("cover2.mkv", &format!("{H264} {attach}"), "mp4", &[]),
+        (
+            "tones.mp4",
+            &format!("{two_tones} {H264} -c:a aac"),
+            "mp4",
+            &["not copied: default flags of sound tracks"],
+        ),
+        (
+            "tones.mkv",
+            &format!("{two_tones} {H264} -c:a aac"),
+            "mkv",
+            &["not copied: default flags of sound tracks"],
+        ),
+    ] {
+        let input = files.make(input, &format!("{scene} {args}"));
+        let run = Command::new(env!("CARGO_BIN_EXE_vitscope"))
+            .arg("file")
+            .args([&input, &files.path(&format!("out.{output}"))])
+            .args(["--overwrite", "--progress", "none", "--model"])
+            .arg(crate::common::fixture("vit_a"))
+            .output()
+            .unwrap();
+        let log = String::from_utf8(run.stderr).unwrap();
+        assert!(run.status.success(), "{log}");
+        let warned = log
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("WARN "));
+        let said: Vec<&str> = warned
+            .filter(|line| !line.contains("neither picture nor sound"))
+            .collect();
+        assert_eq!(said, expected, "{input:?} to {output}");
+    }
+}
+
+#[test]
+fn inputs_that_cannot_be_read_are_named() {
+    let files = Files::new();
+    let output = files.path("out.mp4");
+    let refused =
+        |input: &Path, expected: &str| check_refused(&FileJob::new(input, &output), expected);
+    let scene = "-f lavfi -i testsrc2=size=320x240:rate=10:duration=1";
+    for (name, args, pictures) in [
+        ("moving.webp", "-c:v libwebp_anim", "a WebP picture"),
+        ("moving.gif", "", "a GIF picture"),
+        ("moving.png", "-f apng", "a PNG picture"),
+        (
+            "moving.mjpeg",
+            "-c:v mjpeg",
+            "bare JPEG pictures without timestamps",
+        ),
+    ] {
+        let input = files.make(name, &format!("{scene} {args}"));
+        refused(&input, &format!("holds {pictures}, expected a video: "));
+    }
+    refused(
+        Path::new("-"),
+        "standard input can be read only once, expected a file: ",
+    );
+    for address in ["http://localhost/in.mp4", "https://localhost/in.mp4"] {
+        refused(
+            Path::new(address),
+            "is a URL, expected a file; `vitscope live` reads streams: ",
+        );
+    }
+    let pipe = files.path("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    refused(&pipe, "is a pipe or a device and can be read only once, ");
+}
+
+#[test]
+fn a_file_may_be_named_by_its_address() {
+    let read = |address: &str| media::local_file(Path::new(address)).map_err(|err| err.to_string());
+    assert_eq!(read("in.mp4"), Ok("in.mp4".into()));
+    assert_eq!(read("file:///a%20b/in.mp4"), Ok("/a b/in.mp4".into()));
+    let error = read("file://elsewhere%/in.mp4").unwrap_err();
+    assert!(error.starts_with("is not the URL of a file ("), "{error}");
+}
