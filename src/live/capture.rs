@@ -293,6 +293,8 @@ fn set_up_stream(decoder: &gst::Element, is_plain_rtsp: bool) {
                 // Datagrams that a firewall swallows cost five seconds before each picture.
                 source.set_property_from_str("protocols", "tcp");
             }
+        } else if let Some(pad) = source.static_pad("src") {
+            begin_with_boundary(&pad);
         }
         None
     });
@@ -305,6 +307,57 @@ fn set_up_stream(decoder: &gst::Element, is_plain_rtsp: bool) {
             }
         });
     }
+}
+
+/// Begins a multipart stream by a boundary where it has none before its first picture, as that of some cameras: GStreamer
+/// would not know what it is, or take it for something else.
+fn begin_with_boundary(pad: &gst::Pad) {
+    let boundary = Mutex::new(None);
+    let kinds = gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::BUFFER;
+    pad.add_probe(kinds, move |_, info| {
+        let mut boundary = boundary.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut info.data {
+            Some(gst::PadProbeData::Event(event)) => {
+                let told = event.structure().and_then(boundary_of);
+                *boundary = told.or(boundary.take());
+                gst::PadProbeReturn::Ok
+            }
+            Some(gst::PadProbeData::Buffer(buffer)) => {
+                if let Some(boundary) = boundary.take().filter(|_| begins_with_headers(buffer)) {
+                    let mut first = gst::Buffer::from_slice(format!("{boundary}\r\n"));
+                    first.append(buffer.clone());
+                    *buffer = first;
+                }
+                gst::PadProbeReturn::Remove
+            }
+            _ => gst::PadProbeReturn::Ok,
+        }
+    });
+}
+
+/// The line between two parts of a multipart stream, by the headers of a web server's answer.
+fn boundary_of(answer: &gst::StructureRef) -> Option<String> {
+    let headers = answer.get::<gst::Structure>("response-headers").ok()?;
+    let mut fields = headers.iter();
+    let (_, value) = fields.find(|(name, _)| name.eq_ignore_ascii_case("content-type"))?;
+    let content_type = value.get::<String>().ok()?;
+    if !content_type.to_ascii_lowercase().starts_with("multipart/") {
+        return None;
+    }
+    let (_, behind) = content_type.split_once("boundary=")?;
+    let boundary = behind.split(';').next()?.trim().trim_matches('"');
+    // Some tell the line itself.
+    Some(format!("--{}", boundary.trim_start_matches("--")))
+}
+
+/// Whether a stream begins with the headers of a part.
+fn begins_with_headers(buffer: &gst::Buffer) -> bool {
+    const HEADER: &[u8] = b"content-";
+    let map = buffer.map_readable();
+    map.is_ok_and(|map| {
+        let begin = map.trim_ascii_start().get(..HEADER.len());
+        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(HEADER))
+    })
 }
 
 /// The times of frames in the pipeline that they are for.

@@ -1,7 +1,7 @@
 //! Live video: from patterns and web servers into recordings, with sources that go and come back.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -594,6 +594,43 @@ fn motion_jpeg_is_shown_as_it_comes() {
         times.len() > 5 && times.windows(2).all(|pair| pair[0] < pair[1]),
         "{times:?}"
     );
+}
+
+/// As some small cameras send it: the first picture comes without a boundary before it.
+#[test]
+fn motion_jpeg_without_a_first_boundary_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = image::RgbImage::from_pixel(64, 48, image::Rgb([200, 30, 30]));
+    let mut jpeg = std::io::Cursor::new(Vec::new());
+    picture
+        .write_to(&mut jpeg, image::ImageFormat::Jpeg)
+        .unwrap();
+    let jpeg = jpeg.into_inner();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/stream", listener.local_addr().unwrap());
+    let camera = move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let mut head = BufReader::new(connection.try_clone().unwrap()).lines();
+            while head.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            let answer = "HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n";
+            let part = format!(
+                "Content-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n",
+                jpeg.len()
+            );
+            let part = [part.as_bytes(), &jpeg, b"\r\n--frame\r\n"].concat();
+            connection.write_all(answer.as_bytes()).unwrap();
+            // Until nobody looks any more.
+            while connection.write_all(&part).is_ok() {}
+        }
+    };
+    let camera = std::thread::Builder::new()
+        .name("camera".into())
+        .spawn(camera);
+    camera.unwrap();
+    let enough = |event: &Event| matches!(event, Event::Status(status) if status.explained > 5);
+    let events = run(&live(&address, folder.path()), enough).unwrap();
+    assert_eq!(events[0], Event::Connected);
 }
 
 /// Only pictures are asked of it.
