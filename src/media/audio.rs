@@ -12,6 +12,7 @@ use super::bus::Failure;
 use super::container::Container;
 use super::elements;
 use super::job::{AudioMode, FileJob};
+use super::mp4::duration_from_ticks;
 use super::session::{Shared, lock};
 use super::timeline::{self, Timeline};
 use crate::error::{Error, Result};
@@ -114,8 +115,8 @@ pub(super) fn attach(
             "the container cannot hold this sound, encoding it anew"
         );
     }
-    let mut chain = if copied {
-        copy_chain(&accepted, caps)?
+    let (mut chain, priming) = if copied {
+        (copy_chain(&accepted, caps)?, Duration::ZERO)
     } else {
         encode_chain(container, &accepted, caps)?
     };
@@ -131,15 +132,16 @@ pub(super) fn attach(
         .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
     refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
     let lead = match copied {
-        true => timeline.lead_of(pad),
+        true => timeline.lead_of(pad, container),
         false => Duration::ZERO,
     };
     timeline.apply(pad, lead);
+    // What is decoded is cut to the sample, and so what begins early is the encoder's own run-in.
+    let lead = if copied { lead } else { priming };
     cut(&end, lead, shared);
     let start = elements::static_pad(&chain[0], "sink")?;
-    let early = match timeline.run_in_of(pad) {
-        // What is decoded is cut to the sample; nothing of it begins early.
-        _ if !copied => Early::Known(Duration::ZERO),
+    let early = match timeline.run_in_of(pad, lead) {
+        _ if !copied => Early::Known(priming),
         Some(run_in) => Early::Known(run_in),
         None => Early::Measured(measure(&start)),
     };
@@ -302,18 +304,39 @@ fn encoder_of(container: Container) -> (&'static str, &'static str, &'static str
     }
 }
 
+/// Samples before the first one that came in, which an encoder of AAC does not tell of.
+fn n_priming(encoder: &str) -> u32 {
+    match encoder {
+        "avenc_aac" => 1024,
+        "voaacenc" => 1600,
+        _ => 0,
+    }
+}
+
+/// The rate at which sound of `caps` is encoded as AAC.
+fn aac_rate(caps: &gst::Caps) -> u32 {
+    let fields = caps.structure(0);
+    let rate = fields.and_then(|fields| fields.get::<i32>("rate").ok());
+    match rate.and_then(|rate| u32::try_from(rate).ok()) {
+        // Headers of AAC with SBR may say half of it.
+        Some(rate @ (8_000 | 11_025 | 12_000 | 16_000 | 22_050 | 24_000)) => 2 * rate,
+        Some(rate @ (32_000 | 44_100 | 64_000 | 88_200 | 96_000)) => rate,
+        _ => 48_000,
+    }
+}
+
+/// The elements that encode sound of `caps` anew, and how much run-in they put before it.
 fn encode_chain(
     container: Container,
     accepted: &gst::Caps,
     caps: &gst::Caps,
-) -> Result<Vec<gst::Element>> {
+) -> Result<(Vec<gst::Element>, Duration)> {
     let (best, second, parser) = encoder_of(container);
-    let encoder = match [best, second]
+    let Some(name) = [best, second]
         .into_iter()
         .find(|name| elements::available(name))
-    {
-        Some(name) => elements::make(name)?,
-        None => return Err(elements::missing(&[best, second])),
+    else {
+        return Err(elements::missing(&[best, second]));
     };
     let mut chain = Vec::new();
     if caps
@@ -325,11 +348,20 @@ fn encode_chain(
     chain.extend([
         elements::make("audioconvert")?,
         elements::make("audioresample")?,
-        encoder,
+    ]);
+    let mut priming = Duration::ZERO;
+    if n_priming(name) > 0 {
+        let rate = aac_rate(caps);
+        let raw = gst::Caps::builder("audio/x-raw").field("rate", rate as i32);
+        chain.push(elements::capsfilter(&raw.build())?);
+        priming = duration_from_ticks(n_priming(name).into(), rate);
+    }
+    chain.extend([
+        elements::make(name)?,
         elements::make(parser)?,
         elements::capsfilter(accepted)?,
     ]);
-    Ok(chain)
+    Ok((chain, priming))
 }
 
 /// The highest ranked installed decoder for `caps`.

@@ -3,6 +3,7 @@
 //! GStreamer's demuxers say this by segments, and two of them say it wrongly (1.22):
 //! qtdemux, see [`edits`](super::edits), and matroskademux, which begins at the first block that it meets
 //! and corrects itself once the other stream turns out to begin earlier, when the first frame is already out.
+//! It also moves packets of a codec's run-in that begin before zero to zero.
 //! The segments of both are replaced here; other demuxers are believed, but for where a range begins:
 //! a transport stream counts from its first clock reference, which is not where its presentation begins.
 //!
@@ -20,6 +21,7 @@ use std::time::Duration;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
+use super::container::Container;
 use super::edits;
 use super::job::FileJob;
 use super::matroska;
@@ -45,8 +47,8 @@ pub(super) struct Timeline {
 enum Kind {
     /// An mp4 whose edit lists are simple.
     Movie(Movie),
-    /// Begin of the presentation.
-    Matroska(gst::ClockTime),
+    /// Begin of the presentation, and the tracks.
+    Matroska(gst::ClockTime, Vec<matroska::Track>),
     /// The demuxer's time at which the presentation begins, from the first segment of any stream.
     Other(Arc<OnceLock<gst::ClockTime>>),
 }
@@ -75,9 +77,10 @@ impl Timeline {
         let kind = match Movie::read(path).filter(simple) {
             Some(movie) => Kind::Movie(movie),
             None if begins_with(path, &EBML) => {
-                let begin = matroska::begin(path).filter(|begin| *begin > LATE_BEGIN);
+                let opening = matroska::Opening::read(path);
+                let begin = opening.begin.filter(|begin| *begin > LATE_BEGIN);
                 let begin = begin.and_then(|begin| gst::ClockTime::try_from(begin).ok());
-                Kind::Matroska(begin.unwrap_or_default())
+                Kind::Matroska(begin.unwrap_or_default(), opening.tracks)
             }
             None => Kind::Other(Arc::default()),
         };
@@ -157,7 +160,7 @@ impl Timeline {
         let (start, end) = self.range;
         let movie = match &self.kind {
             Kind::Movie(movie) => movie,
-            Kind::Matroska(_) => return (start, end),
+            Kind::Matroska(..) => return (start, end),
             Kind::Other(begin) => {
                 let begin = begin.get().copied().unwrap_or_default().into();
                 return (start + begin, end.map(|end| end + begin));
@@ -186,15 +189,20 @@ impl Timeline {
                 };
                 Box::new(move |_| Some(window.segment(lead)))
             }
-            Kind::Matroska(begin) if !self.has_range() => {
-                let begin = *begin;
+            Kind::Matroska(begin, _) if !self.begins_late() => {
+                let lead = gst::ClockTime::try_from(lead).unwrap_or_default();
+                if let Some(track) = self.matroska_track(pad).filter(|_| !lead.is_zero()) {
+                    undo_delay(pad, lead, track.first.unwrap_or_default());
+                }
+                let start = (!self.has_range()).then_some(*begin);
                 Box::new(move |old| {
                     let mut new = old.clone();
-                    new.set_start(begin);
+                    new.set_start(start.or(old.start()));
+                    new.set_stop(old.stop().map(|stop| stop + lead));
                     Some(new)
                 })
             }
-            Kind::Matroska(_) => return,
+            Kind::Matroska(..) => return,
             Kind::Other(begin) => {
                 let begin = Arc::clone(begin);
                 replace_segment(pad, move |first| {
@@ -218,17 +226,26 @@ impl Timeline {
         self.window(self.track_of(pad)?)
     }
 
-    /// How much earlier than its window the sound of `pad` is to begin, so that no parser drops its run-in.
-    pub(super) fn lead_of(&self, pad: &gst::Pad) -> Duration {
+    /// How much earlier than its window the sound of `pad` is to begin, so that no parser drops its run-in on the
+    /// way into `container`.
+    pub(super) fn lead_of(&self, pad: &gst::Pad, container: Container) -> Duration {
         if self.begins_late() {
             return Duration::ZERO;
         }
-        self.window_of(pad)
-            .map_or(Duration::ZERO, |window| window.start)
+        match &self.kind {
+            // The muxer tells a codec's delay as the demuxer heard it.
+            Kind::Matroska(..) if container.has_codec_delay() => Duration::ZERO,
+            Kind::Matroska(..) => self
+                .matroska_track(pad)
+                .map_or(Duration::ZERO, |track| track.codec_delay),
+            _ => self
+                .window_of(pad)
+                .map_or(Duration::ZERO, |window| window.start),
+        }
     }
 
-    /// How long before zero the sound of `pad` begins, where the header tells.
-    pub(super) fn run_in_of(&self, pad: &gst::Pad) -> Option<Duration> {
+    /// How long before zero the sound of `pad` begins that has this `lead`, where the header tells.
+    pub(super) fn run_in_of(&self, pad: &gst::Pad, lead: Duration) -> Option<Duration> {
         if self.begins_late() {
             return Some(Duration::ZERO);
         }
@@ -239,7 +256,11 @@ impl Timeline {
                 // Without lists nothing comes before the beginning.
                 Some(track.begin(&edit).saturating_sub(edit.delay))
             }
-            Kind::Matroska(_) => Some(Duration::ZERO),
+            Kind::Matroska(..) => {
+                let track = self.matroska_track(pad);
+                let first = track.and_then(|track| track.first).unwrap_or_default();
+                Some(lead.saturating_sub(first))
+            }
             Kind::Other(_) => None,
         }
     }
@@ -253,10 +274,19 @@ impl Timeline {
         let Kind::Movie(movie) = &self.kind else {
             return None;
         };
-        // The demuxer names a stream by the track's number, after a slash.
-        let stream_id = pad.stream_id()?;
-        let id: u32 = stream_id.rsplit('/').next()?.parse().ok()?;
-        movie.tracks.iter().find(|track| track.id == id)
+        let id = track_number(pad)?;
+        movie
+            .tracks
+            .iter()
+            .find(|track| u64::from(track.id) == id)
+    }
+
+    fn matroska_track(&self, pad: &gst::Pad) -> Option<&matroska::Track> {
+        let Kind::Matroska(_, tracks) = &self.kind else {
+            return None;
+        };
+        let number = track_number(pad)?;
+        tracks.iter().find(|track| track.number == number)
     }
 
     fn window(&self, track: &Track) -> Option<Window> {
@@ -290,6 +320,37 @@ impl Window {
         segment.set_position(time(self.start.saturating_sub(lead)));
         segment
     }
+}
+
+/// The number of the track behind `pad`: the demuxer names a stream by it, after a slash.
+fn track_number(pad: &gst::Pad) -> Option<u64> {
+    let stream_id = pad.stream_id()?;
+    // In Matroska another number follows it.
+    stream_id.rsplit('/').next()?.split(':').next()?.parse().ok()
+}
+
+/// Gives packets the times that their blocks say, of which the demuxer has taken the codec's `delay`.
+///
+/// What would begin before zero it moves to zero; the first packet begins at `first`.
+fn undo_delay(pad: &gst::Pad, delay: gst::ClockTime, first: Duration) {
+    let first = gst::ClockTime::try_from(first).unwrap_or_default();
+    let begun = AtomicBool::new(false);
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_FLUSH;
+    pad.add_probe(kinds, move |_, info| {
+        let Some(buffer) = info.buffer_mut() else {
+            begun.store(false, Ordering::SeqCst);
+            return gst::PadProbeReturn::Ok;
+        };
+        let begun = begun.swap(true, Ordering::SeqCst);
+        let told = match buffer.pts() {
+            Some(gst::ClockTime::ZERO) if !begun && first < delay => Some(first),
+            // More of the run-in: the parser completes its times.
+            Some(gst::ClockTime::ZERO) if begun => None,
+            pts => pts.map(|pts| pts + delay),
+        };
+        buffer.make_mut().set_pts(told);
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// Takes `lead` back from what flows through `pad`, and moves it later by `delay`.
