@@ -105,6 +105,8 @@ pub(super) fn attach(
     timeline: &Timeline,
     shared: &Arc<Shared>,
 ) -> Result<AudioTrack> {
+    let swap = timeline.is_little_endian(pad);
+    let caps = &corrected(caps, swap);
     let description = describe(caps);
     let accepted = container.audio_caps()?;
     let copied = job.audio == AudioMode::Copy && holds(&accepted, caps);
@@ -131,6 +133,14 @@ pub(super) fn attach(
         })
         .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
     refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
+    let announced = caps
+        .structure(0)
+        .map_or("", |fields| fields.name().as_str())
+        .to_owned();
+    replace_caps(pad, move |caps| match copied {
+        true => corrected(caps, swap),
+        false => decodable(corrected(caps, swap), &announced),
+    });
     let lead = match copied {
         true => timeline.lead_of(pad, container),
         false => Duration::ZERO,
@@ -155,6 +165,77 @@ pub(super) fn attach(
         lead,
         end,
         gate,
+    })
+}
+
+/// Puts what `replace` makes of them in place of the caps of `pad`.
+fn replace_caps(pad: &gst::Pad, replace: impl Fn(&gst::Caps) -> gst::Caps + Send + Sync + 'static) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(event) = info.event()
+            && let gst::EventView::Caps(caps) = event.view()
+        {
+            let caps = replace(&caps.caps_owned());
+            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// `caps` with the order of bytes that the file says: qtdemux 1.22 takes all samples of 32 bits and more for big-endian.
+fn corrected(caps: &gst::Caps, is_little_endian: bool) -> gst::Caps {
+    let mut caps = caps.clone();
+    if !is_little_endian {
+        return caps;
+    }
+    if let Some(fields) = caps.make_mut().structure_mut(0)
+        && let Ok(format) = fields.get::<String>("format")
+        && let Some(kind) = format.strip_suffix("BE")
+    {
+        fields.set("format", format!("{kind}LE"));
+    }
+    caps
+}
+
+/// `caps` as decoders and converters want them.
+///
+/// tsdemux 1.22 announces Blu-ray's AC-3 as E-AC-3; that decoder knows both.
+fn decodable(mut caps: gst::Caps, announced: &str) -> gst::Caps {
+    let Some(fields) = caps.make_mut().structure_mut(0) else {
+        return caps;
+    };
+    if fields.name() == "audio/x-ac3" && announced == "audio/x-eac3" {
+        fields.set_name(announced);
+    }
+    if let Ok(n_channels) = fields.get::<i32>("channels")
+        && fields
+            .get::<gst::Bitmask>("channel-mask")
+            .is_ok_and(|mask| mask.0 == 0)
+        && let Some(mask) = usual_channels(n_channels)
+    {
+        fields.set("channel-mask", gst::Bitmask::new(mask));
+    }
+    caps
+}
+
+const FRONT: u64 = 0b11;
+const CENTER: u64 = 0b100;
+const BASS: u64 = 0b1000;
+const REAR: u64 = 0b11_0000;
+const REAR_CENTER: u64 = 1 << 8;
+const SIDES: u64 = 0b11 << 10;
+/// 5.1.
+const SURROUND: u64 = FRONT | CENTER | BASS | REAR;
+
+/// Where `n_channels` usually are, where the file does not say: a bit each of GStreamer's positions.
+fn usual_channels(n_channels: i32) -> Option<u64> {
+    Some(match n_channels {
+        3 => FRONT | BASS,
+        4 => FRONT | CENTER | REAR_CENTER,
+        5 => FRONT | CENTER | REAR,
+        6 => SURROUND,
+        7 => FRONT | CENTER | BASS | REAR_CENTER | SIDES,
+        8 => SURROUND | SIDES,
+        _ => return None,
     })
 }
 
@@ -353,6 +434,17 @@ fn encode_chain(
     if n_priming(name) > 0 {
         let rate = aac_rate(caps);
         let raw = gst::Caps::builder("audio/x-raw").field("rate", rate as i32);
+        let n_channels = caps
+            .structure(0)
+            .and_then(|fields| fields.get::<i32>("channels").ok());
+        // The encoder knows neither 2.1 nor more than 5.1.
+        let raw = match n_channels {
+            Some(3) => raw.field("channels", 2),
+            Some(7..) => raw
+                .field("channels", 6)
+                .field("channel-mask", gst::Bitmask::new(SURROUND)),
+            _ => raw,
+        };
         chain.push(elements::capsfilter(&raw.build())?);
         priming = duration_from_ticks(n_priming(name).into(), rate);
     }

@@ -46,6 +46,8 @@ pub(super) fn correct_duration(path: &Path, duration: Duration) -> std::io::Resu
 pub(super) struct Opening {
     /// When the earliest block is shown; `None` where there is none.
     pub(super) begin: Option<Duration>,
+    /// True where the header says how long the file is; live recordings do not know.
+    pub(super) has_duration: bool,
     /// In the file's order.
     pub(super) tracks: Vec<Track>,
 }
@@ -58,6 +60,23 @@ pub(super) struct Track {
     pub(super) codec_delay: Duration,
     /// What its first block says.
     pub(super) first: Option<Duration>,
+    /// Mean length of a packet, where blocks hold several.
+    pub(super) laced: Option<Duration>,
+    has_laces: bool,
+    n_packets: u32,
+}
+
+impl Track {
+    /// Counts a block of `n` packets that comes at `time`.
+    fn take(&mut self, time: Duration, n: u32) {
+        let first = *self.first.get_or_insert(time);
+        self.first = Some(first.min(time));
+        self.has_laces |= n > 1;
+        if self.has_laces && self.n_packets > 0 {
+            self.laced = Some(time.saturating_sub(first) / self.n_packets);
+        }
+        self.n_packets = self.n_packets.saturating_add(n);
+    }
 }
 
 impl Opening {
@@ -75,6 +94,7 @@ impl Opening {
     fn parse(head: &[u8]) -> Self {
         let (mut step_nanos, mut cluster) = (1_000_000_u64, 0_u64);
         let mut tracks: Vec<Track> = Vec::new();
+        let mut has_duration = false;
         let mut stop = head.len();
         let mut at = 0;
         while at < stop
@@ -84,6 +104,7 @@ impl Opening {
             let value = content.and_then(number);
             match element.id {
                 TIMESTAMP_SCALE => step_nanos = value.unwrap_or(step_nanos),
+                DURATION => has_duration = true,
                 TRACK_ENTRY => tracks.push(Track::default()),
                 TRACK_NUMBER | CODEC_DELAY => {
                     if let (Some(track), Some(value)) = (tracks.last_mut(), value) {
@@ -97,13 +118,13 @@ impl Opening {
                 // The first one says how far to look.
                 CLUSTER if stop == head.len() => stop = stop.min(at.saturating_add(BEGIN_LEN)),
                 BLOCK | SIMPLE_BLOCK => {
-                    let Some((number, steps)) = block(head, element.content) else {
+                    let Some((number, steps, n_packets)) = block(head, element.content) else {
                         break;
                     };
                     let steps = cluster.saturating_add_signed(steps.into());
                     let time = Duration::from_nanos(steps.saturating_mul(step_nanos));
                     if let Some(track) = tracks.iter_mut().find(|track| track.number == number) {
-                        track.first = Some(track.first.map_or(time, |first| first.min(time)));
+                        track.take(time, n_packets);
                     }
                 }
                 _ => {}
@@ -119,17 +140,23 @@ impl Opening {
         let shown = |track: &Track| Some(track.first?.saturating_sub(track.codec_delay));
         Self {
             begin: tracks.iter().filter_map(shown).min(),
+            has_duration,
             tracks,
         }
     }
 }
 
-/// Track and time of the block whose content begins at `at`, counted from its cluster.
-fn block(head: &[u8], at: usize) -> Option<(u64, i16)> {
+/// Track, time counted from its cluster, and number of packets of the block whose content begins at `at`.
+fn block(head: &[u8], at: usize) -> Option<(u64, i16, u32)> {
     let len = head.get(at)?.leading_zeros() as usize + 1;
     let marked = number(head.get(at..at + len)?)?;
-    let steps = head.get(at + len..)?.first_chunk()?;
-    Some((marked & !(1 << (7 * len)), i16::from_be_bytes(*steps)))
+    let rest = head.get(at + len..)?;
+    let steps = i16::from_be_bytes(*rest.first_chunk()?);
+    let n_packets = match rest.get(2)? & 0x06 {
+        0 => 1,
+        _ => u32::from(*rest.get(3)?) + 1,
+    };
+    Some((marked & !(1 << (7 * len)), steps, n_packets))
 }
 
 /// Where the duration lies in `head`, and what to write there.

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use gstreamer as gst;
@@ -26,12 +26,16 @@ use super::edits;
 use super::job::FileJob;
 use super::matroska;
 use super::mp4::{Movie, Track, duration_from_ticks};
+use super::session::lock;
 
 /// First bytes of Matroska and WebM (an EBML header).
 const EBML: [u8; 4] = [0x1a, 0x45, 0xdf, 0xa3];
 
 /// A Matroska file that begins later than this was cut out of a longer one.
 const LATE_BEGIN: Duration = Duration::from_secs(1);
+
+/// Longer than a picture is stored before it is shown, or after another one that is shown later.
+const REORDERING: Duration = Duration::from_secs(1);
 
 /// GStreamer's segment of time.
 pub(super) type Segment = gst::FormattedSegment<gst::ClockTime>;
@@ -47,10 +51,11 @@ pub(super) struct Timeline {
 enum Kind {
     /// An mp4 whose edit lists are simple.
     Movie(Movie),
-    /// Begin of the presentation, and the tracks.
-    Matroska(gst::ClockTime, Vec<matroska::Track>),
-    /// The demuxer's time at which the presentation begins, from the first segment of any stream.
-    Other(Arc<OnceLock<gst::ClockTime>>),
+    /// Begin of the presentation, and what else the opening tells.
+    Matroska(gst::ClockTime, matroska::Opening),
+    /// The demuxer's time at which the presentation begins, from the first segment of any stream;
+    /// and how much further than the range pictures are to be read.
+    Other(Arc<OnceLock<gst::ClockTime>>, Duration),
 }
 
 /// From a demuxer's segment to the right one.
@@ -80,9 +85,16 @@ impl Timeline {
                 let opening = matroska::Opening::read(path);
                 let begin = opening.begin.filter(|begin| *begin > LATE_BEGIN);
                 let begin = begin.and_then(|begin| gst::ClockTime::try_from(begin).ok());
-                Kind::Matroska(begin.unwrap_or_default(), opening.tracks)
+                Kind::Matroska(begin.unwrap_or_default(), opening)
             }
-            None => Kind::Other(Arc::default()),
+            None => Kind::Other(
+                Arc::default(),
+                // An AVI file is read up to the slot where the range ends, and the last pictures of it are stored later.
+                match begins_with(path, b"RIFF") {
+                    true => REORDERING,
+                    false => Duration::ZERO,
+                },
+            ),
         };
         let in_one_go = matches!(&kind, Kind::Movie(movie) if movie.fragmented);
         let all = range == (Duration::ZERO, None);
@@ -123,6 +135,15 @@ impl Timeline {
         matches!(&self.kind, Kind::Movie(movie) if movie.fragmented)
     }
 
+    /// True where nothing says how long the file is.
+    pub(super) fn is_endless(&self) -> bool {
+        match &self.kind {
+            Kind::Movie(movie) => movie.fragmented,
+            Kind::Matroska(_, opening) => !opening.has_duration,
+            Kind::Other(..) => false,
+        }
+    }
+
     /// True where the range begins after the presentation does.
     pub(super) fn begins_late(&self) -> bool {
         self.range.0 > Duration::ZERO
@@ -161,19 +182,16 @@ impl Timeline {
         let movie = match &self.kind {
             Kind::Movie(movie) => movie,
             Kind::Matroska(..) => return (start, end),
-            Kind::Other(begin) => {
-                let begin = begin.get().copied().unwrap_or_default().into();
-                return (start + begin, end.map(|end| end + begin));
+            Kind::Other(begin, room) => {
+                let begin: Duration = begin.get().copied().unwrap_or_default().into();
+                return (start + begin, end.map(|end| end + begin + *room));
             }
         };
         let windows = || movie.tracks.iter().filter_map(|track| self.window(track));
         let first = windows().map(|window| window.start).min().unwrap_or(start);
         let last = windows().filter_map(|window| window.stop).max();
-        // Pictures are stored before they are shown; a second is longer than any reordering.
-        (
-            first,
-            end.and(last).map(|last| last + Duration::from_secs(1)),
-        )
+        // Pictures are stored before they are shown.
+        (first, end.and(last).map(|last| last + REORDERING))
     }
 
     /// Sees to it that the stream of `pad` has the right segment.
@@ -194,6 +212,10 @@ impl Timeline {
                 if let Some(track) = self.matroska_track(pad).filter(|_| !lead.is_zero()) {
                     undo_delay(pad, lead, track.first.unwrap_or_default());
                 }
+                let laced = self.matroska_track(pad).and_then(|track| track.laced);
+                if let Some(length) = laced.and_then(|laced| gst::ClockTime::try_from(laced).ok()) {
+                    complete_laces(pad, length);
+                }
                 let start = (!self.has_range()).then_some(*begin);
                 Box::new(move |old| {
                     let mut new = old.clone();
@@ -203,13 +225,23 @@ impl Timeline {
                 })
             }
             Kind::Matroska(..) => return,
-            Kind::Other(begin) => {
+            Kind::Other(begin, room) => {
                 let begin = Arc::clone(begin);
                 replace_segment(pad, move |first| {
                     begin.get_or_init(|| first.time().unwrap_or_default());
                     None
                 });
-                return;
+                let length = self.range.1.map(|end| end.saturating_sub(self.range.0));
+                let length = length.filter(|_| !room.is_zero());
+                let Some(length) = length.and_then(|length| gst::ClockTime::try_from(length).ok())
+                else {
+                    return;
+                };
+                Box::new(move |old| {
+                    let mut new = old.clone();
+                    new.set_stop(old.start().map(|start| start + length));
+                    Some(new)
+                })
             }
         };
         replace_segment(pad, move |old| {
@@ -261,7 +293,7 @@ impl Timeline {
                 let first = track.and_then(|track| track.first).unwrap_or_default();
                 Some(lead.saturating_sub(first))
             }
-            Kind::Other(_) => None,
+            Kind::Other(..) => None,
         }
     }
 
@@ -270,23 +302,26 @@ impl Timeline {
         self.track_of(pad).is_some_and(|track| track.full_range)
     }
 
+    /// True where the header says that the samples of `pad` begin with the low byte.
+    pub(super) fn is_little_endian(&self, pad: &gst::Pad) -> bool {
+        self.track_of(pad).is_some_and(|track| track.little_endian)
+    }
+
     fn track_of(&self, pad: &gst::Pad) -> Option<&Track> {
         let Kind::Movie(movie) = &self.kind else {
             return None;
         };
         let id = track_number(pad)?;
-        movie
-            .tracks
-            .iter()
-            .find(|track| u64::from(track.id) == id)
+        movie.tracks.iter().find(|track| u64::from(track.id) == id)
     }
 
     fn matroska_track(&self, pad: &gst::Pad) -> Option<&matroska::Track> {
-        let Kind::Matroska(_, tracks) = &self.kind else {
+        let Kind::Matroska(_, opening) = &self.kind else {
             return None;
         };
         let number = track_number(pad)?;
-        tracks.iter().find(|track| track.number == number)
+        let mut tracks = opening.tracks.iter();
+        tracks.find(|track| track.number == number)
     }
 
     fn window(&self, track: &Track) -> Option<Window> {
@@ -326,7 +361,34 @@ impl Window {
 fn track_number(pad: &gst::Pad) -> Option<u64> {
     let stream_id = pad.stream_id()?;
     // In Matroska another number follows it.
-    stream_id.rsplit('/').next()?.split(':').next()?.parse().ok()
+    stream_id
+        .rsplit('/')
+        .next()?
+        .split(':')
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// Gives a time to packets that come in a block with others: the demuxer knows that of the first only.
+fn complete_laces(pad: &gst::Pad, length: gst::ClockTime) {
+    let next = Mutex::new(None::<gst::ClockTime>);
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let Some(buffer) = info.buffer_mut() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        if buffer.flags().contains(gst::BufferFlags::HEADER) {
+            return gst::PadProbeReturn::Ok;
+        }
+        let mut next = lock(&next);
+        if let Some(pts) = buffer.pts().or(*next) {
+            *next = Some(pts + buffer.duration().unwrap_or(length));
+            let buffer = buffer.make_mut();
+            buffer.set_pts(pts);
+            buffer.set_duration(buffer.duration().unwrap_or(length));
+        }
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// Gives packets the times that their blocks say, of which the demuxer has taken the codec's `delay`.
