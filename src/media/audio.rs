@@ -105,8 +105,8 @@ pub(super) fn attach(
     timeline: &Timeline,
     shared: &Arc<Shared>,
 ) -> Result<AudioTrack> {
-    let swap = timeline.is_little_endian(pad);
-    let caps = &corrected(caps, swap);
+    let told = caps;
+    let caps = &corrected(caps, timeline.is_little_endian(pad));
     let description = describe(caps);
     let accepted = container.audio_caps()?;
     let copied = job.audio == AudioMode::Copy && holds(&accepted, caps);
@@ -122,6 +122,18 @@ pub(super) fn attach(
     } else {
         encode_chain(container, &accepted, caps)?
     };
+    let right = if copied {
+        caps.clone()
+    } else {
+        decodable(caps.clone())
+    };
+    // tsdemux 1.22 announces Blu-ray's AC-3 as E-AC-3, and takes that back; the decoder of E-AC-3 knows both.
+    let is_eac3 = gst::Caps::builder("audio/x-eac3")
+        .build()
+        .can_intersect(caps);
+    if right != *told || is_eac3 && !copied {
+        chain.insert(0, relabel(&right)?);
+    }
     let queue = lead_queue(shared, "the sound runs too far ahead of the picture")?;
     chain.push(queue.clone());
     elements::add_chain(pipeline, &chain)?;
@@ -133,14 +145,6 @@ pub(super) fn attach(
         })
         .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
     refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
-    let announced = caps
-        .structure(0)
-        .map_or("", |fields| fields.name().as_str())
-        .to_owned();
-    replace_caps(pad, move |caps| match copied {
-        true => corrected(caps, swap),
-        false => decodable(corrected(caps, swap), &announced),
-    });
     let lead = match copied {
         true => timeline.lead_of(pad, container),
         false => Duration::ZERO,
@@ -168,19 +172,6 @@ pub(super) fn attach(
     })
 }
 
-/// Puts what `replace` makes of them in place of the caps of `pad`.
-fn replace_caps(pad: &gst::Pad, replace: impl Fn(&gst::Caps) -> gst::Caps + Send + Sync + 'static) {
-    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-        if let Some(event) = info.event()
-            && let gst::EventView::Caps(caps) = event.view()
-        {
-            let caps = replace(&caps.caps_owned());
-            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
-        }
-        gst::PadProbeReturn::Ok
-    });
-}
-
 /// `caps` with the order of bytes that the file says: qtdemux 1.22 takes all samples of 32 bits and more for big-endian.
 fn corrected(caps: &gst::Caps, is_little_endian: bool) -> gst::Caps {
     let mut caps = caps.clone();
@@ -196,16 +187,20 @@ fn corrected(caps: &gst::Caps, is_little_endian: bool) -> gst::Caps {
     caps
 }
 
+/// An element that says `caps` of what flows through it, whatever is said before.
+fn relabel(caps: &gst::Caps) -> Result<gst::Element> {
+    let setter = elements::make("capssetter")?;
+    setter.set_property("caps", caps);
+    setter.set_property("join", false);
+    setter.set_property("replace", true);
+    Ok(setter)
+}
+
 /// `caps` as decoders and converters want them.
-///
-/// tsdemux 1.22 announces Blu-ray's AC-3 as E-AC-3; that decoder knows both.
-fn decodable(mut caps: gst::Caps, announced: &str) -> gst::Caps {
+fn decodable(mut caps: gst::Caps) -> gst::Caps {
     let Some(fields) = caps.make_mut().structure_mut(0) else {
         return caps;
     };
-    if fields.name() == "audio/x-ac3" && announced == "audio/x-eac3" {
-        fields.set_name(announced);
-    }
     if let Ok(n_channels) = fields.get::<i32>("channels")
         && fields
             .get::<gst::Bitmask>("channel-mask")

@@ -74,7 +74,8 @@ pub(super) fn in_order(stored: &gst::Pad, decoded: &gst::Pad) {
             .as_ref()
             .map_or(Some((Some(slot), end)), |range| range.clip(slot, end))
         else {
-            return gst::PadProbeReturn::Drop;
+            drop(info.take_buffer());
+            return gst::PadProbeReturn::Handled;
         };
         let buffer = buffer.make_mut();
         buffer.set_pts(begin);

@@ -502,9 +502,9 @@ fn lace(from: &Path, to: &Path, track: u8) {
 }
 
 #[test]
-fn laces_of_every_codec_are_kept() {
+fn laces_of_packets_of_one_length_are_kept() {
     let files = Files::new();
-    for codec in ["libvorbis", "aac", "libmp3lame", "ac3", "flac"] {
+    for codec in ["aac", "libmp3lame", "ac3", "flac"] {
         let plain = files.make(
             "plain.mkv",
             &format!(
