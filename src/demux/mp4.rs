@@ -788,7 +788,7 @@ fn codec(code: &[u8; 4], entry: &[u8]) -> String {
         b"fLaC" => "FLAC",
         b"alac" => "ALAC",
         b"sowt" | b"twos" | b"in24" | b"in32" | b"fl32" | b"fl64" | b"lpcm" | b"ipcm" | b"fpcm"
-        | b"raw " | b"NONE" => "PCM",
+        | b"raw " | b"NONE" | b"ulaw" | b"alaw" => "PCM",
         other => return String::from_utf8_lossy(other).trim().to_owned(),
     };
     name.into()

@@ -129,13 +129,7 @@ impl Explainer for GradientInput {
 impl Options for IntegratedGradients {
     fn check(&self) -> Result<()> {
         at_least_one("steps", self.steps)?;
-        if self.tolerance.is_finite() && self.tolerance >= 0.0 {
-            return Ok(());
-        }
-        Err(Error::Config(format!(
-            "tolerance must be at least 0, got {}",
-            self.tolerance
-        )))
+        at_least_zero("tolerance", self.tolerance)
     }
 }
 
@@ -264,13 +258,7 @@ impl Explainer for IntegratedGradients {
 impl Options for SmoothGrad {
     fn check(&self) -> Result<()> {
         at_least_one("copies", self.copies)?;
-        if self.noise.is_finite() && self.noise >= 0.0 {
-            return Ok(());
-        }
-        Err(Error::Config(format!(
-            "noise must be at least 0, got {}",
-            self.noise
-        )))
+        at_least_zero("noise", self.noise)
     }
 }
 
@@ -365,6 +353,15 @@ fn sum_of_patches(pass: &Pass<'_>, xs: &Tensor) -> Result<Tensor> {
         .reshape(vec![batch, grid_h, patch_h, grid_w, patch_w])?
         .sum((2, 4))?; // [batch, grid_h, grid_w]
     Ok(patches.reshape((batch, grid_h * grid_w))?)
+}
+
+fn at_least_zero(name: &str, value: f64) -> Result<()> {
+    if !(value.is_finite() && value >= 0.0) {
+        return Err(Error::Config(format!(
+            "{name} must be at least 0, got {value}"
+        )));
+    }
+    Ok(())
 }
 
 fn at_least_one(name: &str, count: usize) -> Result<()> {

@@ -1,27 +1,39 @@
-//! Where live video comes from, as a user names it.
+//! Where live video comes from, as a user names it, and how that is shown without what is secret in it.
 
 use std::convert::Infallible;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use url::Url;
 
-/// What stands for a password wherever an address is shown.
+/// What stands for a secret wherever an address is shown.
 const HIDDEN: &str = "***";
 
-/// A source of live video.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Letters that end a user's name or password in an address, and so stand in one only by mistake.
+const ENDING: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'/').add(b'?').add(b'@');
+
+/// Ends of the names of video files.
+const VIDEO_FILES: [&str; 12] = [
+    "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpg", "mts", "ts", "webm", "wmv",
+];
+
+/// A source of live video. Neither `Display` nor `Debug` shows what may be secret in an address of the network.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Address {
     /// The camera at this index of the list of [`cameras`](super::cameras).
     Index(usize),
     /// The camera at this path.
     Path(PathBuf),
+    /// A video file, shown as fast as it plays.
+    File(PathBuf),
     /// The first camera whose name contains this, in letters of any size.
     Name(String),
     /// A network stream: RTSP, or MJPEG, HLS or a file over HTTP.
     Url(Url),
+    /// What was meant to be an address of the network, as it was typed.
+    NotAnAddress(String),
     /// The screen.
     Screen,
     /// A pattern of GStreamer's `videotestsrc`.
@@ -31,7 +43,8 @@ pub enum Address {
 impl FromStr for Address {
     type Err = Infallible;
 
-    /// Never fails: what looks like nothing else is a camera's name.
+    /// Never fails: what looks like nothing else is a camera's name, and what cannot be read says so when it is used,
+    /// without its password.
     fn from_str(text: &str) -> Result<Self, Infallible> {
         if let Ok(index) = text.parse() {
             return Ok(Self::Index(index));
@@ -43,14 +56,40 @@ impl FromStr for Address {
             let pattern = if pattern.is_empty() { "smpte" } else { pattern };
             return Ok(Self::Test(pattern.to_owned()));
         }
-        if text.starts_with('/') {
-            return Ok(Self::Path(text.into()));
-        }
         // A name may have a colon in it, an address of the network has slashes behind it.
-        match Url::parse(text) {
-            Ok(url) if text.contains("://") => Ok(Self::Url(url)),
-            _ => Ok(Self::Name(text.to_owned())),
+        if text.contains("://") {
+            return Ok(network(text));
         }
+        let path = Path::new(text);
+        if path.is_file() || has_video_name(path) {
+            return Ok(Self::File(path.to_owned()));
+        }
+        if text.starts_with('/') {
+            return Ok(Self::Path(path.to_owned()));
+        }
+        Ok(Self::Name(text.to_owned()))
+    }
+}
+
+fn has_video_name(path: &Path) -> bool {
+    let end = path.extension().and_then(|end| end.to_str());
+    end.is_some_and(|end| VIDEO_FILES.contains(&&*end.to_ascii_lowercase()))
+}
+
+/// The address that `text` is, with the letters of a password written as an address wants them, where that makes it one.
+fn network(text: &str) -> Address {
+    let repaired = || {
+        let (scheme, rest) = text.split_once("://")?;
+        let (user, host) = rest.rsplit_once('@')?;
+        let user = utf8_percent_encode(user, ENDING);
+        Url::parse(&format!("{scheme}://{user}@{host}")).ok()
+    };
+    let Some(url) = Url::parse(text).ok().or_else(repaired) else {
+        return Address::NotAnAddress(text.to_owned());
+    };
+    match url.to_file_path() {
+        Ok(path) if url.scheme() == "file" => Address::File(path),
+        _ => Address::Url(url),
     }
 }
 
@@ -60,43 +99,134 @@ impl Address {
         matches!(self, Self::Url(_))
     }
 
-    /// `text` without this address's password, in case some element quotes it.
+    /// The path of an address of the network, as it may be shown.
+    pub(super) fn path(&self) -> String {
+        match self {
+            Self::Url(url) => shown(url.path()),
+            _ => String::new(),
+        }
+    }
+
+    /// `text` without what may be secret in this address, in case some element quotes it.
     pub(super) fn redacted(&self, text: &str) -> String {
         let Self::Url(url) = self else {
             return text.to_owned();
         };
-        let Some(password) = url.password().filter(|password| !password.is_empty()) else {
-            return text.to_owned();
-        };
-        // As it stands in the address, and as it is sent.
-        let plain = percent_decode_str(password).decode_utf8_lossy();
-        text.replace(password, HIDDEN).replace(&*plain, HIDDEN)
+        let mut text = text.replace(url.as_str(), &self.to_string());
+        for secret in secrets(url) {
+            // As it stands in the address, and as it is sent.
+            let plain = percent_decode_str(&secret).decode_utf8_lossy();
+            text = text.replace(&*secret, HIDDEN).replace(&*plain, HIDDEN);
+        }
+        text
     }
 }
 
+/// What must not be quoted of an address.
+fn secrets(url: &Url) -> Vec<String> {
+    /// Shorter values, as the number of a channel, are in many a sentence.
+    const LEAST: usize = 4;
+    let password = url.password().into_iter();
+    let user = Some(url.username()).filter(|_| url.password().is_none());
+    let values = values(url.path())
+        .chain(values(url.query().unwrap_or_default()))
+        .filter(|value| value.len() >= LEAST);
+    let all = password.chain(user).chain(values);
+    all.filter(|secret| !secret.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What stands behind each equals sign, up to the next ampersand.
+fn values(text: &str) -> impl Iterator<Item = &str> {
+    let pairs = text.split('&');
+    pairs.filter_map(|pair| Some(&pair[equals(pair)?..]))
+}
+
+/// The end of the first equals sign, also of one that is percent-encoded.
+fn equals(text: &str) -> Option<usize> {
+    let plain = text.find('=').map(|at| at + 1);
+    let encoded = text.to_ascii_lowercase().find("%3d").map(|at| at + 3);
+    plain.into_iter().chain(encoded).min()
+}
+
+/// An address as it may be shown: without user and password, without what it hands over in the form `key=value`, and
+/// without its fragment.
+fn shown(text: &str) -> String {
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), text),
+    };
+    let (user, rest) = match rest.rsplit_once('@') {
+        // Either a password with such letters ends here, or a value has this sign in it: all may be secret.
+        Some((user, _)) if user.contains(['/', '?', '#', '=']) => {
+            return format!("{scheme}{HIDDEN}");
+        }
+        Some((_, host)) => (format!("{HIDDEN}@"), host),
+        None => (String::new(), rest),
+    };
+    let rest = rest.split('#').next().unwrap_or_default();
+    let pairs: Vec<String> = rest
+        .split('&')
+        .map(|pair| match equals(pair) {
+            Some(end) => format!("{}{HIDDEN}", &pair[..end]),
+            None => pair.to_owned(),
+        })
+        .collect();
+    format!("{scheme}{user}{}", pairs.join("&"))
+}
+
+/// `text` with its addresses of the network as they may be shown, one a line at most.
+pub fn without_secrets(text: &str) -> String {
+    let lines = text.split_inclusive('\n').map(|line| {
+        let (line, end) = match line.strip_suffix('\n') {
+            Some(line) => (line, "\n"),
+            None => (line, ""),
+        };
+        match line.contains("://") {
+            true => format!("{}{end}", shown(line)),
+            false => format!("{line}{end}"),
+        }
+    });
+    lines.collect()
+}
+
 impl fmt::Display for Address {
-    /// Passwords are hidden.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Index(index) => write!(f, "camera {index}"),
             Self::Path(path) => write!(f, "camera {path:?}"),
-            Self::Name(name) => write!(f, "camera {name:?}"),
+            Self::File(path) => write!(f, "{path:?}"),
+            Self::Name(name) => write!(f, "camera {:?}", shown(name)),
             Self::Url(url) => {
-                let mut shown = url.clone();
-                // Only addresses that cannot have a password refuse one.
-                if url.password().is_some() && shown.set_password(Some(HIDDEN)).is_err() {
-                    return f.write_str(url.scheme());
+                let text = shown(url.as_str());
+                let hidden = format!("://{HIDDEN}@");
+                // A name beside a password helps to see which of them is wrong; a name alone may be a key.
+                match url.password() {
+                    Some(_) => {
+                        let named = format!("://{}:{HIDDEN}@", url.username());
+                        f.write_str(&text.replacen(&hidden, &named, 1))
+                    }
+                    None => f.write_str(&text),
                 }
-                write!(f, "{shown}")
             }
+            Self::NotAnAddress(text) => f.write_str(&shown(text)),
             Self::Screen => f.write_str("the screen"),
             Self::Test(pattern) => write!(f, "test pattern {pattern:?}"),
         }
     }
 }
 
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn address(text: &str) -> Address {
@@ -108,6 +238,13 @@ mod tests {
     fn what_is_no_index_path_url_or_pattern_is_a_name() {
         assert_eq!(address("0"), Address::Index(0));
         assert_eq!(address("/dev/video2"), Address::Path("/dev/video2".into()));
+        assert_eq!(address("clip.MP4"), Address::File("clip.MP4".into()));
+        assert_eq!(
+            address("/no/clip.mkv"),
+            Address::File("/no/clip.mkv".into())
+        );
+        let file = Address::File("/no/a clip.mp4".into());
+        assert_eq!(address("file:///no/a%20clip.mp4"), file);
         assert_eq!(address("FakeCam"), Address::Name("FakeCam".into()));
         assert_eq!(address("Cam: front"), Address::Name("Cam: front".into()));
         assert_eq!(address("screen"), Address::Screen);
@@ -122,5 +259,61 @@ mod tests {
         assert_eq!(address.to_string(), "rtsp://user:***@host:554/stream");
         let quoted = address.redacted("no rtsp://user:s3%20cret@host, user is 's3 cret'");
         assert_eq!(quoted, "no rtsp://user:***@host, user is '***'");
+    }
+
+    #[test]
+    fn a_password_of_letters_that_end_one_is_read_where_that_makes_an_address() {
+        let Address::Url(url) = address("rtsp://admin:pa#s@s@host/x") else {
+            panic!("is an address");
+        };
+        assert_eq!(url.host_str(), Some("host"));
+        let password = percent_decode_str(url.password().unwrap_or_default());
+        assert_eq!(password.decode_utf8_lossy(), "pa#s@s");
+        assert_eq!(
+            address("rtsp://a b:c/d"),
+            Address::NotAnAddress("rtsp://a b:c/d".into())
+        );
+    }
+
+    /// Spellings that people and makers of cameras use, and the signs behind which something else begins in them.
+    const SPELLINGS: [(&str, &[char]); 9] = [
+        ("rtsp://admin:SECRET@:host:/x", &[]),
+        ("rtsp://admin:12/SECRET@host/x", &[]),
+        ("rtsp://SECRET@host/x", &[':']),
+        ("rtsp://host/user=admin&password=SECRET&channel=1", &['&']),
+        (
+            "rtsp://host/user=admin_password=SECRET_channel=1.sdp?real",
+            &['&'],
+        ),
+        ("http://host/video?user=admin&pwd=SECRET", &['&']),
+        ("http://host/video?token%3DSECRET", &['&']),
+        ("http://host/video#SECRET", &[]),
+        ("admin:SECRET@host", &[]),
+    ];
+
+    proptest! {
+        #[test]
+        fn no_spelling_shows_a_secret(before in "[!-~]{0,6}", core in "[A-Z]{6}", behind in "[!-~]{0,6}") {
+            let secret = format!("{before}{core}{behind}");
+            for (spelling, others) in SPELLINGS.iter().filter(|(_, others)| !secret.contains(*others)) {
+                let text = spelling.replace("SECRET", &secret);
+                let address = address(&text);
+                let mut told = vec![address.to_string(), format!("{address:?}")];
+                if text.contains("://") {
+                    told.push(without_secrets(&format!("unexpected argument '{text}' found")));
+                }
+                if let Address::Url(url) = &address {
+                    told.push(address.redacted(&format!("cannot open {url}")));
+                }
+                for told in told {
+                    prop_assert!(!told.contains(&core), "{text} is shown as {told}, {others:?}");
+                }
+            }
+        }
+
+        #[test]
+        fn any_text_is_an_address_of_some_kind(text in ".+") {
+            prop_assert!(!address(&text).to_string().is_empty());
+        }
     }
 }

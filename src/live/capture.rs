@@ -1,6 +1,6 @@
 //! The pipeline from a source to frames, which is built again where the source was lost.
 
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -131,10 +131,11 @@ impl Capture {
         let convert = make("videoconvert")?;
         add_chain(&pipeline, &[convert.clone(), appsink.upcast()])?;
         match address {
-            Address::Url(url) => {
+            Address::Url(_) | Address::File(_) => {
                 let decoder = make("uridecodebin")?;
-                decoder.set_property("uri", url.as_str());
-                set_up_stream(&decoder, url.scheme() == "rtsp");
+                decoder.set_property("uri", uri(address)?);
+                let is_plain_rtsp = matches!(address, Address::Url(url) if url.scheme() == "rtsp");
+                set_up_stream(&decoder, is_plain_rtsp);
                 add_chain(&pipeline, slice::from_ref(&decoder))?;
                 link_video(&decoder, static_pad(&convert, "sink")?);
             }
@@ -151,6 +152,11 @@ impl Capture {
                 let filter = capsfilter(&raw_caps(wanted))?;
                 add_chain(&pipeline, &[test, filter.clone()])?;
                 link(&[filter, convert])?;
+            }
+            Address::NotAnAddress(_) => {
+                return Err(Error::Config(format!(
+                    "is no address of a stream, as rtsp://USER:PASSWORD@HOST/PATH: {address}"
+                )));
             }
             Address::Index(_) | Address::Path(_) | Address::Name(_) => {
                 let camera = camera(address, wanted)?;
@@ -169,7 +175,7 @@ impl Capture {
             n_frames,
         };
         if capture.pipeline.set_state(gst::State::Playing).is_err() {
-            capture.check()?;
+            capture.has_ended()?;
             return Err(Error::Media(format!("{address} does not start")));
         }
         Ok(capture)
@@ -180,17 +186,20 @@ impl Capture {
         self.n_frames.load(Ordering::Relaxed)
     }
 
-    /// Fails where the source is lost or has ended.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Whether the source has come to its end.
+    ///
+    /// # Errors
+    /// Fails where it is lost.
+    pub(super) fn has_ended(&self) -> Result<bool> {
         let kinds = [gst::MessageType::Error, gst::MessageType::Eos];
         let Some(message) = self.pipeline.bus().and_then(|bus| bus.pop_filtered(&kinds)) else {
-            return Ok(());
+            return Ok(false);
         };
         let address = &self.address;
-        let reason = match message.view() {
-            gst::MessageView::Error(error) => reason(error, address),
-            _ => "the stream has ended".to_owned(),
+        let gst::MessageView::Error(error) = message.view() else {
+            return Ok(true);
         };
+        let reason = reason(error, address);
         Err(Error::Media(format!(
             "{address}: {}",
             address.redacted(&reason)
@@ -221,7 +230,7 @@ fn reason(error: &gst::message::Error, address: &Address) -> String {
         return told;
     };
     if is(gst::ResourceError::NotFound) {
-        return format!("the server has nothing at {:?}", url.path());
+        return format!("the server has nothing at {:?}", address.path());
     }
     // GStreamer 1.22 says little more than that something failed, be it the host, the server or the page.
     unreachable(url).unwrap_or(told)
@@ -231,17 +240,15 @@ fn reason(error: &gst::message::Error, address: &Address) -> String {
 fn unreachable(url: &Url) -> Option<String> {
     /// What a host may take that is there.
     const PATIENCE: Duration = Duration::from_secs(2);
-    let host = url.host_str()?;
-    let port = url.port().or(match url.scheme() {
+    let of_scheme = || match url.scheme() {
         "rtsp" | "rtspt" | "rtspu" => Some(554),
-        "http" => Some(80),
-        "https" => Some(443),
         _ => None,
-    })?;
-    let Some(address) = (host, port)
-        .to_socket_addrs()
+    };
+    let port = url.port_or_known_default().or_else(of_scheme)?;
+    let Some(address) = url
+        .socket_addrs(of_scheme)
         .ok()
-        .and_then(|mut all| all.next())
+        .and_then(|all| all.first().copied())
     else {
         return Some("there is no such host".into());
     };
@@ -251,6 +258,23 @@ fn unreachable(url: &Url) -> Option<String> {
             Some(format!("nobody listens at port {port}"))
         }
         Err(_) => Some("the host does not answer".into()),
+    }
+}
+
+/// What GStreamer calls a stream or a file.
+fn uri(address: &Address) -> Result<String> {
+    match address {
+        Address::File(path) if !path.is_file() => {
+            Err(Error::Media(format!("there is no such file: {path:?}")))
+        }
+        Address::File(path) => {
+            let path = path.canonicalize().map_err(|e| Error::io(path, e))?;
+            let uri = glib::filename_to_uri(&path, None);
+            let uri = uri.map_err(|_| Error::Media(format!("cannot be opened: {path:?}")))?;
+            Ok(uri.into())
+        }
+        Address::Url(url) => Ok(url.to_string()),
+        _ => Err(Error::Media(format!("is no stream: {address}"))),
     }
 }
 
@@ -269,6 +293,8 @@ fn set_up_stream(decoder: &gst::Element, is_plain_rtsp: bool) {
                 // Datagrams that a firewall swallows cost five seconds before each picture.
                 source.set_property_from_str("protocols", "tcp");
             }
+        } else if let Some(pad) = source.static_pad("src") {
+            begin_with_boundary(&pad);
         }
         None
     });
@@ -281,6 +307,57 @@ fn set_up_stream(decoder: &gst::Element, is_plain_rtsp: bool) {
             }
         });
     }
+}
+
+/// Begins a multipart stream by a boundary where it has none before its first picture, as that of some cameras: GStreamer
+/// would not know what it is, or take it for something else.
+fn begin_with_boundary(pad: &gst::Pad) {
+    let boundary = Mutex::new(None);
+    let kinds = gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::BUFFER;
+    pad.add_probe(kinds, move |_, info| {
+        let mut boundary = boundary.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut info.data {
+            Some(gst::PadProbeData::Event(event)) => {
+                let told = event.structure().and_then(boundary_of);
+                *boundary = told.or(boundary.take());
+                gst::PadProbeReturn::Ok
+            }
+            Some(gst::PadProbeData::Buffer(buffer)) => {
+                if let Some(boundary) = boundary.take().filter(|_| begins_with_headers(buffer)) {
+                    let mut first = gst::Buffer::from_slice(format!("{boundary}\r\n"));
+                    first.append(buffer.clone());
+                    *buffer = first;
+                }
+                gst::PadProbeReturn::Remove
+            }
+            _ => gst::PadProbeReturn::Ok,
+        }
+    });
+}
+
+/// The line between two parts of a multipart stream, by the headers of a web server's answer.
+fn boundary_of(answer: &gst::StructureRef) -> Option<String> {
+    let headers = answer.get::<gst::Structure>("response-headers").ok()?;
+    let mut fields = headers.iter();
+    let (_, value) = fields.find(|(name, _)| name.eq_ignore_ascii_case("content-type"))?;
+    let content_type = value.get::<String>().ok()?;
+    if !content_type.to_ascii_lowercase().starts_with("multipart/") {
+        return None;
+    }
+    let (_, behind) = content_type.split_once("boundary=")?;
+    let boundary = behind.split(';').next()?.trim().trim_matches('"');
+    // Some tell the line itself.
+    Some(format!("--{}", boundary.trim_start_matches("--")))
+}
+
+/// Whether a stream begins with the headers of a part.
+fn begins_with_headers(buffer: &gst::Buffer) -> bool {
+    const HEADER: &[u8] = b"content-";
+    let map = buffer.map_readable();
+    map.is_ok_and(|map| {
+        let begin = map.trim_ascii_start().get(..HEADER.len());
+        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(HEADER))
+    })
 }
 
 /// The times of frames in the pipeline that they are for.

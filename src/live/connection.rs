@@ -67,14 +67,24 @@ impl Connection {
         }
         let patience = if n_frames == 0 { FIRST_FRAME } else { SILENCE };
         let silence = self.counted.1.elapsed();
-        let lost = match capture.check() {
+        let lost = match capture.has_ended() {
             Err(error) => Some(error.to_string()),
-            Ok(()) if silence > patience => Some(format!(
+            Ok(true) if n_frames == 0 => {
+                Some(format!("{}: there is no picture in it", live.address))
+            }
+            Ok(true) if live.again => {
+                let now = Instant::now();
+                (self.since, self.counted) = (now, (0, now));
+                self.capture = Some(player.capture(live)?);
+                return Ok(None);
+            }
+            Ok(true) => Some(format!("{}: the stream has ended", live.address)),
+            Ok(false) if silence > patience => Some(format!(
                 "{}: no frame for {} s",
                 live.address,
                 patience.as_secs()
             )),
-            Ok(()) => None,
+            Ok(false) => None,
         };
         if connected {
             (self.ever_connected, self.next_wait) = (true, FIRST_WAIT);

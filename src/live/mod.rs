@@ -41,7 +41,7 @@ use player::{News, Player};
 use teaching::Teaching;
 use watch::Watch;
 
-pub use address::Address;
+pub use address::{Address, without_secrets};
 pub use capture::{Camera, Wanted, cameras, plugin_file};
 pub use collect::Collect;
 pub use controls::Key;
@@ -58,6 +58,8 @@ const SECOND: Duration = Duration::from_secs(1);
 pub struct Live {
     /// Where the video comes from.
     pub address: Address,
+    /// Shows a file again from its beginning whenever it has ended.
+    pub again: bool,
     /// What is asked of a camera.
     pub wanted: Wanted,
     /// Properties of the element `vitscope`, as texts, but for the options of methods.
@@ -277,9 +279,12 @@ impl Live {
         }
     }
 
-    /// Cameras are plugged in again and servers come back; screens and patterns do not.
+    /// Cameras are plugged in again and servers come back; screens, patterns and files do not.
     fn comes_back(&self) -> bool {
-        !matches!(self.address, Address::Screen | Address::Test(_))
+        !matches!(
+            self.address,
+            Address::Screen | Address::Test(_) | Address::File(_)
+        )
     }
 }
 

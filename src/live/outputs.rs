@@ -8,7 +8,6 @@ use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
-use url::Url;
 
 use super::Key;
 use super::address::Address;
@@ -72,12 +71,12 @@ const SEGMENTS: u32 = 6;
 pub struct Outputs {
     /// Shown on the screen.
     pub window: bool,
-    /// Written as Matroska, which can be played whenever the recording breaks off.
+    /// Written as Matroska or as MP4 in fragments, by its name, which can be played whenever the recording breaks off.
     pub record: Option<PathBuf>,
     /// Handed to this V4L2 loopback device, as a camera for other programs.
     pub v4l2: Option<PathBuf>,
     /// Pushed to this address of an RTSP server.
-    pub rtsp: Option<Url>,
+    pub rtsp: Option<Address>,
     /// Written into this folder as HTTP live streaming: `live.m3u8` and the newest segments.
     pub hls: Option<PathBuf>,
 }
@@ -110,11 +109,18 @@ impl Outputs {
         if let Some(path) = &self.record {
             let sink = make("filesink")?;
             sink.set_property("location", utf8(path)?);
-            let mut chain = encoded(&ENCODERS)?;
-            chain.extend([make("matroskamux")?, sink]);
+            let (encoders, muxer) = container(path)?;
+            let mut chain = encoded(encoders)?;
+            chain.extend([muxer, sink]);
             chains.push(chain);
         }
-        if let Some(url) = &self.rtsp {
+        if let Some(address) = &self.rtsp {
+            let Address::Url(url) = address else {
+                return Err(not_rtsp(address));
+            };
+            if !matches!(url.scheme(), "rtsp" | "rtsps") {
+                return Err(not_rtsp(address));
+            }
             let sink = make("rtspclientsink")?;
             sink.set_property("location", url.as_str());
             if url.scheme() == "rtsp" {
@@ -152,12 +158,8 @@ impl Outputs {
     /// What has become of them, or of what is before them.
     pub(super) fn failed(&self, error: &gst::message::Error) -> Error {
         let failure = Failure::from_message(error);
-        if let Some(url) = self
-            .rtsp
-            .as_ref()
-            .filter(|_| is_from(error, "rtspclientsink"))
-        {
-            let address = Address::Url(url.clone());
+        let pushed = self.rtsp.as_ref();
+        if let Some(address) = pushed.filter(|_| is_from(error, "rtspclientsink")) {
             let reason = address.redacted(&failure.reason);
             return Error::Media(format!("{address} takes no video: {reason}"));
         }
@@ -168,6 +170,29 @@ impl Outputs {
             Some(path) if failure.writer => Error::Media(format!("{}: {path:?}", failure.reason)),
             _ => Error::Media(failure.reason),
         }
+    }
+}
+
+fn not_rtsp(address: &Address) -> Error {
+    Error::Config(format!(
+        "expected an rtsp:// or rtsps:// address to push to, got {address}"
+    ))
+}
+
+/// What a recording of this name is written by: the encoders that its container takes, and the muxer.
+fn container(path: &Path) -> Result<(&'static [Encoder], gst::Element)> {
+    /// What of an MP4 is lost at most where the recording breaks off.
+    const FRAGMENT_MS: u32 = 1000;
+    match path.extension().and_then(|end| end.to_str()) {
+        Some("mkv") => Ok((&ENCODERS, make("matroskamux")?)),
+        Some("mp4") => {
+            let muxer = make("mp4mux")?;
+            muxer.set_property("fragment-duration", FRAGMENT_MS);
+            Ok((H264, muxer))
+        }
+        _ => Err(Error::Config(format!(
+            "a recording is Matroska or MP4, expected a name that ends in mkv or mp4: {path:?}"
+        ))),
     }
 }
 

@@ -12,6 +12,7 @@ use super::bus::Failure;
 use super::container::Container;
 use super::elements;
 use super::job::{AudioMode, FileJob};
+use super::mp4::duration_from_ticks;
 use super::session::{Shared, lock};
 use super::timeline::{self, Timeline};
 use crate::error::{Error, Result};
@@ -104,6 +105,8 @@ pub(super) fn attach(
     timeline: &Timeline,
     shared: &Arc<Shared>,
 ) -> Result<AudioTrack> {
+    let told = caps;
+    let caps = &corrected(caps, timeline.is_little_endian(pad));
     let description = describe(caps);
     let accepted = container.audio_caps()?;
     let copied = job.audio == AudioMode::Copy && holds(&accepted, caps);
@@ -114,11 +117,23 @@ pub(super) fn attach(
             "the container cannot hold this sound, encoding it anew"
         );
     }
-    let mut chain = if copied {
-        copy_chain(&accepted, caps)?
+    let (mut chain, priming) = if copied {
+        (copy_chain(&accepted, caps)?, Duration::ZERO)
     } else {
         encode_chain(container, &accepted, caps)?
     };
+    let right = if copied {
+        caps.clone()
+    } else {
+        decodable(caps.clone())
+    };
+    // tsdemux 1.22 announces Blu-ray's AC-3 as E-AC-3, and takes that back; the decoder of E-AC-3 knows both.
+    let is_eac3 = gst::Caps::builder("audio/x-eac3")
+        .build()
+        .can_intersect(caps);
+    if right != *told || is_eac3 && !copied {
+        chain.insert(0, relabel(&right)?);
+    }
     let queue = lead_queue(shared, "the sound runs too far ahead of the picture")?;
     chain.push(queue.clone());
     elements::add_chain(pipeline, &chain)?;
@@ -131,15 +146,16 @@ pub(super) fn attach(
         .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
     refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
     let lead = match copied {
-        true => timeline.lead_of(pad),
+        true => timeline.lead_of(pad, container),
         false => Duration::ZERO,
     };
     timeline.apply(pad, lead);
+    // What is decoded is cut to the sample, and so what begins early is the encoder's own run-in.
+    let lead = if copied { lead } else { priming };
     cut(&end, lead, shared);
     let start = elements::static_pad(&chain[0], "sink")?;
-    let early = match timeline.run_in_of(pad) {
-        // What is decoded is cut to the sample; nothing of it begins early.
-        _ if !copied => Early::Known(Duration::ZERO),
+    let early = match timeline.run_in_of(pad, lead) {
+        _ if !copied => Early::Known(priming),
         Some(run_in) => Early::Known(run_in),
         None => Early::Measured(measure(&start)),
     };
@@ -153,6 +169,68 @@ pub(super) fn attach(
         lead,
         end,
         gate,
+    })
+}
+
+/// `caps` with the order of bytes that the file says: qtdemux 1.22 takes all samples of 32 bits and more for big-endian.
+fn corrected(caps: &gst::Caps, is_little_endian: bool) -> gst::Caps {
+    let mut caps = caps.clone();
+    if !is_little_endian {
+        return caps;
+    }
+    if let Some(fields) = caps.make_mut().structure_mut(0)
+        && let Ok(format) = fields.get::<String>("format")
+        && let Some(kind) = format.strip_suffix("BE")
+    {
+        fields.set("format", format!("{kind}LE"));
+    }
+    caps
+}
+
+/// An element that says `caps` of what flows through it, whatever is said before.
+fn relabel(caps: &gst::Caps) -> Result<gst::Element> {
+    let setter = elements::make("capssetter")?;
+    setter.set_property("caps", caps);
+    setter.set_property("join", false);
+    setter.set_property("replace", true);
+    Ok(setter)
+}
+
+/// `caps` as decoders and converters want them.
+fn decodable(mut caps: gst::Caps) -> gst::Caps {
+    let Some(fields) = caps.make_mut().structure_mut(0) else {
+        return caps;
+    };
+    if let Ok(n_channels) = fields.get::<i32>("channels")
+        && fields
+            .get::<gst::Bitmask>("channel-mask")
+            .is_ok_and(|mask| mask.0 == 0)
+        && let Some(mask) = usual_channels(n_channels)
+    {
+        fields.set("channel-mask", gst::Bitmask::new(mask));
+    }
+    caps
+}
+
+const FRONT: u64 = 0b11;
+const CENTER: u64 = 0b100;
+const BASS: u64 = 0b1000;
+const REAR: u64 = 0b11_0000;
+const REAR_CENTER: u64 = 1 << 8;
+const SIDES: u64 = 0b11 << 10;
+/// 5.1.
+const SURROUND: u64 = FRONT | CENTER | BASS | REAR;
+
+/// Where `n_channels` usually are, where the file does not say: a bit each of GStreamer's positions.
+fn usual_channels(n_channels: i32) -> Option<u64> {
+    Some(match n_channels {
+        3 => FRONT | BASS,
+        4 => FRONT | CENTER | REAR_CENTER,
+        5 => FRONT | CENTER | REAR,
+        6 => SURROUND,
+        7 => FRONT | CENTER | BASS | REAR_CENTER | SIDES,
+        8 => SURROUND | SIDES,
+        _ => return None,
     })
 }
 
@@ -302,18 +380,39 @@ fn encoder_of(container: Container) -> (&'static str, &'static str, &'static str
     }
 }
 
+/// Samples before the first one that came in, which an encoder of AAC does not tell of.
+fn n_priming(encoder: &str) -> u32 {
+    match encoder {
+        "avenc_aac" => 1024,
+        "voaacenc" => 1600,
+        _ => 0,
+    }
+}
+
+/// The rate at which sound of `caps` is encoded as AAC.
+fn aac_rate(caps: &gst::Caps) -> u32 {
+    let fields = caps.structure(0);
+    let rate = fields.and_then(|fields| fields.get::<i32>("rate").ok());
+    match rate.and_then(|rate| u32::try_from(rate).ok()) {
+        // Headers of AAC with SBR may say half of it.
+        Some(rate @ (8_000 | 11_025 | 12_000 | 16_000 | 22_050 | 24_000)) => 2 * rate,
+        Some(rate @ (32_000 | 44_100 | 64_000 | 88_200 | 96_000)) => rate,
+        _ => 48_000,
+    }
+}
+
+/// The elements that encode sound of `caps` anew, and how much run-in they put before it.
 fn encode_chain(
     container: Container,
     accepted: &gst::Caps,
     caps: &gst::Caps,
-) -> Result<Vec<gst::Element>> {
+) -> Result<(Vec<gst::Element>, Duration)> {
     let (best, second, parser) = encoder_of(container);
-    let encoder = match [best, second]
+    let Some(name) = [best, second]
         .into_iter()
         .find(|name| elements::available(name))
-    {
-        Some(name) => elements::make(name)?,
-        None => return Err(elements::missing(&[best, second])),
+    else {
+        return Err(elements::missing(&[best, second]));
     };
     let mut chain = Vec::new();
     if caps
@@ -325,11 +424,31 @@ fn encode_chain(
     chain.extend([
         elements::make("audioconvert")?,
         elements::make("audioresample")?,
-        encoder,
+    ]);
+    let mut priming = Duration::ZERO;
+    if n_priming(name) > 0 {
+        let rate = aac_rate(caps);
+        let raw = gst::Caps::builder("audio/x-raw").field("rate", rate as i32);
+        let n_channels = caps
+            .structure(0)
+            .and_then(|fields| fields.get::<i32>("channels").ok());
+        // The encoder knows neither 2.1 nor more than 5.1.
+        let raw = match n_channels {
+            Some(3) => raw.field("channels", 2),
+            Some(7..) => raw
+                .field("channels", 6)
+                .field("channel-mask", gst::Bitmask::new(SURROUND)),
+            _ => raw,
+        };
+        chain.push(elements::capsfilter(&raw.build())?);
+        priming = duration_from_ticks(n_priming(name).into(), rate);
+    }
+    chain.extend([
+        elements::make(name)?,
         elements::make(parser)?,
         elements::capsfilter(accepted)?,
     ]);
-    Ok(chain)
+    Ok((chain, priming))
 }
 
 /// The highest ranked installed decoder for `caps`.

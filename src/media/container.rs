@@ -85,6 +85,11 @@ impl Container {
         matches!(self, Self::Mp4 | Self::Mov)
     }
 
+    /// True where a track says how much of it is a codec's run-in.
+    pub(super) fn has_codec_delay(self) -> bool {
+        matches!(self, Self::Matroska | Self::Webm)
+    }
+
     /// A muxer that keeps an unfinished file readable.
     pub(super) fn make_muxer(self) -> Result<gst::Element> {
         let muxer = elements::make(self.muxer())?;

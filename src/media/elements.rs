@@ -40,6 +40,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
         &[
             "aacparse",
             "autovideosink",
+            "capssetter",
             "jpegenc",
             "matroskamux",
             "mp4mux",

@@ -36,6 +36,7 @@ const ATTACHMENTS: u32 = 0x1941_a469;
 
 const TRACKS: u32 = 0x1654_ae6b;
 const TRACK_ENTRY: u32 = 0xae;
+const TRACK_NUMBER: u32 = 0xd7;
 const TRACK_TYPE: u32 = 0x83;
 /// Track type of sound.
 const SOUND: u64 = 2;
@@ -256,54 +257,122 @@ fn pose_roll(head: &[u8]) -> Option<f64> {
     }
 }
 
-/// When the earliest block of `path` begins.
-pub(super) fn begin(path: &Path) -> Option<Duration> {
-    let mut head = Vec::new();
-    let most = 2 * BEGIN_LEN as u64;
-    File::open(path)
-        .ok()?
-        .take(most)
-        .read_to_end(&mut head)
-        .ok()?;
-    first_block(&head)
+/// What the first blocks of a file tell.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Opening {
+    /// When the earliest block is shown; `None` where there is none.
+    pub(super) begin: Option<Duration>,
+    /// True where the header says how long the file is; live recordings do not know.
+    pub(super) has_duration: bool,
+    /// In the file's order.
+    pub(super) tracks: Vec<Track>,
 }
 
-/// The earliest time of a block in `head`, before which a codec's delay may lie.
-fn first_block(head: &[u8]) -> Option<Duration> {
-    let (mut step_nanos, mut cluster, mut delay_nanos) = (1_000_000_u64, 0_u64, 0_u64);
-    let (mut first, mut stop) = (None::<u64>, head.len());
-    let mut at = 0;
-    while at < stop
-        && let Some(element) = Element::read(head, at)
-    {
-        let content = element.end().and_then(|end| head.get(element.content..end));
-        let value = content.and_then(number);
-        match element.id {
-            TIMESTAMP_SCALE => step_nanos = value.unwrap_or(step_nanos),
-            CODEC_DELAY => delay_nanos = delay_nanos.max(value.unwrap_or(0)),
-            CLUSTER_TIMESTAMP => cluster = value.unwrap_or(cluster),
-            // The first one says how far to look.
-            CLUSTER if stop == head.len() => stop = stop.min(at.saturating_add(BEGIN_LEN)),
-            BLOCK | SIMPLE_BLOCK => {
-                let track_len = head.get(element.content)?.leading_zeros() as usize + 1;
-                let steps = head.get(element.content + track_len..)?.first_chunk()?;
-                let time = cluster.saturating_add_signed(i16::from_be_bytes(*steps).into());
-                first = Some(first.map_or(time, |first| first.min(time)));
-            }
-            _ => {}
+/// One track.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Track {
+    pub(super) number: u64,
+    /// How much earlier than its blocks say the track is shown, for the codec's run-in.
+    pub(super) codec_delay: Duration,
+    /// What its first block says.
+    pub(super) first: Option<Duration>,
+    /// Mean length of a packet, where blocks hold several.
+    pub(super) laced: Option<Duration>,
+    has_laces: bool,
+    n_packets: u32,
+}
+
+impl Track {
+    /// Counts a block of `n` packets that comes at `time`.
+    fn take(&mut self, time: Duration, n: u32) {
+        let first = *self.first.get_or_insert(time);
+        self.first = Some(first.min(time));
+        self.has_laces |= n > 1;
+        if self.has_laces && self.n_packets > 0 {
+            self.laced = Some(time.saturating_sub(first) / self.n_packets);
         }
-        // What is in these is read in turn; all else is passed over.
-        let inside = [SEGMENT, INFO, TRACKS, TRACK_ENTRY, CLUSTER, BLOCK_GROUP];
-        at = if inside.contains(&element.id) {
-            element.content
-        } else {
-            element.end().unwrap_or(stop)
-        };
+        self.n_packets = self.n_packets.saturating_add(n);
     }
-    let nanos = first?
-        .saturating_mul(step_nanos)
-        .saturating_sub(delay_nanos);
-    Some(Duration::from_nanos(nanos))
+}
+
+impl Opening {
+    /// The opening of `path`, as far as it can be read.
+    pub(super) fn read(path: &Path) -> Self {
+        let mut head = Vec::new();
+        let most = 2 * BEGIN_LEN as u64;
+        let read = File::open(path).and_then(|file| file.take(most).read_to_end(&mut head));
+        match read {
+            Ok(_) => Self::parse(&head),
+            Err(_) => Self::default(),
+        }
+    }
+
+    fn parse(head: &[u8]) -> Self {
+        let (mut step_nanos, mut cluster) = (1_000_000_u64, 0_u64);
+        let mut tracks: Vec<Track> = Vec::new();
+        let mut has_duration = false;
+        let mut stop = head.len();
+        let mut at = 0;
+        while at < stop
+            && let Some(element) = Element::read(head, at)
+        {
+            let content = element.end().and_then(|end| head.get(element.content..end));
+            let value = content.and_then(number);
+            match element.id {
+                TIMESTAMP_SCALE => step_nanos = value.unwrap_or(step_nanos),
+                DURATION => has_duration = true,
+                TRACK_ENTRY => tracks.push(Track::default()),
+                TRACK_NUMBER | CODEC_DELAY => {
+                    if let (Some(track), Some(value)) = (tracks.last_mut(), value) {
+                        match element.id {
+                            TRACK_NUMBER => track.number = value,
+                            _ => track.codec_delay = Duration::from_nanos(value),
+                        }
+                    }
+                }
+                CLUSTER_TIMESTAMP => cluster = value.unwrap_or(cluster),
+                // The first one says how far to look.
+                CLUSTER if stop == head.len() => stop = stop.min(at.saturating_add(BEGIN_LEN)),
+                BLOCK | SIMPLE_BLOCK => {
+                    let Some((number, steps, n_packets)) = block(head, element.content) else {
+                        break;
+                    };
+                    let steps = cluster.saturating_add_signed(steps.into());
+                    let time = Duration::from_nanos(steps.saturating_mul(step_nanos));
+                    if let Some(track) = tracks.iter_mut().find(|track| track.number == number) {
+                        track.take(time, n_packets);
+                    }
+                }
+                _ => {}
+            }
+            // What is in these is read in turn; all else is passed over.
+            let inside = [SEGMENT, INFO, TRACKS, TRACK_ENTRY, CLUSTER, BLOCK_GROUP];
+            at = if inside.contains(&element.id) {
+                element.content
+            } else {
+                element.end().unwrap_or(stop)
+            };
+        }
+        let shown = |track: &Track| Some(track.first?.saturating_sub(track.codec_delay));
+        Self {
+            begin: tracks.iter().filter_map(shown).min(),
+            has_duration,
+            tracks,
+        }
+    }
+}
+
+/// Track, time counted from its cluster, and number of packets of the block whose content begins at `at`.
+fn block(head: &[u8], at: usize) -> Option<(u64, i16, u32)> {
+    let len = head.get(at)?.leading_zeros() as usize + 1;
+    let marked = number(head.get(at..at + len)?)?;
+    let rest = head.get(at + len..)?;
+    let steps = i16::from_be_bytes(*rest.first_chunk()?);
+    let n_packets = match rest.get(2)? & 0x06 {
+        0 => 1,
+        _ => u32::from(*rest.get(3)?) + 1,
+    };
+    Some((marked & !(1 << (7 * len)), steps, n_packets))
 }
 
 /// Where the duration lies in `head`, and what to write there.

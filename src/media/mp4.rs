@@ -56,6 +56,8 @@ pub(super) struct Track {
     pub(super) n_edits: Option<Field>,
     /// True where the colors are said to span 0–255, which GStreamer 1.22 does not read.
     pub(super) full_range: bool,
+    /// True where samples of sound begin with the low byte, which GStreamer 1.22 reads only of those of 24 bits.
+    pub(super) little_endian: bool,
     /// True where the picture is mirrored along the diagonal from the upper right, which GStreamer 1.22 does not read.
     pub(super) anti_transposed: bool,
     /// What is shown and when; `None` where it is more than a delay and a beginning.
@@ -197,6 +199,7 @@ impl Track {
             id: header.be32(id_at)?,
             handler,
             full_range: full_range(media).unwrap_or(false),
+            little_endian: &handler == b"soun" && little_endian(media).unwrap_or(false),
             anti_transposed: anti_transposed(header, duration_at).unwrap_or(false),
             timescale: media_header.be32(timescale_at)?,
             duration: header.field(duration_at, wide),
@@ -323,6 +326,20 @@ fn full_range(media: Content) -> Option<bool> {
     let color = description.skip(78)?.child(b"colr")?.bytes;
     // Three 16-bit codes stand between the kind and the flag.
     Some(color.get(..4)? == b"nclx" && color.get(10)? & 0x80 != 0)
+}
+
+/// Whether a sound track's description says that its samples begin with the low byte (QuickTime's `enda`).
+fn little_endian(media: Content) -> Option<bool> {
+    let table = media.child(b"minf")?.child(b"stbl")?;
+    let (_, description) = table.child(b"stsd")?.skip(8)?.children().next()?;
+    // 28 bytes of fixed fields, and more by their version, stand before the boxes of a sound's description.
+    let n_more = match description.bytes.get(8..10)? {
+        [0, 1] => 16,
+        [0, 2] => 36,
+        _ => 0,
+    };
+    let wave = description.skip(28 + n_more)?.child(b"wave")?;
+    Some(wave.child(b"enda")?.bytes == [0, 1])
 }
 
 /// Whether the matrix in a track's header is (0, −1; −1, 0).

@@ -80,6 +80,8 @@ struct Writer {
     layout: Arc<PixelLayout>,
     /// Where the last frame ends.
     end: Pts,
+    /// Before this, no further frame may come: an encoder loses one of two that have the same time.
+    next: Pts,
     /// How much later than in the input frames are written, for sound that cannot begin before zero.
     delay: Duration,
     /// Run-in of each sound track, in the file's order.
@@ -242,6 +244,7 @@ impl FileSink {
             written,
             layout: Arc::clone(layout),
             end: Pts::default(),
+            next: Pts::default(),
             delay: if plan.container.has_edit_lists() {
                 Duration::ZERO
             } else {
@@ -349,7 +352,8 @@ impl FileSink {
             }
             writer.layout = Arc::clone(&layout);
         }
-        let (pts, duration) = (frame.pts, frame.duration);
+        let (pts, duration) = (frame.pts.max(writer.next), frame.duration);
+        writer.next = Pts(pts.0 + 1_000_000_000_u64.div_ceil(self.plan.timescale.into()));
         let mut buffer = if self.plan.codec.needs_even_size() && even::is_odd(&layout) {
             let (bytes, layout) = even::pad(&layout, frame.bytes());
             pixels::into_buffer(Box::new(bytes), &layout)?

@@ -9,8 +9,8 @@
 //! and it can be written in place (`appsink` keeps one until the next pull).
 //! Times are running times: zero is where the container says that the presentation begins, or where the range begins.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded, select};
@@ -33,6 +33,9 @@ use crate::frame::{Frame, Pts};
 
 /// Decoded frames waiting: 12 MB of 1080p I420, enough to keep the decoder busy while a frame is taken.
 pub(super) const DECODED_FRAMES: usize = 4;
+
+/// How much of other streams passes before there must be a picture; GStreamer's own demuxers wait 6 s.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The frames of a video file.
 pub struct FileSource {
@@ -107,7 +110,7 @@ impl FileSource {
                 _ => no_frames(&shared, job),
             });
         }
-        let claimed = match timeline.is_fragmented() {
+        let claimed = match timeline.is_endless() {
             true => None,
             false => timeline.claimed().or_else(|| source.claimed_duration()),
         };
@@ -257,6 +260,15 @@ struct Demuxed {
     tap: Arc<Tap>,
 }
 
+/// Makes `decode` decode the stream of `pad`, the only one that it gets, whichever others the file has.
+fn select_only(decode: &gst::Element, pad: &gst::Pad) {
+    let wanted = pad.stream_id();
+    decode.connect("select-stream", false, move |values| {
+        let stream = values.get(2)?.get::<gst::Stream>().ok()?;
+        Some(i32::from(stream.stream_id() == wanted).to_value())
+    });
+}
+
 /// Attaches each stream of `parsebin` as it turns up.
 fn connect(parsebin: &gst::Element, demuxed: Demuxed) {
     parsebin.connect_pad_added(move |_, pad| {
@@ -289,6 +301,15 @@ impl Demuxed {
             if self.job.audio == AudioMode::Drop {
                 return elements::drain_pad(&pipeline, pad);
             }
+            let is_framed = caps
+                .structure(0)
+                .is_some_and(|fields| fields.has_field("rate"));
+            if kind == "audio/x-true-hd" && !is_framed {
+                tracing::warn!(
+                    "leaving out TrueHD sound, whose packets GStreamer cannot tell apart here"
+                );
+                return elements::drain_pad(&pipeline, pad);
+            }
             let mut tracks = lock(&self.tap.shared.tracks);
             if let Some(tracks) = tracks.as_mut() {
                 tracks.push(audio::attach(
@@ -313,20 +334,26 @@ impl Demuxed {
         elements::drain_pad(&pipeline, pad)
     }
 
-    /// Fails with `complaint` where `pad` gives data and no stream has turned out to be a picture.
+    /// Fails with `complaint` where `pad` ends, or has given [`PATIENCE`] of it, and no stream was a picture.
     ///
-    /// All streams are announced before the first of them flows.
+    /// Streams of FLV and MPEG program streams are not announced before they flow.
     fn expect_picture(&self, pad: &gst::Pad, complaint: &'static str) {
         let tap = Arc::clone(&self.tap);
         let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+        let begin = OnceLock::new();
         pad.add_probe(kinds, move |_, info| {
-            if info
-                .event()
-                .is_some_and(|event| event.type_() != gst::EventType::Eos)
-            {
+            let waits = match (info.event(), info.buffer()) {
+                (Some(event), _) => event.type_() != gst::EventType::Eos,
+                (None, buffer) => buffer.and_then(|buffer| buffer.pts()).is_none_or(|pts| {
+                    let begin = *begin.get_or_init(|| pts);
+                    Duration::from(pts.saturating_sub(begin)) < PATIENCE
+                }),
+            };
+            let has_picture = tap.linked.load(Ordering::SeqCst);
+            if waits && !has_picture {
                 return gst::PadProbeReturn::Ok;
             }
-            if !tap.linked.load(Ordering::SeqCst) {
+            if !has_picture {
                 tap.shared.fail(Failure::new(complaint));
             }
             gst::PadProbeReturn::Remove
@@ -396,12 +423,12 @@ impl Demuxed {
         let decode = elements::make("decodebin3")?;
         let mpeg4 = gst::Caps::builder("video/mpeg").field("mpegversion", 4);
         let is_avi = begins_with(&self.job.input, b"RIFF");
-        if is_avi && !self.job.has_range() && mpeg4.build().can_intersect(caps) {
-            // A range begins with pictures that come out of no decoder.
+        if is_avi && mpeg4.build().can_intersect(caps) {
             temporal::in_order(pad, &raw);
         } else {
             temporal::advance(pad, &raw);
         }
+        select_only(&decode, pad);
         let tap = Arc::clone(&self.tap);
         decode.connect_pad_added(move |_, pad| {
             if let Err(err) = pad.link(&raw) {

@@ -24,31 +24,64 @@ const HEAD_LEN: usize = 4096;
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 /// Gives the pictures that come out of a decoder at `decoded` the times that went into it at `stored`, in their order.
+///
+/// A decoder that knew where a range begins would leave pictures out by the wrong times, so only `decoded` hears of it.
 pub(super) fn in_order(stored: &gst::Pad, decoded: &gst::Pad) {
-    let slots = Arc::new(Mutex::new(VecDeque::new()));
+    let slots = Arc::new(Mutex::new(Slots::default()));
     let waiting = Arc::clone(&slots);
-    stored.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-        let times = info.buffer().map(|buffer| (buffer.dts(), buffer.pts()));
-        if let Some((dts, pts)) = times {
-            lock(&waiting).extend(dts.or(pts));
+    let kinds = gst::PadProbeType::BUFFER
+        | gst::PadProbeType::EVENT_DOWNSTREAM
+        | gst::PadProbeType::EVENT_FLUSH;
+    stored.add_probe(kinds, move |_, info| {
+        let mut slots = lock(&waiting);
+        if let Some(buffer) = info.buffer() {
+            slots.store(buffer);
+        } else if let Some(event) = info.event() {
+            match event.view() {
+                gst::EventView::FlushStop(_) => *slots = Slots::default(),
+                gst::EventView::Segment(segment) => {
+                    slots.range = segment.segment().downcast_ref::<gst::ClockTime>().cloned();
+                    let all = gst::FormattedSegment::<gst::ClockTime>::new();
+                    let event = gst::event::Segment::builder(&all)
+                        .seqnum(event.seqnum())
+                        .build();
+                    info.data = Some(gst::PadProbeData::Event(event));
+                }
+                _ => {}
+            }
         }
         gst::PadProbeReturn::Ok
     });
-    let longest_wait = gst::ClockTime::from_nseconds(LONGEST_WAIT.as_nanos() as u64);
-    decoded.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    decoded.add_probe(kinds, move |_, info| {
+        let mut slots = lock(&slots);
+        if let Some(event) = info.event()
+            && event.type_() == gst::EventType::Segment
+            && let Some(range) = &slots.range
+        {
+            let event = gst::event::Segment::builder(range)
+                .seqnum(event.seqnum())
+                .build();
+            info.data = Some(gst::PadProbeData::Event(event));
+        }
         let Some(buffer) = info.buffer_mut() else {
             return gst::PadProbeReturn::Ok;
         };
-        let mut slots = lock(&slots);
-        // Slots of pictures that could not be decoded.
-        while let (Some(slot), Some(pts)) = (slots.front(), buffer.pts())
-            && *slot + longest_wait < pts
-        {
-            slots.pop_front();
-        }
-        if let Some(slot) = slots.pop_front() {
-            buffer.make_mut().set_pts(slot);
-        }
+        let Some(slot) = slots.next(buffer.pts()) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let end = buffer.duration().map(|duration| slot + duration);
+        let Some((begin, end)) = slots
+            .range
+            .as_ref()
+            .map_or(Some((Some(slot), end)), |range| range.clip(slot, end))
+        else {
+            drop(info.take_buffer());
+            return gst::PadProbeReturn::Handled;
+        };
+        let buffer = buffer.make_mut();
+        buffer.set_pts(begin);
+        buffer.set_duration(end.zip(begin).map(|(end, begin)| end - begin));
         gst::PadProbeReturn::Ok
     });
 }
@@ -110,6 +143,51 @@ impl Advance {
             .filter(|(_, (told, _))| *told > last)
             .min_by_key(|(_, (told, _))| *told)
             .map(|(idx, _)| idx)
+    }
+}
+
+/// Times of stored pictures that have not come out of the decoder yet.
+#[derive(Default)]
+struct Slots {
+    times: VecDeque<gst::ClockTime>,
+    /// Pictures so far that others may refer to.
+    n_references: usize,
+    /// What is wanted of the file.
+    range: Option<gst::FormattedSegment<gst::ClockTime>>,
+}
+
+impl Slots {
+    /// Takes the slot of a picture that goes into the decoder.
+    fn store(&mut self, buffer: &gst::BufferRef) {
+        self.times.extend(buffer.dts().or(buffer.pts()));
+        let mut head = [0; HEAD_LEN];
+        let len = buffer.size().min(HEAD_LEN);
+        let head = head.get_mut(..len).unwrap_or_default();
+        if buffer.copy_to_slice(0, head).is_err() {
+            return;
+        }
+        // The kind of a picture of MPEG-4 (ISO/IEC 14496-2, 6.2.5) follows its start code.
+        let mut kinds = head.windows(5).filter(|w| w.starts_with(&[0, 0, 1, 0xb6]));
+        match kinds.next().map(|window| window[4] >> 6) {
+            // It refers to one before the range, and is not decoded.
+            Some(2) if self.n_references < 2 => {
+                self.times.pop_front();
+            }
+            Some(2) => {}
+            _ => self.n_references += 1,
+        }
+    }
+
+    /// The slot of the picture that comes out next, which the decoder takes for one that is shown at `guess`.
+    fn next(&mut self, guess: Option<gst::ClockTime>) -> Option<gst::ClockTime> {
+        let longest_wait = gst::ClockTime::from_nseconds(LONGEST_WAIT.as_nanos() as u64);
+        // Slots of pictures that could not be decoded.
+        while let (Some(slot), Some(guess)) = (self.times.front(), guess)
+            && *slot + longest_wait < guess
+        {
+            self.times.pop_front();
+        }
+        self.times.pop_front()
     }
 }
 

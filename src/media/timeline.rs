@@ -3,6 +3,7 @@
 //! GStreamer's demuxers say this by segments, and two of them say it wrongly (1.22):
 //! qtdemux, see [`edits`](super::edits), and matroskademux, which begins at the first block that it meets
 //! and corrects itself once the other stream turns out to begin earlier, when the first frame is already out.
+//! It also moves packets of a codec's run-in that begin before zero to zero.
 //! The segments of both are replaced here; other demuxers are believed, but for where a range begins:
 //! a transport stream counts from its first clock reference, which is not where its presentation begins.
 //!
@@ -14,19 +15,24 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
+use super::container::Container;
 use super::edits;
 use super::job::FileJob;
 use super::matroska;
 use super::mp4::{Movie, Track, duration_from_ticks};
+use super::session::lock;
 
 /// A Matroska file that begins later than this was cut out of a longer one.
 const LATE_BEGIN: Duration = Duration::from_secs(1);
+
+/// Longer than a picture is stored before it is shown, or after another one that is shown later.
+const REORDERING: Duration = Duration::from_secs(1);
 
 /// GStreamer's segment of time.
 pub(super) type Segment = gst::FormattedSegment<gst::ClockTime>;
@@ -42,10 +48,11 @@ pub(super) struct Timeline {
 enum Kind {
     /// An mp4 whose edit lists are simple.
     Movie(Movie),
-    /// Begin of the presentation.
-    Matroska(gst::ClockTime),
-    /// The demuxer's time at which the presentation begins, from the first segment of any stream.
-    Other(Arc<OnceLock<gst::ClockTime>>),
+    /// Begin of the presentation, and what else the opening tells.
+    Matroska(gst::ClockTime, matroska::Opening),
+    /// The demuxer's time at which the presentation begins, from the first segment of any stream;
+    /// and how much further than the range pictures are to be read.
+    Other(Arc<OnceLock<gst::ClockTime>>, Duration),
 }
 
 /// From a demuxer's segment to the right one.
@@ -72,11 +79,19 @@ impl Timeline {
         let kind = match Movie::read(path).filter(simple) {
             Some(movie) => Kind::Movie(movie),
             None if begins_with(path, &matroska::EBML) => {
-                let begin = matroska::begin(path).filter(|begin| *begin > LATE_BEGIN);
+                let opening = matroska::Opening::read(path);
+                let begin = opening.begin.filter(|begin| *begin > LATE_BEGIN);
                 let begin = begin.and_then(|begin| gst::ClockTime::try_from(begin).ok());
-                Kind::Matroska(begin.unwrap_or_default())
+                Kind::Matroska(begin.unwrap_or_default(), opening)
             }
-            None => Kind::Other(Arc::default()),
+            None => Kind::Other(
+                Arc::default(),
+                // An AVI file is read up to the slot where the range ends, and the last pictures of it are stored later.
+                match begins_with(path, b"RIFF") {
+                    true => REORDERING,
+                    false => Duration::ZERO,
+                },
+            ),
         };
         let in_one_go = matches!(&kind, Kind::Movie(movie) if movie.fragmented);
         let all = range == (Duration::ZERO, None);
@@ -117,6 +132,15 @@ impl Timeline {
         matches!(&self.kind, Kind::Movie(movie) if movie.fragmented)
     }
 
+    /// True where nothing says how long the file is.
+    pub(super) fn is_endless(&self) -> bool {
+        match &self.kind {
+            Kind::Movie(movie) => movie.fragmented,
+            Kind::Matroska(_, opening) => !opening.has_duration,
+            Kind::Other(..) => false,
+        }
+    }
+
     /// True where the range begins after the presentation does.
     pub(super) fn begins_late(&self) -> bool {
         self.range.0 > Duration::ZERO
@@ -154,20 +178,17 @@ impl Timeline {
         let (start, end) = self.range;
         let movie = match &self.kind {
             Kind::Movie(movie) => movie,
-            Kind::Matroska(_) => return (start, end),
-            Kind::Other(begin) => {
-                let begin = begin.get().copied().unwrap_or_default().into();
-                return (start + begin, end.map(|end| end + begin));
+            Kind::Matroska(..) => return (start, end),
+            Kind::Other(begin, room) => {
+                let begin: Duration = begin.get().copied().unwrap_or_default().into();
+                return (start + begin, end.map(|end| end + begin + *room));
             }
         };
         let windows = || movie.tracks.iter().filter_map(|track| self.window(track));
         let first = windows().map(|window| window.start).min().unwrap_or(start);
         let last = windows().filter_map(|window| window.stop).max();
-        // Pictures are stored before they are shown; a second is longer than any reordering.
-        (
-            first,
-            end.and(last).map(|last| last + Duration::from_secs(1)),
-        )
+        // Pictures are stored before they are shown.
+        (first, end.and(last).map(|last| last + REORDERING))
     }
 
     /// Sees to it that the stream of `pad` has the right segment.
@@ -183,22 +204,41 @@ impl Timeline {
                 };
                 Box::new(move |_| Some(window.segment(lead)))
             }
-            Kind::Matroska(begin) if !self.has_range() => {
-                let begin = *begin;
+            Kind::Matroska(begin, _) if !self.begins_late() => {
+                let lead = gst::ClockTime::try_from(lead).unwrap_or_default();
+                if let Some(track) = self.matroska_track(pad).filter(|_| !lead.is_zero()) {
+                    undo_delay(pad, lead, track.first.unwrap_or_default());
+                }
+                let laced = self.matroska_track(pad).and_then(|track| track.laced);
+                if let Some(length) = laced.and_then(|laced| gst::ClockTime::try_from(laced).ok()) {
+                    complete_laces(pad, length);
+                }
+                let start = (!self.has_range()).then_some(*begin);
                 Box::new(move |old| {
                     let mut new = old.clone();
-                    new.set_start(begin);
+                    new.set_start(start.or(old.start()));
+                    new.set_stop(old.stop().map(|stop| stop + lead));
                     Some(new)
                 })
             }
-            Kind::Matroska(_) => return,
-            Kind::Other(begin) => {
+            Kind::Matroska(..) => return,
+            Kind::Other(begin, room) => {
                 let begin = Arc::clone(begin);
                 replace_segment(pad, move |first| {
                     begin.get_or_init(|| first.time().unwrap_or_default());
                     None
                 });
-                return;
+                let length = self.range.1.map(|end| end.saturating_sub(self.range.0));
+                let length = length.filter(|_| !room.is_zero());
+                let Some(length) = length.and_then(|length| gst::ClockTime::try_from(length).ok())
+                else {
+                    return;
+                };
+                Box::new(move |old| {
+                    let mut new = old.clone();
+                    new.set_stop(old.start().map(|start| start + length));
+                    Some(new)
+                })
             }
         };
         replace_segment(pad, move |old| {
@@ -215,17 +255,26 @@ impl Timeline {
         self.window(self.track_of(pad)?)
     }
 
-    /// How much earlier than its window the sound of `pad` is to begin, so that no parser drops its run-in.
-    pub(super) fn lead_of(&self, pad: &gst::Pad) -> Duration {
+    /// How much earlier than its window the sound of `pad` is to begin, so that no parser drops its run-in on the
+    /// way into `container`.
+    pub(super) fn lead_of(&self, pad: &gst::Pad, container: Container) -> Duration {
         if self.begins_late() {
             return Duration::ZERO;
         }
-        self.window_of(pad)
-            .map_or(Duration::ZERO, |window| window.start)
+        match &self.kind {
+            // The muxer tells a codec's delay as the demuxer heard it.
+            Kind::Matroska(..) if container.has_codec_delay() => Duration::ZERO,
+            Kind::Matroska(..) => self
+                .matroska_track(pad)
+                .map_or(Duration::ZERO, |track| track.codec_delay),
+            _ => self
+                .window_of(pad)
+                .map_or(Duration::ZERO, |window| window.start),
+        }
     }
 
-    /// How long before zero the sound of `pad` begins, where the header tells.
-    pub(super) fn run_in_of(&self, pad: &gst::Pad) -> Option<Duration> {
+    /// How long before zero the sound of `pad` begins that has this `lead`, where the header tells.
+    pub(super) fn run_in_of(&self, pad: &gst::Pad, lead: Duration) -> Option<Duration> {
         if self.begins_late() {
             return Some(Duration::ZERO);
         }
@@ -236,14 +285,23 @@ impl Timeline {
                 // Without lists nothing comes before the beginning.
                 Some(track.begin(&edit).saturating_sub(edit.delay))
             }
-            Kind::Matroska(_) => Some(Duration::ZERO),
-            Kind::Other(_) => None,
+            Kind::Matroska(..) => {
+                let track = self.matroska_track(pad);
+                let first = track.and_then(|track| track.first).unwrap_or_default();
+                Some(lead.saturating_sub(first))
+            }
+            Kind::Other(..) => None,
         }
     }
 
     /// True where the header says that the colors of `pad` span 0–255, which the demuxer does not pass on.
     pub(super) fn full_range_of(&self, pad: &gst::Pad) -> bool {
         self.track_of(pad).is_some_and(|track| track.full_range)
+    }
+
+    /// True where the header says that the samples of `pad` begin with the low byte.
+    pub(super) fn is_little_endian(&self, pad: &gst::Pad) -> bool {
+        self.track_of(pad).is_some_and(|track| track.little_endian)
     }
 
     /// True where the header says that the picture of `pad` is mirrored along the diagonal from the upper right.
@@ -256,10 +314,17 @@ impl Timeline {
         let Kind::Movie(movie) = &self.kind else {
             return None;
         };
-        // The demuxer names a stream by the track's number, after a slash.
-        let stream_id = pad.stream_id()?;
-        let id: u32 = stream_id.rsplit('/').next()?.parse().ok()?;
-        movie.tracks.iter().find(|track| track.id == id)
+        let id = track_number(pad)?;
+        movie.tracks.iter().find(|track| u64::from(track.id) == id)
+    }
+
+    fn matroska_track(&self, pad: &gst::Pad) -> Option<&matroska::Track> {
+        let Kind::Matroska(_, opening) = &self.kind else {
+            return None;
+        };
+        let number = track_number(pad)?;
+        let mut tracks = opening.tracks.iter();
+        tracks.find(|track| track.number == number)
     }
 
     fn window(&self, track: &Track) -> Option<Window> {
@@ -293,6 +358,64 @@ impl Window {
         segment.set_position(time(self.start.saturating_sub(lead)));
         segment
     }
+}
+
+/// The number of the track behind `pad`: the demuxer names a stream by it, after a slash.
+fn track_number(pad: &gst::Pad) -> Option<u64> {
+    let stream_id = pad.stream_id()?;
+    // In Matroska another number follows it.
+    stream_id
+        .rsplit('/')
+        .next()?
+        .split(':')
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// Gives a time to packets that come in a block with others: the demuxer knows that of the first only.
+fn complete_laces(pad: &gst::Pad, length: gst::ClockTime) {
+    let next = Mutex::new(None::<gst::ClockTime>);
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let Some(buffer) = info.buffer_mut() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        if buffer.flags().contains(gst::BufferFlags::HEADER) {
+            return gst::PadProbeReturn::Ok;
+        }
+        let mut next = lock(&next);
+        if let Some(pts) = buffer.pts().or(*next) {
+            *next = Some(pts + buffer.duration().unwrap_or(length));
+            let buffer = buffer.make_mut();
+            buffer.set_pts(pts);
+            buffer.set_duration(buffer.duration().unwrap_or(length));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Gives packets the times that their blocks say, of which the demuxer has taken the codec's `delay`.
+///
+/// What would begin before zero it moves to zero; the first packet begins at `first`.
+fn undo_delay(pad: &gst::Pad, delay: gst::ClockTime, first: Duration) {
+    let first = gst::ClockTime::try_from(first).unwrap_or_default();
+    let begun = AtomicBool::new(false);
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_FLUSH;
+    pad.add_probe(kinds, move |_, info| {
+        let Some(buffer) = info.buffer_mut() else {
+            begun.store(false, Ordering::SeqCst);
+            return gst::PadProbeReturn::Ok;
+        };
+        let begun = begun.swap(true, Ordering::SeqCst);
+        let told = match buffer.pts() {
+            Some(gst::ClockTime::ZERO) if !begun && first < delay => Some(first),
+            // More of the run-in: the parser completes its times.
+            Some(gst::ClockTime::ZERO) if begun => None,
+            pts => pts.map(|pts| pts + delay),
+        };
+        buffer.make_mut().set_pts(told);
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// Takes `lead` back from what flows through `pad`, and moves it later by `delay`.

@@ -134,9 +134,8 @@ impl HeadFile {
             Some(bias) => tensors.insert("classifier.bias".into(), bias),
             None => tensors.remove("classifier.bias"),
         };
-        config.labels = self.labels;
+        config.set_classes(self.labels);
         config.reads = reads;
-        config.multi_label = false;
         Ok(())
     }
 }

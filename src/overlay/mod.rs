@@ -181,9 +181,7 @@ impl Heat<'_> {
         };
         // The span of two finite scores may still overflow.
         let span = match self.range {
-            Range::MinMax | Range::Percentile | Range::Signed if is_constant(self.attribution) => {
-                0.0
-            }
+            range if range.is_constant(self.attribution) => 0.0,
             _ => f64::from(high) - f64::from(low),
         };
         self.attribution
@@ -199,14 +197,17 @@ impl Heat<'_> {
     }
 }
 
-/// Whether scores differ by no more than rounding does, so that heat would show noise.
-pub(crate) fn is_constant(scores: &[f32]) -> bool {
-    /// Several units in the last place of single precision.
-    const ROUNDING: f32 = 1e-6;
+impl Range {
+    /// Whether scores differ by no more than rounding does, so that heat would show noise. A mask may keep all patches
+    /// alike.
+    pub(crate) fn is_constant(self, scores: &[f32]) -> bool {
+        /// Several units in the last place of single precision.
+        const ROUNDING: f32 = 1e-6;
 
-    let low = scores.iter().copied().fold(f32::INFINITY, f32::min);
-    let high = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    high - low <= ROUNDING * low.abs().max(high.abs())
+        let low = scores.iter().copied().fold(f32::INFINITY, f32::min);
+        let high = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        self != Self::Unit && high - low <= ROUNDING * low.abs().max(high.abs())
+    }
 }
 
 /// The score below which the share `rank` of all scores lies, interpolated between two.

@@ -4,7 +4,8 @@
 //! the first font that has it; emoji in color are drawn in gray. The fonts are listed when they are first needed.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 use cosmic_text::fontdb::Source;
 use cosmic_text::{Attrs, Buffer, FontSystem, Metrics, Shaping, SwashCache, SwashContent, Wrap};
@@ -109,9 +110,20 @@ pub(crate) fn isolated(name: &str) -> Cow<'_, str> {
 /// Whether the fonts of this machine have all letters of a text. Where they do not, the log says so, once.
 pub(crate) fn can_draw(text: &str) -> bool {
     static WARNED: Once = Once::new();
+    /// Names of classes come again on every frame.
+    static KNOWN: LazyLock<Mutex<HashMap<String, bool>>> = LazyLock::new(Mutex::default);
 
     // What the built-in face has needs no look at the system's.
-    let is_there = super::text::is_built_in(text) || Line::new(text, 16.0).is_complete();
+    if super::text::is_built_in(text) {
+        return true;
+    }
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(&is_there) = known.get(text) {
+        return is_there;
+    }
+    let is_there = Line::new(text, 16.0).is_complete();
+    known.insert(text.to_owned(), is_there);
+    drop(known);
     if !is_there {
         WARNED.call_once(|| {
             tracing::warn!(

@@ -5,7 +5,9 @@
 //! A caption takes about 0.2 ms, letters drawn anew each time, so none are kept.
 //! Lines with other letters are drawn by the fonts of the system.
 
-use ab_glyph::{Font, FontRef, PxScale, ScaleFont};
+use std::sync::LazyLock;
+
+use ab_glyph::{Font, FontRef, InvalidFont, PxScale, ScaleFont};
 use epaint_default_fonts::HACK_REGULAR;
 
 use super::paint::{Stencil, paint};
@@ -129,14 +131,17 @@ enum Line {
 }
 
 /// The built-in face.
-fn face() -> Result<FontRef<'static>> {
-    FontRef::try_from_slice(HACK_REGULAR)
-        .map_err(|e| Error::Config(format!("the built-in font cannot be read: {e}")))
+fn face() -> Result<&'static FontRef<'static>> {
+    static FACE: LazyLock<Result<FontRef<'static>, InvalidFont>> =
+        LazyLock::new(|| FontRef::try_from_slice(HACK_REGULAR));
+
+    let unreadable = |e| Error::Config(format!("the built-in font cannot be read: {e}"));
+    FACE.as_ref().map_err(unreadable)
 }
 
 /// Whether the built-in face has all letters of a text.
 pub(super) fn is_built_in(text: &str) -> bool {
-    face().is_ok_and(|face| has_all(&face, text))
+    face().is_ok_and(|face| has_all(face, text))
 }
 
 fn has_all(face: &FontRef<'_>, text: &str) -> bool {
@@ -154,7 +159,7 @@ struct Letters {
 
 impl Letters {
     fn new(line_px: f32) -> Result<Self> {
-        let font = face()?;
+        let font = face()?.clone();
         let scale = PxScale::from(line_px);
         let scaled = font.as_scaled(scale);
         let advance = scaled.h_advance(scaled.glyph_id('0'));

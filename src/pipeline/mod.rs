@@ -24,6 +24,7 @@ use crate::frame::resize::Resizer;
 use crate::frame::{Frame, Pts};
 use crate::media::{Sink, Source};
 use crate::overlay::Overlay;
+use crate::vit::Stop;
 use edge::{EdgeReceiver, EdgeSender, edge};
 use stages::{Composited, Decoded, Explained, Patchified, View};
 
@@ -109,6 +110,7 @@ impl Pipeline<'_> {
         } = self;
         let started = Instant::now();
         let failure = Failure::default();
+        let failed = failure.raised.clone();
         let n_maps = view.n_maps();
         let preprocessor = &view.model.preprocessor;
         let resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
@@ -134,7 +136,7 @@ impl Pipeline<'_> {
                 explain,
                 (patchified, to_composite),
                 move |(from, to), busy| {
-                    explain_loop(&view, batch, from, to, busy);
+                    explain_loop(&view, batch, (from, to), &failed, busy);
                     Ok(())
                 },
             )?;
@@ -179,8 +181,8 @@ impl Pipeline<'_> {
 #[derive(Default)]
 struct Failure {
     first: OnceLock<Error>,
-    /// Also true after a panic, which has no error.
-    raised: AtomicBool,
+    /// Requested also after a panic, which has no error; ends a running explanation.
+    raised: Stop,
 }
 
 impl Failure {
@@ -190,7 +192,7 @@ impl Failure {
             name,
             source: Box::new(error),
         });
-        self.raised.store(true, Ordering::SeqCst);
+        self.raised.request();
     }
 }
 
@@ -200,7 +202,7 @@ struct PanicAlarm<'a>(&'a Failure);
 impl Drop for PanicAlarm<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.raised.store(true, Ordering::SeqCst);
+            self.0.raised.request();
         }
     }
 }
@@ -317,8 +319,8 @@ fn patchify_loop(
 fn explain_loop(
     view: &View,
     batch: NonZeroUsize,
-    patchified: &EdgeReceiver<Patchified>,
-    to_composite: &EdgeSender<Explained>,
+    (patchified, to_composite): (&EdgeReceiver<Patchified>, &EdgeSender<Explained>),
+    stop: &Stop,
     busy: &mut Busy,
 ) {
     let most_held = batch.get().max(HELD_FRAMES);
@@ -334,7 +336,7 @@ fn explain_loop(
             n_due += usize::from(matches!(frame.turn, stages::Turn::Due(_)));
             held.push(frame);
         }
-        for frame in busy.with(|| stages::explain(held, view, &mut last)) {
+        for frame in busy.with(|| stages::explain(held, view, &mut last, stop)) {
             if to_composite.send(frame).is_err() {
                 return;
             }
@@ -382,7 +384,7 @@ fn encode_loop(
         })?;
     }
     // The edge closes after a failure too; half a video must not pass for a whole one.
-    if counts.frames > 0 && !failure.raised.load(Ordering::SeqCst) {
+    if counts.frames > 0 && !failure.raised.is_requested() {
         busy.with(|| sink.finish())?;
     }
     Ok((counts, end))

@@ -16,7 +16,7 @@ use crate::frame::resize::Resizer;
 use crate::models::Model;
 use crate::overlay::{Heat, Overlay, Range, script};
 use crate::sidecar;
-use crate::vit::Link;
+use crate::vit::{Link, Stop};
 
 /// Classes that a finding names.
 pub const LIKELIEST: usize = 5;
@@ -152,11 +152,13 @@ pub fn patchify(input: Decoded, resizer: &mut Resizer) -> Patchified {
 
 /// Runs model and explainer over all images of `inputs` at once, see [`View::findings`].
 ///
-/// `last` is the explanation that stays on screen, from the call before to the next one.
+/// `last` is the explanation that stays on screen, from the call before to the next one. Once `stop` is requested, frames
+/// stay unexplained.
 pub fn explain(
     inputs: Vec<Patchified>,
     view: &View,
     last: &mut Option<Arc<Finding>>,
+    stop: &Stop,
 ) -> Vec<Explained> {
     let mut images = Vec::new();
     let waiting: Vec<(Frame, Turn<()>)> = inputs
@@ -173,7 +175,7 @@ pub fn explain(
             (frame, turn)
         })
         .collect();
-    let mut findings = view.findings(images).into_iter();
+    let mut findings = view.findings(images, stop).into_iter();
     waiting
         .into_iter()
         .map(|(frame, turn)| {
@@ -242,11 +244,17 @@ impl View {
     /// # Errors
     /// Fails where model, methods and targets do not go together.
     pub fn check(&self) -> Result<()> {
+        self.check_until(&Stop::default())
+    }
+
+    /// The same, which fails also once `stop` is requested.
+    pub(super) fn check_until(&self, stop: &Stop) -> Result<()> {
         if self.n_maps() == 0 {
             return Err(Error::Config("there is no method or no target".into()));
         }
         let images = self.model.gray_image()?;
-        let rehearsed = rehearse_all(&self.explainers, &self.model.vit, &images, &self.targets)?;
+        let vit = self.model.vit.under(stop);
+        let rehearsed = rehearse_all(&self.explainers, &vit, &images, &self.targets)?;
         let grid = self.grid(&images)?;
         for (attribution, (explainer, _)) in rehearsed.into_iter().zip(self.asked()) {
             if let Some(attribution) = attribution {
@@ -280,15 +288,16 @@ impl View {
 
     /// Runs model and explainer over images of frames, each with its frame's number, at once.
     ///
-    /// One entry an image; `None` where it cannot be explained. Where the batch fails, its images are tried one by one.
-    pub fn findings(&self, images: Vec<(u64, Image)>) -> Vec<Option<Arc<Finding>>> {
+    /// One entry an image; `None` where it cannot be explained, and for all once `stop` is requested. Where the batch fails,
+    /// its images are tried one by one.
+    pub fn findings(&self, images: Vec<(u64, Image)>, stop: &Stop) -> Vec<Option<Arc<Finding>>> {
         let (mut pictures, mut seqs, mut placements) = (Vec::new(), Vec::new(), Vec::new());
         for (seq, Image { rgb, placement }) in images {
             pictures.push(rgb);
             seqs.push(seq);
             placements.push(placement);
         }
-        let scores = self.scores(&pictures, &seqs);
+        let scores = self.scores(&pictures, &seqs, stop);
         let of_images = scores.into_iter().zip(seqs.iter().zip(placements));
         of_images
             .map(|(scores, (&seq, placement))| {
@@ -298,12 +307,13 @@ impl View {
     }
 
     /// One entry an image; `None` where it cannot be explained.
-    fn scores(&self, images: &[Vec<u8>], seqs: &[u64]) -> Vec<Option<Scores>> {
+    fn scores(&self, images: &[Vec<u8>], seqs: &[u64], stop: &Stop) -> Vec<Option<Scores>> {
         if images.is_empty() {
             return Vec::new();
         }
-        match self.try_scores(images) {
+        match self.try_scores(images, stop) {
             Ok(scores) => scores.into_iter().map(Some).collect(),
+            Err(_) if stop.is_requested() => images.iter().map(|_| None).collect(),
             Err(error) if images.len() == 1 => {
                 warn_unexplained(seqs.first().copied().unwrap_or_default(), &error);
                 vec![None]
@@ -311,20 +321,20 @@ impl View {
             Err(_) => images
                 .chunks(1)
                 .zip(seqs.chunks(1))
-                .flat_map(|(image, seq)| self.scores(image, seq))
+                .flat_map(|(image, seq)| self.scores(image, seq, stop))
                 .collect(),
         }
     }
 
-    fn try_scores(&self, images: &[Vec<u8>]) -> Result<Vec<Scores>> {
-        let vit = &self.model.vit;
+    fn try_scores(&self, images: &[Vec<u8>], stop: &Stop) -> Result<Vec<Scores>> {
+        let vit = self.model.vit.under(stop);
         let tensor = self.model.images_from_rgb(images)?; // [batch, 3, height, width]
         let Explanations {
             attributions,
             votes,
             unsmoothed,
             logits,
-        } = explain_all(&self.explainers, vit, &tensor, &self.targets)?;
+        } = explain_all(&self.explainers, &vit, &tensor, &self.targets)?;
         let grid = self.grid(&tensor)?;
         let attributions = attributions
             .iter()
@@ -578,7 +588,7 @@ impl Class {
 impl Map {
     /// Whether no patch differs from another, so that the map says nothing. A mask may keep all patches alike.
     pub fn is_constant(&self) -> bool {
-        self.range != Range::Unit && crate::overlay::is_constant(&self.attribution)
+        self.range.is_constant(&self.attribution)
     }
 
     /// Mean of a mask's keep values, in 0–1; `None` for attributions that are not masks.

@@ -1,11 +1,12 @@
 //! A bounded worker: a view on a thread of its own, for hosts that have threads already, as GStreamer has.
 //!
 //! The thread opens the view first, so that a host need not wait for a model to load. Images that wait are explained
-//! together, whoever sent them: streams that share a worker share its batches.
+//! together, whoever sent them: streams that share a worker share its batches. What nobody waits for any more is not
+//! finished.
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,13 +16,16 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
 use super::stages::{Finding, Image, View};
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::vit::Stop;
 
-/// A view on a thread of its own; dropping it waits for the images that it was given.
+/// A view on a thread of its own; dropping it waits until that has finished the images that a [`Ticket`] waits for.
 pub struct Worker {
     /// Gone first, which ends the thread.
     requests: Option<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
     opened: Arc<Opened>,
+    /// Ends the trial of a view that nobody will use.
+    trial: Stop,
 }
 
 /// What is known of a view that was opened.
@@ -49,16 +53,43 @@ enum Request {
 /// Makes another view of the one that is there, or leaves it.
 type Change = dyn FnOnce(&View) -> Option<View> + Send;
 
-struct Explain {
-    image: Arc<Mutex<Handed>>,
-    answer: Sender<Answer>,
+type Explain = Arc<Mutex<Order>>;
+
+/// An image that was handed over, and who hears of it.
+struct Order {
+    image: Handed,
+    /// `None` where nobody waits any more.
+    answer: Option<Sender<Answer>>,
 }
 
-/// An image that was handed over.
 enum Handed {
     Waits(Waiting),
     /// The thread works on it, since then.
-    Taken(Instant),
+    Taken(Instant, Arc<Batch>),
+    Abandoned,
+}
+
+/// Images that are explained at once.
+struct Batch {
+    stop: Stop,
+    /// Images that somebody waits for, and one more while the batch is put together.
+    awaited: AtomicUsize,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            stop: Stop::default(),
+            awaited: AtomicUsize::new(1),
+        }
+    }
+
+    /// One image less that somebody waits for.
+    fn abandon_one(&self) {
+        if self.awaited.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.stop.request();
+        }
+    }
 }
 
 struct Waiting {
@@ -87,16 +118,36 @@ pub struct Answer {
     pub took: Duration,
 }
 
-/// An image that the worker was given.
+/// An image that the worker was given. Without it nobody waits for the answer, and the work on the image ends.
 pub struct Ticket {
     answer: Receiver<Answer>,
-    image: Arc<Mutex<Handed>>,
+    order: Explain,
+}
+
+/// Ends the wait for an answer from another thread.
+pub struct Abandon(Explain);
+
+impl Abandon {
+    /// Lets who [waits](Ticket::wait) wait no longer.
+    pub fn now(&self) {
+        abandon(&self.0);
+    }
 }
 
 impl Ticket {
-    /// Waits for the answer; `None` where the worker ended without one.
+    /// Waits for the answer; `None` where the worker ended without one, or the image was [abandoned](Self::abandon).
     pub fn wait(self) -> Option<Answer> {
         self.answer.recv().ok()
+    }
+
+    /// The same no longer than until `deadline`: `None` also where there is no answer then.
+    pub fn wait_until(self, deadline: Instant) -> Option<Answer> {
+        self.answer.recv_deadline(deadline).ok()
+    }
+
+    /// What ends the wait.
+    pub fn abandon(&self) -> Abandon {
+        Abandon(Arc::clone(&self.order))
     }
 
     /// The answer, if it is there: `Ok(None)` where the worker ended without one.
@@ -113,20 +164,38 @@ impl Ticket {
 
     /// Puts a newer image into the place of the one that waits; false where the worker has it already.
     pub fn replace(&self, seq: u64, image: Image) -> bool {
-        let mut handed = self.image.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = matches!(*handed, Handed::Waits(_));
+        let mut order = lock(&self.order);
+        let waits = matches!(order.image, Handed::Waits(_));
         if waits {
-            *handed = Handed::Waits(Waiting::new(seq, image));
+            order.image = Handed::Waits(Waiting::new(seq, image));
         }
         waits
     }
 
     /// Since when the worker has the image; `None` while it waits.
     pub fn taken(&self) -> Option<Instant> {
-        match *self.image.lock().unwrap_or_else(PoisonError::into_inner) {
-            Handed::Waits(_) => None,
-            Handed::Taken(since) => Some(since),
+        match lock(&self.order).image {
+            Handed::Waits(_) | Handed::Abandoned => None,
+            Handed::Taken(since, _) => Some(since),
         }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        abandon(&self.order);
+    }
+}
+
+fn lock(order: &Mutex<Order>) -> MutexGuard<'_, Order> {
+    order.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn abandon(order: &Mutex<Order>) {
+    let mut order = lock(order);
+    order.answer = None;
+    if let Handed::Taken(_, batch) = std::mem::replace(&mut order.image, Handed::Abandoned) {
+        batch.abandon_one();
     }
 }
 
@@ -146,8 +215,10 @@ impl Worker {
         let (requests, waiting) = crossbeam_channel::bounded(capacity.get());
         let opened = Arc::new(Opened::default());
         let outcome = Arc::clone(&opened);
+        let trial = Stop::default();
+        let stop = trial.clone();
         let work = move || {
-            let tried = catch_unwind(AssertUnwindSafe(|| tried(open)));
+            let tried = catch_unwind(AssertUnwindSafe(|| tried(open, &stop)));
             let tried = tried.unwrap_or_else(|panic| Err(told(&*panic)));
             let (view, found) = match tried {
                 Ok((view, ready)) => (Some(view), Ok(ready)),
@@ -175,6 +246,7 @@ impl Worker {
             requests: Some(requests),
             thread: Some(thread),
             opened,
+            trial,
         })
     }
 
@@ -242,6 +314,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.trial.request();
         self.requests = None;
         let own = self.thread.take();
         // The last owner may be what the thread itself calls.
@@ -271,25 +344,28 @@ impl Opened {
 
 fn request(seq: u64, image: Image) -> (Request, Ticket) {
     let (answer, answered) = crossbeam_channel::bounded(1);
-    let image = Arc::new(Mutex::new(Handed::Waits(Waiting::new(seq, image))));
-    let request = Request::Explain(Explain {
-        image: Arc::clone(&image),
-        answer,
-    });
+    let order = Arc::new(Mutex::new(Order {
+        image: Handed::Waits(Waiting::new(seq, image)),
+        answer: Some(answer),
+    }));
+    let request = Request::Explain(Arc::clone(&order));
     let ticket = Ticket {
         answer: answered,
-        image,
+        order,
     };
     (request, ticket)
 }
 
 /// Opens a view and tries it on one image.
-fn tried(open: impl FnOnce() -> Result<View>) -> std::result::Result<(View, Ready), String> {
+fn tried(
+    open: impl FnOnce() -> Result<View>,
+    stop: &Stop,
+) -> std::result::Result<(View, Ready), String> {
     let tried = || {
         let view = open()?;
-        view.check()?;
+        view.check_until(stop)?;
         let started = Instant::now();
-        view.check()?;
+        view.check_until(stop)?;
         let ready = Ready {
             model: Arc::clone(&view.model),
             one_image: started.elapsed(),
@@ -300,7 +376,7 @@ fn tried(open: impl FnOnce() -> Result<View>) -> std::result::Result<(View, Read
 }
 
 /// Explains what comes until nobody is left to send.
-fn serve(mut view: View, waiting: &Receiver<Request>, batch: NonZeroUsize, opened: &Opened) {
+fn serve(mut view: View, waiting: &Receiver<Request>, most: NonZeroUsize, opened: &Opened) {
     let mut next = None;
     while let Some(request) = next.take().or_else(|| waiting.recv().ok()) {
         let mut requests = match request {
@@ -315,7 +391,7 @@ fn serve(mut view: View, waiting: &Receiver<Request>, batch: NonZeroUsize, opene
                 continue;
             }
         };
-        while requests.len() < batch.get() && next.is_none() {
+        while requests.len() < most.get() && next.is_none() {
             match waiting.try_recv() {
                 Ok(Request::Explain(request)) => requests.push(request),
                 // After the images that came before it.
@@ -323,31 +399,40 @@ fn serve(mut view: View, waiting: &Receiver<Request>, batch: NonZeroUsize, opene
                 Err(_) => break,
             }
         }
-        let (mut images, mut answers) = (Vec::new(), Vec::new());
+        let (mut images, mut orders) = (Vec::new(), Vec::new());
         let started = Instant::now();
-        for Explain { image, answer } in requests {
-            let mut handed = image.lock().unwrap_or_else(PoisonError::into_inner);
-            let taken = std::mem::replace(&mut *handed, Handed::Taken(started));
-            drop(handed);
-            if let Handed::Waits(Waiting { seq, image, sent }) = taken {
-                images.push((seq, image));
-                answers.push((sent, answer));
+        let batch = Arc::new(Batch::new());
+        for request in requests {
+            let mut order = lock(&request);
+            let taken = Handed::Taken(started, Arc::clone(&batch));
+            match std::mem::replace(&mut order.image, taken) {
+                Handed::Waits(Waiting { seq, image, sent }) => {
+                    batch.awaited.fetch_add(1, Ordering::SeqCst);
+                    images.push((seq, image));
+                    drop(order);
+                    orders.push((sent, request));
+                }
+                other => order.image = other,
             }
         }
-        let found = catch_unwind(AssertUnwindSafe(|| view.findings(images)));
+        batch.abandon_one();
+        let found = catch_unwind(AssertUnwindSafe(|| view.findings(images, &batch.stop)));
         let mut found = found.unwrap_or_else(|panic| {
             tracing::error!("frames stay unexplained: {}", told(&*panic));
             Vec::new()
         });
-        found.resize(answers.len(), None);
-        for (finding, (sent, answer)) in found.into_iter().zip(answers) {
+        found.resize(orders.len(), None);
+        for (finding, (sent, order)) in found.into_iter().zip(orders) {
             let (took, work) = (sent.elapsed(), started.elapsed());
-            // Whoever asked may have gone.
-            let _ = answer.send(Answer {
+            let answer = Answer {
                 work,
                 finding,
                 took,
-            });
+            };
+            if let Some(waits) = lock(&order).answer.take() {
+                // There is room for the one answer.
+                let _ = waits.send(answer);
+            }
         }
     }
 }

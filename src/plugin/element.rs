@@ -38,7 +38,7 @@ use crate::overlay::text::draw_lines;
 use crate::pipeline::stages::{
     Composited, Decoded, Finding, Image, Patchified, Turn, View, patchify,
 };
-use crate::pipeline::worker::{Answer, Ready, Ticket, Worker};
+use crate::pipeline::worker::{Abandon, Answer, Ready, Ticket, Worker};
 use crate::sidecar;
 
 /// Frames that `lossless` holds beside those of a batch, so that drawing and explaining overlap.
@@ -84,8 +84,10 @@ pub struct VitScope {
     latency_ns: AtomicU64,
     /// Running time before which a frame is too late to be explained, nanoseconds.
     earliest_ns: AtomicU64,
-    /// No frame waits for a model to load: a flush is under way, or the element stops.
+    /// No frame waits for a model: a flush is under way, or the element stops.
     gives_up: AtomicBool,
+    /// Ends the wait of the frame that is to leave.
+    waiting: Mutex<Option<Abandon>>,
 }
 
 /// What becomes of a model's classifier.
@@ -148,7 +150,16 @@ enum Held {
     /// As it came.
     Untouched(gst::Buffer),
     /// With the settings of its time: controlled ones may have moved on when it leaves.
-    Frame(Frame, Turn<(Ticket, Thumbnail)>, Arc<Settings>),
+    Frame(Frame, Turn<Awaited>, Arc<Settings>),
+}
+
+/// The answer that a held frame waits for.
+struct Awaited {
+    ticket: Ticket,
+    since: Instant,
+    thumbnail: Thumbnail,
+    /// Another worker may have taken over.
+    worker: Arc<Worker>,
 }
 
 /// The lock; what a panicked thread left is still good.
@@ -381,15 +392,16 @@ impl VitScope {
     }
 
     /// The worker of this moment: the next one as soon as it is ready.
-    fn worker(&self) -> Option<Arc<Worker>> {
+    fn worker(&self, stream: &mut Stream) -> Option<Arc<Worker>> {
         let mut workers = lock(&self.workers);
         let next = workers.next.as_ref();
         if let Some(Ok(_)) = next.and_then(|(_, next)| next.ready()) {
             let next = workers.next.take();
             let old = std::mem::replace(&mut workers.current, next);
             let current = workers.current.clone();
-            // It may still have images to finish.
             drop(workers);
+            // What it works on would be the answer to another question; frames that are held keep it.
+            stream.asked.clear();
             drop(old);
             gst::info!(CAT, imp = self, "swapped the model");
             return current.map(|(_, worker)| worker);
@@ -437,7 +449,7 @@ impl VitScope {
         buffer_time: Option<gst::ClockTime>,
     ) -> std::result::Result<Held, gst::FlowError> {
         let missed = |frame| Ok(Held::Frame(frame, Turn::Missed, Arc::clone(settings)));
-        let worker = self.worker().ok_or(gst::FlowError::Flushing)?;
+        let worker = self.worker(stream).ok_or(gst::FlowError::Flushing)?;
         let ready = match settings.sync_mode {
             SyncMode::Latest => worker.ready(),
             SyncMode::Lossless | SyncMode::Exact => {
@@ -497,7 +509,12 @@ impl VitScope {
                     SyncMode::Exact => worker.try_submit(frame.seq, image),
                 };
                 match ticket {
-                    Some(ticket) => Turn::Due((ticket, thumbnail)),
+                    Some(ticket) => Turn::Due(Awaited {
+                        ticket,
+                        since: Instant::now(),
+                        thumbnail,
+                        worker,
+                    }),
                     None => {
                         lock(&self.stats).skipped += 1;
                         Turn::Missed
@@ -590,14 +607,7 @@ impl VitScope {
         };
         stream.work.push(work);
         lock(&self.stats).took.push(took);
-        let frame_duration = Self::frame_duration(stream.info.as_ref());
-        if let Some(delay) = &mut stream.delay {
-            let changed = delay.learn(took, frame_duration);
-            if changed && settings.sync_mode == SyncMode::Exact {
-                let n_held = Self::n_held(settings, stream);
-                self.announce(n_held, frame_duration);
-            }
-        }
+        self.adapt_delay(settings, stream, took);
         stream.newest = finding.map(|finding| {
             lock(&self.stats).explained(Instant::now());
             Newest {
@@ -623,6 +633,19 @@ impl VitScope {
         }
     }
 
+    /// In `exact`, holds as many frames back as an explanation needs that took so long.
+    fn adapt_delay(&self, settings: &Settings, stream: &mut Stream, took: Duration) {
+        let frame_duration = Self::frame_duration(stream.info.as_ref());
+        let Some(delay) = &mut stream.delay else {
+            return;
+        };
+        let changed = delay.learn(took, frame_duration);
+        if changed && settings.sync_mode == SyncMode::Exact {
+            let n_held = Self::n_held(settings, stream);
+            self.announce(n_held, frame_duration);
+        }
+    }
+
     /// The oldest frame, drawn; `None` while it has to wait.
     fn leave(
         &self,
@@ -631,7 +654,6 @@ impl VitScope {
         drain: bool,
     ) -> std::result::Result<Option<gst::Buffer>, gst::FlowError> {
         let must_leave = drain || stream.held.len() > Self::n_held(settings, stream);
-        let may_wait = drain || settings.sync_mode == SyncMode::Lossless;
         let (frame, turn, of_frame) = match stream.held.pop_front() {
             None => return Ok(None),
             Some(Held::Untouched(buffer)) => return Ok(Some(buffer)),
@@ -643,23 +665,59 @@ impl VitScope {
             // What is newest was found on another frame all the same.
             Turn::Missed if of_frame.sync_mode == SyncMode::Latest => (),
             Turn::Missed => stream.newest = None,
-            Turn::Due((ticket, thumbnail)) => match ticket.try_wait() {
+            Turn::Due(Awaited {
+                ticket,
+                since,
+                thumbnail,
+                worker,
+            }) => match ticket.try_wait() {
                 Ok(answer) => self.learn(&of_frame, stream, answer, (thumbnail, time), time),
-                Err(ticket) if must_leave && may_wait => {
-                    self.learn(&of_frame, stream, ticket.wait(), (thumbnail, time), time);
-                }
-                Err(_) if must_leave => {
-                    lock(&self.stats).skipped += 1;
-                    stream.newest = None;
+                Err(ticket) if must_leave => {
+                    let longest = Self::frame_duration(stream.info.as_ref())
+                        * Self::n_held(settings, stream) as u32;
+                    let answer = match settings.sync_mode {
+                        SyncMode::Lossless => self.wait(ticket),
+                        // At the end no longer than before it.
+                        SyncMode::Exact | SyncMode::Latest if drain => {
+                            ticket.wait_until(since + longest)
+                        }
+                        SyncMode::Exact | SyncMode::Latest => None,
+                    };
+                    match answer {
+                        Some(_) => self.learn(&of_frame, stream, answer, (thumbnail, time), time),
+                        None => {
+                            lock(&self.stats).skipped += 1;
+                            stream.newest = None;
+                            let frame = Self::frame_duration(stream.info.as_ref());
+                            self.adapt_delay(settings, stream, longest + frame);
+                        }
+                    }
                 }
                 Err(ticket) => {
-                    let turn = Turn::Due((ticket, thumbnail));
+                    let turn = Turn::Due(Awaited {
+                        ticket,
+                        since,
+                        thumbnail,
+                        worker,
+                    });
                     stream.held.push_front(Held::Frame(frame, turn, of_frame));
                     return Ok(None);
                 }
             },
         }
         self.draw(&of_frame, stream, frame).map(Some)
+    }
+
+    /// Waits for an answer, however long it takes; `None` where the element gives up meanwhile.
+    fn wait(&self, ticket: Ticket) -> Option<Answer> {
+        *lock(&self.waiting) = Some(ticket.abandon());
+        // After that, so that whoever gives up meanwhile is not missed.
+        let answer = match self.gives_up.load(Ordering::SeqCst) {
+            true => None,
+            false => ticket.wait(),
+        };
+        *lock(&self.waiting) = None;
+        answer
     }
 
     /// Draws the maps of a finding, and over them what is to be read.
@@ -801,6 +859,9 @@ impl VitScope {
     /// Lets a frame that waits for a model wait no longer.
     fn give_up(&self) {
         self.gives_up.store(true, Ordering::SeqCst);
+        if let Some(waiting) = &*lock(&self.waiting) {
+            waiting.now();
+        }
         let worker = lock(&self.workers).current.clone();
         if let Some((_, worker)) = worker {
             worker.wake();

@@ -24,7 +24,7 @@ use gstreamer_video as gst_video;
 
 use crate::frame::FrameSize;
 use crate::frame::placement::{Placement, Region};
-use crate::overlay::{Range, is_constant};
+use crate::overlay::Range;
 use crate::pipeline::stages::{Class, Finding, Map, with_constancy};
 
 /// Name of the meta; its structure has the same.
@@ -198,8 +198,7 @@ impl Found {
                 probability: *probability,
             });
         let answer = class.map_or_else(String::new, |class| class.answer(self.not_sure));
-        let is_constant = self.range != Range::Unit && is_constant(&self.mask);
-        with_constancy(answer, is_constant)
+        with_constancy(answer, self.range.is_constant(&self.mask))
     }
 
     /// The structure of a bus message.

@@ -337,6 +337,15 @@ impl VitConfig {
         format!("{root:#}\n")
     }
 
+    /// Puts these classes in the place of those there are, of which one applies to a picture.
+    pub(crate) fn set_classes(&mut self, labels: Vec<String>) {
+        if self.labels != labels {
+            self.label_aliases.clear();
+        }
+        self.labels = labels;
+        self.multi_label = false;
+    }
+
     /// Checks that the sizes fit together.
     ///
     /// # Errors

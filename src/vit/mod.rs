@@ -26,15 +26,18 @@ pub mod link;
 pub mod names;
 pub mod patches;
 pub mod rules;
+pub mod stop;
 pub mod tap;
 
 pub use crate::kernels::Activation;
 pub use config::{Family, Head, VitConfig};
 pub use link::Link;
 pub use rules::Rules;
+pub use stop::Stop;
 pub use tap::{NoTap, Probe, Record, Replace, Site, Tap};
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
@@ -58,7 +61,7 @@ pub struct Output {
 /// A Vision Transformer with its weights.
 #[derive(Clone, Debug)]
 pub struct Vit {
-    config: VitConfig,
+    config: Arc<VitConfig>,
     patch_embedding: PatchEmbedding,
     position_embedding: PositionEmbedding,
     class_token: Tensor,
@@ -69,6 +72,7 @@ pub struct Vit {
     norm: LayerNorm,
     classifier: Option<Classifier>,
     rules: Option<Rules>,
+    stop: Stop,
 }
 
 impl Vit {
@@ -107,7 +111,8 @@ impl Vit {
             norm: layer_norm("layernorm", &config, weights)?,
             classifier: Classifier::load(&config, weights)?,
             rules: None,
-            config,
+            stop: Stop::default(),
+            config: Arc::new(config),
         })
     }
 
@@ -116,6 +121,15 @@ impl Vit {
     pub fn with_rules(&self, rules: Rules) -> Self {
         Self {
             rules: Some(rules),
+            ..self.clone()
+        }
+    }
+
+    /// The same weights, which compute only until `stop` is requested and fail from then on.
+    #[must_use]
+    pub fn under(&self, stop: &Stop) -> Self {
+        Self {
+            stop: stop.clone(),
             ..self.clone()
         }
     }
@@ -133,14 +147,11 @@ impl Vit {
         labels: Vec<String>,
     ) -> Self {
         let classifier = Linear::new(weight, bias);
+        let mut config = VitConfig::clone(&self.config);
+        config.set_classes(labels);
+        config.reads = reads;
         Self {
-            config: VitConfig {
-                labels,
-                reads,
-                // A linear head of one's own is trained to name one class.
-                multi_label: false,
-                ..self.config.clone()
-            },
+            config: Arc::new(config),
             classifier: Some(match reads {
                 Head::ClassTokenAndPatchMean => Classifier::ClassTokenAndPatchMean(classifier),
                 _ => Classifier::ClassToken(classifier),
@@ -283,6 +294,7 @@ impl Vit {
 
     fn encode(&self, first_block: usize, mut xs: Tensor, tap: &mut dyn Tap) -> Result<Output> {
         for (block_idx, block) in self.blocks.iter().enumerate().skip(first_block) {
+            self.stop.check()?;
             xs = tapped(tap, Site::Hidden(block_idx), xs)?;
             xs = block.forward(&xs, block_idx, self.rules, tap)?;
         }

@@ -223,6 +223,7 @@ fn live(model: &str, teach: Option<Teach>) -> Live {
     let Ok(source) = "test:ball".parse::<Address>();
     Live {
         address: source,
+        again: false,
         wanted: Wanted {
             size: Some((320, 240)),
             fps: Some(15),

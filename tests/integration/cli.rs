@@ -314,6 +314,27 @@ fn wrong_usage_exits_with_two_and_names_the_option() {
 }
 
 #[test]
+fn an_address_never_shows_its_password_in_a_refusal() {
+    let bench = Bench::new(1);
+    let address = "rtsp://admin:s3/cr#et@127.0.0.1:1/x?key=s3cr";
+    for args in [
+        format!("live 0 {address}"),
+        format!("live --{address}"),
+        format!("live --loop --model vit_a {address}"),
+        format!("live test: --model vit_a --rtsp-out http{}", &address[4..]),
+    ] {
+        let ended = bench.run(&args);
+        assert!(
+            matches!(ended.code, Some(1 | 2)),
+            "{args}: {}",
+            ended.stderr
+        );
+        assert!(!ended.stderr.contains("s3"), "{args}: {}", ended.stderr);
+        assert!(!ended.stderr.contains("cr#et"), "{args}: {}", ended.stderr);
+    }
+}
+
+#[test]
 fn help_names_every_subcommand_and_option() {
     let bench = Bench::new(1);
     let help = bench.run("--help").stdout;

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use candle_core::{D, DType, Device, Tensor};
 use vitscope::explain::gradmask::GradMask;
+use vitscope::explain::methods::Pace;
 use vitscope::explain::{
     Explainer, Forward, Method, Needs, Parts, Target, explain_all, gradients, rise,
 };
@@ -15,7 +16,7 @@ use vitscope::gates::Gates;
 use vitscope::interpreter::Interpreter;
 use vitscope::models::{self, Model};
 use vitscope::rng::Rng;
-use vitscope::vit::{Site, Vit, VitConfig, init};
+use vitscope::vit::{Site, Stop, Vit, VitConfig, init};
 
 use crate::common::{
     fixture, small_config, small_config_without_head, small_gates, small_images, small_interpreter,
@@ -310,6 +311,22 @@ fn every_method_rates_every_patch_the_same_each_time() {
             Some([2, 3].as_slice()),
             explanation.logits.as_ref().map(Tensor::dims)
         );
+    }
+}
+
+#[test]
+fn methods_of_many_passes_end_once_nobody_waits_for_them() {
+    let vit = small_vit(small_config());
+    let images = small_images(1);
+    for (method, explainer) in Method::ALL.iter().zip(all_methods(&parts_for(&vit))) {
+        let stop = Stop::default();
+        let vit = vit.under(&stop);
+        let forward = Forward::run(&vit, &images, explainer.needs(&vit)).unwrap();
+        let pass = forward.toward(Target::Predicted).unwrap();
+        stop.request();
+        let ended = explainer.attribution(&pass).is_err();
+        let is_long = matches!(method.entry().pace, Pace::C | Pace::D);
+        assert!(ended || !is_long, "{} goes on", explainer.name());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Live video: from patterns and web servers into recordings, with sources that go and come back.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -26,6 +26,7 @@ fn live(address: &str, folder: &Path) -> Live {
     let model = fixture("vit_a").to_str().unwrap().to_owned();
     Live {
         address,
+        again: false,
         wanted: Wanted {
             size: Some((64, 48)),
             fps: Some(25),
@@ -225,6 +226,51 @@ fn what_is_not_there_is_one_sentence_without_the_password() {
         server.contains("user:***@127.0.0.1") && !server.contains("s3cret"),
         "{server}"
     );
+}
+
+/// As fast as it plays, to its end, and again where that is asked for.
+#[test]
+fn a_file_is_shown_like_a_camera_once_or_again_and_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clip.mp4");
+    let n_frames = 30;
+    clip(&path, "64x48", n_frames);
+    let mut file = live(path.to_str().unwrap(), folder.path());
+    file.outputs.record = Some(folder.path().join("once.mp4"));
+    let events = run(&file, |_| false).unwrap();
+    assert_eq!(events.last(), Some(&Event::Ending));
+    let once = frame_times(&folder.path().join("once.mp4"));
+    assert_eq!(once.len(), n_frames as usize);
+    assert!(once.windows(2).all(|pair| pair[0] < pair[1]), "{once:?}");
+
+    file.again = true;
+    file.outputs.record = Some(folder.path().join("again.mkv"));
+    let twice = 2 * u64::from(n_frames);
+    let events = run(
+        &file,
+        |event| matches!(event, Event::Status(status) if status.frames > twice),
+    );
+    let is_lost = |event: &Event| matches!(event, Event::Lost { .. });
+    assert!(!events.unwrap().iter().any(is_lost));
+    let again = frame_times(&folder.path().join("again.mkv"));
+    assert!(again.len() > twice as usize, "{}", again.len());
+    assert!(again.windows(2).all(|pair| pair[0] < pair[1]), "{again:?}");
+}
+
+#[test]
+fn a_file_that_is_not_there_and_a_recording_of_no_known_kind_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = live("/no/such/clip.mp4", folder.path());
+    let error = run(&missing, |_| true).unwrap_err().to_string();
+    assert_eq!(error, "there is no such file: \"/no/such/clip.mp4\"");
+    let mut recorded = live("test:", folder.path());
+    recorded.outputs.record = Some(folder.path().join("out.avi"));
+    let error = run(&recorded, |_| true).unwrap_err().to_string();
+    assert!(
+        error.contains("ends in mkv or mp4") && error.contains("out.avi"),
+        "{error}"
+    );
+    assert!(!folder.path().join("out.avi").exists());
 }
 
 #[test]
@@ -548,6 +594,43 @@ fn motion_jpeg_is_shown_as_it_comes() {
         times.len() > 5 && times.windows(2).all(|pair| pair[0] < pair[1]),
         "{times:?}"
     );
+}
+
+/// As some small cameras send it: the first picture comes without a boundary before it.
+#[test]
+fn motion_jpeg_without_a_first_boundary_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = image::RgbImage::from_pixel(64, 48, image::Rgb([200, 30, 30]));
+    let mut jpeg = std::io::Cursor::new(Vec::new());
+    picture
+        .write_to(&mut jpeg, image::ImageFormat::Jpeg)
+        .unwrap();
+    let jpeg = jpeg.into_inner();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/stream", listener.local_addr().unwrap());
+    let camera = move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let mut head = BufReader::new(connection.try_clone().unwrap()).lines();
+            while head.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            let answer = "HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n";
+            let part = format!(
+                "Content-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n",
+                jpeg.len()
+            );
+            let part = [part.as_bytes(), &jpeg, b"\r\n--frame\r\n"].concat();
+            connection.write_all(answer.as_bytes()).unwrap();
+            // Until nobody looks any more.
+            while connection.write_all(&part).is_ok() {}
+        }
+    };
+    let camera = std::thread::Builder::new()
+        .name("camera".into())
+        .spawn(camera);
+    camera.unwrap();
+    let enough = |event: &Event| matches!(event, Event::Status(status) if status.explained > 5);
+    let events = run(&live(&address, folder.path()), enough).unwrap();
+    assert_eq!(events[0], Event::Connected);
 }
 
 /// Only pictures are asked of it.

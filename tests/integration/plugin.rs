@@ -101,6 +101,61 @@ impl Explainer for Brightness {
     }
 }
 
+/// Runs the model again and again until it is let, as methods of many passes do, and then scores by brightness.
+#[derive(Clone)]
+struct Tireless {
+    gate: Receiver<()>,
+    passes: Arc<AtomicUsize>,
+}
+
+impl Tireless {
+    fn gated() -> (Self, Sender<()>) {
+        let (open, gate) = crossbeam_channel::bounded(1);
+        let passes = Arc::default();
+        (Self { gate, passes }, open)
+    }
+
+    fn wait_until_it_runs(&self) {
+        while self.passes.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Explainer for Tireless {
+    fn name(&self) -> &'static str {
+        "tireless"
+    }
+
+    fn range(&self) -> Range {
+        Range::Unit
+    }
+
+    fn rehearse(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        Brightness::scores(pass).map(Some)
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        while self.gate.try_recv() == Err(crossbeam_channel::TryRecvError::Empty) {
+            pass.vit().forward(pass.images())?;
+            self.passes.fetch_add(1, Ordering::SeqCst);
+        }
+        Brightness::scores(pass)
+    }
+}
+
+fn tireless_element(explainer: &Tireless) -> VitScope {
+    let element = element(&Brightness::default());
+    let explainer = explainer.clone();
+    element.set_view(move || {
+        let mut view = view(&Brightness::default(), None)?;
+        view.explainers = vec![Box::new(explainer.clone())];
+        Ok(view)
+    });
+    element.set_property("attach-meta", true);
+    element
+}
+
 fn view(explainer: &Brightness, rule: Option<ResizeRule>) -> Result<View> {
     let mut model = models::open(fixture("vit_a").to_str().unwrap(), &Device::Cpu)?;
     if let Some(rule) = rule {
@@ -622,6 +677,24 @@ fn in_exact_a_model_that_is_too_slow_costs_explanations_and_no_frame() {
     assert_eq!(counted, 30);
 }
 
+/// Each frame that has to leave without its explanation holds one more back, but no more than so many.
+#[test]
+fn in_exact_explanations_that_come_too_late_are_waited_for_longer() {
+    let (explainer, _open) = Tireless::gated();
+    let element = tireless_element(&explainer);
+    element.set_property("sync-mode", SyncMode::Exact);
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    for number in 0..30 {
+        harness.push(numbered(number, &caps)).unwrap();
+        explainer.passes.store(0, Ordering::SeqCst);
+        explainer.wait_until_it_runs();
+    }
+    // The worker has room for six of them.
+    let n_held = 30 - harness.buffers_in_queue();
+    assert!((5..=8).contains(&n_held), "{n_held}");
+}
+
 /// Ends a flush; the frame with this number is all that comes after it.
 fn push_after_flush(harness: &mut Harness, number: u64, caps: &gst::Caps) {
     harness.push_event(gst::event::FlushStop::new(true));
@@ -682,6 +755,81 @@ fn a_flush_ends_the_wait_for_a_model() {
     let after = harness.pull().unwrap();
     assert_eq!(after.pts(), Some(FRAME * 7));
     assert!(Found::of(&after).is_some());
+}
+
+#[test]
+fn an_element_that_stops_does_not_wait_for_an_explanation() {
+    for mode in [SyncMode::Latest, SyncMode::Exact, SyncMode::Lossless] {
+        let (explainer, _open) = Tireless::gated();
+        let element = tireless_element(&explainer);
+        element.set_property("sync-mode", mode);
+        let bus = bus_of(&element);
+        let caps = caps("RGB", 16, 16);
+        let mut harness = harness(&element, &caps);
+        wait_for_model(&bus);
+        harness.push(numbered(0, &caps)).unwrap();
+        explainer.wait_until_it_runs();
+        let sink = element.static_pad("sink").unwrap();
+        std::thread::scope(|threads| {
+            // In `lossless` it waits for the frame.
+            threads.spawn(|| sink.send_event(gst::event::Eos::new()));
+            element.set_state(gst::State::Null).unwrap();
+        });
+    }
+}
+
+#[test]
+fn another_view_takes_over_from_an_explanation_without_end() {
+    let (explainer, _open) = Tireless::gated();
+    let element = tireless_element(&explainer);
+    element.set_property("sync-mode", SyncMode::Latest);
+    let bus = bus_of(&element);
+    let (told, found) = crossbeam_channel::bounded(1000);
+    element.on_explained(move |finding, _| told.send(finding.maps[0].method).unwrap());
+    let caps = caps("RGB", 16, 16);
+    let mut harness = harness(&element, &caps);
+    wait_for_model(&bus);
+    harness.push(numbered(0, &caps)).unwrap();
+    explainer.wait_until_it_runs();
+    element.set_view(|| view(&Brightness::default(), None));
+    element.reload();
+    wait_for_model(&bus);
+    while found.is_empty() {
+        harness.push(numbered(1, &caps)).unwrap();
+    }
+    assert_eq!(found.recv(), Ok("brightness"));
+}
+
+#[test]
+fn a_flush_ends_what_only_its_own_stream_waits_for() {
+    init();
+    let (explainer, open) = Tireless::gated();
+    let caps = caps("RGB", 16, 16);
+    let elements = [(); 2].map(|()| {
+        let element = tireless_element(&explainer);
+        element.set_property("model-instance-id", "flushed by a test");
+        element.set_property("batch", 2_u32);
+        element
+    });
+    let [mut flushed, mut other] = elements.each_ref().map(|element| harness(element, &caps));
+    flushed.push(numbered(0, &caps)).unwrap();
+    explainer.wait_until_it_runs();
+    // Alone: nobody waits for it any more.
+    flushed.push_event(gst::event::FlushStart::new());
+    flushed.push_event(gst::event::FlushStop::new(true));
+    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    flushed.push_event(gst::event::Segment::new(&segment));
+    explainer.passes.store(0, Ordering::SeqCst);
+    // Together, or one after the other.
+    flushed.push(numbered(1, &caps)).unwrap();
+    other.push(numbered(2, &caps)).unwrap();
+    explainer.wait_until_it_runs();
+    flushed.push_event(gst::event::FlushStart::new());
+    open.send(()).unwrap();
+    drop(open);
+    other.push_event(gst::event::Eos::new());
+    let buffer = other.pull().unwrap();
+    assert!(Found::of(&buffer).is_some());
 }
 
 /// Held frames are drawn later than they come, and still by the values of their own time.

@@ -502,6 +502,28 @@ fn lace(from: &Path, to: &Path, track: u8) {
 }
 
 #[test]
+fn laces_of_packets_of_one_length_are_kept() {
+    let files = Files::new();
+    for codec in ["aac", "libmp3lame", "ac3", "flac"] {
+        let plain = files.make(
+            "plain.mkv",
+            &format!(
+                "{PICTURE} {SOUND} -c:v libx264 -preset ultrafast -bf 0 -pix_fmt yuv420p -c:a {codec}"
+            ),
+        );
+        let input = files.path(&format!("{codec}.mkv"));
+        lace(&plain, &input, 2);
+        let job = FileJob::new(&input, files.path(&format!("{codec}.out.mkv")));
+        check(&job, "verified: ");
+        assert_eq!(
+            sound_hash(&job.output, ""),
+            sound_hash(&plain, ""),
+            "{codec}"
+        );
+    }
+}
+
+#[test]
 fn laced_packets_are_all_kept() {
     let files = Files::new();
     let plain = files.make(
@@ -528,6 +550,241 @@ fn laced_packets_are_all_kept() {
             "{extension}"
         );
     }
+}
+
+/// 4 s with a white flash and a beep at 2 s.
+const FLASH: &str = "-f lavfi -i color=black:size=160x120:rate=25:duration=4,drawbox=c=white:t=fill:enable='between(t,1.99,2.19)'";
+const BEEP: &str = "-f lavfi -i aevalsrc=0.5*sin(6283*t)*between(t\\,2\\,2.2):s=48000:d=4";
+
+/// Seconds from the flash to the beep, by ffmpeg's filters.
+fn beep_after_flash(path: &Path) -> f64 {
+    let filters = "-vf blackdetect=d=0.1:pix_th=0.5:pic_th=0.9 -af silencedetect=noise=-30dB:d=0.1";
+    let mut args = vec!["-v", "info", "-copyts", "-i", path.to_str().unwrap()];
+    args.extend(filters.split_whitespace());
+    args.extend(["-f", "null", "-"]);
+    let log = String::from_utf8(run_tool("ffmpeg", &args).stderr).unwrap();
+    let after = |name: &str| -> f64 {
+        let rest = log.split(name).nth(1).unwrap();
+        let rest = rest.trim_start();
+        let end = rest.find([' ', '\n', '\r']).unwrap_or(rest.len());
+        rest[..end].parse().unwrap()
+    };
+    after("silence_end:") - after("black_end:")
+}
+
+#[test]
+fn a_beep_stays_with_its_flash() {
+    let files = Files::new();
+    let made = [
+        ("opus.mkv", BEEP.to_owned(), "libopus"),
+        ("opus.mp4", BEEP.to_owned(), "libopus"),
+        ("opus.ts", BEEP.to_owned(), "libopus"),
+        ("vorbis.mkv", BEEP.to_owned(), "libvorbis"),
+        ("pcm.mov", BEEP.to_owned(), "pcm_s16le"),
+        ("aac.mp4", BEEP.to_owned(), "aac"),
+        ("late.mov", format!("-itsoffset 0.5 {BEEP}"), "pcm_s16le"),
+        (
+            "gap.mkv",
+            BEEP.to_owned(),
+            "flac -bsf:a noise=drop=between(n\\,5\\,15)",
+        ),
+    ];
+    for (name, sound, codec) in made {
+        let input = files.make(name, &format!("{FLASH} {sound} {H264} -c:a {codec}"));
+        let before = beep_after_flash(&input);
+        for extension in ["mp4", "mkv", "webm"] {
+            let job = FileJob::new(&input, files.path(&format!("{name}.{extension}")));
+            check(&job, "verified: ");
+            let moved = beep_after_flash(&job.output) - before;
+            // Matroska counts in milliseconds.
+            assert!(moved.abs() < 0.0015, "{name} to {extension}: {moved} s");
+        }
+    }
+}
+
+#[test]
+fn a_range_of_an_avi_with_b_frames_is_whole() {
+    let files = Files::new();
+    let input = files.make(
+        "in.avi",
+        &format!("{FLASH} {BEEP} -c:v mpeg4 -bf 2 -g 25 -c:a libmp3lame"),
+    );
+    for (start, end, n_frames) in [(1.5, Some(3.0), 38), (1.52, None, 62), (0.0, Some(2.5), 63)] {
+        let pts = |secs: f64| Pts((secs * 1e9) as u64);
+        let job = FileJob {
+            start: Some(pts(start)),
+            end: end.map(pts),
+            overwrite: true,
+            ..FileJob::new(&input, files.path("out.mp4"))
+        };
+        assert_eq!(
+            check(&job, "not verified: ").frames_out,
+            n_frames,
+            "{start}"
+        );
+        let times = judged(&job.output, Kind::Picture);
+        assert!(times.windows(2).all(|pair| pair[1] > pair[0]), "{times:?}");
+        assert!(beep_after_flash(&job.output).abs() < 0.06, "{start}");
+    }
+}
+
+#[test]
+fn a_recording_that_does_not_say_its_length_is_cut() {
+    let files = Files::new();
+    let input = files.make(
+        "live.webm",
+        &format!("{PICTURE} -c:v libvpx -b:v 1M -f webm -live 1"),
+    );
+    for (start, n_frames) in [(3_000_000_000, 75), (0, 150)] {
+        let job = FileJob {
+            start: Some(Pts(start)),
+            overwrite: true,
+            ..FileJob::new(&input, files.path("out.mp4"))
+        };
+        assert_eq!(check(&job, "verified: ").frames_out, n_frames);
+    }
+}
+
+#[test]
+fn frames_at_one_time_are_all_kept() {
+    let files = Files::new();
+    let quick = "-f lavfi -i testsrc2=size=64x64:rate=2000:duration=1";
+    let input = files.make("quick.mkv", &format!("{quick} {H264}"));
+    for extension in ["mkv", "mp4", "webm"] {
+        let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
+        assert_eq!(check(&job, "verified: ").frames_out, 2000, "{extension}");
+        let entries = "-select_streams v -show_entries packet=pts_time";
+        assert_eq!(ffprobe(&job.output, entries).lines().count(), 2000);
+    }
+}
+
+#[test]
+fn stills_before_the_picture_are_left_out() {
+    let files = Files::new();
+    for (name, still) in [
+        ("jpeg.mkv", "-c:v:0 mjpeg -pix_fmt:v:0 yuvj420p"),
+        ("png.mkv", "-c:v:0 png"),
+    ] {
+        let input = files.make(
+            name,
+            &format!(
+                "-f lavfi -i testsrc2=size=96x64:rate=1:duration=1 {PICTURE} {SOUND} -map 0 -map 1 -map 2 {still} \
+                 -c:v:1 libx264 -preset ultrafast -pix_fmt:v:1 yuv420p -c:a aac"
+            ),
+        );
+        let job = FileJob::new(&input, files.path(&format!("{name}.mp4")));
+        assert_eq!(check(&job, "verified: ").frames_out, 150);
+        let size = ffprobe(
+            &job.output,
+            "-select_streams v -show_entries stream=width,height",
+        );
+        assert_eq!(size, "160,120");
+    }
+}
+
+#[test]
+fn a_picture_may_begin_after_the_sound_where_tracks_are_not_announced() {
+    let files = Files::new();
+    let input = files.make(
+        "in.flv",
+        &format!("-itsoffset 0.3 {PICTURE} {SOUND} {H264} -c:a aac -ar 44100"),
+    );
+    let job = FileJob::new(&input, files.path("out.mp4"));
+    assert_eq!(check(&job, "not verified: ").frames_out, 150);
+    assert_eq!(sound_hash(&job.output, ""), sound_hash(&input, ""));
+}
+
+/// Digest of the samples of `path`'s sound.
+fn samples(path: &Path) -> String {
+    let path = path.to_str().unwrap();
+    let args = [
+        "-v",
+        "error",
+        "-i",
+        path,
+        "-map",
+        "0:a",
+        "-c:a",
+        "pcm_f64le",
+        "-f",
+        "streamhash",
+        "-",
+    ];
+    String::from_utf8(run_tool("ffmpeg", &args).stdout).unwrap()
+}
+
+#[test]
+fn uncompressed_sound_keeps_its_samples() {
+    let files = Files::new();
+    let copied: &[&str] = &["mov", "mkv"];
+    for (codec, extensions) in [
+        ("pcm_s16be", copied),
+        ("pcm_s24le", copied),
+        ("pcm_s32le", copied),
+        ("pcm_s32be", copied),
+        ("pcm_f32le", &["mkv"]),
+        ("pcm_f64le", &["mkv"]),
+    ] {
+        let input = files.make(
+            &format!("{codec}.mov"),
+            &format!("{FLASH} {BEEP} {H264} -c:a {codec}"),
+        );
+        for extension in extensions {
+            let job = FileJob::new(&input, files.path(&format!("{codec}.out.{extension}")));
+            check(&job, "verified: ");
+            assert_eq!(samples(&job.output), samples(&input), "{codec} {extension}");
+        }
+        let job = FileJob::new(&input, files.path(&format!("{codec}.mp4")));
+        check(&job, "verified: ");
+        assert!(beep_after_flash(&job.output).abs() < 0.001, "{codec}");
+    }
+}
+
+#[test]
+fn sound_of_many_channels_comes_out() {
+    let files = Files::new();
+    for n_channels in 3..=8 {
+        let beeps = vec!["0.5*sin(6283*t)*between(t\\,2\\,2.2)"; n_channels].join("|");
+        let input = files.make(
+            &format!("{n_channels}.mov"),
+            &format!("{FLASH} -f lavfi -i aevalsrc={beeps}:s=48000:d=4 {H264} -c:a pcm_s16le"),
+        );
+        for extension in ["mp4", "mov", "mkv"] {
+            let job = FileJob::new(&input, files.path(&format!("{n_channels}.out.{extension}")));
+            check(&job, "verified: ");
+            assert!(
+                beep_after_flash(&job.output).abs() < 0.0015,
+                "{n_channels} {extension}"
+            );
+            if extension != "mp4" {
+                assert_eq!(
+                    samples(&job.output),
+                    samples(&input),
+                    "{n_channels} {extension}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn ac3_of_a_blu_ray_comes_out() {
+    let files = Files::new();
+    let input = files.make("in.m2ts", &format!("{FLASH} {BEEP} {H264} -c:a ac3"));
+    for extension in ["mp4", "mkv", "ts"] {
+        let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
+        check(&job, "verified: ");
+        let moved = beep_after_flash(&job.output) - beep_after_flash(&input);
+        assert!(moved.abs() < 0.0015, "{extension}: {moved} s");
+    }
+}
+
+#[test]
+fn streams_that_pass_the_clock_s_wrap_are_whole() {
+    let files = Files::new();
+    check_whole(&files, &film(&files, "opus.ts", "libopus"));
+    let input = film(&files, "wrap.ts", "mp2 -output_ts_offset 95439");
+    check_whole(&files, &input);
 }
 
 /// One small file of each kind.

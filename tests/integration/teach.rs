@@ -486,6 +486,7 @@ fn live(folder: &Path, model: &str) -> Live {
     let sidecar = folder.join("scores.jsonl");
     Live {
         address,
+        again: false,
         wanted: Wanted {
             size: Some((64, 48)),
             fps: Some(25),

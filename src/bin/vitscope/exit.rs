@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
+use vitscope::live::without_secrets;
 
 /// How a run ended; the numbers are a promise to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +25,25 @@ impl Exit {
     /// Prints `error` as one sentence.
     pub fn from_error(error: &anyhow::Error) -> Self {
         if let Some(usage) = error.downcast_ref::<clap::Error>() {
-            // Nothing can be said where standard error is closed.
-            let _ = usage.print();
-            return Self::Usage;
+            return Self::from_usage(usage);
         }
         eprintln!("error: {}", sentence(error));
         Self::Failed
+    }
+
+    /// Prints what the parser of arguments has to say: help, or what is wrong with them.
+    pub fn from_usage(usage: &clap::Error) -> Self {
+        let text = usage.render().to_string();
+        // An address may have a password in it.
+        match without_secrets(&text) {
+            redacted if redacted != text => eprintln!("{}", redacted.trim_end()),
+            // Nothing can be said where the output is closed.
+            _ => drop(usage.print()),
+        }
+        match usage.use_stderr() {
+            true => Self::Usage,
+            false => Self::Whole,
+        }
     }
 }
 

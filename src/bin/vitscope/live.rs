@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use url::Url;
 use vitscope::explain::Method;
 use vitscope::files;
 use vitscope::live::{
@@ -25,10 +24,13 @@ use crate::{interrupt, outputs, setup};
 /// Options of `vitscope live`.
 #[derive(Debug, clap::Args)]
 pub struct LiveArgs {
-    /// Camera by index, name or path (see `vitscope devices`), an rtsp:// or http:// URL, `screen`, or `test:` followed by
-    /// a pattern of GStreamer's videotestsrc.
+    /// Camera by index, name or path (see `vitscope devices`), a video file, an rtsp:// or http:// URL, `screen`, or
+    /// `test:` followed by a pattern of GStreamer's videotestsrc.
     #[arg(value_name = "SRC", default_value = "0")]
     source: Address,
+    /// Play a video file again from its beginning whenever it ends.
+    #[arg(long = "loop")]
+    again: bool,
     /// Request this frame size from the camera.
     #[arg(long, value_name = "WxH", value_parser = size)]
     size: Option<(u32, u32)>,
@@ -54,15 +56,15 @@ pub struct LiveArgs {
     /// Show no window.
     #[arg(long, conflicts_with = "window")]
     no_window: bool,
-    /// Record to this Matroska file.
+    /// Record to this file, Matroska or MP4.
     #[arg(long, value_name = "FILE.mkv")]
     record: Option<PathBuf>,
     /// Act as a camera for other programs through this V4L2 loopback device.
     #[arg(long, value_name = "DEVICE")]
     v4l2_out: Option<PathBuf>,
     /// Push to this RTSP server URL.
-    #[arg(long, value_name = "URL", value_parser = rtsp)]
-    rtsp_out: Option<Url>,
+    #[arg(long, value_name = "URL")]
+    rtsp_out: Option<Address>,
     /// Write an HLS stream into this folder: live.m3u8 and the latest segments.
     #[arg(long, value_name = "FOLDER")]
     hls: Option<PathBuf>,
@@ -142,14 +144,6 @@ fn served(text: &str) -> Result<SocketAddr, String> {
     older.or(found.first()).copied().ok_or_else(expected)
 }
 
-fn rtsp(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| error.to_string())?;
-    match url.scheme() {
-        "rtsp" | "rtsps" => Ok(url),
-        _ => Err("expected an rtsp:// address".into()),
-    }
-}
-
 /// Shows and records until it is interrupted.
 pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
     let scores = args.scores.as_deref().filter(|path| !is_no_file(path));
@@ -157,6 +151,12 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
     outputs::check(&outputs, &[], args.overwrite)?;
     if let Some(folder) = args.hls.as_deref().filter(|folder| !folder.is_dir()) {
         bail!("the output's directory does not exist: {folder:?}");
+    }
+    if args.again && !matches!(args.source, Address::File(_)) {
+        bail!(
+            "only a video file is played again: --loop with {}",
+            args.source
+        );
     }
     let goes_elsewhere = [&args.record, &args.v4l2_out, &args.hls]
         .iter()
@@ -166,6 +166,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
     let own_gates = Path::new(&args.explain.model);
     let live = Live {
         address: args.source.clone(),
+        again: args.again,
         wanted: Wanted {
             size: args.size,
             fps: args.fps.map(NonZeroU32::get),

@@ -32,7 +32,10 @@ use args::{Args, Command};
 use exit::Exit;
 
 fn main() -> ExitCode {
-    let command = Args::parse().command;
+    let command = match Args::try_parse() {
+        Ok(args) => args.command,
+        Err(usage) => return Exit::from_usage(&usage).into(),
+    };
     exit::init_log(command.is_chatty());
     run(&command)
         .unwrap_or_else(|error| Exit::from_error(&error))

@@ -10,10 +10,15 @@ use image::ImageFormat;
 use vitscope::error::{Error, Result};
 
 /// The format of a picture by its name.
-pub fn picture_format(path: &Path) -> anyhow::Result<ImageFormat> {
+///
+/// # Errors
+/// [`Error::Config`] where it is neither PNG nor JPEG.
+pub fn picture_format(path: &Path) -> Result<ImageFormat> {
     match ImageFormat::from_path(path) {
         Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => Ok(format),
-        _ => bail!("unknown extension, expected png, jpg or jpeg: {path:?}"),
+        _ => Err(Error::Config(format!(
+            "unknown extension, expected png, jpg or jpeg: {path:?}"
+        ))),
     }
 }
 

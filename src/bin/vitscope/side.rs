@@ -17,7 +17,7 @@ use crate::progress::{Progress, ProgressMode};
 /// Follows a run frame by frame.
 pub struct Side {
     scores: Option<(sidecar::Writer, Option<Output>)>,
-    sheet: Option<(Sheet, Output)>,
+    sheet: Option<(Sheet, ImageFormat, Output)>,
     progress: Progress,
 }
 
@@ -51,12 +51,16 @@ impl Side {
         } else {
             args.progress
         };
+        let sheet = match args.sheet.as_deref() {
+            Some(path) => {
+                let format = outputs::picture_format(path)?;
+                Some((Sheet::new(sheet_pictures), format, Output::new(path)))
+            }
+            None => None,
+        };
         Ok(Self {
             scores,
-            sheet: args
-                .sheet
-                .as_deref()
-                .map(|path| (Sheet::new(sheet_pictures), Output::new(path))),
+            sheet,
             progress: Progress::new(mode, total),
         })
     }
@@ -72,7 +76,7 @@ impl Side {
         if let Some((writer, _)) = &mut self.scores {
             writer.write(&frame.record())?;
         }
-        if let Some((sheet, _)) = &mut self.sheet {
+        if let Some((sheet, ..)) = &mut self.sheet {
             let caption = frame.finding.as_deref().map(|finding| finding.answer());
             sheet.add(&frame.frame, &caption.unwrap_or_default())?;
         }
@@ -93,8 +97,7 @@ impl Side {
                 output.commit()?;
             }
         }
-        if let Some((sheet, output)) = self.sheet.take() {
-            let format = outputs::picture_format(output.path()).unwrap_or(ImageFormat::Png);
+        if let Some((sheet, format, output)) = self.sheet.take() {
             sheet.save(output.part(), format)?;
             written.push(output.path().to_owned());
             output.commit()?;

@@ -50,9 +50,12 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     }
     let view = setup::view(&args.explain)?;
     let mut side = Side::new(&args.outputs, None, inputs.len())?;
-    let outputs: Vec<Output> = targets.iter().map(|path| Output::new(path)).collect();
+    let output =
+        |path: &PathBuf| Ok::<_, Error>((outputs::picture_format(path)?, Output::new(path)));
+    let outputs: VecDeque<(ImageFormat, Output)> =
+        targets.iter().map(output).collect::<Result<_>>()?;
     let mut unfinished = side.unfinished();
-    unfinished.extend(outputs.iter().map(|output| output.part().to_owned()));
+    unfinished.extend(outputs.iter().map(|(_, output)| output.part().to_owned()));
     let cancel = interrupt::flag(unfinished)?;
     let pipeline = Pipeline {
         view,
@@ -68,7 +71,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
         cut: Vec::new(),
     };
     let sink = PictureSink {
-        waiting: outputs.into(),
+        waiting: outputs,
         done: Vec::new(),
     };
     let report = pipeline
@@ -157,18 +160,17 @@ impl Source for PictureSource {
 
 /// Writes pictures, which get their names when all are there.
 struct PictureSink {
-    waiting: VecDeque<Output>,
+    waiting: VecDeque<(ImageFormat, Output)>,
     done: Vec<Output>,
 }
 
 impl Sink for PictureSink {
     fn push(&mut self, frame: Frame) -> Result<()> {
-        let output = self
+        let (format, output) = self
             .waiting
             .pop_front()
             .ok_or_else(|| Error::Media("more pictures came than were asked for".into()))?;
         let picture = overlay::image_from_frame(&frame)?;
-        let format = outputs::picture_format(output.path()).unwrap_or(ImageFormat::Png);
         let mut file = std::io::BufWriter::new(output.create()?);
         picture
             .write_to(&mut file, format)

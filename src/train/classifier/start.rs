@@ -38,11 +38,8 @@ impl Start {
         let (mut config, mut weights) = (self.config.clone(), self.weights.clone());
         if config.labels != classes {
             weights.retain(|name, _| !is_classifier(name));
-            config.label_aliases.clear();
         }
-        config.labels = classes.to_vec();
-        // Pictures have one label each.
-        config.multi_label = false;
+        config.set_classes(classes.to_vec());
         let weights = init::init_missing(&config, weights, rng)?;
         Ok((config, weights))
     }
