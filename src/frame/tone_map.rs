@@ -110,15 +110,15 @@ impl ToneMap {
                 let samples = row.as_chunks_mut().0.iter_mut();
                 for sample in samples.skip(2 * pair_idx).take(2) {
                     let [luma, blue, red] = self.shown(self.codes.luma(*sample), cb, cr);
-                    *sample = LIMITED.from_luma(luma);
+                    *sample = LIMITED.luma_bytes(luma);
                     cb_sum += blue;
                     cr_sum += red;
                     n_samples += 1.0;
                 }
             }
             if n_samples > 0.0 {
-                *u = LIMITED.from_chroma(cb_sum / n_samples);
-                *v = LIMITED.from_chroma(cr_sum / n_samples);
+                *u = LIMITED.chroma_bytes(cb_sum / n_samples);
+                *v = LIMITED.chroma_bytes(cr_sum / n_samples);
             }
         }
     }
@@ -201,12 +201,12 @@ impl Codes {
     }
 
     #[inline]
-    fn from_luma(&self, luma: f32) -> [u8; 2] {
+    fn luma_bytes(&self, luma: f32) -> [u8; 2] {
         ((self.black + self.luma_span * luma + 0.5) as u16).to_le_bytes()
     }
 
     #[inline]
-    fn from_chroma(&self, difference: f32) -> [u8; 2] {
+    fn chroma_bytes(&self, difference: f32) -> [u8; 2] {
         ((GRAY + self.chroma_span * difference + 0.5) as u16).to_le_bytes()
     }
 }
