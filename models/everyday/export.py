@@ -56,7 +56,7 @@ def main():
     kept = torch.load(args.checkpoint)
     state = kept[args.weights]
     heads = {name.split(".")[1]: len(t) for name, t in state.items() if name.startswith("out.") and name.endswith("bias")}
-    model = Vit(heads)
+    model = Vit(heads, grid=round(state["pos"].shape[1] ** 0.5))
     model.load_state_dict(state)
     if args.head == "everyday":
         folders = kept["names"]

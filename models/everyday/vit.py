@@ -62,9 +62,30 @@ class Vit(nn.Module):
             x = block(x)
         return self.norm(x[:, 0])
 
+    @classmethod
+    def of_folder(cls, folder, head):
+        """What `export.py` wrote, 8-bit weights too, with one classifier."""
+        stored = load_file(folder / "model.safetensors")
+        t = {}
+        for name, tensor in stored.items():
+            if name.endswith(".scale"):
+                continue
+            t[name.removeprefix("dinov2_with_registers.")] = tensor.float()
+            if f"{name}.scale" in stored:
+                scale = stored[f"{name}.scale"].view([-1] + [1] * (tensor.ndim - 1))
+                t[name.removeprefix("dinov2_with_registers.")] *= scale
+        side = round((t["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
+        model = cls({head: len(t["classifier.bias"])}, grid=side)
+        model.set_backbone(t)
+        model.out[head].weight.data = t["classifier.weight"][:, :model.norm.weight.shape[0]].contiguous()
+        model.out[head].bias.data = t["classifier.bias"]
+        return model
+
     def load_backbone(self, path):
         """The tensors of a Hugging Face folder of DINOv2 with registers."""
-        t = {name: tensor.float() for name, tensor in load_file(path).items()}
+        self.set_backbone({name: tensor.float() for name, tensor in load_file(path).items()})
+
+    def set_backbone(self, t):
         e = "embeddings."
         self.embed.weight.data = t[e + "patch_embeddings.projection.weight"].reshape(384, -1)
         self.embed.bias.data = t[e + "patch_embeddings.projection.bias"]
