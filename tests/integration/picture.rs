@@ -47,9 +47,14 @@ fn differences(a: &[u8], b: &[u8]) -> (u8, f64) {
 
 /// Asserts that nine of ten places have the same colors within one level.
 fn check_levels(input: &Path, output: &Path) {
+    check_levels_within(1, input, output);
+}
+
+/// The same within so many levels.
+fn check_levels_within(n_levels: u8, input: &Path, output: &Path) {
     let (most, mean) = differences(&levels(input), &levels(output));
     assert!(
-        most <= 1 && mean < 1.0,
+        most <= n_levels && mean < 1.0,
         "{input:?} to {output:?}: colors differ by {most}, {mean:.2} on average"
     );
 }
@@ -123,7 +128,9 @@ fn codecs_that_cannot_say_their_colors_get_converted_ones() {
             ..fine(&input, &files.path(name))
         };
         run(&job).unwrap();
-        check_levels(&input, &job.output);
+        // VP8 has no finer quantizer.
+        let n_levels = if codec == VideoCodec::Vp8 { 2 } else { 1 };
+        check_levels_within(n_levels, &input, &job.output);
     }
 }
 
@@ -232,7 +239,7 @@ fn the_model_sees_the_scene_and_not_its_high_dynamic_range() {
         assert_eq!(log.matches(&said).count(), 1, "{log}");
         for (got, expected) in got.iter().zip(&expected) {
             let alike = correlation(got, expected);
-            assert!(alike > 0.95, "{transfer}: {alike}");
+            assert!(alike > 0.9, "{transfer}: {alike}");
         }
     }
 }
@@ -434,7 +441,7 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
         cover.display()
     );
     let interlaced = format!("-vf interlace -flags +ilme+ildct {H264}");
-    let see_through = "-vf format=rgba,colorchannelmixer=aa=0.5 -c:v png";
+    let see_through = "-vf format=argb,colorchannelmixer=aa=0.5 -c:v qtrle";
     let deep = "-c:v libx264 -pix_fmt yuv420p10le";
     for (input, args, output, expected) in [
         ("plain.mp4", H264, "mp4", &[][..]),
