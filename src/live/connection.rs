@@ -50,8 +50,7 @@ impl Connection {
             if self.since.elapsed() < self.wait {
                 return Ok(None);
             }
-            let now = Instant::now();
-            (self.since, self.counted) = (now, (0, now));
+            self.begin();
             return match player.capture(live) {
                 Ok(capture) => {
                     self.capture = Some(capture);
@@ -73,8 +72,7 @@ impl Connection {
                 Some(format!("{}: there is no picture in it", live.address))
             }
             Ok(true) if live.again => {
-                let now = Instant::now();
-                (self.since, self.counted) = (now, (0, now));
+                self.begin();
                 self.capture = Some(player.capture(live)?);
                 return Ok(None);
             }
@@ -94,6 +92,12 @@ impl Connection {
             Some(reason) => Ok(Some(self.lose(reason))),
             None => Ok(connected.then_some(Event::Connected)),
         }
+    }
+
+    /// Counts anew, from now on.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        (self.since, self.counted) = (now, (0, now));
     }
 
     /// True where frames come.

@@ -88,9 +88,7 @@ impl Announced {
     /// Names what the output of `job` will lack.
     pub(super) fn name_lost(&self, job: &FileJob, container: Container, beside: &Beside) {
         let has_chapters = beside.chapters || self.chapters.is_some();
-        let keeps_chapters = self.chapters.is_some()
-            && !job.has_range()
-            && matches!(container, Container::Matroska | Container::Webm);
+        let keeps_chapters = self.chapters.is_some() && !job.has_range() && container.is_matroska();
         let has_cover = beside.cover
             || self
                 .tags

@@ -85,8 +85,8 @@ impl Container {
         matches!(self, Self::Mp4 | Self::Mov)
     }
 
-    /// True where a track says how much of it is a codec's run-in.
-    pub(super) fn has_codec_delay(self) -> bool {
+    /// True where chapters have a place, and a track says how much of it is a codec's run-in.
+    pub(super) fn is_matroska(self) -> bool {
         matches!(self, Self::Matroska | Self::Webm)
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use gstreamer::glib;
+use image::ImageFormat;
 
 use super::container::Container;
 use super::encoder::VideoCodec;
@@ -229,25 +230,11 @@ fn check_is_path(input: &Path) -> Result<()> {
 
 /// What a file that begins with `head` holds, where it is pictures that GStreamer 1.22 does not read as a video.
 fn pictures(head: &[u8]) -> Option<&'static str> {
-    match head {
-        [0xff, 0xd8, 0xff, ..] => Some("bare JPEG pictures without timestamps"),
-        [b'G', b'I', b'F', b'8', ..] => Some("a GIF picture"),
-        [0x89, b'P', b'N', b'G', ..] => Some("a PNG picture"),
-        [
-            b'R',
-            b'I',
-            b'F',
-            b'F',
-            _,
-            _,
-            _,
-            _,
-            b'W',
-            b'E',
-            b'B',
-            b'P',
-            ..,
-        ] => Some("a WebP picture"),
+    match image::guess_format(head).ok()? {
+        ImageFormat::Jpeg => Some("bare JPEG pictures without timestamps"),
+        ImageFormat::Gif => Some("a GIF picture"),
+        ImageFormat::Png => Some("a PNG picture"),
+        ImageFormat::WebP => Some("a WebP picture"),
         _ => None,
     }
 }

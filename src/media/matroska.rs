@@ -60,14 +60,20 @@ const LONGEST_HEADER: u64 = 12;
 /// The segment's information comes first: in any file of this muxer within this many bytes.
 const HEAD_LEN: u64 = 64 << 10;
 
+/// The first bytes of `path`, at most `len`.
+fn read_head(path: &Path, len: u64) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    File::open(path)?.take(len).read_to_end(&mut head)?;
+    Ok(head)
+}
+
 /// Corrects what matroskamux 1.22 writes into `path`: its duration, when it was made, and texts.
 pub(super) fn correct(
     path: &Path,
     duration: Duration,
     created: Option<i64>,
 ) -> std::io::Result<()> {
-    let mut head = Vec::new();
-    File::open(path)?.take(HEAD_LEN).read_to_end(&mut head)?;
+    let head = read_head(path, HEAD_LEN)?;
     let mut patches = text_patches(path, &head)?;
     patches.extend(duration_patch(&head, duration));
     patches.extend(created.and_then(|created| date_patch(&head, created)));
@@ -169,12 +175,7 @@ fn read_tags(path: &Path, head: &[u8]) -> std::io::Result<Option<(Vec<u8>, u64)>
 
 /// What stands in the header of `path` beside picture and sound; `None` where it is no Matroska.
 pub(super) fn beside(path: &Path) -> Option<Beside> {
-    let mut head = Vec::new();
-    File::open(path)
-        .ok()?
-        .take(BEGIN_LEN as u64)
-        .read_to_end(&mut head)
-        .ok()?;
+    let head = read_head(path, BEGIN_LEN as u64).ok()?;
     if !head.starts_with(&EBML) {
         return None;
     }
@@ -218,12 +219,7 @@ pub(super) fn beside(path: &Path) -> Option<Beside> {
 
 /// How `videoflip` is to turn the picture of `path` by its header's roll, which GStreamer 1.22 does not read.
 pub(super) fn direction(path: &Path) -> Option<&'static str> {
-    let mut head = Vec::new();
-    File::open(path)
-        .ok()?
-        .take(BEGIN_LEN as u64)
-        .read_to_end(&mut head)
-        .ok()?;
+    let head = read_head(path, BEGIN_LEN as u64).ok()?;
     let counterclockwise = pose_roll(&head)?;
     match counterclockwise.rem_euclid(360.0) {
         90.0 => Some("90l"),
@@ -298,13 +294,8 @@ impl Track {
 impl Opening {
     /// The opening of `path`, as far as it can be read.
     pub(super) fn read(path: &Path) -> Self {
-        let mut head = Vec::new();
-        let most = 2 * BEGIN_LEN as u64;
-        let read = File::open(path).and_then(|file| file.take(most).read_to_end(&mut head));
-        match read {
-            Ok(_) => Self::parse(&head),
-            Err(_) => Self::default(),
-        }
+        let head = read_head(path, 2 * BEGIN_LEN as u64);
+        head.map(|head| Self::parse(&head)).unwrap_or_default()
     }
 
     fn parse(head: &[u8]) -> Self {
@@ -385,10 +376,7 @@ fn duration_patch(head: &[u8], duration: Duration) -> Option<(u64, Vec<u8>)> {
             // What is in these two is read in turn; all else is passed over.
             SEGMENT | INFO => at = element.content,
             TIMESTAMP_SCALE => {
-                let bytes = head.get(element.content..element.end()?)?;
-                step_nanos = bytes
-                    .iter()
-                    .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+                step_nanos = number(head.get(element.content..element.end()?)?)?;
                 at = element.end()?;
             }
             DURATION => {

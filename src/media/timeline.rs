@@ -263,7 +263,7 @@ impl Timeline {
         }
         match &self.kind {
             // The muxer tells a codec's delay as the demuxer heard it.
-            Kind::Matroska(..) if container.has_codec_delay() => Duration::ZERO,
+            Kind::Matroska(..) if container.is_matroska() => Duration::ZERO,
             Kind::Matroska(..) => self
                 .matroska_track(pad)
                 .map_or(Duration::ZERO, |track| track.codec_delay),

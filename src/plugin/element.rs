@@ -673,8 +673,8 @@ impl VitScope {
             }) => match ticket.try_wait() {
                 Ok(answer) => self.learn(&of_frame, stream, answer, (thumbnail, time), time),
                 Err(ticket) if must_leave => {
-                    let longest = Self::frame_duration(stream.info.as_ref())
-                        * Self::n_held(settings, stream) as u32;
+                    let frame_duration = Self::frame_duration(stream.info.as_ref());
+                    let longest = frame_duration * Self::n_held(settings, stream) as u32;
                     let answer = match settings.sync_mode {
                         SyncMode::Lossless => self.wait(ticket),
                         // At the end no longer than before it.
@@ -688,8 +688,7 @@ impl VitScope {
                         None => {
                             lock(&self.stats).skipped += 1;
                             stream.newest = None;
-                            let frame = Self::frame_duration(stream.info.as_ref());
-                            self.adapt_delay(settings, stream, longest + frame);
+                            self.adapt_delay(settings, stream, longest + frame_duration);
                         }
                     }
                 }

@@ -556,15 +556,20 @@ fn video_is_pushed_to_an_rtsp_server() {
     assert!(times.len() > 30, "{}", times.len());
 }
 
-/// As cameras of the network send it: pictures without a time, one after the other, for as long as somebody looks.
-#[test]
-fn motion_jpeg_is_shown_as_it_comes() {
-    let folder = tempfile::tempdir().unwrap();
+/// A small red picture.
+fn red_jpeg() -> Vec<u8> {
     let picture = image::RgbImage::from_pixel(64, 48, image::Rgb([200, 30, 30]));
     let mut jpeg = std::io::Cursor::new(Vec::new());
     picture
         .write_to(&mut jpeg, image::ImageFormat::Jpeg)
         .unwrap();
+    jpeg.into_inner()
+}
+
+/// As cameras of the network send it: pictures without a time, one after the other, for as long as somebody looks.
+#[test]
+fn motion_jpeg_is_shown_as_it_comes() {
+    let folder = tempfile::tempdir().unwrap();
     let feed = Arc::new(Feed::default());
     let host = Arc::new(NoHost);
     let server = Server::start(
@@ -574,7 +579,7 @@ fn motion_jpeg_is_shown_as_it_comes() {
         Arc::clone(&feed),
     );
     let server = server.unwrap();
-    let jpeg: Arc<[u8]> = jpeg.into_inner().into();
+    let jpeg: Arc<[u8]> = red_jpeg().into();
     let address = format!("http://{}/stream.mjpg", server.address());
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -600,12 +605,7 @@ fn motion_jpeg_is_shown_as_it_comes() {
 #[test]
 fn motion_jpeg_without_a_first_boundary_is_shown() {
     let folder = tempfile::tempdir().unwrap();
-    let picture = image::RgbImage::from_pixel(64, 48, image::Rgb([200, 30, 30]));
-    let mut jpeg = std::io::Cursor::new(Vec::new());
-    picture
-        .write_to(&mut jpeg, image::ImageFormat::Jpeg)
-        .unwrap();
-    let jpeg = jpeg.into_inner();
+    let jpeg = red_jpeg();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}/stream", listener.local_addr().unwrap());
     let camera = move || {
