@@ -48,6 +48,7 @@ pub use frozen::{FrozenGates, FrozenVotes, VotedPass};
 pub use hard_concrete::{
     STRETCH_HI, STRETCH_LO, TEMPERATURE, log_keep_from_logits, sample_from_logits,
 };
+pub(crate) use passes::state_sites;
 pub use passes::{CleanPass, Removal, clean_pass, masked_pass};
 pub use ranking::{EMPTY_ANSWER, RankingGates, RankingSizes};
 pub(crate) use voting::weight_norm;

@@ -35,6 +35,11 @@ pub struct CleanPass {
     pub output: Output,
 }
 
+/// Where the states are that gates see.
+pub(crate) fn state_sites(vit: &Vit) -> impl Iterator<Item = Site> + use<> {
+    std::iter::once(Site::PatchEmbeddings).chain((0..=vit.n_blocks()).map(Site::Hidden))
+}
+
 /// Runs the model on unmasked images and keeps every state.
 ///
 /// # Shapes
@@ -43,9 +48,7 @@ pub struct CleanPass {
 /// # Errors
 /// Fails where `images` does not fit the model.
 pub fn clean_pass(vit: &Vit, images: &Tensor) -> Result<CleanPass> {
-    let sites: Vec<Site> = std::iter::once(Site::PatchEmbeddings)
-        .chain((0..=vit.n_blocks()).map(Site::Hidden))
-        .collect();
+    let sites: Vec<Site> = state_sites(vit).collect();
     let mut record = Record::new(sites.iter().copied());
     let output = vit.forward_with(images, &mut record)?;
     let n_special = vit.config().n_special_tokens();

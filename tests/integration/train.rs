@@ -13,8 +13,10 @@ use vitscope::data::{Dataset, Split, images_from_pictures};
 use vitscope::eval::class_names::classes_by_name;
 use vitscope::eval::classification::{count_by_class, total};
 use vitscope::eval::masked_answers;
+use vitscope::explain::chefer::Chefer;
+use vitscope::explain::{Explainer, Target};
 use vitscope::frame::FrameSize;
-use vitscope::gates::Removal;
+use vitscope::gates::{RankingGates, Removal, clean_pass};
 use vitscope::models::{self, Precision, Preprocessor, Reference, save_folder, save_head};
 use vitscope::rng::Rng;
 use vitscope::train::classifier::{
@@ -789,7 +791,12 @@ fn train_ranking(
 fn gates_that_rank_are_the_same_bits_after_a_kill() {
     let whole = tempfile::tempdir().unwrap();
     let killed = tempfile::tempdir().unwrap();
-    let uninterrupted = train_ranking(&ranking_recipe(), whole.path(), &mut |step| {
+    // Killed among the steps that learn from a teacher, of which some are left.
+    let recipe = ShapleyRecipe {
+        teacher_steps: 6,
+        ..ranking_recipe()
+    };
+    let uninterrupted = train_ranking(&recipe, whole.path(), &mut |step| {
         if step == 7 {
             let file = Checkpoint::path(Path::new(""));
             std::fs::copy(whole.path().join(&file), killed.path().join(&file)).unwrap();
@@ -797,7 +804,7 @@ fn gates_that_rank_are_the_same_bits_after_a_kill() {
         true
     });
     let mut first_step = None;
-    let resumed = train_ranking(&ranking_recipe(), killed.path(), &mut |step| {
+    let resumed = train_ranking(&recipe, killed.path(), &mut |step| {
         first_step.get_or_insert(step);
         true
     });
@@ -830,6 +837,53 @@ fn scores_learn_what_masked_answers_differ_by() {
     assert!(one_fill(Fill::Drop).is_finite());
 }
 
+/// Gates that have only followed their teacher order the patches about as it does.
+#[test]
+fn gates_learn_the_order_of_their_teacher() {
+    let mut weights = init::init(vit().config(), &mut Rng::new(1)).unwrap();
+    // Answers that hardly differ between pictures are nothing to divide among patches.
+    let sharpened = (&weights["classifier.weight"] * 60.0).unwrap();
+    weights.insert("classifier.weight".into(), sharpened);
+    let vit = Vit::load(vit().config().clone(), &weights).unwrap();
+    let (train, test) = (grids(16, Split::Train), grids(8, Split::Test));
+    let recipe = ShapleyRecipe {
+        steps: 301,
+        teacher_steps: 300,
+        batch: 8,
+        lr: 1e-2,
+        test_steps: 400,
+        ..ranking_recipe()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let subject = subject(&vit, &train, &test);
+    let trained = shapley::train(&recipe, subject, folder.path(), &mut |_| true).unwrap();
+    let tensors = trained.tensors.into_iter().collect();
+    let gates = RankingGates::load(&vit, recipe.hidden, &tensors).unwrap();
+
+    let pictures: Vec<_> = (0..16).map(|index| train.picture(index).unwrap()).collect();
+    let images = images_from_pictures(&pictures, subject.mean, subject.std, &Device::Cpu).unwrap();
+    let clean = clean_pass(&vit, &images).unwrap();
+    let logits = clean.output.logits.unwrap();
+    let scores = gates.scores_of_predicted(&clean.states, &logits).unwrap();
+    let taught = Chefer {}.explain(&vit, &images, Target::Predicted).unwrap();
+    let rows = |maps: &Tensor| maps.to_vec2::<f32>().unwrap();
+    let of_pictures = rows(&scores).into_iter().zip(rows(&taught.attribution));
+    let alike: Vec<f32> = of_pictures.map(|(a, b)| correlation(&a, &b)).collect();
+    let mean = alike.iter().sum::<f32>() / alike.len() as f32;
+    assert!(mean > 0.7, "{mean}: {alike:?}");
+}
+
+/// Pearson's correlation.
+fn correlation(a: &[f32], b: &[f32]) -> f32 {
+    let centered = |xs: &[f32]| -> Vec<f32> {
+        let mean = xs.iter().sum::<f32>() / xs.len() as f32;
+        xs.iter().map(|x| x - mean).collect()
+    };
+    let product = |a: &[f32], b: &[f32]| -> f32 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    let (a, b) = (centered(a), centered(b));
+    product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt()
+}
+
 #[test]
 fn recipes_of_gates_that_rank_are_refused_in_one_sentence() {
     let refused = |recipe: ShapleyRecipe| {
@@ -853,6 +907,11 @@ fn recipes_of_gates_that_rank_are_refused_in_one_sentence() {
         ..ranking_recipe()
     });
     assert!(message.contains("at least 1"), "{message}");
+    let message = refused(ShapleyRecipe {
+        teacher_steps: 9,
+        ..ranking_recipe()
+    });
+    assert!(message.contains("9 of 9"), "{message}");
 }
 
 /// The mean of no patches is no number, and a run that drops all of them must not become one.

@@ -15,6 +15,16 @@
 //!
 //! Only forward passes of the model are needed. How patches are taken away is drawn anew in each step.
 //!
+//! A pair of subsets tells little of each patch, and a gradient tells something of all of them at once. So the first
+//! `teacher-steps` of a run learn from [`Chefer`](crate::explain::chefer::Chefer), whose relevance r_j, as a share of the
+//! picture's, says how the scores of the predicted class differ from their mean:
+//!
+//! ```text
+//! min over gates:  mean over pictures of  N Σ_j ( φ_jc − mean φ_c − p_c (r_j − 1/N) )²
+//! ```
+//!
+//! The rest of the run regresses from there; nothing of the teacher is left in the objective.
+//!
 //! **Deviations** from those papers:
 //! - Sizes of subsets are half uniform and half by the Shapley kernel: protocols ask about every size.
 //! - A share of the subsets are the best- or worst-rated patches of the scores so far, under noise, and a share are
@@ -65,6 +75,8 @@ pub struct ShapleyRecipe {
     pub seed: u64,
     /// Updates of the gates.
     pub steps: u64,
+    /// How many of them, the first, learn from a gradient method.
+    pub teacher_steps: u64,
     /// Pictures per step.
     pub batch: usize,
     /// Pairs of subsets per picture and step.
@@ -99,6 +111,7 @@ impl Default for ShapleyRecipe {
             objective: Objective::Shapley,
             seed: 0,
             steps: 5000,
+            teacher_steps: 0,
             batch: 16,
             pairs: 2,
             hidden: 128,
@@ -164,6 +177,12 @@ fn validate(recipe: &ShapleyRecipe, subject: Subject<'_>) -> Result<()> {
     check_positive(&[("lr", recipe.lr), ("margin", recipe.margin)])?;
     if [recipe.batch, recipe.pairs, recipe.hidden].contains(&0) || recipe.steps == 0 {
         return wrong("batch, pairs, hidden and steps must be at least 1".into());
+    }
+    if recipe.teacher_steps >= recipe.steps {
+        return wrong(format!(
+            "teacher-steps are the first of the steps and must be fewer, got {} of {}",
+            recipe.teacher_steps, recipe.steps
+        ));
     }
     if subject.n_patches() < 2 {
         return wrong("a model of one patch has nothing to rank".into());

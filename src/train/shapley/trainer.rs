@@ -12,9 +12,11 @@ use crate::eval::batched::BatchedModel;
 use crate::eval::masks::MaskScores;
 use crate::eval::perturbation::{GRADMASK_BLUR, Geometry, Substrate, change};
 use crate::eval::{self, masked_answers};
+use crate::explain::chefer::Chefer;
+use crate::explain::{Explainer, Forward, Needs, Target};
 use crate::gates::{
     EMPTY_ANSWER, GateCard, Objective, RankingGates, RankingSizes, Removal, best_kept, masked_pass,
-    masks_within_margin, ranking,
+    masks_within_margin, ranking, state_sites,
 };
 use crate::kernels::in_pool;
 use crate::rng::Rng;
@@ -24,7 +26,7 @@ use crate::train::run::{Trainer, finite_loss, recipe_options};
 use crate::train::{
     Batches, Checkpoint, Subject, best_tensors, copies, cosine_schedule, over, variables,
 };
-use crate::vit::{NoTap, Record, Site};
+use crate::vit::{NoTap, Record};
 
 /// Pictures that go through the model at once.
 const CHUNK: usize = 64;
@@ -127,6 +129,9 @@ impl<'a> RankingTrainer<'a> {
 
     /// One update of the gates; returns the first two of [`COLUMNS`](super::COLUMNS).
     fn update(&mut self) -> Result<[f64; 2]> {
+        if self.step < self.recipe.teacher_steps {
+            return self.follow_teacher();
+        }
         let indices = self.batches.at(self.step);
         let images = self.subject.images(self.subject.train, &indices)?;
         let clean = self.clean(&images)?;
@@ -136,22 +141,80 @@ impl<'a> RankingTrainer<'a> {
         let policy = predicted_scores(&raw, &clean.answer)?;
         let game = self.play(&clean, fill, self.recipe.pairs, &policy, &mut rng)?;
         self.rng = rng;
-        for answer in game.empty.to_vec2::<f32>()? {
+        self.count_emptied(&game.empty)?;
+        let residual = (predicted(&raw, &clean.answer, &game)? - &game.values)?;
+        let loss = residual.sqr()?.sum(2)?.mean_all()?;
+        let loss = self.descend(&loss)?;
+        let (error, spread) = errors(&residual.detach(), &clean.answer, &game)?;
+        Ok([loss, 1.0 - error / spread.max(f64::MIN_POSITIVE)])
+    }
+
+    /// One update towards what the teacher says of the predicted class; returns as [`update`](Self::update), where
+    /// explained is how much of the teacher's scores the gates' explain.
+    fn follow_teacher(&mut self) -> Result<[f64; 2]> {
+        let indices = self.batches.at(self.step);
+        let images = self.subject.images(self.subject.train, &indices)?;
+        let vit = self.subject.vit;
+        let needs = Chefer {}.needs(vit).and(Needs::values(state_sites(vit)));
+        let forward = Forward::run(vit, &images, needs)?;
+        let logits = eval::logits(forward.logits())?;
+        let pass = forward.toward(Target::Predicted)?;
+        let relevance = Chefer {}.attribution(&pass)?.detach();
+        let states: Vec<Tensor> = state_sites(vit)
+            .map(|site| pass.value(site))
+            .collect::<Result<_>>()?;
+        let answer = softmax(&logits, D::Minus1)?;
+        self.count_emptied(&self.answers_without_tokens(&images)?)?;
+        let class = logits.argmax_keepdim(D::Minus1)?; // [batch, 1]
+        let probability = answer.gather(&class, 1)?; // [batch, 1]
+        let total = (relevance.sum_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
+        let shares = relevance.broadcast_div(&total)?; // [batch, patches]
+        let taught = apart(&shares)?.broadcast_mul(&probability)?;
+        let raw = self.gates.raw_scores(&states, &answer)?; // [batch, patches, classes]
+        let n_patches = raw.dim(1)?;
+        let of_class = class
+            .unsqueeze(1)?
+            .broadcast_as((raw.dim(0)?, n_patches, 1))?
+            .contiguous()?;
+        let raw = raw.contiguous()?.gather(&of_class, 2)?.squeeze(2)?; // [batch, patches]
+        let residual = (apart(&raw)? - &taught)?;
+        let loss = (residual.sqr()?.mean_all()? * (n_patches * n_patches) as f64)?;
+        let error = f64::from(residual.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        let spread = f64::from(taught.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        let loss = self.descend(&loss)?;
+        Ok([loss, 1.0 - error / spread.max(f64::MIN_POSITIVE)])
+    }
+
+    /// Takes answers to emptied pictures, `[batch, classes]`, into their mean.
+    fn count_emptied(&mut self, answers: &Tensor) -> Result<()> {
+        for answer in answers.to_vec2::<f32>()? {
             for (sum, value) in self.empty.0.iter_mut().zip(answer) {
                 *sum += value;
             }
             self.empty.1 += 1.0;
         }
-        let residual = (predicted(&raw, &clean.answer, &game)? - &game.values)?;
-        let loss = residual.sqr()?.sum(2)?.mean_all()?;
+        Ok(())
+    }
+
+    /// One step of the optimizer; returns the loss.
+    fn descend(&mut self, loss: &Tensor) -> Result<f64> {
         let grads = loss.backward()?;
-        let warmup = self.recipe.warmup_steps;
-        let rate = cosine_schedule(self.step, warmup, self.recipe.steps);
-        self.optim.step(&grads, self.recipe.lr * rate)?;
-        let loss = finite_loss(&loss, self.step, self.recipe.lr)?;
+        let ShapleyRecipe {
+            lr,
+            warmup_steps,
+            teacher_steps,
+            steps,
+            ..
+        } = *self.recipe;
+        // Both halves of a run rise and fall on their own.
+        let rate = match self.step.checked_sub(teacher_steps) {
+            Some(step) => cosine_schedule(step, warmup_steps, steps - teacher_steps),
+            None => cosine_schedule(self.step, warmup_steps, teacher_steps),
+        };
+        self.optim.step(&grads, lr * rate)?;
+        let loss = finite_loss(loss, self.step, lr)?;
         self.step += 1;
-        let (error, spread) = errors(&residual.detach(), &clean.answer, &game)?;
-        Ok([loss, 1.0 - error / spread.max(f64::MIN_POSITIVE)])
+        Ok(loss)
     }
 
     /// The model, to be asked about masked copies.
@@ -169,14 +232,9 @@ impl<'a> RankingTrainer<'a> {
     /// Runs the model on whole pictures.
     fn clean(&self, images: &Tensor) -> Result<Clean> {
         let vit = self.subject.vit;
-        let sites: Vec<Site> = std::iter::once(Site::PatchEmbeddings)
-            .chain((0..=vit.n_blocks()).map(Site::Hidden))
-            .collect();
-        let mut record = Record::new(sites.iter().copied());
+        let mut record = Record::new(state_sites(vit));
         let output = vit.forward_with(images, &mut record)?;
-        let states = sites
-            .into_iter()
-            .map(|site| record.get(site).map(Tensor::detach));
+        let states = state_sites(vit).map(|site| record.get(site).map(Tensor::detach));
         let logits = eval::logits(output.logits)?.detach();
         Ok(Clean {
             images: images.clone(),
@@ -340,13 +398,22 @@ impl<'a> RankingTrainer<'a> {
             .iter()
             .map(|masks| answer(masks))
             .collect::<Result<_>>()?;
+        Ok((
+            Tensor::stack(&values, 0)?,
+            self.answers_without_tokens(&clean.images)?,
+        ))
+    }
+
+    /// Answers to pictures of which no token is left, `[batch, classes]`.
+    fn answers_without_tokens(&self, images: &Tensor) -> Result<Tensor> {
+        let vit = self.subject.vit;
         // A head that reads the mean of the patches has none without any: the masked pass lets the mean fade.
-        let none = Tensor::zeros((1, tokens.dim(1)? - n_special), DType::F32, &Device::Cpu)?;
-        let any = clean.images.narrow(0, 0, 1)?;
+        let none = Tensor::zeros((1, self.subject.n_patches()), DType::F32, &Device::Cpu)?;
+        let any = images.narrow(0, 0, 1)?;
         let emptied = eval::logits(masked_pass(vit, &any, &none, &Removal::Drop)?.logits)?;
         let empty = softmax(&emptied, D::Minus1)?.detach(); // [1, classes]
-        let empty = empty.broadcast_as((tokens.dim(0)?, empty.dim(1)?))?;
-        Ok((Tensor::stack(&values, 0)?, empty.contiguous()?))
+        let empty = empty.broadcast_as((images.dim(0)?, empty.dim(1)?))?;
+        Ok(empty.contiguous()?)
     }
 
     /// The tensors of the gates as they are now.
@@ -454,6 +521,11 @@ impl<'a> RankingTrainer<'a> {
         }
         Ok(MaskScores::of(&answers, margin))
     }
+}
+
+/// Scores less their mean over the patches, `[batch, patches]`.
+fn apart(scores: &Tensor) -> Result<Tensor> {
+    Ok(scores.broadcast_sub(&scores.mean_keepdim(1)?)?)
 }
 
 /// Scores of the class with the highest probability, patch by patch.
