@@ -181,6 +181,8 @@ struct Segment {
     cluster_time: i64,
     /// Entry and first packet of the last block, for a duration that follows it.
     last_block: Option<(usize, usize)>,
+    /// Steps that a group says before its block; muxers write them in either order.
+    duration_ahead: Option<i64>,
     n_packets: usize,
 }
 
@@ -189,6 +191,7 @@ impl Default for Segment {
         Self {
             step_nanos: 1_000_000,
             duration_steps: None,
+            duration_ahead: None,
             entries: Vec::new(),
             cluster_time: 0,
             last_block: None,
@@ -202,6 +205,7 @@ impl Segment {
     fn take(&mut self, element: &Element, input: &mut Input) -> Result<bool, Unreadable> {
         // Identifiers are different on every level, so that levels need not be counted.
         if matches!(element.id, SEGMENT | CLUSTER | BLOCK_GROUP) {
+            (self.last_block, self.duration_ahead) = (None, None);
             return Ok(true);
         }
         let Some(len) = element.len else {
@@ -234,10 +238,17 @@ impl Segment {
                     return Ok(false);
                 }
                 self.take_block(element.id == SIMPLE_BLOCK, len, input)?;
+                if let Some(steps) = self.duration_ahead.take() {
+                    self.take_duration(steps);
+                }
             }
             BLOCK_DURATION => {
                 let steps = input.bytes(len.min(8))?;
-                self.take_duration(unsigned(&steps).cast_signed());
+                let steps = unsigned(&steps).cast_signed();
+                match self.last_block {
+                    Some(_) => self.take_duration(steps),
+                    None => self.duration_ahead = Some(steps),
+                }
             }
             _ => input.skip(len)?,
         }
@@ -342,19 +353,19 @@ impl Segment {
         let Some((entry_idx, first)) = self.last_block.take() else {
             return;
         };
-        let packets = self
-            .entries
-            .get_mut(entry_idx)
-            .map(|entry| &mut entry.packets);
-        let packets = packets.and_then(|packets| packets.get_mut(first..));
+        let Some(entry) = self.entries.get_mut(entry_idx) else {
+            return;
+        };
+        let is_picture = entry.kind() == Kind::Picture;
+        let packets = entry.packets.get_mut(first..);
         let duration = steps.saturating_mul(self.step_nanos);
         if let Some(packets) = packets
             && !packets.is_empty()
         {
             let share = duration / packets.len() as i64;
             for packet in packets {
-                // What the codec says is finer.
-                if packet.duration == 0 {
+                // What a codec of sound says is finer; a picture may be shown for longer than its track's usual time.
+                if is_picture || packet.duration == 0 {
                     packet.duration = share;
                 }
             }

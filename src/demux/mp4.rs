@@ -512,13 +512,27 @@ impl TrackTables {
         self.kind == Kind::Sound && self.codec.starts_with("PCM")
     }
 
+    /// Shows the last picture up to the end of the table, which counts lengths in the order in which samples are stored.
+    fn lengthen_last(&mut self) {
+        let total: i64 = self.samples.iter().map(|s| i64::from(s.duration)).sum();
+        let first = self.samples.iter().map(|sample| sample.shown).min();
+        let last = self.samples.iter_mut().max_by_key(|sample| sample.shown);
+        if let (Some(first), Some(last)) = (first, last) {
+            let left = total.saturating_sub(last.shown.saturating_sub(first));
+            last.duration = last.duration.max(u32::try_from(left).unwrap_or(0));
+        }
+    }
+
     /// Places the samples on the presentation, and digests sound.
     fn present(
-        self,
+        mut self,
         reader: &mut BufReader<File>,
         position: &mut u64,
         file_len: u64,
     ) -> Result<Track, Unreadable> {
+        if self.kind == Kind::Picture {
+            self.lengthen_last();
+        }
         let whole = [Edit {
             duration: None,
             media_start: Some(0),

@@ -16,7 +16,7 @@ const TIME_STEP: i64 = MILLI;
 /// What may be missing at the end before a file counts as incomplete: containers round, and last packets have no length.
 const END_TOLERANCE: i64 = 250 * MILLI;
 
-/// How far two presentations may differ in length, besides the last frame's length, which not every container says.
+/// How far two presentations may differ in length, besides the last frame's length where a container does not say it.
 const LENGTH_TOLERANCE: i64 = 100 * MILLI;
 
 /// How far copied sound may move against the picture: two roundings to Matroska's steps, and Opus's delay of 6.5 ms,
@@ -438,12 +438,16 @@ impl Wanted {
             .unwrap_or(0)
             - begins.1;
         judged.duration_in = duration(before);
-        let last_frame = |packets: &[Packet]| packets.last().map_or(0, |frame| frame.duration);
+        // Only the tables of an mp4 say of every frame how long it is shown.
+        let guessed = |contents: &Contents, packets: &[Packet]| match contents.format {
+            Format::Mp4 => 0,
+            _ => packets.last().map_or(0, |frame| frame.duration),
+        };
         let written = result
             .of(Kind::Picture)
             .next()
-            .map_or(0, |track| last_frame(&track.packets));
-        let tolerance = LENGTH_TOLERANCE.max(last_frame(&frames)).max(written);
+            .map_or(0, |track| guessed(result, &track.packets));
+        let tolerance = LENGTH_TOLERANCE.max(guessed(source, &frames)).max(written);
         let difference = after - offset - before;
         if judged.unjudged.is_empty()
             && difference.abs() > tolerance

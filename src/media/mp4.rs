@@ -172,6 +172,13 @@ impl Track {
         duration_from_ticks(edit.media_start.saturating_add(self.shift), self.timescale)
     }
 
+    /// Where in the samples' own time the last one ends; `None` where the header does not tell.
+    pub(super) fn end(&self) -> Option<Duration> {
+        let length = self.media_duration.filter(|length| length.value > 0)?;
+        let end = u64::try_from(self.first?).ok()?.checked_add(length.value)?;
+        Some(duration_from_ticks(end, self.timescale))
+    }
+
     fn read(content: Content, movie_timescale: u32, fragmented: bool) -> Option<Self> {
         let header = content.child(b"tkhd")?;
         let wide = header.version()? == 1;

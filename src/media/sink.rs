@@ -30,7 +30,7 @@ use super::mp4::Movie;
 use super::rendition::Described;
 use super::session::{Session, Shared, lock};
 use super::tap::{Item, Picture};
-use super::{Sink, audio, edits, even, matroska, pixels};
+use super::{Sink, audio, edits, even, matroska, pixels, temporal};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, PixelLayout, Pts};
 
@@ -191,11 +191,18 @@ impl FileSink {
             elements::make("videoscale")?,
             elements::capsfilter(&self.encoded_caps(&caps))?,
         ];
-        encoding.extend(plan.codec.build(&settings)?);
+        let coders = plan.codec.build(&settings)?;
+        let encoded = coders.first().map(|encoder| static_pad(encoder, "src"));
+        let encoded = encoded.transpose()?;
+        encoding.extend(coders);
         let queue = audio::lead_queue(
             &self.session.shared,
             "the picture runs too far ahead of the sound",
         )?;
+        if let Some(encoded) = encoded {
+            let in_order = plan.container.has_edit_lists();
+            temporal::keep_lengths(&encoded, &static_pad(&queue, "sink")?, in_order);
+        }
         if plan.described != Described::Colors {
             untag(&static_pad(&queue, "sink")?);
         }

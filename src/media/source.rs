@@ -40,7 +40,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The frames of a video file.
 pub struct FileSource {
     frames: Receiver<Item>,
-    first: Option<Decoded>,
+    /// One frame ahead, so that the last one is known.
+    ahead: Option<Decoded>,
+    /// Why there is none, to be told after the frame before it.
+    failure: Option<Error>,
+    /// When the last frame is no longer shown, where the header says so.
+    end: Option<Duration>,
     seq: u64,
     ended: bool,
     info: StreamInfo,
@@ -95,14 +100,16 @@ impl FileSource {
         }
         let mut source = Self {
             frames,
-            first: None,
+            ahead: None,
+            failure: None,
+            end: None,
             seq: 0,
             ended: false,
             info: StreamInfo::default(),
             session,
         };
-        source.first = source.receive()?;
-        if source.first.is_none() {
+        source.ahead = source.receive()?;
+        if source.ahead.is_none() {
             return Err(match job.start {
                 Some(start) if timeline.is_fragmented() && shared.missing().is_empty() => {
                     past_the_end(job, start, None)
@@ -118,6 +125,7 @@ impl FileSource {
             source.seek(job, &timeline, &tap, claimed)?;
         }
         let picture = tap.picture()?;
+        source.end = tap.picture_end.get().copied();
         source.info = StreamInfo::new(job, &picture, claimed, &shared);
         Ok((source, picture))
     }
@@ -201,8 +209,8 @@ impl FileSource {
             }
         }
         self.ended = false;
-        self.first = self.receive()?;
-        if self.first.is_none() {
+        self.ahead = self.receive()?;
+        if self.ahead.is_none() {
             return Err(past_the_end(job, start, claimed));
         }
         Ok(())
@@ -211,12 +219,16 @@ impl FileSource {
 
 impl Source for FileSource {
     fn next(&mut self) -> Result<Option<Frame>> {
-        let Some(decoded) = (match self.first.take() {
-            Some(first) => Some(first),
-            None => self.receive()?,
-        }) else {
-            return Ok(None);
+        let Some(mut decoded) = self.ahead.take() else {
+            return self.failure.take().map_or(Ok(None), Err);
         };
+        match self.receive() {
+            Ok(ahead) => self.ahead = ahead,
+            Err(failure) => self.failure = Some(failure),
+        }
+        if self.ahead.is_none() && self.session.shared.complete.load(Ordering::SeqCst) {
+            decoded.show_until(self.end);
+        }
         let seq = self.seq;
         self.seq += 1;
         let pixels = Box::new(BufferPixels::new(decoded.buffer)?);
@@ -381,6 +393,9 @@ impl Demuxed {
         caps: &gst::Caps,
     ) -> Result<()> {
         self.timeline.apply(pad, Duration::ZERO);
+        if let Some(end) = self.timeline.end_of(pad) {
+            self.tap.picture_end.get_or_init(|| end);
+        }
         self.expect_packets(pad);
         let mpeg = gst::Caps::builder("video/mpeg").field("mpegversion", gst::List::new([1, 2]));
         if mpeg.build().can_intersect(caps) {

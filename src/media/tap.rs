@@ -1,7 +1,7 @@
 //! Takes decoded buffers off the last pad of the reading half, before its element sees them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, select};
@@ -22,6 +22,19 @@ pub(super) struct Decoded {
     pub(super) duration: Option<Duration>,
     pub(super) layout: Arc<PixelLayout>,
     pub(super) buffer: gst::Buffer,
+}
+
+impl Decoded {
+    /// Shows the last frame for longer than its decoder says, where the header does: parsers take all frames to be of one
+    /// length.
+    pub(super) fn show_until(&mut self, end: Option<Duration>) {
+        let left = end.and_then(|end| end.checked_sub(Duration::from_nanos(self.pts.0)));
+        if let Some(left) = left
+            && self.duration.is_some_and(|duration| duration < left)
+        {
+            self.duration = Some(left);
+        }
+    }
 }
 
 /// What the decoder's thread sends.
@@ -48,6 +61,8 @@ pub(super) struct Tap {
     /// The last element, through which seeks go upstream.
     pub(super) end: Mutex<Option<gst::glib::WeakRef<gst::Element>>>,
     pub(super) linked: AtomicBool,
+    /// When the picture ends, where the header says so.
+    pub(super) picture_end: OnceLock<Duration>,
     /// What users were told.
     said: Mutex<Vec<&'static str>>,
     /// True from the decision to seek until the flush is through.
@@ -71,6 +86,7 @@ impl Tap {
             state: Mutex::default(),
             end: Mutex::new(None),
             linked: AtomicBool::new(false),
+            picture_end: OnceLock::new(),
             said: Mutex::default(),
             discarding: AtomicBool::new(false),
         }

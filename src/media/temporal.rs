@@ -23,6 +23,100 @@ const HEAD_LEN: usize = 4096;
 /// Longer than a picture waits for others that are shown before it.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
+/// Pictures between an encoder and the end of its parser; parsers hold back one or two.
+const MOST_PARSED: usize = 64;
+
+/// Gives the pictures that come out of a parser at `parsed` the lengths with which an encoder let them go at `encoded`.
+///
+/// A parser takes all of them to be as long as their rate says, also a last one that is shown for longer. An mp4 counts
+/// lengths in the order in which pictures are stored: where it is `stored_in_order`, the last one that is stored gets the
+/// length of the last one that is shown.
+pub(super) fn keep_lengths(encoded: &gst::Pad, parsed: &gst::Pad, stored_in_order: bool) {
+    let lengths = Arc::new(Mutex::new(Lengths::default()));
+    let told = Arc::clone(&lengths);
+    encoded.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        if let Some(buffer) = info.buffer()
+            && let Some(length) = buffer.pts().zip(buffer.duration())
+        {
+            lock(&told).tell(length);
+        }
+        gst::PadProbeReturn::Ok
+    });
+    let kept = Arc::clone(&lengths);
+    parsed.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let mut lengths = lock(&kept);
+        if lengths.passing {
+            return gst::PadProbeReturn::Ok;
+        }
+        let Some(mut buffer) = info.take_buffer() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        lengths.keep(buffer.make_mut());
+        let ready = match stored_in_order {
+            true => lengths.held.replace(buffer),
+            false => Some(buffer),
+        };
+        match ready {
+            Some(ready) => {
+                info.data = Some(gst::PadProbeData::Buffer(ready));
+                gst::PadProbeReturn::Ok
+            }
+            None => gst::PadProbeReturn::Handled,
+        }
+    });
+    parsed.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
+        let is_end = info.event().map(|event| event.type_()) == Some(gst::EventType::Eos);
+        let held = {
+            let mut lengths = lock(&lengths);
+            let mut held = lengths.held.take();
+            if let (true, Some(held), Some((_, length))) = (is_end, &mut held, lengths.last_shown) {
+                held.make_mut().set_duration(length);
+            }
+            lengths.passing = held.is_some();
+            held
+        };
+        if let Some(held) = held {
+            // An element that takes nothing more says so itself.
+            let _ = pad.chain(held);
+            lock(&lengths).passing = false;
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// How long pictures are shown that a parser has, or has just let go.
+#[derive(Default)]
+struct Lengths {
+    /// By the time from which on they are shown.
+    told: VecDeque<(gst::ClockTime, gst::ClockTime)>,
+    /// The picture that is shown last so far: from when on, and for how long.
+    last_shown: Option<(gst::ClockTime, gst::ClockTime)>,
+    /// Kept back until another one, or the end, comes.
+    held: Option<gst::Buffer>,
+    /// While the one that was kept back is let go.
+    passing: bool,
+}
+
+impl Lengths {
+    fn tell(&mut self, length: (gst::ClockTime, gst::ClockTime)) {
+        self.told.push_back(length);
+        if self.told.len() > MOST_PARSED {
+            self.told.pop_front();
+        }
+        if self.last_shown.is_none_or(|(pts, _)| pts < length.0) {
+            self.last_shown = Some(length);
+        }
+    }
+
+    fn keep(&mut self, buffer: &mut gst::BufferRef) {
+        let mut told = self.told.iter();
+        let place = told.position(|(pts, _)| Some(*pts) == buffer.pts());
+        if let Some((_, length)) = place.and_then(|place| self.told.remove(place)) {
+            buffer.set_duration(length);
+        }
+    }
+}
+
 /// Gives the pictures that come out of a decoder at `decoded` the times that went into it at `stored`, in their order.
 ///
 /// A decoder that knew where a range begins would leave pictures out by the wrong times, so only `decoded` hears of it.

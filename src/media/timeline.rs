@@ -294,6 +294,15 @@ impl Timeline {
         }
     }
 
+    /// When the header says that the last sample of `pad` is no longer shown, counted from the beginning of the range;
+    /// `None` where it does not tell.
+    pub(super) fn end_of(&self, pad: &gst::Pad) -> Option<Duration> {
+        let track = self.track_of(pad).filter(|_| !self.is_fragmented())?;
+        let (window, end) = (self.window(track)?, track.end()?);
+        let end = window.stop.map_or(end, |stop| stop.min(end));
+        Some(window.base + end.checked_sub(window.start)?)
+    }
+
     /// True where the header says that the colors of `pad` span 0–255, which the demuxer does not pass on.
     pub(super) fn full_range_of(&self, pad: &gst::Pad) -> bool {
         self.track_of(pad).is_some_and(|track| track.full_range)

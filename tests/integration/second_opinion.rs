@@ -289,6 +289,85 @@ fn check_whole(files: &Files, input: &Path) {
     }
 }
 
+/// When the last frame is no longer shown, in seconds by ffprobe. Of an mp4 it tells what its tables add up to, of other
+/// containers what each packet says.
+fn end_of_picture(path: &Path) -> f64 {
+    let entries = match path.extension().is_some_and(|extension| extension == "mp4") {
+        true => "stream=start_time,duration",
+        false => "packet=pts_time,duration_time",
+    };
+    let told = ffprobe(
+        path,
+        &format!("-select_streams v:0 -show_entries {entries}"),
+    );
+    let ends = told.lines().filter_map(|line| {
+        let mut numbers = line
+            .split(',')
+            .filter_map(|number| number.parse::<f64>().ok());
+        Some(numbers.next()? + numbers.next()?)
+    });
+    ends.fold(0.0, f64::max)
+}
+
+/// A slide that stands for three seconds at the end of a film of 25 frames a second.
+fn slide(files: &Files, name: &str, sound: &str) -> PathBuf {
+    let plain = files.make(
+        "plain.mp4",
+        &format!("{PICTURE} {SOUND} {H264} -bf 0 -c:a aac"),
+    );
+    let input = files.path(name);
+    let plain = plain.to_str().unwrap().to_owned();
+    let last = "setts=duration=if(eq(N\\,149)\\,38400\\,DURATION)";
+    ffmpeg(&format!("-i {plain} {sound} -c copy -bsf:v {last}"), &input);
+    input
+}
+
+#[test]
+fn a_last_frame_that_is_shown_for_long_stays_so() {
+    let files = Files::new();
+    for sound in ["-an", "-map 0"] {
+        let input = slide(&files, &format!("slide{}.mp4", sound.len()), sound);
+        assert!((end_of_picture(&input) - 8.96).abs() < 1e-3, "{sound}");
+        for extension in ["mp4", "mkv"] {
+            let job = FileJob {
+                overwrite: true,
+                ..FileJob::new(&input, files.path(&format!("whole.{extension}")))
+            };
+            check(&job, "verified: ");
+            let end = end_of_picture(&job.output);
+            assert!((end - 8.96).abs() < 0.1, "{sound} {extension}: {end}");
+        }
+    }
+    let input = slide(&files, "range.mp4", "-an");
+    let job = FileJob {
+        start: Some(Pts(5_000_000_000)),
+        end: Some(Pts(7_500_000_000)),
+        ..FileJob::new(input, files.path("range-out.mp4"))
+    };
+    check(&job, "verified: ");
+    let end = end_of_picture(&job.output);
+    assert!((end - 2.5).abs() < 0.05, "{end}");
+}
+
+#[test]
+fn a_last_frame_that_was_cut_short_is_told() {
+    let files = Files::new();
+    let input = slide(&files, "slide.mp4", "-an");
+    let output = files.path("short.mp4");
+    let args = format!(
+        "-i {} -c copy -bsf:v setts=duration=512",
+        input.to_str().unwrap()
+    );
+    ffmpeg(&args, &output);
+    let job = FileJob::new(&input, output);
+    let verification = verify::compare(&job, None).unwrap().with_written(150);
+    let complaint = verification.complaint().unwrap();
+    assert!(
+        complaint.contains("8.960 s went in, 6.000 s came out"),
+        "{complaint}"
+    );
+}
+
 #[test]
 fn a_track_much_shorter_than_the_other_is_kept() {
     let files = Files::new();
