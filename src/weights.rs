@@ -257,6 +257,13 @@ fn file_bytes(stored: &[Stored], metadata: HashMap<String, String>) -> Result<Ve
     safetensors::serialize(views, Some(metadata)).map_err(invalid)
 }
 
+/// What a safetensors file says of itself.
+pub(crate) fn metadata(bytes: &[u8]) -> Result<HashMap<String, String>> {
+    let (_, header) = SafeTensors::read_metadata(bytes)
+        .map_err(|error| Error::Model(format!("not a whole safetensors file ({error})")))?;
+    Ok(header.metadata().clone().unwrap_or_default())
+}
+
 /// SHA-256 in lower-case hexadecimal.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(Sha256::new_with_prefix(bytes))

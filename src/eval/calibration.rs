@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | expected calibration error | mean gap between confidence and accuracy over equal-width bins | Guo et al., arXiv:1706.04599, section 2 |
 //! | negative log-likelihood | mean of −ln p of the right class, in nats | the same, a mean in place of the sum |
-//! | coverage and accuracy | share of the answers from a confidence on, and how often those are right | El-Yaniv and Wiener, JMLR 11, 2010 |
+//! | coverage and accuracy | share of the answers from a trust on, and how often those are right | El-Yaniv and Wiener, JMLR 11, 2010 |
 //!
-//! Confidence is the probability of the class that is named.
+//! Confidence is the probability of the class that is named; trust also counts how familiar the picture is, where the model
+//! knows that, and is what thresholds are about.
 
 use super::classification::{Count, Prediction};
 
@@ -64,26 +65,26 @@ impl Calibration {
     }
 }
 
-/// The answers whose confidence is at least `threshold`, and how many of them are right.
+/// The answers whose trust is at least `threshold`, and how many of them are right.
 pub fn sure_answers(predictions: &[Prediction], threshold: f64) -> Count {
     let sure = predictions
         .iter()
-        .filter(|prediction| prediction.confidence >= threshold);
+        .filter(|prediction| prediction.trust >= threshold);
     sure.map(Prediction::is_right).collect()
 }
 
 /// The smallest threshold from which on the share of right answers is at least `accuracy`: 0 where it is so for all
 /// answers; `None` where it is so for no threshold.
 ///
-/// All thresholds between two confidences part the answers alike; of those, a short decimal is taken.
+/// All thresholds between two degrees of trust part the answers alike; of those, a short decimal is taken.
 pub fn threshold_for(predictions: &[Prediction], accuracy: f64) -> Option<f64> {
-    let mut by_confidence: Vec<&Prediction> = predictions.iter().collect();
-    by_confidence.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
+    let mut by_trust: Vec<&Prediction> = predictions.iter().collect();
+    by_trust.sort_by(|a, b| b.trust.total_cmp(&a.trust));
     let mut sure = Count::default();
     let mut smallest = None;
-    let mut rest = by_confidence.as_slice();
+    let mut rest = by_trust.as_slice();
     while let [first, ..] = rest {
-        let n_equal = rest.partition_point(|other| other.confidence >= first.confidence);
+        let n_equal = rest.partition_point(|other| other.trust >= first.trust);
         let (equal, below) = rest.split_at(n_equal);
         sure.of += n_equal;
         sure.right += equal.iter().filter(|equal| equal.is_right()).count();
@@ -91,7 +92,7 @@ pub fn threshold_for(predictions: &[Prediction], accuracy: f64) -> Option<f64> {
             smallest = Some(
                 below
                     .first()
-                    .map_or(0.0, |next| short_between(next.confidence, first.confidence)),
+                    .map_or(0.0, |next| short_between(next.trust, first.trust)),
             );
         }
         rest = below;
@@ -128,6 +129,7 @@ mod tests {
             class: 0,
             named: usize::from(!is_right),
             confidence,
+            trust: confidence,
             rank: usize::from(!is_right),
             nll: if is_right { -confidence.ln() } else { 3.0 },
         }

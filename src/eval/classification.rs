@@ -1,8 +1,11 @@
 //! How often a classifier is right, and how sure that is.
 
+use candle_core::Tensor;
+
 use crate::data::{Dataset, Picture, images_from_pictures};
 use crate::error::{Error, Result};
-use crate::vit::{Link, Vit};
+use crate::models::Model;
+use crate::vit::{Link, Output, Vit};
 
 /// Standard deviations of a normal distribution within which 95 % of it lie.
 const Z95: f64 = 1.959_963_984_540_054;
@@ -54,6 +57,8 @@ pub struct Prediction {
     pub named: usize,
     /// Probability of the named class.
     pub confidence: f64,
+    /// How far the answer can be trusted: what the model's familiarity makes of it, else the probability.
+    pub trust: f64,
     /// Place of the picture's class among all by their logits: 0 where the model names it.
     pub rank: usize,
     /// Negative log-likelihood of the picture's class, in nats.
@@ -84,6 +89,7 @@ impl Prediction {
             class,
             named,
             confidence: log_probability(named).exp(),
+            trust: log_probability(named).exp(),
             rank: logits
                 .iter()
                 .enumerate()
@@ -106,13 +112,30 @@ impl Prediction {
 /// # Errors
 /// Fails where pictures do not fit the model, it has no classifier, or no picture can be read.
 pub fn predictions(
-    vit: &Vit,
+    model: &Model,
     data: &dyn Dataset,
     classes: &[Option<usize>],
-    normalization: ([f32; 3], [f32; 3]),
     batch: usize,
     on_picture: &mut dyn FnMut(usize),
 ) -> Result<Vec<Prediction>> {
+    let mut predictions = Vec::new();
+    let on_answer = &mut |prediction, _: &[f32]| {
+        predictions.push(prediction);
+        on_picture(predictions.len());
+        Ok(())
+    };
+    for_each_prediction(model, data, classes, batch, on_answer)?;
+    Ok(predictions)
+}
+
+/// As [`predictions`]; `each` is also told the class token, `[features]`.
+pub(crate) fn for_each_prediction(
+    model: &Model,
+    data: &dyn Dataset,
+    classes: &[Option<usize>],
+    batch: usize,
+    each: &mut dyn FnMut(Prediction, &[f32]) -> Result<()>,
+) -> Result<()> {
     let known = |index: usize| {
         let label = data.label(index)?;
         Some((label, (*classes.get(label)?)?))
@@ -120,17 +143,33 @@ pub fn predictions(
     let indices: Vec<usize> = (0..data.len())
         .filter(|&index| known(index).is_some())
         .collect();
-    let link = vit.config().link();
-    let mut predictions = Vec::with_capacity(indices.len());
-    let mut predict = |index: usize, logits: &[f32]| {
-        if let Some((label, class)) = known(index) {
-            predictions.push(Prediction::from_logits(link, label, class, logits)?);
-            on_picture(predictions.len());
+    let link = model.vit.config().link();
+    let normalization = (model.preprocessor.mean, model.preprocessor.std);
+    let mut predict = |index: usize, answer: Answer<'_>| {
+        let Some((label, class)) = known(index) else {
+            return Ok(());
+        };
+        let Answer {
+            logits,
+            class_token,
+        } = answer;
+        let mut prediction = Prediction::from_logits(link, label, class, logits)?;
+        if let Some(familiarity) = &model.familiarity {
+            let class_token = Tensor::new(class_token, model.vit.class_token().device())?;
+            let named = [(prediction.named, prediction.confidence as f32)];
+            let trust = familiarity.trust(&class_token.unsqueeze(0)?, &named)?;
+            prediction.trust = trust.first().map_or(0.0, |&trust| f64::from(trust));
         }
-        Ok(())
+        each(prediction, class_token)
     };
-    for_each_logits(vit, data, &indices, normalization, batch, &mut predict)?;
-    Ok(predictions)
+    for_each_answer(
+        &model.vit,
+        data,
+        &indices,
+        normalization,
+        batch,
+        &mut predict,
+    )
 }
 
 /// Right answers by class of the data.
@@ -167,26 +206,34 @@ pub(super) fn answers(
 ) -> Result<Vec<(usize, usize)>> {
     let indices: Vec<usize> = (0..data.len()).collect();
     let mut answers = Vec::with_capacity(indices.len());
-    let mut answer = |index: usize, logits: &[f32]| {
-        answers.push((index, greatest(logits)));
+    let mut answer = |index: usize, answer: Answer<'_>| {
+        answers.push((index, greatest(answer.logits)));
         Ok(())
     };
-    for_each_logits(vit, data, &indices, normalization, batch, &mut answer)?;
+    for_each_answer(vit, data, &indices, normalization, batch, &mut answer)?;
     Ok(answers)
 }
 
-/// Asks the model about the pictures at `indices`; `each` is told the index and the logits, `[classes]`, of each one that
-/// can be read.
+/// What a model says of one picture.
+#[derive(Clone, Copy)]
+struct Answer<'a> {
+    /// `[classes]`
+    logits: &'a [f32],
+    /// `[features]`, after the final norm.
+    class_token: &'a [f32],
+}
+
+/// Asks the model about the pictures at `indices`; `each` is told the index and the answer of each one that can be read.
 ///
 /// # Errors
 /// As `each`, where pictures do not fit the model, and the reason of the first one, where none of them can be read.
-fn for_each_logits(
+fn for_each_answer(
     vit: &Vit,
     data: &dyn Dataset,
     indices: &[usize],
     (mean, std): ([f32; 3], [f32; 3]),
     batch: usize,
-    each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    each: &mut dyn FnMut(usize, Answer<'_>) -> Result<()>,
 ) -> Result<()> {
     let device = vit.class_token().device();
     let (mut n_read, mut failure) = (0, None);
@@ -207,9 +254,16 @@ fn for_each_logits(
         }
         n_read += pictures.len();
         let images = images_from_pictures(&pictures, mean, std, device)?;
-        let logits: Vec<Vec<f32>> = super::logits(vit.forward(&images)?.logits)?.to_vec2()?;
-        for (index, logits) in read.into_iter().zip(logits) {
-            each(index, &logits)?;
+        let Output { tokens, logits } = vit.forward(&images)?;
+        let logits: Vec<Vec<f32>> = super::logits(logits)?.to_vec2()?;
+        let class_tokens: Vec<Vec<f32>> = tokens.narrow(1, 0, 1)?.squeeze(1)?.to_vec2()?;
+        for (index, (logits, class_token)) in read.into_iter().zip(logits.iter().zip(&class_tokens))
+        {
+            let answer = Answer {
+                logits,
+                class_token,
+            };
+            each(index, answer)?;
         }
     }
     match failure {

@@ -240,6 +240,7 @@ mod tests {
             class,
             named,
             confidence: 0.5,
+            trust: 0.5,
             rank: usize::from(named != class),
             nll: 0.7,
         };

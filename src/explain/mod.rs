@@ -163,6 +163,8 @@ pub struct Explanations {
     pub unsmoothed: Vec<Option<Tensor>>,
     /// `[batch, classes]` of the unmasked images; `None` where the model has no head.
     pub logits: Option<Tensor>,
+    /// `[batch, features]` of the unmasked images, after the final norm.
+    pub class_token: Tensor,
 }
 
 /// Explains a batch by all `explainers` for all `targets`: one forward pass, and one backward pass a target.
@@ -179,12 +181,13 @@ pub fn explain_all(
     targets: &[Target],
 ) -> Result<Explanations> {
     let explain = |explainer: &dyn Explainer, pass: &Pass<'_>| explainer.detailed(pass);
-    let (answers, logits) = each(explainers, vit, images, targets, explain)?;
+    let (answers, logits, class_token) = each(explainers, vit, images, targets, explain)?;
     let mut explanations = Explanations {
         attributions: Vec::new(),
         votes: Vec::new(),
         unsmoothed: Vec::new(),
         logits,
+        class_token,
     };
     for answer in answers {
         explanations.attributions.push(answer.attribution.detach());
@@ -208,14 +211,14 @@ pub fn rehearse_all(
     Ok(each(explainers, vit, images, targets, rehearse)?.0)
 }
 
-/// What `ask` returns for each explainer and target, and the logits.
+/// What `ask` returns for each explainer and target, the logits and the class tokens.
 fn each<T>(
     explainers: &[Box<dyn Explainer>],
     vit: &Vit,
     images: &Tensor,
     targets: &[Target],
     ask: impl Fn(&dyn Explainer, &Pass<'_>) -> Result<T>,
-) -> Result<(Vec<T>, Option<Tensor>)> {
+) -> Result<(Vec<T>, Option<Tensor>, Tensor)> {
     for explainer in explainers {
         for target in targets {
             target.check_for(explainer.name(), explainer.explains_classes())?;
@@ -234,7 +237,7 @@ fn each<T>(
         }
     }
     let answers = by_explainer.into_iter().flatten().collect();
-    Ok((answers, forward.logits()))
+    Ok((answers, forward.logits(), forward.class_token()))
 }
 
 impl Target {

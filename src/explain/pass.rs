@@ -10,7 +10,7 @@ use candle_core::{D, Tensor};
 use super::Target;
 use crate::error::{Error, Result};
 use crate::kernels;
-use crate::vit::{Probe, Record, Site, Vit};
+use crate::vit::{Output, Probe, Record, Site, Vit};
 
 /// What an explainer reads of a pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub struct Forward<'a> {
     probe: Probe,
     /// `[batch, classes]`, part of the graph.
     logits: Option<Tensor>,
+    /// `[batch, dim]`
+    class_token: Tensor,
 }
 
 impl<'a> Forward<'a> {
@@ -68,7 +70,7 @@ impl<'a> Forward<'a> {
         let record = Record::new(needs.values.iter().copied());
         let probe = Probe::new(needs.gradients.iter().copied());
         let mut taps = (record, probe);
-        let logits = vit.forward_with(images, &mut taps)?.logits;
+        let Output { tokens, logits } = vit.forward_with(images, &mut taps)?;
         let (record, probe) = taps;
         Ok(Self {
             vit,
@@ -77,12 +79,18 @@ impl<'a> Forward<'a> {
             record,
             probe,
             logits,
+            class_token: tokens.narrow(1, 0, 1)?.squeeze(1)?.detach(),
         })
     }
 
     /// `[batch, classes]`, without a graph; `None` where the model has no head.
     pub fn logits(&self) -> Option<Tensor> {
         self.logits.as_ref().map(Tensor::detach)
+    }
+
+    /// The class token after the final norm, `[batch, dim]`, without a graph.
+    pub fn class_token(&self) -> Tensor {
+        self.class_token.clone()
     }
 
     /// Fails where a method that explains a class meets a model without one.

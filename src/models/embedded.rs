@@ -17,6 +17,7 @@ pub(super) struct Embedded {
     gates: Option<(&'static [u8], &'static [u8])>,
     /// Weights and card.
     interpreter: Option<(&'static [u8], &'static [u8])>,
+    familiarity: Option<&'static [u8]>,
 }
 
 /// The files of `models/NAME`, which may bring gates and an interpreter along.
@@ -30,6 +31,13 @@ macro_rules! embed {
             weights: embed!($name, "model.safetensors"),
             gates: None,
             interpreter: None,
+            familiarity: None,
+        }
+    };
+    ($name:literal with gates and familiarity) => {
+        Embedded {
+            familiarity: Some(embed!($name, "familiarity.safetensors")),
+            ..embed!($name with gates)
         }
     };
     ($name:literal with gates and interpreter) => {
@@ -65,7 +73,7 @@ macro_rules! embed {
 /// that it is inlined into.
 #[cfg(feature = "embedded-models")]
 pub(super) static MODELS: &[Embedded] = &[
-    embed!("everyday" with gates),
+    embed!("everyday" with gates and familiarity),
     embed!("cifar10" with gates and interpreter),
     embed!("red-patches" with gates and interpreter),
 ];
@@ -90,6 +98,7 @@ impl Embedded {
             gates: self.gates.map(borrowed),
             backbone_gates: None,
             interpreter: self.interpreter.map(borrowed),
+            familiarity: self.familiarity.map(Cow::Borrowed),
         }
     }
 }

@@ -27,6 +27,7 @@ pub(super) const GATES: &str = "gates.safetensors";
 const GATE_CARD: &str = "gates.json";
 pub(super) const INTERPRETER: &str = "interpreter.safetensors";
 const INTERPRETER_CARD: &str = "interpreter.json";
+pub(super) const FAMILIARITY: &str = "familiarity.safetensors";
 pub(super) const HEAD: &str = "head.safetensors";
 pub(super) const ADAPTER: &str = "adapter_model.safetensors";
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -36,7 +37,7 @@ pub(super) const OWN: [&str; 4] = [CONFIG, PROCESSOR, PREPROCESSOR, WEIGHTS];
 
 /// All files that are read, the weights last.
 #[cfg(feature = "hub")]
-pub(super) const ALL: [&str; 11] = [
+pub(super) const ALL: [&str; 12] = [
     CONFIG,
     PROCESSOR,
     PREPROCESSOR,
@@ -46,6 +47,7 @@ pub(super) const ALL: [&str; 11] = [
     GATES,
     INTERPRETER_CARD,
     INTERPRETER,
+    FAMILIARITY,
     HEAD,
     WEIGHTS,
 ];
@@ -73,6 +75,8 @@ pub(super) struct Files {
     pub(super) backbone_gates: Option<(Bytes, Bytes)>,
     /// Weights and card.
     pub(super) interpreter: Option<(Bytes, Bytes)>,
+    /// What the model has learned looks like.
+    pub(super) familiarity: Option<Bytes>,
 }
 
 impl Files {
@@ -106,6 +110,7 @@ impl Files {
             gates: None,
             backbone_gates: None,
             interpreter: None,
+            familiarity: optional(folder, FAMILIARITY)?,
         };
         files.with_additions(folder)
     }
@@ -152,6 +157,8 @@ impl Files {
             (WEIGHTS, &self.weights),
         ];
         let head = self.head.iter().map(|head| (HEAD, head));
+        let familiarity = self.familiarity.iter();
+        let familiarity = familiarity.map(|familiarity| (FAMILIARITY, familiarity));
         let gates = self.gates.iter();
         let gates = gates.flat_map(|(weights, card)| [(GATES, weights), (GATE_CARD, card)]);
         let interpreter = self.interpreter.iter();
@@ -162,6 +169,7 @@ impl Files {
             .chain(head)
             .chain(gates)
             .chain(interpreter)
+            .chain(familiarity)
     }
 
     /// Bytes of all files with weights.

@@ -20,14 +20,13 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use candle_core::{D, Device, Tensor};
-use safetensors::tensor::SafeTensors;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::folder::{GATES, HEAD, INTERPRETER, OWN};
 use crate::files::write_whole;
 use crate::vit::{Head, Vit, VitConfig};
-use crate::weights::{bytes_in_8_bits, hex, tensors_from_bytes};
+use crate::weights::{bytes_in_8_bits, hex, metadata, tensors_from_bytes};
 use crate::{Error, Result};
 
 /// Fields of the file's metadata.
@@ -375,13 +374,6 @@ pub(super) fn in_8_bits(bytes: &[u8], backbone_sha256: &str) -> Result<Vec<u8>> 
         *stated = backbone_sha256.to_owned();
     }
     bytes_in_8_bits(&tensors, |_| true, metadata)
-}
-
-/// What the file says beside its tensors.
-fn metadata(bytes: &[u8]) -> Result<HashMap<String, String>> {
-    let (_, header) = SafeTensors::read_metadata(bytes)
-        .map_err(|error| Error::Model(format!("not a whole safetensors file ({error})")))?;
-    Ok(header.metadata().clone().unwrap_or_default())
 }
 
 /// Names of the classes, from the file's metadata; `LABEL_0` and so on where it has none.

@@ -4,7 +4,8 @@
 //! hold a LoRA adapter for these weights (`adapter_config.json`, `adapter_model.safetensors`), a classifier of its own
 //! ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`)
 //! and IA-ViT's interpreter (`interpreter.safetensors`, `interpreter.json`); the latter two are refused if
-//! they belong to other weights. A folder with such parts only stands on another model, its backbone, whose
+//! they belong to other weights, and so is what the model finds familiar ([`familiarity.safetensors`](familiarity)).
+//! A folder with such parts only stands on another model, its backbone, whose
 //! gates still explain where the folder has none.
 //! What is embedded and what the hub has goes the same way.
 
@@ -12,6 +13,7 @@ mod adapter;
 pub mod card;
 mod device;
 mod embedded;
+pub mod familiarity;
 mod folder;
 pub mod head;
 #[cfg(feature = "hub")]
@@ -22,6 +24,7 @@ mod shrink;
 pub use crate::weights::{self, Precision};
 pub use card::ModelCard;
 pub use device::DeviceChoice;
+pub use familiarity::Familiarity;
 pub use folder::save_folder;
 pub use head::{
     HeadExamples, LinearHead, check_head_folder, read_head, save_head, save_taught_head,
@@ -45,7 +48,8 @@ use crate::vit::{Vit, VitConfig, names};
 use crate::{Error, Result};
 use adapter::Adapter;
 use folder::{
-    ADAPTER, ADAPTER_CONFIG, CONFIG, Files, GATES, HEAD, INTERPRETER, PREPROCESSOR, WEIGHTS,
+    ADAPTER, ADAPTER_CONFIG, CONFIG, FAMILIARITY, Files, GATES, HEAD, INTERPRETER, PREPROCESSOR,
+    WEIGHTS,
 };
 use head::HeadFile;
 
@@ -68,8 +72,10 @@ pub struct Model {
     /// Whether its classifier is that of a `head.safetensors`.
     pub own_head: bool,
     /// Probability of the most probable class below which the model's answer is "not sure", as measured for its own
-    /// classifier.
+    /// classifier; of no effect beside a [`familiarity`](Self::familiarity).
     pub not_sure_below: Option<f32>,
+    /// What its own classifier has learned looks like, and how far answers can be trusted.
+    pub familiarity: Option<Familiarity>,
     /// DiffMask gates for exactly these weights, or for those of the backbone under a head.
     pub gates: Option<Gates>,
     /// How the gates were trained.
@@ -112,7 +118,7 @@ pub struct Reference<'a> {
     pub model: &'a str,
     /// The model that stands under a folder with head, gates or interpreter only.
     pub backbone: Option<&'a str>,
-    /// Whether gates and interpreter are read; where new ones are wanted, it does not matter whose the old ones are.
+    /// Whether gates, interpreter and familiarity are read; where new ones are wanted, it does not matter whose the old ones are.
     pub trained_parts: bool,
 }
 
@@ -158,6 +164,7 @@ fn files(reference: &Reference<'_>) -> Result<Files> {
     };
     if !trained_parts {
         (files.gates, files.backbone_gates, files.interpreter) = (None, None, None);
+        files.familiarity = None;
     }
     Ok(files)
 }
@@ -321,6 +328,12 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
             .map_err(|error| files.blame(INTERPRETER, error))
     });
     let (interpreter, interpreter_card) = interpreter.transpose()?.unzip();
+    let familiarity = files.familiarity.as_ref().filter(|_| files.head.is_none());
+    let familiarity = familiarity.map(|bytes| {
+        Familiarity::from_bytes(bytes, vit.config(), &weights_sha256, device)
+            .map_err(|error| files.blame(FAMILIARITY, error))
+    });
+    let familiarity = familiarity.transpose()?;
     Ok(Model {
         name: name.to_owned(),
         vit,
@@ -329,6 +342,7 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         backbone_sha256,
         own_head: files.head.is_some(),
         not_sure_below: not_sure_below.filter(|_| files.head.is_none()),
+        familiarity,
         gates,
         gate_card,
         interpreter,
@@ -385,6 +399,15 @@ impl Model {
         &self.vit.config().labels
     }
 
+    /// The least trust, or without a [`familiarity`](Self::familiarity) the least probability, of an answer that counts as
+    /// sure.
+    pub fn sure_from(&self) -> Option<f32> {
+        let trust = self.familiarity.as_ref();
+        trust.map_or(self.not_sure_below, |familiarity| {
+            Some(familiarity.sure_from)
+        })
+    }
+
     /// Rows and columns of the patch grid of the preprocessor's images.
     pub fn grid(&self) -> (usize, usize) {
         let size = self.preprocessor.image_size();
@@ -427,6 +450,7 @@ impl Model {
             own_head: true,
             // It was measured for another classifier.
             not_sure_below: None,
+            familiarity: None,
             gate_card: gates.as_ref().and(card).cloned(),
             gates,
             vit,

@@ -30,7 +30,7 @@ pub struct Shrunk {
 /// Writes a model into a new folder: the weights of its blocks, its patch embedding and its classifier in 8 bits, the
 /// rest in half precision, configuration and preprocessing as they are.
 ///
-/// Gates and interpreter are left out, because they belong to the weights before. If the model's weights are in 8 bits
+/// Gates, interpreter and familiarity are left out, because they belong to the weights before. If the model's weights are in 8 bits
 /// already, they stay as they are, and its gates and interpreter are stored in 8 bits. The folder appears whole or not
 /// at all.
 ///
@@ -58,10 +58,11 @@ pub fn shrink<'a>(reference: impl Into<Reference<'a>>, folder: &Path) -> Result<
         let parts = [
             whole.gates.as_ref().map(|_| "gates"),
             whole.interpreter.as_ref().map(|_| "interpreter"),
+            whole.familiarity.as_ref().map(|_| "familiarity"),
         ];
         (with_small_weights(whole)?, parts)
     } else if whole.gates.is_some() || whole.interpreter.is_some() {
-        (with_small_parts(whole)?, [None, None])
+        (with_small_parts(whole)?, [None; 3])
     } else {
         return Err(Error::Model(format!(
             "the model's weights are in 8 bits already: {:?}",
@@ -100,6 +101,7 @@ fn with_small_weights(whole: Files) -> Result<Files> {
         weights: Cow::Owned(weights),
         gates: None,
         interpreter: None,
+        familiarity: None,
         ..whole
     })
 }

@@ -107,7 +107,7 @@ pub struct Finding {
     pub likeliest: Vec<Class>,
     /// Whether one class applies, or any number of them.
     pub link: Link,
-    /// Whether the most probable class is below the model's threshold; `None` where the model has none.
+    /// Whether the answer is below the model's threshold; `None` where the model has none.
     pub not_sure: Option<bool>,
     /// The maps of the first method, one a target, then those of the second, and so on.
     pub maps: Vec<Map>,
@@ -235,6 +235,7 @@ type Details = (Option<Vec<Vec<f32>>>, Option<Vec<f32>>);
 struct Scores {
     grid: (usize, usize),
     likeliest: Vec<Class>,
+    not_sure: Option<bool>,
     maps: Vec<Map>,
 }
 
@@ -334,6 +335,7 @@ impl View {
             votes,
             unsmoothed,
             logits,
+            class_token,
         } = explain_all(&self.explainers, &vit, &tensor, &self.targets)?;
         let grid = self.grid(&tensor)?;
         let attributions = attributions
@@ -359,9 +361,8 @@ impl View {
             Some(logits) => logits.to_vec2::<f32>()?.into_iter().map(Some).collect(),
             None => vec![None; images.len()],
         };
-        logits
-            .into_iter()
-            .enumerate()
+        let scores = logits.into_iter().enumerate();
+        let mut scores = scores
             .map(|(image_idx, logits)| {
                 let details = votes.iter().zip(&unsmoothed);
                 let of_image = attributions.iter().zip(details).map(|(maps, details)| {
@@ -372,7 +373,33 @@ impl View {
                 });
                 self.checked_scores(grid, of_image, logits)
             })
-            .collect()
+            .collect::<Result<Vec<_>>>()?;
+        self.judge(&class_token, &mut scores)?;
+        Ok(scores)
+    }
+
+    /// Says which answers are not sure: where trust in them, or their probability, is below the model's threshold.
+    fn judge(&self, class_token: &Tensor, scores: &mut [Scores]) -> Result<()> {
+        let named = scores.iter().filter_map(|scores| scores.likeliest.first());
+        let named: Vec<(usize, f32)> = named.map(|best| (best.index, best.probability)).collect();
+        if named.len() != scores.len() {
+            return Ok(());
+        }
+        let (certain, threshold) = match (&self.model.familiarity, self.model.not_sure_below) {
+            (Some(familiarity), _) => {
+                let trust = familiarity.trust(class_token, &named)?;
+                (trust, familiarity.sure_from)
+            }
+            (None, Some(threshold)) => {
+                let probabilities = named.iter().map(|(_, probability)| *probability);
+                (probabilities.collect(), threshold)
+            }
+            (None, None) => return Ok(()),
+        };
+        for (scores, certain) in scores.iter_mut().zip(certain) {
+            scores.not_sure = Some(certain < threshold);
+        }
+        Ok(())
     }
 
     /// The scores of one image; attributions and their details come in the order of [`asked`](Self::asked).
@@ -420,6 +447,7 @@ impl View {
         Ok(Scores {
             grid,
             likeliest,
+            not_sure: None,
             maps,
         })
     }
@@ -446,16 +474,15 @@ impl View {
         let Scores {
             grid,
             likeliest,
+            not_sure,
             maps,
         } = scores;
-        let threshold = self.model.not_sure_below;
-        let not_sure = likeliest.first().zip(threshold);
         Finding {
             seq,
             grid,
             placement,
             link: self.model.vit.config().link(),
-            not_sure: not_sure.map(|(best, threshold)| best.probability < threshold),
+            not_sure,
             likeliest,
             maps,
         }

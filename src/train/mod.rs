@@ -4,8 +4,10 @@
 //! step reads, so a run that was killed and resumed gives the same bits as one that was not, as long as
 //! it runs on the same number of threads.
 
+mod cholesky;
 pub mod classifier;
 pub mod diffmask;
+pub mod familiarity;
 pub mod history;
 pub mod iavit;
 pub mod optim;

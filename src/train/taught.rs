@@ -26,6 +26,7 @@
 
 use candle_core::{Device, Tensor};
 
+use super::cholesky::{dot, inverse_of_factor};
 use crate::data::{Dataset, Picture, images_from_pictures, readable};
 use crate::error::{Error, Result};
 use crate::eval::classification::Count;
@@ -401,7 +402,9 @@ impl Fit {
         for (row, weight) in weights.iter().enumerate() {
             matrix[row][row] += ridge / weight;
         }
-        let inverse = inverse_of_factor(matrix)?; // L⁻¹, with M = L Lᵀ
+        let inverse = inverse_of_factor(matrix).ok_or_else(|| {
+            Error::Model("the features of the examples are too large to learn from".into())
+        })?; // L⁻¹, with M = L Lᵀ
         let solve = |ys: &[f64]| -> Vec<f64> {
             let inner: Vec<f64> = inverse.iter().map(|row| dot(row, ys)).collect();
             let mut xs = vec![0.0; n];
@@ -450,46 +453,6 @@ impl Fit {
         })
         .collect()
     }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-/// The inverse of the Cholesky factor of a symmetric positive definite matrix, of which the lower triangle is given: as
-/// such a triangle.
-fn inverse_of_factor(mut matrix: Vec<Vec<f64>>) -> Result<Vec<Vec<f64>>> {
-    for row in 0..matrix.len() {
-        let (above, rest) = matrix.split_at_mut(row);
-        let own = &mut rest[0];
-        for (column, other) in above.iter().enumerate() {
-            let sum = own[column] - dot(&own[..column], other);
-            own[column] = sum / other[column];
-        }
-        let square = own[row] - dot(&own[..row], &own[..row]);
-        if !(square > 0.0 && square.is_finite()) {
-            return Err(Error::Model(
-                "the features of the examples are too large to learn from".into(),
-            ));
-        }
-        own[row] = square.sqrt();
-    }
-    // Row by row: L⁻¹[row] = (e − Σ L[row][k] L⁻¹[k]) / L[row][row].
-    for row in 0..matrix.len() {
-        let (above, rest) = matrix.split_at_mut(row);
-        let own = &mut rest[0];
-        let pivot = own[row];
-        let mut inverse = vec![0.0; row + 1];
-        inverse[row] = 1.0;
-        for (factor, other) in own.iter().zip(above.iter()) {
-            for (sum, entry) in inverse.iter_mut().zip(other) {
-                *sum -= factor * entry;
-            }
-        }
-        inverse.iter_mut().for_each(|entry| *entry /= pivot);
-        *own = inverse;
-    }
-    Ok(matrix)
 }
 
 /// The factor of the scores under which the classes, with Platt's targets, are likeliest. The loss is convex in it.

@@ -340,3 +340,119 @@ fn a_split_that_training_knows_is_measured_on_its_test_half() {
     let found = stdout("eval classifier --model m --data halves", folder);
     assert!(found.contains("1 classes, 1 pictures"), "{found}");
 }
+
+/// Names `data` in a model's words, so that "eval classifier" and what is familiar count the same answers.
+fn fit_familiarity(folder: &Path, sure_accuracy: f64) -> String {
+    let args = format!(
+        "train familiarity --model m --data data --held-out data --except *_tiny_* --sure-accuracy {sure_accuracy}"
+    );
+    stdout(&args, folder)
+}
+
+#[test]
+fn what_is_familiar_decides_which_answers_are_sure() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    prepare(folder);
+    let told = fit_familiarity(folder, 1.0);
+    assert!(
+        told.starts_with("10 pictures say what is familiar, 8 are held out\n"),
+        "{told}"
+    );
+    let trust = told.lines().find_map(|line| {
+        let rest = line.strip_prefix("sure from a trust of ")?;
+        rest.split_once(':').map(|(threshold, _)| threshold)
+    });
+    let threshold: f32 = trust.unwrap().parse().unwrap();
+    let model = models::open(folder.join("m").to_str().unwrap(), &Device::Cpu).unwrap();
+    let familiarity = model.familiarity.as_ref().unwrap();
+    assert_eq!(familiarity.sure_from, threshold);
+    assert_eq!(model.sure_from(), Some(threshold));
+
+    // The measurement counts by the same trust and the same threshold.
+    let measured = stdout("eval classifier --model m --data data", folder);
+    assert!(
+        measured.contains(&format!("\nsure from {threshold}: ")),
+        "{measured}"
+    );
+    let inspected = stdout("models inspect m", folder);
+    assert!(
+        inspected.contains("how familiar the picture is"),
+        "{inspected}"
+    );
+
+    // A picture of stripes is like none of the plain ones.
+    let stripes = RgbImage::from_fn(EDGE_PX, EDGE_PX, |x, y| {
+        Rgb([(x % 2 * 255) as u8, (y % 3 * 90) as u8, 255])
+    });
+    stripes.save(folder.join("stripes.png")).unwrap();
+    let plain = folder.join("data/cup_of-coffee/A_0.png");
+    std::fs::copy(plain, folder.join("plain.png")).unwrap();
+    let trusts = ["stripes", "plain"].map(|name| {
+        let args = format!(
+            "still {name}.png {name}-map.png --model m --method rollout --scores {name}.jsonl"
+        );
+        stdout(&args, folder);
+        let record = std::fs::read_to_string(folder.join(format!("{name}.jsonl"))).unwrap();
+        let record: Value = serde_json::from_str(record.lines().last().unwrap()).unwrap();
+        let picture = image::open(folder.join(format!("{name}.png")))
+            .unwrap()
+            .to_rgb8();
+        let images = model.images_from_rgb(&[picture.into_raw()]).unwrap();
+        let tokens = model.vit.forward(&images).unwrap().tokens;
+        let token = tokens.narrow(1, 0, 1).unwrap().squeeze(1).unwrap();
+        let named = record["predicted"]["index"].as_u64().unwrap() as usize;
+        let probability = record["predicted"]["probability"].as_f64().unwrap() as f32;
+        let trust = familiarity.trust(&token, &[(named, probability)]).unwrap()[0];
+        let distance = familiarity.distances(&token, &[named]).unwrap()[0];
+        assert_eq!(record["not_sure"], trust < threshold, "{name} {trust}");
+        (trust, distance)
+    });
+    let [(_, far), (_, near)] = trusts;
+    assert!(far > 2.0 * near, "{far} {near}");
+}
+
+#[test]
+fn what_is_familiar_belongs_to_the_weights_that_it_was_measured_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    prepare(folder);
+    fit_familiarity(folder, 0.7);
+    let file = folder.join("m/familiarity.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let of_m = models::open(folder.join("m").to_str().unwrap(), &Device::Cpu).unwrap();
+    let inspected = || stdout("models inspect m", folder);
+    assert!(inspected().contains("how familiar"));
+
+    // Weights in 8 bits are other weights: they go without.
+    let shrunk = stdout("models shrink m --out small", folder);
+    assert!(shrunk.contains("familiarity"), "{shrunk}");
+    assert!(!folder.join("small/familiarity.safetensors").exists());
+    std::fs::write(folder.join("small/familiarity.safetensors"), &bytes).unwrap();
+    let of_small = format!(
+        "the familiarity belongs to weights with sha256 {:?}, the model's have",
+        of_m.weights_sha256
+    );
+    check_refused("models inspect small", folder, &of_small);
+
+    // Measured anew, the old file is in nobody's way.
+    let args = "train familiarity --model small --data data --held-out data --sure-accuracy 0.7";
+    stdout(args, folder);
+    assert!(stdout("models inspect small", folder).contains("how familiar"));
+
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    check_refused("models inspect m", folder, "familiarity.safetensors");
+}
+
+#[test]
+fn familiarity_without_pictures_of_the_models_classes_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    prepare(folder);
+    save_picture(&folder.join("other/bed/0.png"), [3, 4, 5]);
+    for (learned, held) in [("other", "data"), ("data", "other")] {
+        let args = format!("train familiarity --model m --data {learned} --held-out {held}");
+        check_refused(&args, folder, "class");
+        assert!(!folder.join("m/familiarity.safetensors").exists());
+    }
+}

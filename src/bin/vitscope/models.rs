@@ -36,8 +36,8 @@ enum What {
     },
     /// Write a copy of a model with 8-bit weights, a quarter the size of single precision.
     ///
-    /// Gates and interpreter belong to the original weights and are left out. Train new ones for the new folder; if MODEL
-    /// has 8-bit weights already, its gates and interpreter are shrunk instead.
+    /// Gates, interpreter and familiarity belong to the original weights and are left out. Train new ones for the new
+    /// folder; if MODEL has 8-bit weights already, its gates and interpreter are shrunk instead.
     Shrink {
         /// Embedded model, folder with config.json and model.safetensors, or OWNER/NAME on Hugging Face.
         model: String,
@@ -162,9 +162,14 @@ fn inspect(model: &Model) -> String {
         .filter(|method| explains(**method, model))
         .map(|method| method.name())
         .collect();
-    let threshold = model.not_sure_below.map(|threshold| {
-        let text = format!("\"not sure\" where the best class has a probability below {threshold}");
-        ("threshold", text)
+    let threshold = model.sure_from().map(|threshold| {
+        let what = match model.familiarity {
+            Some(_) => {
+                "the answer can be trusted, by its probability and how familiar the picture is, less than"
+            }
+            None => "the best class has a probability below",
+        };
+        ("threshold", format!("\"not sure\" where {what} {threshold}"))
     });
     let lines = [
         ("model", format!("{:?}", model.name)),

@@ -125,6 +125,7 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
         backbone_sha256: String::new(),
         own_head: false,
         not_sure_below: None,
+        familiarity: None,
         gates: Some(Gates::Voting(VotingGates::load(
             sizes,
             DEFAULT_STRETCH,

@@ -47,7 +47,8 @@ pub(super) struct ClassifierArgs {
     /// How to resize pictures to the model's input [default: the model's own rule].
     #[arg(long, value_enum, value_name = "HOW")]
     resize: Option<Resize>,
-    /// Treat answers below this probability as not sure [default: the model's own threshold].
+    /// Treat answers below this probability, or below this trust if the model knows what is familiar, as not sure [default:
+    /// the model's own threshold].
     #[arg(long, value_name = "P", value_parser = probability)]
     not_sure_below: Option<f64>,
     /// Print the smallest threshold at which sure answers reach this accuracy.
@@ -205,10 +206,7 @@ pub(super) fn run(args: &ClassifierArgs) -> anyhow::Result<Exit> {
         model.preprocessor.rule = resize.rule(model.preprocessor.image_size());
     }
     let Preprocessor {
-        rule,
-        resampling,
-        mean,
-        std,
+        rule, resampling, ..
     } = model.preprocessor;
     let is_chosen = |name: &str| {
         let matches = |pattern: &Pattern| pattern.matches(name);
@@ -228,7 +226,7 @@ pub(super) fn run(args: &ClassifierArgs) -> anyhow::Result<Exit> {
     let bar = bar(data.len());
     let batch = args.asked.batch.get();
     let on_picture = &mut |n_done| bar.set_position(n_done as u64);
-    let predictions = predictions(&model.vit, data, &classes, (mean, std), batch, on_picture)?;
+    let predictions = predictions(&model, data, &classes, batch, on_picture)?;
     bar.finish_and_clear();
     if predictions.is_empty() {
         bail!(
@@ -246,7 +244,7 @@ pub(super) fn run(args: &ClassifierArgs) -> anyhow::Result<Exit> {
         predictions,
         scores,
         confusions,
-        not_sure_below: (args.not_sure_below).or(model.not_sure_below.map(decimal)),
+        not_sure_below: (args.not_sure_below).or(model.sure_from().map(decimal)),
     };
     found.print(args);
     found.write(args)?;
@@ -504,6 +502,7 @@ mod tests {
             class,
             named,
             confidence: 0.5,
+            trust: 0.5,
             rank,
             nll: 0.7,
         };

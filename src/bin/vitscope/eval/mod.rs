@@ -31,6 +31,7 @@ use vitscope::models::{self, Model, Preprocessor, Reference};
 use vitscope::overlay::Range;
 
 use self::suites::SuiteArgs;
+pub use self::suites::bar;
 use crate::args::{one_or_more, png};
 use crate::exit::Exit;
 use crate::setup;

@@ -327,7 +327,8 @@ fn explainer(text: &str, model: &Model) -> anyhow::Result<(String, Box<dyn Expla
     ))
 }
 
-pub(super) fn bar(n: usize) -> ProgressBar {
+/// How many of `n` pictures are done.
+pub fn bar(n: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len}, {eta} left");
     let bar = ProgressBar::new(n as u64);
     match style {

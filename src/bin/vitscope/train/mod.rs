@@ -1,9 +1,11 @@
-//! `vitscope train`: a classifier, DiffMask gates for a model, IA-ViT's interpreter, or many such runs.
+//! `vitscope train`: a classifier, DiffMask gates for a model, IA-ViT's interpreter, what a model finds familiar, or many
+//! such runs.
 //!
 //! All take a recipe (TOML), whose keys are the fields of the trainers' recipe types; options on the
 //! command line win. What is written is a model's folder, with the loss curve beside it. A killed run
 //! goes on from its last checkpoint when the same command is given again.
 
+mod familiarity;
 mod job;
 mod recipe;
 mod runs;
@@ -59,6 +61,8 @@ enum What {
     Diffmask(DiffMaskArgs),
     /// Train IA-ViT's interpreter, for a frozen model or, without --model, jointly with a new one.
     IaVit(IaVitArgs),
+    /// Measure what a model finds familiar, so that it says "not sure" of pictures unlike those that it learned from.
+    Familiarity(familiarity::FamiliarityArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -143,6 +147,7 @@ impl TrainArgs {
             Some(What::Classifier(args)) => args.common.threads,
             Some(What::Diffmask(args)) => args.common.threads,
             Some(What::IaVit(args)) => args.common.threads,
+            Some(What::Familiarity(args)) => args.threads,
         }
     }
 }
@@ -163,6 +168,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
             init => job.classifier(Joint::Alone, init.as_deref()),
         }),
         What::Diffmask(args) => train_gates(args),
+        What::Familiarity(args) => familiarity::run(args),
         What::IaVit(args) => match (&args.model, &args.out) {
             (Some(model), out) => {
                 let reference = over(model, args.backbone.as_deref())?;

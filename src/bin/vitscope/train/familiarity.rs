@@ -1,0 +1,130 @@
+//! `vitscope train familiarity`: what a model finds familiar, and from when on its answers count as sure.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use candle_core::Device;
+use glob::Pattern;
+use vitscope::data::{self, Dataset};
+use vitscope::eval::calibration::{sure_answers, threshold_for};
+use vitscope::eval::class_names::matched_classes;
+use vitscope::eval::classification::Prediction;
+use vitscope::models::{self, Preprocessor, Reference};
+use vitscope::train::familiarity::{Fitted, Labeled, fit};
+
+use super::{accuracy, over};
+use crate::args::{one_or_more, share};
+use crate::eval::bar;
+use crate::exit::Exit;
+
+/// Pictures that go through the model at once.
+const BATCH: usize = 16;
+
+/// Options of `vitscope train familiarity`.
+#[derive(Debug, clap::Args)]
+pub struct FamiliarityArgs {
+    /// Folder of the model; familiarity.safetensors is written there.
+    #[arg(long, value_name = "FOLDER")]
+    model: PathBuf,
+    /// Output folder [default: the model's].
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Pictures like those that the model learned from: a folder with one subfolder of pictures per class.
+    #[arg(long, value_name = "FOLDER")]
+    data: String,
+    /// Pictures that it did not learn from, likewise.
+    #[arg(long, value_name = "FOLDER")]
+    held_out: String,
+    /// Skip held-out pictures whose file name matches; repeat the option for more patterns.
+    #[arg(long, value_name = "GLOB")]
+    except: Vec<Pattern>,
+    /// Choose the threshold at which sure answers reach this accuracy.
+    #[arg(long, value_name = "SHARE", default_value = "0.95", value_parser = share)]
+    sure_accuracy: f32,
+    /// Number of compute threads [default: one per core].
+    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// Fits it and writes it.
+pub fn run(args: &FamiliarityArgs) -> anyhow::Result<Exit> {
+    let reference = Reference {
+        trained_parts: false,
+        ..over(&args.model, None)?
+    };
+    let model = models::open(reference, &Device::Cpu)?;
+    let Preprocessor {
+        rule, resampling, ..
+    } = model.preprocessor;
+    let config = model.vit.config();
+    let is_chosen = |name: &str| !args.except.iter().any(|pattern| pattern.matches(name));
+    let is_chosen: Option<&dyn Fn(&str) -> bool> = (!args.except.is_empty()).then_some(&is_chosen);
+    let learned = data::open_labeled(&args.data, rule, resampling, None)?;
+    let held = data::open_labeled(&args.held_out, rule, resampling, is_chosen)?;
+    let matched =
+        |data: &dyn Dataset| matched_classes(&config.labels, &config.label_aliases, data.classes());
+    let (learned_classes, held_classes) = (matched(&*learned)?, matched(&*held)?);
+    let bar = bar(learned.len() + held.len());
+    let sure_accuracy = decimal(args.sure_accuracy);
+    let fitted = fit(
+        &model,
+        Labeled {
+            data: &*learned,
+            classes: &learned_classes,
+        },
+        Labeled {
+            data: &*held,
+            classes: &held_classes,
+        },
+        sure_accuracy,
+        BATCH,
+        &mut |n_done| bar.set_position(n_done as u64),
+    )?;
+    bar.finish_and_clear();
+    let out = args.out.as_deref().unwrap_or(&args.model);
+    fitted.familiarity.save(out, &model.weights_sha256)?;
+    print(&fitted, sure_accuracy);
+    let unreadable = [learned.unreadable(), held.unreadable()].concat();
+    for reason in &unreadable {
+        eprintln!("picture left out: {reason}");
+    }
+    println!("familiarity in {:?}", out.join("familiarity.safetensors"));
+    Ok(Exit::Whole)
+}
+
+/// The number that was typed, without the digits that an f32 adds to it.
+fn decimal(value: f32) -> f64 {
+    (f64::from(value) * 1e6).round() / 1e6
+}
+
+/// What the threshold takes for sure, and what one on the probability alone would.
+fn print(fitted: &Fitted, sure_accuracy: f64) {
+    let Fitted {
+        familiarity,
+        n_learned,
+        held,
+    } = fitted;
+    let by_probability: Vec<Prediction> = held
+        .iter()
+        .map(|prediction| Prediction {
+            trust: prediction.confidence,
+            ..*prediction
+        })
+        .collect();
+    let line = |of: &str, answers: &[Prediction], threshold: f64| {
+        let sure = sure_answers(answers, threshold);
+        let percent = 100.0 * sure.of as f64 / answers.len().max(1) as f64;
+        println!(
+            "sure from a {of} of {threshold}: {percent:.1} % of the answers, accuracy {}",
+            accuracy(sure)
+        );
+    };
+    println!(
+        "{n_learned} pictures say what is familiar, {} are held out",
+        held.len()
+    );
+    if let Some(threshold) = threshold_for(&by_probability, sure_accuracy) {
+        line("probability", &by_probability, threshold);
+    }
+    line("trust", held, decimal(familiarity.sure_from));
+}
