@@ -196,6 +196,25 @@ fn relabel(caps: &gst::Caps) -> Result<gst::Element> {
     Ok(setter)
 }
 
+/// Says of all that flows through `pad` that each buffer is a packet.
+///
+/// opusparse says so of packets, and passes on what the demuxer said, which is less, once that reports a gap: a muxer that
+/// has begun refuses the change.
+fn say_framed(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
+        if let Some(event) = info.event()
+            && let gst::EventView::Caps(caps) = event.view()
+        {
+            let mut caps = caps.caps_owned();
+            if let Some(fields) = caps.make_mut().structure_mut(0) {
+                fields.set("framed", true);
+            }
+            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
 /// `caps` as decoders and converters want them.
 fn decodable(mut caps: gst::Caps) -> gst::Caps {
     let Some(fields) = caps.make_mut().structure_mut(0) else {
@@ -358,7 +377,9 @@ fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element
     let opus = gst::Caps::builder("audio/x-opus").build();
     if opus.can_intersect(caps) && elements::available("opusparse") {
         // Of several packets in one Matroska block only the first has a time.
-        return Ok(vec![elements::make("opusparse")?]);
+        let parser = elements::make("opusparse")?;
+        say_framed(&elements::static_pad(&parser, "src")?);
+        return Ok(vec![parser]);
     }
     if !is_aac(caps) {
         return Ok(Vec::new());
@@ -507,5 +528,50 @@ fn codec(caps: &gst::Caps) -> String {
             .trim_start_matches("audio/")
             .trim_start_matches("x-")
             .to_uppercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_of_opus_stay_packets_over_a_gap() {
+        gst::init().unwrap();
+        let demuxed = gst::Caps::builder("audio/x-opus")
+            .field("rate", 48_000)
+            .field("channels", 1)
+            .field("channel-mapping-family", 0)
+            .build();
+        let accepted = gst::Caps::builder("audio/x-opus").build();
+        let chain = copy_chain(&accepted, &demuxed).unwrap();
+        let [parser] = chain.as_slice() else {
+            panic!("Opus goes through its parser");
+        };
+        let end = elements::make("fakesink").unwrap();
+        end.set_property("async", false);
+        parser.link(&end).unwrap();
+        for element in [&end, parser] {
+            element.set_state(gst::State::Playing).unwrap();
+        }
+        let begin = elements::static_pad(parser, "sink").unwrap();
+        let events = [
+            gst::event::StreamStart::new("sound"),
+            gst::event::Caps::new(&demuxed),
+            gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()),
+            gst::event::Gap::builder(gst::ClockTime::ZERO).build(),
+        ];
+        for event in events {
+            assert!(begin.send_event(event));
+        }
+        let told = elements::static_pad(&end, "sink").unwrap().current_caps();
+        let told = told.unwrap();
+        assert!(
+            told.structure(0).unwrap().get::<bool>("framed").unwrap(),
+            "{told}"
+        );
+        for element in [parser, &end] {
+            element.set_state(gst::State::Null).unwrap();
+        }
     }
 }
