@@ -196,25 +196,6 @@ fn relabel(caps: &gst::Caps) -> Result<gst::Element> {
     Ok(setter)
 }
 
-/// Says of all that flows through `pad` that each buffer is a packet.
-///
-/// opusparse says so of packets, and passes on what the demuxer said, which is less, once that reports a gap: a muxer that
-/// has begun refuses the change.
-fn say_framed(pad: &gst::Pad) {
-    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
-        if let Some(event) = info.event()
-            && let gst::EventView::Caps(caps) = event.view()
-        {
-            let mut caps = caps.caps_owned();
-            if let Some(fields) = caps.make_mut().structure_mut(0) {
-                fields.set("framed", true);
-            }
-            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
-        }
-        gst::PadProbeReturn::Ok
-    });
-}
-
 /// `caps` as decoders and converters want them.
 fn decodable(mut caps: gst::Caps) -> gst::Caps {
     let Some(fields) = caps.make_mut().structure_mut(0) else {
@@ -378,7 +359,11 @@ fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element
     if opus.can_intersect(caps) && elements::available("opusparse") {
         // Of several packets in one Matroska block only the first has a time.
         let parser = elements::make("opusparse")?;
-        say_framed(&elements::static_pad(&parser, "src")?);
+        // It says that each buffer is a packet, and passes on what the demuxer said, which is less, once that reports a gap:
+        // a muxer that has begun refuses the change.
+        elements::rewrite_caps(&elements::static_pad(&parser, "src")?, |fields| {
+            fields.set("framed", true);
+        });
         return Ok(vec![parser]);
     }
     if !is_aac(caps) {

@@ -175,6 +175,25 @@ pub(super) fn start_chain(chain: &[gst::Element]) -> Result<()> {
     Ok(())
 }
 
+/// Puts what `change` makes of it in place of each description of what flows through `pad`.
+pub(super) fn rewrite_caps(
+    pad: &gst::Pad,
+    change: impl Fn(&mut gst::StructureRef) + Send + Sync + 'static,
+) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(event) = info.event()
+            && let gst::EventView::Caps(caps) = event.view()
+        {
+            let mut caps = caps.caps_owned();
+            if let Some(fields) = caps.make_mut().structure_mut(0) {
+                change(fields);
+            }
+            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
 /// The static pad `name` of `element`.
 pub(crate) fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad> {
     element.static_pad(name).ok_or_else(|| {

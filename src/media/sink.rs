@@ -204,7 +204,10 @@ impl FileSink {
             temporal::keep_lengths(&encoded, &static_pad(&queue, "sink")?, in_order);
         }
         if plan.described != Described::Colors {
-            untag(&static_pad(&queue, "sink")?);
+            // Else the muxer writes colors that were not said.
+            elements::rewrite_caps(&static_pad(&queue, "sink")?, |fields| {
+                fields.remove_fields(["colorimetry"]);
+            });
         }
         encoding.push(queue.clone());
 
@@ -499,20 +502,4 @@ fn signal_end(pad: &gst::Pad) -> Receiver<()> {
         gst::PadProbeReturn::Ok
     });
     receiver
-}
-
-/// Keeps the muxer from writing colors that were not said.
-fn untag(pad: &gst::Pad) {
-    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
-        if let Some(event) = info.event()
-            && let gst::EventView::Caps(caps) = event.view()
-        {
-            let mut caps = caps.caps_owned();
-            if let Some(fields) = caps.make_mut().structure_mut(0) {
-                fields.remove_fields(["colorimetry"]);
-            }
-            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
-        }
-        gst::PadProbeReturn::Ok
-    });
 }

@@ -118,7 +118,8 @@ pub struct Reference<'a> {
     pub model: &'a str,
     /// The model that stands under a folder with head, gates or interpreter only.
     pub backbone: Option<&'a str>,
-    /// Whether gates, interpreter and familiarity are read; where new ones are wanted, it does not matter whose the old ones are.
+    /// Whether gates, interpreter and familiarity are read; where new ones are wanted, it does not matter whose the old
+    /// ones are.
     pub trained_parts: bool,
 }
 

@@ -30,9 +30,9 @@ pub struct Shrunk {
 /// Writes a model into a new folder: the weights of its blocks, its patch embedding and its classifier in 8 bits, the
 /// rest in half precision, configuration and preprocessing as they are.
 ///
-/// Gates, interpreter and familiarity are left out, because they belong to the weights before. If the model's weights are in 8 bits
-/// already, they stay as they are, and its gates and interpreter are stored in 8 bits. The folder appears whole or not
-/// at all.
+/// Gates, interpreter and familiarity are left out, because they belong to the weights before. If the model's weights
+/// are in 8 bits already, they stay as they are, and its gates and interpreter are stored in 8 bits. The folder appears
+/// whole or not at all.
 ///
 /// # Errors
 /// As [`open`](super::open); [`Error::Model`] if the folder exists, or if nothing is left to shrink; [`Error::Io`] if

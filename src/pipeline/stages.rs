@@ -380,21 +380,17 @@ impl View {
 
     /// Says which answers are not sure: where trust in them, or their probability, is below the model's threshold.
     fn judge(&self, class_token: &Tensor, scores: &mut [Scores]) -> Result<()> {
+        let Some(threshold) = self.model.sure_from() else {
+            return Ok(());
+        };
         let named = scores.iter().filter_map(|scores| scores.likeliest.first());
         let named: Vec<(usize, f32)> = named.map(|best| (best.index, best.probability)).collect();
         if named.len() != scores.len() {
             return Ok(());
         }
-        let (certain, threshold) = match (&self.model.familiarity, self.model.not_sure_below) {
-            (Some(familiarity), _) => {
-                let trust = familiarity.trust(class_token, &named)?;
-                (trust, familiarity.sure_from)
-            }
-            (None, Some(threshold)) => {
-                let probabilities = named.iter().map(|(_, probability)| *probability);
-                (probabilities.collect(), threshold)
-            }
-            (None, None) => return Ok(()),
+        let certain: Vec<f32> = match &self.model.familiarity {
+            Some(familiarity) => familiarity.trust(class_token, &named)?,
+            None => named.iter().map(|(_, probability)| *probability).collect(),
         };
         for (scores, certain) in scores.iter_mut().zip(certain) {
             scores.not_sure = Some(certain < threshold);

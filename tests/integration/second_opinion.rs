@@ -309,7 +309,7 @@ fn end_of_picture(path: &Path) -> f64 {
     ends.fold(0.0, f64::max)
 }
 
-/// A slide that stands for three seconds at the end of a film of 25 frames a second.
+/// A slide that stands for three seconds at the end of a film of 25 frames per second.
 fn slide(files: &Files, name: &str, sound: &str) -> PathBuf {
     let plain = files.make(
         "plain.mp4",

@@ -224,6 +224,17 @@ pub fn share(text: &str) -> Result<f32, String> {
         .ok_or_else(|| "expected a number from 0 to 1".into())
 }
 
+/// A number from 0 to 1, with the digits that were typed.
+pub fn probability(text: &str) -> Result<f64, String> {
+    share(text)?;
+    text.parse().map_err(|_| "expected a number".into())
+}
+
+/// The number that a configuration states, without the digits that an f32 adds to it.
+pub fn decimal(value: f32) -> f64 {
+    (f64::from(value) * 1e6).round() / 1e6
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

@@ -20,7 +20,7 @@ use vitscope::models::{Model, Preprocessor};
 
 use super::suites::bar;
 use super::{AskedArgs, tell_left_out};
-use crate::args::{png, share};
+use crate::args::{decimal, png, probability};
 use crate::exit::Exit;
 use crate::train::accuracy;
 
@@ -84,12 +84,6 @@ impl Resize {
             },
         }
     }
-}
-
-/// A number from 0 to 1, with the digits that were typed.
-fn probability(text: &str) -> Result<f64, String> {
-    share(text)?;
-    text.parse().map_err(|_| "expected a number".into())
 }
 
 /// What the model says of one class of the data.
@@ -251,11 +245,6 @@ pub(super) fn run(args: &ClassifierArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// The number that a configuration states, without the digits that an f32 adds to it.
-fn decimal(value: f32) -> f64 {
-    (f64::from(value) * 1e6).round() / 1e6
-}
-
 /// What was measured.
 struct Found<'a> {
     model: &'a Model,
@@ -289,13 +278,7 @@ impl Found<'_> {
         println!("calibration error {ece:.4} (ECE, {} bins)", bins.len());
         println!("negative log-likelihood {nll:.4} nats");
         let print_sure = |name: &str, threshold: f64| {
-            let sure = sure_answers(&self.predictions, threshold);
-            let percent = 100.0 * sure.of as f64 / n_predictions as f64;
-            let right = match sure.of {
-                0 => String::new(),
-                _ => format!(", accuracy {}", accuracy(sure)),
-            };
-            println!("{name} {threshold}: {percent:.1} % of the answers{right}");
+            println!("{}", sure_line(name, &self.predictions, threshold));
         };
         if let Some(threshold) = self.not_sure_below {
             print_sure("sure from", threshold);
@@ -368,6 +351,17 @@ impl Found<'_> {
                 .collect(),
         }
     }
+}
+
+/// How many answers are sure from a threshold on, and how many of those are right.
+pub fn sure_line(name: &str, predictions: &[Prediction], threshold: f64) -> String {
+    let sure = sure_answers(predictions, threshold);
+    let percent = 100.0 * sure.of as f64 / predictions.len() as f64;
+    let right = match sure.of {
+        0 => String::new(),
+        _ => format!(", accuracy {}", accuracy(sure)),
+    };
+    format!("{name} {threshold}: {percent:.1} % of the answers{right}")
 }
 
 impl ClassifierArgs {

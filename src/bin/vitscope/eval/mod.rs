@@ -30,6 +30,7 @@ use vitscope::gates::{Gates, MARGIN, Removal};
 use vitscope::models::{self, Model, Preprocessor, Reference};
 use vitscope::overlay::Range;
 
+pub use self::classifier::sure_line;
 use self::suites::SuiteArgs;
 pub use self::suites::bar;
 use crate::args::{one_or_more, png};

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use candle_core::Device;
 use glob::Pattern;
 use vitscope::data::{self, Dataset};
-use vitscope::eval::calibration::{sure_answers, threshold_for};
+use vitscope::eval::calibration::threshold_for;
 use vitscope::eval::class_names::matched_classes;
 use vitscope::eval::classification::Prediction;
 use vitscope::models::{self, Preprocessor, Reference};
 use vitscope::train::familiarity::{Fitted, Labeled, fit};
 
-use super::{accuracy, over};
-use crate::args::{one_or_more, share};
-use crate::eval::bar;
+use super::{over, print_left_out};
+use crate::args::{decimal, one_or_more, probability};
+use crate::eval::{bar, sure_line};
 use crate::exit::Exit;
 
 /// Pictures that go through the model at once.
@@ -39,8 +39,8 @@ pub struct FamiliarityArgs {
     #[arg(long, value_name = "GLOB")]
     except: Vec<Pattern>,
     /// Choose the threshold at which sure answers reach this accuracy.
-    #[arg(long, value_name = "SHARE", default_value = "0.95", value_parser = share)]
-    sure_accuracy: f32,
+    #[arg(long, value_name = "SHARE", default_value = "0.95", value_parser = probability)]
+    sure_accuracy: f64,
     /// Number of compute threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
     pub threads: Option<NonZeroUsize>,
@@ -65,7 +65,6 @@ pub fn run(args: &FamiliarityArgs) -> anyhow::Result<Exit> {
         |data: &dyn Dataset| matched_classes(&config.labels, &config.label_aliases, data.classes());
     let (learned_classes, held_classes) = (matched(&*learned)?, matched(&*held)?);
     let bar = bar(learned.len() + held.len());
-    let sure_accuracy = decimal(args.sure_accuracy);
     let fitted = fit(
         &model,
         Labeled {
@@ -76,25 +75,17 @@ pub fn run(args: &FamiliarityArgs) -> anyhow::Result<Exit> {
             data: &*held,
             classes: &held_classes,
         },
-        sure_accuracy,
+        args.sure_accuracy,
         BATCH,
         &mut |n_done| bar.set_position(n_done as u64),
     )?;
     bar.finish_and_clear();
     let out = args.out.as_deref().unwrap_or(&args.model);
     fitted.familiarity.save(out, &model.weights_sha256)?;
-    print(&fitted, sure_accuracy);
-    let unreadable = [learned.unreadable(), held.unreadable()].concat();
-    for reason in &unreadable {
-        eprintln!("picture left out: {reason}");
-    }
+    print(&fitted, args.sure_accuracy);
+    print_left_out([learned.unreadable(), held.unreadable()].concat());
     println!("familiarity in {:?}", out.join("familiarity.safetensors"));
     Ok(Exit::Whole)
-}
-
-/// The number that was typed, without the digits that an f32 adds to it.
-fn decimal(value: f32) -> f64 {
-    (f64::from(value) * 1e6).round() / 1e6
 }
 
 /// What the threshold takes for sure, and what one on the probability alone would.
@@ -111,20 +102,14 @@ fn print(fitted: &Fitted, sure_accuracy: f64) {
             ..*prediction
         })
         .collect();
-    let line = |of: &str, answers: &[Prediction], threshold: f64| {
-        let sure = sure_answers(answers, threshold);
-        let percent = 100.0 * sure.of as f64 / answers.len().max(1) as f64;
-        println!(
-            "sure from a {of} of {threshold}: {percent:.1} % of the answers, accuracy {}",
-            accuracy(sure)
-        );
-    };
     println!(
         "{n_learned} pictures say what is familiar, {} are held out",
         held.len()
     );
     if let Some(threshold) = threshold_for(&by_probability, sure_accuracy) {
-        line("probability", &by_probability, threshold);
+        let line = sure_line("sure from a probability of", &by_probability, threshold);
+        println!("{line}");
     }
-    line("trust", held, decimal(familiarity.sure_from));
+    let threshold = decimal(familiarity.sure_from);
+    println!("{}", sure_line("sure from a trust of", held, threshold));
 }
