@@ -36,11 +36,11 @@ use super::{Detailed, Explainer, Needs, Pass};
 use crate::error::{Error, Result};
 use crate::flow::Gray;
 use crate::gates::{
-    FrozenGates, Gates, MARGIN, Removal, logits, masked_answers, masks_within_margin,
-    tensor_from_masks,
+    ClassStream, FrozenGates, Gates, MARGIN, Removal, logits, masked_answers, masks_within_margin,
+    state_sites, stream_sites, tensor_from_masks,
 };
 use crate::overlay::Range;
-use crate::vit::{Site, Vit};
+use crate::vit::Vit;
 
 /// What becomes of the keep probabilities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -214,7 +214,9 @@ impl DiffMask {
         match self.gates {
             FrozenGates::Voting(_) => own.iter().map(|&likely| logit(likely)).collect(),
             // In mean shares of the whole, so that they are of the same size for any model and grid.
-            FrozenGates::Ranking(_) => own.iter().map(|score| score * own.len() as f32).collect(),
+            FrozenGates::Ranking(_) | FrozenGates::Order(_) => {
+                own.iter().map(|score| score * own.len() as f32).collect()
+            }
         }
     }
 
@@ -222,7 +224,7 @@ impl DiffMask {
     fn attribution_of(&self, smoothed: &Smoothed) -> Vec<f32> {
         match self.gates {
             FrozenGates::Voting(_) => smoothed.probabilities(),
-            FrozenGates::Ranking(_) => {
+            FrozenGates::Ranking(_) | FrozenGates::Order(_) => {
                 let n_patches = smoothed.logits.len() as f32;
                 let logits = smoothed.logits.iter();
                 logits.map(|logit| logit / n_patches).collect()
@@ -240,12 +242,18 @@ impl DiffMask {
     ///
     /// # Shapes
     /// - result: `[batch, patches]`
-    fn own(&self, pass: &Pass<'_>, states: &[Tensor]) -> Result<Tensor> {
+    fn own(&self, pass: &Pass<'_>) -> Result<Tensor> {
         match &self.gates {
-            FrozenGates::Voting(gates) => Ok(gates.mask(states)?),
+            FrozenGates::Voting(gates) => Ok(gates.mask(&states_of(pass)?)?),
             FrozenGates::Ranking(gates) => {
                 let logits = logits(pass.logits())?;
-                Ok(gates.scores(states, &logits, pass.weights()?)?)
+                Ok(gates.scores(&states_of(pass)?, &logits, pass.weights()?)?)
+            }
+            FrozenGates::Order(gates) => {
+                let logits = logits(pass.logits())?;
+                let weights = pass.weights()?;
+                let stream = ClassStream::follow(pass.vit(), |site| pass.value(site), weights)?;
+                Ok(gates.scores(&stream, pass.grid()?, &logits, weights)?)
             }
         }
     }
@@ -279,30 +287,34 @@ impl Explainer for DiffMask {
     }
 
     fn explains_classes(&self) -> bool {
-        matches!(self.gates, FrozenGates::Ranking(_))
+        !matches!(self.gates, FrozenGates::Voting(_))
     }
 
     fn range(&self) -> Range {
         match (&self.gates, self.options.cut) {
-            (FrozenGates::Ranking(_), Cut::None) => Range::Signed,
+            (FrozenGates::Ranking(_) | FrozenGates::Order(_), Cut::None) => Range::Signed,
             _ => Range::Unit,
         }
     }
 
     fn needs(&self, vit: &Vit) -> Needs {
-        Needs::values(states(vit))
+        match self.gates {
+            FrozenGates::Order(_) => Needs::values(stream_sites(vit)),
+            _ => Needs::values(state_sites(vit)),
+        }
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        self.shown(pass, &self.own(pass, &values(pass)?)?)
+        self.shown(pass, &self.own(pass)?)
     }
 
     fn detailed(&self, pass: &Pass<'_>) -> Result<Detailed> {
-        let states = values(pass)?;
-        let own = self.own(pass, &states)?;
+        let own = self.own(pass)?;
         let votes = match &self.gates {
-            FrozenGates::Voting(gates) if self.options.votes => Some(gates.keep(&states)?),
-            // The network of gates that rank has no parts that vote.
+            FrozenGates::Voting(gates) if self.options.votes => {
+                Some(gates.keep(&states_of(pass)?)?)
+            }
+            // The networks of the others have no parts that vote.
             _ => None,
         };
         Ok(Detailed {
@@ -358,12 +370,8 @@ fn gray(image: &Tensor, (mean, std): Normalization) -> Result<Gray> {
 }
 
 /// The states of a pass.
-fn values(pass: &Pass<'_>) -> Result<Vec<Tensor>> {
-    states(pass.vit()).map(|site| pass.value(site)).collect()
-}
-
-/// The states that gates look at, in order.
-fn states(vit: &Vit) -> impl Iterator<Item = Site> + use<> {
-    let hidden = (0..=vit.n_blocks()).map(Site::Hidden);
-    std::iter::once(Site::PatchEmbeddings).chain(hidden)
+fn states_of(pass: &Pass<'_>) -> Result<Vec<Tensor>> {
+    state_sites(pass.vit())
+        .map(|site| pass.value(site))
+        .collect()
 }

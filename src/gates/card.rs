@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{DEFAULT_STRETCH, GateSizes, Gates, Objective, RankingGates, VotingGates};
+use super::{DEFAULT_STRETCH, GateSizes, Gates, Objective, OrderGates, RankingGates, VotingGates};
 use crate::companion::{self, Card};
 use crate::error::{Error, Result};
 use crate::vit::Vit;
@@ -33,12 +33,12 @@ pub struct GateCard {
     pub seed: u64,
     /// Every option of the training, by its name on the command line.
     pub recipe: BTreeMap<String, serde_json::Value>,
-    /// Kept share of patches that training ended with; of ranking gates, cut at the margin.
+    /// Kept share of patches that training ended with; of the other two kinds, cut at the margin.
     pub l0: f64,
     /// KL(original ‖ masked) in nats that training ended with.
     pub kl: f64,
     /// Of ranking gates: share of the variance of a masked answer that the sum of the kept patches' scores explains, on
-    /// test pictures and random subsets.
+    /// test pictures and random subsets. Of gates that order: that of the teacher's order that theirs explains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explained: Option<f64>,
 }
@@ -72,6 +72,7 @@ impl Gates {
         let gates = match card.objective {
             Objective::Published => Self::Voting(voting(&card, vit, &tensors)?),
             Objective::Shapley => Self::Ranking(RankingGates::load(vit, card.hidden, &tensors)?),
+            Objective::Order => Self::Order(OrderGates::load(vit, card.hidden, &tensors)?),
         };
         Ok((gates, card))
     }
@@ -94,6 +95,11 @@ impl Gates {
             Objective::Shapley => {
                 RankingGates::load_under(vit, card.hidden, &tensors)?.map(Self::Ranking)
             }
+            Objective::Order => Some(Self::Order(OrderGates::load_under(
+                vit,
+                card.hidden,
+                &tensors,
+            )?)),
         };
         Ok(gates.map(|gates| (gates, card)))
     }

@@ -1,9 +1,10 @@
 //! DiffMask's gates: small networks that decide, from hidden states, which patches a Vision
 //! Transformer can do without.
 //!
-//! There are two kinds, told apart by the [`Objective`] they were trained for: [`VotingGates`], as published, vote for
+//! There are three kinds, told apart by the [`Objective`] they were trained for: [`VotingGates`], as published, vote for
 //! a minimal set of patches that preserves the whole answer; [`RankingGates`] score each patch by its Shapley value for
-//! a class, which orders the patches. A minimal set comes out of either, see [`masks_within_margin`].
+//! a class, which orders the patches; [`OrderGates`] order them by what the class token takes from each. A minimal set
+//! comes out of all, see [`masks_within_margin`].
 //!
 //! # Voting gates
 //!
@@ -30,8 +31,10 @@
 
 mod answers;
 mod card;
+mod class_stream;
 mod frozen;
 mod hard_concrete;
+mod order;
 mod passes;
 mod ranking;
 mod voting;
@@ -44,12 +47,17 @@ use crate::vit::Vit;
 pub use answers::{MaskedAnswer, kl_from_logits, masked_answers, masks_within_margin};
 pub(crate) use answers::{best_kept, binary_masks, logits, ranking, tensor_from_masks};
 pub use card::GateCard;
+pub use class_stream::ClassStream;
+pub(crate) use class_stream::stream_sites;
 pub use frozen::{FrozenGates, FrozenVotes, VotedPass};
 pub use hard_concrete::{
     STRETCH_HI, STRETCH_LO, TEMPERATURE, log_keep_from_logits, sample_from_logits,
 };
+pub(crate) use order::SCALE;
+pub use order::{OrderGates, OrderSizes, features};
 pub(crate) use passes::state_sites;
 pub use passes::{CleanPass, Removal, clean_pass, masked_pass};
+pub(crate) use ranking::weights_of_predicted;
 pub use ranking::{EMPTY_ANSWER, RankingGates, RankingSizes};
 pub(crate) use voting::weight_norm;
 pub use voting::{BASELINE, DEFAULT_STRETCH, GateSizes, VotingGates};
@@ -68,6 +76,8 @@ pub enum Objective {
     Published,
     /// The Shapley value of each patch for each class: [`RankingGates`].
     Shapley,
+    /// The order in which patches matter to a class: [`OrderGates`].
+    Order,
 }
 
 /// Trained gates of a model.
@@ -77,6 +87,8 @@ pub enum Gates {
     Voting(VotingGates),
     /// Trained for [`Objective::Shapley`].
     Ranking(RankingGates),
+    /// Trained for [`Objective::Order`].
+    Order(OrderGates),
 }
 
 impl Gates {
@@ -85,6 +97,7 @@ impl Gates {
         match self {
             Self::Voting(_) => Objective::Published,
             Self::Ranking(_) => Objective::Shapley,
+            Self::Order(_) => Objective::Order,
         }
     }
 
@@ -93,12 +106,12 @@ impl Gates {
         match self {
             Self::Voting(gates) => gates.removal(),
             // Their scores come from many ways of removal; dropping is the one that leaves nothing in a patch's place.
-            Self::Ranking(_) => &Removal::Drop,
+            Self::Ranking(_) | Self::Order(_) => &Removal::Drop,
         }
     }
 
     /// The same gates for the classes of another classifier on the same features: those that vote know no classes, those
-    /// that rank take them from the classifier of `vit`. `None` where they cannot.
+    /// that rank or order take them from the classifier of `vit`. `None` where they cannot.
     ///
     /// # Errors
     /// Fails where the device runs out of memory.
@@ -106,6 +119,7 @@ impl Gates {
         Ok(match self {
             Self::Voting(_) => Some(self.clone()),
             Self::Ranking(gates) => gates.under(vit)?.map(Self::Ranking),
+            Self::Order(gates) => Some(Self::Order(gates.under(vit)?)),
         })
     }
 
@@ -117,6 +131,7 @@ impl Gates {
         Ok(match self {
             Self::Voting(gates) => FrozenGates::Voting(gates.freeze()?),
             Self::Ranking(gates) => FrozenGates::Ranking(gates.freeze()),
+            Self::Order(gates) => FrozenGates::Order(gates.freeze()),
         })
     }
 }

@@ -371,11 +371,7 @@ impl RankingGates {
     /// # Errors
     /// Fails where the shapes do not fit.
     pub fn scores_of_predicted(&self, states: &[Tensor], logits: &Tensor) -> TensorResult<Tensor> {
-        let best = logits.argmax_keepdim(D::Minus1)?; // [batch, 1]
-        let ones = Tensor::ones(best.dims(), DType::F32, logits.device())?;
-        let weights = Tensor::zeros(logits.dims(), DType::F32, logits.device())?;
-        let weights = weights.scatter(&best, &ones, D::Minus1)?;
-        self.scores(states, logits, &weights)
+        self.scores(states, logits, &weights_of_predicted(logits)?)
     }
 
     /// Scores as a mask in (0, 1) in the same order, one half where a score is 0: ½ + ½·x/(1 + |x|), x in mean shares
@@ -407,7 +403,15 @@ fn class_vectors(weights: &Tensor) -> TensorResult<Tensor> {
     apart.broadcast_div(&scale)
 }
 
+/// Weights that ask for the class with the highest logit, of the shape of `logits`, `[batch, classes]`.
+pub(crate) fn weights_of_predicted(logits: &Tensor) -> TensorResult<Tensor> {
+    let best = logits.argmax_keepdim(D::Minus1)?; // [batch, 1]
+    let ones = Tensor::ones(best.dims(), DType::F32, logits.device())?;
+    let weights = Tensor::zeros(logits.dims(), DType::F32, logits.device())?;
+    weights.scatter(&best, &ones, D::Minus1)
+}
+
 /// The same probability for every class, `[classes]`.
-fn uniform_answer(classes: usize, device: &Device) -> TensorResult<Tensor> {
+pub(super) fn uniform_answer(classes: usize, device: &Device) -> TensorResult<Tensor> {
     Tensor::full(1.0 / classes.max(1) as f32, classes, device)
 }

@@ -35,14 +35,16 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Ten
 /// Scores of each query and key of a head: `q kᵀ / sqrt(head_dim)`.
 ///
 /// # Shapes
-/// - `q`, `k`: `[batch, tokens, heads * head_dim]`
-/// - result: `[batch, heads, tokens, tokens]`, rows are queries
+/// - `q`: `[batch, queries, heads * head_dim]`
+/// - `k`: `[batch, tokens, heads * head_dim]`
+/// - result: `[batch, heads, queries, tokens]`, rows are queries
 ///
 /// # Errors
-/// Fails where the shapes differ or `heads` does not divide the last dimension.
+/// Fails where the shapes do not fit or `heads` does not divide the last dimension.
 pub fn scores(q: &Tensor, k: &Tensor, heads: usize) -> Result<Tensor> {
-    let dim = check(&[q, k], heads)?;
-    if is_fused(q) {
+    let one = |xs: &Tensor| xs.narrow(1, 0, 1);
+    let dim = check(&[&one(q)?, &one(k)?], heads)?;
+    if is_fused(q) && q.dims() == k.dims() {
         return q
             .contiguous()?
             .apply_op2(&k.contiguous()?, Scores { heads });
@@ -54,23 +56,24 @@ pub fn scores(q: &Tensor, k: &Tensor, heads: usize) -> Result<Tensor> {
 /// The values of each head, weighted by its probabilities.
 ///
 /// # Shapes
-/// - `probabilities`: `[batch, heads, tokens, tokens]`, rows are queries
-/// - `v`: `[batch, tokens, heads * head_dim]`; the result has the same
+/// - `probabilities`: `[batch, heads, queries, tokens]`, rows are queries
+/// - `v`: `[batch, tokens, heads * head_dim]`
+/// - result: `[batch, queries, heads * head_dim]`
 ///
 /// # Errors
 /// Fails where the shapes do not fit each other.
 pub fn mix(probabilities: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (batch, tokens, _) = v.dims3()?;
-    let (_, heads, _, _) = probabilities.dims4()?;
+    let (_, heads, queries, _) = probabilities.dims4()?;
     let dim = check(&[v], heads)?;
-    if probabilities.dims() != [batch, heads, tokens, tokens] {
+    if probabilities.dims() != [batch, heads, queries, tokens] {
         candle_core::bail!(
             "attention: probabilities {:?} and v {:?} do not fit",
             probabilities.shape(),
             v.shape()
         );
     }
-    if is_fused(v) {
+    if is_fused(v) && queries == tokens {
         return probabilities
             .contiguous()?
             .apply_op2(&v.contiguous()?, Mix { heads });
@@ -78,7 +81,7 @@ pub fn mix(probabilities: &Tensor, v: &Tensor) -> Result<Tensor> {
     probabilities
         .matmul(&split(v, heads)?)?
         .transpose(1, 2)?
-        .reshape((batch, tokens, dim))
+        .reshape((batch, queries, dim))
 }
 
 /// `heads * head_dim` of tensors `[batch, tokens, heads * head_dim]` of one shape.

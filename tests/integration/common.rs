@@ -5,6 +5,7 @@
     expect(dead_code, reason = "most of it is for tests of the program")
 )]
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,9 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use vitscope::gates::{EMPTY_ANSWER, GateSizes, Gates, RankingGates, RankingSizes, VotingGates};
+use vitscope::gates::{
+    EMPTY_ANSWER, GateSizes, Gates, OrderGates, OrderSizes, RankingGates, RankingSizes, VotingGates,
+};
 use vitscope::interpreter::{Interpreter, InterpreterShape};
 use vitscope::rng::Rng;
 use vitscope::vit::{Family, Vit, VitConfig, init};
@@ -187,4 +190,24 @@ pub(crate) fn small_ranking_gates(vit: &Vit) -> RankingGates {
         tensors.insert(name.into(), drawn.expect("values are drawn"));
     }
     RankingGates::load(vit, 6, &tensors.into_iter().collect()).expect("drawn gates fit")
+}
+
+/// Tensors of random gates that order, with scores that are not small.
+pub(crate) fn small_order_tensors(vit: &Vit) -> BTreeMap<String, Tensor> {
+    let sizes = OrderSizes::new(vit.config(), 6);
+    let tensors = OrderGates::initial_tensors(sizes, &mut Rng::new(5), &Device::Cpu);
+    let mut tensors = tensors.expect("gates are drawn");
+    let mut rng = Rng::new(6);
+    for name in ["direct.weight", "order.weight", EMPTY_ANSWER] {
+        let shape = tensors[name].shape().clone();
+        let drawn = rng.uniform_tensor(shape, &Device::Cpu);
+        tensors.insert(name.into(), drawn.expect("values are drawn"));
+    }
+    tensors
+}
+
+/// Gates over [`small_order_tensors`].
+pub(crate) fn small_order_gates(vit: &Vit) -> OrderGates {
+    let tensors = small_order_tensors(vit).into_iter().collect();
+    OrderGates::load(vit, 6, &tensors).expect("drawn gates fit")
 }

@@ -10,15 +10,16 @@ use candle_core::{Device, Tensor, Var};
 use vitscope::eval::{masked_answers, masks_within_margin};
 use vitscope::explain::{Explainer, Method, Parts, Target, explain_all};
 use vitscope::gates::{
-    GateCard, GateSizes, Gates, Objective, RankingGates, RankingSizes, Removal, VotingGates,
-    clean_pass, masked_pass,
+    ClassStream, EMPTY_ANSWER, GateCard, GateSizes, Gates, Objective, OrderGates, RankingGates,
+    RankingSizes, Removal, VotingGates, clean_pass, masked_pass,
 };
+use vitscope::models;
 use vitscope::rng::Rng;
 use vitscope::vit::{Replace, Site, Vit, VitConfig, init};
 
 use crate::common::{
-    small_config, small_config_without_head, small_gates, small_images, small_ranking_gates,
-    small_vit, small_voting_gates,
+    fixture, small_config, small_config_without_head, small_gates, small_images, small_order_gates,
+    small_order_tensors, small_ranking_gates, small_vit, small_voting_gates,
 };
 
 /// Difference of f32 sums in another order.
@@ -689,4 +690,155 @@ fn saved_gates_that_rank_come_back_as_they_were() {
     let scores =
         |gates: &RankingGates| values(&gates.scores_of_predicted(&clean.states, &logits).unwrap());
     assert_eq!(scores(&before), scores(&back));
+}
+
+/// One row per image that asks for a class.
+fn asking_for(class: usize, batch: usize, n_classes: usize) -> Tensor {
+    let row = (0..n_classes).map(|c| f32::from(u8::from(c == class)));
+    let rows: Vec<f32> = (0..batch).flat_map(|_| row.clone()).collect();
+    Tensor::from_vec(rows, (batch, n_classes), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn the_class_token_takes_from_patches_what_pytorch_says() {
+    const CLASS: usize = 2;
+    let load = |path| candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let expected = load(fixture("class_stream.safetensors"));
+    for name in ["vit_a", "deit_distilled"] {
+        let folder = fixture(name);
+        let vit = models::open(folder.to_str().unwrap(), &Device::Cpu)
+            .unwrap()
+            .vit;
+        let images = load(folder.join("reference.safetensors"))
+            .remove("images")
+            .unwrap();
+        let weights = asking_for(CLASS, images.dim(0).unwrap(), vit.config().n_classes());
+        let found = ClassStream::of(&vit, &images, &weights).unwrap();
+        for (key, found) in [
+            ("contributions", &found.contributions),
+            ("attention", &found.attention),
+        ] {
+            let expected = &expected[&format!("{name}/{key}")];
+            assert_eq!(expected.dims(), found.dims());
+            let largest = values(expected)
+                .into_iter()
+                .fold(0f32, |a, b| a.max(b.abs()));
+            for (expected, found) in values(expected).into_iter().zip(values(found)) {
+                let off = (expected - found).abs() / largest;
+                assert!(off < 1e-4, "{name}/{key}: {found} is not {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_of_gates_that_order_add_up_to_what_the_class_gains_by_the_image() {
+    let vit = small_vit(small_config());
+    let images = small_images(2);
+    let (_, _, height_px, width_px) = images.dims4().unwrap();
+    let logits = vit.forward(&images).unwrap().logits.unwrap();
+    let answer = candle_nn::ops::softmax(&logits, 1).unwrap();
+    let answer: Vec<Vec<f32>> = answer.to_vec2().unwrap();
+    let empty = values(&small_order_tensors(&vit)[EMPTY_ANSWER]);
+    let gates = small_order_gates(&vit);
+    for class in 0..empty.len() {
+        let weights = asking_for(class, 2, empty.len());
+        let stream = ClassStream::of(&vit, &images, &weights).unwrap();
+        let grid = vit.grid(height_px, width_px);
+        let scores = gates.scores(&stream, grid, &logits, &weights).unwrap();
+        let scores: Vec<Vec<f32>> = scores.to_vec2().unwrap();
+        for (scores, answer) in scores.iter().zip(&answer) {
+            let sum: f32 = scores.iter().sum();
+            assert!((sum - (answer[class] - empty[class])).abs() < TOLERANCE);
+            assert!(scores.iter().any(|score| (score - scores[0]).abs() > 1e-3));
+        }
+    }
+}
+
+#[test]
+fn gates_that_order_explain_any_class_and_the_predicted_one_by_default() {
+    let vit = small_vit(small_config());
+    let gates = Gates::Order(small_order_gates(&vit));
+    let parts = Parts {
+        gates: Some(&gates),
+        ..Parts::default()
+    };
+    let images = small_images(1);
+    let explain = |target| {
+        let explainer = Method::DiffMask.build(parts).unwrap();
+        assert!(explainer.explains_classes());
+        let found = explainer.explain(&vit, &images, target).unwrap();
+        values(&found.attribution)
+    };
+    let logits = values(&vit.forward(&images).unwrap().logits.unwrap());
+    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+    let (best, other) = (best.unwrap(), (best.unwrap() + 1) % logits.len());
+    assert_eq!(explain(Target::Predicted), explain(Target::Class(best)));
+    assert_ne!(explain(Target::Predicted), explain(Target::Class(other)));
+    // What evaluations of gates ask for is the same map, as a mask in the same order.
+    let mask = gates.freeze().unwrap().pass(&vit, &images).unwrap().mask;
+    let scores = explain(Target::Predicted);
+    for (score, likely) in scores.iter().zip(values(&mask)) {
+        let share = score * scores.len() as f32;
+        let expected = 0.5 + 0.5 * share / (1.0 + share.abs());
+        assert!((expected - likely).abs() < TOLERANCE, "{expected} {likely}");
+    }
+}
+
+#[test]
+fn saved_gates_that_order_come_back_as_they_were_and_serve_another_classifier() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = small_config();
+    let vit = small_vit(config.clone());
+    let tensors = small_order_tensors(&vit);
+    let card = GateCard {
+        objective: Objective::Order,
+        hidden: 6,
+        explained: Some(0.5),
+        ..card(GateSizes::new(&config))
+    };
+    Gates::save(&tensors, &card, folder.path()).unwrap();
+    let (back, back_card) = Gates::open(folder.path(), &vit, "AB12", &Device::Cpu).unwrap();
+    assert_eq!(back_card, card);
+    let Gates::Order(back) = back else {
+        panic!("gates of the objective \"order\" order");
+    };
+    let images = small_images(2);
+    let logits = vit.forward(&images).unwrap().logits.unwrap();
+    let weights = asking_for(1, 2, logits.dim(1).unwrap());
+    let stream = ClassStream::of(&vit, &images, &weights).unwrap();
+    let grid = {
+        let (_, _, height_px, width_px) = images.dims4().unwrap();
+        vit.grid(height_px, width_px)
+    };
+    let scores = |gates: &OrderGates| {
+        let scores = gates.scores(&stream, grid, &logits, &weights).unwrap();
+        scores.to_vec2::<f32>().unwrap()
+    };
+    let own = scores(&small_order_gates(&vit));
+    assert_eq!(own, scores(&back));
+    // Only what emptied pictures are taken to answer differs, and that moves all patches by the same.
+    let under = scores(&back.under(&vit).unwrap());
+    for (own, under) in own.iter().zip(&under) {
+        for (a, b) in own.iter().zip(under) {
+            assert!(((a - own[0]) - (b - under[0])).abs() < TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn gates_that_order_are_refused_where_a_tensor_is_missing_or_the_model_has_no_classifier() {
+    let vit = small_vit(small_config());
+    let mut tensors: HashMap<String, Tensor> = small_order_tensors(&vit).into_iter().collect();
+    let headless = small_vit(small_config_without_head());
+    let message = |vit: &Vit, tensors: &HashMap<String, Tensor>| {
+        OrderGates::load(vit, 6, tensors).unwrap_err().to_string()
+    };
+    assert!(message(&headless, &tensors).contains("no classifier"));
+    tensors.remove("scale");
+    assert!(message(&vit, &tensors).contains("gates lack tensor \"scale\""));
+    let odd = Tensor::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap();
+    tensors.insert("scale".into(), odd);
+    let found = message(&vit, &tensors);
+    assert!(found.contains("\"scale\" has shape [3]"), "{found}");
 }

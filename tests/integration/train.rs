@@ -14,9 +14,10 @@ use vitscope::eval::class_names::classes_by_name;
 use vitscope::eval::classification::{count_by_class, total};
 use vitscope::eval::masked_answers;
 use vitscope::explain::chefer::Chefer;
-use vitscope::explain::{Explainer, Target};
+use vitscope::explain::rollout::GradientRollout;
+use vitscope::explain::{Explainer, Forward, Target};
 use vitscope::frame::FrameSize;
-use vitscope::gates::{RankingGates, Removal, clean_pass};
+use vitscope::gates::{ClassStream, OrderGates, RankingGates, Removal, clean_pass, features};
 use vitscope::models::{self, Precision, Preprocessor, Reference, save_folder, save_head};
 use vitscope::rng::Rng;
 use vitscope::train::classifier::{
@@ -24,6 +25,7 @@ use vitscope::train::classifier::{
 };
 use vitscope::train::diffmask::{self, DiffMaskRecipe, RemovalKind, Sparsity, TrainedGates};
 use vitscope::train::iavit::{self, Alignment, IaVitRecipe, Teacher, TrainedInterpreter};
+use vitscope::train::order::{self, OrderRecipe, signed_rollout};
 use vitscope::train::probe::{self, ProbeRecipe, TrainedProbe};
 use vitscope::train::shapley::{self, Fill, ShapleyRecipe};
 use vitscope::train::{Checkpoint, Subject};
@@ -936,4 +938,158 @@ fn a_head_that_reads_the_mean_of_the_patches_has_an_answer_to_none() {
             .flatten()
             .all(|bits| f32::from_bits(*bits).is_finite())
     );
+}
+
+fn order_recipe() -> OrderRecipe {
+    OrderRecipe {
+        seed: 5,
+        pictures: 40,
+        steps: 9,
+        batch: 4,
+        hidden: 8,
+        warmup_steps: 2,
+        test_steps: 2,
+        test_pictures: 8,
+        checkpoint_steps: 1,
+        ..OrderRecipe::default()
+    }
+}
+
+/// Trains gates that order in `folder`; `watch` gets the step and says whether to go on.
+fn train_order(
+    recipe: &OrderRecipe,
+    folder: &Path,
+    watch: &mut dyn FnMut(u64) -> bool,
+) -> vitscope::Result<TrainedGates> {
+    let (vit, train, test) = (vit(), grids(64, Split::Train), grids(8, Split::Test));
+    let subject = subject(&vit, &train, &test);
+    order::train(recipe, subject, folder, &mut |progress| {
+        watch(progress.step)
+    })
+}
+
+/// Killed while the teacher is asked, and killed among the updates.
+#[test]
+fn gates_that_order_are_the_same_bits_after_a_kill() {
+    let recipe = order_recipe();
+    let whole = tempfile::tempdir().unwrap();
+    let killed = [1, 7].map(|step| (step, tempfile::tempdir().unwrap()));
+    let file = Checkpoint::path(Path::new(""));
+    let uninterrupted = train_order(&recipe, whole.path(), &mut |step| {
+        // The checkpoint at hand is that of the step before.
+        for (_, folder) in killed.iter().filter(|(kill, _)| kill + 1 == step) {
+            std::fs::copy(whole.path().join(&file), folder.path().join(&file)).unwrap();
+        }
+        true
+    });
+    let uninterrupted = uninterrupted.unwrap();
+    for (step, folder) in &killed {
+        let mut first_step = None;
+        let resumed = train_order(&recipe, folder.path(), &mut |step| {
+            first_step.get_or_insert(step);
+            true
+        });
+        assert_eq!(first_step, Some(step + 1));
+        let resumed = resumed.unwrap();
+        assert_eq!(bits(&uninterrupted.tensors), bits(&resumed.tensors));
+        assert_eq!(uninterrupted.card, resumed.card);
+    }
+}
+
+/// From one token's way back the gates tell most of what the teacher tells from all.
+#[test]
+fn gates_that_order_learn_what_their_teacher_says() {
+    let mut weights = init::init(vit().config(), &mut Rng::new(1)).unwrap();
+    // Attention that is the same everywhere is nothing to order patches by.
+    for block in 0..2 {
+        for part in ["query", "key"] {
+            let name = format!("encoder.layer.{block}.attention.attention.{part}.weight");
+            let sharpened = (&weights[&name] * 5.0).unwrap();
+            weights.insert(name, sharpened);
+        }
+    }
+    let vit = Vit::load(vit().config().clone(), &weights).unwrap();
+    let (train, test) = (grids(256, Split::Train), grids(32, Split::Test));
+    let subject = subject(&vit, &train, &test);
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = OrderRecipe {
+        pictures: 256,
+        steps: 400,
+        batch: 16,
+        lr: 1e-2,
+        test_steps: 400,
+        test_pictures: 32,
+        ..order_recipe()
+    };
+    let trained = order::train(&recipe, subject, folder.path(), &mut |_| true).unwrap();
+    let told = trained.card.explained.unwrap();
+
+    // The same share, computed from the maps themselves.
+    let gates =
+        OrderGates::load(&vit, recipe.hidden, &trained.tensors.into_iter().collect()).unwrap();
+    let pictures: Vec<_> = (0..32).map(|index| test.picture(index).unwrap()).collect();
+    let images = images_from_pictures(&pictures, subject.mean, subject.std, &Device::Cpu).unwrap();
+    let needs = GradientRollout {}.needs(&vit);
+    let forward = Forward::run(&vit, &images, needs).unwrap();
+    let pass = forward.toward(Target::Predicted).unwrap();
+    let taught = signed_rollout(&pass, recipe.against).unwrap();
+    let stream = ClassStream::of(&vit, &images, pass.weights().unwrap()).unwrap();
+    let grid = pass.grid().unwrap();
+    let order = gates.order(&features(&stream, grid).unwrap()).unwrap();
+    let rows = |maps: &Tensor| -> Vec<f32> { maps.flatten_all().unwrap().to_vec1().unwrap() };
+    let n_patches = (grid.0 * grid.1) as f32;
+    let (mut error, mut spread) = (0f32, 0f32);
+    for (found, share) in rows(&order.detach()).into_iter().zip(rows(&taught)) {
+        let expected = n_patches * share - 1.0;
+        error += (found - expected).powi(2);
+        spread += expected.powi(2);
+    }
+    let explained = 1.0 - error / spread;
+    assert!(
+        (f64::from(explained) - told).abs() < 1e-3,
+        "{explained} {told}"
+    );
+    assert!(explained > 0.5, "{explained}");
+}
+
+/// Shares for the class less a part of those against it are shares of the picture again.
+#[test]
+fn the_teacher_divides_the_whole_picture_whatever_it_takes_off() {
+    let vit = vit();
+    let data = grids(4, Split::Train);
+    let pictures: Vec<_> = (0..4).map(|index| data.picture(index).unwrap()).collect();
+    let images = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu).unwrap();
+    let forward = Forward::run(&vit, &images, GradientRollout {}.needs(&vit)).unwrap();
+    let pass = forward.toward(Target::Predicted).unwrap();
+    let of = |against: f64| -> Vec<Vec<f32>> {
+        let taught = signed_rollout(&pass, against).unwrap();
+        taught.to_vec2().unwrap()
+    };
+    let (unsigned, signed) = (of(0.0), of(0.6));
+    for (unsigned, signed) in unsigned.iter().zip(&signed) {
+        for row in [unsigned, signed] {
+            assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-4);
+        }
+        assert!(unsigned.iter().all(|share| *share >= 0.0));
+        assert!(signed.iter().any(|share| *share < 0.0));
+    }
+}
+
+#[test]
+fn recipes_of_gates_that_order_are_refused_in_one_sentence() {
+    let refused = |recipe: OrderRecipe| {
+        let folder = tempfile::tempdir().unwrap();
+        let error = train_order(&recipe, folder.path(), &mut |_| true).err();
+        error.unwrap().to_string()
+    };
+    let message = refused(OrderRecipe {
+        against: 1.0,
+        ..order_recipe()
+    });
+    assert_eq!(message, "against must be at least 0 and below 1, got 1");
+    let message = refused(OrderRecipe {
+        pictures: 0,
+        ..order_recipe()
+    });
+    assert!(message.contains("must be at least 1"), "{message}");
 }

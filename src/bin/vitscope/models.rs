@@ -140,6 +140,7 @@ fn inspect(model: &Model) -> String {
             let kind = match gates.objective() {
                 Objective::Published => "voting gates",
                 Objective::Shapley => "ranking gates",
+                Objective::Order => "ordering gates",
             };
             format!(
                 "DiffMask, {kind} of {} states, seed {}",

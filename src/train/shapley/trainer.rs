@@ -8,25 +8,26 @@ use candle_nn::ops::softmax;
 use super::subsets::{blobs, disturbed, draw_size, scattered};
 use super::{Fill, ShapleyRecipe};
 use crate::error::{Error, Result};
+use crate::eval;
 use crate::eval::batched::BatchedModel;
 use crate::eval::masks::MaskScores;
 use crate::eval::perturbation::{GRADMASK_BLUR, Geometry, Substrate, change};
-use crate::eval::{self, masked_answers};
 use crate::explain::chefer::Chefer;
 use crate::explain::{Explainer, Forward, Needs, Target};
 use crate::gates::{
     EMPTY_ANSWER, GateCard, Objective, RankingGates, RankingSizes, Removal, best_kept, masked_pass,
-    masks_within_margin, ranking, state_sites,
+    ranking, state_sites,
 };
 use crate::kernels::in_pool;
 use crate::rng::Rng;
 use crate::train::diffmask::TrainedGates;
+use crate::train::margin::cut_at_margin;
 use crate::train::optim::{AdamW, AdamWOptions, Param};
 use crate::train::run::{Trainer, finite_loss, recipe_options};
 use crate::train::{
     Batches, Checkpoint, Subject, best_tensors, copies, cosine_schedule, over, variables,
 };
-use crate::vit::{NoTap, Record};
+use crate::vit::{NoTap, Record, Vit};
 
 /// Pictures that go through the model at once.
 const CHUNK: usize = 64;
@@ -406,12 +407,7 @@ impl<'a> RankingTrainer<'a> {
 
     /// Answers to pictures of which no token is left, `[batch, classes]`.
     fn answers_without_tokens(&self, images: &Tensor) -> Result<Tensor> {
-        let vit = self.subject.vit;
-        // A head that reads the mean of the patches has none without any: the masked pass lets the mean fade.
-        let none = Tensor::zeros((1, self.subject.n_patches()), DType::F32, &Device::Cpu)?;
-        let any = images.narrow(0, 0, 1)?;
-        let emptied = eval::logits(masked_pass(vit, &any, &none, &Removal::Drop)?.logits)?;
-        let empty = softmax(&emptied, D::Minus1)?.detach(); // [1, classes]
+        let empty = answer_without_tokens(self.subject.vit, images, self.subject.n_patches())?;
         let empty = empty.broadcast_as((images.dim(0)?, empty.dim(1)?))?;
         Ok(empty.contiguous()?)
     }
@@ -480,7 +476,19 @@ impl<'a> RankingTrainer<'a> {
         )?;
         // Nobody looks at the scores of a run that was interrupted, and they take a while.
         let scores = match complete {
-            true => self.cut_at_margin(&gates)?,
+            true => {
+                let recipe = self.recipe;
+                cut_at_margin(
+                    self.subject,
+                    recipe.test_pictures,
+                    recipe.margin,
+                    |images| {
+                        let clean = self.clean(images)?;
+                        let scores = gates.scores_of_predicted(&clean.states, &clean.logits)?;
+                        Ok((clean.logits, scores))
+                    },
+                )?
+            }
             false => MaskScores::of(&[], self.recipe.margin),
         };
         Ok(TrainedGates {
@@ -503,24 +511,19 @@ impl<'a> RankingTrainer<'a> {
             complete,
         })
     }
+}
 
-    /// What minimal sets of best-rated patches leave of the answers to test pictures.
-    fn cut_at_margin(&self, gates: &RankingGates) -> Result<MaskScores> {
-        let (vit, margin) = (self.subject.vit, self.recipe.margin);
-        let mut answers = Vec::new();
-        for indices in self.subject.test_chunks(self.recipe.test_pictures, CHUNK) {
-            let images = self.subject.images(self.subject.test, &indices)?;
-            let clean = self.clean(&images)?;
-            let original = &clean.logits;
-            let scores: Vec<Vec<f32>> = gates
-                .scores_of_predicted(&clean.states, original)?
-                .to_vec2()?;
-            let removal = Removal::Drop;
-            let masks = masks_within_margin(vit, &images, original, &scores, &removal, margin)?;
-            answers.extend(masked_answers(vit, &images, original, &masks, &removal)?);
-        }
-        Ok(MaskScores::of(&answers, margin))
-    }
+/// The answer to pictures of the size of `images` of which no token is left, `[1, classes]`.
+pub(in crate::train) fn answer_without_tokens(
+    vit: &Vit,
+    images: &Tensor,
+    n_patches: usize,
+) -> Result<Tensor> {
+    // A head that reads the mean of the patches has none without any: the masked pass lets the mean fade.
+    let none = Tensor::zeros((1, n_patches), DType::F32, &Device::Cpu)?;
+    let any = images.narrow(0, 0, 1)?;
+    let emptied = eval::logits(masked_pass(vit, &any, &none, &Removal::Drop)?.logits)?;
+    Ok(softmax(&emptied, D::Minus1)?.detach())
 }
 
 /// Scores less their mean over the patches, `[batch, patches]`.

@@ -19,6 +19,7 @@ use vitscope::models::{self, Model, Precision, Preprocessor, Reference};
 use vitscope::train::classifier::{self, ClassifierRecipe, Start};
 use vitscope::train::diffmask::{self, TrainedGates};
 use vitscope::train::iavit::{self, Fidelity, IaVitRecipe};
+use vitscope::train::order;
 use vitscope::train::probe::{self, ProbeRecipe};
 use vitscope::train::shapley;
 use vitscope::train::{Checkpoint, Progress, Subject};
@@ -181,11 +182,7 @@ impl Job<'_> {
             self.seed,
             self.checkpoint,
         )?;
-        let seed = match &recipe {
-            GateRecipe::Published(recipe) => recipe.seed,
-            GateRecipe::Shapley(recipe) => recipe.seed,
-        };
-        let frozen = self.open_frozen(reference, seed)?;
+        let frozen = self.open_frozen(reference, recipe.seed())?;
         check_exclusive(frozen.model.vit.config())?;
         let subject = frozen.subject();
         let mut shown = Shown::new(Arc::clone(self.stop));
@@ -197,6 +194,7 @@ impl Job<'_> {
             GateRecipe::Shapley(recipe) => {
                 shapley::train(recipe, subject, self.out, &mut on_progress)?
             }
+            GateRecipe::Order(recipe) => order::train(recipe, subject, self.out, &mut on_progress)?,
         };
         shown.finish();
         if !done.complete {
@@ -206,13 +204,16 @@ impl Job<'_> {
         Checkpoint::remove(self.out)?;
         let measured = match &recipe {
             GateRecipe::Published(recipe) => told_of_voting(&done, recipe.margin),
-            GateRecipe::Shapley(_) => told_of_ranking(&done),
+            GateRecipe::Shapley(_) => {
+                told_of_ranking(&done, "scores", "of what masked answers differ by")
+            }
+            GateRecipe::Order(_) => told_of_ranking(&done, "gates", "of the teacher's order"),
         };
         print_unreadable(&frozen.halves);
         print!("gates in {:?}", self.out.join("gates.safetensors"));
         match &recipe {
             GateRecipe::Published(_) => println!(", report in {:?}", self.out.join("report.html")),
-            GateRecipe::Shapley(_) => println!(),
+            GateRecipe::Shapley(_) | GateRecipe::Order(_) => println!(),
         }
         Ok(Some(measured))
     }
@@ -367,13 +368,13 @@ fn told_of_voting(done: &TrainedGates, margin: f64) -> Measured {
     ])
 }
 
-/// Prints how much the scores of gates that rank explain, and what their minimal sets leave of the answers.
-fn told_of_ranking(done: &TrainedGates) -> Measured {
+/// Prints how much `who` explains `of_what`, and what minimal sets of the best-rated patches leave of the answers.
+fn told_of_ranking(done: &TrainedGates, who: &str, of_what: &str) -> Measured {
     let TrainedGates {
         card, agreement, ..
     } = done;
     let explained = card.explained.unwrap_or(f64::NAN);
-    println!("scores explain {explained:.4} of what masked answers differ by, on test pictures");
+    println!("{who} explain {explained:.4} {of_what}, on test pictures");
     println!(
         "cut at the margin: kl {:.4}, kept {:.4}, agreement {agreement:.4}",
         card.kl, card.l0

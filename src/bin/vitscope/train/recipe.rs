@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 use vitscope::changes;
 use vitscope::train::diffmask::DiffMaskRecipe;
+use vitscope::train::order::OrderRecipe;
 use vitscope::train::shapley::ShapleyRecipe;
 
 /// A recipe file.
@@ -97,6 +98,7 @@ pub(super) fn changed(set: &[String]) -> anyhow::Result<toml::Table> {
 pub(super) enum GateRecipe {
     Published(DiffMaskRecipe),
     Shapley(ShapleyRecipe),
+    Order(OrderRecipe),
 }
 
 impl GateRecipe {
@@ -104,6 +106,7 @@ impl GateRecipe {
         match self {
             Self::Published(recipe) => recipe.seed,
             Self::Shapley(recipe) => recipe.seed,
+            Self::Order(recipe) => recipe.seed,
         }
     }
 }
@@ -119,6 +122,7 @@ pub(super) fn gate_recipe(
     let objective = changes.get("objective").or_else(|| table.get("objective"));
     Ok(match objective.and_then(toml::Value::as_str) {
         Some("shapley") => GateRecipe::Shapley(recipe(table, changes, seed, checkpoint, NAME)?),
+        Some("order") => GateRecipe::Order(recipe(table, changes, seed, checkpoint, NAME)?),
         _ => GateRecipe::Published(recipe(table, changes, seed, checkpoint, NAME)?),
     })
 }
