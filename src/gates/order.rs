@@ -23,14 +23,14 @@ use candle_core::{D, DType, Device, Result as TensorResult, Tensor};
 use candle_nn::ops::softmax;
 
 use super::EMPTY_ANSWER;
-use super::class_stream::ClassStream;
+use super::class_stream::{ClassStream, first_followed};
 use super::ranking::uniform_answer;
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear};
 use crate::rng::Rng;
 use crate::vit::{Vit, VitConfig};
 
-/// Features of a patch per block.
+/// Features of a patch per followed block.
 const FEATURES_PER_BLOCK: usize = 5;
 /// Features beyond this many deviations are as good as at it.
 const LARGEST: f32 = 8.0;
@@ -51,8 +51,9 @@ pub struct OrderSizes {
 impl OrderSizes {
     /// The sizes for gates of a model.
     pub fn new(config: &VitConfig, hidden: usize) -> Self {
+        let n_blocks = config.num_hidden_layers;
         Self {
-            features: FEATURES_PER_BLOCK * config.num_hidden_layers,
+            features: FEATURES_PER_BLOCK * (n_blocks - first_followed(n_blocks)),
             hidden,
             classes: config.n_classes(),
         }
@@ -190,6 +191,11 @@ impl OrderGates {
         })
     }
 
+    /// The first block of a model that gates follow the class token through.
+    pub fn first_block(vit: &Vit) -> usize {
+        first_followed(vit.n_blocks())
+    }
+
     /// What the gates were made for.
     pub fn sizes(&self) -> OrderSizes {
         self.sizes
@@ -266,7 +272,7 @@ impl OrderGates {
 ///
 /// # Shapes
 /// - `grid`: rows and columns of patches
-/// - result: `[batch, patches, 5 · blocks]`
+/// - result: `[batch, patches, 5 · followed]`
 ///
 /// # Errors
 /// Fails where the shapes do not fit.
@@ -277,7 +283,7 @@ pub fn features(stream: &ClassStream, grid: (usize, usize)) -> TensorResult<Tens
         let total = (xs.sum_keepdim(of)? + f64::from(f32::MIN_POSITIVE))?;
         xs.broadcast_div(&total)? * n_patches as f64
     };
-    let speaking = |xs: Tensor| shares(&xs.relu()?.mean(2)?, &[1, 2]); // [batch, blocks, patches]
+    let speaking = |xs: Tensor| shares(&xs.relu()?.mean(2)?, &[1, 2]); // [batch, followed, patches]
     let speaks_for = speaking(contributions.clone())?;
     let against = speaking(contributions.neg()?)?;
     let attention = shares(&stream.attention.detach(), &[2])?;
@@ -288,7 +294,7 @@ pub fn features(stream: &ClassStream, grid: (usize, usize)) -> TensorResult<Tens
     };
     let (near_for, near_against) = (blurred(&speaks_for)?, blurred(&against)?);
     let all = [speaks_for, against, attention, near_for, near_against];
-    let all = Tensor::cat(&all, 1)?; // [batch, 5 · blocks, patches]
+    let all = Tensor::cat(&all, 1)?; // [batch, 5 · followed, patches]
     let apart = all.broadcast_sub(&all.mean_keepdim(2)?)?;
     apart.transpose(1, 2)?.contiguous()
 }

@@ -713,7 +713,7 @@ fn the_class_token_takes_from_patches_what_pytorch_says() {
             .remove("images")
             .unwrap();
         let weights = asking_for(CLASS, images.dim(0).unwrap(), vit.config().n_classes());
-        let found = ClassStream::of(&vit, &images, &weights).unwrap();
+        let found = ClassStream::of(&vit, &images, &weights, 0).unwrap();
         for (key, found) in [
             ("contributions", &found.contributions),
             ("attention", &found.attention),
@@ -743,7 +743,8 @@ fn scores_of_gates_that_order_add_up_to_what_the_class_gains_by_the_image() {
     let gates = small_order_gates(&vit);
     for class in 0..empty.len() {
         let weights = asking_for(class, 2, empty.len());
-        let stream = ClassStream::of(&vit, &images, &weights).unwrap();
+        let stream =
+            ClassStream::of(&vit, &images, &weights, OrderGates::first_block(&vit)).unwrap();
         let grid = vit.grid(height_px, width_px);
         let scores = gates.scores(&stream, grid, &logits, &weights).unwrap();
         let scores: Vec<Vec<f32>> = scores.to_vec2().unwrap();
@@ -806,7 +807,7 @@ fn saved_gates_that_order_come_back_as_they_were_and_serve_another_classifier() 
     let images = small_images(2);
     let logits = vit.forward(&images).unwrap().logits.unwrap();
     let weights = asking_for(1, 2, logits.dim(1).unwrap());
-    let stream = ClassStream::of(&vit, &images, &weights).unwrap();
+    let stream = ClassStream::of(&vit, &images, &weights, OrderGates::first_block(&vit)).unwrap();
     let grid = {
         let (_, _, height_px, width_px) = images.dims4().unwrap();
         vit.grid(height_px, width_px)

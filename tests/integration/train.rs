@@ -1033,7 +1033,13 @@ fn gates_that_order_learn_what_their_teacher_says() {
     let forward = Forward::run(&vit, &images, needs).unwrap();
     let pass = forward.toward(Target::Predicted).unwrap();
     let taught = signed_rollout(&pass, recipe.against).unwrap();
-    let stream = ClassStream::of(&vit, &images, pass.weights().unwrap()).unwrap();
+    let stream = ClassStream::of(
+        &vit,
+        &images,
+        pass.weights().unwrap(),
+        OrderGates::first_block(&vit),
+    )
+    .unwrap();
     let grid = pass.grid().unwrap();
     let order = gates.order(&features(&stream, grid).unwrap()).unwrap();
     let rows = |maps: &Tensor| -> Vec<f32> { maps.flatten_all().unwrap().to_vec1().unwrap() };
