@@ -10,21 +10,22 @@
 //! | q⁽ᵏ⁾, k the last | cut `none` | ∏ᵢ P(zᵢ≠0) |
 //! | ε | `margin` | KL(original ‖ masked) ≤ ε |
 //! | P(zᵢ≠0) | votes | q⁽ᵏ⁾ = ∏ᵢ P(zᵢ≠0) |
-//! | φ | cut `none` of gates that rank | Σφ = v(1) − v(0), see [`RankingGates`](crate::gates::RankingGates) |
+//! | φ | cut `none` of gates that rank or order | Σφ = v(1) − v(0), see [`RankingGates`](crate::gates::RankingGates), [`OrderGates`](crate::gates::OrderGates) |
 //!
 //! Masks of a video can be [smoothed](Smoother) along its motion. Whether the model's answer survives a smoothed mask is
 //! asked of the model, and where it does not, the frame's own mask is shown and remembered.
 //!
-//! Cost: 1 forward and the gates, about 5 % of a ViT-B/16 forward; with the cut `margin` as many masked passes more as
-//! it takes to halve the number of patches down to nothing, 8 for 196; with `smooth` 2 masked passes.
+//! Cost: 1 forward and the gates, about 5 % of a ViT-B/16 forward, and 7 % of a ViT-S/14 forward where they order; with
+//! the cut `margin` as many masked passes more as it takes to halve the number of patches down to nothing, 8 for 196;
+//! with `smooth` 2 masked passes.
 //!
 //! **Deviations** from the authors' code: the masked pass that it runs on a random sample beside the
 //! map is left out, for its class and divergence belong to another mask than the one shown. The cut `margin` is ours:
 //! gates are trained for the margin in the mean, and a cut makes each mask keep it. Smoothing is ours too.
 //!
 //! Needs gates trained for exactly this model's weights; see [`crate::gates`]. Gates that rank score each patch by its
-//! Shapley value for a class instead: their attribution is that score, signed, and what is kept is what speaks for the
-//! class.
+//! Shapley value for a class instead, and gates that order by what the class token takes from it: their attribution is
+//! that score, signed, and what is kept is what speaks for the class.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
