@@ -3,12 +3,9 @@
 use candle_core::{Result, Tensor};
 
 use super::hard_concrete::log_keep_from_logits;
-use super::{
-    ClassStream, OrderGates, RankingGates, VotingGates, clean_pass, stream_sites, weight_norm,
-    weights_of_predicted,
-};
+use super::{OrderGates, RankingGates, VotingGates, clean_pass, weight_norm};
 use crate::kernels::{Linear, Vote};
-use crate::vit::{Output, Record, Site, Tap, Vit};
+use crate::vit::{Output, Site, Tap, Vit};
 
 /// Trained gates, prepared to be asked often.
 pub enum FrozenGates {
@@ -41,21 +38,10 @@ impl FrozenGates {
                 })
             }
             Self::Order(gates) => {
-                let mut record = Record::new(stream_sites(vit));
-                let output = vit.forward_with(images, &mut record)?;
-                let logits = super::logits(output.logits)?.detach();
-                let weights = weights_of_predicted(&logits)?;
-                let value = |site| record.get(site).cloned();
-                let stream = ClassStream::follow(vit, value, &weights)?;
-                let (_, _, height_px, width_px) = images.dims4()?;
-                let grid = vit.grid(height_px, width_px);
-                let scores = gates.scores(&stream, grid, &logits, &weights)?;
+                let (output, scores) = gates.pass(vit, images)?;
                 Ok(VotedPass {
                     mask: RankingGates::mask_from_scores(&scores)?,
-                    output: Output {
-                        tokens: output.tokens.detach(),
-                        logits: Some(logits),
-                    },
+                    output,
                 })
             }
         }

@@ -37,6 +37,7 @@ mod hard_concrete;
 mod order;
 mod passes;
 mod ranking;
+mod tensors;
 mod voting;
 
 use candle_core::Result as TensorResult;
@@ -57,7 +58,6 @@ pub(crate) use order::SCALE;
 pub use order::{OrderGates, OrderSizes, features};
 pub(crate) use passes::state_sites;
 pub use passes::{CleanPass, Removal, clean_pass, masked_pass};
-pub(crate) use ranking::weights_of_predicted;
 pub use ranking::{EMPTY_ANSWER, RankingGates, RankingSizes};
 pub(crate) use voting::weight_norm;
 pub use voting::{BASELINE, DEFAULT_STRETCH, GateSizes, VotingGates};

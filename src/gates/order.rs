@@ -2,7 +2,7 @@
 //! patches matter to a class.
 //!
 //! Their eyes are not the states of DiffMask's gates but the [`ClassStream`]: five numbers per block and patch in place
-//! of a few hundred features. So a few hundred pictures teach them, and they explain classes that they never met.
+//! of a few hundred features. So two thousand pictures teach them, and they explain classes that they never met.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
@@ -23,12 +23,13 @@ use candle_core::{D, DType, Device, Result as TensorResult, Tensor};
 use candle_nn::ops::softmax;
 
 use super::EMPTY_ANSWER;
-use super::class_stream::{ClassStream, first_followed};
-use super::ranking::uniform_answer;
+use super::class_stream::{ClassStream, first_followed, stream_sites};
+use super::ranking::{uniform_answer, weights_of_predicted};
+use super::tensors::{check_names, tensor_of, uniform_by_inputs};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear};
 use crate::rng::Rng;
-use crate::vit::{Vit, VitConfig};
+use crate::vit::{Output, Record, Vit, VitConfig};
 
 /// Features of a patch per followed block.
 const FEATURES_PER_BLOCK: usize = 5;
@@ -103,11 +104,7 @@ impl OrderGates {
     ) -> TensorResult<BTreeMap<String, Tensor>> {
         let tensor = |(name, shape): (&str, Vec<usize>)| {
             let tensor = match name {
-                "first.weight" | "second.weight" => {
-                    let bound = 1.0 / (shape[1] as f64).sqrt();
-                    let drawn = rng.uniform_tensor(shape, device)?;
-                    drawn.affine(2.0 * bound, -bound)?
-                }
+                "first.weight" | "second.weight" => uniform_by_inputs(shape, rng, device)?,
                 SCALE => Tensor::ones(shape, DType::F32, device)?,
                 _ => Tensor::zeros(shape, DType::F32, device)?,
             };
@@ -129,38 +126,20 @@ impl OrderGates {
         }
         let sizes = OrderSizes::new(vit.config(), hidden);
         let shapes = sizes.shapes();
-        let known = |name: &str| shapes.iter().any(|(known, _)| *known == name);
-        if let Some(name) = tensors.keys().filter(|name| !known(name)).min() {
-            return Err(Error::Model(format!(
-                "gates that order have no tensor {name:?}"
-            )));
-        }
-        let mut found = BTreeMap::new();
-        for (name, shape) in shapes {
-            let tensor = tensors
-                .get(name)
-                .ok_or_else(|| Error::Model(format!("gates lack tensor {name:?}")))?;
-            if tensor.dims() != shape {
-                return Err(Error::Model(format!(
-                    "gate tensor {name:?} has shape {:?}, the model needs {shape:?}",
-                    tensor.dims()
-                )));
-            }
-            found.insert(name, tensor.to_dtype(DType::F32)?);
-        }
-        let tensor = |name: &str| found[name].clone();
-        let linear = |layer: &str| {
+        check_names("gates that order", &shapes, tensors)?;
+        let tensor = |name: &str| tensor_of(name, &shapes, tensors);
+        let linear = |layer: &str| -> Result<Linear> {
             let part = |which: &str| tensor(&format!("{layer}.{which}"));
-            Linear::new(part("weight"), part("bias"))
+            Ok(Linear::new(part("weight")?, part("bias")?))
         };
         Ok(Self {
             sizes,
-            scale: tensor(SCALE),
-            direct_weight: tensor("direct.weight"),
-            first: linear("first"),
-            second: linear("second"),
-            order_weight: tensor("order.weight"),
-            empty_answer: tensor(EMPTY_ANSWER),
+            scale: tensor(SCALE)?,
+            direct_weight: tensor("direct.weight")?,
+            first: linear("first")?,
+            second: linear("second")?,
+            order_weight: tensor("order.weight")?,
+            empty_answer: tensor(EMPTY_ANSWER)?,
         })
     }
 
@@ -204,19 +183,39 @@ impl OrderGates {
     /// The same without the graph that they may be part of.
     #[must_use]
     pub fn freeze(&self) -> Self {
-        let frozen = |linear: &Linear| {
-            let [weight, bias] = linear.parts();
-            Linear::new(weight.detach(), bias.detach())
-        };
         Self {
             sizes: self.sizes,
             scale: self.scale.detach(),
             direct_weight: self.direct_weight.detach(),
-            first: frozen(&self.first),
-            second: frozen(&self.second),
+            first: self.first.detach(),
+            second: self.second.detach(),
             order_weight: self.order_weight.detach(),
             empty_answer: self.empty_answer.detach(),
         }
+    }
+
+    /// Runs the model on unmasked images, and scores their patches for the class with the highest logit.
+    ///
+    /// # Shapes
+    /// - `images`: `[batch, 3, height, width]`
+    /// - result: what the model says, without a graph, and `[batch, patches]`
+    ///
+    /// # Errors
+    /// Fails where `images` does not fit the model, or the model not the gates.
+    pub fn pass(&self, vit: &Vit, images: &Tensor) -> Result<(Output, Tensor)> {
+        let mut record = Record::new(stream_sites(vit));
+        let output = vit.forward_with(images, &mut record)?;
+        let logits = super::logits(output.logits)?.detach();
+        let weights = weights_of_predicted(&logits)?;
+        let stream = ClassStream::follow(vit, |site| record.get(site).cloned(), &weights)?;
+        let (_, _, height_px, width_px) = images.dims4()?;
+        let grid = vit.grid(height_px, width_px);
+        let scores = self.scores(&stream, grid, &logits, &weights)?;
+        let output = Output {
+            tokens: output.tokens.detach(),
+            logits: Some(logits),
+        };
+        Ok((output, scores))
     }
 
     /// The order f of the patches of each image.

@@ -26,6 +26,7 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::{D, DType, Device, Result as TensorResult, Tensor};
 use candle_nn::ops::softmax;
 
+use super::tensors::{check_names, tensor_of, uniform_by_inputs};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear, layer_norm};
 use crate::rng::Rng;
@@ -126,11 +127,7 @@ impl RankingGates {
         let mut tensors = BTreeMap::new();
         for (name, shape) in sizes.shapes() {
             let tensor = match name {
-                "first.weight" | "second.weight" => {
-                    let bound = 1.0 / (shape[1] as f64).sqrt();
-                    let drawn = rng.uniform_tensor(shape, device)?;
-                    drawn.affine(2.0 * bound, -bound)?
-                }
+                "first.weight" | "second.weight" => uniform_by_inputs(shape, rng, device)?,
                 _ => Tensor::zeros(shape, DType::F32, device)?,
             };
             tensors.insert(name.to_owned(), tensor);
@@ -151,26 +148,8 @@ impl RankingGates {
             ));
         };
         let shapes = sizes.shapes();
-        let known = |name: &str| shapes.iter().any(|(known, _)| *known == name);
-        if let Some(name) = tensors.keys().filter(|name| !known(name)).min() {
-            return Err(Error::Model(format!(
-                "ranking gates have no tensor {name:?}"
-            )));
-        }
-        let tensor = |name: &str| -> Result<Tensor> {
-            let shape = shapes.iter().find(|(known, _)| *known == name);
-            let shape = shape.map_or(&[][..], |(_, shape)| shape);
-            let tensor = tensors
-                .get(name)
-                .ok_or_else(|| Error::Model(format!("gates lack tensor {name:?}")))?;
-            if tensor.dims() != shape {
-                return Err(Error::Model(format!(
-                    "gate tensor {name:?} has shape {:?}, the model needs {shape:?}",
-                    tensor.dims()
-                )));
-            }
-            Ok(tensor.to_dtype(DType::F32)?)
-        };
+        check_names("ranking gates", &shapes, tensors)?;
+        let tensor = |name: &str| tensor_of(name, &shapes, tensors);
         let first_bias = tensor("first.bias")?;
         Ok(Self {
             sizes,
@@ -237,16 +216,12 @@ impl RankingGates {
     /// The same without the graph that they may be part of.
     #[must_use]
     pub fn freeze(&self) -> Self {
-        let frozen = |linear: &Linear| {
-            let [weight, bias] = linear.parts();
-            Linear::new(weight.detach(), bias.detach())
-        };
         Self {
             sizes: self.sizes,
             class_vectors: self.class_vectors.clone(),
-            first: frozen(&self.first),
-            answer: frozen(&self.answer),
-            second: frozen(&self.second),
+            first: self.first.detach(),
+            answer: self.answer.detach(),
+            second: self.second.detach(),
             share_weight: self.share_weight.detach(),
             alike_weight: self.alike_weight.as_ref().map(Tensor::detach),
             score_weight: self.score_weight.detach(),

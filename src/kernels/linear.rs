@@ -97,6 +97,12 @@ impl Linear {
         self.weight.track_op() && self.bias.track_op()
     }
 
+    /// The same without the graph that it may be part of.
+    #[must_use]
+    pub fn detach(&self) -> Self {
+        Self::new(self.weight.detach(), self.bias.detach())
+    }
+
     /// Weight and bias.
     pub(crate) fn parts(&self) -> [&Tensor; 2] {
         [&self.weight, &self.bias]

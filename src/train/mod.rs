@@ -11,6 +11,7 @@ pub mod familiarity;
 pub mod history;
 pub mod iavit;
 mod margin;
+mod most_explained;
 pub mod optim;
 pub mod order;
 pub mod probe;

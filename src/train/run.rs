@@ -47,6 +47,28 @@ pub(super) struct Plan<'a> {
     pub(super) checkpoint_steps: u64,
 }
 
+impl<'a> Plan<'a> {
+    /// A run of gates for the model whose weights hash to `base_sha256`.
+    pub(super) fn of_gates(
+        folder: &'a Path,
+        columns: &'static [&'static str],
+        (recipe, base_sha256): (&impl Serialize, &str),
+        n_steps: u64,
+        checkpoint_steps: u64,
+    ) -> Result<Self> {
+        Ok(Self {
+            folder,
+            curves: "gates",
+            title: "gates",
+            columns,
+            // The checkpoint also belongs to the model: other weights make another run.
+            recipe: recipe_text(&(recipe, base_sha256))?,
+            n_steps,
+            checkpoint_steps,
+        })
+    }
+}
+
 /// The text of all that a run is a function of.
 pub(super) fn recipe_text(parts: &impl Serialize) -> Result<String> {
     serde_json::to_string(parts)

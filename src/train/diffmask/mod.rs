@@ -33,7 +33,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::run::{Plan, check_positive, recipe_text, run};
+use super::run::{Plan, check_positive, run};
 use super::{OnProgress, Subject};
 use crate::error::{Error, Result};
 use crate::gates::{GateCard, MARGIN, Objective};
@@ -205,16 +205,13 @@ pub fn train(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<TrainedGates> {
     validate(recipe, subject)?;
-    let plan = Plan {
+    let plan = Plan::of_gates(
         folder,
-        curves: "gates",
-        title: "gates",
-        columns: COLUMNS,
-        // The checkpoint also belongs to the model: other weights make another run.
-        recipe: recipe_text(&(recipe, subject.base_sha256))?,
-        n_steps: recipe.steps,
-        checkpoint_steps: recipe.checkpoint_steps,
-    };
+        COLUMNS,
+        (recipe, subject.base_sha256),
+        recipe.steps,
+        recipe.checkpoint_steps,
+    )?;
     let mut trainer = GateTrainer::new(recipe, subject)?;
     let complete = run(&mut trainer, &plan, on_progress)?;
     let done = trainer.finish(complete)?;

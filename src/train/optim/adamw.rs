@@ -1,9 +1,9 @@
 //! AdamW (Loshchilov and Hutter, arXiv:1711.05101) with learning rates by group.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -62,6 +62,24 @@ impl AdamW {
             })
             .collect();
         Self { params, options }
+    }
+
+    /// An optimizer of variables by name that decays matrices only, and clips gradients to a global norm of 1.
+    pub fn decaying_matrices(vars: &BTreeMap<String, Var>, weight_decay: f64) -> Self {
+        let param = |(name, var): (&String, &Var)| Param {
+            name: name.clone(),
+            var: var.clone(),
+            lr_factor: 1.0,
+            weight_decay: match var.rank() {
+                2 => weight_decay,
+                _ => 0.0,
+            },
+        };
+        let options = AdamWOptions {
+            max_norm: Some(1.0),
+            ..AdamWOptions::default()
+        };
+        Self::new(vars.iter().map(param).collect(), options)
     }
 
     /// One step at learning rate `lr`; returns the global norm of the gradients before clipping.

@@ -31,7 +31,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::diffmask::TrainedGates;
-use super::run::{Plan, check_positive, recipe_text, run};
+use super::run::{Plan, check_positive, run};
 use super::{OnProgress, Subject};
 use crate::error::{Error, Result};
 use crate::gates::{MARGIN, Objective};
@@ -116,16 +116,13 @@ pub fn train(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<TrainedGates> {
     validate(recipe, subject)?;
-    let plan = Plan {
+    let plan = Plan::of_gates(
         folder,
-        curves: "gates",
-        title: "gates",
-        columns: COLUMNS,
-        // The checkpoint also belongs to the model: other weights make another run.
-        recipe: recipe_text(&(recipe, subject.base_sha256))?,
-        n_steps: recipe.study_steps(subject.train.len()) + recipe.steps,
-        checkpoint_steps: recipe.checkpoint_steps,
-    };
+        COLUMNS,
+        (recipe, subject.base_sha256),
+        recipe.study_steps(subject.train.len()) + recipe.steps,
+        recipe.checkpoint_steps,
+    )?;
     let mut trainer = OrderTrainer::new(recipe, subject)?;
     let complete = run(&mut trainer, &plan, on_progress)?;
     trainer.finish(complete)

@@ -18,12 +18,12 @@ use crate::kernels::in_pool;
 use crate::rng::Rng;
 use crate::train::diffmask::TrainedGates;
 use crate::train::margin::cut_at_margin;
-use crate::train::optim::{AdamW, AdamWOptions, Param};
+use crate::train::most_explained::MostExplained;
+use crate::train::optim::AdamW;
 use crate::train::run::{Trainer, finite_loss, recipe_options};
 use crate::train::shapley::answer_without_tokens;
-use crate::train::{
-    Batches, Checkpoint, Subject, best_tensors, copies, cosine_schedule, over, variables,
-};
+use crate::train::{Batches, Checkpoint, Subject, copies, cosine_schedule, over, variables};
+use crate::vit::Vit;
 
 /// Pictures that go through the model at once, forth and back.
 pub(super) const CHUNK: usize = 32;
@@ -48,8 +48,8 @@ pub(super) struct OrderTrainer<'a> {
     lessons: Vec<Lesson>,
     /// Of the test pictures, from the first measurement on.
     test_lessons: Vec<Lesson>,
-    /// What test pictures said of the best gates so far, and these.
-    best: Option<(f64, BTreeMap<String, Tensor>)>,
+    /// By test pictures.
+    best: MostExplained,
 }
 
 /// What gates see of pictures, and what the teacher says of them.
@@ -73,39 +73,19 @@ impl<'a> OrderTrainer<'a> {
         let mut constants = BTreeMap::from([(EMPTY_ANSWER.to_owned(), emptied.squeeze(0)?)]);
         constants.extend(tensors.remove_entry(SCALE));
         let vars: BTreeMap<String, Var> = variables(tensors)?;
-        let params = vars
-            .iter()
-            .map(|(name, var)| Param {
-                name: name.clone(),
-                var: var.clone(),
-                lr_factor: 1.0,
-                weight_decay: match var.rank() {
-                    2 => recipe.weight_decay,
-                    _ => 0.0,
-                },
-            })
-            .collect();
-        let mut tensors = over(&vars);
-        tensors.extend(constants.clone());
         Ok(Self {
             recipe,
             subject,
             grid,
-            gates: OrderGates::load(vit, recipe.hidden, &tensors)?,
-            optim: AdamW::new(
-                params,
-                AdamWOptions {
-                    max_norm: Some(1.0),
-                    ..AdamWOptions::default()
-                },
-            ),
+            gates: gates_over(vit, recipe.hidden, &vars, &constants)?,
+            optim: AdamW::decaying_matrices(&vars, recipe.weight_decay),
             vars,
             constants,
             step: 0,
             pictures: Batches::new(recipe.seed, subject.train.len(), CHUNK),
             lessons: Vec::new(),
             test_lessons: Vec::new(),
-            best: None,
+            best: MostExplained::default(),
         })
     }
 
@@ -136,9 +116,8 @@ impl<'a> OrderTrainer<'a> {
         let scale = squares.mean(0)?.sqrt()?.clamp(LEAST_SPREAD, f32::MAX)?;
         self.constants.insert(SCALE.into(), scale);
         self.lessons = vec![lesson];
-        let mut tensors = over(&self.vars);
-        tensors.extend(self.constants.clone());
-        self.gates = OrderGates::load(self.subject.vit, self.recipe.hidden, &tensors)?;
+        let (vit, hidden) = (self.subject.vit, self.recipe.hidden);
+        self.gates = gates_over(vit, hidden, &self.vars, &self.constants)?;
         Ok(())
     }
 
@@ -217,20 +196,17 @@ impl<'a> OrderTrainer<'a> {
 
     /// Remembers the gates as they are if they explain more than any before.
     fn learn_from(&mut self, explained: f64) -> Result<()> {
-        if self.best.as_ref().is_none_or(|(most, _)| explained > *most) {
-            self.best = Some((explained, self.tensors()?));
-        }
+        let tensors = self.tensors()?;
+        self.best.offer(explained, tensors);
         Ok(())
     }
 
     pub(super) fn finish(mut self, complete: bool) -> Result<TrainedGates> {
-        if self.best.is_none() {
+        if self.best.is_empty() {
             let explained = if complete { self.measure()? } else { 0.0 };
             self.learn_from(explained)?;
         }
-        let Some((explained, tensors)) = self.best.take() else {
-            return Err(Error::Model("no gates were measured".into()));
-        };
+        let (explained, tensors) = self.best.take()?;
         let (vit, recipe) = (self.subject.vit, self.recipe);
         let by_name = tensors.clone().into_iter().collect();
         let gates = OrderGates::load(vit, recipe.hidden, &by_name)?;
@@ -241,13 +217,8 @@ impl<'a> OrderTrainer<'a> {
                 recipe.test_pictures,
                 recipe.margin,
                 |images| {
-                    let forward = Forward::run(vit, images, Needs::values(stream_sites(vit)))?;
-                    let pass = forward.toward(Target::Predicted)?;
-                    let weights = pass.weights()?;
-                    let stream = ClassStream::follow(vit, |site| pass.value(site), weights)?;
-                    let logits = eval::logits(pass.logits())?;
-                    let scores = gates.scores(&stream, self.grid, &logits, weights)?;
-                    Ok((logits, scores))
+                    let (output, scores) = gates.pass(vit, images)?;
+                    Ok((eval::logits(output.logits)?, scores))
                 },
             )?,
             false => MaskScores::of(&[], recipe.margin),
@@ -273,6 +244,18 @@ impl<'a> OrderTrainer<'a> {
             complete,
         })
     }
+}
+
+/// Gates over what is learned and what is not.
+fn gates_over(
+    vit: &Vit,
+    hidden: usize,
+    vars: &BTreeMap<String, Var>,
+    constants: &BTreeMap<String, Tensor>,
+) -> Result<OrderGates> {
+    let mut tensors = over(vars);
+    tensors.extend(constants.clone());
+    OrderGates::load(vit, hidden, &tensors)
 }
 
 /// Squares of what is left of the teacher's order, and of that order.
@@ -326,11 +309,7 @@ impl Trainer for OrderTrainer<'_> {
             tensors.insert(format!("features.{idx}"), lesson.features.clone());
             tensors.insert(format!("taught.{idx}"), lesson.taught.clone());
         }
-        if let Some((explained, best)) = &self.best {
-            let explained = Tensor::new(&[*explained as f32], &Device::Cpu)?;
-            tensors.insert("best explained".into(), explained);
-            tensors.extend(best_tensors(best));
-        }
+        tensors.extend(self.best.saved()?);
         Ok(Checkpoint {
             step: self.step,
             rng: Rng::new(self.recipe.seed),
@@ -341,10 +320,7 @@ impl Trainer for OrderTrainer<'_> {
 
     fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
         self.optim.restore(&checkpoint.tensors)?;
-        if let Some(explained) = checkpoint.tensors.get("best explained") {
-            let explained = explained.to_vec1::<f32>()?.first().copied();
-            self.best = explained.map(|explained| (f64::from(explained), checkpoint.best()));
-        }
+        self.best = MostExplained::of(&checkpoint)?;
         let saved = |name: String| checkpoint.tensors.get(&name).cloned();
         self.lessons = (0..)
             .map_while(|idx| {

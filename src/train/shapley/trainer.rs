@@ -22,11 +22,10 @@ use crate::kernels::in_pool;
 use crate::rng::Rng;
 use crate::train::diffmask::TrainedGates;
 use crate::train::margin::cut_at_margin;
-use crate::train::optim::{AdamW, AdamWOptions, Param};
+use crate::train::most_explained::MostExplained;
+use crate::train::optim::AdamW;
 use crate::train::run::{Trainer, finite_loss, recipe_options};
-use crate::train::{
-    Batches, Checkpoint, Subject, best_tensors, copies, cosine_schedule, over, variables,
-};
+use crate::train::{Batches, Checkpoint, Subject, copies, cosine_schedule, over, variables};
 use crate::vit::{NoTap, Record, Vit};
 
 /// Pictures that go through the model at once.
@@ -51,8 +50,8 @@ pub(super) struct RankingTrainer<'a> {
     batches: Batches,
     /// Sum over the pictures seen of the answers to emptied ones, and their number.
     empty: (Vec<f32>, f32),
-    /// What test pictures said of the best gates so far, and these.
-    best: Option<(f64, BTreeMap<String, Tensor>)>,
+    /// By test pictures.
+    best: MostExplained,
 }
 
 /// What the model says of the whole pictures of a batch.
@@ -86,18 +85,6 @@ impl<'a> RankingTrainer<'a> {
         let mut tensors = RankingGates::initial_tensors(sizes, &mut rng, &Device::Cpu)?;
         let empty_answer = tensors.remove(EMPTY_ANSWER);
         let vars: BTreeMap<String, Var> = variables(tensors)?;
-        let params = vars
-            .iter()
-            .map(|(name, var)| Param {
-                name: name.clone(),
-                var: var.clone(),
-                lr_factor: 1.0,
-                weight_decay: match var.rank() {
-                    2 => recipe.weight_decay,
-                    _ => 0.0,
-                },
-            })
-            .collect();
         let mut over_vars = over(&vars);
         over_vars.extend(empty_answer.map(|tensor| (EMPTY_ANSWER.to_owned(), tensor)));
         let geometry = Geometry {
@@ -112,19 +99,13 @@ impl<'a> RankingTrainer<'a> {
             subject,
             geometry,
             gates: RankingGates::load(subject.vit, recipe.hidden, &over_vars)?,
-            optim: AdamW::new(
-                params,
-                AdamWOptions {
-                    max_norm: Some(1.0),
-                    ..AdamWOptions::default()
-                },
-            ),
+            optim: AdamW::decaying_matrices(&vars, recipe.weight_decay),
             vars,
             rng,
             step: 0,
             batches: Batches::new(recipe.seed, subject.train.len(), recipe.batch),
             empty: (vec![0.0; sizes.classes], 0.0),
-            best: None,
+            best: MostExplained::default(),
         })
     }
 
@@ -454,20 +435,17 @@ impl<'a> RankingTrainer<'a> {
 
     /// Remembers the gates as they are if they explain more than any before.
     fn learn_from(&mut self, explained: f64) -> Result<()> {
-        if self.best.as_ref().is_none_or(|(most, _)| explained > *most) {
-            self.best = Some((explained, self.tensors()?));
-        }
+        let tensors = self.tensors()?;
+        self.best.offer(explained, tensors);
         Ok(())
     }
 
     pub(super) fn finish(mut self, complete: bool) -> Result<TrainedGates> {
-        if self.best.is_none() {
+        if self.best.is_empty() {
             let explained = if complete { self.measure()? } else { 0.0 };
             self.learn_from(explained)?;
         }
-        let Some((explained, tensors)) = self.best.take() else {
-            return Err(Error::Model("no gates were measured".into()));
-        };
+        let (explained, tensors) = self.best.take()?;
         let sizes = self.gates.sizes();
         let gates = RankingGates::load(
             self.subject.vit,
@@ -600,11 +578,7 @@ impl Trainer for RankingTrainer<'_> {
         let mut empty = sum.clone();
         empty.push(*n);
         tensors.insert("empty".into(), Tensor::new(empty.as_slice(), &Device::Cpu)?);
-        if let Some((explained, best)) = &self.best {
-            let explained = Tensor::new(&[*explained as f32], &Device::Cpu)?;
-            tensors.insert("best explained".into(), explained);
-            tensors.extend(best_tensors(best));
-        }
+        tensors.extend(self.best.saved()?);
         Ok(Checkpoint {
             step: self.step,
             rng: self.rng.clone(),
@@ -626,9 +600,7 @@ impl Trainer for RankingTrainer<'_> {
         };
         let n = empty.pop().unwrap_or(0.0);
         self.empty = (empty, n);
-        if let Some([explained]) = saved("best explained")?.as_deref() {
-            self.best = Some((f64::from(*explained), checkpoint.best()));
-        }
+        self.best = MostExplained::of(&checkpoint)?;
         self.rng = checkpoint.rng;
         self.step = checkpoint.step;
         Ok(())
