@@ -10,7 +10,7 @@ use candle_core::{D, Tensor};
 use super::Target;
 use crate::error::{Error, Result};
 use crate::kernels;
-use crate::vit::{Output, Probe, Record, Site, Vit};
+use crate::vit::{KeepPatches, Output, Probe, Record, Site, Vit};
 
 /// What an explainer reads of a pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,11 +67,35 @@ impl<'a> Forward<'a> {
     /// # Errors
     /// Fails where `images` does not fit the model.
     pub fn run(vit: &'a Vit, images: &'a Tensor, needs: Needs) -> Result<Self> {
+        Self::run_with(vit, images, needs, None)
+    }
+
+    /// The same where the model sees only some of the patches; what is kept of the pass has only these.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and where there are no such patches.
+    pub(crate) fn run_on_patches(
+        vit: &'a Vit,
+        images: &'a Tensor,
+        needs: Needs,
+        patches: &[u32],
+    ) -> Result<Self> {
+        let n_special = vit.config().n_special_tokens();
+        let keep = KeepPatches::new(patches, n_special, images.device())?;
+        Self::run_with(vit, images, needs, Some(keep))
+    }
+
+    fn run_with(
+        vit: &'a Vit,
+        images: &'a Tensor,
+        needs: Needs,
+        keep: Option<KeepPatches>,
+    ) -> Result<Self> {
         let record = Record::new(needs.values.iter().copied());
         let probe = Probe::new(needs.gradients.iter().copied());
-        let mut taps = (record, probe);
+        let mut taps = (keep, (record, probe));
         let Output { tokens, logits } = vit.forward_with(images, &mut taps)?;
-        let (record, probe) = taps;
+        let (_, (record, probe)) = taps;
         Ok(Self {
             vit,
             images,

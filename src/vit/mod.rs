@@ -34,7 +34,7 @@ pub use config::{Family, Head, VitConfig};
 pub use link::Link;
 pub use rules::Rules;
 pub use stop::Stop;
-pub use tap::{NoTap, Probe, Record, Replace, Site, Tap};
+pub use tap::{KeepPatches, NoTap, Probe, Record, Replace, Site, Tap};
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 
 use crate::kernels::Watch;
 
@@ -207,6 +207,37 @@ impl<F: FnMut(Tensor) -> Result<Tensor> + Send> Tap for Replace<F> {
 
     fn at(&mut self, _site: Site, xs: Tensor) -> Result<Tensor> {
         (self.make)(xs)
+    }
+}
+
+/// Takes patches away before the first block, the same ones of every image; the special tokens stay.
+pub struct KeepPatches {
+    /// Indices of the tokens that stay.
+    tokens: Tensor,
+}
+
+impl KeepPatches {
+    /// Keeps `patches`, behind `n_special` special tokens.
+    ///
+    /// # Errors
+    /// Fails where the device runs out of memory.
+    pub fn new(patches: &[u32], n_special: usize, device: &Device) -> Result<Self> {
+        let n_special = n_special as u32;
+        let patches = patches.iter().map(|patch| patch + n_special);
+        let tokens: Vec<u32> = (0..n_special).chain(patches).collect();
+        Ok(Self {
+            tokens: Tensor::new(tokens, device)?,
+        })
+    }
+}
+
+impl Tap for KeepPatches {
+    fn wants(&self, site: Site) -> bool {
+        site == Site::Hidden(0)
+    }
+
+    fn at(&mut self, _site: Site, xs: Tensor) -> Result<Tensor> {
+        xs.index_select(&self.tokens, 1)
     }
 }
 

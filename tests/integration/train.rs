@@ -14,10 +14,10 @@ use vitscope::eval::class_names::classes_by_name;
 use vitscope::eval::classification::{count_by_class, total};
 use vitscope::eval::masked_answers;
 use vitscope::explain::chefer::Chefer;
-use vitscope::explain::rollout::GradientRollout;
-use vitscope::explain::{Explainer, Forward, Target};
+use vitscope::explain::{Explainer, Forward, Needs, Target};
 use vitscope::frame::FrameSize;
 use vitscope::gates::{ClassStream, OrderGates, RankingGates, Removal, clean_pass, features};
+use vitscope::models::weights::tensors_from_bytes;
 use vitscope::models::{self, Precision, Preprocessor, Reference, save_folder, save_head};
 use vitscope::rng::Rng;
 use vitscope::train::classifier::{
@@ -25,13 +25,13 @@ use vitscope::train::classifier::{
 };
 use vitscope::train::diffmask::{self, DiffMaskRecipe, RemovalKind, Sparsity, TrainedGates};
 use vitscope::train::iavit::{self, Alignment, IaVitRecipe, Teacher, TrainedInterpreter};
-use vitscope::train::order::{self, OrderRecipe, signed_rollout};
+use vitscope::train::order::{self, OrderRecipe, order_of, rollout_of_halves, rollout_of_patches};
 use vitscope::train::probe::{self, ProbeRecipe, TrainedProbe};
 use vitscope::train::shapley::{self, Fill, ShapleyRecipe};
 use vitscope::train::{Checkpoint, Subject};
 use vitscope::vit::{Head, Vit, VitConfig, init};
 
-use crate::common::{small_config, small_vit};
+use crate::common::{fixture, small_config, small_vit};
 
 const SIDE_PX: usize = 12;
 
@@ -1029,24 +1029,19 @@ fn gates_that_order_learn_what_their_teacher_says() {
         OrderGates::load(&vit, recipe.hidden, &trained.tensors.into_iter().collect()).unwrap();
     let pictures: Vec<_> = (0..32).map(|index| test.picture(index).unwrap()).collect();
     let images = images_from_pictures(&pictures, subject.mean, subject.std, &Device::Cpu).unwrap();
-    let needs = GradientRollout {}.needs(&vit);
-    let forward = Forward::run(&vit, &images, needs).unwrap();
+    let forward = Forward::run(&vit, &images, Needs::default()).unwrap();
     let pass = forward.toward(Target::Predicted).unwrap();
-    let taught = signed_rollout(&pass, recipe.against).unwrap();
-    let stream = ClassStream::of(
-        &vit,
-        &images,
-        pass.weights().unwrap(),
-        OrderGates::first_block(&vit),
-    )
-    .unwrap();
+    let weights = pass.weights().unwrap();
     let grid = pass.grid().unwrap();
+    // The halves of the run's own measurement.
+    let mut halves = Rng::for_item(!recipe.seed, 0);
+    let rollout = rollout_of_halves(&vit, &images, weights, recipe.halvings, &mut halves).unwrap();
+    let taught = order_of(&rollout, grid, recipe.smoothness).unwrap();
+    let stream = ClassStream::of(&vit, &images, weights, OrderGates::first_block(&vit)).unwrap();
     let order = gates.order(&features(&stream, grid).unwrap()).unwrap();
     let rows = |maps: &Tensor| -> Vec<f32> { maps.flatten_all().unwrap().to_vec1().unwrap() };
-    let n_patches = (grid.0 * grid.1) as f32;
     let (mut error, mut spread) = (0f32, 0f32);
-    for (found, share) in rows(&order.detach()).into_iter().zip(rows(&taught)) {
-        let expected = n_patches * share - 1.0;
+    for (found, expected) in rows(&order.detach()).into_iter().zip(rows(&taught)) {
         error += (found - expected).powi(2);
         spread += expected.powi(2);
     }
@@ -1058,27 +1053,57 @@ fn gates_that_order_learn_what_their_teacher_says() {
     assert!(explained > 0.5, "{explained}");
 }
 
-/// Shares for the class less a part of those against it are shares of the picture again.
 #[test]
-fn the_teacher_divides_the_whole_picture_whatever_it_takes_off() {
+fn the_teacher_s_rollout_and_order_are_those_of_pytorch() {
+    let bytes = std::fs::read(fixture("class_stream.safetensors")).unwrap();
+    let expected = tensors_from_bytes(&bytes, &Device::Cpu).unwrap();
+    for name in ["vit_a", "deit_distilled"] {
+        let model = models::open(fixture(name).to_str().unwrap(), &Device::Cpu).unwrap();
+        let bytes = std::fs::read(fixture(name).join("reference.safetensors")).unwrap();
+        let images = &tensors_from_bytes(&bytes, &Device::Cpu).unwrap()["images"];
+        let forward = Forward::run(&model.vit, images, Needs::default()).unwrap();
+        let pass = forward.toward(Target::Class(2)).unwrap();
+        let (weights, seen) = (pass.weights().unwrap(), [0, 3, 4, 8]);
+        let half = rollout_of_patches(&model.vit, images, weights, &seen).unwrap();
+        check_close(&half, &expected[&format!("{name}/half")], 1e-4);
+    }
+    let order = order_of(&expected["rollout"], (4, 6), 0.5).unwrap();
+    check_close(&order, &expected["order"], 1e-4);
+}
+
+#[track_caller]
+fn check_close(found: &Tensor, expected: &Tensor, tolerance: f32) {
+    assert_eq!(found.dims(), expected.dims());
+    let values = |xs: &Tensor| -> Vec<f32> { xs.flatten_all().unwrap().to_vec1().unwrap() };
+    for (found, expected) in values(found).into_iter().zip(values(expected)) {
+        assert!(
+            (found - expected).abs() < tolerance,
+            "{found} is not {expected}"
+        );
+    }
+}
+
+/// Every patch is in one half of each halving, so what reaches the class token from all is 1 in the mean.
+#[test]
+fn halves_divide_the_whole_picture_however_many_patches_it_has() {
     let vit = vit();
     let data = grids(4, Split::Train);
     let pictures: Vec<_> = (0..4).map(|index| data.picture(index).unwrap()).collect();
     let images = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu).unwrap();
-    let forward = Forward::run(&vit, &images, GradientRollout {}.needs(&vit)).unwrap();
+    let forward = Forward::run(&vit, &images, Needs::default()).unwrap();
     let pass = forward.toward(Target::Predicted).unwrap();
-    let of = |against: f64| -> Vec<Vec<f32>> {
-        let taught = signed_rollout(&pass, against).unwrap();
-        taught.to_vec2().unwrap()
+    let of = |seed: u64| -> Vec<Vec<f32>> {
+        let weights = pass.weights().unwrap();
+        let rollout = rollout_of_halves(&vit, &images, weights, 3, &mut Rng::new(seed)).unwrap();
+        rollout.to_vec2().unwrap()
     };
-    let (unsigned, signed) = (of(0.0), of(0.6));
-    for (unsigned, signed) in unsigned.iter().zip(&signed) {
-        for row in [unsigned, signed] {
-            assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-4);
-        }
-        assert!(unsigned.iter().all(|share| *share >= 0.0));
-        assert!(signed.iter().any(|share| *share < 0.0));
+    for row in of(1) {
+        let mean = row.iter().sum::<f32>() / row.len() as f32;
+        assert!((mean - 1.0).abs() < 1e-4, "{mean}");
+        assert!(row.iter().all(|share| *share > 0.0), "{row:?}");
     }
+    assert_eq!(of(1), of(1));
+    assert_ne!(of(1), of(2));
 }
 
 #[test]
@@ -1089,10 +1114,18 @@ fn recipes_of_gates_that_order_are_refused_in_one_sentence() {
         error.unwrap().to_string()
     };
     let message = refused(OrderRecipe {
-        against: 1.0,
+        smoothness: -0.5,
         ..order_recipe()
     });
-    assert_eq!(message, "against must be at least 0 and below 1, got 1");
+    assert_eq!(
+        message,
+        "smoothness must be at least 0 and finite, got -0.5"
+    );
+    let message = refused(OrderRecipe {
+        halvings: 0,
+        ..order_recipe()
+    });
+    assert!(message.contains("halvings"), "{message}");
     let message = refused(OrderRecipe {
         pictures: 0,
         ..order_recipe()

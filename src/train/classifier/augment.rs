@@ -1,13 +1,13 @@
 //! Pictures as training sees them: shifted, mirrored, mixed, and with a share of their patches.
 
-use candle_core::{Device, Result as TensorResult, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::ClassifierRecipe;
 use crate::data::{Dataset, Picture, images_from_pictures, readable};
 use crate::error::{Error, Result};
 use crate::frame::FrameSize;
 use crate::rng::Rng;
-use crate::vit::{Replace, Site, Tap, Vit};
+use crate::vit::{KeepPatches, Vit};
 
 /// What a picture shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -130,29 +130,22 @@ fn augment(recipe: &ClassifierRecipe, picture: Picture, rng: &mut Rng) -> Pictur
     }
 }
 
-/// A tap that keeps the special tokens and a random share of the patches, the same for the whole batch.
+/// A tap that keeps a random share of the patches, the same for the whole batch.
 pub(super) fn drop_patches(
     vit: &Vit,
     images: &Tensor,
     keep: f64,
     rng: &mut Rng,
-) -> Result<impl Tap + use<>> {
+) -> Result<KeepPatches> {
     let (_, _, height_px, width_px) = images.dims4()?;
     let (grid_h, grid_w) = vit.grid(height_px, width_px);
     let n_patches = grid_h * grid_w;
-    let n_special = vit.config().n_special_tokens();
     let mut patches: Vec<u32> = (0..n_patches as u32).collect();
     rng.shuffle(&mut patches);
     patches.truncate(((n_patches as f64 * keep).round() as usize).max(1));
     patches.sort_unstable();
-    let kept: Vec<u32> = (0..n_special as u32)
-        .chain(patches.iter().map(|patch| patch + n_special as u32))
-        .collect();
-    let kept = Tensor::new(kept, images.device())?;
-    Ok(Replace::new(
-        Site::Hidden(0),
-        move |xs: Tensor| -> TensorResult<Tensor> { xs.index_select(&kept, 1) },
-    ))
+    let n_special = vit.config().n_special_tokens();
+    Ok(KeepPatches::new(&patches, n_special, images.device())?)
 }
 
 #[cfg(test)]

@@ -1,27 +1,27 @@
 //! Trains gates that order: they learn from a full backward pass what can be told of it from one token's.
 //!
-//! The teacher is [`GradientRollout`](crate::explain::rollout::GradientRollout) less what speaks against the class:
+//! The teacher is [`GradientRollout`](crate::explain::rollout::GradientRollout) of random halves of the patches:
 //!
 //! | symbol | meaning |
 //! |---|---|
-//! | r⁺ | gradient rollout, as shares of the picture |
-//! | r⁻ | class row of the mean of (−A ∘ ∇A)⁺ over blocks and heads, as shares of the picture |
-//! | r | (r⁺ − α r⁻) / (1 − α), α = `against` |
+//! | r | gradient rollout of a half, as shares of it, averaged over halves; 1 in the mean |
+//! | G r | r averaged over the patches around, by a Gaussian |
+//! | t | log(r + ε) + β log(G r + ε), less its mean over the patches; β = `smoothness` |
 //!
 //! ```text
-//! min over gates:  mean over pictures and patches of  ( f − (N r − 1) )²
+//! min over gates:  mean over pictures and patches of  ( f − t )²
 //! ```
 //!
 //! | symbol | meaning |
 //! |---|---|
 //! | f | order of a patch for the predicted class, see [`OrderGates`](crate::gates::OrderGates) |
-//! | N | patches of a picture |
 //!
 //! The teacher is asked about each picture once; then the gates, which are small, learn from all that it said.
 //!
-//! Gradient methods keep what speaks for a class and drop the rest, so patches that do nothing and patches that speak
-//! against the class tie at 0. Taking r⁻ off tells them apart, and what is to be kept longest is no longer drawn among
-//! them.
+//! In a whole picture a patch seems worth little whose neighbor says the same. Of halves it is missed about as often as
+//! it would be while patches are taken away, which is what an order is for.
+//! What is left longest should hang together, for a thing is known by a whole piece of it better than by scattered ones:
+//! that is what β is for. Among the first patches r outweighs it.
 
 mod teacher;
 mod trainer;
@@ -35,7 +35,7 @@ use super::run::{Plan, check_positive, run};
 use super::{OnProgress, Subject};
 use crate::error::{Error, Result};
 use crate::gates::{MARGIN, Objective};
-pub use teacher::signed_rollout;
+pub use teacher::{order_of, rollout_of_halves, rollout_of_patches};
 use trainer::OrderTrainer;
 
 /// What a run measures: at each step on its batch, and now and then on test pictures.
@@ -47,7 +47,7 @@ pub const COLUMNS: &[&str] = &["loss", "explained", "test explained"];
 pub struct OrderRecipe {
     /// [`Objective::Order`]; tells this recipe from the others.
     pub objective: Objective,
-    /// Seed of the gates and the order of the pictures.
+    /// Seed of the gates, the order of the pictures and the halves.
     pub seed: u64,
     /// Pictures that the teacher is asked about, once each.
     pub pictures: usize,
@@ -57,8 +57,10 @@ pub struct OrderRecipe {
     pub batch: usize,
     /// Hidden units of both layers.
     pub hidden: usize,
-    /// How much of what speaks against the class the teacher takes off, from 0 to below 1.
-    pub against: f64,
+    /// How often the teacher halves each picture; each time costs a forward and a backward pass of both halves.
+    pub halvings: usize,
+    /// β, how much the patches around a patch count in the teacher's order, at least 0.
+    pub smoothness: f64,
     /// Learning rate.
     pub lr: f64,
     /// Decoupled weight decay of matrices.
@@ -84,7 +86,8 @@ impl Default for OrderRecipe {
             steps: 2000,
             batch: 32,
             hidden: 32,
-            against: 0.15,
+            halvings: 4,
+            smoothness: 0.5,
             lr: 2e-3,
             weight_decay: 0.05,
             warmup_steps: 50,
@@ -140,13 +143,19 @@ fn validate(recipe: &OrderRecipe, subject: Subject<'_>) -> Result<()> {
         ));
     }
     check_positive(&[("lr", recipe.lr), ("margin", recipe.margin)])?;
-    if [recipe.pictures, recipe.batch, recipe.hidden].contains(&0) || recipe.steps == 0 {
-        return wrong("pictures, batch, hidden and steps must be at least 1".into());
+    let counts = [
+        recipe.pictures,
+        recipe.batch,
+        recipe.hidden,
+        recipe.halvings,
+    ];
+    if counts.contains(&0) || recipe.steps == 0 {
+        return wrong("pictures, batch, hidden, halvings and steps must be at least 1".into());
     }
-    if !(0.0..1.0).contains(&recipe.against) {
+    if !(recipe.smoothness >= 0.0 && recipe.smoothness.is_finite()) {
         return wrong(format!(
-            "against must be at least 0 and below 1, got {}",
-            recipe.against
+            "smoothness must be at least 0 and finite, got {}",
+            recipe.smoothness
         ));
     }
     if subject.n_patches() < 2 {

@@ -1,41 +1,126 @@
-//! What a full backward pass says of each patch, signed.
+//! What backward passes of halves of a picture say of each patch.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::explain::rollout::GradientRollout;
-use crate::explain::{Explainer, Needs, Pass};
-use crate::vit::{Site, Vit};
+use crate::explain::{Explainer, Forward};
+use crate::rng::Rng;
+use crate::vit::Vit;
 
-/// What the teacher reads of a pass.
-pub(super) fn needs(vit: &Vit) -> Needs {
-    GradientRollout {}.needs(vit)
-}
+/// ε: what is added to a share in mean shares, so that a patch of which nothing is taken has a logarithm.
+const LEAST_SHARE: f64 = 0.05;
+/// Standard deviation of the Gaussian G, as a share of the map's side.
+const BLUR: f64 = 3.0 / 16.0;
 
-/// r, gradient rollout less what speaks against the class, as shares of each picture: rows add up to 1.
+/// r: gradient rollout of random halves of the patches, in mean shares: rows have a mean of 1.
+///
+/// Each halving gives two passes, one of each half, so every patch is in one of them. The halves are the same for all
+/// images.
 ///
 /// # Shapes
+/// - `images`: `[batch, 3, height, width]`
+/// - `weights`: of the explained score, `[batch, classes]`
 /// - result: `[batch, patches]`
 ///
 /// # Errors
-/// Fails where the pass lacks attention or its gradients.
-pub fn signed_rollout(pass: &Pass<'_>, against: f64) -> Result<Tensor> {
-    let speaks_for = shares(&GradientRollout {}.attribution(pass)?)?;
-    let blocks = 0..pass.vit().n_blocks();
-    let rows = blocks.map(|block_idx| {
-        let site = Site::Attention(block_idx);
-        let row = |xs: &Tensor| xs.narrow(2, 0, 1)?.squeeze(2); // [batch, heads, tokens]
-        let weighted = (row(&pass.value(site)?)? * row(pass.gradient(site)?)?)?;
-        Ok(weighted.neg()?.relu()?.mean(1)?)
-    });
-    let rows = rows.collect::<Result<Vec<_>>>()?;
-    let speaks_against = pass.patches_of(&Tensor::stack(&rows, 0)?.mean(0)?, 1)?;
-    let signed = (speaks_for - (shares(&speaks_against)? * against)?)?;
-    Ok((signed / (1.0 - against))?)
+/// [`Error::Config`] where there is only one patch or no halving; fails where a shape does not fit.
+pub fn rollout_of_halves(
+    vit: &Vit,
+    images: &Tensor,
+    weights: &Tensor,
+    halvings: usize,
+    rng: &mut Rng,
+) -> Result<Tensor> {
+    let (_, _, height_px, width_px) = images.dims4()?;
+    let (grid_h, grid_w) = vit.grid(height_px, width_px);
+    let n_patches = grid_h * grid_w;
+    if n_patches < 2 || halvings == 0 {
+        return Err(Error::Config(format!(
+            "halves need at least two patches and one halving, got {n_patches} and {halvings}"
+        )));
+    }
+    let mut patches: Vec<u32> = (0..n_patches as u32).collect();
+    let mut sum: Option<Tensor> = None;
+    for _ in 0..halvings {
+        rng.shuffle(&mut patches);
+        let (one, other) = patches.split_at_mut(n_patches / 2);
+        for half in [one, other] {
+            half.sort_unstable();
+            let shares = rollout_of_patches(vit, images, weights, half)?;
+            let shares = shares.matmul(&places(half, n_patches, images.device())?)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + shares)?,
+                None => shares,
+            });
+        }
+    }
+    let sum = sum.ok_or_else(|| Error::Config("no halving".into()))?;
+    Ok((sum / halvings as f64)?)
 }
 
-/// Rows divided by their sums.
-fn shares(rows: &Tensor) -> candle_core::Result<Tensor> {
-    let total = (rows.sum_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
-    rows.broadcast_div(&total)
+/// Gradient rollout where the model sees only `patches`, in mean shares of them.
+///
+/// # Shapes
+/// - result: `[batch, patches]`, in their order
+///
+/// # Errors
+/// Fails where the model has no such patch, or a shape does not fit.
+pub fn rollout_of_patches(
+    vit: &Vit,
+    images: &Tensor,
+    weights: &Tensor,
+    patches: &[u32],
+) -> Result<Tensor> {
+    let needs = GradientRollout {}.needs(vit);
+    let forward = Forward::run_on_patches(vit, images, needs, patches)?;
+    let pass = forward.toward_weights(Some(weights.clone()))?;
+    let rollout = GradientRollout {}.attribution(&pass)?.detach();
+    let total = (rollout.sum_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
+    Ok((rollout.broadcast_div(&total)? * patches.len() as f64)?)
+}
+
+/// Row i is 1 at the place of patch i among all.
+fn places(patches: &[u32], n_patches: usize, device: &Device) -> candle_core::Result<Tensor> {
+    let mut places = vec![0f32; patches.len() * n_patches];
+    for (row, &patch) in patches.iter().enumerate() {
+        places[row * n_patches + patch as usize] = 1.0;
+    }
+    Tensor::from_vec(places, (patches.len(), n_patches), device)
+}
+
+/// t: the order that gates are to learn, log(r + ε) + β log(G r + ε), less its mean over the patches.
+///
+/// # Shapes
+/// - `rollout`: r, `[batch, patches]`
+/// - `grid`: rows and columns of patches
+/// - result: `[batch, patches]`
+///
+/// # Errors
+/// Fails where `rollout` does not fit `grid`.
+pub fn order_of(rollout: &Tensor, grid: (usize, usize), smoothness: f64) -> Result<Tensor> {
+    let blurred = rollout.matmul(&gaussian(grid, rollout.device())?)?;
+    let log = |shares: &Tensor| (shares + LEAST_SHARE)?.log();
+    let order = (log(rollout)? + (log(&blurred)? * smoothness)?)?;
+    Ok(order.broadcast_sub(&order.mean_keepdim(1)?)?)
+}
+
+/// G: column j averages over the patches around patch j, nearer ones counting more; what is outside does not count.
+fn gaussian((rows, columns): (usize, usize), device: &Device) -> candle_core::Result<Tensor> {
+    let n_patches = rows * columns;
+    let near = |a: usize, b: usize, side: usize| {
+        let deviations = a.abs_diff(b) as f64 / (BLUR * side as f64);
+        (-0.5 * deviations * deviations).exp()
+    };
+    let mut mean = vec![0f32; n_patches * n_patches];
+    for to in 0..n_patches {
+        let weight = |from: usize| {
+            near(from / columns, to / columns, rows) * near(from % columns, to % columns, columns)
+        };
+        let total: f64 = (0..n_patches).map(weight).sum();
+        for from in 0..n_patches {
+            mean[from * n_patches + to] = (weight(from) / total) as f32;
+        }
+    }
+    Tensor::from_vec(mean, (n_patches, n_patches), device)
 }

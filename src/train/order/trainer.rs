@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 
 use super::OrderRecipe;
-use super::teacher::{needs, signed_rollout};
+use super::teacher::{order_of, rollout_of_halves};
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::eval::masks::MaskScores;
@@ -56,7 +56,7 @@ pub(super) struct OrderTrainer<'a> {
 struct Lesson {
     /// `[batch, patches, features]`
     features: Tensor,
-    /// N r − 1, `[batch, patches]`
+    /// t, `[batch, patches]`
     taught: Tensor,
 }
 
@@ -94,7 +94,8 @@ impl<'a> OrderTrainer<'a> {
         let mut indices = self.pictures.at(self.step);
         indices.truncate(self.recipe.pictures - self.step as usize * CHUNK);
         let images = self.subject.images(self.subject.train, &indices)?;
-        self.lessons.push(self.lesson(&images)?);
+        let mut rng = Rng::for_item(self.recipe.seed, self.step);
+        self.lessons.push(self.lesson(&images, &mut rng)?);
         self.step += 1;
         if self.step == self.recipe.study_steps(self.subject.train.len()) {
             self.sum_up()?;
@@ -151,18 +152,22 @@ impl<'a> OrderTrainer<'a> {
         Ok([loss, explained(&residual, &taught)?.share()])
     }
 
-    /// Asks the teacher about whole pictures.
-    fn lesson(&self, images: &Tensor) -> Result<Lesson> {
+    /// Asks the teacher about pictures, for the class that the model answers.
+    fn lesson(&self, images: &Tensor, rng: &mut Rng) -> Result<Lesson> {
         let vit = self.subject.vit;
-        let needs = needs(vit).and(Needs::values(stream_sites(vit)));
-        let forward = Forward::run(vit, images, needs)?;
+        let forward = Forward::run(vit, images, Needs::values(stream_sites(vit)))?;
         let pass = forward.toward(Target::Predicted)?;
-        let taught = signed_rollout(&pass, self.recipe.against)?.detach();
-        let n_patches = taught.dim(1)? as f64;
-        let stream = ClassStream::follow(vit, |site| pass.value(site), pass.weights()?)?;
+        let weights = pass.weights()?;
+        let stream = ClassStream::follow(vit, |site| pass.value(site), weights)?;
+        let OrderRecipe {
+            halvings,
+            smoothness,
+            ..
+        } = *self.recipe;
+        let rollout = rollout_of_halves(vit, images, weights, halvings, rng)?;
         Ok(Lesson {
             features: features(&stream, self.grid)?,
-            taught: taught.affine(n_patches, -1.0)?,
+            taught: order_of(&rollout, self.grid, smoothness)?,
         })
     }
 
@@ -177,9 +182,11 @@ impl<'a> OrderTrainer<'a> {
     fn measure(&mut self) -> Result<f64> {
         if self.test_lessons.is_empty() {
             let chunks = (self.subject).test_chunks(self.recipe.test_pictures, CHUNK);
-            let lessons = chunks.map(|indices| {
+            let lessons = chunks.into_iter().zip(0..).map(|(indices, nth)| {
                 let images = self.subject.images(self.subject.test, &indices)?;
-                self.lesson(&images)
+                // Halves that no picture to learn from is seen by.
+                let mut rng = Rng::for_item(!self.recipe.seed, nth);
+                self.lesson(&images, &mut rng)
             });
             self.test_lessons = lessons.collect::<Result<_>>()?;
         }
