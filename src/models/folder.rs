@@ -33,7 +33,9 @@ pub(super) const ADAPTER: &str = "adapter_model.safetensors";
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// The files that only a model of its own has.
-pub(super) const OWN: [&str; 4] = [CONFIG, PROCESSOR, PREPROCESSOR, WEIGHTS];
+pub(super) const OWN: [&str; 2] = [CONFIG, WEIGHTS];
+/// The files that say how pictures become the model's input; a head that was trained at another size brings one along.
+pub(super) const INPUT: [&str; 2] = [PROCESSOR, PREPROCESSOR];
 
 /// All files that are read, the weights last.
 #[cfg(feature = "hub")]
@@ -60,8 +62,9 @@ pub(super) struct Files {
     pub(super) origin: PathBuf,
     pub(super) config: Bytes,
     pub(super) preprocessor: Bytes,
-    /// The file that says it.
+    /// The file that says it, and where it is, for messages.
     pub(super) preprocessor_file: &'static str,
+    pub(super) preprocessor_folder: PathBuf,
     pub(super) weights: Bytes,
     /// Weights and configuration of an adapter that was trained for the weights.
     pub(super) adapter: Option<(Bytes, Bytes)>,
@@ -95,7 +98,10 @@ impl Files {
             )));
         }
         let config = required(folder, CONFIG, "")?;
-        let (preprocessor_file, preprocessor) = preprocessor(folder, &config)?;
+        let (preprocessor_file, preprocessor) = match preprocessor(folder)? {
+            Some(found) => found,
+            None => return Err(no_preprocessor(folder, &config)),
+        };
         let hint = weights_elsewhere(WEIGHTS, |file| folder.join(file).exists());
         let weights = required(folder, WEIGHTS, hint)?;
         let files = Self {
@@ -103,6 +109,7 @@ impl Files {
             config,
             preprocessor,
             preprocessor_file,
+            preprocessor_folder: folder.to_owned(),
             weights,
             adapter: pair(folder, ADAPTER, ADAPTER_CONFIG)?,
             additions: PathBuf::new(),
@@ -115,7 +122,8 @@ impl Files {
         files.with_additions(folder)
     }
 
-    /// The same model with head, gates and interpreter of `folder`, which has no model of its own.
+    /// The same model with head, gates and interpreter of `folder`, which has no model of its own. What it says of the
+    /// input goes before what the model says.
     pub(super) fn under(self, folder: &Path) -> Result<Self> {
         if let Some(file) = OWN.into_iter().find(|file| folder.join(file).exists()) {
             return Err(Error::Model(format!(
@@ -124,7 +132,12 @@ impl Files {
         }
         // Gates belong to a head of the backbone's too, where there is one.
         let gates = self.gates.clone().filter(|_| self.head.is_none());
-        let files = self.with_additions(folder)?;
+        let mut files = self.with_additions(folder)?;
+        if let Some((file, bytes)) = preprocessor(folder)? {
+            files.preprocessor = bytes;
+            files.preprocessor_file = file;
+            files.preprocessor_folder = folder.to_owned();
+        }
         if files.head.is_none() && files.gates.is_none() && files.interpreter.is_none() {
             return Err(missing(
                 folder,
@@ -212,6 +225,7 @@ impl Files {
     pub(super) fn blame(&self, file: &str, error: Error) -> Error {
         let folder = match file {
             HEAD | GATES | INTERPRETER => &self.additions,
+            PROCESSOR | PREPROCESSOR => &self.preprocessor_folder,
             _ => &self.origin,
         };
         Error::Model(format!("{error}: {:?}", folder.join(file)))
@@ -259,27 +273,31 @@ fn text(bytes: &[u8]) -> Result<&str> {
     std::str::from_utf8(bytes).map_err(|error| Error::Model(format!("not UTF-8 text ({error})")))
 }
 
-/// How pictures become the model's input, and the file that says it. As transformers 5 does, the processor's file goes
-/// before the one of the image processor alone.
-fn preprocessor(folder: &Path, config: &[u8]) -> Result<(&'static str, Bytes)> {
-    let blame =
-        |file: &str, error: Error| Error::Model(format!("{error}: {:?}", folder.join(file)));
+/// How pictures become the model's input, and the file that says it; `None` where none does. As transformers 5 does, the
+/// processor's file goes before the one of the image processor alone.
+fn preprocessor(folder: &Path) -> Result<Option<(&'static str, Bytes)>> {
     if let Some(bytes) = optional(folder, PROCESSOR)? {
         let root = text(&bytes).and_then(fields::parse);
-        let root = root.map_err(|error| blame(PROCESSOR, error))?;
+        let root =
+            root.map_err(|error| Error::Model(format!("{error}: {:?}", folder.join(PROCESSOR))))?;
         if let Some(processor) = Fields(&root).value(IMAGE_PROCESSOR) {
-            return Ok((PROCESSOR, Cow::Owned(processor.to_string().into_bytes())));
+            let bytes = processor.to_string().into_bytes();
+            return Ok(Some((PROCESSOR, Cow::Owned(bytes))));
         }
     }
-    if let Some(bytes) = optional(folder, PREPROCESSOR)? {
-        return Ok((PREPROCESSOR, bytes));
-    }
+    let bytes = optional(folder, PREPROCESSOR)?;
+    Ok(bytes.map(|bytes| (PREPROCESSOR, bytes)))
+}
+
+fn no_preprocessor(folder: &Path, config: &[u8]) -> Error {
     // A folder that lacks it may be no model of a kind that is known here, which is the truer reason.
-    check_config(config).map_err(|error| blame(CONFIG, error))?;
+    if let Err(error) = check_config(config) {
+        return Error::Model(format!("{error}: {:?}", folder.join(CONFIG)));
+    }
     let hint = format!(
         " and no {IMAGE_PROCESSOR:?} in a {PROCESSOR}, without which the size and scale of the model's input are unknown"
     );
-    Err(missing(folder, PREPROCESSOR, &hint))
+    missing(folder, PREPROCESSOR, &hint)
 }
 
 fn required(folder: &Path, file: &str, hint: &str) -> Result<Bytes> {
@@ -336,10 +354,19 @@ pub fn save_folder(
     let weights = bytes_from_tensors(&published, precision)?;
     fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
     write_whole(&folder.join(CONFIG), config.to_json().as_bytes())?;
+    save_preprocessor(folder, preprocessor)?;
+    write_whole(&folder.join(WEIGHTS), &weights)?;
+    Ok(sha256_hex(&weights))
+}
+
+/// Writes `preprocessor_config.json` into `folder`, which is there: of a model, or of a head that was trained at another
+/// input size than its backbone.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be written.
+pub fn save_preprocessor(folder: &Path, preprocessor: &Preprocessor) -> Result<()> {
     write_whole(
         &folder.join(PREPROCESSOR),
         preprocessor.to_json().as_bytes(),
-    )?;
-    write_whole(&folder.join(WEIGHTS), &weights)?;
-    Ok(sha256_hex(&weights))
+    )
 }

@@ -23,7 +23,7 @@ use candle_core::{D, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::folder::{GATES, HEAD, INTERPRETER, OWN};
+use super::folder::{GATES, HEAD, INPUT, INTERPRETER, OWN};
 use crate::files::write_whole;
 use crate::vit::{Head, Vit, VitConfig};
 use crate::weights::{bytes_in_8_bits, hex, metadata, tensors_from_bytes};
@@ -222,7 +222,7 @@ struct ExamplesEntry {
 /// # Errors
 /// [`Error::Model`] naming what is in the way.
 pub fn check_head_folder(folder: &Path) -> Result<()> {
-    let mut others = OWN.iter().chain(&[GATES, INTERPRETER]);
+    let mut others = OWN.iter().chain(&INPUT).chain(&[GATES, INTERPRETER]);
     match others.find(|file| folder.join(file).exists()) {
         Some(file) => refuse(format!(
             "a head gets a folder of its own, and there is a {file}: {folder:?}"

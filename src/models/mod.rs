@@ -6,7 +6,7 @@
 //! and IA-ViT's interpreter (`interpreter.safetensors`, `interpreter.json`); the latter two are refused if
 //! they belong to other weights, and so is what the model finds familiar ([`familiarity.safetensors`](familiarity)).
 //! A folder with such parts only stands on another model, its backbone, whose
-//! gates still explain where the folder has none.
+//! gates still explain where the folder has none, and may say how pictures become that model's input.
 //! What is embedded and what the hub has goes the same way.
 
 mod adapter;
@@ -25,7 +25,7 @@ pub use crate::weights::{self, Precision};
 pub use card::ModelCard;
 pub use device::DeviceChoice;
 pub use familiarity::Familiarity;
-pub use folder::save_folder;
+pub use folder::{save_folder, save_preprocessor};
 pub use head::{
     HeadExamples, LinearHead, check_head_folder, read_head, save_head, save_taught_head,
 };

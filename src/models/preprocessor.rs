@@ -64,6 +64,37 @@ impl Preprocessor {
         }
     }
 
+    /// The same for squares of another size: what is cut off stays the same share.
+    #[must_use]
+    pub fn at_square(&self, edge_px: usize) -> Self {
+        let square = FrameSize {
+            width_px: edge_px,
+            height_px: edge_px,
+        };
+        let in_proportion = |of_px: usize, to_px: usize| (of_px * edge_px).div_ceil(to_px.max(1));
+        let rule = match self.rule {
+            ResizeRule::Stretch(_) => ResizeRule::Stretch(square),
+            ResizeRule::StretchThenCrop { resize, crop } => ResizeRule::StretchThenCrop {
+                resize: FrameSize {
+                    width_px: in_proportion(resize.width_px, crop.width_px),
+                    height_px: in_proportion(resize.height_px, crop.height_px),
+                },
+                crop: square,
+            },
+            ResizeRule::ShortestEdge {
+                edge_px: shortest_px,
+                crop,
+            } => ResizeRule::ShortestEdge {
+                edge_px: in_proportion(shortest_px, crop.width_px.min(crop.height_px)),
+                crop: square,
+            },
+        };
+        Self {
+            rule,
+            ..self.clone()
+        }
+    }
+
     /// Reads the text of a `preprocessor_config.json`; `family` decides where it names no processor.
     ///
     /// # Errors

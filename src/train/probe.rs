@@ -31,6 +31,8 @@ pub const COLUMNS: &[&str] = &["loss", "train accuracy", "test accuracy"];
 pub struct ProbeRecipe {
     /// Seed of the order of the pictures.
     pub seed: u64,
+    /// Edge of the squares that pictures become, in px; 0 takes the model's own size.
+    pub input_px: usize,
     /// Pictures to learn from, spread over the data; 0 takes all.
     pub pictures: usize,
     /// Pictures to measure on; 0 takes all.
@@ -53,6 +55,7 @@ impl Default for ProbeRecipe {
     fn default() -> Self {
         Self {
             seed: 0,
+            input_px: 0,
             pictures: 0,
             test_pictures: 0,
             epochs: 50,

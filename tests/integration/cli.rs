@@ -874,7 +874,7 @@ fn methods_and_models_are_listed() {
     bench.check_refused_as_it_is(
         "models inspect nothing",
         1,
-        "error: model is neither an embedded model (everyday, cifar10, red-patches) nor a folder: \"nothing\"",
+        "error: model is neither an embedded model (everyday, cifar10, cifar10-224, red-patches) nor a folder: \"nothing\"",
     );
 }
 

@@ -13,6 +13,7 @@ use vitscope::gates::{GateCard, GateSizes, Gates, Objective, VotingGates};
 use vitscope::models::weights::{bytes_from_tensors, sha256_hex, tensors_from_bytes};
 use vitscope::models::{
     self, Model, ModelCard, Precision, Preprocessor, Reference, Shrunk, save_folder,
+    save_preprocessor,
 };
 use vitscope::rng::Rng;
 use vitscope::vit::names::canonical_weights;
@@ -618,6 +619,29 @@ fn a_folder_with_a_head_only_stands_on_its_backbone() {
     check_message(&message, "no head.safetensors, no gates", top);
 }
 
+/// Positions follow the grid, so a head may have learned from larger pictures than its backbone did.
+#[test]
+fn a_head_says_at_which_size_it_looks() {
+    let (backbone, top) = (copy_of("vit_a"), tempfile::tempdir().unwrap());
+    write_head(top.path(), &[("weight", &ramp(&[3, 32]))], None);
+    let reference = Reference::over(top.path().to_str().unwrap(), backbone.path().to_str());
+    let open_over = || models::open(reference, &Device::Cpu).map_err(|error| error.to_string());
+    let edge_px = || open_over().unwrap().preprocessor.image_size().width_px;
+    assert_eq!(edge_px(), 32);
+    let file = top.path().join("preprocessor_config.json");
+    let own = open_over().unwrap().preprocessor.at_square(64);
+    save_preprocessor(top.path(), &own).unwrap();
+    assert_eq!(edge_px(), 64);
+    assert_eq!(open_over().unwrap().preprocessor.mean, own.mean);
+
+    let message = open(top.path()).err().unwrap();
+    check_message(&message, "needs the model that it was made for", top.path());
+    save_preprocessor(top.path(), &own.at_square(63)).unwrap();
+    check_message(&open_over().err().unwrap(), "63 x 63 px", &file);
+    fs::write(&file, "{").unwrap();
+    check_message(&open_over().err().unwrap(), "JSON", &file);
+}
+
 #[test]
 fn half_a_clip_is_not_saved() {
     let model = open(&fixture("clip")).unwrap();
@@ -969,10 +993,15 @@ fn embedded_models_are_the_shipped_ones_and_small() {
     for name in models::embedded_names() {
         let folder = root().join("models").join(name);
         let embedded = models::open(name, &Device::Cpu).unwrap();
-        let shipped = open(&folder).unwrap();
+        let of_its_own = folder.join("config.json").exists();
+        let backbone = (!of_its_own).then_some(models::DEFAULT);
+        let reference = Reference::over(folder.to_str().unwrap(), backbone);
+        let shipped = models::open(reference, &Device::Cpu).unwrap();
         assert_eq!(embedded.weights_sha256, shipped.weights_sha256);
+        assert_eq!(embedded.preprocessor, shipped.preprocessor);
+        assert_eq!(embedded.gates.is_some(), shipped.gates.is_some());
         assert_eq!(embedded.name, name);
-        let files = ["model", "gates", "interpreter"].map(|file| {
+        let files = ["model", "head", "gates", "interpreter"].map(|file| {
             let file = folder.join(file).with_extension("safetensors");
             // Not every model has an interpreter.
             fs::metadata(file).map_or(0, |file| file.len())

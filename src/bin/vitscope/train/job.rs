@@ -144,10 +144,21 @@ impl Job<'_> {
 
     pub(super) fn head(self, init: &str) -> anyhow::Result<Option<Measured>> {
         let recipe: ProbeRecipe = self.recipe(&self.file.probe, "probe")?;
-        let frozen = self.open_frozen(init.into(), recipe.seed)?;
-        if frozen.model.own_head {
+        let mut model = open_without_parts(init.into())?;
+        if model.own_head {
             bail!("model has a head of its own beside it, and so is no backbone: {init:?}");
         }
+        if recipe.input_px > 0 {
+            let patch_px = model.vit.config().patch_size;
+            if !recipe.input_px.is_multiple_of(patch_px) {
+                bail!(
+                    "input-px is {}, expected a multiple of the model's patches of {patch_px} px",
+                    recipe.input_px
+                );
+            }
+            model.preprocessor = model.preprocessor.at_square(recipe.input_px);
+        }
+        let frozen = self.with_pictures(model, recipe.seed)?;
         let mut shown = Shown::new(Arc::clone(self.stop));
         let subject = frozen.subject();
         let done = probe::train(&recipe, subject, self.out, &mut |progress| {
@@ -165,6 +176,9 @@ impl Job<'_> {
             classes,
             subject.base_sha256,
         )?;
+        if recipe.input_px > 0 {
+            models::save_preprocessor(self.out, &frozen.model.preprocessor)?;
+        }
         Checkpoint::remove(self.out)?;
         println!("test accuracy {}", accuracy(done.test));
         print_unreadable(&frozen.halves);
@@ -269,11 +283,10 @@ impl Job<'_> {
     }
 
     fn open_frozen(&self, reference: Reference<'_>, seed: u64) -> anyhow::Result<Frozen> {
-        let reference = Reference {
-            trained_parts: false,
-            ..reference
-        };
-        let model = models::open(reference, &Device::Cpu)?;
+        self.with_pictures(open_without_parts(reference)?, seed)
+    }
+
+    fn with_pictures(&self, model: Model, seed: u64) -> anyhow::Result<Frozen> {
         let halves = self.open_data_for(&model.preprocessor, seed)?;
         Ok(Frozen { model, halves })
     }
@@ -297,6 +310,15 @@ fn check_exclusive(config: &VitConfig) -> anyhow::Result<()> {
         Link::Sigmoid => bail!("the model has one class, expected at least two"),
         Link::Softmax => Ok(()),
     }
+}
+
+/// A model that something is to be trained for: what was trained for it before does not matter.
+fn open_without_parts(reference: Reference<'_>) -> anyhow::Result<Model> {
+    let reference = Reference {
+        trained_parts: false,
+        ..reference
+    };
+    Ok(models::open(reference, &Device::Cpu)?)
 }
 
 /// A frozen model that something is trained for, and the pictures.
