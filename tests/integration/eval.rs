@@ -257,8 +257,17 @@ mod program {
         classes.sort_unstable();
         assert_ne!(classes, [0, 1], "the folders' own numbers tell nothing");
         stdout(
-            "eval perturbation --protocol chefer --model cifar10 --data data --methods raw-attention --images 8 --json s.json",
+            "eval perturbation --protocol chefer --model cifar10 --data data --methods raw-attention --images 4 --json s.json",
             path,
+        );
+        let fewer = vitscope(
+            "eval perturbation --model cifar10 --data data --methods raw-attention --images 9",
+            path,
+        );
+        let log = String::from_utf8(fewer.stderr).unwrap();
+        assert!(
+            log.contains("only 4 images of the 9 asked for: the test half of \"data\""),
+            "{log}"
         );
         let scores = std::fs::read_to_string(path.join("s.json")).unwrap();
         let scores: serde_json::Value = serde_json::from_str(&scores).unwrap();

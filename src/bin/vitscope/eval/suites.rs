@@ -30,10 +30,13 @@ pub(super) struct SuiteArgs {
     /// Pictures to evaluate on: a data set (its test half), or a folder.
     #[arg(long, value_name = "DATA")]
     pub data: String,
-    /// Use only the first N pictures.
-    #[arg(long, value_name = "N", default_value = "1000", value_parser = one_or_more::<NonZeroUsize>)]
-    pub images: NonZeroUsize,
+    /// Use only the first N pictures [default: 1000].
+    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
+    pub images: Option<NonZeroUsize>,
 }
+
+/// Pictures that are used at most where `--images` says nothing.
+const MOST_IMAGES: usize = 1000;
 
 /// What is compared, and where results go beside the terminal.
 #[derive(Debug, clap::Args)]
@@ -132,7 +135,15 @@ pub(super) fn run(
     } = measured;
     let compared = &args.compared;
     let explainers = compared.explainers(model)?;
-    let indices: Vec<usize> = (0..data.len().min(args.images.get())).collect();
+    let n_wanted = args.images.map_or(MOST_IMAGES, NonZeroUsize::get);
+    let indices: Vec<usize> = (0..data.len().min(n_wanted)).collect();
+    if args.images.is_some() && indices.len() < n_wanted {
+        eprintln!(
+            "only {} images of the {n_wanted} asked for: the test half of {:?} has no more",
+            indices.len(),
+            args.data
+        );
+    }
     let what = format!("{name}{options}");
     let mut journal = compared.journal(&what, model, &args.data)?;
     let comparison = Comparison {
@@ -147,7 +158,7 @@ pub(super) fn run(
         bar.set_position(n_done as u64)
     })?;
     bar.finish_and_clear();
-    let counted = format!(" --images {}", args.images);
+    let counted = format!(" --images {n_wanted}");
     let found = Found {
         name,
         command: compared.command(&what, &args.data, &explainers, &counted),
