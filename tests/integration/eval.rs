@@ -382,6 +382,16 @@ mod program {
 
         let head = run("train classifier --init base --freeze --out top");
         assert!(head.contains("for --backbone base"), "{head}");
+        let looks_at = || {
+            let inspected = stdout("models inspect wide --backbone base", folder.path());
+            let input = inspected.lines().find(|line| line.starts_with("input"));
+            input.unwrap().to_owned()
+        };
+        run("train classifier --init base --freeze --out wide --set input-px=96");
+        assert!(looks_at().contains("96 x 96 px"), "{}", looks_at());
+        // Another head takes the place of the first, and its size.
+        run("train classifier --init base --freeze --out wide");
+        assert!(looks_at().contains("48 x 48 px"), "{}", looks_at());
         let gates = run("train diffmask --model top --backbone base --seeds 2 --seed 7");
         assert!(gates.contains("kept over 2 seeds"), "{gates}");
         assert!(folder.path().join("top/seeds/8/gates.json").exists());

@@ -169,6 +169,8 @@ impl Job<'_> {
             return Ok(None);
         }
         let classes = subject.train.classes();
+        // Before the head, which must never lie beside the size of an earlier one.
+        models::save_preprocessor(self.out, &frozen.model.preprocessor)?;
         models::save_head(
             self.out,
             &done.weight,
@@ -176,9 +178,6 @@ impl Job<'_> {
             classes,
             subject.base_sha256,
         )?;
-        if recipe.input_px > 0 {
-            models::save_preprocessor(self.out, &frozen.model.preprocessor)?;
-        }
         Checkpoint::remove(self.out)?;
         println!("test accuracy {}", accuracy(done.test));
         print_unreadable(&frozen.halves);
