@@ -791,29 +791,47 @@ fn train_ranking(
 
 #[test]
 fn gates_that_rank_are_the_same_bits_after_a_kill() {
-    let whole = tempfile::tempdir().unwrap();
-    let killed = tempfile::tempdir().unwrap();
     // Killed among the steps that learn from a teacher, of which some are left.
     let recipe = ShapleyRecipe {
         teacher_steps: 6,
         ..ranking_recipe()
     };
-    let uninterrupted = train_ranking(&recipe, whole.path(), &mut |step| {
-        if step == 7 {
-            let file = Checkpoint::path(Path::new(""));
-            std::fs::copy(whole.path().join(&file), killed.path().join(&file)).unwrap();
+    check_resumes(&[(7, 5)], &|folder, watch| {
+        train_ranking(&recipe, folder, watch)
+    });
+}
+
+type TrainGates<'a> =
+    &'a dyn Fn(&Path, &mut dyn FnMut(u64) -> bool) -> vitscope::Result<TrainedGates>;
+
+/// Takes the checkpoint that is at hand during a step, and checks that a run that goes on from it does so at another, and
+/// ends in the same gates; `kills` are such pairs.
+fn check_resumes(kills: &[(u64, u64)], train: TrainGates<'_>) {
+    let file = Checkpoint::path(Path::new(""));
+    let whole = tempfile::tempdir().unwrap();
+    let killed: Vec<_> = kills.iter().map(|_| tempfile::tempdir().unwrap()).collect();
+    let uninterrupted = train(whole.path(), &mut |step| {
+        for (_, folder) in kills
+            .iter()
+            .zip(&killed)
+            .filter(|((kill, _), _)| *kill == step)
+        {
+            std::fs::copy(whole.path().join(&file), folder.path().join(&file)).unwrap();
         }
         true
     });
-    let mut first_step = None;
-    let resumed = train_ranking(&recipe, killed.path(), &mut |step| {
-        first_step.get_or_insert(step);
-        true
-    });
-    assert_eq!(first_step, Some(5));
-    let (uninterrupted, resumed) = (uninterrupted.unwrap(), resumed.unwrap());
-    assert_eq!(bits(&uninterrupted.tensors), bits(&resumed.tensors));
-    assert_eq!(uninterrupted.card, resumed.card);
+    let uninterrupted = uninterrupted.unwrap();
+    for ((_, goes_on_at), folder) in kills.iter().zip(&killed) {
+        let mut first_step = None;
+        let resumed = train(folder.path(), &mut |step| {
+            first_step.get_or_insert(step);
+            true
+        });
+        assert_eq!(first_step, Some(*goes_on_at));
+        let resumed = resumed.unwrap();
+        assert_eq!(bits(&uninterrupted.tensors), bits(&resumed.tensors));
+        assert_eq!(uninterrupted.card, resumed.card);
+    }
 }
 
 /// What a model says of grids is a sum over their cells as little as any; still, scores learn what a share of it is.
@@ -972,28 +990,9 @@ fn train_order(
 #[test]
 fn gates_that_order_are_the_same_bits_after_a_kill() {
     let recipe = order_recipe();
-    let whole = tempfile::tempdir().unwrap();
-    let killed = [1, 7].map(|step| (step, tempfile::tempdir().unwrap()));
-    let file = Checkpoint::path(Path::new(""));
-    let uninterrupted = train_order(&recipe, whole.path(), &mut |step| {
-        // The checkpoint at hand is that of the step before.
-        for (_, folder) in killed.iter().filter(|(kill, _)| kill + 1 == step) {
-            std::fs::copy(whole.path().join(&file), folder.path().join(&file)).unwrap();
-        }
-        true
+    check_resumes(&[(2, 2), (8, 8)], &|folder, watch| {
+        train_order(&recipe, folder, watch)
     });
-    let uninterrupted = uninterrupted.unwrap();
-    for (step, folder) in &killed {
-        let mut first_step = None;
-        let resumed = train_order(&recipe, folder.path(), &mut |step| {
-            first_step.get_or_insert(step);
-            true
-        });
-        assert_eq!(first_step, Some(step + 1));
-        let resumed = resumed.unwrap();
-        assert_eq!(bits(&uninterrupted.tensors), bits(&resumed.tensors));
-        assert_eq!(uninterrupted.card, resumed.card);
-    }
 }
 
 /// From one token's way back the gates tell most of what the teacher tells from all.
