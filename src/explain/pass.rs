@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 
 use super::Target;
 use crate::error::{Error, Result};
+use crate::gates::weights_of_predicted;
 use crate::kernels;
 use crate::vit::{KeepPatches, Output, Probe, Record, Site, Vit};
 
@@ -255,12 +256,7 @@ impl Target {
             Ok(())
         };
         match self {
-            Self::Predicted => {
-                let strongest: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-                for (image_idx, class) in strongest.into_iter().enumerate() {
-                    add(image_idx, class as usize, 1.0)?;
-                }
-            }
+            Self::Predicted => return Ok(weights_of_predicted(logits)?),
             Self::Class(class) => {
                 (0..batch).try_for_each(|image_idx| add(image_idx, class, 1.0))?;
             }

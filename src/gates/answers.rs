@@ -1,7 +1,7 @@
 //! What is left of a model's answer when patches are taken away, and how few it can be kept with.
 
-use candle_core::{D, Device, Result as TensorResult, Tensor};
-use candle_nn::ops::log_softmax;
+use candle_core::{D, DType, Device, Result as TensorResult, Tensor};
+use candle_nn::ops::{log_softmax, softmax};
 
 use super::{KEEP, Removal, masked_pass};
 use crate::error::{Error, Result};
@@ -158,6 +158,17 @@ pub(crate) fn best_kept(ranking: &[usize], n_kept: usize) -> Vec<bool> {
 /// Logits, or the error of a model without a classifier.
 pub(crate) fn logits(logits: Option<Tensor>) -> Result<Tensor> {
     logits.ok_or_else(|| Error::Model("the model has no classifier, so no answer to keep".into()))
+}
+
+/// The answer to images of the size of `images` of which no patch is left, `[1, classes]`, without a graph.
+pub(crate) fn answer_without_patches(vit: &Vit, images: &Tensor) -> Result<Tensor> {
+    let (_, _, height_px, width_px) = images.dims4()?;
+    let (grid_h, grid_w) = vit.grid(height_px, width_px);
+    // A head that reads the mean of the patches has none without any: the masked pass lets the mean fade.
+    let none = Tensor::zeros((1, grid_h * grid_w), DType::F32, images.device())?;
+    let any = images.narrow(0, 0, 1)?;
+    let emptied = logits(masked_pass(vit, &any, &none, &Removal::Drop)?.logits)?;
+    Ok(softmax(&emptied, D::Minus1)?.detach())
 }
 
 #[cfg(test)]

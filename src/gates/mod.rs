@@ -46,7 +46,9 @@ use serde::{Deserialize, Serialize};
 use crate::vit::Vit;
 
 pub use answers::{MaskedAnswer, kl_from_logits, masked_answers, masks_within_margin};
-pub(crate) use answers::{best_kept, binary_masks, logits, ranking, tensor_from_masks};
+pub(crate) use answers::{
+    answer_without_patches, best_kept, binary_masks, logits, ranking, tensor_from_masks,
+};
 pub use card::GateCard;
 pub use class_stream::ClassStream;
 pub(crate) use class_stream::stream_sites;
@@ -58,6 +60,7 @@ pub(crate) use order::SCALE;
 pub use order::{OrderGates, OrderSizes, features};
 pub(crate) use passes::state_sites;
 pub use passes::{CleanPass, Removal, clean_pass, masked_pass};
+pub(crate) use ranking::weights_of_predicted;
 pub use ranking::{EMPTY_ANSWER, RankingGates, RankingSizes};
 pub(crate) use voting::weight_norm;
 pub use voting::{BASELINE, DEFAULT_STRETCH, GateSizes, VotingGates};

@@ -1,6 +1,6 @@
 //! What backward passes of halves of a picture say of each patch.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::explain::rollout::GradientRollout;
@@ -41,7 +41,8 @@ pub fn rollout_of_halves(
         )));
     }
     let mut patches: Vec<u32> = (0..n_patches as u32).collect();
-    let mut sum: Option<Tensor> = None;
+    let shape = (images.dim(0)?, n_patches);
+    let mut sum = Tensor::zeros(shape, DType::F32, images.device())?;
     for _ in 0..halvings {
         rng.shuffle(&mut patches);
         let (one, other) = patches.split_at_mut(n_patches / 2);
@@ -49,13 +50,9 @@ pub fn rollout_of_halves(
             half.sort_unstable();
             let shares = rollout_of_patches(vit, images, weights, half)?;
             let shares = shares.matmul(&places(half, n_patches, images.device())?)?;
-            sum = Some(match sum {
-                Some(sum) => (sum + shares)?,
-                None => shares,
-            });
+            sum = (sum + shares)?;
         }
     }
-    let sum = sum.ok_or_else(|| Error::Config("no halving".into()))?;
     Ok((sum / halvings as f64)?)
 }
 

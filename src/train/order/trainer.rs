@@ -12,7 +12,7 @@ use crate::eval::masks::MaskScores;
 use crate::explain::{Forward, Needs, Target};
 use crate::gates::{
     ClassStream, DEFAULT_STRETCH, EMPTY_ANSWER, GateCard, GateSizes, Objective, OrderGates,
-    OrderSizes, SCALE, features, stream_sites,
+    OrderSizes, SCALE, answer_without_patches, features, stream_sites,
 };
 use crate::kernels::in_pool;
 use crate::rng::Rng;
@@ -21,7 +21,6 @@ use crate::train::margin::cut_at_margin;
 use crate::train::most_explained::MostExplained;
 use crate::train::optim::AdamW;
 use crate::train::run::{Trainer, finite_loss, recipe_options};
-use crate::train::shapley::answer_without_tokens;
 use crate::train::{Batches, Checkpoint, Subject, copies, cosine_schedule, over, variables};
 use crate::vit::Vit;
 
@@ -68,7 +67,7 @@ impl<'a> OrderTrainer<'a> {
         let mut tensors = OrderGates::initial_tensors(sizes, &mut rng, &Device::Cpu)?;
         let grid = vit.grid(subject.size.height_px, subject.size.width_px);
         let any = subject.images(subject.train, &[0])?;
-        let emptied = answer_without_tokens(vit, &any, subject.n_patches())?;
+        let emptied = answer_without_patches(vit, &any)?;
         tensors.remove(EMPTY_ANSWER);
         let mut constants = BTreeMap::from([(EMPTY_ANSWER.to_owned(), emptied.squeeze(0)?)]);
         constants.extend(tensors.remove_entry(SCALE));
@@ -182,7 +181,7 @@ impl<'a> OrderTrainer<'a> {
     fn measure(&mut self) -> Result<f64> {
         if self.test_lessons.is_empty() {
             let chunks = (self.subject).test_chunks(self.recipe.test_pictures, CHUNK);
-            let lessons = chunks.into_iter().zip(0..).map(|(indices, nth)| {
+            let lessons = chunks.zip(0..).map(|(indices, nth)| {
                 let images = self.subject.images(self.subject.test, &indices)?;
                 // Halves that no picture to learn from is seen by.
                 let mut rng = Rng::for_item(!self.recipe.seed, nth);

@@ -46,8 +46,6 @@ use crate::error::{Error, Result};
 use crate::gates::{MARGIN, Objective};
 use trainer::RankingTrainer;
 
-pub(super) use trainer::answer_without_tokens;
-
 /// What a run measures: at each step on its batch, and now and then on test pictures.
 pub const COLUMNS: &[&str] = &["loss", "explained", "test explained"];
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, DType, Device, Tensor, Var};
+use candle_core::{D, Device, Tensor, Var};
 use candle_nn::ops::softmax;
 
 use super::subsets::{blobs, disturbed, draw_size, scattered};
@@ -15,8 +15,8 @@ use crate::eval::perturbation::{GRADMASK_BLUR, Geometry, Substrate, change};
 use crate::explain::chefer::Chefer;
 use crate::explain::{Explainer, Forward, Needs, Target};
 use crate::gates::{
-    EMPTY_ANSWER, GateCard, Objective, RankingGates, RankingSizes, Removal, best_kept, masked_pass,
-    ranking, state_sites,
+    EMPTY_ANSWER, GateCard, Objective, RankingGates, RankingSizes, answer_without_patches,
+    best_kept, ranking, state_sites,
 };
 use crate::kernels::in_pool;
 use crate::rng::Rng;
@@ -26,7 +26,7 @@ use crate::train::most_explained::MostExplained;
 use crate::train::optim::AdamW;
 use crate::train::run::{Trainer, finite_loss, recipe_options};
 use crate::train::{Batches, Checkpoint, Subject, copies, cosine_schedule, over, variables};
-use crate::vit::{NoTap, Record, Vit};
+use crate::vit::{NoTap, Record};
 
 /// Pictures that go through the model at once.
 const CHUNK: usize = 64;
@@ -388,7 +388,7 @@ impl<'a> RankingTrainer<'a> {
 
     /// Answers to pictures of which no token is left, `[batch, classes]`.
     fn answers_without_tokens(&self, images: &Tensor) -> Result<Tensor> {
-        let empty = answer_without_tokens(self.subject.vit, images, self.subject.n_patches())?;
+        let empty = answer_without_patches(self.subject.vit, images)?;
         let empty = empty.broadcast_as((images.dim(0)?, empty.dim(1)?))?;
         Ok(empty.contiguous()?)
     }
@@ -489,19 +489,6 @@ impl<'a> RankingTrainer<'a> {
             complete,
         })
     }
-}
-
-/// The answer to pictures of the size of `images` of which no token is left, `[1, classes]`.
-pub(in crate::train) fn answer_without_tokens(
-    vit: &Vit,
-    images: &Tensor,
-    n_patches: usize,
-) -> Result<Tensor> {
-    // A head that reads the mean of the patches has none without any: the masked pass lets the mean fade.
-    let none = Tensor::zeros((1, n_patches), DType::F32, &Device::Cpu)?;
-    let any = images.narrow(0, 0, 1)?;
-    let emptied = eval::logits(masked_pass(vit, &any, &none, &Removal::Drop)?.logits)?;
-    Ok(softmax(&emptied, D::Minus1)?.detach())
 }
 
 /// Scores less their mean over the patches, `[batch, patches]`.
