@@ -14,8 +14,9 @@
 //! | v(1), v(0) | value of the whole image and of none | p_c; the emptied picture's answer |
 //! | φ | score | (p_c f + v(1) − v(0)) / patches |
 //!
-//! So the scores of an image add up to what the class gains by the image: a score above 0 speaks for the class, one
-//! below 0 against it. For one class less another, p_c is the sum of both, and v the difference.
+//! So the scores of an image add up to what the class gains by the image. As f is learned from logarithms, 0 lies low:
+//! most patches are above it, and only the order says what matters. For one class less another, p_c is the sum of both,
+//! and v the difference.
 
 use std::collections::{BTreeMap, HashMap};
 
