@@ -13,6 +13,7 @@ use vitscope::data::{Dataset, Split, images_from_pictures};
 use vitscope::eval::class_names::classes_by_name;
 use vitscope::eval::classification::{count_by_class, total};
 use vitscope::eval::masked_answers;
+use vitscope::explain::attention::RawAttention;
 use vitscope::explain::chefer::Chefer;
 use vitscope::explain::{Explainer, Forward, Needs, Target};
 use vitscope::frame::FrameSize;
@@ -1035,8 +1036,11 @@ fn gates_that_order_learn_what_their_teacher_says() {
     // The halves of the run's own measurement.
     let mut halves = Rng::for_item(!recipe.seed, 0);
     let rollout = rollout_of_halves(&vit, &images, weights, recipe.halvings, &mut halves).unwrap();
-    let taught = order_of(&rollout, grid, recipe.smoothness).unwrap();
     let stream = ClassStream::of(&vit, &images, weights, OrderGates::first_block(&vit)).unwrap();
+    let raw = RawAttention {};
+    let forward = Forward::run(&vit, &images, raw.needs(&vit)).unwrap();
+    let attention = (raw.attribution(&forward.toward(Target::Predicted).unwrap())).unwrap();
+    let taught = order_of(&rollout, &attention, grid, &recipe).unwrap();
     let order = gates.order(&features(&stream, grid).unwrap()).unwrap();
     let rows = |maps: &Tensor| -> Vec<f32> { maps.flatten_all().unwrap().to_vec1().unwrap() };
     let (mut error, mut spread) = (0f32, 0f32);
@@ -1066,7 +1070,13 @@ fn the_teacher_s_rollout_and_order_are_those_of_pytorch() {
         let half = rollout_of_patches(&model.vit, images, weights, &seen).unwrap();
         check_close(&half, &expected[&format!("{name}/half")], 1e-4);
     }
-    let order = order_of(&expected["rollout"], (4, 6), 0.5).unwrap();
+    let recipe = OrderRecipe {
+        smoothness: 0.5,
+        attention_weight: 0.25,
+        ..OrderRecipe::default()
+    };
+    let attention = &expected["class_attention"];
+    let order = order_of(&expected["rollout"], attention, (4, 6), &recipe).unwrap();
     check_close(&order, &expected["order"], 1e-4);
 }
 
@@ -1119,6 +1129,14 @@ fn recipes_of_gates_that_order_are_refused_in_one_sentence() {
     assert_eq!(
         message,
         "smoothness must be at least 0 and finite, got -0.5"
+    );
+    let message = refused(OrderRecipe {
+        attention_weight: f64::NAN,
+        ..order_recipe()
+    });
+    assert_eq!(
+        message,
+        "attention-weight must be at least 0 and finite, got NaN"
     );
     let message = refused(OrderRecipe {
         halvings: 0,

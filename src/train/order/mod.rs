@@ -6,7 +6,8 @@
 //! |---|---|
 //! | r | gradient rollout of a half, as shares of it, averaged over halves; 1 in the mean |
 //! | G r | r averaged over the patches around, by a Gaussian |
-//! | t | log(r + ε) + β log(G r + ε), less its mean over the patches; β = `smoothness` |
+//! | a | attention of the class token in the last block, mean over heads; 1 in the mean |
+//! | t | log(r + ε) + β log(G r + ε) + γ log(a + ε), less its mean over the patches; β = `smoothness`, γ = `attention-weight` |
 //!
 //! ```text
 //! min over gates:  mean over pictures and patches of  ( f − t )²
@@ -22,6 +23,7 @@
 //! it would be while patches are taken away, which is what an order is for.
 //! What is left longest should hang together, for a thing is known by a whole piece of it better than by scattered ones:
 //! that is what β is for. Among the first patches r outweighs it.
+//! Attention knows no class, and yet it lies on the thing more surely than gradients do; γ draws the order there.
 
 mod teacher;
 mod trainer;
@@ -61,6 +63,8 @@ pub struct OrderRecipe {
     pub halvings: usize,
     /// β, how much the patches around a patch count in the teacher's order, at least 0.
     pub smoothness: f64,
+    /// γ, how much the last block's attention counts in the teacher's order, at least 0.
+    pub attention_weight: f64,
     /// Learning rate.
     pub lr: f64,
     /// Decoupled weight decay of matrices.
@@ -88,6 +92,7 @@ impl Default for OrderRecipe {
             hidden: 32,
             halvings: 4,
             smoothness: 0.5,
+            attention_weight: 0.5,
             lr: 2e-3,
             weight_decay: 0.05,
             warmup_steps: 50,
@@ -152,11 +157,16 @@ fn validate(recipe: &OrderRecipe, subject: Subject<'_>) -> Result<()> {
     if counts.contains(&0) || recipe.steps == 0 {
         return wrong("pictures, batch, hidden, halvings and steps must be at least 1".into());
     }
-    if !(recipe.smoothness >= 0.0 && recipe.smoothness.is_finite()) {
-        return wrong(format!(
-            "smoothness must be at least 0 and finite, got {}",
-            recipe.smoothness
-        ));
+    let weights = [
+        ("smoothness", recipe.smoothness),
+        ("attention-weight", recipe.attention_weight),
+    ];
+    for (name, weight) in weights {
+        if !(weight >= 0.0 && weight.is_finite()) {
+            return wrong(format!(
+                "{name} must be at least 0 and finite, got {weight}"
+            ));
+        }
     }
     if subject.n_patches() < 2 {
         return wrong("a model of one patch has nothing to order".into());

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::OrderRecipe;
 use crate::error::{Error, Result};
 use crate::explain::rollout::GradientRollout;
 use crate::explain::{Explainer, Forward};
@@ -73,8 +74,7 @@ pub fn rollout_of_patches(
     let forward = Forward::run_on_patches(vit, images, needs, patches)?;
     let pass = forward.toward_weights(Some(weights.clone()))?;
     let rollout = GradientRollout {}.attribution(&pass)?.detach();
-    let total = (rollout.sum_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
-    Ok((rollout.broadcast_div(&total)? * patches.len() as f64)?)
+    Ok(in_mean_shares(&rollout)?)
 }
 
 /// Row i is 1 at the place of patch i among all.
@@ -86,20 +86,38 @@ fn places(patches: &[u32], n_patches: usize, device: &Device) -> candle_core::Re
     Tensor::from_vec(places, (patches.len(), n_patches), device)
 }
 
-/// t: the order that gates are to learn, log(r + ε) + β log(G r + ε), less its mean over the patches.
+/// t: the order that gates are to learn, log(r + ε) + β log(G r + ε) + γ log(a + ε), less its mean over the patches.
 ///
 /// # Shapes
 /// - `rollout`: r, `[batch, patches]`
+/// - `attention`: a in any unit, `[batch, patches]`
 /// - `grid`: rows and columns of patches
 /// - result: `[batch, patches]`
 ///
 /// # Errors
-/// Fails where `rollout` does not fit `grid`.
-pub fn order_of(rollout: &Tensor, grid: (usize, usize), smoothness: f64) -> Result<Tensor> {
+/// Fails where `rollout` or `attention` does not fit `grid`.
+pub fn order_of(
+    rollout: &Tensor,
+    attention: &Tensor,
+    grid: (usize, usize),
+    OrderRecipe {
+        smoothness,
+        attention_weight,
+        ..
+    }: &OrderRecipe,
+) -> Result<Tensor> {
     let blurred = rollout.matmul(&gaussian(grid, rollout.device())?)?;
+    let attended = in_mean_shares(attention)?;
     let log = |shares: &Tensor| (shares + LEAST_SHARE)?.log();
-    let order = (log(rollout)? + (log(&blurred)? * smoothness)?)?;
+    let beside = ((log(&blurred)? * *smoothness)? + (log(&attended)? * *attention_weight)?)?;
+    let order = (log(rollout)? + beside)?;
     Ok(order.broadcast_sub(&order.mean_keepdim(1)?)?)
+}
+
+/// The same with a mean of 1 in each row.
+fn in_mean_shares(xs: &Tensor) -> candle_core::Result<Tensor> {
+    let total = (xs.sum_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
+    xs.broadcast_div(&total)? * xs.dim(1)? as f64
 }
 
 /// G: column j averages over the patches around patch j, nearer ones counting more; what is outside does not count.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, IndexOp, Tensor, Var};
 
 use super::OrderRecipe;
 use super::teacher::{order_of, rollout_of_halves};
@@ -158,15 +158,12 @@ impl<'a> OrderTrainer<'a> {
         let pass = forward.toward(Target::Predicted)?;
         let weights = pass.weights()?;
         let stream = ClassStream::follow(vit, |site| pass.value(site), weights)?;
-        let OrderRecipe {
-            halvings,
-            smoothness,
-            ..
-        } = *self.recipe;
-        let rollout = rollout_of_halves(vit, images, weights, halvings, rng)?;
+        let rollout = rollout_of_halves(vit, images, weights, self.recipe.halvings, rng)?;
+        let attention = &stream.attention; // [batch, followed, patches]
+        let attention = attention.i((.., attention.dim(1)? - 1))?;
         Ok(Lesson {
             features: features(&stream, self.grid)?,
-            taught: order_of(&rollout, self.grid, smoothness)?,
+            taught: order_of(&rollout, &attention, self.grid, self.recipe)?,
         })
     }
 
