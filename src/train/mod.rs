@@ -6,6 +6,7 @@
 
 mod cholesky;
 pub mod classifier;
+mod crop;
 pub mod diffmask;
 pub mod familiarity;
 pub mod history;

@@ -112,6 +112,16 @@ impl Classifier {
         }
     }
 
+    /// The linear map, where it is the whole classifier.
+    pub(crate) fn linear(&self) -> Option<&Linear> {
+        match self {
+            Self::ClassToken(classifier) | Self::ClassTokenAndPatchMean(classifier) => {
+                Some(classifier)
+            }
+            _ => None,
+        }
+    }
+
     /// The linear map, where it reads the class token and nothing else.
     #[cfg(feature = "lrp")]
     pub(crate) fn of_class_token(&self) -> Option<&Linear> {

@@ -266,6 +266,11 @@ impl Vit {
         self.classifier.as_ref().map(Classifier::weight).transpose()
     }
 
+    /// The classifier, where it is a linear map of the class token, or of that and the mean of the patches.
+    pub(crate) fn linear_classifier(&self) -> Option<&Linear> {
+        self.classifier.as_ref()?.linear()
+    }
+
     /// The classifier, where it reads the class token and nothing else.
     #[cfg(feature = "lrp")]
     pub(crate) fn classifier_of_class_token(&self) -> Option<&Linear> {

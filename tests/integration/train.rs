@@ -18,6 +18,7 @@ use vitscope::explain::chefer::Chefer;
 use vitscope::explain::{Explainer, Forward, Needs, Target};
 use vitscope::frame::FrameSize;
 use vitscope::gates::{ClassStream, OrderGates, RankingGates, Removal, clean_pass, features};
+use vitscope::interpreter::{Interpreter, Pooling};
 use vitscope::models::weights::tensors_from_bytes;
 use vitscope::models::{self, Precision, Preprocessor, Reference, save_folder, save_head};
 use vitscope::rng::Rng;
@@ -439,7 +440,10 @@ fn train_interpreter(
 #[test]
 fn an_interpreter_that_is_ended_early_goes_on_where_it_was() {
     let (whole, ended) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let recipe = interpreter_recipe();
+    let recipe = IaVitRecipe {
+        smallest_crop: 0.3,
+        ..interpreter_recipe()
+    };
     let uninterrupted = train_interpreter(&recipe, whole.path(), &mut |_| true).unwrap();
     let first = train_interpreter(&recipe, ended.path(), &mut |step| step < 6).unwrap();
     assert!(!first.complete && uninterrupted.complete);
@@ -465,6 +469,66 @@ fn an_interpreter_learns_to_answer_as_the_model_does() {
     let (early, late) = (after(1), after(150));
     assert!(late.kl < 0.5 * early.kl, "{early:?} {late:?}");
     assert!(late.agreement > early.agreement, "{early:?} {late:?}");
+}
+
+/// With values that are the patches, logits are the model's classifier of the mean of patches, weighted by attention.
+#[test]
+fn an_interpreter_can_begin_with_the_classifier_of_its_model() {
+    let recipe = IaVitRecipe {
+        start: iavit::Start::Model,
+        steps: 1,
+        lr: 1e-12,
+        ..interpreter_recipe()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let done = train_interpreter(&recipe, folder.path(), &mut |_| true).unwrap();
+    let interpreter =
+        Interpreter::load(done.card.shape, &done.tensors.into_iter().collect()).unwrap();
+    let vit = vit();
+    let data = grids(4, Split::Test);
+    let pictures: Vec<_> = (0..4).map(|index| data.picture(index).unwrap()).collect();
+    let images = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu).unwrap();
+    let output = vit.forward(&images).unwrap();
+    let n_special = vit.config().n_special_tokens();
+    let n_patches = output.tokens.dim(1).unwrap() - n_special;
+    let patches = output.tokens.narrow(1, n_special, n_patches).unwrap();
+    let reading = interpreter.read(&patches.contiguous().unwrap()).unwrap();
+    let attended = reading.attention.mean_keepdim(1).unwrap(); // [batch, 1, patches]
+    let mixed = attended.matmul(&patches.contiguous().unwrap()).unwrap();
+    let class_weights = vit.class_weights().unwrap().unwrap();
+    let expected = mixed
+        .squeeze(1)
+        .unwrap()
+        .matmul(&class_weights.t().unwrap());
+    check_close(&reading.logits, &expected.unwrap(), 1e-4);
+}
+
+#[test]
+fn recipes_of_interpreters_are_refused_in_one_sentence() {
+    let refused = |recipe: IaVitRecipe| {
+        let folder = tempfile::tempdir().unwrap();
+        let error = train_interpreter(&recipe, folder.path(), &mut |_| true).err();
+        error.unwrap().to_string()
+    };
+    for smallest_crop in [0.0, 1.5, f64::NAN] {
+        let message = refused(IaVitRecipe {
+            smallest_crop,
+            ..interpreter_recipe()
+        });
+        assert_eq!(
+            message,
+            format!("smallest-crop must be above 0 and at most 1, got {smallest_crop}")
+        );
+    }
+    let message = refused(IaVitRecipe {
+        start: iavit::Start::Model,
+        pooling: Pooling::Position,
+        ..interpreter_recipe()
+    });
+    assert_eq!(
+        message,
+        "start = \"model\" needs a model with one linear classifier, and pooling = \"mean\""
+    );
 }
 
 #[test]

@@ -66,7 +66,7 @@ impl<'a> ClassifierTrainer<'a> {
         let vit = Vit::load(config.clone(), &all)?;
         let (rows, columns) = vit.grid(train.size().height_px, train.size().width_px);
         let pupil = interpreter
-            .map(|interpreter| Pupil::new(interpreter, &config, rows * columns))
+            .map(|interpreter| Pupil::new(interpreter, &vit, rows * columns))
             .transpose()?;
         let mut trained = vars.clone();
         for (name, var) in pupil.iter().flat_map(Pupil::vars) {

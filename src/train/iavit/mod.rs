@@ -26,9 +26,11 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::crop::random_crop;
 use super::optim::{AdamW, AdamWOptions, Param};
 use super::run::{Plan, Trainer, check_positive, finite_loss, recipe_options, recipe_text, run};
 use super::{Batches, Checkpoint, OnProgress, Subject, cosine_schedule};
+use crate::data::readable;
 use crate::error::{Error, Result};
 use crate::interpreter::{InterpreterCard, InterpreterShape, Pooling};
 use crate::kernels::in_pool;
@@ -76,8 +78,20 @@ pub enum Teacher {
     Patches,
 }
 
-/// How an interpreter is trained. The first seven are for frozen models only: in joint training the
-/// classifier's recipe says them.
+/// What the interpreter's classifier begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// Nothing: random weights.
+    #[default]
+    Random,
+    /// The model's own, with values that are the patches themselves; for a model with one linear classifier, and for
+    /// `pooling = "mean"`. With many classes and few pictures of each it is the better start.
+    Model,
+}
+
+/// How an interpreter is trained. Those up to `test_pictures` are for frozen models only: in joint training the classifier's
+/// recipe says them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct IaVitRecipe {
@@ -89,6 +103,9 @@ pub struct IaVitRecipe {
     pub lr: f64,
     /// Steps until it is reached.
     pub warmup_steps: u64,
+    /// Area of the smallest random crop that is learned from, as a share of the picture; crops are mirrored half of the
+    /// time. 1 leaves pictures as they are.
+    pub smallest_crop: f64,
     /// Gradients are scaled down to this global norm.
     pub max_norm: f64,
     /// Steps between measurements on test pictures.
@@ -99,6 +116,8 @@ pub struct IaVitRecipe {
     pub test_pictures: usize,
     /// Seed of the interpreter, and of the order of the pictures.
     pub seed: u64,
+    /// What the interpreter's classifier begins with.
+    pub start: Start,
     /// How logits are read from what attention mixed.
     pub pooling: Pooling,
     /// Whether scores are not divided by √dim.
@@ -124,11 +143,13 @@ impl Default for IaVitRecipe {
             batch: 64,
             lr: 1e-3,
             warmup_steps: 100,
+            smallest_crop: 1.0,
             max_norm: 1.0,
             test_steps: 500,
             checkpoint_steps: 500,
             test_pictures: 512,
             seed: 0,
+            start: Start::Random,
             pooling: Pooling::Mean,
             unscaled: false,
             distillation: 1.0,
@@ -175,6 +196,12 @@ impl IaVitRecipe {
         check_positive(&[("lr", self.lr), ("temperature", self.temperature)])?;
         if self.batch == 0 || self.steps == 0 {
             return Err(Error::Config("batch and steps must be at least 1".into()));
+        }
+        if !(self.smallest_crop > 0.0 && self.smallest_crop <= 1.0) {
+            return Err(Error::Config(format!(
+                "smallest-crop must be above 0 and at most 1, got {}",
+                self.smallest_crop
+            )));
         }
         Ok(())
     }
@@ -241,7 +268,7 @@ struct InterpreterTrainer<'a> {
 
 impl<'a> InterpreterTrainer<'a> {
     fn new(recipe: &'a IaVitRecipe, subject: Subject<'a>) -> Result<Self> {
-        let pupil = Pupil::new(recipe, subject.vit.config(), subject.n_patches())?;
+        let pupil = Pupil::new(recipe, subject.vit, subject.n_patches())?;
         let params = pupil.vars().iter().map(|(name, var)| Param {
             name: name.clone(),
             var: var.clone(),
@@ -266,7 +293,7 @@ impl<'a> InterpreterTrainer<'a> {
         let Self {
             recipe, subject, ..
         } = *self;
-        let images = subject.images(subject.train, &self.batches.at(self.step))?;
+        let images = self.images_of_step()?;
         let mut record = Record::new(self.pupil.sites(subject.vit));
         let output = subject.vit.forward_with(&images, &mut record)?;
         let lesson = self.pupil.lesson(subject.vit, &output, &record)?;
@@ -278,6 +305,23 @@ impl<'a> InterpreterTrainer<'a> {
         let mut values = vec![loss, lr];
         values.extend(lesson.measured);
         Ok(values)
+    }
+
+    /// `[batch, 3, height, width]`
+    fn images_of_step(&mut self) -> Result<Tensor> {
+        let Self {
+            recipe, subject, ..
+        } = *self;
+        let indices = self.batches.at(self.step);
+        if recipe.smallest_crop == 1.0 {
+            return subject.images(subject.train, &indices);
+        }
+        let mut rng = Rng::for_item(recipe.seed, self.step);
+        let crops: Vec<_> = readable(subject.train, &indices)?
+            .into_iter()
+            .map(|(_, picture)| random_crop(picture, recipe.smallest_crop, &mut rng))
+            .collect();
+        subject.images_of(&crops)
     }
 
     fn fidelity(&self) -> Result<Fidelity> {
@@ -309,7 +353,7 @@ impl Trainer for InterpreterTrainer<'_> {
     fn checkpoint(&self, recipe: &str) -> Result<Checkpoint> {
         Ok(Checkpoint {
             step: self.step,
-            // Nothing is drawn after the start.
+            // What is drawn after the start is drawn anew at each step.
             rng: Rng::new(self.recipe.seed),
             recipe: recipe.to_owned(),
             tensors: self.optim.state()?,

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::ops::log_softmax;
 
-use super::{Alignment, IaVitRecipe, Teacher, alignment};
+use super::{Alignment, IaVitRecipe, Start, Teacher, alignment};
 use crate::error::{Error, Result};
 use crate::eval::{self, agreement, kl_from_logits};
-use crate::interpreter::{Interpreter, InterpreterShape};
+use crate::interpreter::{Interpreter, InterpreterShape, Pooling};
 use crate::rng::Rng;
 use crate::train::{copies, over, variables};
-use crate::vit::{Output, Record, Site, Vit, VitConfig};
+use crate::vit::{Output, Record, Site, Vit};
 
 /// Seeds of the model and of its interpreter differ, though one number is given for both.
 const SEED_OF_INTERPRETER: u64 = 0x1a;
@@ -45,9 +45,10 @@ pub struct Fidelity {
 impl<'a> Pupil<'a> {
     pub(in crate::train) fn new(
         recipe: &'a IaVitRecipe,
-        config: &VitConfig,
+        vit: &Vit,
         n_patches: usize,
     ) -> Result<Self> {
+        let config = vit.config();
         if config.n_classes() == 0 {
             return Err(Error::Model(
                 "an interpreter learns the model's answer, and the model has no classifier".into(),
@@ -55,7 +56,10 @@ impl<'a> Pupil<'a> {
         }
         let shape = recipe.shape(config, n_patches);
         let mut rng = Rng::for_item(recipe.seed, SEED_OF_INTERPRETER);
-        let tensors = Interpreter::initial_tensors(&shape, &mut rng, &Device::Cpu)?;
+        let mut tensors = Interpreter::initial_tensors(&shape, &mut rng, &Device::Cpu)?;
+        if recipe.start == Start::Model {
+            tensors.extend(classifier_of(vit, recipe)?);
+        }
         let vars: BTreeMap<String, Var> = variables(tensors)?;
         Ok(Self {
             recipe,
@@ -186,6 +190,27 @@ impl<'a> Pupil<'a> {
             accuracy: right as f64 / labeled as f64,
         })
     }
+}
+
+/// What makes an interpreter classify the mean of the patches that it attends to as the model does its class token.
+fn classifier_of(vit: &Vit, recipe: &IaVitRecipe) -> Result<[(String, Tensor); 4]> {
+    let (Some(classifier), Pooling::Mean) = (vit.linear_classifier(), recipe.pooling) else {
+        return Err(Error::Config(
+            "start = \"model\" needs a model with one linear classifier, and pooling = \"mean\""
+                .into(),
+        ));
+    };
+    let [weight, bias] = classifier.parts();
+    let (n_classes, dim) = (weight.dim(0)?, vit.config().hidden_size);
+    // What it reads beside the class token is a mean of patches too.
+    let weight = weight.detach().reshape((n_classes, (), dim))?.sum(1)?;
+    let tensors = [
+        ("value.weight", Tensor::eye(dim, DType::F32, &Device::Cpu)?),
+        ("value.bias", Tensor::zeros(dim, DType::F32, &Device::Cpu)?),
+        ("classifier.weight", weight.to_dtype(DType::F32)?),
+        ("classifier.bias", bias.detach().to_dtype(DType::F32)?),
+    ];
+    Ok(tensors.map(|(name, tensor)| (name.to_owned(), tensor)))
 }
 
 /// Tokens behind the special ones.
