@@ -62,6 +62,9 @@ const H264: &[Encoder] = ENCODERS.split_at(2).0;
 /// The size up to which the page's pictures are sent as they are.
 const PAGE_PX: (i32, i32) = (1280, 720);
 
+/// How long an RTP session may take to say that it has ended.
+const FAREWELL: gst::ClockTime = gst::ClockTime::from_mseconds(500);
+
 /// Seconds of a segment of HTTP live streaming, and how many segments are kept.
 const SEGMENT_SECS: u32 = 2;
 const SEGMENTS: u32 = 6;
@@ -126,6 +129,7 @@ impl Outputs {
             if url.scheme() == "rtsp" {
                 sink.set_property_from_str("protocols", "tcp");
             }
+            end_without_farewell(&sink);
             let mut chain = encoded(&ENCODERS)?;
             chain.push(sink);
             chains.push(chain);
@@ -171,6 +175,37 @@ impl Outputs {
             _ => Error::Media(failure.reason),
         }
     }
+}
+
+/// Says that `sink` has come to its end soon after its last frame, whether or not its RTP session says so.
+///
+/// A session does when its BYE has been sent. Where the machine is busy it sometimes never sends one (GStreamer 1.22), and
+/// by then there is nothing left that could be lost.
+fn end_without_farewell(sink: &gst::Element) {
+    sink.connect_pad_added(|sink, pad| {
+        let sink = sink.downgrade();
+        pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+            let is_last = info
+                .event()
+                .is_some_and(|event| event.type_() == gst::EventType::Eos);
+            if is_last {
+                let (sink, clock) = (sink.clone(), gst::SystemClock::obtain());
+                let until = clock.time() + FAREWELL;
+                let posted = clock.new_single_shot_id(until).wait_async(move |_, _, _| {
+                    if let Some(sink) = sink.upgrade() {
+                        // Where the real end was told before, nobody listens any more.
+                        let _ = sink.post_message(gst::message::Eos::builder().src(&sink).build());
+                    }
+                });
+                if posted.is_err() {
+                    tracing::warn!(
+                        "the end of what is pushed waits for the end of its RTP session"
+                    );
+                }
+            }
+            gst::PadProbeReturn::Ok
+        });
+    });
 }
 
 fn not_rtsp(address: &Address) -> Error {
