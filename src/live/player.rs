@@ -252,8 +252,16 @@ impl Player {
 
 impl Drop for Player {
     fn drop(&mut self) {
+        let saw_frames = self.status().frames > 0;
         if self.pipeline.set_state(gst::State::Null).is_err() {
             tracing::warn!("the pipeline does not stop");
+        }
+        // A recording without frames cannot be played, and would be in the way of the next one.
+        if let Some(path) = self.outputs.record.as_ref().filter(|_| !saw_frames) {
+            let is_file = std::fs::metadata(path).is_ok_and(|found| found.is_file());
+            if is_file && let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!("the recording without frames stays ({error}): {path:?}");
+            }
         }
     }
 }

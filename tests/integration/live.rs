@@ -199,6 +199,21 @@ fn a_stream_that_breaks_off_is_connected_again_and_the_recording_goes_on() {
     assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
 }
 
+/// Neither where the source is not there nor where somebody ends it before its first frame.
+#[test]
+fn a_recording_without_frames_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let recorded = folder.path().join("out.mkv");
+    run(&live("/dev/no-such-camera", folder.path()), |_| true).unwrap_err();
+    assert!(!recorded.exists());
+
+    // Whoever connects is never answered.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/x.mjpg", silent.local_addr().unwrap());
+    run(&live(&address, folder.path()), |_| true).unwrap();
+    assert!(!recorded.exists());
+}
+
 #[test]
 fn what_is_not_there_is_one_sentence_without_the_password() {
     let folder = tempfile::tempdir().unwrap();
