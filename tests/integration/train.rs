@@ -9,7 +9,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use vitscope::data::red_patches::RedPatches;
-use vitscope::data::{Dataset, Split, images_from_pictures};
+use vitscope::data::{Dataset, Picture, Split, images_from_pictures};
 use vitscope::eval::class_names::classes_by_name;
 use vitscope::eval::classification::{count_by_class, total};
 use vitscope::eval::masked_answers;
@@ -469,6 +469,65 @@ fn an_interpreter_learns_to_answer_as_the_model_does() {
     let (early, late) = (after(1), after(150));
     assert!(late.kl < 0.5 * early.kl, "{early:?} {late:?}");
     assert!(late.agreement > early.agreement, "{early:?} {late:?}");
+}
+
+/// The same pictures, their classes listed from the last to the first.
+struct Reversed {
+    data: RedPatches,
+    classes: Vec<String>,
+}
+
+impl Dataset for Reversed {
+    fn name(&self) -> &str {
+        self.data.name()
+    }
+
+    fn len(&self) -> usize {
+        self.data.len()
+    }
+
+    fn size(&self) -> FrameSize {
+        self.data.size()
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn picture(&self, index: usize) -> vitscope::Result<Picture> {
+        self.data.picture(index)
+    }
+
+    fn label(&self, index: usize) -> Option<usize> {
+        Some(self.classes.len() - 1 - self.data.label(index)?)
+    }
+}
+
+/// The accuracy on test pictures says so.
+#[test]
+fn an_interpreter_is_measured_on_classes_by_their_names() {
+    let config = VitConfig {
+        labels: grids(1, Split::Test).classes().to_vec(),
+        ..vit().config().clone()
+    };
+    let weights = init::init(&config, &mut Rng::new(1)).unwrap();
+    let vit = Vit::load(config, &weights).unwrap();
+    let data = grids(256, Split::Test);
+    let classes = data.classes().iter().rev().cloned().collect();
+    let (train, reversed) = (grids(64, Split::Train), Reversed { data, classes });
+    let accuracy = |test: &dyn Dataset| {
+        let folder = tempfile::tempdir().unwrap();
+        let subject = subject(&vit, &train, test);
+        let recipe = IaVitRecipe {
+            test_pictures: 256,
+            ..interpreter_recipe()
+        };
+        let done = iavit::train(&recipe, subject, folder.path(), &mut |_| true).unwrap();
+        done.fidelity.accuracy
+    };
+    let expected = accuracy(&grids(256, Split::Test));
+    assert!(expected > 0.0, "{expected}");
+    assert_eq!(accuracy(&reversed), expected);
 }
 
 /// With values that are the patches, logits are the model's classifier of the mean of patches, weighted by attention.

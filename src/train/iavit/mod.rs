@@ -32,6 +32,7 @@ use super::run::{Plan, Trainer, check_positive, finite_loss, recipe_options, rec
 use super::{Batches, Checkpoint, OnProgress, Subject, cosine_schedule};
 use crate::data::readable;
 use crate::error::{Error, Result};
+use crate::eval::class_names::meant_classes;
 use crate::interpreter::{InterpreterCard, InterpreterShape, Pooling};
 use crate::kernels::in_pool;
 use crate::rng::Rng;
@@ -328,9 +329,18 @@ impl<'a> InterpreterTrainer<'a> {
         let Self {
             recipe, subject, ..
         } = *self;
+        let config = subject.vit.config();
+        let classes = subject.test.classes();
+        let meant = meant_classes(&config.labels, &config.label_aliases, classes);
         let chunks = subject
             .test_chunks(recipe.test_pictures, recipe.batch)
-            .map(|indices| subject.labeled_images(subject.test, &indices));
+            .map(|indices| {
+                let (images, mut labels) = subject.labeled_images(subject.test, &indices)?;
+                for label in &mut labels {
+                    *label = label.and_then(|class| meant.get(class).copied().flatten());
+                }
+                Ok((images, labels))
+            });
         self.pupil.fidelity(subject.vit, chunks)
     }
 }

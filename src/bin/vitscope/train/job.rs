@@ -353,10 +353,15 @@ pub(super) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
 
 /// Prints how well an interpreter answers as its model does.
 fn told(fidelity: Fidelity) -> Measured {
-    println!(
-        "interpreter on test pictures: kl {:.4}, agreement {:.4}, accuracy {:.4}",
-        fidelity.kl, fidelity.agreement, fidelity.accuracy
+    print!(
+        "interpreter on test pictures: kl {:.4}, agreement {:.4}",
+        fidelity.kl, fidelity.agreement
     );
+    if fidelity.accuracy.is_nan() {
+        println!();
+    } else {
+        println!(", accuracy {:.4}", fidelity.accuracy);
+    }
     measured([
         ("interpreter kl", fidelity.kl),
         ("interpreter agreement", fidelity.agreement),
