@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 ///
 /// ```
 /// let line = r#"{"seq":30,"pts":1001000000,"duration":33366667,"explained":true,"shows":30,
-///     "predicted":{"index":2,"label":"bird","probability":0.9132},"not_sure":false,"grid":[2,2],
+///     "predicted":{"index":2,"label":"bird","probability":0.9132},"not_sure":false,"unfamiliar":false,"grid":[2,2],
 ///     "maps":[{"method":"diffmask",
 ///         "class":{"index":2,"label":"bird","probability":0.9132},
 ///         "kept":0.375,"attribution":[0.0,0.5,1.0,0.0]}]}"#;
@@ -52,10 +52,14 @@ pub struct Record {
     /// classes of the model exclude each other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applying: Option<Vec<Class>>,
-    /// True where `predicted` is less probable than the model's threshold, so that its answer is "not sure"; left out
-    /// where the model has no threshold.
+    /// True where `predicted` cannot be relied on by the model's threshold, so that its answer is "not sure" or
+    /// "unfamiliar"; left out where the model has no threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_sure: Option<bool>,
+    /// True where the probability alone would do, but the frame is unlike the pictures of that class that the model learned
+    /// from; left out where the model has no threshold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfamiliar: Option<bool>,
     /// Rows and columns of the patch grid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<(usize, usize)>,
@@ -190,6 +194,7 @@ mod tests {
             predicted: None,
             applying: None,
             not_sure: None,
+            unfamiliar: None,
             grid: Some((1, 2)),
             maps: Some(vec![Map {
                 method: "rollout".into(),

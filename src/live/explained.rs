@@ -17,6 +17,8 @@ pub(super) struct Explained {
     classes: Vec<sidecar::Class>,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_sure: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unfamiliar: Option<bool>,
     maps: Vec<ExplainedMap>,
     /// Rows and columns of the patch grid.
     grid: (usize, usize),
@@ -46,7 +48,8 @@ impl Explained {
             t: time.nseconds() as f64 / 1e9,
             seq: finding.seq,
             classes: finding.likeliest.iter().map(Class::record).collect(),
-            not_sure: finding.not_sure,
+            not_sure: finding.not_sure(),
+            unfamiliar: finding.unfamiliar(),
             maps: finding.maps.iter().map(map).collect(),
             grid: finding.grid,
             region: region(finding),
@@ -96,6 +99,7 @@ mod tests {
     use crate::frame::FrameSize;
     use crate::frame::placement::{Placement, ResizeRule};
     use crate::overlay::Range;
+    use crate::pipeline::stages::Certainty;
     use crate::vit::Link;
 
     fn finding() -> Finding {
@@ -122,7 +126,7 @@ mod tests {
                 probability: 0.5,
             }],
             link: Link::Softmax,
-            not_sure: Some(true),
+            certainty: Some(Certainty::Unfamiliar),
             maps: vec![map],
         }
     }
@@ -130,7 +134,7 @@ mod tests {
     #[test]
     fn an_explanation_is_a_line_of_json_with_votes_as_bytes() {
         let json = Explained::new(&finding(), gst::ClockTime::from_mseconds(1500)).json();
-        let expected = r#"{"t":1.5,"seq":3,"classes":[{"index":1,"label":"cat","probability":0.5}],"not_sure":true,"#;
+        let expected = r#"{"t":1.5,"seq":3,"classes":[{"index":1,"label":"cat","probability":0.5}],"not_sure":true,"unfamiliar":true,"#;
         assert!(json.starts_with(expected), "{json}");
         assert!(json.contains(r#""region":[0.0,0.0,1.0,1.0]"#), "{json}");
         let keep = STANDARD.encode([128, 255, 128, 191]);

@@ -95,6 +95,37 @@ pub struct Class {
     pub probability: f32,
 }
 
+/// How far an answer can be relied on, by a model's own threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certainty {
+    /// From the threshold on.
+    Sure,
+    /// The probability of the class is below it.
+    NotSure,
+    /// The probability is not, but the frame is unlike the pictures of that class that the model learned from.
+    Unfamiliar,
+}
+
+impl Certainty {
+    /// As callers of flags have it: whether the answer is not sure, and whether that is because the frame is unfamiliar.
+    pub fn from_flags(not_sure: bool, unfamiliar: bool) -> Self {
+        match (not_sure, unfamiliar) {
+            (false, _) => Self::Sure,
+            (true, false) => Self::NotSure,
+            (true, true) => Self::Unfamiliar,
+        }
+    }
+
+    /// What an answer that cannot be relied on is called.
+    fn doubt(self) -> Option<&'static str> {
+        match self {
+            Self::Sure => None,
+            Self::NotSure => Some("not sure"),
+            Self::Unfamiliar => Some("unfamiliar"),
+        }
+    }
+}
+
 /// What the explainers found on one frame.
 pub struct Finding {
     /// The frame that was explained.
@@ -107,8 +138,8 @@ pub struct Finding {
     pub likeliest: Vec<Class>,
     /// Whether one class applies, or any number of them.
     pub link: Link,
-    /// Whether the answer is below the model's threshold; `None` where the model has none.
-    pub not_sure: Option<bool>,
+    /// How far the answer can be relied on; `None` where the model has no threshold.
+    pub certainty: Option<Certainty>,
     /// The maps of the first method, one a target, then those of the second, and so on.
     pub maps: Vec<Map>,
 }
@@ -235,7 +266,7 @@ type Details = (Option<Vec<Vec<f32>>>, Option<Vec<f32>>);
 struct Scores {
     grid: (usize, usize),
     likeliest: Vec<Class>,
-    not_sure: Option<bool>,
+    certainty: Option<Certainty>,
     maps: Vec<Map>,
 }
 
@@ -388,12 +419,14 @@ impl View {
         if named.len() != scores.len() {
             return Ok(());
         }
-        let certain: Vec<f32> = match &self.model.familiarity {
+        let probabilities: Vec<f32> = named.iter().map(|(_, probability)| *probability).collect();
+        let trust = match &self.model.familiarity {
             Some(familiarity) => familiarity.trust(class_token, &named)?,
-            None => named.iter().map(|(_, probability)| *probability).collect(),
+            None => probabilities.clone(),
         };
-        for (scores, certain) in scores.iter_mut().zip(certain) {
-            scores.not_sure = Some(certain < threshold);
+        for ((scores, trust), probability) in scores.iter_mut().zip(trust).zip(probabilities) {
+            let (not_sure, is_likely) = (trust < threshold, probability >= threshold);
+            scores.certainty = Some(Certainty::from_flags(not_sure, is_likely));
         }
         Ok(())
     }
@@ -443,7 +476,7 @@ impl View {
         Ok(Scores {
             grid,
             likeliest,
-            not_sure: None,
+            certainty: None,
             maps,
         })
     }
@@ -470,7 +503,7 @@ impl View {
         let Scores {
             grid,
             likeliest,
-            not_sure,
+            certainty,
             maps,
         } = scores;
         Finding {
@@ -478,7 +511,7 @@ impl View {
             grid,
             placement,
             link: self.model.vit.config().link(),
-            not_sure,
+            certainty,
             likeliest,
             maps,
         }
@@ -489,6 +522,17 @@ impl Finding {
     /// The most probable class; `None` where the model has no head.
     pub fn predicted(&self) -> Option<&Class> {
         self.likeliest.first()
+    }
+
+    /// Whether the answer is below the model's threshold; `None` where the model has none.
+    pub fn not_sure(&self) -> Option<bool> {
+        self.certainty.map(|certainty| certainty != Certainty::Sure)
+    }
+
+    /// Whether that is because the frame is unlike what the model learned from; `None` where the model has no threshold.
+    pub fn unfamiliar(&self) -> Option<bool> {
+        self.certainty
+            .map(|certainty| certainty == Certainty::Unfamiliar)
     }
 
     /// The classes that the model says apply: the most probable one, and the others from one half on where any number may.
@@ -522,7 +566,8 @@ impl Finding {
             Link::Softmax => None,
             Link::Sigmoid => Some(self.applying().iter().map(Class::record).collect()),
         };
-        record.not_sure = self.not_sure;
+        record.not_sure = self.not_sure();
+        record.unfamiliar = self.unfamiliar();
         record.grid = Some(self.grid);
         record.maps = Some(self.maps.iter().map(map).collect());
     }
@@ -541,17 +586,19 @@ impl Finding {
     /// `cat 12% (predicted dog 80%)`; with the method in front where there are several maps. Where several classes apply
     /// all are named, and a map without differences is said to be constant.
     ///
-    /// Where the model is not sure it says so, as in `not sure (cat 21%)` and `cat 12% (not sure, dog 21%)`.
+    /// Where the model is not sure it says so, as in `not sure (cat 21%)` and `cat 12% (not sure, dog 21%)`; where it
+    /// would be but for an unfamiliar frame, as in `unfamiliar (cat 98%)`.
     /// Empty for the only map of a model without head.
     pub fn caption(&self, map: &Map) -> String {
-        let is_sure = self.not_sure != Some(true);
+        let doubt = self.certainty.and_then(Certainty::doubt);
         let class = match (&map.target, &map.against, self.predicted()) {
             (Some(target), Some(against), _) => {
-                let doubt = if is_sure { "" } else { " (not sure)" };
+                let doubt = doubt.map_or_else(String::new, |doubt| format!(" ({doubt})"));
                 format!("{target} against {against}{doubt}")
             }
             (Some(target), None, Some(predicted)) if target.index != predicted.index => {
-                let standing = if is_sure { "predicted" } else { "not sure," };
+                let standing =
+                    doubt.map_or_else(|| "predicted".into(), |doubt| format!("{doubt},"));
                 format!("{target} ({standing} {})", listed(self.applying()))
             }
             (Some(_), None, Some(_)) => self.model_answer(),
@@ -578,7 +625,7 @@ impl Finding {
     fn model_answer(&self) -> String {
         match self.applying() {
             [] => String::new(),
-            [class] => class.answer(self.not_sure),
+            [class] => class.answer(self.certainty),
             classes => listed(classes),
         }
     }
@@ -590,11 +637,11 @@ fn listed(classes: &[Class]) -> String {
 }
 
 impl Class {
-    /// The class as the model's answer: `cat 80%`, or `not sure (cat 21%)` below its threshold.
-    pub fn answer(&self, not_sure: Option<bool>) -> String {
-        match not_sure {
-            Some(true) => format!("not sure ({self})"),
-            Some(false) | None => self.to_string(),
+    /// The class as the model's answer: `cat 80%`, or `not sure (cat 21%)` and `unfamiliar (cat 98%)` below its threshold.
+    pub fn answer(&self, certainty: Option<Certainty>) -> String {
+        match certainty.and_then(Certainty::doubt) {
+            Some(doubt) => format!("{doubt} ({self})"),
+            None => self.to_string(),
         }
     }
 
@@ -645,6 +692,7 @@ impl Composited {
             predicted: None,
             applying: None,
             not_sure: None,
+            unfamiliar: None,
             grid: None,
             maps: None,
         };
@@ -731,7 +779,13 @@ mod tests {
         };
         let (cat, dog) = (class(0, "cat", 0.21), class(1, "dog", 0.12));
         let captions = |target: &Class, against: Option<&Class>, n_maps| {
-            [None, Some(false), Some(true)].map(|not_sure| {
+            [
+                None,
+                Some(Certainty::Sure),
+                Some(Certainty::NotSure),
+                Some(Certainty::Unfamiliar),
+            ]
+            .map(|certainty| {
                 let size = crate::frame::FrameSize {
                     width_px: 8,
                     height_px: 8,
@@ -752,7 +806,7 @@ mod tests {
                     placement: Placement::new(&rule, size).unwrap(),
                     likeliest: vec![cat.clone(), dog.clone()],
                     link: Link::Softmax,
-                    not_sure,
+                    certainty,
                     maps: vec![map; n_maps],
                 };
                 (finding.caption(&finding.maps[0]), finding.answer())
@@ -760,7 +814,8 @@ mod tests {
         };
         let check = |target, against, sure: &str, not_sure: &str| {
             let both = |caption: &str| (caption.to_owned(), caption.to_owned());
-            let expected = [both(sure), both(sure), both(not_sure)];
+            let unfamiliar = not_sure.replace("not sure", "unfamiliar");
+            let expected = [both(sure), both(sure), both(not_sure), both(&unfamiliar)];
             assert_eq!(captions(target, against, 1), expected);
         };
         check(&cat, None, "cat 21%", "not sure (cat 21%)");
@@ -769,7 +824,7 @@ mod tests {
         let sure = "cat 21% against dog 12%";
         check(&cat, Some(&dog), sure, &format!("{sure} (not sure)"));
 
-        let [_, sure, not_sure] = captions(&dog, None, 2);
+        let [_, sure, not_sure, _] = captions(&dog, None, 2);
         let sure_caption = "chefer: dog 12% (predicted cat 21%)".to_owned();
         assert_eq!(sure, (sure_caption, "cat 21%".to_owned()));
         let not_sure_caption = "chefer: dog 12% (not sure, cat 21%)".to_owned();
@@ -802,7 +857,7 @@ mod tests {
             placement: Placement::new(&rule, size).unwrap(),
             likeliest: classes.to_vec(),
             link,
-            not_sure: None,
+            certainty: None,
             maps: vec![Map {
                 method: "chefer",
                 range: Range::MinMax,

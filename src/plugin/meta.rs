@@ -9,7 +9,8 @@
 //! | `method` | `gchararray` | what explained |
 //! | `class`, `label` | `gint`, `gchararray` | the explained class; −1 and empty for a model without classes |
 //! | `score` | `gfloat` | its probability |
-//! | `not-sure` | `gboolean` | whether the most probable class is below the model's threshold; absent for a model without one |
+//! | `not-sure` | `gboolean` | whether the most probable class cannot be relied on by the model's threshold; absent for a model without one |
+//! | `unfamiliar` | `gboolean` | whether that is not by its probability, but because the frame is unlike what the model learned from; as above |
 //! | `kept` | `gfloat` | mean of a mask's values, −1 for methods that make no masks |
 //! | `grid-width`, `grid-height` | `guint` | columns and rows of the patch grid |
 //! | `x`, `y`, `width`, `height` | `gdouble` | where the grid lies in the frame, pixels |
@@ -25,7 +26,7 @@ use gstreamer_video as gst_video;
 use crate::frame::FrameSize;
 use crate::frame::placement::{Placement, Region};
 use crate::overlay::Range;
-use crate::pipeline::stages::{Class, Finding, Map, with_constancy};
+use crate::pipeline::stages::{Certainty, Class, Finding, Map, with_constancy};
 
 /// Name of the meta; its structure has the same.
 pub const META: &str = "GstVitscopeMeta";
@@ -55,8 +56,8 @@ pub struct Found {
     pub method: String,
     /// The explained class, with its name and probability; `None` for a model without classes.
     pub class: Option<(usize, String, f32)>,
-    /// Whether the most probable class is below the model's threshold; `None` for a model without one.
-    pub not_sure: Option<bool>,
+    /// How far the most probable class can be relied on; `None` for a model without a threshold.
+    pub certainty: Option<Certainty>,
     /// Mean of a mask's values.
     pub kept: Option<f32>,
     /// Rows and columns of the patch grid.
@@ -82,7 +83,7 @@ impl Found {
                 let label = class.label.clone().unwrap_or_default();
                 (class.index, label, class.probability)
             }),
-            not_sure: finding.not_sure,
+            certainty: finding.certainty,
             kept: map.kept(),
             grid: finding.grid,
             region: finding.placement.region,
@@ -116,7 +117,10 @@ impl Found {
             pts: gst::ClockTime::from_nseconds(structure.get("pts").ok()?),
             method: structure.get("method").ok()?,
             class: class.flatten(),
-            not_sure: structure.get("not-sure").ok(),
+            certainty: structure.get("not-sure").ok().map(|not_sure| {
+                let unfamiliar = structure.get("unfamiliar").unwrap_or_default();
+                Certainty::from_flags(not_sure, unfamiliar)
+            }),
             kept: structure.get("kept").ok().filter(|kept| *kept >= 0.0),
             grid: (side("grid-height")?, side("grid-width")?),
             region: Region {
@@ -155,8 +159,9 @@ impl Found {
         structure.set("class", class);
         structure.set("label", label);
         structure.set("score", score);
-        if let Some(not_sure) = self.not_sure {
-            structure.set("not-sure", not_sure);
+        if let Some(certainty) = self.certainty {
+            structure.set("not-sure", certainty != Certainty::Sure);
+            structure.set("unfamiliar", certainty == Certainty::Unfamiliar);
         }
         structure.set("kept", self.kept.unwrap_or(-1.0));
         structure.set("grid-width", columns as u32);
@@ -197,7 +202,7 @@ impl Found {
                 label: Some(label.clone()).filter(|label| !label.is_empty()),
                 probability: *probability,
             });
-        let answer = class.map_or_else(String::new, |class| class.answer(self.not_sure));
+        let answer = class.map_or_else(String::new, |class| class.answer(self.certainty));
         with_constancy(answer, self.range.is_constant(&self.mask))
     }
 

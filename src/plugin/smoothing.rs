@@ -84,7 +84,7 @@ fn mixed(before: &Finding, now: &Finding, share: f32) -> Finding {
         placement: now.placement,
         likeliest: now.likeliest.clone(),
         link: now.link,
-        not_sure: now.not_sure,
+        certainty: now.certainty,
         maps: maps
             .map(|(before, now)| Map {
                 attribution: (before.attribution.iter().zip(&now.attribution))
@@ -119,7 +119,7 @@ mod tests {
             placement: placement(),
             likeliest: Vec::new(),
             link: Link::Softmax,
-            not_sure: None,
+            certainty: None,
             maps: vec![Map {
                 method: "rollout",
                 range: Range::Unit,

@@ -406,6 +406,8 @@ fn what_is_familiar_decides_which_answers_are_sure() {
         let trust = familiarity.trust(&token, &[(named, probability)]).unwrap()[0];
         let distance = familiarity.distances(&token, &[named]).unwrap()[0];
         assert_eq!(record["not_sure"], trust < threshold, "{name} {trust}");
+        let unfamiliar = trust < threshold && probability >= threshold;
+        assert_eq!(record["unfamiliar"], unfamiliar, "{name} {probability}");
         (trust, distance)
     });
     let [(_, far), (_, near)] = trusts;

@@ -337,6 +337,7 @@ fn below_the_threshold_the_answer_is_not_sure_on_the_frame_and_in_the_sidecar() 
     assert_eq!(above.not_sure, Some(true));
     let without = Record {
         not_sure: Some(true),
+        unfamiliar: Some(false),
         ..without
     };
     assert_eq!(above, without, "all else is as without a threshold");

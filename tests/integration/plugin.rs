@@ -25,7 +25,7 @@ use vitscope::media::pixels::frame_from_buffer;
 use vitscope::media::{self, Source};
 use vitscope::models;
 use vitscope::overlay::{Overlay, Range};
-use vitscope::pipeline::stages::View;
+use vitscope::pipeline::stages::{Certainty, View};
 use vitscope::plugin::{self, Found, SyncMode, VitScope};
 use vitscope::{Error, Result};
 
@@ -966,8 +966,8 @@ fn messages_and_metas_say_the_same() {
 fn metas_and_messages_say_that_the_model_is_not_sure() {
     for (threshold, expected) in [
         (None, None),
-        (Some(0.0), Some(false)),
-        (Some(0.999), Some(true)),
+        (Some(0.0), Some(Certainty::Sure)),
+        (Some(0.999), Some(Certainty::NotSure)),
     ] {
         let element = element(&Brightness::default());
         element.set_view(move || {
@@ -984,7 +984,7 @@ fn metas_and_messages_say_that_the_model_is_not_sure() {
         harness.push(numbered(30, &caps)).unwrap();
         harness.push_event(gst::event::Eos::new());
         let found = Found::of(&harness.pull().unwrap()).unwrap();
-        assert_eq!(found.not_sure, expected);
+        assert_eq!(found.certainty, expected);
         let message = wait_for(&bus, &[gst::MessageType::Element]);
         let structure = message.structure().unwrap();
         assert_eq!(structure.has_field("not-sure"), expected.is_some());
