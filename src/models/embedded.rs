@@ -12,12 +12,7 @@ pub(super) struct Embedded {
     pub(super) name: &'static str,
     weights: Weights,
     preprocessor: &'static [u8],
-    head: Option<&'static [u8]>,
-    /// Weights and card.
-    gates: Option<(&'static [u8], &'static [u8])>,
-    /// Weights and card.
-    interpreter: Option<(&'static [u8], &'static [u8])>,
-    familiarity: Option<&'static [u8]>,
+    parts: Parts,
 }
 
 /// What a model consists of.
@@ -31,63 +26,64 @@ enum Weights {
         weights: &'static [u8],
     },
     /// A head on another of the embedded models.
-    Of(&'static Embedded),
+    On {
+        backbone: &'static Embedded,
+        head: &'static [u8],
+    },
 }
 
-/// The files of `models/NAME`, which may bring gates and an interpreter along.
+/// What was trained for a model.
+struct Parts {
+    /// Weights and card.
+    gates: Option<(&'static [u8], &'static [u8])>,
+    /// Weights and card.
+    interpreter: Option<(&'static [u8], &'static [u8])>,
+    familiarity: Option<&'static [u8]>,
+}
+
+#[cfg(feature = "embedded-models")]
+impl Parts {
+    const NONE: Self = Self {
+        gates: None,
+        interpreter: None,
+        familiarity: None,
+    };
+}
+
+/// The files of `models/NAME`: a model or a head on one, with the parts that were trained for it.
 #[cfg(feature = "embedded-models")]
 macro_rules! embed {
-    ($name:literal) => {
+    ($name:literal with $($part:ident),+) => {
+        embed!($name, $($part),+; Weights::Own {
+            config: embed!($name, "config.json"),
+            weights: embed!($name, "model.safetensors"),
+        })
+    };
+    ($name:literal on $backbone:ident with $($part:ident),+) => {
+        embed!($name, $($part),+; Weights::On {
+            backbone: &$backbone,
+            head: embed!($name, "head.safetensors"),
+        })
+    };
+    ($name:literal, $($part:ident),+; $weights:expr) => {
         Embedded {
             name: $name,
-            weights: Weights::Own {
-                config: embed!($name, "config.json"),
-                weights: embed!($name, "model.safetensors"),
+            weights: $weights,
+            preprocessor: embed!($name, "preprocessor_config.json"),
+            parts: Parts {
+                $($part: Some(embed!($name, $part)),)+
+                ..Parts::NONE
             },
-            preprocessor: embed!($name, "preprocessor_config.json"),
-            head: None,
-            gates: None,
-            interpreter: None,
-            familiarity: None,
         }
     };
-    ($name:literal on $backbone:ident with gates) => {
-        Embedded {
-            name: $name,
-            weights: Weights::Of(&$backbone),
-            preprocessor: embed!($name, "preprocessor_config.json"),
-            head: Some(embed!($name, "head.safetensors")),
-            gates: Some((
-                embed!($name, "gates.safetensors"),
-                embed!($name, "gates.json"),
-            )),
-            interpreter: None,
-            familiarity: None,
-        }
+    ($name:literal, gates) => {
+        (embed!($name, "gates.safetensors"), embed!($name, "gates.json"))
     };
-    ($name:literal with gates and familiarity) => {
-        Embedded {
-            familiarity: Some(embed!($name, "familiarity.safetensors")),
-            ..embed!($name with gates)
-        }
+    ($name:literal, interpreter) => {
+        (embed!($name, "interpreter.safetensors"), embed!($name, "interpreter.json"))
     };
-    ($name:literal with gates and interpreter) => {
-        Embedded {
-            interpreter: Some((
-                embed!($name, "interpreter.safetensors"),
-                embed!($name, "interpreter.json"),
-            )),
-            ..embed!($name with gates)
-        }
-    };
-    ($name:literal with gates) => {
-        Embedded {
-            gates: Some((
-                embed!($name, "gates.safetensors"),
-                embed!($name, "gates.json"),
-            )),
-            ..embed!($name)
-        }
+    ($name:literal, familiarity) => {
+        embed!($name, "familiarity.safetensors")
     };
     ($name:literal, $file:literal) => {
         include_bytes!(concat!(
@@ -101,13 +97,14 @@ macro_rules! embed {
 }
 
 #[cfg(feature = "embedded-models")]
-static EVERYDAY: Embedded = embed!("everyday" with gates and familiarity);
+#[expect(clippy::needless_update, reason = "it has all parts, other models do not")]
+static EVERYDAY: Embedded = embed!("everyday" with gates, interpreter, familiarity);
 #[cfg(feature = "embedded-models")]
-static CIFAR10: Embedded = embed!("cifar10" with gates and interpreter);
+static CIFAR10: Embedded = embed!("cifar10" with gates, interpreter);
 #[cfg(feature = "embedded-models")]
 static CIFAR10_224: Embedded = embed!("cifar10-224" on EVERYDAY with gates);
 #[cfg(feature = "embedded-models")]
-static RED_PATCHES: Embedded = embed!("red-patches" with gates and interpreter);
+static RED_PATCHES: Embedded = embed!("red-patches" with gates, interpreter);
 
 /// The embedded models, the [default](super::DEFAULT) first; statics, for constants would be there once for each crate
 /// that they are inlined into.
@@ -122,6 +119,10 @@ impl Embedded {
     /// The files, under paths that say where they are.
     pub(super) fn files(&self) -> Files {
         let (origin, config, weights) = self.config_and_weights();
+        let head = match self.weights {
+            Weights::Own { .. } => None,
+            Weights::On { head, .. } => Some(head),
+        };
         Files {
             origin,
             config: Cow::Borrowed(config),
@@ -131,11 +132,11 @@ impl Embedded {
             adapter: None,
             weights: Cow::Borrowed(weights),
             additions: self.folder(),
-            head: self.head.map(Cow::Borrowed),
-            gates: self.gates.map(borrowed),
+            head: head.map(Cow::Borrowed),
+            gates: self.parts.gates.map(borrowed),
             backbone_gates: None,
-            interpreter: self.interpreter.map(borrowed),
-            familiarity: self.familiarity.map(Cow::Borrowed),
+            interpreter: self.parts.interpreter.map(borrowed),
+            familiarity: self.parts.familiarity.map(Cow::Borrowed),
         }
     }
 
@@ -143,7 +144,7 @@ impl Embedded {
     fn config_and_weights(&self) -> (PathBuf, &'static [u8], &'static [u8]) {
         match self.weights {
             Weights::Own { config, weights } => (self.folder(), config, weights),
-            Weights::Of(backbone) => backbone.config_and_weights(),
+            Weights::On { backbone, .. } => backbone.config_and_weights(),
         }
     }
 

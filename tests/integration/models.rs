@@ -23,7 +23,7 @@ use crate::common::names_in;
 /// What may be compiled into the program.
 const MAX_EMBEDDED_BYTES: u64 = 32 << 20;
 
-/// What the default model may take of it, gates and interpreter included.
+/// What the default model may take of it, all that was trained for it included.
 const MAX_MODEL_BYTES: u64 = 24_000_000;
 
 const FILES: [&str; 3] = [
@@ -999,11 +999,18 @@ fn embedded_models_are_the_shipped_ones_and_small() {
         let shipped = models::open(reference, &Device::Cpu).unwrap();
         assert_eq!(embedded.weights_sha256, shipped.weights_sha256);
         assert_eq!(embedded.preprocessor, shipped.preprocessor);
-        assert_eq!(embedded.gates.is_some(), shipped.gates.is_some());
+        let parts = |model: &Model| {
+            (
+                model.gates.is_some(),
+                model.interpreter.is_some(),
+                model.familiarity.is_some(),
+            )
+        };
+        assert_eq!(parts(&embedded), parts(&shipped));
         assert_eq!(embedded.name, name);
-        let files = ["model", "head", "gates", "interpreter"].map(|file| {
+        let files = ["model", "head", "gates", "interpreter", "familiarity"].map(|file| {
             let file = folder.join(file).with_extension("safetensors");
-            // Not every model has an interpreter.
+            // Not every model has all of them.
             fs::metadata(file).map_or(0, |file| file.len())
         });
         sizes.push(files.iter().sum::<u64>());
