@@ -58,7 +58,7 @@ test: packages test-packages rust
 # The picture of the README: one frame of the sample clip, four methods.
 picture: packages test-packages rust $(CLIP)
 	cargo build --release --locked
-	ffmpeg -v error -y -i $(CLIP) -ss 13.6 -frames:v 1 -vf scale=640:-1 demo/cockatoo.png
+	ffmpeg -v error -y -i $(CLIP) -ss 13.8 -frames:v 1 -vf scale=640:-1 demo/cockatoo.png
 	target/release/vitscope still demo/cockatoo.png models/everyday/cockatoo.png --overwrite \
 		--target bird --method diffmask,chefer,gradcam,libragrad
 
