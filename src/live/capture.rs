@@ -128,8 +128,10 @@ impl Capture {
             last: Mutex::new(None),
         };
         let appsink = appsink(appsrc, times, offset, &n_frames, freeze);
-        let convert = make("videoconvert")?;
-        add_chain(&pipeline, &[convert.clone(), appsink.upcast()])?;
+        let (convert, flip) = (make("videoconvert")?, make("videoflip")?);
+        // Clips of phones, and cameras that hang upside down, say how they are to be turned.
+        flip.set_property_from_str("video-direction", "auto");
+        add_chain(&pipeline, &[convert.clone(), flip, appsink.upcast()])?;
         match address {
             Address::Url(_) | Address::File(_) => {
                 let decoder = make("uridecodebin")?;
