@@ -373,7 +373,8 @@ fn encoded(encoders: &[Encoder]) -> Result<Vec<gst::Element>> {
     Ok(chain)
 }
 
-/// Keeps the size of the first frame: a source that comes back with another one does not break the recording.
+/// Keeps the size of the first frame, or the next even one, which encoders that halve chroma need: a source that comes
+/// back with another one does not break the recording.
 fn keep_size(first: &gst::Element, filter: &gst::Element) -> Result<()> {
     let filter = filter.downgrade();
     let pad = static_pad(first, "sink")?;
@@ -382,7 +383,7 @@ fn keep_size(first: &gst::Element, filter: &gst::Element) -> Result<()> {
             return gst::PadProbeReturn::Ok;
         };
         if let (Some(filter), Some(structure)) = (filter.upgrade(), caps.caps().structure(0)) {
-            let side = |name| structure.get::<i32>(name).ok();
+            let side = |name| structure.get::<i32>(name).ok().map(|px| px + px % 2);
             let caps = gst::Caps::builder("video/x-raw")
                 .field("format", "I420")
                 .field_if_some("width", side("width"))
