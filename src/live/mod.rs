@@ -217,6 +217,7 @@ impl Live {
             if cancel.load(Ordering::SeqCst) {
                 return Ok(player.status());
             }
+            player.name_recording()?;
             match player.check(TICK)? {
                 News::None => (),
                 News::Over => return Ok(player.status()),

@@ -111,7 +111,7 @@ impl Outputs {
         }
         if let Some(path) = &self.record {
             let sink = make("filesink")?;
-            sink.set_property("location", utf8(path)?);
+            sink.set_property("location", utf8(&begun(path))?);
             let (encoders, muxer) = container(path)?;
             let mut chain = encoded(encoders)?;
             chain.extend([muxer, sink]);
@@ -340,6 +340,13 @@ fn hls(folder: &Path) -> Result<gst::Element> {
     sink.set_property("playlist-length", SEGMENTS);
     sink.set_property("max-files", SEGMENTS + 2);
     Ok(sink)
+}
+
+/// What a recording is called until something of it has been explained, so that a run that fails takes no earlier one away.
+pub(super) fn begun(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
 }
 
 /// A queue and an encoder that keeps up, the first of `encoders` that there is.

@@ -1,6 +1,7 @@
 //! The pipeline behind the source: it explains, shows and records.
 
 use std::cell::Cell;
+use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,8 @@ pub(super) struct Player {
     /// Keys that were pressed in the window.
     keys: Receiver<Key>,
     outputs: Outputs,
+    /// The recording has its name.
+    named: Cell<bool>,
     /// The user has closed the window.
     closed: Cell<bool>,
     base: Base,
@@ -116,6 +119,7 @@ impl Player {
             freeze,
             keys,
             outputs: live.outputs.clone(),
+            named: Cell::new(false),
             closed: Cell::new(false),
             base: Base { clock, time },
         };
@@ -207,6 +211,26 @@ impl Player {
         }
     }
 
+    /// Gives the recording its name as soon as something of it has been explained.
+    ///
+    /// # Errors
+    /// Fails where the name cannot be given.
+    pub(super) fn name_recording(&self) -> Result<()> {
+        if !self.named.get() && self.outputs.record.is_some() && self.status().explained > 0 {
+            self.name_recording_now()?;
+        }
+        Ok(())
+    }
+
+    fn name_recording_now(&self) -> Result<()> {
+        match &self.outputs.record {
+            Some(path) if !self.named.replace(true) => {
+                fs::rename(outputs::begun(path), path).map_err(|error| Error::io(path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn status(&self) -> Status {
         let stats = self.element.property::<gst::Structure>("stats");
         let count = |name| stats.get::<u64>(name).unwrap_or_default();
@@ -227,6 +251,10 @@ impl Player {
 
     /// Lets recordings be finished.
     pub(super) fn end(self) -> Result<()> {
+        // Whoever ends it wants what there is, explained or not.
+        if self.status().frames > 0 {
+            self.name_recording_now()?;
+        }
         self.appsrc
             .end_of_stream()
             .map_err(|error| Error::Media(format!("outputs cannot be finished: {error}")))?;
@@ -252,16 +280,12 @@ impl Player {
 
 impl Drop for Player {
     fn drop(&mut self) {
-        let saw_frames = self.status().frames > 0;
         if self.pipeline.set_state(gst::State::Null).is_err() {
             tracing::warn!("the pipeline does not stop");
         }
-        // A recording without frames cannot be played, and would be in the way of the next one.
-        if let Some(path) = self.outputs.record.as_ref().filter(|_| !saw_frames) {
-            let is_file = std::fs::metadata(path).is_ok_and(|found| found.is_file());
-            if is_file && let Err(error) = std::fs::remove_file(path) {
-                tracing::warn!("the recording without frames stays ({error}): {path:?}");
-            }
+        if let Some(path) = self.outputs.record.as_ref().filter(|_| !self.named.get()) {
+            // Where the pipeline never began, there is none.
+            let _ = fs::remove_file(outputs::begun(path));
         }
     }
 }

@@ -1,15 +1,16 @@
 //! Where the JSON Lines of `scores-location` go: a file, or a socket that somebody listens at.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Who takes nothing for so long reads no more: frames do not wait for longer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Opens `location`: `tcp://HOST:PORT`, `unix:PATH`, or a file, which is made anew.
+/// Opens `location`: `tcp://HOST:PORT`, `unix:PATH`, or a file, which is made anew by its first line.
 ///
 /// # Errors
 /// Fails where it cannot be written, or nobody listens.
@@ -24,7 +25,56 @@ pub(super) fn open(location: &str) -> io::Result<Box<dyn Write + Send>> {
         socket.set_write_timeout(Some(PATIENCE))?;
         return Ok(Box::new(Socket(socket)));
     }
-    Ok(Box::new(File::create(location)?))
+    Ok(Box::new(Lines::open(location.into())?))
+}
+
+/// A file whose earlier content stays until there is something to write, so that a run that fails takes nothing away.
+struct Lines {
+    file: File,
+    path: PathBuf,
+    is_new: bool,
+    begun: bool,
+}
+
+impl Lines {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let is_new = !path.exists();
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)?;
+        Ok(Self {
+            // What is no regular file, as a pipe, has nothing to be cut off.
+            begun: !file.metadata()?.is_file(),
+            file,
+            path,
+            is_new,
+        })
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.begun {
+            self.file.set_len(0)?;
+            self.begun = true;
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        if self.is_new && !self.begun {
+            // Nobody misses an empty file, and it would be in the way of the next run.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// A socket; who reads no more has closed it, whatever the reason.

@@ -16,7 +16,7 @@ use vitscope::frame::resize::Resampling;
 use vitscope::live::{Address, Audience, Collect, Event, Key, Live, Outputs, Status, Wanted};
 use vitscope::serve::{About, Change, Feed, Host, Lesson, Server};
 
-use crate::common::{clip, fixture, frame_times};
+use crate::common::{clip, ffmpeg, fixture, frame_times, run_tool};
 
 /// A run that hangs fails in the end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -199,19 +199,78 @@ fn a_stream_that_breaks_off_is_connected_again_and_the_recording_goes_on() {
     assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
 }
 
-/// Neither where the source is not there nor where somebody ends it before its first frame.
+/// Neither where the source is not there nor where somebody ends it before its first frame; and an earlier recording and
+/// its scores are as they were.
 #[test]
-fn a_recording_without_frames_leaves_no_file() {
+fn a_recording_without_frames_leaves_no_file_and_takes_none_away() {
     let folder = tempfile::tempdir().unwrap();
-    let recorded = folder.path().join("out.mkv");
-    run(&live("/dev/no-such-camera", folder.path()), |_| true).unwrap_err();
-    assert!(!recorded.exists());
-
+    let [recorded, scores] = ["out.mkv", "out.jsonl"].map(|name| folder.path().join(name));
+    let to_both = |address: &str| {
+        let mut live = live(address, folder.path());
+        let path = scores.to_str().unwrap().to_owned();
+        live.properties.push(("scores-location", path));
+        live
+    };
     // Whoever connects is never answered.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}/x.mjpg", silent.local_addr().unwrap());
-    run(&live(&address, folder.path()), |_| true).unwrap();
-    assert!(!recorded.exists());
+    let fail = || {
+        run(&to_both("/dev/no-such-camera"), |_| true).unwrap_err();
+        run(&to_both(&address), |_| true).unwrap();
+    };
+    let files = || std::fs::read_dir(folder.path()).unwrap().count();
+    fail();
+    assert_eq!(files(), 0);
+
+    for path in [&recorded, &scores] {
+        std::fs::write(path, "earlier").unwrap();
+    }
+    fail();
+    assert_eq!(files(), 2);
+    for path in [&recorded, &scores] {
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "earlier");
+    }
+
+    // What is explained takes their place.
+    let enough = |event: &Event| matches!(event, Event::Status(status) if status.explained > 5);
+    run(&to_both("test:ball"), enough).unwrap();
+    assert_eq!(files(), 2);
+    assert!(frame_times(&recorded).len() > 5);
+    let lines = std::fs::read_to_string(&scores).unwrap();
+    assert!(lines.starts_with("{\"seq\":0,"), "{lines}");
+}
+
+/// As ffprobe has it: `64x48`.
+fn size_of(file: &Path) -> String {
+    let args = "-v error -select_streams v:0 -show_entries stream=width,height -of csv=p=0:s=x";
+    let mut args: Vec<&str> = args.split_whitespace().collect();
+    args.push(file.to_str().unwrap());
+    let size = String::from_utf8(run_tool("ffprobe", &args).stdout).unwrap();
+    size.trim().to_owned()
+}
+
+#[test]
+fn odd_sizes_are_recorded_with_the_next_even_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut live = live("test:ball", folder.path());
+    live.wanted.size = Some((65, 47));
+    let enough = |event: &Event| matches!(event, Event::Status(status) if status.explained > 5);
+    run(&live, enough).unwrap();
+    assert_eq!(size_of(&folder.path().join("out.mkv")), "66x48");
+}
+
+#[test]
+fn a_clip_that_says_how_to_turn_it_is_turned() {
+    let folder = tempfile::tempdir().unwrap();
+    let [flat, turned] = ["flat.mp4", "turned.mp4"].map(|name| folder.path().join(name));
+    clip(&flat, "64x48", 10);
+    let [from, to] = [&flat, &turned].map(|path| path.to_str().unwrap());
+    ffmpeg(
+        &format!("-i {from} -c copy -metadata:s:v rotate=90"),
+        &turned,
+    );
+    run(&live(to, folder.path()), |_| false).unwrap();
+    assert_eq!(size_of(&folder.path().join("out.mkv")), "48x64");
 }
 
 #[test]
