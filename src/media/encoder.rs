@@ -53,8 +53,7 @@ impl VideoCodec {
     /// What may be in `container`, best first.
     fn of(container: Container) -> &'static [Self] {
         match container {
-            Container::Mp4 => &[Self::X264, Self::OpenH264, Self::Vp9],
-            Container::Mov | Container::MpegTs => &[Self::X264, Self::OpenH264],
+            Container::Mp4 | Container::Mov | Container::MpegTs => &[Self::X264, Self::OpenH264],
             Container::Matroska => &[Self::X264, Self::OpenH264, Self::Vp8, Self::Vp9],
             Container::Webm => &[Self::Vp8, Self::Vp9],
         }

@@ -466,6 +466,33 @@ fn every_codec_can_be_forced() {
 }
 
 #[test]
+fn a_codec_is_refused_or_comes_out_whole_in_every_container() {
+    use VideoCodec::{OpenH264, Vp8, Vp9, X264};
+    let files = Files::new();
+    let input = files.make("in.mp4", &format!("{PICTURE} {H264}"));
+    for codec in [X264, OpenH264, Vp8, Vp9] {
+        for extension in ["mp4", "mov", "ts", "mkv", "webm"] {
+            let job = FileJob {
+                codec: Some(codec),
+                ..FileJob::new(&input, files.path(&format!("{codec}.{extension}")))
+            };
+            match run(&job) {
+                Ok(n_frames) => {
+                    assert_eq!(n_frames, 50);
+                    let verification = verify::compare(&job, None).unwrap();
+                    assert_eq!(verification.complaint(), None, "{codec} in {extension}");
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    assert!(message.contains("cannot be put into"), "{message}");
+                    assert!(!job.output.exists(), "{codec} in {extension}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_range_begins_at_zero_and_cuts_sound_too() {
     let files = Files::new();
     let long = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=6";
