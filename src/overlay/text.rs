@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::frame::Frame;
 use crate::frame::placement::PixelRect;
 
-/// A caption is one line of this share of the frame's height, but not below the least size.
+/// A caption is one line of this share of the frame's shorter side, but not below the least size.
 const CAPTION_SHARE: f32 = 1.0 / 22.0;
 
 /// Height in pixels below which the letters of a line run together.
@@ -48,9 +48,9 @@ pub fn draw_caption(frame: &mut Frame, pane: PixelRect, caption: &str) -> Result
 /// [`Error::Shape`] where the frame's planes do not fit its format; whatever making its memory
 /// writable returns.
 pub fn draw_lines(frame: &mut Frame, pane: PixelRect, lines: &[&str]) -> Result<()> {
-    let pane_height = pane.height as f32;
+    let (pane_height, shorter) = (pane.height as f32, pane.height.min(pane.width) as f32);
     // The box takes 1.3 lines, the margins 0.35 each.
-    let line_px = (pane_height * CAPTION_SHARE)
+    let line_px = (shorter * CAPTION_SHARE)
         .max(LEAST_READABLE_PX)
         .min(pane_height / 2.0)
         .floor();
