@@ -24,7 +24,7 @@ use crate::{interrupt, setup};
 pub struct StillArgs {
     /// PNG or JPEG pictures to explain (transparent parts become white), then the picture to write, or for several pictures
     /// the folder to write into.
-    #[arg(value_name = "IN... OUT", num_args = 2.., required = true)]
+    #[arg(value_name = "IN... OUT", num_args = 1.., required = true)]
     paths: Vec<PathBuf>,
     #[command(flatten)]
     pub explain: ExplainArgs,
@@ -36,8 +36,11 @@ pub struct StillArgs {
 
 /// Explains the pictures.
 pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
-    let Some((out, inputs)) = args.paths.split_last() else {
-        bail!("no pictures");
+    let (out, inputs) = match args.paths.as_slice() {
+        [inputs @ .., out] if !inputs.is_empty() => (out, inputs),
+        alone => bail!(
+            "expected pictures, and then the picture or the folder to write, got only {alone:?}"
+        ),
     };
     let targets = targets(inputs, out)?;
     let borrowed: Vec<&Path> = targets.iter().map(PathBuf::as_path).collect();
