@@ -97,7 +97,10 @@ macro_rules! embed {
 }
 
 #[cfg(feature = "embedded-models")]
-#[expect(clippy::needless_update, reason = "it has all parts, other models do not")]
+#[expect(
+    clippy::needless_update,
+    reason = "it has all parts, other models do not"
+)]
 static EVERYDAY: Embedded = embed!("everyday" with gates, interpreter, familiarity);
 #[cfg(feature = "embedded-models")]
 static CIFAR10: Embedded = embed!("cifar10" with gates, interpreter);

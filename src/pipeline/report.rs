@@ -59,7 +59,8 @@ impl std::fmt::Display for Report {
             held,
             unexplained,
         } = self.counts;
-        write!(f, "{frames} frames, {explained} explained")?;
+        let noun = if frames == 1 { "frame" } else { "frames" };
+        write!(f, "{frames} {noun}, {explained} explained")?;
         if held > 0 {
             write!(f, ", {held} with the last explanation")?;
         }

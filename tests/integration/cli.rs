@@ -1381,7 +1381,7 @@ fn videos_are_measured_frame_by_frame_and_as_a_whole() {
     bench.check_refused_as_it_is(
         "eval temporal --model cifar10 --data in.mp4 --methods diffmask --frames 1",
         1,
-        "error: video has 1 frames, steadiness needs two: \"in.mp4\"",
+        "error: video has only one frame, steadiness needs two: \"in.mp4\"",
     );
 }
 

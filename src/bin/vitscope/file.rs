@@ -107,7 +107,8 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     }
     let unexplained = report.counts.unexplained;
     if unexplained > 0 {
-        eprintln!("incomplete: {unexplained} frames stayed unexplained");
+        let noun = if unexplained == 1 { "frame" } else { "frames" };
+        eprintln!("incomplete: {unexplained} {noun} stayed unexplained");
     }
     Ok(if let Some(end) = report.interrupted_at {
         eprintln!("interrupted at {:.3} s", end.secs());

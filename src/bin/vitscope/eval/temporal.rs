@@ -101,10 +101,7 @@ fn measure(
             args.frames.get(),
         )?;
         if frames.len() < 2 {
-            bail!(
-                "video has {} frames, steadiness needs two: {path:?}",
-                frames.len()
-            );
+            bail!("video has only one frame, steadiness needs two: {path:?}");
         }
         Ok(frames)
     };

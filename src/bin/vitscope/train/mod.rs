@@ -61,7 +61,7 @@ enum What {
     Diffmask(DiffMaskArgs),
     /// Train IA-ViT's interpreter, for a frozen model or, without --model, jointly with a new one.
     IaVit(IaVitArgs),
-    /// Measure what a model finds familiar, so that it says "not sure" of pictures unlike those that it learned from.
+    /// Measure what a model finds familiar, so that it calls pictures "unfamiliar" that are unlike those it learned from.
     Familiarity(familiarity::FamiliarityArgs),
 }
 
