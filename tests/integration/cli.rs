@@ -310,6 +310,9 @@ fn wrong_usage_exits_with_two_and_names_the_option() {
     check("file in.mp4 out.mp4 --device tpu", "--device <DEVICE>");
     check("file in.mp4", "<OUT>");
     check("still in.png", "<IN... OUT>");
+    // Whatever stands between the pictures.
+    check("still in.png --mode dim", "<IN... OUT>");
+    check("still in.png --mode dimmer out.png", "--mode <MODE>");
     check("explain", "unrecognized subcommand");
 }
 
@@ -1359,6 +1362,38 @@ fn methods_with_other_options_are_rows_of_their_own() {
 }
 
 #[cfg(feature = "embedded-models")]
+#[test]
+fn options_may_stand_between_pictures_and_output() {
+    let bench = Bench::new(1);
+    pictures(&bench);
+    let ended = bench.run(&format!(
+        "still data/test/cat/0.png --mode dim --model {} --method rollout dimmed.png",
+        fixture("vit_a").display()
+    ));
+    assert_eq!(Some(0), ended.code, "{}", ended.stderr);
+    assert!(bench.path("dimmed.png").exists());
+}
+
+/// Before anything is measured: not one of these has its data.
+#[test]
+fn reports_into_folders_that_are_not_there_are_refused_at_once() {
+    let bench = Bench::new(1);
+    for command in [
+        "eval sparseness --data nowhere --json no/such/report.json",
+        "eval sparseness --data nowhere --csv no/such/report.csv",
+        "eval sparseness --data nowhere --html no/such/report.html",
+        "eval sparseness --data nowhere --resume no/such/report.jsonl",
+        "eval classifier --data nowhere --confusions no/such/report.png",
+        "eval faithfulness --json no/such/report.json",
+        "bench --json no/such/report.json",
+    ] {
+        let ended = bench.run(command);
+        assert_eq!(ended.code, Some(2), "{command}: {}", ended.stderr);
+        let said = "its directory does not exist: \"no/such\"";
+        assert!(ended.stderr.contains(said), "{command}: {}", ended.stderr);
+    }
+}
+
 #[test]
 fn videos_are_measured_frame_by_frame_and_as_a_whole() {
     let bench = Bench::new(6);

@@ -16,6 +16,7 @@ use crate::eval::EvalArgs;
 use crate::file::FileArgs;
 use crate::live::LiveArgs;
 use crate::models::ModelsArgs;
+use crate::outputs;
 use crate::progress::ProgressMode;
 use crate::still::StillArgs;
 use crate::teach::TeachArgs;
@@ -199,9 +200,18 @@ pub fn one_or_more<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "expected 1 or more".into())
 }
 
-/// The name of a picture that is written as PNG.
-pub fn png(text: &str) -> Result<PathBuf, String> {
+/// The name of a report, in a folder that is there: whoever measures for an hour shall not find out at the end.
+pub fn report_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
+    match outputs::folder_of(&path) {
+        folder if folder.is_dir() => Ok(path),
+        folder => Err(format!("its directory does not exist: {folder:?}")),
+    }
+}
+
+/// The name of a picture that is written as PNG, in a folder that is there.
+pub fn png(text: &str) -> Result<PathBuf, String> {
+    let path = report_path(text)?;
     match path.extension() {
         Some(extension) if extension.eq_ignore_ascii_case("png") => Ok(path),
         _ => Err("expected a name that ends in .png".into()),

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use clap::error::ErrorKind;
 use image::ImageFormat;
 use vitscope::error::{Error, Result};
 use vitscope::frame::{Frame, Pts};
@@ -38,9 +39,12 @@ pub struct StillArgs {
 pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     let (out, inputs) = match args.paths.as_slice() {
         [inputs @ .., out] if !inputs.is_empty() => (out, inputs),
-        alone => bail!(
-            "expected pictures, and then the picture or the folder to write, got only {alone:?}"
-        ),
+        alone => {
+            let message = format!(
+                "expected pictures, and then the picture or the folder to write, as <IN... OUT>, got only {alone:?}\n"
+            );
+            return Err(clap::Error::raw(ErrorKind::TooFewValues, message).into());
+        }
     };
     let targets = targets(inputs, out)?;
     let borrowed: Vec<&Path> = targets.iter().map(PathBuf::as_path).collect();

@@ -16,7 +16,7 @@ use vitscope::models::{self, DeviceChoice, Model, Preprocessor};
 use vitscope::rng::Rng;
 use vitscope::vit::{Vit, VitConfig, init};
 
-use crate::args::one_or_more;
+use crate::args::{one_or_more, report_path};
 use crate::exit::Exit;
 
 /// Options of `vitscope bench`.
@@ -61,7 +61,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
     pub threads: Option<NonZeroUsize>,
     /// Write the results as JSON.
-    #[arg(long, value_name = "FILE.json")]
+    #[arg(long, value_name = "FILE.json", value_parser = report_path)]
     json: Option<PathBuf>,
 }
 

@@ -20,7 +20,7 @@ use vitscope::models::{Model, Preprocessor};
 
 use super::suites::bar;
 use super::{AskedArgs, tell_left_out};
-use crate::args::{decimal, png, probability};
+use crate::args::{decimal, png, probability, report_path};
 use crate::exit::Exit;
 use crate::train::accuracy;
 
@@ -55,10 +55,10 @@ pub(super) struct ClassifierArgs {
     #[arg(long, value_name = "SHARE", default_value = "0.9", value_parser = probability)]
     sure_accuracy: f64,
     /// Write all results as JSON, including accuracy by threshold and by confidence.
-    #[arg(long, value_name = "FILE.json")]
+    #[arg(long, value_name = "FILE.json", value_parser = report_path)]
     json: Option<PathBuf>,
     /// Write one row per class as CSV.
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "FILE.csv", value_parser = report_path)]
     csv: Option<PathBuf>,
     /// Draw the most confused pairs of classes.
     #[arg(long, value_name = "FILE.png", value_parser = png)]

@@ -33,7 +33,7 @@ use vitscope::overlay::Range;
 pub use self::classifier::sure_line;
 use self::suites::SuiteArgs;
 pub use self::suites::bar;
-use crate::args::{one_or_more, png};
+use crate::args::{one_or_more, png, report_path};
 use crate::exit::Exit;
 use crate::setup;
 use crate::train::print_left_out;
@@ -163,7 +163,7 @@ struct FaithfulnessArgs {
     #[arg(long, value_name = "N", default_value = "6")]
     examples: usize,
     /// Write the scores as JSON to this file.
-    #[arg(long, value_name = "FILE.json")]
+    #[arg(long, value_name = "FILE.json", value_parser = report_path)]
     json: Option<PathBuf>,
 }
 

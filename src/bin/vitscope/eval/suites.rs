@@ -19,7 +19,7 @@ use vitscope::files::write_whole;
 use vitscope::models::Model;
 
 use super::{AskedArgs, tables, tell_left_out, test_half, usable};
-use crate::args::one_or_more;
+use crate::args::{one_or_more, report_path};
 use crate::exit::Exit;
 use crate::setup;
 
@@ -51,16 +51,16 @@ pub(super) struct ComparedArgs {
     #[arg(long, default_value = "0")]
     pub seed: u64,
     /// Save progress to this file, and resume from it if it exists.
-    #[arg(long, value_name = "FILE.jsonl")]
+    #[arg(long, value_name = "FILE.jsonl", value_parser = report_path)]
     resume: Option<PathBuf>,
     /// Write settings, means, intervals, curves and p-values as JSON.
-    #[arg(long, value_name = "FILE.json")]
+    #[arg(long, value_name = "FILE.json", value_parser = report_path)]
     json: Option<PathBuf>,
     /// Write the score of each picture as CSV.
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "FILE.csv", value_parser = report_path)]
     csv: Option<PathBuf>,
     /// Write an HTML page with tables, curves, times and example pictures.
-    #[arg(long, value_name = "FILE.html")]
+    #[arg(long, value_name = "FILE.html", value_parser = report_path)]
     html: Option<PathBuf>,
 }
 
