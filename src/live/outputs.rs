@@ -159,6 +159,24 @@ impl Outputs {
         Ok(())
     }
 
+    /// Fails where a window is asked for and `pipeline`, which has begun, found nowhere to show it.
+    pub(super) fn check_window(&self, pipeline: &gst::Pipeline) -> Result<()> {
+        // What autovideosink takes when nothing else works, without a word.
+        let blind = pipeline
+            .iterate_all_by_element_factory_name("fakesink")
+            .into_iter()
+            .flatten()
+            .filter_map(|sink| sink.parent()?.downcast::<gst::Element>().ok())
+            .any(|parent| factory_name(&parent) == "autovideosink");
+        if self.window && blind {
+            return Err(Error::Media(
+                "there is no screen to show a window on: choose another output, or --no-window"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
     /// What has become of them, or of what is before them.
     pub(super) fn failed(&self, error: &gst::message::Error) -> Error {
         let failure = Failure::from_message(error);

@@ -131,6 +131,7 @@ impl Player {
                 _ => Error::Media("the pipeline does not start".into()),
             });
         }
+        player.outputs.check_window(&player.pipeline)?;
         Ok(player)
     }
 

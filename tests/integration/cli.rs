@@ -1363,6 +1363,31 @@ fn methods_with_other_options_are_rows_of_their_own() {
 
 #[cfg(feature = "embedded-models")]
 #[test]
+fn a_window_without_a_screen_is_refused() {
+    let output = Command::new(env!("CARGO_BIN_EXE_vitscope"))
+        .args([
+            "live",
+            "test:ball",
+            "--window",
+            "--duration",
+            "5",
+            "--method",
+            "rollout",
+        ])
+        .args(["--model", fixture("vit_a").to_str().unwrap()])
+        .env_remove("DISPLAY")
+        .env_remove("WAYLAND_DISPLAY")
+        .env_remove("XDG_RUNTIME_DIR")
+        .output()
+        .unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    let said =
+        "error: there is no screen to show a window on: choose another output, or --no-window";
+    assert!(log.contains(said), "{log}");
+    assert_eq!(output.status.code(), Some(1), "{log}");
+}
+
+#[test]
 fn options_may_stand_between_pictures_and_output() {
     let bench = Bench::new(1);
     pictures(&bench);

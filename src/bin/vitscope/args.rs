@@ -22,6 +22,9 @@ use crate::still::StillArgs;
 use crate::teach::TeachArgs;
 use crate::train::TrainArgs;
 
+/// Threads that a run may ask for; thousands of them only wait for each other.
+const MOST_THREADS: usize = 512;
+
 /// Explain Vision Transformers live on video.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
@@ -127,7 +130,7 @@ pub struct ExplainArgs {
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
     /// Number of compute threads [default: one per core].
-    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
 }
 
@@ -200,6 +203,14 @@ pub fn one_or_more<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "expected 1 or more".into())
 }
 
+/// A number of compute threads.
+pub fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
+    let parsed = text.parse().ok();
+    parsed
+        .filter(|n_threads: &NonZeroUsize| n_threads.get() <= MOST_THREADS)
+        .ok_or_else(|| format!("expected 1 to {MOST_THREADS}"))
+}
+
 /// The name of a report, in a folder that is there: whoever measures for an hour shall not find out at the end.
 pub fn report_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
@@ -262,7 +273,11 @@ mod tests {
         let refused = |line: &str| {
             let error = Args::try_parse_from(line.split(' ')).unwrap_err();
             let text = error.to_string();
-            assert!(text.contains("expected 1 or more"), "{line}: {text}");
+            let expected = match line.ends_with("--threads 0") {
+                true => "expected 1 to 512",
+                false => "expected 1 or more",
+            };
+            assert!(text.contains(expected), "{line}: {text}");
         };
         for option in ["--every", "--batch", "--threads"] {
             refused(&format!("vitscope file a.mp4 b.mp4 {option} 0"));
@@ -281,6 +296,15 @@ mod tests {
         refused("vitscope eval gates --data a --pictures 0");
         refused("vitscope eval temporal --data a --frames 0");
         refused("vitscope eval faithfulness --grids 0");
+    }
+
+    #[test]
+    fn more_threads_than_help_are_refused() {
+        let threads = |text| thread_count(text).map(NonZeroUsize::get);
+        assert_eq!(threads("512"), Ok(512));
+        for text in ["513", "100000", "two", "-1"] {
+            assert_eq!(threads(text), Err("expected 1 to 512".into()));
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use vitscope::models::{self, DeviceChoice, Model, Preprocessor};
 use vitscope::rng::Rng;
 use vitscope::vit::{Vit, VitConfig, init};
 
-use crate::args::{one_or_more, report_path};
+use crate::args::{one_or_more, report_path, thread_count};
 use crate::exit::Exit;
 
 /// Options of `vitscope bench`.
@@ -58,7 +58,7 @@ pub struct BenchArgs {
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// Number of compute threads [default: one per core].
-    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
     /// Write the results as JSON.
     #[arg(long, value_name = "FILE.json", value_parser = report_path)]

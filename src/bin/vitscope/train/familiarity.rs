@@ -13,7 +13,7 @@ use vitscope::models::{self, Preprocessor, Reference};
 use vitscope::train::familiarity::{Fitted, Labeled, fit};
 
 use super::{over, print_left_out};
-use crate::args::{decimal, one_or_more, probability};
+use crate::args::{decimal, probability, thread_count};
 use crate::eval::{bar, sure_line};
 use crate::exit::Exit;
 
@@ -42,7 +42,7 @@ pub struct FamiliarityArgs {
     #[arg(long, value_name = "SHARE", default_value = "0.95", value_parser = probability)]
     sure_accuracy: f64,
     /// Number of compute threads [default: one per core].
-    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
 }
 

@@ -20,7 +20,7 @@ use anyhow::bail;
 use vitscope::models::Reference;
 use vitscope::train::Checkpoint;
 
-use crate::args::one_or_more;
+use crate::args::{one_or_more, thread_count};
 use crate::exit::Exit;
 use crate::interrupt;
 use job::{Job, Joint, Measured, range};
@@ -49,7 +49,7 @@ struct RunsArgs {
     #[arg(long, value_name = "FOLDER", requires = "file")]
     out: Option<PathBuf>,
     /// Number of compute threads; equal numbers give bit-identical runs [default: one per core].
-    #[arg(long, value_name = "N", requires = "file", value_parser = one_or_more::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", requires = "file", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
 }
 
@@ -135,7 +135,7 @@ struct CommonArgs {
     #[arg(long, value_name = "STEPS")]
     checkpoint: Option<u64>,
     /// Number of compute threads; equal numbers give bit-identical runs [default: one per core].
-    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
 }
 
