@@ -3,9 +3,16 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+
+/// Where a file or folder is until it is whole: `NAME.part`, next to it.
+pub fn part_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().map_or_else(OsString::new, OsString::from);
+    name.push(".part");
+    path.with_file_name(name)
+}
 
 /// Writes `bytes` beside `path` under the name with `.part` and moves them there, so that nobody sees half a file.
 ///
@@ -20,9 +27,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         let written = file.and_then(|mut file| file.write_all(bytes));
         return written.map_err(|source| Error::io(path, source));
     }
-    let mut name = path.file_name().map_or_else(OsString::new, OsString::from);
-    name.push(".part");
-    let part = path.with_file_name(name);
+    let part = part_path(path);
     let write = || {
         let mut file = fs::File::create(&part)?;
         file.write_all(bytes)?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use gstreamer as gst;
+use gstreamer::glib;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
@@ -13,6 +14,7 @@ use super::Key;
 use super::address::Address;
 use super::utf8;
 use crate::error::{Error, Result};
+use crate::files::part_path;
 use crate::media::bus::Failure;
 use crate::media::elements::{
     add_chain, available, capsfilter, factory_name, link, make, missing, static_pad,
@@ -111,7 +113,8 @@ impl Outputs {
         }
         if let Some(path) = &self.record {
             let sink = make("filesink")?;
-            sink.set_property("location", utf8(&begun(path))?);
+            // Until something of it has been explained, so that a run that fails takes no earlier recording away.
+            sink.set_property("location", utf8(&part_path(path))?);
             let (encoders, muxer) = container(path)?;
             let mut chain = encoded(encoders)?;
             chain.extend([muxer, sink]);
@@ -203,27 +206,26 @@ fn end_without_farewell(sink: &gst::Element) {
     sink.connect_pad_added(|sink, pad| {
         let sink = sink.downgrade();
         pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-            let is_last = info
-                .event()
-                .is_some_and(|event| event.type_() == gst::EventType::Eos);
-            if is_last {
-                let (sink, clock) = (sink.clone(), gst::SystemClock::obtain());
-                let until = clock.time() + FAREWELL;
-                let posted = clock.new_single_shot_id(until).wait_async(move |_, _, _| {
-                    if let Some(sink) = sink.upgrade() {
-                        // Where the real end was told before, nobody listens any more.
-                        let _ = sink.post_message(gst::message::Eos::builder().src(&sink).build());
-                    }
-                });
-                if posted.is_err() {
-                    tracing::warn!(
-                        "the end of what is pushed waits for the end of its RTP session"
-                    );
-                }
+            let event = info.event().map(|event| event.type_());
+            if event == Some(gst::EventType::Eos) && end_soon(sink.clone()).is_err() {
+                tracing::warn!("the end of what is pushed waits for the end of its RTP session");
             }
             gst::PadProbeReturn::Ok
         });
     });
+}
+
+/// Says after [`FAREWELL`] that `sink` has come to its end.
+fn end_soon(sink: glib::WeakRef<gst::Element>) -> std::result::Result<(), gst::ClockError> {
+    let clock = gst::SystemClock::obtain();
+    let until = clock.time() + FAREWELL;
+    let end = clock.new_single_shot_id(until).wait_async(move |_, _, _| {
+        if let Some(sink) = sink.upgrade() {
+            // Where the real end was told before, nobody listens any more.
+            let _ = sink.post_message(gst::message::Eos::builder().src(&sink).build());
+        }
+    });
+    end.map(|_| ())
 }
 
 fn not_rtsp(address: &Address) -> Error {
@@ -358,13 +360,6 @@ fn hls(folder: &Path) -> Result<gst::Element> {
     sink.set_property("playlist-length", SEGMENTS);
     sink.set_property("max-files", SEGMENTS + 2);
     Ok(sink)
-}
-
-/// What a recording is called until something of it has been explained, so that a run that fails takes no earlier one away.
-pub(super) fn begun(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    name.into()
 }
 
 /// A queue and an encoder that keeps up, the first of `encoders` that there is.

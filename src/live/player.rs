@@ -19,6 +19,7 @@ use super::peek::Peek;
 use super::teaching::Teaching;
 use super::{Live, Status};
 use crate::error::{Error, Result};
+use crate::files::part_path;
 use crate::media::elements::{add_chain, make, static_pad};
 use crate::plugin::VitScope;
 use crate::serve::{Feed, Topic};
@@ -226,7 +227,7 @@ impl Player {
     fn name_recording_now(&self) -> Result<()> {
         match &self.outputs.record {
             Some(path) if !self.named.replace(true) => {
-                fs::rename(outputs::begun(path), path).map_err(|error| Error::io(path, error))
+                fs::rename(part_path(path), path).map_err(|error| Error::io(path, error))
             }
             _ => Ok(()),
         }
@@ -286,7 +287,7 @@ impl Drop for Player {
         }
         if let Some(path) = self.outputs.record.as_ref().filter(|_| !self.named.get()) {
             // Where the pipeline never began, there is none.
-            let _ = fs::remove_file(outputs::begun(path));
+            let _ = fs::remove_file(part_path(path));
         }
     }
 }

@@ -13,6 +13,7 @@ use image::ImageFormat;
 use super::container::Container;
 use super::encoder::VideoCodec;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::frame::Pts;
 
 /// What becomes of the sound.
@@ -95,9 +96,7 @@ impl FileJob {
 
     /// Where the output is written until it is complete: `OUT.part`, next to it.
     pub fn part_path(&self) -> PathBuf {
-        let mut name = self.output.clone().into_os_string();
-        name.push(".part");
-        name.into()
+        files::part_path(&self.output)
     }
 
     /// True where only a part of the input is wanted.

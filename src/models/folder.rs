@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 
 use super::preprocessor::Preprocessor;
-use crate::files::write_whole;
+use crate::files::{part_path, write_whole};
 use crate::vit::fields::{self, Fields};
 use crate::vit::{Family, VitConfig, names};
 use crate::weights::{Precision, bytes_from_tensors, sha256_hex};
@@ -195,11 +194,7 @@ impl Files {
 
     /// Writes everything into a new folder, which appears whole or not at all.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let mut name = folder
-            .file_name()
-            .map_or_else(OsString::new, OsString::from);
-        name.push(".part");
-        let part = folder.with_file_name(name);
+        let part = part_path(folder);
         if let Some(parent) = folder.parent() {
             fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
         }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use image::ImageFormat;
 use vitscope::error::{Error, Result};
+use vitscope::files::part_path;
 
 /// The format of a picture by its name.
 ///
@@ -95,12 +96,6 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
         }
     }
     Ok(())
-}
-
-fn part_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    name.into()
 }
 
 /// The folder that a file is in.
