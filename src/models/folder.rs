@@ -223,7 +223,7 @@ impl Files {
             PROCESSOR | PREPROCESSOR => &self.preprocessor_folder,
             _ => &self.origin,
         };
-        Error::Model(format!("{error}: {:?}", folder.join(file)))
+        blamed(folder, file, &error)
     }
 }
 
@@ -273,8 +273,7 @@ fn text(bytes: &[u8]) -> Result<&str> {
 fn preprocessor(folder: &Path) -> Result<Option<(&'static str, Bytes)>> {
     if let Some(bytes) = optional(folder, PROCESSOR)? {
         let root = text(&bytes).and_then(fields::parse);
-        let root =
-            root.map_err(|error| Error::Model(format!("{error}: {:?}", folder.join(PROCESSOR))))?;
+        let root = root.map_err(|error| blamed(folder, PROCESSOR, &error))?;
         if let Some(processor) = Fields(&root).value(IMAGE_PROCESSOR) {
             let bytes = processor.to_string().into_bytes();
             return Ok(Some((PROCESSOR, Cow::Owned(bytes))));
@@ -284,10 +283,15 @@ fn preprocessor(folder: &Path) -> Result<Option<(&'static str, Bytes)>> {
     Ok(bytes.map(|bytes| (PREPROCESSOR, bytes)))
 }
 
+/// What is wrong, and the file in which it is.
+pub(super) fn blamed(folder: &Path, file: &str, error: &Error) -> Error {
+    Error::Model(format!("{error}: {:?}", folder.join(file)))
+}
+
 fn no_preprocessor(folder: &Path, config: &[u8]) -> Error {
     // A folder that lacks it may be no model of a kind that is known here, which is the truer reason.
     if let Err(error) = check_config(config) {
-        return Error::Model(format!("{error}: {:?}", folder.join(CONFIG)));
+        return blamed(folder, CONFIG, &error);
     }
     let hint = format!(
         " and no {IMAGE_PROCESSOR:?} in a {PROCESSOR}, without which the size and scale of the model's input are unknown"

@@ -317,7 +317,7 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
     });
     let of_backbone = files.backbone_gates.as_ref().map(|(tensors, card)| {
         Gates::from_bytes_under(tensors, card, &vit, &backbone_sha256, device)
-            .map_err(|error| Error::Model(format!("{error}: {:?}", files.origin.join(GATES))))
+            .map_err(|error| folder::blamed(&files.origin, GATES, &error))
     });
     let gates = match gates.transpose()? {
         None => of_backbone.transpose()?.flatten(),
