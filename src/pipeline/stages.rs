@@ -116,6 +116,16 @@ impl Certainty {
         }
     }
 
+    /// Whether the answer is below the threshold, for either reason.
+    pub fn is_not_sure(self) -> bool {
+        self != Self::Sure
+    }
+
+    /// Whether that is because the frame is unlike what the model learned from.
+    pub fn is_unfamiliar(self) -> bool {
+        self == Self::Unfamiliar
+    }
+
     /// What an answer that cannot be relied on is called.
     fn doubt(self) -> Option<&'static str> {
         match self {
@@ -419,12 +429,11 @@ impl View {
         if named.len() != scores.len() {
             return Ok(());
         }
-        let probabilities: Vec<f32> = named.iter().map(|(_, probability)| *probability).collect();
-        let trust = match &self.model.familiarity {
+        let trust: Vec<f32> = match &self.model.familiarity {
             Some(familiarity) => familiarity.trust(class_token, &named)?,
-            None => probabilities.clone(),
+            None => named.iter().map(|(_, probability)| *probability).collect(),
         };
-        for ((scores, trust), probability) in scores.iter_mut().zip(trust).zip(probabilities) {
+        for ((scores, trust), (_, probability)) in scores.iter_mut().zip(trust).zip(named) {
             let (not_sure, is_likely) = (trust < threshold, probability >= threshold);
             scores.certainty = Some(Certainty::from_flags(not_sure, is_likely));
         }
@@ -526,13 +535,12 @@ impl Finding {
 
     /// Whether the answer is below the model's threshold; `None` where the model has none.
     pub fn not_sure(&self) -> Option<bool> {
-        self.certainty.map(|certainty| certainty != Certainty::Sure)
+        self.certainty.map(Certainty::is_not_sure)
     }
 
     /// Whether that is because the frame is unlike what the model learned from; `None` where the model has no threshold.
     pub fn unfamiliar(&self) -> Option<bool> {
-        self.certainty
-            .map(|certainty| certainty == Certainty::Unfamiliar)
+        self.certainty.map(Certainty::is_unfamiliar)
     }
 
     /// The classes that the model says apply: the most probable one, and the others from one half on where any number may.

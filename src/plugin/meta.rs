@@ -160,8 +160,8 @@ impl Found {
         structure.set("label", label);
         structure.set("score", score);
         if let Some(certainty) = self.certainty {
-            structure.set("not-sure", certainty != Certainty::Sure);
-            structure.set("unfamiliar", certainty == Certainty::Unfamiliar);
+            structure.set("not-sure", certainty.is_not_sure());
+            structure.set("unfamiliar", certainty.is_unfamiliar());
         }
         structure.set("kept", self.kept.unwrap_or(-1.0));
         structure.set("grid-width", columns as u32);
