@@ -19,6 +19,7 @@ pub use source::{Halves, open, open_grouped, open_labeled};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use image::RgbImage;
 
 use crate::error::{Error, Result};
 use crate::frame::normalize::Normalization;
@@ -36,6 +37,16 @@ pub struct Picture {
 }
 
 impl Picture {
+    /// The picture for the crate `image`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where it has not as many bytes as pixels.
+    pub fn into_image(self) -> Result<RgbImage> {
+        let (width_px, height_px) = (self.size.width_px as u32, self.size.height_px as u32);
+        RgbImage::from_raw(width_px, height_px, self.rgb)
+            .ok_or_else(|| Error::Data("picture has not as many bytes as pixels".into()))
+    }
+
     /// The picture at the size of `rule`.
     ///
     /// # Errors

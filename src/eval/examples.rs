@@ -10,7 +10,7 @@ use super::comparison::{Comparison, Shown};
 use super::report::{Gallery, GalleryRow, Speed};
 use super::suite::{Mapper, Subject};
 use crate::data::{Dataset, Picture};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::explain::Target;
 use crate::frame::FrameSize;
 use crate::frame::placement::{Placement, ResizeRule};
@@ -108,10 +108,8 @@ impl Comparison<'_> {
 
 /// A picture large enough to be looked at.
 fn enlarged(picture: &Picture) -> Result<RgbImage> {
-    let (width, height) = (picture.size.width_px as u32, picture.size.height_px as u32);
-    let image = RgbImage::from_raw(width, height, picture.rgb.clone());
-    let image =
-        image.ok_or_else(|| Error::Data("picture has not as many bytes as pixels".into()))?;
+    let image = picture.clone().into_image()?;
+    let (width, height) = image.dimensions();
     let times = EDGE_PX.div_ceil(width.min(height).max(1));
     Ok(resize(
         &image,

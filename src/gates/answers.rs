@@ -162,10 +162,8 @@ pub(crate) fn logits(logits: Option<Tensor>) -> Result<Tensor> {
 
 /// The answer to images of the size of `images` of which no patch is left, `[1, classes]`, without a graph.
 pub(crate) fn answer_without_patches(vit: &Vit, images: &Tensor) -> Result<Tensor> {
-    let (_, _, height_px, width_px) = images.dims4()?;
-    let (grid_h, grid_w) = vit.grid(height_px, width_px);
     // A head that reads the mean of the patches has none without any: the masked pass lets the mean fade.
-    let none = Tensor::zeros((1, grid_h * grid_w), DType::F32, images.device())?;
+    let none = Tensor::zeros((1, vit.n_patches(images)?), DType::F32, images.device())?;
     let any = images.narrow(0, 0, 1)?;
     let emptied = logits(masked_pass(vit, &any, &none, &Removal::Drop)?.logits)?;
     Ok(softmax(&emptied, D::Minus1)?.detach())

@@ -1,9 +1,9 @@
 //! Random crops: other views of pictures that there are few of.
 
 use image::imageops::{self, FilterType};
-use image::{ImageBuffer, Rgb, RgbImage};
 
 use crate::data::Picture;
+use crate::error::Result;
 use crate::rng::Rng;
 
 /// Height of a crop over its width lies within this factor of the picture's.
@@ -12,15 +12,13 @@ const WIDEST: f64 = 4.0 / 3.0;
 /// A random piece of the picture, enlarged to its size, and mirrored half of the time.
 ///
 /// Its area is uniform in `smallest` to 1 of the picture's; where it would be too long, it ends at the edge.
-pub(super) fn random_crop(picture: Picture, smallest: f64, rng: &mut Rng) -> Picture {
+///
+/// # Errors
+/// As [`Picture::into_image`].
+pub(super) fn random_crop(picture: Picture, smallest: f64, rng: &mut Rng) -> Result<Picture> {
     let size = picture.size;
-    let (width_px, height_px) = (size.width_px as u32, size.height_px as u32);
-    let Some(whole) = RgbImage::from_raw(width_px, height_px, picture.rgb) else {
-        return Picture {
-            size,
-            rgb: Vec::new(),
-        };
-    };
+    let whole = picture.into_image()?;
+    let (width_px, height_px) = whole.dimensions();
     let mut uniform = || f64::from(rng.uniform());
     let edge = (smallest + (1.0 - smallest) * uniform()).sqrt();
     let stretch = WIDEST.powf(uniform() - 0.5);
@@ -34,15 +32,14 @@ pub(super) fn random_crop(picture: Picture, smallest: f64, rng: &mut Rng) -> Pic
     let (top, height) = span(height_px, edge * stretch, uniform());
     let mirrored = uniform() < 0.5;
     let piece = imageops::crop_imm(&whole, left, top, width, height);
-    let mut view: ImageBuffer<Rgb<u8>, Vec<u8>> =
-        imageops::resize(&*piece, width_px, height_px, FilterType::Triangle);
+    let mut view = imageops::resize(&*piece, width_px, height_px, FilterType::Triangle);
     if mirrored {
         imageops::flip_horizontal_in_place(&mut view);
     }
-    Picture {
+    Ok(Picture {
         size,
         rgb: view.into_raw(),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -69,7 +66,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_crop_shows_at_least_the_share_that_was_asked_for(seed: u64, smallest in 0.05f64..1.0) {
-            let view = random_crop(ramp(), smallest, &mut Rng::new(seed));
+            let view = random_crop(ramp(), smallest, &mut Rng::new(seed)).unwrap();
             prop_assert_eq!(view.size, ramp().size);
             prop_assert_eq!(view.rgb.len(), ramp().rgb.len());
             let columns: Vec<u8> = view.rgb[..3 * SIDE_PX].iter().copied().step_by(3).collect();
@@ -85,7 +82,7 @@ mod tests {
     #[test]
     fn crops_differ_and_half_of_them_are_mirrored() {
         let views: Vec<Picture> = (0..200)
-            .map(|seed| random_crop(ramp(), 0.3, &mut Rng::new(seed)))
+            .map(|seed| random_crop(ramp(), 0.3, &mut Rng::new(seed)).unwrap())
             .collect();
         let mirrored = views
             .iter()

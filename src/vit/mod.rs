@@ -184,6 +184,19 @@ impl Vit {
         (height_px / patch_px, width_px / patch_px)
     }
 
+    /// Patches of each of these images.
+    ///
+    /// # Shapes
+    /// - `images`: `[batch, channels, height, width]`
+    ///
+    /// # Errors
+    /// Fails where `images` has another number of dimensions.
+    pub(crate) fn n_patches(&self, images: &Tensor) -> Result<usize> {
+        let (_, _, height_px, width_px) = images.dims4()?;
+        let (rows, columns) = self.grid(height_px, width_px);
+        Ok(rows * columns)
+    }
+
     /// Runs the model.
     ///
     /// # Shapes

@@ -56,6 +56,14 @@ fn grids(len: usize, split: Split) -> RedPatches {
     RedPatches::new(3, SIDE_PX / 3, len, 0, split).unwrap()
 }
 
+/// The first so many pictures, as a [`subject`] shows them.
+fn first_images(data: &dyn Dataset, n_pictures: usize) -> Tensor {
+    let pictures: Vec<_> = (0..n_pictures)
+        .map(|index| data.picture(index).unwrap())
+        .collect();
+    images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu).unwrap()
+}
+
 /// The small model with these grids.
 fn subject<'a>(vit: &'a Vit, train: &'a dyn Dataset, test: &'a dyn Dataset) -> Subject<'a> {
     Subject {
@@ -544,9 +552,7 @@ fn an_interpreter_can_begin_with_the_classifier_of_its_model() {
     let interpreter =
         Interpreter::load(done.card.shape, &done.tensors.into_iter().collect()).unwrap();
     let vit = vit();
-    let data = grids(4, Split::Test);
-    let pictures: Vec<_> = (0..4).map(|index| data.picture(index).unwrap()).collect();
-    let images = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu).unwrap();
+    let images = first_images(&grids(4, Split::Test), 4);
     let output = vit.forward(&images).unwrap();
     let n_special = vit.config().n_special_tokens();
     let n_patches = output.tokens.dim(1).unwrap() - n_special;
@@ -1004,8 +1010,7 @@ fn gates_learn_the_order_of_their_teacher() {
     let tensors = trained.tensors.into_iter().collect();
     let gates = RankingGates::load(&vit, recipe.hidden, &tensors).unwrap();
 
-    let pictures: Vec<_> = (0..16).map(|index| train.picture(index).unwrap()).collect();
-    let images = images_from_pictures(&pictures, subject.mean, subject.std, &Device::Cpu).unwrap();
+    let images = first_images(&train, 16);
     let clean = clean_pass(&vit, &images).unwrap();
     let logits = clean.output.logits.unwrap();
     let scores = gates.scores_of_predicted(&clean.states, &logits).unwrap();
@@ -1150,8 +1155,7 @@ fn gates_that_order_learn_what_their_teacher_says() {
     // The same share, computed from the maps themselves.
     let gates =
         OrderGates::load(&vit, recipe.hidden, &trained.tensors.into_iter().collect()).unwrap();
-    let pictures: Vec<_> = (0..32).map(|index| test.picture(index).unwrap()).collect();
-    let images = images_from_pictures(&pictures, subject.mean, subject.std, &Device::Cpu).unwrap();
+    let images = first_images(&test, 32);
     let forward = Forward::run(&vit, &images, Needs::default()).unwrap();
     let pass = forward.toward(Target::Predicted).unwrap();
     let weights = pass.weights().unwrap();
@@ -1219,9 +1223,7 @@ fn check_close(found: &Tensor, expected: &Tensor, tolerance: f32) {
 #[test]
 fn halves_divide_the_whole_picture_however_many_patches_it_has() {
     let vit = vit();
-    let data = grids(4, Split::Train);
-    let pictures: Vec<_> = (0..4).map(|index| data.picture(index).unwrap()).collect();
-    let images = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu).unwrap();
+    let images = first_images(&grids(4, Split::Train), 4);
     let forward = Forward::run(&vit, &images, Needs::default()).unwrap();
     let pass = forward.toward(Target::Predicted).unwrap();
     let of = |seed: u64| -> Vec<Vec<f32>> {

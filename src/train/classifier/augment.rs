@@ -137,9 +137,7 @@ pub(super) fn drop_patches(
     keep: f64,
     rng: &mut Rng,
 ) -> Result<KeepPatches> {
-    let (_, _, height_px, width_px) = images.dims4()?;
-    let (grid_h, grid_w) = vit.grid(height_px, width_px);
-    let n_patches = grid_h * grid_w;
+    let n_patches = vit.n_patches(images)?;
     let mut patches: Vec<u32> = (0..n_patches as u32).collect();
     rng.shuffle(&mut patches);
     patches.truncate(((n_patches as f64 * keep).round() as usize).max(1));

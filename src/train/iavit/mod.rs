@@ -318,10 +318,10 @@ impl<'a> InterpreterTrainer<'a> {
             return subject.images(subject.train, &indices);
         }
         let mut rng = Rng::for_item(recipe.seed, self.step);
-        let crops: Vec<_> = readable(subject.train, &indices)?
+        let crops = readable(subject.train, &indices)?
             .into_iter()
             .map(|(_, picture)| random_crop(picture, recipe.smallest_crop, &mut rng))
-            .collect();
+            .collect::<Result<Vec<_>>>()?;
         subject.images_of(&crops)
     }
 

@@ -33,9 +33,7 @@ pub fn rollout_of_halves(
     halvings: usize,
     rng: &mut Rng,
 ) -> Result<Tensor> {
-    let (_, _, height_px, width_px) = images.dims4()?;
-    let (grid_h, grid_w) = vit.grid(height_px, width_px);
-    let n_patches = grid_h * grid_w;
+    let n_patches = vit.n_patches(images)?;
     if n_patches < 2 || halvings == 0 {
         return Err(Error::Config(format!(
             "halves need at least two patches and one halving, got {n_patches} and {halvings}"
@@ -50,8 +48,8 @@ pub fn rollout_of_halves(
         for half in [one, other] {
             half.sort_unstable();
             let shares = rollout_of_patches(vit, images, weights, half)?;
-            let shares = shares.matmul(&places(half, n_patches, images.device())?)?;
-            sum = (sum + shares)?;
+            let places = Tensor::new(&*half, images.device())?;
+            sum = sum.index_add(&places, &shares, 1)?;
         }
     }
     Ok((sum / halvings as f64)?)
@@ -75,15 +73,6 @@ pub fn rollout_of_patches(
     let pass = forward.toward_weights(Some(weights.clone()))?;
     let rollout = GradientRollout {}.attribution(&pass)?.detach();
     Ok(in_mean_shares(&rollout)?)
-}
-
-/// Row i is 1 at the place of patch i among all.
-fn places(patches: &[u32], n_patches: usize, device: &Device) -> candle_core::Result<Tensor> {
-    let mut places = vec![0f32; patches.len() * n_patches];
-    for (row, &patch) in patches.iter().enumerate() {
-        places[row * n_patches + patch as usize] = 1.0;
-    }
-    Tensor::from_vec(places, (patches.len(), n_patches), device)
 }
 
 /// t: the order that gates are to learn, log(r + ε) + β log(G r + ε) + γ log(a + ε), less its mean over the patches.
