@@ -551,6 +551,7 @@ fn codec(id: &str) -> String {
         "A_ALAC" => "ALAC",
         "A_AC3" => "AC-3",
         "A_EAC3" => "E-AC-3",
+        "A_DTS" => "DTS",
         _ if id.starts_with("A_AAC") => "AAC",
         _ if id.starts_with("A_AC3") => "AC-3",
         _ if id.starts_with("A_MPEG/L") => "MPEG audio",

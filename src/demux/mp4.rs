@@ -798,6 +798,7 @@ fn codec(code: &[u8; 4], entry: &[u8]) -> String {
         b".mp3" | b".mp2" => "MPEG audio",
         b"ac-3" | b"sac3" => "AC-3",
         b"ec-3" => "E-AC-3",
+        b"dtsc" => "DTS",
         b"Opus" => "Opus",
         b"fLaC" => "FLAC",
         b"alac" => "ALAC",

@@ -21,6 +21,8 @@ pub(super) enum Framing {
     MpegAudio,
     /// AC-3 and E-AC-3 (ETSI TS 102 366).
     Ac3,
+    /// The core of DTS, in 16 bits and the order of most significant bytes first (ETSI TS 102 114).
+    Dts,
     /// Opus with control headers (ETSI TS 103 491).
     Opus,
 }
@@ -32,6 +34,7 @@ impl Framing {
             Self::Adts => adts(bytes),
             Self::MpegAudio => mpeg_audio(bytes),
             Self::Ac3 => ac3(bytes),
+            Self::Dts => dts(bytes),
             Self::Opus => opus(bytes),
         }
     }
@@ -158,6 +161,27 @@ fn ac3(bytes: &[u8]) -> Option<Frame> {
     })
 }
 
+fn dts(bytes: &[u8]) -> Option<Frame> {
+    // 0 is reserved.
+    const RATES: [u64; 16] = [
+        0, 8_000, 16_000, 32_000, 0, 0, 11_025, 22_050, 44_100, 0, 0, 12_000, 24_000, 48_000, 0, 0,
+    ];
+    if (be16(bytes, 0)?, be16(bytes, 2)?) != (0x7ffe, 0x8001) {
+        return None;
+    }
+    // Bits from the fifth byte on: 7 of flags, 7 of blocks, 14 of length, 6 of channels, 4 of the rate.
+    let (high, low) = (u32::from(be16(bytes, 4)?), u32::from(be16(bytes, 6)?));
+    let bits = high << 16 | low;
+    let n_blocks = u64::from(bits >> 18 & 0x7f) + 1;
+    let len = (bits >> 4 & 0x3fff) as usize + 1;
+    let rate = *RATES.get(usize::from(bytes.get(8)? >> 2 & 15))?;
+    (rate > 0 && len > 8).then_some(Frame {
+        len,
+        framing: 0,
+        duration_nanos: duration(32 * n_blocks, rate),
+    })
+}
+
 fn opus(bytes: &[u8]) -> Option<Frame> {
     let head = be16(bytes, 0)?;
     if head & 0xffe0 != 0x7fe0 {
@@ -221,6 +245,10 @@ mod tests {
         // AC-3, 192 kbit/s at 48 kHz: 768 bytes, 32 ms.
         let ac3 = Framing::Ac3.frame(&[0x0b, 0x77, 0, 0, 0x14, 0x40]).unwrap();
         assert_eq!((ac3.len, ac3.duration_nanos), (768, 32_000_000));
+        // DTS, 16 blocks of 32 samples at 48 kHz: 1884 bytes, as ffprobe says of what ffmpeg wrote.
+        let dts = [0x7f, 0xfe, 0x80, 0x01, 0xfc, 0x3c, 0x75, 0xb0, 0x36];
+        let dts = Framing::Dts.frame(&dts).unwrap();
+        assert_eq!((dts.len, dts.duration_nanos), (1884, 10_666_666));
     }
 
     #[test]

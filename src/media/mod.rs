@@ -46,6 +46,8 @@ mod temporal;
 #[cfg(feature = "media")]
 mod timeline;
 #[cfg(feature = "media")]
+mod transport;
+#[cfg(feature = "media")]
 pub mod verify;
 
 #[cfg(feature = "media")]

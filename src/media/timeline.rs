@@ -27,6 +27,7 @@ use super::job::FileJob;
 use super::matroska;
 use super::mp4::{Movie, Track, duration_from_ticks};
 use super::session::lock;
+use super::transport;
 
 /// A Matroska file that begins later than this was cut out of a longer one.
 const LATE_BEGIN: Duration = Duration::from_secs(1);
@@ -111,8 +112,10 @@ impl Timeline {
 
     /// Prepares the element that reads the file.
     pub(super) fn prepare(&self, filesrc: &gst::Element) {
-        if let Kind::Movie(movie) = &self.kind {
-            edits::hide(movie, filesrc);
+        match &self.kind {
+            Kind::Movie(movie) => edits::hide(movie, filesrc),
+            Kind::Matroska(..) => (),
+            Kind::Other(..) => transport::name_dts(filesrc),
         }
     }
 

@@ -63,6 +63,7 @@ fn tables_tell_what_ffprobe_does() {
         film(&files, "ac3.ts", "ac3"),
         film(&files, "opus.ts", "libopus"),
         film(&files, "bluray.m2ts", "ac3"),
+        film(&files, "dts.ts", "dca -strict -2"),
         files.make(
             "vp8.webm",
             &format!("{PICTURE} {SOUND} -c:v libvpx -b:v 1M -c:a libvorbis"),
@@ -855,6 +856,24 @@ fn ac3_of_a_blu_ray_comes_out() {
         check(&job, "verified: ");
         let moved = beep_after_flash(&job.output) - beep_after_flash(&input);
         assert!(moved.abs() < 0.0015, "{extension}: {moved} s");
+    }
+}
+
+#[test]
+fn dts_of_a_transport_stream_comes_out() {
+    let files = Files::new();
+    for name in ["in.ts", "in.m2ts"] {
+        let input = files.make(name, &format!("{FLASH} {BEEP} {H264} -c:a dca -strict -2"));
+        let read = packets(&input, Kind::Sound);
+        for extension in ["mp4", "mkv"] {
+            let job = FileJob::new(&input, files.path(&format!("{name}.{extension}")));
+            check(&job, "verified: ");
+            let moved = beep_after_flash(&job.output) - beep_after_flash(&input);
+            assert!(moved.abs() < 0.0015, "{name} {extension}: {moved} s");
+        }
+        let copied = packets(&files.path(&format!("{name}.mkv")), Kind::Sound);
+        let hashes = |packets: &[Packet]| packets.iter().map(|p| p.hash).collect::<Vec<_>>();
+        assert_eq!(hashes(&copied), hashes(&read), "{name}");
     }
 }
 

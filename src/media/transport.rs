@@ -1,0 +1,313 @@
+//! Names DTS in a transport stream by the number that GStreamer's demuxer knows.
+//!
+//! ffmpeg and discs write stream type 0x82. tsdemux 1.22 knows DTS as 0x8a only, and leaves such sound out without a
+//! word. So the list of tracks (ISO/IEC 13818-1, 2.4.4.8) is rewritten wherever it is read.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::sync::Mutex;
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+use super::session::lock;
+
+/// Stream types of DTS, as files have it and as tsdemux knows it; the former is also that of some subtitles.
+const WRITTEN: u8 = 0x82;
+const KNOWN: u8 = 0x8a;
+
+/// What a frame of DTS begins with (ETSI TS 102 114).
+const DTS_SYNC: [u8; 4] = [0x7f, 0xfe, 0x80, 0x01];
+
+const SYNC: u8 = 0x47;
+const PACKET_LEN: usize = 188;
+const CHECKSUM_LEN: usize = 4;
+
+/// A list of programs with one of them.
+const SHORTEST_TABLE: usize = 16;
+
+/// How much of a file is looked at for tracks.
+const HEAD_LEN: u64 = 4 << 20;
+
+/// Where the packets of a file lie, and which of its streams are DTS.
+struct Dts {
+    /// Bytes from one packet to the next, and before the first.
+    every: u64,
+    first: u64,
+    /// The stream that lists the tracks.
+    map_pid: u16,
+    pids: Vec<u16>,
+}
+
+/// Shows whoever reads from `filesrc` a list of tracks in which DTS is named as tsdemux knows it.
+pub(super) fn name_dts(filesrc: &gst::Element) {
+    let path: Option<String> = filesrc.property("location");
+    let file = path.and_then(|path| File::open(path).ok());
+    let (Some(file), Some(pad)) = (file, filesrc.static_pad("src")) else {
+        return;
+    };
+    let mut head = Vec::new();
+    if (&file).take(HEAD_LEN).read_to_end(&mut head).is_err() {
+        return;
+    }
+    let Some(dts) = Dts::find(&head) else {
+        return;
+    };
+    let file = Mutex::new(file);
+    pad.add_probe(
+        gst::PadProbeType::BUFFER | gst::PadProbeType::PULL,
+        move |_, info| {
+            if let Some(buffer) = info.buffer_mut() {
+                dts.rename(buffer, &mut lock(&file));
+            }
+            gst::PadProbeReturn::Ok
+        },
+    );
+}
+
+impl Dts {
+    /// `None` where `head` is no transport stream, or its first program has no DTS under that number.
+    fn find(head: &[u8]) -> Option<Self> {
+        let packets = |(every, first): (usize, usize)| {
+            let starts = (first..).step_by(every);
+            starts.map_while(move |start| head.get(start..start + PACKET_LEN))
+        };
+        let layouts = [(PACKET_LEN, 0), (192, 4), (204, 0)];
+        let layout = layouts.into_iter().find(|&layout| {
+            let mut n_packets = 0;
+            let in_step = packets(layout).take(4).all(|packet| {
+                n_packets += 1;
+                packet.first() == Some(&SYNC)
+            });
+            in_step && n_packets > 1
+        })?;
+        let mut map_pid = None;
+        let mut candidates = Vec::new();
+        let mut pids = Vec::new();
+        for packet in packets(layout) {
+            let Some(payload) = beginning(packet) else {
+                continue;
+            };
+            let pid = pid_at(packet, 1);
+            if pid == 0 && map_pid.is_none() {
+                map_pid = table(packet).and_then(|table| program_map(packet.get(table)?));
+            } else if Some(pid) == map_pid {
+                let written = tracks(packet).filter(|(_, kind, _)| *kind == WRITTEN);
+                candidates = written.map(|(_, _, pid)| pid).collect();
+            } else if candidates.contains(&pid) {
+                candidates.retain(|candidate| *candidate != pid);
+                let content = packet.get(payload + 8).map(|len| payload + 9 + usize::from(*len));
+                let content = content.and_then(|at| packet.get(at..));
+                pids.extend(content.filter(|bytes| bytes.starts_with(&DTS_SYNC)).map(|_| pid));
+            }
+            if candidates.is_empty() && !pids.is_empty() {
+                break;
+            }
+        }
+        (!pids.is_empty()).then_some(Self {
+            every: layout.0 as u64,
+            first: layout.1 as u64,
+            map_pid: map_pid?,
+            pids,
+        })
+    }
+
+    /// Rewrites the lists of tracks that lie in `buffer`, in part or whole.
+    fn rename(&self, buffer: &mut gst::Buffer, file: &mut File) {
+        let (offset, len) = (buffer.offset(), buffer.size() as u64);
+        let packet_len = PACKET_LEN as u64;
+        let n_before = (offset + 1).saturating_sub(self.first + packet_len).div_ceil(self.every);
+        let starts = (0..).map(|idx| self.first + (n_before + idx) * self.every);
+        let mut renamed = Vec::new();
+        {
+            let Ok(bytes) = buffer.map_readable() else {
+                return;
+            };
+            for start in starts.take_while(|start| *start < offset + len) {
+                let mut packet = [0; PACKET_LEN];
+                let within = start.checked_sub(offset).map(|at| at as usize);
+                match within.and_then(|at| bytes.get(at..at + PACKET_LEN)) {
+                    Some(whole) if pid_at(whole, 1) != self.map_pid => continue,
+                    Some(whole) => packet.copy_from_slice(whole),
+                    None => {
+                        let read = file
+                            .seek(SeekFrom::Start(start))
+                            .and_then(|_| file.read_exact(&mut packet));
+                        if read.is_err() {
+                            continue;
+                        }
+                    }
+                }
+                if self.rename_in(&mut packet) {
+                    renamed.push((start, packet));
+                }
+            }
+        }
+        if renamed.is_empty() {
+            return;
+        }
+        let Ok(mut target) = buffer.make_mut().map_writable() else {
+            return;
+        };
+        for (start, packet) in renamed {
+            for (byte, place) in packet.into_iter().zip(start..) {
+                let at = place.checked_sub(offset).map(|at| at as usize);
+                if let Some(target) = at.and_then(|at| target.get_mut(at)) {
+                    *target = byte;
+                }
+            }
+        }
+    }
+
+    /// Rewrites the list of tracks that `packet` is; false where it is none that names DTS.
+    fn rename_in(&self, packet: &mut [u8]) -> bool {
+        let Some(table) = table(packet).filter(|_| pid_at(packet, 1) == self.map_pid) else {
+            return false;
+        };
+        let written = tracks(packet).filter(|(_, kind, pid)| *kind == WRITTEN && self.pids.contains(pid));
+        let places: Vec<usize> = written.map(|(at, _, _)| at).collect();
+        for at in &places {
+            if let Some(kind) = packet.get_mut(*at) {
+                *kind = KNOWN;
+            }
+        }
+        let checksum_at = table.end - CHECKSUM_LEN;
+        let checksum = crc32(packet.get(table.start..checksum_at).unwrap_or_default());
+        if let Some(place) = packet.get_mut(checksum_at..table.end) {
+            place.copy_from_slice(&checksum.to_be_bytes());
+        }
+        !places.is_empty()
+    }
+}
+
+/// Where the payload of a packet begins in which a table or a PES packet does (2.4.3.2).
+fn beginning(packet: &[u8]) -> Option<usize> {
+    let [sync, high, _, flags, adaptation_len, ..] = packet else {
+        return None;
+    };
+    let is_whole = *sync == SYNC && high & 0xc0 == 0x40 && flags & 0xd0 == 0x10;
+    let adaptation_len = match flags & 0x20 {
+        0 => 0,
+        _ => 1 + usize::from(*adaptation_len),
+    };
+    is_whole.then_some(4 + adaptation_len)
+}
+
+/// 13 bits from a byte on: a stream's number.
+fn pid_at(packet: &[u8], at: usize) -> u16 {
+    twelve_bits_at(packet, at) | (u16::from(packet.get(at).copied().unwrap_or(0)) & 0x10) << 8
+}
+
+/// 12 bits from a byte on: a length.
+fn twelve_bits_at(packet: &[u8], at: usize) -> u16 {
+    let byte = |at: usize| u16::from(packet.get(at).copied().unwrap_or(0));
+    (byte(at) & 0x0f) << 8 | byte(at + 1)
+}
+
+/// Where the table lies that a packet holds from beginning to end (2.4.4).
+fn table(packet: &[u8]) -> Option<Range<usize>> {
+    let payload = beginning(packet)?;
+    let start = payload + 1 + usize::from(*packet.get(payload)?);
+    let end = start + 3 + usize::from(twelve_bits_at(packet, start + 1));
+    (end <= packet.len() && end >= start + SHORTEST_TABLE).then_some(start..end)
+}
+
+/// The stream that lists the tracks of the first program: eight bytes, then four per program, where 0 is none (2.4.4.3).
+fn program_map(table: &[u8]) -> Option<u16> {
+    let end = table.len().checked_sub(CHECKSUM_LEN)?;
+    let programs = table.get(8..end)?.chunks_exact(4);
+    let mut programs = programs.filter(|program| !program.starts_with(&[0, 0]));
+    programs.next().map(|program| pid_at(program, 2))
+}
+
+/// The tracks in the list that a packet holds: where their stream type is, that type, and the stream's number.
+fn tracks(packet: &[u8]) -> impl Iterator<Item = (usize, u8, u16)> {
+    let table = table(packet).unwrap_or_default();
+    let end = table.end.saturating_sub(CHECKSUM_LEN);
+    let mut at = table.start + 12 + usize::from(twelve_bits_at(packet, table.start + 10));
+    std::iter::from_fn(move || {
+        let kind = *packet.get(at).filter(|_| at + 5 <= end)?;
+        let track = (at, kind, pid_at(packet, at + 1));
+        at += 5 + usize::from(twelve_bits_at(packet, at + 3));
+        Some(track)
+    })
+}
+
+/// The checksum of tables (annex A).
+fn crc32(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte) << 24, |crc, _| {
+            let shifted = crc << 1;
+            if crc >> 31 == 1 { shifted ^ 0x04c1_1db7 } else { shifted }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_that_of_the_standard() {
+        // The check value of CRC-32/MPEG-2 in the catalogue of parametrised CRC algorithms.
+        assert_eq!(crc32(b"123456789"), 0x0376_e6e7);
+    }
+
+    /// A list of tracks with DTS as stream 0x101 and subtitles of the same number as 0x102.
+    fn list() -> [u8; PACKET_LEN] {
+        let mut packet = [0xff; PACKET_LEN];
+        let mut table = vec![2, 0xb0, 0, 0, 1, 0xc1, 0, 0, 0xe1, 0, 0xf0, 0];
+        table.extend([0x1b, 0xe1, 0x00, 0xf0, 0]);
+        table.extend([0x82, 0xe1, 0x01, 0xf0, 2, 0x0a, 0]);
+        table.extend([0x82, 0xe1, 0x02, 0xf0, 0]);
+        table[2] = (table.len() + CHECKSUM_LEN - 3) as u8;
+        table.extend(crc32(&table).to_be_bytes());
+        packet[..5].copy_from_slice(&[SYNC, 0x50, 0x00, 0x10, 0]);
+        packet[5..5 + table.len()].copy_from_slice(&table);
+        packet
+    }
+
+    #[test]
+    fn dts_alone_is_renamed_in_buffers_cut_anywhere() {
+        gst::init().unwrap();
+        let dts = Dts {
+            every: 192,
+            first: 4,
+            map_pid: 0x1000,
+            pids: vec![0x101],
+        };
+        let mut whole = vec![0; 192];
+        for _ in 0..3 {
+            whole.extend([0; 4]);
+            whole.extend(list());
+        }
+        let mut named = list();
+        named[5 + 17] = KNOWN;
+        let checksum = crc32(&named[5..5 + 29]);
+        named[5 + 29..5 + 33].copy_from_slice(&checksum.to_be_bytes());
+        let mut expected = whole.clone();
+        for idx in 1..4 {
+            expected[192 * idx + 4..192 * (idx + 1)].copy_from_slice(&named);
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &whole).unwrap();
+        for piece_len in [1, 7, 188, 191, 192, 193, 500, 768] {
+            let mut got = Vec::new();
+            for (idx, piece) in whole.chunks(piece_len).enumerate() {
+                let mut buffer = gst::Buffer::from_slice(piece.to_vec());
+                buffer.get_mut().unwrap().set_offset((idx * piece_len) as u64);
+                dts.rename(&mut buffer, &mut file);
+                got.extend_from_slice(&buffer.map_readable().unwrap());
+            }
+            assert!(got == expected, "pieces of {piece_len}");
+        }
+    }
+
+    #[test]
+    fn what_holds_no_dts_is_left_alone() {
+        assert!(Dts::find(&[]).is_none());
+        assert!(Dts::find(&[SYNC; 188 * 4]).is_none());
+        assert!(Dts::find(&list().repeat(4)).is_none(), "no list of programs");
+    }
+}
