@@ -264,7 +264,8 @@ impl Plain {
 
     /// Which field of `buffer` was taken first; `None` where both were taken together.
     fn first_field(&self, buffer: &gst::BufferRef) -> Option<FirstField> {
-        let flags = VideoBufferFlags::from_bits_truncate(buffer.flags().bits());
+        // Those of a plain buffer leave out what only video has.
+        let flags = buffer.video_flags();
         let is_interlaced = match self.source.interlace_mode() {
             VideoInterlaceMode::Interleaved => true,
             VideoInterlaceMode::Mixed => flags.contains(VideoBufferFlags::INTERLACED),

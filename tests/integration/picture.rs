@@ -471,6 +471,12 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             &["the picture is interlaced, making one frame of each pair of fields"],
         ),
         (
+            "fields.ts",
+            "-vf interlace -flags +ilme+ildct -c:v mpeg2video -q:v 2",
+            "mp4",
+            &["the picture is interlaced, making one frame of each pair of fields"],
+        ),
+        (
             "alpha.mov",
             see_through,
             "mp4",
