@@ -200,7 +200,8 @@ fn abandon(order: &Mutex<Order>) {
 }
 
 impl Worker {
-    /// Starts the thread, which opens the view, tries it, and tells `on_opened` how that went.
+    /// Starts the thread, which opens the view, tries it, and tells `on_opened` how that went unless the worker is dropped
+    /// before.
     ///
     /// `capacity` images may wait: 150 KB each for a model of 224 pixels. At most `batch` of them are explained at once.
     ///
@@ -231,7 +232,10 @@ impl Worker {
                     on_opened(Ok(ready));
                 }
                 Err(reason) => {
-                    on_opened(Err(reason));
+                    // A worker that was dropped in the meantime has not failed.
+                    if !stop.is_requested() {
+                        on_opened(Err(reason));
+                    }
                     outcome.set(found);
                 }
             }
