@@ -127,9 +127,9 @@ impl Adapter {
         }
     }
 
-    /// Whether it brings a classifier.
-    pub(super) fn has_classifier(&self) -> bool {
-        self.whole.contains_key("classifier.weight")
+    /// The classifier that it brings, `[classes, width]`.
+    pub(super) fn classifier(&self) -> Option<&Tensor> {
+        self.whole.get("classifier.weight")
     }
 
     /// Changes the tensors of a model, by canonical names.

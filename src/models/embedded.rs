@@ -133,6 +133,7 @@ impl Embedded {
             preprocessor_file: PREPROCESSOR,
             preprocessor_folder: self.folder(),
             adapter: None,
+            adapter_folder: PathBuf::new(),
             weights: Cow::Borrowed(weights),
             additions: self.folder(),
             head: head.map(Cow::Borrowed),

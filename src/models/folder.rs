@@ -65,8 +65,9 @@ pub(super) struct Files {
     pub(super) preprocessor_file: &'static str,
     pub(super) preprocessor_folder: PathBuf,
     pub(super) weights: Bytes,
-    /// Weights and configuration of an adapter that was trained for the weights.
+    /// Weights and configuration of an adapter that was trained for the weights, and where it is, for messages.
     pub(super) adapter: Option<(Bytes, Bytes)>,
+    pub(super) adapter_folder: PathBuf,
     /// Where what was trained for the model is, for messages.
     pub(super) additions: PathBuf,
     /// A classifier of its own.
@@ -92,7 +93,7 @@ impl Files {
         }
         if folder.join(ADAPTER_CONFIG).exists() && !folder.join(CONFIG).exists() {
             return Err(Error::Model(format!(
-                "model folder holds an adapter only; put it beside the {CONFIG} and {WEIGHTS} that it was trained for: \
+                "model folder holds an adapter only, and so needs the model that it was trained for as its backbone: \
                  {folder:?}"
             )));
         }
@@ -111,6 +112,7 @@ impl Files {
             preprocessor_folder: folder.to_owned(),
             weights,
             adapter: pair(folder, ADAPTER, ADAPTER_CONFIG)?,
+            adapter_folder: folder.to_owned(),
             additions: PathBuf::new(),
             head: None,
             gates: None,
@@ -121,8 +123,8 @@ impl Files {
         files.with_additions(folder)
     }
 
-    /// The same model with head, gates and interpreter of `folder`, which has no model of its own. What it says of the
-    /// input goes before what the model says.
+    /// The same model with adapter, head, gates and interpreter of `folder`, which has no model of its own. What it says of
+    /// the input goes before what the model says.
     pub(super) fn under(self, folder: &Path) -> Result<Self> {
         if let Some(file) = OWN.into_iter().find(|file| folder.join(file).exists()) {
             return Err(Error::Model(format!(
@@ -131,24 +133,46 @@ impl Files {
         }
         // Gates belong to a head of the backbone's too, where there is one.
         let gates = self.gates.clone().filter(|_| self.head.is_none());
+        let adapter = pair(folder, ADAPTER, ADAPTER_CONFIG)?;
+        if adapter.is_some() && self.adapter.is_some() {
+            return Err(Error::Model(format!(
+                "the backbone has an adapter already, and one is supported: {folder:?}"
+            )));
+        }
         let mut files = self.with_additions(folder)?;
+        if adapter.is_some() {
+            // What was trained for the weights as they were says nothing of these.
+            files.familiarity = None;
+            files.adapter = adapter;
+            files.adapter_folder = folder.to_owned();
+        }
         if let Some((file, bytes)) = preprocessor(folder)? {
             files.preprocessor = bytes;
             files.preprocessor_file = file;
             files.preprocessor_folder = folder.to_owned();
         }
-        if files.head.is_none() && files.gates.is_none() && files.interpreter.is_none() {
+        let is_adapted = files.is_adapted();
+        let has_parts = files.gates.is_some() || files.interpreter.is_some();
+        if files.head.is_none() && !has_parts && !is_adapted {
             return Err(missing(
                 folder,
                 HEAD,
-                &format!(", no {GATES} and no {INTERPRETER}"),
+                &format!(", no {ADAPTER}, no {GATES} and no {INTERPRETER}"),
             ));
         }
-        let backbone_gates = gates.filter(|_| files.gates.is_none() && files.head.is_some());
+        let has_own_gates = files.gates.is_some();
+        let backbone_gates =
+            gates.filter(|_| !has_own_gates && !is_adapted && files.head.is_some());
         Ok(Self {
             backbone_gates,
             ..files
         })
+    }
+
+    /// Whether an adapter from another folder changes the model, so that what its configuration says of answers does not
+    /// hold.
+    pub(super) fn is_adapted(&self) -> bool {
+        self.adapter.is_some() && self.adapter_folder != self.origin
     }
 
     fn with_additions(self, folder: &Path) -> Result<Self> {
@@ -220,6 +244,7 @@ impl Files {
     pub(super) fn blame(&self, file: &str, error: Error) -> Error {
         let folder = match file {
             HEAD | GATES | INTERPRETER => &self.additions,
+            ADAPTER | ADAPTER_CONFIG => &self.adapter_folder,
             PROCESSOR | PREPROCESSOR => &self.preprocessor_folder,
             _ => &self.origin,
         };
@@ -366,6 +391,6 @@ pub fn save_folder(
 pub fn save_preprocessor(folder: &Path, preprocessor: &Preprocessor) -> Result<()> {
     write_whole(
         &folder.join(PREPROCESSOR),
-        preprocessor.to_json().as_bytes(),
+        preprocessor.to_json()?.as_bytes(),
     )
 }

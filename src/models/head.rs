@@ -139,6 +139,18 @@ impl HeadFile {
     }
 }
 
+/// Makes room in `config` for a classifier, `[classes, width]`, that comes without names of its classes: the model's own
+/// where it has as many, `LABEL_0` and so on else.
+pub(super) fn announce(classifier: &Tensor, config: &mut VitConfig) -> Result<()> {
+    let (n_classes, width) = classifier.dims2()?;
+    if config.head().is_some() && config.n_classes() == n_classes {
+        return Ok(());
+    }
+    config.reads = reads(config, width)?;
+    config.set_classes(numbered(n_classes));
+    Ok(())
+}
+
 /// What a classifier of this width reads.
 fn reads(config: &VitConfig, width: usize) -> Result<Head> {
     let dim = config.hidden_size;
@@ -376,10 +388,15 @@ pub(super) fn in_8_bits(bytes: &[u8], backbone_sha256: &str) -> Result<Vec<u8>> 
     bytes_in_8_bits(&tensors, |_| true, metadata)
 }
 
+/// As transformers names classes that nobody named.
+fn numbered(n_classes: usize) -> Vec<String> {
+    (0..n_classes).map(|class| format!("LABEL_{class}")).collect()
+}
+
 /// Names of the classes, from the file's metadata; `LABEL_0` and so on where it has none.
 fn labels(metadata: &HashMap<String, String>, classes: usize) -> Result<Vec<String>> {
     let Some(text) = metadata.get(LABELS) else {
-        return Ok((0..classes).map(|class| format!("LABEL_{class}")).collect());
+        return Ok(numbered(classes));
     };
     let labels: Vec<String> = serde_json::from_str(text).map_err(|error| {
         Error::Model(format!(

@@ -5,8 +5,8 @@
 //! ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`)
 //! and IA-ViT's interpreter (`interpreter.safetensors`, `interpreter.json`); the latter two are refused if
 //! they belong to other weights, and so is what the model finds familiar ([`familiarity.safetensors`](familiarity)).
-//! A folder with such parts only stands on another model, its backbone, whose
-//! gates still explain where the folder has none, and may say how pictures become that model's input.
+//! A folder with such parts only stands on another model, its backbone, and may say how pictures become that model's
+//! input. The backbone's gates still explain where the folder has none and no adapter.
 //! What is embedded and what the hub has goes the same way.
 
 mod adapter;
@@ -175,7 +175,7 @@ fn folder(reference: &str) -> Result<&Path> {
     match path.is_dir() {
         true => Ok(path),
         false => Err(Error::Model(format!(
-            "over a backbone goes a folder with a head or gates, and there is none: {reference:?}"
+            "over a backbone goes a folder with a head, an adapter or gates, and there is none: {reference:?}"
         ))),
     }
 }
@@ -261,14 +261,10 @@ fn read_weights(files: &Files, device: &Device) -> Result<ModelWeights> {
         let text = files.text(ADAPTER_CONFIG, config_of_adapter)?;
         let adapter = Adapter::from_bytes(text, weights, device)
             .map_err(|error| files.blame(ADAPTER, error))?;
-        if adapter.has_classifier() && config.head().is_none() && files.head.is_none() {
-            let error = Error::Model(format!(
-                "the adapter holds a classifier, and {CONFIG} says that the model has none"
-            ));
-            return Err(files.blame(ADAPTER, error));
-        }
-        adapter
-            .apply(&mut tensors)
+        let classifier = adapter.classifier().filter(|_| files.head.is_none());
+        classifier
+            .map_or(Ok(()), |weight| head::announce(weight, &mut config))
+            .and_then(|()| adapter.apply(&mut tensors))
             .map_err(|error| files.blame(ADAPTER, error))?;
     }
     let (backbone_sha256, weights_sha256) = match &files.head {
@@ -342,7 +338,7 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
         weights_sha256,
         backbone_sha256,
         own_head: files.head.is_some(),
-        not_sure_below: not_sure_below.filter(|_| files.head.is_none()),
+        not_sure_below: not_sure_below.filter(|_| files.head.is_none() && !files.is_adapted()),
         familiarity,
         gates,
         gate_card,

@@ -312,7 +312,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
         text(
             "backbone",
             "Backbone",
-            "Backbone model, if `model` holds only a head, gates or an interpreter",
+            "Backbone model, if `model` holds only a head, an adapter, gates or an interpreter",
             None,
         ),
         text(

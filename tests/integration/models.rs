@@ -238,6 +238,53 @@ fn a_lora_adapter_beside_the_weights_is_applied() {
 }
 
 #[test]
+fn a_lora_adapter_goes_over_a_backbone() {
+    let base = fixture("vit_a");
+    let over = |folder: &Path, base: &Path| {
+        let (folder, base) = (folder.to_str().unwrap(), base.to_str().unwrap());
+        models::open(Reference::over(folder, Some(base)), &Device::Cpu)
+            .map_err(|error| error.to_string())
+    };
+    let images = images_of("vit_a");
+    let model = over(&fixture("vit_a_lora"), &base).unwrap();
+    check_near(&logits(&model, &images), &published("lora"));
+    let labels = open(&base).unwrap().labels().to_vec();
+    assert_eq!(model.labels(), labels);
+
+    // As peft writes it for other classes than the model's, or for a model that has none.
+    let folder = tempfile::tempdir().unwrap();
+    let settings = "adapter_config.json";
+    fs::copy(fixture("vit_a_lora").join(settings), folder.path().join(settings)).unwrap();
+    let weights = "adapter_model.safetensors";
+    let read = |path: PathBuf| candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let mut tensors = read(fixture("vit_a_lora").join(weights));
+    for leaf in ["weight", "bias"] {
+        let classifier = tensors.get_mut(&format!("base_model.model.classifier.{leaf}"));
+        let classifier = classifier.unwrap();
+        *classifier = classifier.narrow(0, 1, 3).unwrap().copy().unwrap();
+    }
+    candle_core::safetensors::save(&tensors, folder.path().join(weights)).unwrap();
+    let bare = copy_of("vit_a");
+    let config = bare.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("ViTForImageClassification", "ViTModel")).unwrap();
+    let expected = published("lora");
+    let expected: Vec<Vec<f32>> = expected.iter().map(|row| row[1..4].to_vec()).collect();
+    for base in [&base, bare.path()] {
+        let model = over(folder.path(), base).unwrap();
+        check_near(&logits(&model, &images), &expected);
+        assert_eq!(model.labels(), ["LABEL_0", "LABEL_1", "LABEL_2"]);
+    }
+
+    let adapted = copy_of("vit_a");
+    for file in [settings, weights] {
+        fs::copy(fixture("vit_a_lora").join(file), adapted.path().join(file)).unwrap();
+    }
+    let message = over(folder.path(), adapted.path()).err().unwrap();
+    check_message(&message, "the backbone has an adapter already", folder.path());
+}
+
+#[test]
 fn a_classifier_stays_under_a_class_name_of_the_users_own() {
     let whole = open(&fixture("vit_a")).unwrap();
     for name in ["MyClassifier", "ViTWithMore", ""] {
@@ -616,7 +663,7 @@ fn a_folder_with_a_head_only_stands_on_its_backbone() {
     check_message(&message, "takes no backbone", backbone);
     fs::remove_file(top.join("head.safetensors")).unwrap();
     let message = open_over(top, backbone).err().unwrap();
-    check_message(&message, "no head.safetensors, no gates", top);
+    check_message(&message, "no head.safetensors, no adapter_model.safetensors, no gates", top);
 }
 
 /// Positions follow the grid, so a head may have learned from larger pictures than its backbone did.

@@ -106,7 +106,7 @@ pub struct ExplainArgs {
     /// Embedded model, folder with config.json and model.safetensors, or OWNER/NAME on Hugging Face.
     #[arg(long, value_name = "MODEL", default_value = models::DEFAULT)]
     pub model: String,
-    /// Backbone model, if --model holds only a head (head.safetensors) or gates.
+    /// Backbone model, if --model holds only a head (head.safetensors), a LoRA adapter or gates.
     #[arg(long, value_name = "MODEL")]
     pub backbone: Option<String>,
     /// Explanation methods, comma-separated; several are shown on a grid. `vitscope methods` lists them

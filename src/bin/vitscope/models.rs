@@ -30,7 +30,7 @@ enum What {
     Inspect {
         /// Embedded model, folder with config.json and model.safetensors, or OWNER/NAME on Hugging Face.
         model: String,
-        /// Backbone model, if MODEL holds only a head or gates.
+        /// Backbone model, if MODEL holds only a head, an adapter or gates.
         #[arg(long, value_name = "MODEL")]
         backbone: Option<String>,
     },

@@ -22,7 +22,7 @@ pub struct TeachArgs {
     /// Model whose features to use; it does not change.
     #[arg(long, value_name = "MODEL", default_value = models::DEFAULT)]
     model: String,
-    /// Backbone model, when MODEL holds only a head or gates.
+    /// Backbone model, if --model holds only a head, an adapter or gates.
     #[arg(long, value_name = "MODEL")]
     backbone: Option<String>,
     /// Device that runs the model: cpu, cuda, cuda:N, or auto.

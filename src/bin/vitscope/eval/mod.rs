@@ -103,7 +103,7 @@ struct AskedArgs {
     /// Embedded model, folder, or OWNER/NAME on Hugging Face.
     #[arg(long, value_name = "MODEL", default_value = models::DEFAULT)]
     model: String,
-    /// Backbone model, if --model holds only a head or gates.
+    /// Backbone model, if --model holds only a head, an adapter or gates.
     #[arg(long, value_name = "MODEL")]
     backbone: Option<String>,
     /// Batch size.

@@ -85,7 +85,7 @@ struct DiffMaskArgs {
     /// Folder of the model to train gates for.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Backbone model, if --model holds only a head.
+    /// Backbone model, if --model holds only a head or an adapter.
     #[arg(long, value_name = "MODEL")]
     backbone: Option<String>,
     /// Output folder of the gates and training files [default: the model's].
@@ -103,7 +103,7 @@ struct IaVitArgs {
     /// Folder of the frozen model to train an interpreter for.
     #[arg(long, value_name = "FOLDER", required_unless_present = "out")]
     model: Option<PathBuf>,
-    /// Backbone model, if --model holds only a head.
+    /// Backbone model, if --model holds only a head or an adapter.
     #[arg(long, value_name = "MODEL", requires = "model")]
     backbone: Option<String>,
     /// For joint training: start from this model instead of from scratch.
