@@ -538,6 +538,10 @@ mod program {
                 "error: model is neither",
             ),
             ("eval faithfulness --model gone", "error: model is neither"),
+            (
+                "train diffmask --model red-patches --data red-patches",
+                "error: training for a model that is not a folder needs --out: \"red-patches\"",
+            ),
         ] {
             let output = vitscope(args, folder.path());
             let log = String::from_utf8(output.stderr).unwrap();

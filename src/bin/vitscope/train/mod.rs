@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::bail;
-use vitscope::models::Reference;
+use candle_core::Device;
+use vitscope::models::{self, Reference};
 use vitscope::train::Checkpoint;
 
 use crate::args::{one_or_more, thread_count};
@@ -172,7 +173,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
         What::IaVit(args) => match (&args.model, &args.out) {
             (Some(model), out) => {
                 let reference = over(model, args.backbone.as_deref())?;
-                let out = out.as_deref().unwrap_or(model);
+                let out = output_folder(out.as_deref(), model, reference)?;
                 one(&args.common, out, |job| job.interpreter(reference))
             }
             (None, Some(out)) => one(&args.common, out, |job| {
@@ -197,10 +198,27 @@ fn one(
     }
 }
 
+/// Where gates or an interpreter go: beside the model, unless that is embedded or from the hub.
+fn output_folder<'a>(
+    out: Option<&'a Path>,
+    model: &'a Path,
+    reference: Reference<'_>,
+) -> anyhow::Result<&'a Path> {
+    if let Some(out) = out {
+        return Ok(out);
+    }
+    if !model.is_dir() {
+        // Where there is no such model, that is what is wrong.
+        models::open(reference, &Device::Cpu)?;
+        bail!("training for a model that is not a folder needs --out: {model:?}");
+    }
+    Ok(model)
+}
+
 fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
     let file = recipe::read(args.common.recipe.as_deref())?;
-    let out = args.out.as_deref().unwrap_or(&args.model);
     let reference = over(&args.model, args.backbone.as_deref())?;
+    let out = output_folder(args.out.as_deref(), &args.model, reference)?;
     let changes = recipe::changed(&args.common.set)?;
     let first = recipe::gate_recipe(&file.diffmask, changes, args.common.seed, None)?.seed();
     let folders: Vec<(u64, PathBuf)> = (first..)
