@@ -7,8 +7,66 @@
 //! A [`Placement`] is the inverse for one frame size: which part of the frame the image shows.
 //! How pixels are resampled is the business of [`super::resize`].
 
+use std::fmt;
+use std::str::FromStr;
+
 use super::FrameSize;
 use crate::error::{Error, Result};
+
+/// Which part of a picture the model sees, whatever its preprocessor says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// The largest part in the middle that has the shape of the model's image.
+    Crop,
+    /// The whole picture, out of proportion where its shape differs.
+    Stretch,
+    /// The whole picture in proportion, between black bars where its shape differs.
+    Pad,
+}
+
+impl Fit {
+    /// Every one of them.
+    pub const ALL: [Self; 3] = [Self::Crop, Self::Stretch, Self::Pad];
+
+    /// Name on the command line and as an element's property.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crop => "crop",
+            Self::Stretch => "stretch",
+            Self::Pad => "pad",
+        }
+    }
+
+    /// The rule that brings pictures to `image` that way.
+    pub fn rule(self, image: FrameSize) -> ResizeRule {
+        match self {
+            Self::Crop => ResizeRule::ShortestEdge {
+                edge_px: image.width_px.max(image.height_px),
+                crop: image,
+            },
+            Self::Stretch => ResizeRule::Stretch(image),
+            Self::Pad => ResizeRule::Pad(image),
+        }
+    }
+}
+
+impl fmt::Display for Fit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Fit {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let known = Self::ALL.into_iter().find(|fit| fit.name() == name);
+        known.ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            Error::Config(format!("unknown input rule {name:?}, known are {known}"))
+        })
+    }
+}
 
 /// How a picture is brought to the model's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +87,8 @@ pub enum ResizeRule {
         /// The model's size.
         crop: FrameSize,
     },
+    /// As large as the model's size holds in proportion, in the middle of black.
+    Pad(FrameSize),
 }
 
 /// A rectangle in frame pixels; it may reach outside of the frame.
@@ -80,7 +140,7 @@ impl ResizeRule {
     /// Size of the model's image.
     pub fn image_size(&self) -> FrameSize {
         match *self {
-            Self::Stretch(size) => size,
+            Self::Stretch(size) | Self::Pad(size) => size,
             Self::ShortestEdge { crop, .. } | Self::StretchThenCrop { crop, .. } => crop,
         }
     }
@@ -94,6 +154,7 @@ impl ResizeRule {
         };
         match *self {
             Self::Stretch(size) => Self::Stretch(larger(size)),
+            Self::Pad(size) => Self::Pad(larger(size)),
             Self::ShortestEdge { edge_px, crop } => Self::ShortestEdge {
                 edge_px: factor * edge_px,
                 crop: larger(crop),
@@ -115,6 +176,7 @@ impl ResizeRule {
             Self::Stretch(size) => Some(size),
             Self::StretchThenCrop { resize, .. } => Some(resize),
             Self::ShortestEdge { edge_px, .. } => shortest_edge_to(edge_px, frame),
+            Self::Pad(size) => inside_of(size, frame),
         };
         let image = self.image_size();
         let is_empty = |size: FrameSize| size.width_px == 0 || size.height_px == 0;
@@ -151,6 +213,28 @@ fn shortest_edge_to(edge_px: usize, frame: FrameSize) -> Option<FrameSize> {
     Some(FrameSize {
         width_px,
         height_px,
+    })
+}
+
+/// The largest size of the frame's shape that `size` holds, rounded to whole pixels.
+fn inside_of(size: FrameSize, frame: FrameSize) -> Option<FrameSize> {
+    let (width, height) = (frame.width_px, frame.height_px);
+    let across = size.width_px.checked_mul(height)?;
+    let down = size.height_px.checked_mul(width)?;
+    let rounded = |product: usize, edge: usize| {
+        let twice = product.checked_mul(2)?.checked_add(edge)?;
+        Some(twice.checked_div(edge.checked_mul(2)?)?.max(1))
+    };
+    Some(if across <= down {
+        FrameSize {
+            width_px: size.width_px,
+            height_px: rounded(across, width)?,
+        }
+    } else {
+        FrameSize {
+            width_px: rounded(down, height)?,
+            height_px: size.height_px,
+        }
     })
 }
 
@@ -364,6 +448,27 @@ mod tests {
         };
         // 20 x 20; two black pixels on the left and on top, three on the other sides.
         check(rule, size(40, 40), [-4.0, -4.0, 50.0, 50.0]);
+    }
+
+    #[test]
+    fn a_padded_image_shows_the_whole_frame_between_bars() {
+        // 112 x 63 of 112 rows: 24 black ones above, 25 below.
+        let rule = Fit::Pad.rule(size(112, 112));
+        check(rule, size(1280, 720), [0.0, -24.0 * 80.0 / 7.0, 1280.0, 1280.0]);
+        check(rule, size(720, 1280), [-24.0 * 80.0 / 7.0, 0.0, 1280.0, 1280.0]);
+        check(rule, size(500, 500), [0.0, 0.0, 500.0, 500.0]);
+        // No frame is so thin that nothing of it is left.
+        let placement = Placement::new(&rule, size(4000, 1)).unwrap();
+        assert_eq!(placement.pixels().width, 4000);
+    }
+
+    #[test]
+    fn a_fit_is_called_as_it_is_written() {
+        for fit in Fit::ALL {
+            assert_eq!(fit.to_string().parse::<Fit>().unwrap(), fit);
+        }
+        let error = "squeeze".parse::<Fit>().unwrap_err().to_string();
+        assert!(error.contains("crop, stretch, pad"), "{error}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub use head::{
 };
 #[cfg(feature = "hub")]
 pub use hub::{cache_folder, pull};
-pub use preprocessor::Preprocessor;
+pub use preprocessor::{Input, Preprocessor};
 pub use shrink::{Shrunk, shrink};
 
 use std::collections::HashMap;
@@ -55,6 +55,9 @@ use head::HeadFile;
 
 /// Key of [`Model::not_sure_below`] in `config.json`.
 const NOT_SURE_BELOW: &str = "not_sure_below";
+
+/// Patches a side that an input size may ask for: attention takes memory by the fourth power.
+const MOST_PATCHES_ACROSS: usize = 64;
 
 /// A model with all that lies in its folder.
 pub struct Model {
@@ -121,6 +124,8 @@ pub struct Reference<'a> {
     /// Whether gates, interpreter and familiarity are read; where new ones are wanted, it does not matter whose the old
     /// ones are.
     pub trained_parts: bool,
+    /// What is asked of the model's input, in place of what its preprocessor says.
+    pub input: Input,
 }
 
 impl<'a> From<&'a str> for Reference<'a> {
@@ -129,6 +134,7 @@ impl<'a> From<&'a str> for Reference<'a> {
             model,
             backbone: None,
             trained_parts: true,
+            input: Input::default(),
         }
     }
 }
@@ -150,7 +156,25 @@ impl<'a> Reference<'a> {
 /// missing, malformed or contradicts another; [`Error::Io`] if a file cannot be read.
 pub fn open<'a>(reference: impl Into<Reference<'a>>, device: &Device) -> Result<Model> {
     let reference = reference.into();
-    open_files(reference.model, &files(&reference)?, device)
+    let mut model = open_files(reference.model, &files(&reference)?, device)?;
+    model.preprocessor = asked_of(&model, reference.input)?;
+    Ok(model)
+}
+
+/// The preprocessor with what is asked of the input.
+fn asked_of(model: &Model, input: Input) -> Result<Preprocessor> {
+    let patch_px = model.vit.config().patch_size;
+    if let Some(edge_px) = input.edge_px {
+        let fits = edge_px.is_multiple_of(patch_px) && edge_px <= MOST_PATCHES_ACROSS * patch_px;
+        if edge_px == 0 || !fits {
+            return Err(Error::Config(format!(
+                "input size is {edge_px} px, expected a multiple of {patch_px}, the model's patch size, from {patch_px} to \
+                 {}",
+                MOST_PATCHES_ACROSS * patch_px
+            )));
+        }
+    }
+    Ok(model.preprocessor.with_input(input))
 }
 
 fn files(reference: &Reference<'_>) -> Result<Files> {
@@ -158,6 +182,7 @@ fn files(reference: &Reference<'_>) -> Result<Files> {
         model,
         backbone,
         trained_parts,
+        ..
     } = reference;
     let mut files = match backbone {
         Some(backbone) => find(backbone)?.under(folder(model)?)?,

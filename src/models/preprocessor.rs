@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::frame::FrameSize;
 use crate::frame::normalize::Normalization;
-use crate::frame::placement::ResizeRule;
+use crate::frame::placement::{Fit, ResizeRule};
 use crate::frame::resize::Resampling;
 use crate::vit::Family;
 use crate::vit::fields::{self, Fields, size_of};
@@ -37,6 +37,15 @@ pub struct Preprocessor {
     pub mean: [f32; 3],
     /// Divides what is left.
     pub std: [f32; 3],
+}
+
+/// What is asked of a model's input, in place of what its preprocessor says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Input {
+    /// Which part of a picture the model sees.
+    pub fit: Option<Fit>,
+    /// Length of both edges of its image, in pixels.
+    pub edge_px: Option<usize>,
 }
 
 /// What `transformers` takes for absent fields.
@@ -74,6 +83,7 @@ impl Preprocessor {
         let in_proportion = |of_px: usize, to_px: usize| (of_px * edge_px).div_ceil(to_px.max(1));
         let rule = match self.rule {
             ResizeRule::Stretch(_) => ResizeRule::Stretch(square),
+            ResizeRule::Pad(_) => ResizeRule::Pad(square),
             ResizeRule::StretchThenCrop { resize, crop } => ResizeRule::StretchThenCrop {
                 resize: FrameSize {
                     width_px: in_proportion(resize.width_px, crop.width_px),
@@ -93,6 +103,19 @@ impl Preprocessor {
             rule,
             ..self.clone()
         }
+    }
+
+    /// The same with what is asked of the input.
+    #[must_use]
+    pub fn with_input(&self, input: Input) -> Self {
+        let mut asked = match input.edge_px {
+            Some(edge_px) => self.at_square(edge_px),
+            None => self.clone(),
+        };
+        if let Some(fit) = input.fit {
+            asked.rule = fit.rule(asked.image_size());
+        }
+        asked
     }
 
     /// Reads the text of a `preprocessor_config.json`; `family` decides where it names no processor.
@@ -116,7 +139,10 @@ impl Preprocessor {
     }
 
     /// The text of a `preprocessor_config.json` that `transformers` and [`Self::from_json`] read.
-    pub fn to_json(&self) -> String {
+    ///
+    /// # Errors
+    /// [`Error::Config`] where pictures are padded, which no such file says.
+    pub fn to_json(&self) -> Result<String> {
         let size_json = |size: FrameSize| json!({"height": size.height_px, "width": size.width_px});
         let (kind, size, crop) = match self.rule {
             ResizeRule::Stretch(size) => ("ViTImageProcessor", size_json(size), None),
@@ -128,6 +154,10 @@ impl Preprocessor {
                 json!({"shortest_edge": edge_px}),
                 Some(crop),
             ),
+            ResizeRule::Pad(_) => {
+                let message = "a preprocessor_config.json cannot say that pictures are padded";
+                return Err(Error::Config(message.into()));
+            }
         };
         let resample = match self.resampling {
             Resampling::Nearest => 0,
@@ -150,7 +180,7 @@ impl Preprocessor {
             root["do_center_crop"] = json!(true);
             root["crop_size"] = size_json(crop);
         }
-        format!("{root:#}\n")
+        Ok(format!("{root:#}\n"))
     }
 
     /// Size of the model's input.
@@ -504,7 +534,7 @@ mod tests {
                 mean: [0.485, 0.456, 0.406],
                 std: [0.229, 0.224, 0.225],
             };
-            let text = written.to_json();
+            let text = written.to_json().unwrap();
             assert!(text.contains("0.485,"), "{text}");
             let read = Preprocessor::from_json(&text, Family::Vit).unwrap();
             assert_eq!(read, written);

@@ -5,7 +5,8 @@
 //! Heat is drawn on exactly the pixels that the model's image shows, in place and without
 //! conversion: a sample that nothing is drawn on keeps its bits.
 //! What was seen outside of the frame (black margins of a crop) is not shown, and what the model did
-//! not see is left as it is, except by [`Mode::Heatmap`], which shows no picture at all.
+//! not see is left as it is, except by [`Mode::Heatmap`], which shows no picture at all. Where the model saw less than
+//! the frame, a line runs around what it saw.
 
 mod colormap;
 mod grid;
@@ -327,6 +328,9 @@ impl Overlay {
         let table = self.colormap.table();
         let color = |level: u8| table[usize::from(level)];
         let unit = |level: u8| f32::from(level) / 255.0;
+        if !matches!(self.mode, Mode::Original | Mode::Heatmap) {
+            draw_border(frame, pane, heat.placement)?;
+        }
         match self.mode {
             Mode::Original => Ok(()),
             Mode::Overlay | Mode::SideBySide => paint(frame, &stencil(), |level| {
@@ -349,6 +353,46 @@ impl Overlay {
             }
         }
     }
+}
+
+/// Draws a line just outside of what the model saw, on the sides where the frame goes on.
+fn draw_border(frame: &mut Frame, pane: PixelRect, placement: &Placement) -> Result<()> {
+    /// Of the shorter edge.
+    const SHARE: usize = 240;
+    const WHITE: [u8; 3] = [255; 3];
+    const OPACITY: f32 = 0.8;
+
+    let seen = placement.pixels();
+    if seen.width == 0 || seen.height == 0 {
+        return Ok(());
+    }
+    // Even, so that one line is no darker than the other where color has half of the samples.
+    let thickness = (pane.width.min(pane.height) / SHARE / 2 * 2).max(2);
+    let (right, bottom) = (seen.left + seen.width, seen.top + seen.height);
+    let before = |start: usize| (start.saturating_sub(thickness), start.min(thickness));
+    let after = |end: usize, limit: usize| (end, limit.saturating_sub(end).min(thickness));
+    let strip = |(left, width): (usize, usize), (top, height): (usize, usize)| PixelRect {
+        left: pane.left + left,
+        top: pane.top + top,
+        width,
+        height,
+    };
+    let (above, below) = (before(seen.top), after(bottom, pane.height));
+    let (to_left, to_right) = (before(seen.left), after(right, pane.width));
+    // The corners belong to the lines above and below.
+    let across = (to_left.0, seen.width + to_left.1 + to_right.1);
+    let down = (seen.top, seen.height);
+    for rect in [
+        strip(across, above),
+        strip(across, below),
+        strip(to_left, down),
+        strip(to_right, down),
+    ] {
+        if rect.width > 0 && rect.height > 0 {
+            paint(frame, &Stencil::flat(rect, 0), |_| (WHITE, OPACITY))?;
+        }
+    }
+    Ok(())
 }
 
 /// How opaque heat is, from 0 to 1.

@@ -380,6 +380,7 @@ impl VitScope {
                 asked.model.clone(),
                 asked.backbone.clone(),
                 asked.gates.clone(),
+                asked.input(),
                 asked.device.clone(),
             )
         };

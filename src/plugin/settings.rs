@@ -6,7 +6,8 @@ use gstreamer as gst;
 use gstreamer::glib;
 use gstreamer::prelude::*;
 
-use crate::models;
+use crate::frame::placement::Fit;
+use crate::models::{self, Input};
 use crate::overlay::{Colormap, Mode, Overlay};
 
 /// When an explanation is drawn.
@@ -73,6 +74,32 @@ pub enum Coloring {
     Gray,
 }
 
+/// Which part of a frame the model sees, as GStreamer's enumeration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVitscopeInput")]
+pub enum InputFit {
+    #[default]
+    #[enum_value(name = "As the model's preprocessor has it", nick = "model")]
+    Model,
+    #[enum_value(name = "Middle of the frame", nick = "crop")]
+    Crop,
+    #[enum_value(name = "Whole frame out of proportion", nick = "stretch")]
+    Stretch,
+    #[enum_value(name = "Whole frame between black bars", nick = "pad")]
+    Pad,
+}
+
+impl From<InputFit> for Option<Fit> {
+    fn from(fit: InputFit) -> Self {
+        match fit {
+            InputFit::Model => None,
+            InputFit::Crop => Some(Fit::Crop),
+            InputFit::Stretch => Some(Fit::Stretch),
+            InputFit::Pad => Some(Fit::Pad),
+        }
+    }
+}
+
 impl From<Draw> for Mode {
     fn from(draw: Draw) -> Self {
         match draw {
@@ -104,12 +131,25 @@ pub(super) struct Asked {
     pub(super) model: String,
     pub(super) backbone: Option<String>,
     pub(super) gates: Option<String>,
+    pub(super) input: InputFit,
+    /// 0: as large as the model's own.
+    pub(super) input_size: u32,
     pub(super) device: String,
     pub(super) method: String,
     pub(super) method_options: Option<String>,
     pub(super) target_class: String,
     pub(super) batch: u32,
     pub(super) model_instance_id: Option<String>,
+}
+
+impl Asked {
+    /// What is asked of the model's input.
+    pub(super) fn input(&self) -> Input {
+        Input {
+            fit: self.input.into(),
+            edge_px: (self.input_size > 0).then_some(self.input_size as usize),
+        }
+    }
 }
 
 /// All that properties set.
@@ -140,6 +180,8 @@ impl Default for Settings {
                 model: models::DEFAULT.into(),
                 backbone: None,
                 gates: None,
+                input: InputFit::default(),
+                input_size: 0,
                 device: "auto".into(),
                 method: "auto".into(),
                 method_options: None,
@@ -200,6 +242,8 @@ impl Settings {
             "model" => self.asked.model = text()?.unwrap_or_default(),
             "backbone" => self.asked.backbone = text()?.filter(|model| !model.is_empty()),
             "gates" => self.asked.gates = text()?.filter(|path| !path.is_empty()),
+            "input" => plain!(self.asked.input),
+            "input-size" => plain!(self.asked.input_size),
             "device" => self.asked.device = text()?.unwrap_or_default(),
             "method" => self.asked.method = text()?.unwrap_or_default(),
             "method-options" => {
@@ -239,6 +283,8 @@ impl Settings {
             "model" => self.asked.model.to_value(),
             "backbone" => self.asked.backbone.to_value(),
             "gates" => self.asked.gates.to_value(),
+            "input" => self.asked.input.to_value(),
+            "input-size" => self.asked.input_size.to_value(),
             "device" => self.asked.device.to_value(),
             "method" => self.asked.method.to_value(),
             "method-options" => self.asked.method_options.to_value(),
@@ -321,6 +367,17 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             "Folder with DiffMask gates, instead of those in the model's folder",
             None,
         ),
+        glib::ParamSpecEnum::builder_with_default("input", default.asked.input)
+            .nick("Input")
+            .blurb("How a frame of another shape becomes the model's input")
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecUInt::builder("input-size")
+            .nick("Input size")
+            .blurb("Edge of the model's square input in pixels, a multiple of its patch size; 0 is the model's own size")
+            .default_value(default.asked.input_size)
+            .mutable_playing()
+            .build(),
         text(
             "device",
             "Device",

@@ -40,8 +40,8 @@ pub(super) fn worker(
         return match theirs == asked {
             true => Ok(worker),
             false => Err(Error::Config(format!(
-                "elements of model-instance-id {id:?} must have the same model, backbone, gates, device, method, \
-                 method-options, target-class and batch"
+                "elements of model-instance-id {id:?} must have the same model, backbone, gates, input, input-size, \
+                 device, method, method-options, target-class and batch"
             ))),
         };
     }
@@ -134,6 +134,7 @@ fn open_model(asked: &Asked) -> Result<Model> {
     let device = asked.device.parse::<DeviceChoice>()?.open()?;
     let reference = Reference {
         trained_parts: asked.gates.is_none(),
+        input: asked.input(),
         ..Reference::over(&asked.model, asked.backbone.as_deref())
     };
     let mut model = models::open(reference, &device)?;

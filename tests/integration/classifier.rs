@@ -205,7 +205,7 @@ fn a_folder_per_class_is_measured_by_label_alias_and_file_name() {
     );
     assert_eq!(sharp, tier);
     let rest = stdout(
-        "eval classifier --model m --data data --only B_* --only C_* --resize crop --sure-accuracy 0.5",
+        "eval classifier --model m --data data --only B_* --only C_* --input crop --sure-accuracy 0.5",
         folder,
     );
     assert!(

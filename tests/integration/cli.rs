@@ -710,6 +710,39 @@ fn stills_keep_their_size_and_format() {
     );
 }
 
+/// The line around what the model saw, and the sidecar's grid, show what it was given.
+#[test]
+fn a_picture_of_another_shape_is_cropped_stretched_or_padded() {
+    let bench = Bench::new(1);
+    ffmpeg(
+        "-f lavfi -i color=black:size=320x160 -frames:v 1",
+        &bench.path("wide.png"),
+    );
+    let seen = |options: &str| {
+        let ended = bench.run(&format!(
+            "still wide.png out.png --mode dim --alpha 0 --scores s.jsonl --overwrite --quiet {options}"
+        ));
+        assert_eq!((Some(0), ""), (ended.code, &*ended.stderr), "{options}");
+        let drawn = image::open(bench.path("out.png")).unwrap().to_rgb8();
+        let is_white = |x: u32| drawn.get_pixel(x, 150).0.iter().all(|level| *level > 180);
+        let white: Vec<u32> = (0..320).filter(|&x| is_white(x)).collect();
+        let sidecar = fs::read_to_string(bench.path("s.jsonl")).unwrap();
+        (white, records(&sidecar)[0].grid.unwrap())
+    };
+    let whole = |side| (Vec::new(), (side, side));
+    assert_eq!(seen(""), whole(4), "the model's own rule");
+    assert_eq!(seen("--input stretch"), whole(4));
+    assert_eq!(seen("--input pad --input-size 64"), whole(8));
+    assert_eq!(seen("--input crop"), (vec![78, 79, 240, 241], (4, 4)));
+
+    for (size, error) in [
+        ("30", "error: input size is 30 px, expected a multiple of 8, the model's patch size, from 8 to 512"),
+        ("520", "error: input size is 520 px, expected a multiple of 8, the model's patch size, from 8 to 512"),
+    ] {
+        bench.check_refused(&format!("still wide.png new.png --input-size {size}"), 1, error);
+    }
+}
+
 #[test]
 fn pictures_that_cannot_be_are_refused() {
     let bench = Bench::new(1);

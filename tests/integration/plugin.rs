@@ -340,11 +340,11 @@ fn every_format_and_size_passes_bit_equal_outside_of_the_overlay() {
                     for byte in 0..stride {
                         let at = offset + row * stride + byte;
                         let pixel = byte as i64 / info.comp_pstride(plane.min(1) as u8) as i64;
-                        // Where the model's square lies, and a chroma sample around it.
+                        // Where the model's square lies, and the line around it with its chroma.
                         let x = pixel * i64::from(width) / columns.max(1);
                         let y = row as i64 * i64::from(height) / rows as i64;
                         let inside = |at: i64, first: usize, length: usize| {
-                            (first as i64 - 2..(first + length) as i64 + 2).contains(&at)
+                            (first as i64 - 4..(first + length) as i64 + 4).contains(&at)
                         };
                         let across = inside(x, shown.left, shown.width);
                         let down = inside(y, shown.top, shown.height);
@@ -1089,7 +1089,7 @@ impl ErrorText for gst::Message {
 }
 
 #[test]
-fn another_method_takes_over_while_frames_flow() {
+fn another_method_or_input_takes_over_while_frames_flow() {
     init();
     let element: VitScope = gst::ElementFactory::make("vitscope")
         .property("model", fixture("vit_a").to_str().unwrap())
@@ -1102,27 +1102,31 @@ fn another_method_takes_over_while_frames_flow() {
     let bus = bus_of(&element);
     let caps = caps("RGB", 40, 20);
     let mut harness = harness(&element, &caps);
+    let by_attention = |found: &Found| found.method == "raw-attention";
     let mut number = 0;
-    let mut until = |method: &str, harness: &mut Harness| {
+    let mut until = |wanted: &dyn Fn(&Found) -> bool, harness: &mut Harness| {
         for _ in 0..10_000 {
             harness.push(numbered(number % 50, &caps)).unwrap();
             number += 1;
             while let Some(buffer) = harness.try_pull() {
                 let found = Found::of(&buffer).expect("a frame without an explanation is a hole");
-                if found.method == method {
+                if wanted(&found) {
                     return true;
                 }
             }
         }
         false
     };
-    assert!(until("rollout", &mut harness));
+    assert!(until(&|found| found.method == "rollout", &mut harness));
     element.set_property("method", "raw-attention");
-    assert!(until("raw-attention", &mut harness));
+    assert!(until(&by_attention, &mut harness));
+    element.set_property_from_str("input", "pad");
+    element.set_property("input-size", 64_u32);
+    assert!(until(&|found| found.grid == (8, 8), &mut harness));
     element.set_property("method", "nosuch");
     let message = wait_for(&bus, &[gst::MessageType::Warning]).to_string_of_error();
     assert!(message.contains("nosuch"), "{message}");
-    assert!(until("raw-attention", &mut harness), "what worked goes on");
+    assert!(until(&by_attention, &mut harness), "what worked goes on");
 }
 
 /// A cut keeps all of a patch or nothing, and nothing where anything counts as the same answer.

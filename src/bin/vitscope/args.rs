@@ -8,7 +8,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use vitscope::Error;
 use vitscope::explain::Method;
-use vitscope::models::{self, DeviceChoice};
+use vitscope::frame::placement::Fit;
+use vitscope::models::{self, DeviceChoice, Input};
 use vitscope::overlay::{Colormap, Mode, Overlay};
 
 use crate::bench::BenchArgs;
@@ -109,6 +110,8 @@ pub struct ExplainArgs {
     /// Backbone model, if --model holds only a head (head.safetensors), a LoRA adapter or gates.
     #[arg(long, value_name = "MODEL")]
     pub backbone: Option<String>,
+    #[command(flatten)]
+    pub input: InputArgs,
     /// Explanation methods, comma-separated; several are shown on a grid. `vitscope methods` lists them
     /// [default: diffmask if the model has gates, rollout if it has no classifier, else chefer].
     #[arg(long, value_name = "METHOD,…", value_delimiter = ',', hide_possible_values = true,
@@ -132,6 +135,37 @@ pub struct ExplainArgs {
     /// Number of compute threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
+}
+
+/// What the model sees of a picture.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct InputArgs {
+    /// How a picture of another shape becomes the model's input: crop shows its middle, stretch all of it out of
+    /// proportion, pad all of it between black bars [default: the model's own rule].
+    #[arg(long = "input", alias = "resize", value_name = "HOW",
+        value_parser = named::<Fit, _>(Fit::ALL.map(|fit| PossibleValue::new(fit.name()))))]
+    pub fit: Option<Fit>,
+    /// Edge of the model's square input, a multiple of its patch size; positions are interpolated [default: the model's
+    /// own size].
+    #[arg(long, value_name = "PX", value_parser = one_or_more::<NonZeroUsize>)]
+    pub input_size: Option<NonZeroUsize>,
+}
+
+impl InputArgs {
+    /// What is asked of the model's input.
+    pub fn asked(self) -> Input {
+        Input {
+            fit: self.fit,
+            edge_px: self.input_size.map(NonZeroUsize::get),
+        }
+    }
+
+    /// The options as they are typed.
+    pub fn typed(self) -> String {
+        let fit = self.fit.map(|fit| format!(" --input {fit}"));
+        let size = self.input_size.map(|size| format!(" --input-size {size}"));
+        fit.unwrap_or_default() + &size.unwrap_or_default()
+    }
 }
 
 /// What the explanation looks like.

@@ -353,6 +353,8 @@ fn properties(args: &LiveArgs) -> anyhow::Result<Vec<(&'static str, String)>> {
         ("show-stats", args.stats.to_string()),
     ];
     properties.extend(explain.backbone.clone().map(|model| ("backbone", model)));
+    properties.extend(explain.input.fit.map(|fit| ("input", fit.to_string())));
+    properties.extend((explain.input.input_size).map(|size| ("input-size", size.to_string())));
     let methods: Vec<String> = explain.method.iter().map(ToString::to_string).collect();
     properties.extend((!methods.is_empty()).then(|| ("method", methods.join(","))));
     let target = explain.target.first();

@@ -220,6 +220,7 @@ fn inspect(model: &Model) -> String {
 fn fitted(rule: ResizeRule) -> String {
     match rule {
         ResizeRule::Stretch(_) => "the whole picture, stretched".to_owned(),
+        ResizeRule::Pad(_) => "the whole picture between black bars".to_owned(),
         ResizeRule::ShortestEdge { edge_px, .. } => {
             format!("the middle of the picture, its shorter edge brought to {edge_px} px")
         }

@@ -15,7 +15,10 @@ use crate::args::{DrawArgs, ExplainArgs, Upsample};
 /// Loads the model and tries the methods on one image, so that wrong options fail before anything is written.
 pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
     let device = args.device.open()?;
-    let reference = Reference::over(&args.model, args.backbone.as_deref());
+    let reference = Reference {
+        input: args.input.asked(),
+        ..Reference::over(&args.model, args.backbone.as_deref())
+    };
     let model = models::open(reference, &device)?;
     let default = [model.default_method()];
     let methods = match args.method.as_slice() {

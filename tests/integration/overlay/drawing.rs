@@ -50,6 +50,18 @@ fn overlay(mode: Mode) -> Overlay {
     }
 }
 
+/// Whether the line around what the model saw runs through a pixel; it is 2 px wide on frames as small as these.
+fn is_border(placement: &Placement, (x, y): (usize, usize)) -> bool {
+    let seen = placement.pixels();
+    let distance = |at: usize, start: usize, len: usize| {
+        let before = start.saturating_sub(at);
+        before.max((at + 1).saturating_sub(start + len))
+    };
+    let across = distance(x, seen.left, seen.width);
+    let down = distance(y, seen.top, seen.height);
+    seen.width > 0 && seen.height > 0 && (1..=2).contains(&across.max(down))
+}
+
 /// For each byte of the frame: the pixels that it is a sample of; none for padding and alpha.
 fn pixels_of_bytes(layout: &PixelLayout) -> Vec<Vec<(usize, usize)>> {
     let mut pixels = vec![Vec::new(); layout.min_len()];
@@ -120,7 +132,7 @@ fn samples_that_nothing_is_drawn_on_keep_their_bits() {
             for mode in [Mode::Overlay, Mode::Mask, Mode::Dim, Mode::Original] {
                 let drawn = |(x, y): (usize, usize)| {
                     let Some((row, column)) = placement.patch_at(x, y, GRID) else {
-                        return false;
+                        return mode != Mode::Original && is_border(&placement, (x, y));
                     };
                     let score = SCORES[row * GRID.1 + column];
                     match mode {
@@ -145,6 +157,31 @@ fn samples_that_nothing_is_drawn_on_keep_their_bits() {
                             "{format:?} {size:?} {rule:?} {mode}: byte {byte}"
                         );
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_line_runs_around_what_the_model_saw() {
+    for format in ALL_FORMATS {
+        for (rule, frame_size) in [(rules()[1], size(320, 180)), (rules()[1], size(180, 320))] {
+            let placement = Placement::new(&rule, frame_size).unwrap();
+            for mode in [Mode::Overlay, Mode::Mask, Mode::Dim] {
+                let black = frame_from_rgb(padded(format, frame_size), |_, _| [0; 3]);
+                let keeping_all = heat(&placement, &[1.0; 6]);
+                let mut overlay = overlay(mode);
+                overlay.alpha = 0.0;
+                let drawn = overlay.draw(black, Some(&keeping_all), "").unwrap();
+                let image = image_from_frame(&drawn).unwrap();
+                for (x, y, pixel) in image.enumerate_pixels() {
+                    let expected = match is_border(&placement, (x as usize, y as usize)) {
+                        true => 204,
+                        false => 0,
+                    };
+                    let close = pixel.0.iter().all(|value| value.abs_diff(expected) <= 3);
+                    assert!(close, "{format:?} {frame_size:?} {mode}: {pixel:?} at {x}, {y}");
                 }
             }
         }

@@ -13,6 +13,7 @@ fn sizes(limit_px: usize) -> impl Strategy<Value = FrameSize> {
 fn rules(limit_px: usize) -> impl Strategy<Value = ResizeRule> {
     prop_oneof![
         sizes(limit_px).prop_map(ResizeRule::Stretch),
+        sizes(limit_px).prop_map(ResizeRule::Pad),
         (1..=limit_px, sizes(limit_px))
             .prop_map(|(edge_px, crop)| ResizeRule::ShortestEdge { edge_px, crop }),
         (sizes(limit_px), sizes(limit_px))
@@ -32,6 +33,11 @@ fn resized_and_start(rule: &ResizeRule, frame: FrameSize) -> [(i64, i64); 2] {
         ResizeRule::StretchThenCrop { resize, .. } => resize,
         ResizeRule::ShortestEdge { edge_px: e, .. } if w <= h => size(e, e * h / w),
         ResizeRule::ShortestEdge { edge_px: e, .. } => size(e * w / h, e),
+        ResizeRule::Pad(to) => {
+            let scale = (to.width_px as f64 / w as f64).min(to.height_px as f64 / h as f64);
+            let scaled = |edge: usize| ((edge as f64 * scale).round() as usize).max(1);
+            size(scaled(w), scaled(h))
+        }
     };
     [
         (resized.width_px as i64, image.width_px as i64),

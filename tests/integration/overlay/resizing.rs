@@ -84,6 +84,11 @@ fn a_crop_larger_than_the_picture_is_filled_up_as_transformers_does() {
 }
 
 #[test]
+fn padding_matches_pil() {
+    check_against_pil("pad-36x29", ResizeRule::Pad(size(36, 29)), 1);
+}
+
+#[test]
 fn stretching_then_cropping_matches_transformers() {
     let rule = ResizeRule::StretchThenCrop {
         resize: size(33, 31),

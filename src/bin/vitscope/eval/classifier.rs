@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::bail;
-use clap::ValueEnum;
 use glob::Pattern;
 use serde::Serialize;
 use vitscope::data::{self, Dataset};
@@ -14,8 +13,6 @@ use vitscope::eval::class_names::{listed, matched_classes};
 use vitscope::eval::classification::{Count, Prediction, predictions};
 use vitscope::eval::confusions::{Confusion, Confusions};
 use vitscope::files::write_whole;
-use vitscope::frame::FrameSize;
-use vitscope::frame::placement::ResizeRule;
 use vitscope::models::{Model, Preprocessor};
 
 use super::suites::bar;
@@ -44,9 +41,6 @@ pub(super) struct ClassifierArgs {
     /// Skip pictures whose file name matches; repeat the option for more patterns.
     #[arg(long, value_name = "GLOB")]
     except: Vec<Pattern>,
-    /// How to resize pictures to the model's input [default: the model's own rule].
-    #[arg(long, value_enum, value_name = "HOW")]
-    resize: Option<Resize>,
     /// Treat answers below this probability, or below this trust if the model knows what is familiar, as not sure [default:
     /// the model's own threshold].
     #[arg(long, value_name = "P", value_parser = probability)]
@@ -63,27 +57,6 @@ pub(super) struct ClassifierArgs {
     /// Draw the most confused pairs of classes.
     #[arg(long, value_name = "FILE.png", value_parser = png)]
     confusions: Option<PathBuf>,
-}
-
-/// How pictures of any shape become as large as the model's input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Resize {
-    /// Keep the aspect ratio and crop the center.
-    Crop,
-    /// Stretch the whole picture.
-    Stretch,
-}
-
-impl Resize {
-    fn rule(self, size: FrameSize) -> ResizeRule {
-        match self {
-            Self::Stretch => ResizeRule::Stretch(size),
-            Self::Crop => ResizeRule::ShortestEdge {
-                edge_px: size.width_px.max(size.height_px),
-                crop: size,
-            },
-        }
-    }
 }
 
 /// What the model says of one class of the data.
@@ -195,10 +168,7 @@ impl From<&Bin> for BinReport {
 }
 
 pub(super) fn run(args: &ClassifierArgs) -> anyhow::Result<Exit> {
-    let mut model = args.asked.open()?;
-    if let Some(resize) = args.resize {
-        model.preprocessor.rule = resize.rule(model.preprocessor.image_size());
-    }
+    let model = args.asked.open()?;
     let Preprocessor {
         rule, resampling, ..
     } = model.preprocessor;
@@ -376,9 +346,6 @@ impl ClassifierArgs {
             for pattern in patterns {
                 typed += &format!(" --{name} '{pattern}'");
             }
-        }
-        if let Some(resize) = self.resize.and_then(|resize| resize.to_possible_value()) {
-            typed += &format!(" --resize {}", resize.get_name());
         }
         if let Some(threshold) = self.not_sure_below {
             typed += &format!(" --not-sure-below {threshold}");

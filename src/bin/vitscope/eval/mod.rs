@@ -33,7 +33,7 @@ use vitscope::overlay::Range;
 pub use self::classifier::sure_line;
 use self::suites::SuiteArgs;
 pub use self::suites::bar;
-use crate::args::{one_or_more, png, report_path};
+use crate::args::{InputArgs, one_or_more, png, report_path};
 use crate::exit::Exit;
 use crate::setup;
 use crate::train::print_left_out;
@@ -106,6 +106,8 @@ struct AskedArgs {
     /// Backbone model, if --model holds only a head, an adapter or gates.
     #[arg(long, value_name = "MODEL")]
     backbone: Option<String>,
+    #[command(flatten)]
+    input: InputArgs,
     /// Batch size.
     #[arg(long, value_name = "N", default_value = "32", value_parser = one_or_more::<NonZeroUsize>)]
     batch: NonZeroUsize,
@@ -113,14 +115,18 @@ struct AskedArgs {
 
 impl AskedArgs {
     fn reference(&self) -> Reference<'_> {
-        Reference::over(&self.model, self.backbone.as_deref())
+        Reference {
+            input: self.input.asked(),
+            ..Reference::over(&self.model, self.backbone.as_deref())
+        }
     }
 
     /// The options as they are typed; the batch makes no difference.
     fn typed(&self) -> String {
         let backbone = self.backbone.as_ref();
         let backbone = backbone.map(|backbone| format!(" --backbone {backbone}"));
-        format!(" --model {}{}", self.model, backbone.unwrap_or_default())
+        let input = self.input.typed();
+        format!(" --model {}{}{input}", self.model, backbone.unwrap_or_default())
     }
 
     fn open(&self) -> anyhow::Result<Model> {

@@ -187,8 +187,9 @@ impl ComparedArgs {
             return Ok(Journal::default());
         };
         let identity = format!(
-            "{what} of {} on {data:?}, seed {}, version {}",
+            "{what} of {}{} on {data:?}, seed {}, version {}",
             model.weights_sha256,
+            self.asked.input.typed(),
             self.seed,
             env!("CARGO_PKG_VERSION")
         );
