@@ -472,3 +472,89 @@ pub(super) fn begins_with(path: &Path, magic: &[u8; 4]) -> bool {
         .and_then(|mut file| file.read_exact(&mut head))
         .is_ok_and(|()| &head == magic)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::OnceLock;
+
+    use proptest::prelude::*;
+
+    use super::super::{elements, mp4};
+    use super::*;
+
+    /// A second of picture and sound in each container whose tables are read before GStreamer sees it.
+    fn small_files() -> &'static [Vec<u8>] {
+        static FILES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+        FILES.get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let made = [
+                ("a.mp4", "-c:a aac"),
+                ("b.mp4", "-c:a aac -movflags frag_keyframe+empty_moov"),
+                ("c.mov", "-c:a pcm_s16le"),
+                ("d.mkv", "-c:a libopus"),
+                ("e.ts", "-c:a dca -strict -2"),
+                ("f.m2ts", "-c:a dca -strict -2"),
+                ("g.avi", "-c:a mp2"),
+            ];
+            let read = made.map(|(name, sound)| {
+                let path = folder.path().join(name);
+                let input = "-f lavfi -i testsrc2=size=32x32:rate=25:duration=1 \
+                             -f lavfi -i sine=duration=1:sample_rate=48000";
+                let made = Command::new("ffmpeg")
+                    .args(["-v", "error", "-nostdin"])
+                    .args(input.split_whitespace())
+                    .args(["-c:v", "libx264", "-pix_fmt", "yuv420p"])
+                    .args(sound.split_whitespace())
+                    .arg(&path)
+                    .status();
+                assert!(made.unwrap().success(), "{name}");
+                std::fs::read(path).unwrap()
+            });
+            read.to_vec()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// What is read of a file before GStreamer is asked ends in an answer too, whatever is in the file.
+        #[test]
+        fn damaged_files_are_read_or_left_alone(
+            file_idx in 0_usize..7,
+            cut in 0.0..1.2_f64,
+            flips in prop::collection::vec((0.0..1.0_f64, any::<u8>()), 0..12),
+            start_secs in 0.0..2.0_f64,
+        ) {
+            gst::init().unwrap();
+            let mut bytes = small_files()[file_idx].clone();
+            for (place, value) in flips {
+                let at = (place * bytes.len() as f64) as usize;
+                bytes[at] = value;
+            }
+            bytes.truncate((cut * bytes.len() as f64) as usize);
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), &bytes).unwrap();
+            mp4::is_cut_off(file.path());
+            matroska::beside(file.path());
+            matroska::direction(file.path());
+            let timeline = Timeline::new(file.path(), (Duration::from_secs_f64(start_secs), None));
+            timeline.claimed();
+            timeline.begins_late();
+            timeline.seek();
+            let filesrc = elements::make("filesrc").unwrap();
+            filesrc.set_property("location", file.path());
+            timeline.prepare(&filesrc);
+            // Whoever reads it gets as many bytes as there are.
+            let pad = filesrc.static_pad("src").unwrap();
+            filesrc.set_state(gst::State::Ready).unwrap();
+            pad.activate_mode(gst::PadMode::Pull, true).unwrap();
+            let mut n_read = 0;
+            while let Ok(buffer) = pad.range(n_read as u64, 1000) {
+                n_read += buffer.size();
+            }
+            filesrc.set_state(gst::State::Null).unwrap();
+            prop_assert_eq!(n_read, bytes.len());
+        }
+    }
+}
