@@ -35,6 +35,9 @@ use crate::error::{Error, Result};
 pub struct Record {
     /// Position of the frame in the output, from 0.
     pub seq: u64,
+    /// The file that the frame is, of several pictures; left out for videos.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
     /// Presentation time in nanoseconds.
     pub pts: u64,
     /// How long the frame is shown, in nanoseconds.
@@ -187,6 +190,7 @@ mod tests {
     fn record() -> Record {
         Record {
             seq: 1,
+            file: None,
             pts: 40_000_000,
             duration: None,
             explained: true,

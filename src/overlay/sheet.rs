@@ -58,11 +58,11 @@ impl Sheet {
         }
     }
 
-    /// Shows the sheet the next frame; it decides whether to keep it.
+    /// Shows the sheet the next frame, which has a name or is called by its time; it decides whether to keep it.
     ///
     /// # Errors
     /// [`Error::Shape`] where the frame has no pixels or its planes do not fit its format.
-    pub fn add(&mut self, frame: &Frame, caption: &str) -> Result<()> {
+    pub fn add(&mut self, frame: &Frame, name: Option<&str>, caption: &str) -> Result<()> {
         let frame_idx = self.n_frames;
         self.n_frames += 1;
         if !frame_idx.is_multiple_of(self.every) {
@@ -79,7 +79,8 @@ impl Sheet {
                 return Ok(());
             }
         }
-        let label = format!("{}  {caption}", clock(frame.pts));
+        let name = name.map_or_else(|| clock(frame.pts), str::to_owned);
+        let label = format!("{name}  {caption}");
         self.thumbnails.push(Thumbnail::new(frame, label)?);
         Ok(())
     }
@@ -259,7 +260,7 @@ mod tests {
                 let pixels = Box::new(vec![0; 12]);
                 let pts = Pts(seq * 1_000_000_000);
                 let frame = Frame::new(seq, pts, None, layout.clone(), pixels).unwrap();
-                sheet.add(&frame, "").unwrap();
+                sheet.add(&frame, None, "").unwrap();
             }
             assert_eq!(sheet.n_thumbnails(), expected, "{n_frames} frames");
             for (idx, thumbnail) in sheet.thumbnails.iter().enumerate() {

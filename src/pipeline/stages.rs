@@ -690,6 +690,7 @@ impl Composited {
     pub fn record(&self) -> sidecar::Record {
         let mut record = sidecar::Record {
             seq: self.frame.seq,
+            file: None,
             pts: self.frame.pts.0,
             duration: self
                 .frame

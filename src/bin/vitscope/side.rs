@@ -1,5 +1,7 @@
 //! What is written beside the pictures: sidecar, contact sheet, progress.
 
+use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +21,8 @@ pub struct Side {
     scores: Option<(sidecar::Writer, Option<Output>)>,
     sheet: Option<(Sheet, ImageFormat, Output)>,
     progress: Progress,
+    /// The files that the next frames are, where frames are pictures.
+    files: VecDeque<PathBuf>,
 }
 
 /// The files that `args` asks for, refused if they would be written over `taken` or each other.
@@ -62,6 +66,15 @@ impl Side {
             scores,
             sheet,
             progress: Progress::new(mode, total),
+            files: VecDeque::new(),
+        })
+    }
+
+    /// The same for pictures, which are called by the names of their files.
+    pub fn of_pictures(args: &OutputArgs, files: &[PathBuf]) -> Result<Self> {
+        Ok(Self {
+            files: files.iter().cloned().collect(),
+            ..Self::new(args, None, files.len())?
         })
     }
 
@@ -73,12 +86,18 @@ impl Side {
 
     /// Takes note of a frame.
     pub fn frame(&mut self, frame: &Composited) -> Result<()> {
+        let file = self.files.pop_front();
         if let Some((writer, _)) = &mut self.scores {
-            writer.write(&frame.record())?;
+            writer.write(&sidecar::Record {
+                file: file.as_ref().map(|path| path.display().to_string()),
+                ..frame.record()
+            })?;
         }
         if let Some((sheet, ..)) = &mut self.sheet {
+            let name = file.as_deref().and_then(Path::file_name);
+            let name = name.map(OsStr::to_string_lossy);
             let caption = frame.finding.as_deref().map(|finding| finding.answer());
-            sheet.add(&frame.frame, &caption.unwrap_or_default())?;
+            sheet.add(&frame.frame, name.as_deref(), &caption.unwrap_or_default())?;
         }
         let start = Duration::from_nanos(frame.frame.pts.0);
         let end = start + frame.frame.duration.unwrap_or_default();

@@ -56,7 +56,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
         picture::check_header(input)?;
     }
     let view = setup::view(&args.explain)?;
-    let mut side = Side::new(&args.outputs, None, inputs.len())?;
+    let mut side = Side::of_pictures(&args.outputs, inputs)?;
     let output =
         |path: &PathBuf| Ok::<_, Error>((outputs::picture_format(path)?, Output::new(path)));
     let outputs: VecDeque<(ImageFormat, Output)> =

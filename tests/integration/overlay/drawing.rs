@@ -488,7 +488,7 @@ fn a_sheet_is_saved_whole_or_not_at_all() {
         let frame = frame_from_rgb(padded(PixelFormat::I420, size(64, 36)), |_, _| {
             [200, 30, 30]
         });
-        sheet.add(&frame, "bird 93 %").unwrap();
+        sheet.add(&frame, None, "bird 93 %").unwrap();
     }
     sheet.save(&path, image::ImageFormat::Png).unwrap();
     let image = image::open(&path).unwrap().to_rgb8();
