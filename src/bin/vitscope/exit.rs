@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
+use vitscope::Error;
 use vitscope::live::without_secrets;
 
 /// How a run ended; the numbers are a promise to scripts.
@@ -69,7 +70,14 @@ pub fn init_log(chatty: bool) {
 }
 
 /// The error and its causes in one line, each fact once: some errors quote their cause, others leave it to the chain.
+///
+/// Which stage met a file that is wrong helps nobody.
 fn sentence(error: &anyhow::Error) -> String {
+    if let Some(Error::Stage { source, .. }) = error.downcast_ref()
+        && let Error::Media(_) | Error::Data(_) | Error::Io { .. } = **source
+    {
+        return source.to_string();
+    }
     let mut sentence = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !sentence.contains(&cause) {
@@ -84,15 +92,27 @@ fn sentence(error: &anyhow::Error) -> String {
 mod tests {
     use super::*;
 
+    fn failed(stage: &'static str, source: Error) -> anyhow::Error {
+        let source = Box::new(source);
+        anyhow::Error::from(Error::Stage {
+            name: stage,
+            source,
+        })
+        .context("explaining \"in.mp4\"")
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said_without_the_stage_that_met_it() {
+        let disk_full = Error::Media("disk full: \"out.mp4\"".into());
+        let error = failed("vitscope-encode", disk_full);
+        assert_eq!("disk full: \"out.mp4\"", sentence(&error));
+    }
+
     #[test]
     fn a_cause_is_told_once() {
-        let stage = vitscope::Error::Stage {
-            name: "vitscope-encode",
-            source: Box::new(vitscope::Error::Media("disk full: \"out.mp4\"".into())),
-        };
-        let error = anyhow::Error::from(stage).context("explaining \"in.mp4\"");
+        let error = failed("vitscope-explain", Error::Config("no such class".into()));
         assert_eq!(
-            "explaining \"in.mp4\": stage vitscope-encode failed: disk full: \"out.mp4\"",
+            "explaining \"in.mp4\": stage vitscope-explain failed: no such class",
             sentence(&error)
         );
     }
