@@ -69,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         overlay: Overlay::default(),
         every: NonZeroU64::MIN,
         batch: NonZeroUsize::MIN,
+        is_video: true,
         cancel: &AtomicBool::new(false),
         on_frame: Box::new(|_| Ok(())),
     };

@@ -27,11 +27,10 @@
 //! Shapley value for a class instead, and gates that order by what the class token takes from it: their attribution is
 //! that score, signed, and what is kept is what speaks for the class.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use candle_core::Tensor;
 use serde::Deserialize;
 
+use super::memory::Remembered;
 use super::motion::{Smoothed, Smoother, Smoothing, logit};
 use super::{Detailed, Explainer, Needs, Pass};
 use crate::error::{Error, Result};
@@ -85,16 +84,10 @@ impl Default for DiffMaskOptions {
 /// Mean and standard deviation by which the model's images are normalized, channel by channel.
 pub type Normalization = ([f32; 3], [f32; 3]);
 
-/// What smoothing needs: how images become gray pictures, and what the frames before have left.
-struct Memory {
+/// What smoothing needs: how images become gray pictures, and what smooths a video from its first frame on.
+struct Smooths {
     normalization: Normalization,
-    smoother: Mutex<Smoother>,
-}
-
-impl Memory {
-    fn smoother(&self) -> MutexGuard<'_, Smoother> {
-        self.smoother.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    smoother: Smoother,
 }
 
 /// Explains by trained gates.
@@ -103,7 +96,7 @@ pub struct DiffMask {
     removal: Removal,
     options: DiffMaskOptions,
     /// Where masks are smoothed.
-    memory: Option<Memory>,
+    smooths: Option<Smooths>,
 }
 
 impl DiffMask {
@@ -126,7 +119,7 @@ impl DiffMask {
         Ok(Self {
             gates: gates.freeze()?,
             removal: gates.removal().detach(),
-            memory: memory(normalization, options.smooth)?,
+            smooths: smooths(normalization, options.smooth)?,
             options,
         })
     }
@@ -135,12 +128,17 @@ impl DiffMask {
     ///
     /// # Shapes
     /// - `own` and result: `[batch, patches]`
-    fn shown(&self, pass: &Pass<'_>, own: &Tensor) -> Result<Tensor> {
-        let mask = match &self.memory {
-            Some(memory) => self.smoothed(pass, own, memory)?,
+    fn shown(
+        &self,
+        pass: &Pass<'_>,
+        own: &Tensor,
+        remembered: &mut Remembered<'_>,
+    ) -> Result<Tensor> {
+        let mask = match &self.smooths {
+            Some(smooths) => self.smoothed(pass, own, smooths, remembered)?,
             None => own.clone(),
         };
-        match (self.options.cut, &self.memory) {
+        match (self.options.cut, &self.smooths) {
             (Cut::None, _) | (Cut::Likely, Some(_)) => Ok(mask),
             (Cut::Likely, None) => {
                 let own: Vec<Vec<f32>> = mask.to_vec2()?;
@@ -155,21 +153,29 @@ impl DiffMask {
     ///
     /// # Shapes
     /// - `mask` and result: `[batch, patches]`
-    fn smoothed(&self, pass: &Pass<'_>, mask: &Tensor, memory: &Memory) -> Result<Tensor> {
+    fn smoothed(
+        &self,
+        pass: &Pass<'_>,
+        mask: &Tensor,
+        smooths: &Smooths,
+        remembered: &mut Remembered<'_>,
+    ) -> Result<Tensor> {
         let images = pass.images();
         let (_, _, height_px, width_px) = images.dims4()?;
         let grid = pass.vit().grid(height_px, width_px);
         let own: Vec<Vec<f32>> = mask.to_vec2()?;
-        let mut smoother = memory.smoother();
         let mut shown = Vec::with_capacity(own.len());
         for (idx, likely) in own.iter().enumerate() {
             let image = images.narrow(0, idx, 1)?;
             let logits = self.logits(likely);
+            let memory = remembered.of_image(idx)?;
+            let mut smoother = memory.take().unwrap_or_else(|| smooths.smoother.clone());
             let mut smoothed =
-                smoother.next(&gray(&image, memory.normalization)?, &logits, grid)?;
+                smoother.next(&gray(&image, smooths.normalization)?, &logits, grid)?;
             if !smoothed.anew && !self.is_as_good(pass, idx, &smoothed, likely)? {
                 smoothed = smoother.reset_to(&logits)?;
             }
+            memory.keep(smoother);
             shown.extend(match self.options.cut {
                 Cut::Likely => smoothed
                     .mask
@@ -306,10 +312,16 @@ impl Explainer for DiffMask {
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        self.shown(pass, &self.own(pass)?)
+        let own = self.own(pass)?;
+        Remembered::nothing(own.dim(0)?, |nothing| self.shown(pass, &own, nothing))
     }
 
     fn detailed(&self, pass: &Pass<'_>) -> Result<Detailed> {
+        let n_images = pass.images().dim(0)?;
+        Remembered::nothing(n_images, |nothing| self.follow(pass, nothing))
+    }
+
+    fn follow(&self, pass: &Pass<'_>, remembered: &mut Remembered<'_>) -> Result<Detailed> {
         let own = self.own(pass)?;
         let votes = match &self.gates {
             FrozenGates::Voting(gates) if self.options.votes => {
@@ -319,20 +331,14 @@ impl Explainer for DiffMask {
             _ => None,
         };
         Ok(Detailed {
-            attribution: self.shown(pass, &own)?,
+            attribution: self.shown(pass, &own, remembered)?,
             votes,
-            unsmoothed: self.memory.is_some().then_some(own),
+            unsmoothed: self.smooths.is_some().then_some(own),
         })
-    }
-
-    fn forget(&self) {
-        if let Some(memory) = &self.memory {
-            memory.smoother().forget();
-        }
     }
 }
 
-fn memory(normalization: Option<Normalization>, smooth: f32) -> Result<Option<Memory>> {
+fn smooths(normalization: Option<Normalization>, smooth: f32) -> Result<Option<Smooths>> {
     if smooth == 0.0 {
         return Ok(None);
     }
@@ -350,9 +356,9 @@ fn memory(normalization: Option<Normalization>, smooth: f32) -> Result<Option<Me
             "diffmask: smooth is {smooth}, expected a share from 0 to below 1"
         ))
     })?;
-    Ok(Some(Memory {
+    Ok(Some(Smooths {
         normalization,
-        smoother: Mutex::new(smoother),
+        smoother,
     }))
 }
 

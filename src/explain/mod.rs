@@ -18,6 +18,7 @@ pub mod kernel_shap;
 pub mod legrad;
 pub mod lrp;
 pub mod masked;
+pub mod memory;
 pub mod methods;
 pub mod motion;
 pub mod occlusion;
@@ -34,6 +35,8 @@ pub mod vit_cx;
 
 use candle_core::Tensor;
 
+use memory::Remembered;
+pub use memory::{SharedMemory, StreamMemory, Streams};
 pub use methods::{Method, Parts};
 pub use pass::{Forward, Needs, Pass};
 
@@ -76,9 +79,9 @@ pub struct Detailed {
 
 /// Scores the patches of an image by their importance.
 ///
-/// An explainer does not change the model, and gives the same answer for the same image and target; those of
-/// [`temporal`] for the same images in the same order.
-pub trait Explainer: Send {
+/// An explainer does not change the model, and gives the same answer for the same image and target. What a method for
+/// videos remembers of the frames before is [handed to it](Self::follow).
+pub trait Explainer: Send + Sync {
     /// Name on the command line and in the sidecar: lower case, no spaces.
     fn name(&self) -> &'static str;
 
@@ -97,7 +100,7 @@ pub trait Explainer: Send {
         Needs::default()
     }
 
-    /// Explains a batch by a pass that kept what the method [`needs`](Self::needs).
+    /// Explains a batch by a pass that kept what the method [`needs`](Self::needs), each image alone.
     ///
     /// # Shapes
     /// - result: `[batch, patches]`, raw scores, higher is more important
@@ -118,6 +121,15 @@ pub trait Explainer: Send {
         })
     }
 
+    /// Explains frames of videos, each with what the frames before of its video have left; each alone, where the method
+    /// remembers nothing.
+    ///
+    /// # Errors
+    /// As [`attribution`](Self::attribution).
+    fn follow(&self, pass: &Pass<'_>, _remembered: &mut Remembered<'_>) -> Result<Detailed> {
+        self.detailed(pass)
+    }
+
     /// Tries the method before a run, to find out what would fail on every image; those of many passes try less, and
     /// return nothing.
     ///
@@ -130,9 +142,6 @@ pub trait Explainer: Send {
         self.attribution(pass).map(Some)
     }
 
-    /// Forgets the frames before, where the method has a memory of them: what comes next is another video.
-    fn forget(&self) {}
-
     /// Explains a batch by a pass of its own.
     ///
     /// # Shapes
@@ -141,15 +150,44 @@ pub trait Explainer: Send {
     /// # Errors
     /// Fails where `images` does not fit the model, or the target has no meaning for the method.
     fn explain(&self, vit: &Vit, images: &Tensor, target: Target) -> Result<Explanation> {
-        target.check_for(self.name(), self.explains_classes())?;
-        let forward = Forward::run(vit, images, self.needs(vit))?;
-        forward.check_head_for(self.name(), self.explains_classes())?;
-        let attribution = self.attribution(&forward.toward(target)?)?.detach();
-        Ok(Explanation {
-            attribution,
-            logits: forward.logits(),
+        explain_by(self, vit, images, target, |pass| self.attribution(pass))
+    }
+
+    /// The same for frames of videos, each with what the frames before of its video have left; `streams` remember nothing of
+    /// other methods.
+    ///
+    /// # Errors
+    /// As [`explain`](Self::explain), and [`Error::Shape`] where `streams` are not those of `images`.
+    fn explain_next(
+        &self,
+        vit: &Vit,
+        images: &Tensor,
+        target: Target,
+        streams: &mut Streams<'_>,
+    ) -> Result<Explanation> {
+        let mut remembered = streams.of_map(0, 1);
+        explain_by(self, vit, images, target, |pass| {
+            Ok(self.follow(pass, &mut remembered)?.attribution)
         })
     }
+}
+
+/// Explains by what `attribution` makes of a pass of its own.
+fn explain_by<E: Explainer + ?Sized>(
+    explainer: &E,
+    vit: &Vit,
+    images: &Tensor,
+    target: Target,
+    attribution: impl FnOnce(&Pass<'_>) -> Result<Tensor>,
+) -> Result<Explanation> {
+    let (name, explains_classes) = (explainer.name(), explainer.explains_classes());
+    target.check_for(name, explains_classes)?;
+    let forward = Forward::run(vit, images, explainer.needs(vit))?;
+    forward.check_head_for(name, explains_classes)?;
+    Ok(Explanation {
+        attribution: attribution(&forward.toward(target)?)?.detach(),
+        logits: forward.logits(),
+    })
 }
 
 /// What several explainers found on the same images.
@@ -167,7 +205,8 @@ pub struct Explanations {
     pub class_token: Tensor,
 }
 
-/// Explains a batch by all `explainers` for all `targets`: one forward pass, and one backward pass a target.
+/// Explains a batch by all `explainers` for all `targets`, each image alone: one forward pass, and one backward pass a
+/// target.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`, normalized for `vit`
@@ -180,21 +219,51 @@ pub fn explain_all(
     images: &Tensor,
     targets: &[Target],
 ) -> Result<Explanations> {
-    let explain = |explainer: &dyn Explainer, pass: &Pass<'_>| explainer.detailed(pass);
-    let (answers, logits, class_token) = each(explainers, vit, images, targets, explain)?;
-    let mut explanations = Explanations {
-        attributions: Vec::new(),
-        votes: Vec::new(),
-        unsmoothed: Vec::new(),
-        logits,
-        class_token,
+    let explain = |explainer: &dyn Explainer, pass: &Pass<'_>, _| explainer.detailed(pass);
+    each(explainers, vit, images, targets, explain).map(Explanations::from)
+}
+
+/// The same for frames of videos, each with what the frames before of its video have left.
+///
+/// # Shapes
+/// - `images`: `[batch, 3, height, width]`, normalized for `vit`
+///
+/// # Errors
+/// As [`Explainer::explain`], and [`Error::Shape`] where `streams` are not those of `images`. Some frames may be remembered
+/// then; see [`Streams::attempt`].
+pub fn follow_all(
+    explainers: &[Box<dyn Explainer>],
+    vit: &Vit,
+    images: &Tensor,
+    targets: &[Target],
+    streams: &mut Streams<'_>,
+) -> Result<Explanations> {
+    let n_maps = explainers.len() * targets.len();
+    let follow = |explainer: &dyn Explainer, pass: &Pass<'_>, map_idx| {
+        explainer.follow(pass, &mut streams.of_map(map_idx, n_maps))
     };
-    for answer in answers {
-        explanations.attributions.push(answer.attribution.detach());
-        explanations.votes.push(answer.votes);
-        explanations.unsmoothed.push(answer.unsmoothed);
+    each(explainers, vit, images, targets, follow).map(Explanations::from)
+}
+
+/// What was found for each explainer and target, the logits and the class tokens.
+type Found<T> = (Vec<T>, Option<Tensor>, Tensor);
+
+impl From<Found<Detailed>> for Explanations {
+    fn from((answers, logits, class_token): Found<Detailed>) -> Self {
+        let mut explanations = Explanations {
+            attributions: Vec::new(),
+            votes: Vec::new(),
+            unsmoothed: Vec::new(),
+            logits,
+            class_token,
+        };
+        for answer in answers {
+            explanations.attributions.push(answer.attribution.detach());
+            explanations.votes.push(answer.votes);
+            explanations.unsmoothed.push(answer.unsmoothed);
+        }
+        explanations
     }
-    Ok(explanations)
 }
 
 /// Lets all `explainers` [rehearse](Explainer::rehearse) for all `targets`, in the order of [`Explanations`].
@@ -207,18 +276,18 @@ pub fn rehearse_all(
     images: &Tensor,
     targets: &[Target],
 ) -> Result<Vec<Option<Tensor>>> {
-    let rehearse = |explainer: &dyn Explainer, pass: &Pass<'_>| explainer.rehearse(pass);
+    let rehearse = |explainer: &dyn Explainer, pass: &Pass<'_>, _| explainer.rehearse(pass);
     Ok(each(explainers, vit, images, targets, rehearse)?.0)
 }
 
-/// What `ask` returns for each explainer and target, the logits and the class tokens.
+/// What `ask` returns for each explainer and target, which are counted in the order of [`Explanations`].
 fn each<T>(
     explainers: &[Box<dyn Explainer>],
     vit: &Vit,
     images: &Tensor,
     targets: &[Target],
-    ask: impl Fn(&dyn Explainer, &Pass<'_>) -> Result<T>,
-) -> Result<(Vec<T>, Option<Tensor>, Tensor)> {
+    mut ask: impl FnMut(&dyn Explainer, &Pass<'_>, usize) -> Result<T>,
+) -> Result<Found<T>> {
     for explainer in explainers {
         for target in targets {
             target.check_for(explainer.name(), explainer.explains_classes())?;
@@ -230,10 +299,12 @@ fn each<T>(
         forward.check_head_for(explainer.name(), explainer.explains_classes())?;
     }
     let mut by_explainer: Vec<Vec<T>> = explainers.iter().map(|_| Vec::new()).collect();
-    for &target in targets {
+    for (target_idx, &target) in targets.iter().enumerate() {
         let pass = forward.toward(target)?;
-        for (explainer, answers) in explainers.iter().zip(&mut by_explainer) {
-            answers.push(ask(&**explainer, &pass)?);
+        let explainers = explainers.iter().zip(&mut by_explainer).enumerate();
+        for (explainer_idx, (explainer, answers)) in explainers {
+            let map_idx = explainer_idx * targets.len() + target_idx;
+            answers.push(ask(&**explainer, &pass, map_idx)?);
         }
     }
     let answers = by_explainer.into_iter().flatten().collect();

@@ -8,24 +8,22 @@
 //! which for a picture that stands still is GradMask's own map. The first frame is asked about all masks.
 //! Cost a frame: 1 forward, 1 backward, and an S-th of the masked forwards.
 
-use std::sync::{Mutex, PoisonError};
-
 use candle_core::Tensor;
 
 use super::gradmask::{GradMask, Sums};
 use super::masked::each_image;
-use super::{Explainer, Needs, Pass};
+use super::memory::Remembered;
+use super::{Detailed, Explainer, Needs, Pass};
 use crate::error::Result;
 use crate::vit::Vit;
 
-/// GradMask, spread over the frames of one video.
+/// GradMask, spread over the frames of a video.
 pub struct Spread {
     gradmask: GradMask,
-    memory: Mutex<Option<Memory>>,
 }
 
 /// What the frames before have left.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Memory {
     /// Frames so far.
     n_frames: usize,
@@ -35,10 +33,7 @@ struct Memory {
 impl Spread {
     /// Asks each frame about one mask in `gradmask.spread`.
     pub fn new(gradmask: GradMask) -> Self {
-        Self {
-            gradmask,
-            memory: Mutex::new(None),
-        }
+        Self { gradmask }
     }
 
     /// The next frame's share of the masks, on top of what is remembered.
@@ -93,23 +88,27 @@ impl Explainer for Spread {
     }
 
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
-        let mut all_masks = self.gradmask.masks(pass)?.into_iter();
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        each_image(pass, |image_idx| {
-            let masks = all_masks.next().unwrap_or_default();
-            let n_patches = masks.first().map_or(0, Vec::len);
-            // A video that changes its size begins anew.
-            let old = memory
-                .take()
-                .filter(|old| old.sums.covered.len() == n_patches);
-            let new = self.remember(old, pass, image_idx, masks)?;
-            let map = self.gradmask.map(&new.sums);
-            *memory = Some(new);
-            Ok(map)
-        })
+        self.gradmask.attribution(pass)
     }
 
-    fn forget(&self) {
-        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    fn follow(&self, pass: &Pass<'_>, remembered: &mut Remembered<'_>) -> Result<Detailed> {
+        let mut all_masks = self.gradmask.masks(pass)?.into_iter();
+        let attribution = each_image(pass, |image_idx| {
+            let masks = all_masks.next().unwrap_or_default();
+            let n_patches = masks.first().map_or(0, Vec::len);
+            let memory = remembered.of_image(image_idx)?;
+            // A video that changes its size begins anew.
+            let old = memory.take::<Memory>();
+            let old = old.filter(|old| old.sums.covered.len() == n_patches);
+            let new = self.remember(old, pass, image_idx, masks)?;
+            let map = self.gradmask.map(&new.sums);
+            memory.keep(new);
+            Ok(map)
+        })?;
+        Ok(Detailed {
+            attribution,
+            votes: None,
+            unsmoothed: None,
+        })
     }
 }

@@ -454,8 +454,16 @@ mod tests {
     fn a_padded_image_shows_the_whole_frame_between_bars() {
         // 112 x 63 of 112 rows: 24 black ones above, 25 below.
         let rule = Fit::Pad.rule(size(112, 112));
-        check(rule, size(1280, 720), [0.0, -24.0 * 80.0 / 7.0, 1280.0, 1280.0]);
-        check(rule, size(720, 1280), [-24.0 * 80.0 / 7.0, 0.0, 1280.0, 1280.0]);
+        check(
+            rule,
+            size(1280, 720),
+            [0.0, -24.0 * 80.0 / 7.0, 1280.0, 1280.0],
+        );
+        check(
+            rule,
+            size(720, 1280),
+            [-24.0 * 80.0 / 7.0, 0.0, 1280.0, 1280.0],
+        );
         check(rule, size(500, 500), [0.0, 0.0, 500.0, 500.0]);
         // No frame is so thin that nothing of it is left.
         let placement = Placement::new(&rule, size(4000, 1)).unwrap();

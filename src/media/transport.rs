@@ -97,9 +97,15 @@ impl Dts {
                 candidates = written.map(|(_, _, pid)| pid).collect();
             } else if candidates.contains(&pid) {
                 candidates.retain(|candidate| *candidate != pid);
-                let content = packet.get(payload + 8).map(|len| payload + 9 + usize::from(*len));
+                let content = packet
+                    .get(payload + 8)
+                    .map(|len| payload + 9 + usize::from(*len));
                 let content = content.and_then(|at| packet.get(at..));
-                pids.extend(content.filter(|bytes| bytes.starts_with(&DTS_SYNC)).map(|_| pid));
+                pids.extend(
+                    content
+                        .filter(|bytes| bytes.starts_with(&DTS_SYNC))
+                        .map(|_| pid),
+                );
             }
             if candidates.is_empty() && !pids.is_empty() {
                 break;
@@ -117,7 +123,9 @@ impl Dts {
     fn rename(&self, buffer: &mut gst::Buffer, file: &mut File) {
         let (offset, len) = (buffer.offset(), buffer.size() as u64);
         let packet_len = PACKET_LEN as u64;
-        let n_before = (offset + 1).saturating_sub(self.first + packet_len).div_ceil(self.every);
+        let n_before = (offset + 1)
+            .saturating_sub(self.first + packet_len)
+            .div_ceil(self.every);
         let starts = (0..).map(|idx| self.first + (n_before + idx) * self.every);
         let mut renamed = Vec::new();
         {
@@ -165,7 +173,8 @@ impl Dts {
         let Some(table) = table(packet).filter(|_| pid_at(packet, 1) == self.map_pid) else {
             return false;
         };
-        let written = tracks(packet).filter(|(_, kind, pid)| *kind == WRITTEN && self.pids.contains(pid));
+        let written =
+            tracks(packet).filter(|(_, kind, pid)| *kind == WRITTEN && self.pids.contains(pid));
         let places: Vec<usize> = written.map(|(at, _, _)| at).collect();
         for at in &places {
             if let Some(kind) = packet.get_mut(*at) {
@@ -239,7 +248,11 @@ fn crc32(bytes: &[u8]) -> u32 {
     bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte) << 24, |crc, _| {
             let shifted = crc << 1;
-            if crc >> 31 == 1 { shifted ^ 0x04c1_1db7 } else { shifted }
+            if crc >> 31 == 1 {
+                shifted ^ 0x04c1_1db7
+            } else {
+                shifted
+            }
         })
     })
 }
@@ -296,7 +309,10 @@ mod tests {
             let mut got = Vec::new();
             for (idx, piece) in whole.chunks(piece_len).enumerate() {
                 let mut buffer = gst::Buffer::from_slice(piece.to_vec());
-                buffer.get_mut().unwrap().set_offset((idx * piece_len) as u64);
+                buffer
+                    .get_mut()
+                    .unwrap()
+                    .set_offset((idx * piece_len) as u64);
                 dts.rename(&mut buffer, &mut file);
                 got.extend_from_slice(&buffer.map_readable().unwrap());
             }
@@ -308,6 +324,9 @@ mod tests {
     fn what_holds_no_dts_is_left_alone() {
         assert!(Dts::find(&[]).is_none());
         assert!(Dts::find(&[SYNC; 188 * 4]).is_none());
-        assert!(Dts::find(&list().repeat(4)).is_none(), "no list of programs");
+        assert!(
+            Dts::find(&list().repeat(4)).is_none(),
+            "no list of programs"
+        );
     }
 }

@@ -390,7 +390,9 @@ pub(super) fn in_8_bits(bytes: &[u8], backbone_sha256: &str) -> Result<Vec<u8>> 
 
 /// As transformers names classes that nobody named.
 fn numbered(n_classes: usize) -> Vec<String> {
-    (0..n_classes).map(|class| format!("LABEL_{class}")).collect()
+    (0..n_classes)
+        .map(|class| format!("LABEL_{class}"))
+        .collect()
 }
 
 /// Names of the classes, from the file's metadata; `LABEL_0` and so on where it has none.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 pub use report::{Counts, Report, STAGES};
 
 use crate::error::{Error, Result};
+use crate::explain::StreamMemory;
 use crate::frame::resize::Resizer;
 use crate::frame::{Frame, Pts};
 use crate::media::{Sink, Source};
@@ -63,6 +64,7 @@ pub type OnFrame<'a> = Box<dyn FnMut(&Composited) -> Result<()> + Send + 'a>;
 ///     overlay: Overlay::default(),
 ///     every: NonZeroU64::MIN,
 ///     batch: NonZeroUsize::MIN,
+///     is_video: true,
 ///     cancel: &AtomicBool::new(false),
 ///     on_frame: Box::new(|frame| {
 ///         println!("{}", frame.finding.as_ref().map_or_else(String::new, |found| found.answer()));
@@ -84,6 +86,9 @@ pub struct Pipeline<'a> {
     pub every: NonZeroU64,
     /// Frames that go through the model at once.
     pub batch: NonZeroUsize,
+    /// Whether frames are those of one video, whose methods may remember the frames before; else each is a picture of its
+    /// own.
+    pub is_video: bool,
     /// Once true, the source is stopped and what it has given is finished.
     pub cancel: &'a AtomicBool,
     /// Sees each frame: for the sidecar, the contact sheet and the progress bar.
@@ -105,6 +110,7 @@ impl Pipeline<'_> {
             overlay,
             every,
             batch,
+            is_video,
             cancel,
             on_frame,
         } = self;
@@ -136,7 +142,11 @@ impl Pipeline<'_> {
                 explain,
                 (patchified, to_composite),
                 move |(from, to), busy| {
-                    explain_loop(&view, batch, (from, to), &failed, busy);
+                    let past = stages::Past {
+                        last: None,
+                        memory: is_video.then(StreamMemory::default),
+                    };
+                    explain_loop(&view, past, batch, (from, to), &failed, busy);
                     Ok(())
                 },
             )?;
@@ -318,13 +328,13 @@ fn patchify_loop(
 /// Fills batches of frames whose turn it is, together with the frames between them.
 fn explain_loop(
     view: &View,
+    mut past: stages::Past,
     batch: NonZeroUsize,
     (patchified, to_composite): (&EdgeReceiver<Patchified>, &EdgeSender<Explained>),
     stop: &Stop,
     busy: &mut Busy,
 ) {
     let most_held = batch.get().max(HELD_FRAMES);
-    let mut last = None;
     let mut open = true;
     while open {
         let (mut held, mut n_due) = (Vec::new(), 0);
@@ -336,7 +346,7 @@ fn explain_loop(
             n_due += usize::from(matches!(frame.turn, stages::Turn::Due(_)));
             held.push(frame);
         }
-        for frame in busy.with(|| stages::explain(held, view, &mut last, stop)) {
+        for frame in busy.with(|| stages::explain(held, view, &mut past, stop)) {
             if to_composite.send(frame).is_err() {
                 return;
             }

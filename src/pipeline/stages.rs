@@ -9,7 +9,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-use crate::explain::{Explainer, Explanations, Target, explain_all, rehearse_all};
+use crate::explain::{
+    Explainer, Explanations, StreamMemory, Streams, Target, follow_all, rehearse_all,
+};
 use crate::frame::Frame;
 use crate::frame::placement::Placement;
 use crate::frame::resize::Resizer;
@@ -191,14 +193,22 @@ pub fn patchify(input: Decoded, resizer: &mut Resizer) -> Patchified {
     Patchified { frame, turn }
 }
 
+/// What a stream of frames carries from one batch to the next.
+#[derive(Default)]
+pub struct Past {
+    /// The explanation that stays on screen.
+    pub last: Option<Arc<Finding>>,
+    /// What the methods remember; `None` where each frame is a picture of its own.
+    pub memory: Option<StreamMemory>,
+}
+
 /// Runs model and explainer over all images of `inputs` at once, see [`View::findings`].
 ///
-/// `last` is the explanation that stays on screen, from the call before to the next one. Once `stop` is requested, frames
-/// stay unexplained.
+/// Once `stop` is requested, frames stay unexplained.
 pub fn explain(
     inputs: Vec<Patchified>,
     view: &View,
-    last: &mut Option<Arc<Finding>>,
+    Past { last, memory }: &mut Past,
     stop: &Stop,
 ) -> Vec<Explained> {
     let mut images = Vec::new();
@@ -216,7 +226,18 @@ pub fn explain(
             (frame, turn)
         })
         .collect();
-    let mut findings = view.findings(images, stop).into_iter();
+    let mut of_pictures = Vec::new();
+    let mut streams = match memory {
+        Some(memory) => Streams::one(memory, images.len()),
+        None => {
+            of_pictures.resize_with(images.len(), StreamMemory::default);
+            Streams::several(
+                of_pictures.iter_mut().collect(),
+                (0..images.len()).collect(),
+            )
+        }
+    };
+    let mut findings = view.findings(images, &mut streams, stop).into_iter();
     waiting
         .into_iter()
         .map(|(frame, turn)| {
@@ -303,9 +324,6 @@ impl View {
                 checked_attribution(explainer.name(), &attribution, 1, grid)?;
             }
         }
-        self.explainers
-            .iter()
-            .for_each(|explainer| explainer.forget());
         Ok(())
     }
 
@@ -331,15 +349,20 @@ impl View {
     /// Runs model and explainer over images of frames, each with its frame's number, at once.
     ///
     /// One entry an image; `None` where it cannot be explained, and for all once `stop` is requested. Where the batch fails,
-    /// its images are tried one by one.
-    pub fn findings(&self, images: Vec<(u64, Image)>, stop: &Stop) -> Vec<Option<Arc<Finding>>> {
+    /// its images are tried one by one; `streams` are those of the images.
+    pub fn findings(
+        &self,
+        images: Vec<(u64, Image)>,
+        streams: &mut Streams<'_>,
+        stop: &Stop,
+    ) -> Vec<Option<Arc<Finding>>> {
         let (mut pictures, mut seqs, mut placements) = (Vec::new(), Vec::new(), Vec::new());
         for (seq, Image { rgb, placement }) in images {
             pictures.push(rgb);
             seqs.push(seq);
             placements.push(placement);
         }
-        let scores = self.scores(&pictures, &seqs, stop);
+        let scores = self.scores(&pictures, &seqs, streams, stop);
         let of_images = scores.into_iter().zip(seqs.iter().zip(placements));
         of_images
             .map(|(scores, (&seq, placement))| {
@@ -349,26 +372,40 @@ impl View {
     }
 
     /// One entry an image; `None` where it cannot be explained.
-    fn scores(&self, images: &[Vec<u8>], seqs: &[u64], stop: &Stop) -> Vec<Option<Scores>> {
+    fn scores(
+        &self,
+        images: &[Vec<u8>],
+        seqs: &[u64],
+        streams: &mut Streams<'_>,
+        stop: &Stop,
+    ) -> Vec<Option<Scores>> {
         if images.is_empty() {
             return Vec::new();
         }
-        match self.try_scores(images, stop) {
+        match streams.attempt(|streams| self.try_scores(images, streams, stop)) {
             Ok(scores) => scores.into_iter().map(Some).collect(),
             Err(_) if stop.is_requested() => images.iter().map(|_| None).collect(),
             Err(error) if images.len() == 1 => {
                 warn_unexplained(seqs.first().copied().unwrap_or_default(), &error);
                 vec![None]
             }
-            Err(_) => images
-                .chunks(1)
-                .zip(seqs.chunks(1))
-                .flat_map(|(image, seq)| self.scores(image, seq, stop))
+            Err(_) => (images.chunks(1).zip(seqs.chunks(1)).enumerate())
+                .flat_map(
+                    |(image_idx, (image, seq))| match streams.of_image(image_idx) {
+                        Ok(mut stream) => self.scores(image, seq, &mut stream, stop),
+                        Err(_) => vec![None],
+                    },
+                )
                 .collect(),
         }
     }
 
-    fn try_scores(&self, images: &[Vec<u8>], stop: &Stop) -> Result<Vec<Scores>> {
+    fn try_scores(
+        &self,
+        images: &[Vec<u8>],
+        streams: &mut Streams<'_>,
+        stop: &Stop,
+    ) -> Result<Vec<Scores>> {
         let vit = self.model.vit.under(stop);
         let tensor = self.model.images_from_rgb(images)?; // [batch, 3, height, width]
         let Explanations {
@@ -377,7 +414,7 @@ impl View {
             unsmoothed,
             logits,
             class_token,
-        } = explain_all(&self.explainers, &vit, &tensor, &self.targets)?;
+        } = follow_all(&self.explainers, &vit, &tensor, &self.targets, streams)?;
         let grid = self.grid(&tensor)?;
         let attributions = attributions
             .iter()

@@ -1,8 +1,8 @@
 //! A bounded worker: a view on a thread of its own, for hosts that have threads already, as GStreamer has.
 //!
 //! The thread opens the view first, so that a host need not wait for a model to load. Images that wait are explained
-//! together, whoever sent them: streams that share a worker share its batches. What nobody waits for any more is not
-//! finished.
+//! together, whoever sent them: streams that share a worker share its batches, and each brings its own memory. What
+//! nobody waits for any more is not finished.
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
 
 use super::stages::{Finding, Image, View};
 use crate::error::{Error, Result};
+use crate::explain::{SharedMemory, StreamMemory, Streams};
 use crate::models::Model;
 use crate::vit::Stop;
 
@@ -95,14 +96,17 @@ impl Batch {
 struct Waiting {
     seq: u64,
     image: Image,
+    /// That of its stream.
+    memory: SharedMemory,
     sent: Instant,
 }
 
 impl Waiting {
-    fn new(seq: u64, image: Image) -> Self {
+    fn new(seq: u64, image: Image, memory: &SharedMemory) -> Self {
         Self {
             seq,
             image,
+            memory: Arc::clone(memory),
             sent: Instant::now(),
         }
     }
@@ -165,11 +169,11 @@ impl Ticket {
     /// Puts a newer image into the place of the one that waits; false where the worker has it already.
     pub fn replace(&self, seq: u64, image: Image) -> bool {
         let mut order = lock(&self.order);
-        let waits = matches!(order.image, Handed::Waits(_));
-        if waits {
-            order.image = Handed::Waits(Waiting::new(seq, image));
-        }
-        waits
+        let Handed::Waits(waiting) = &mut order.image else {
+            return false;
+        };
+        *waiting = Waiting::new(seq, image, &waiting.memory);
+        true
     }
 
     /// Since when the worker has the image; `None` while it waits.
@@ -286,15 +290,17 @@ impl Worker {
     }
 
     /// Hands the image of frame `seq` over, waiting while too many wait already; `None` where the worker has ended.
-    pub fn submit(&self, seq: u64, image: Image) -> Option<Ticket> {
-        let (request, ticket) = request(seq, image);
+    ///
+    /// `memory` is that of the image's stream, whose images are explained in the order in which they are handed over.
+    pub fn submit(&self, seq: u64, image: Image, memory: &SharedMemory) -> Option<Ticket> {
+        let (request, ticket) = request(Waiting::new(seq, image, memory));
         self.requests.as_ref()?.send(request).ok()?;
         Some(ticket)
     }
 
     /// The same without waiting: `None` also while too many wait already.
-    pub fn try_submit(&self, seq: u64, image: Image) -> Option<Ticket> {
-        let (request, ticket) = request(seq, image);
+    pub fn try_submit(&self, seq: u64, image: Image, memory: &SharedMemory) -> Option<Ticket> {
+        let (request, ticket) = request(Waiting::new(seq, image, memory));
         match self.requests.as_ref()?.try_send(request) {
             Ok(()) => Some(ticket),
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => None,
@@ -346,10 +352,10 @@ impl Opened {
     }
 }
 
-fn request(seq: u64, image: Image) -> (Request, Ticket) {
+fn request(waiting: Waiting) -> (Request, Ticket) {
     let (answer, answered) = crossbeam_channel::bounded(1);
     let order = Arc::new(Mutex::new(Order {
-        image: Handed::Waits(Waiting::new(seq, image)),
+        image: Handed::Waits(waiting),
         answer: Some(answer),
     }));
     let request = Request::Explain(Arc::clone(&order));
@@ -403,16 +409,22 @@ fn serve(mut view: View, waiting: &Receiver<Request>, most: NonZeroUsize, opened
                 Err(_) => break,
             }
         }
-        let (mut images, mut orders) = (Vec::new(), Vec::new());
+        let (mut images, mut orders, mut memories) = (Vec::new(), Vec::new(), Vec::new());
         let started = Instant::now();
         let batch = Arc::new(Batch::new());
         for request in requests {
             let mut order = lock(&request);
             let taken = Handed::Taken(started, Arc::clone(&batch));
             match std::mem::replace(&mut order.image, taken) {
-                Handed::Waits(Waiting { seq, image, sent }) => {
+                Handed::Waits(Waiting {
+                    seq,
+                    image,
+                    memory,
+                    sent,
+                }) => {
                     batch.awaited.fetch_add(1, Ordering::SeqCst);
                     images.push((seq, image));
+                    memories.push(memory);
                     drop(order);
                     orders.push((sent, request));
                 }
@@ -420,11 +432,7 @@ fn serve(mut view: View, waiting: &Receiver<Request>, most: NonZeroUsize, opened
             }
         }
         batch.abandon_one();
-        let found = catch_unwind(AssertUnwindSafe(|| view.findings(images, &batch.stop)));
-        let mut found = found.unwrap_or_else(|panic| {
-            tracing::error!("frames stay unexplained: {}", told(&*panic));
-            Vec::new()
-        });
+        let mut found = findings(&view, images, &memories, &batch.stop);
         found.resize(orders.len(), None);
         for (finding, (sent, order)) in found.into_iter().zip(orders) {
             let (took, work) = (sent.elapsed(), started.elapsed());
@@ -439,6 +447,36 @@ fn serve(mut view: View, waiting: &Receiver<Request>, most: NonZeroUsize, opened
             }
         }
     }
+}
+
+/// Looks at images, each of the stream whose memory it brings; nothing, where that panics.
+fn findings(
+    view: &View,
+    images: Vec<(u64, Image)>,
+    memories: &[SharedMemory],
+    stop: &Stop,
+) -> Vec<Option<Arc<Finding>>> {
+    let mut streams: Vec<&SharedMemory> = Vec::new();
+    let of_images = memories.iter().map(|memory| {
+        let known = streams.iter().position(|known| Arc::ptr_eq(known, memory));
+        known.unwrap_or_else(|| {
+            streams.push(memory);
+            streams.len() - 1
+        })
+    });
+    let of_images: Vec<usize> = of_images.collect();
+    let mut locked: Vec<MutexGuard<'_, StreamMemory>> = streams
+        .iter()
+        .map(|memory| memory.lock().unwrap_or_else(PoisonError::into_inner))
+        .collect();
+    let look = || {
+        let memories = locked.iter_mut().map(|memory| &mut **memory).collect();
+        view.findings(images, &mut Streams::several(memories, of_images), stop)
+    };
+    catch_unwind(AssertUnwindSafe(look)).unwrap_or_else(|panic| {
+        tracing::error!("frames stay unexplained: {}", told(&*panic));
+        Vec::new()
+    })
 }
 
 /// What `change` makes of a view; nothing where it panics.

@@ -28,6 +28,7 @@ use super::shared::{self, Taught};
 use super::smoothing::{Smoothing, Thumbnail};
 use super::statistics::{Recent, Statistics};
 use crate::error::{Error, Result};
+use crate::explain::SharedMemory;
 use crate::frame::placement::PixelRect;
 use crate::frame::resize::Resizer;
 use crate::frame::{Frame, FrameSize};
@@ -121,6 +122,8 @@ struct Stream {
     work: Recent,
     delay: Option<Delay>,
     smoothing: Smoothing,
+    /// What the methods remember of the scene.
+    memory: SharedMemory,
     scores: Option<Records>,
 }
 
@@ -403,6 +406,7 @@ impl VitScope {
             drop(workers);
             // What it works on would be the answer to another question; frames that are held keep it.
             stream.asked.clear();
+            stream.memory = SharedMemory::default();
             drop(old);
             gst::info!(CAT, imp = self, "swapped the model");
             return current.map(|(_, worker)| worker);
@@ -506,8 +510,8 @@ impl VitScope {
                         self.ask_for_newest(&worker, stream, (frame.seq, image), thumbnail, time);
                         return missed(frame);
                     }
-                    SyncMode::Lossless => worker.submit(frame.seq, image),
-                    SyncMode::Exact => worker.try_submit(frame.seq, image),
+                    SyncMode::Lossless => worker.submit(frame.seq, image, &stream.memory),
+                    SyncMode::Exact => worker.try_submit(frame.seq, image, &stream.memory),
                 };
                 match ticket {
                     Some(ticket) => Turn::Due(Awaited {
@@ -548,7 +552,7 @@ impl VitScope {
         };
         match since {
             Some(Some(since)) if !is_soon_free(since) => lock(&self.stats).skipped += 1,
-            None | Some(Some(_)) => match worker.try_submit(seq, image) {
+            None | Some(Some(_)) => match worker.try_submit(seq, image, &stream.memory) {
                 Some(ticket) => stream.asked.push_back(Question {
                     ticket,
                     seq,
@@ -853,6 +857,7 @@ impl VitScope {
         stream.asked.clear();
         stream.newest = None;
         stream.smoothing.forget();
+        stream.memory = SharedMemory::default();
         self.earliest_ns.store(0, Ordering::SeqCst);
     }
 
@@ -1088,8 +1093,11 @@ impl BaseTransformImpl for VitScope {
             gst::EventView::Eos(_)
             | gst::EventView::Segment(_)
             | gst::EventView::Caps(_)
-            | gst::EventView::Gap(_)
-            | gst::EventView::StreamStart(_) => self.drain(),
+            | gst::EventView::Gap(_) => self.drain(),
+            gst::EventView::StreamStart(_) => {
+                self.drain();
+                lock(&self.stream).memory = SharedMemory::default();
+            }
             gst::EventView::FlushStart(_) => self.give_up(),
             gst::EventView::FlushStop(_) => {
                 self.discard();

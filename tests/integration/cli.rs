@@ -701,6 +701,24 @@ fn stills_keep_their_size_and_format() {
     let files: Vec<&str> = scores.iter().filter_map(|it| it.file.as_deref()).collect();
     assert_eq!(["a.png", "b.jpg"], *files);
 
+    // Pictures have nothing to do with each other, whatever a method remembers on video.
+    let map_of_b = |pictures: &str| {
+        let line = format!("still {pictures} out --scores m.jsonl --overwrite --quiet");
+        let ended = bench.run(&format!("{line} --method gradmask --set gradmask.spread=4"));
+        assert_eq!((Some(0), ""), (ended.code, &*ended.stderr));
+        let text = fs::read_to_string(bench.path("m.jsonl")).unwrap();
+        records(&text)
+            .pop()
+            .unwrap()
+            .maps
+            .unwrap()
+            .remove(0)
+            .attribution
+    };
+    let (alone, after) = (map_of_b("b.jpg"), map_of_b("a.png b.jpg"));
+    let furthest = alone.iter().zip(&after).map(|(a, b)| (a - b).abs());
+    assert!(furthest.fold(0.0, f32::max) < 1e-4, "{alone:?} {after:?}");
+
     let ended = bench.run("still a.png new.png --mode original --quiet");
     assert_eq!((Some(0), ""), (ended.code, &*ended.stderr));
     assert_eq!(
@@ -735,10 +753,20 @@ fn a_picture_of_another_shape_is_cropped_stretched_or_padded() {
     assert_eq!(seen("--input crop"), (vec![78, 79, 240, 241], (4, 4)));
 
     for (size, error) in [
-        ("30", "error: input size is 30 px, expected a multiple of 8, the model's patch size, from 8 to 512"),
-        ("520", "error: input size is 520 px, expected a multiple of 8, the model's patch size, from 8 to 512"),
+        (
+            "30",
+            "error: input size is 30 px, expected a multiple of 8, the model's patch size, from 8 to 512",
+        ),
+        (
+            "520",
+            "error: input size is 520 px, expected a multiple of 8, the model's patch size, from 8 to 512",
+        ),
     ] {
-        bench.check_refused(&format!("still wide.png new.png --input-size {size}"), 1, error);
+        bench.check_refused(
+            &format!("still wide.png new.png --input-size {size}"),
+            1,
+            error,
+        );
     }
 }
 

@@ -10,7 +10,8 @@ use candle_core::{D, DType, Device, Tensor};
 use vitscope::explain::gradmask::GradMask;
 use vitscope::explain::methods::Pace;
 use vitscope::explain::{
-    Explainer, Forward, Method, Needs, Parts, Target, explain_all, gradients, rise,
+    Explainer, Forward, Method, Needs, Parts, StreamMemory, Streams, Target, explain_all,
+    follow_all, gradients, rise,
 };
 use vitscope::gates::Gates;
 use vitscope::interpreter::Interpreter;
@@ -545,11 +546,15 @@ fn masks_spread_over_the_frames_of_a_still_video_give_the_same_map() {
         .explain(&vit, &images, Target::Class(0))
         .unwrap()
         .attribution;
-    let spread = build(Method::GradMask, "spread = 3");
-    let explain = |images: &Tensor| {
-        let found = spread.explain(&vit, images, Target::Class(0)).unwrap();
-        found.attribution
+    let spread = [build(Method::GradMask, "spread = 3")];
+    let targets = [Target::Class(0), Target::Class(1)];
+    let follow = |images: &Tensor, memory: &mut StreamMemory| {
+        let mut streams = Streams::one(memory, images.dim(0).unwrap());
+        let found = follow_all(&spread, &vit, images, &targets, &mut streams).unwrap();
+        found.attributions
     };
+    let mut memory = StreamMemory::default();
+    let mut explain = |images: &Tensor| follow(images, &mut memory).remove(0);
     // The first frame is asked about all masks.
     assert_near(&whole, &explain(&images), 1e-6, "the first frame");
     // Turns of 3 frames: after many, the moving sum swings around the whole sum.
@@ -563,15 +568,30 @@ fn masks_spread_over_the_frames_of_a_still_video_give_the_same_map() {
     assert_near(&whole, &(turn / 3.0).unwrap(), 1e-4, "the mean of a turn");
     // A batch is so many frames, one after the other.
     let other = small_images(2).narrow(0, 1, 1).unwrap();
-    let both = explain(&Tensor::cat(&[&images, &other], 0).unwrap());
-    spread.forget();
-    assert_near(
-        &whole,
-        &explain(&images),
-        1e-6,
-        "the first frame of the next video",
-    );
-    assert_eq!([2, 9], both.dims());
+    let both = Tensor::cat(&[&images, &other], 0).unwrap();
+    assert_eq!([2, 9], explain(&both).dims());
+    let again = follow(&images, &mut StreamMemory::default());
+    assert_near(&whole, &again[0], 1e-6, "the first frame of another video");
+    let alone = spread[0].explain(&vit, &images, targets[0]).unwrap();
+    assert_near(&whole, &alone.attribution, 1e-6, "a picture alone");
+
+    // Each target has sums of its own, and so has each video that shares a batch.
+    let (mut one, mut two) = (StreamMemory::default(), StreamMemory::default());
+    let apart: Vec<Vec<Tensor>> = [&images, &other, &images, &other]
+        .into_iter()
+        .zip([0, 1, 0, 1])
+        .map(|(image, stream)| follow(image, if stream == 0 { &mut one } else { &mut two }))
+        .collect();
+    let (mut one, mut two) = (StreamMemory::default(), StreamMemory::default());
+    let batch = Tensor::cat(&[&images, &other, &images, &other], 0).unwrap();
+    let mut streams = Streams::several(vec![&mut one, &mut two], vec![0, 1, 0, 1]);
+    let together = follow_all(&spread, &vit, &batch, &targets, &mut streams).unwrap();
+    for (target, maps) in together.attributions.iter().enumerate() {
+        for (image_idx, alone) in apart.iter().enumerate() {
+            let map = maps.narrow(0, image_idx, 1).unwrap();
+            assert_near(&alone[target], &map, 1e-5, "two videos in one batch");
+        }
+    }
 }
 
 /// A patch of the toy, and the only one that its logit depends on.

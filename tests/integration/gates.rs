@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor, Var};
 use vitscope::eval::{masked_answers, masks_within_margin};
-use vitscope::explain::{Explainer, Method, Parts, Target, explain_all};
+use vitscope::explain::{Explainer, Method, Parts, StreamMemory, Streams, Target, follow_all};
 use vitscope::gates::{
     ClassStream, EMPTY_ANSWER, GateCard, GateSizes, Gates, Objective, OrderGates, RankingGates,
     RankingSizes, Removal, VotingGates, clean_pass, masked_pass,
@@ -455,7 +455,16 @@ fn smoothed_masks_change_less_and_what_the_gates_said_stays_known() {
     };
     let frames = still_frames(8);
     let explain = |explainer: Box<dyn Explainer>| {
-        let found = explain_all(&[explainer], &vit, &frames, &[Target::Predicted]).unwrap();
+        let mut memory = StreamMemory::default();
+        let mut streams = Streams::one(&mut memory, 8);
+        let found = follow_all(
+            &[explainer],
+            &vit,
+            &frames,
+            &[Target::Predicted],
+            &mut streams,
+        );
+        let found = found.unwrap();
         let shown: Vec<Vec<f32>> = found.attributions[0].to_vec2().unwrap();
         let own = found.unsmoothed[0]
             .as_ref()
@@ -484,16 +493,29 @@ fn smoothed_masks_change_less_and_what_the_gates_said_stays_known() {
         assert!((smoothed - plain).abs() < 2e-3, "{smoothed} {plain}");
     }
     let explainer = build("smooth = 0.8");
-    let one = |at: usize| {
+    let one = |at: usize, memory: &mut StreamMemory| {
         let frame = frames.narrow(0, at, 1).unwrap();
-        let found = explainer.explain(&vit, &frame, Target::Predicted).unwrap();
-        found.attribution.to_vec2::<f32>().unwrap().remove(0)
+        let mut streams = Streams::one(memory, 1);
+        let found = explainer.explain_next(&vit, &frame, Target::Predicted, &mut streams);
+        found
+            .unwrap()
+            .attribution
+            .to_vec2::<f32>()
+            .unwrap()
+            .remove(0)
     };
-    assert_eq!(one(0), smoothed[0]);
-    assert_eq!(one(1), smoothed[1], "one by one, or in a batch");
-    explainer.forget();
-    let again = one(0);
-    assert_eq!(again, smoothed[0], "another video");
+    let mut memory = StreamMemory::default();
+    assert_eq!(one(0, &mut memory), smoothed[0]);
+    let other = one(5, &mut StreamMemory::default());
+    assert_eq!(
+        one(1, &mut memory),
+        smoothed[1],
+        "one by one, or in a batch"
+    );
+    assert_ne!(other, smoothed[5], "another video");
+    let alone = explainer.explain(&vit, &frames, Target::Predicted).unwrap();
+    let alone = alone.attribution.to_vec2::<f32>().unwrap();
+    assert_eq!(alone[5], other, "a picture alone");
 }
 
 #[test]

@@ -254,7 +254,11 @@ fn a_lora_adapter_goes_over_a_backbone() {
     // As peft writes it for other classes than the model's, or for a model that has none.
     let folder = tempfile::tempdir().unwrap();
     let settings = "adapter_config.json";
-    fs::copy(fixture("vit_a_lora").join(settings), folder.path().join(settings)).unwrap();
+    fs::copy(
+        fixture("vit_a_lora").join(settings),
+        folder.path().join(settings),
+    )
+    .unwrap();
     let weights = "adapter_model.safetensors";
     let read = |path: PathBuf| candle_core::safetensors::load(path, &Device::Cpu).unwrap();
     let mut tensors = read(fixture("vit_a_lora").join(weights));
@@ -267,7 +271,11 @@ fn a_lora_adapter_goes_over_a_backbone() {
     let bare = copy_of("vit_a");
     let config = bare.path().join("config.json");
     let text = fs::read_to_string(&config).unwrap();
-    fs::write(&config, text.replace("ViTForImageClassification", "ViTModel")).unwrap();
+    fs::write(
+        &config,
+        text.replace("ViTForImageClassification", "ViTModel"),
+    )
+    .unwrap();
     let expected = published("lora");
     let expected: Vec<Vec<f32>> = expected.iter().map(|row| row[1..4].to_vec()).collect();
     for base in [&base, bare.path()] {
@@ -281,7 +289,11 @@ fn a_lora_adapter_goes_over_a_backbone() {
         fs::copy(fixture("vit_a_lora").join(file), adapted.path().join(file)).unwrap();
     }
     let message = over(folder.path(), adapted.path()).err().unwrap();
-    check_message(&message, "the backbone has an adapter already", folder.path());
+    check_message(
+        &message,
+        "the backbone has an adapter already",
+        folder.path(),
+    );
 }
 
 #[test]
@@ -663,7 +675,11 @@ fn a_folder_with_a_head_only_stands_on_its_backbone() {
     check_message(&message, "takes no backbone", backbone);
     fs::remove_file(top.join("head.safetensors")).unwrap();
     let message = open_over(top, backbone).err().unwrap();
-    check_message(&message, "no head.safetensors, no adapter_model.safetensors, no gates", top);
+    check_message(
+        &message,
+        "no head.safetensors, no adapter_model.safetensors, no gates",
+        top,
+    );
 }
 
 /// Positions follow the grid, so a head may have learned from larger pictures than its backbone did.

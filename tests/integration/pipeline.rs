@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use vitscope::explain::{Explainer, Pass, Target};
+use vitscope::explain::memory::Remembered;
+use vitscope::explain::{Detailed, Explainer, Pass, Target};
 use vitscope::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
 use vitscope::media::memory::{MemorySink, MemorySource};
 use vitscope::media::{Sink, Source};
@@ -79,6 +80,76 @@ impl Explainer for Brightness {
     }
 }
 
+/// Scores every patch by how many frames of its stream it has seen, and fails where one is too bright.
+struct Counting(Brightness);
+
+impl Explainer for Counting {
+    fn name(&self) -> &'static str {
+        "counting"
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        self.0.attribution(pass)
+    }
+
+    fn follow(&self, pass: &Pass<'_>, remembered: &mut Remembered<'_>) -> Result<Detailed> {
+        let (batch, _, height_px, width_px) = pass.images().dims4()?;
+        let (rows, columns) = pass.vit().grid(height_px, width_px);
+        let mut counts = Vec::new();
+        for image_idx in 0..batch {
+            let memory = remembered.of_image(image_idx)?;
+            let n_frames = memory.take::<u32>().unwrap_or(0) + 1;
+            memory.keep(n_frames);
+            counts.push(n_frames as f32);
+        }
+        self.0.attribution(pass)?;
+        let counts = Tensor::from_vec(counts, (batch, 1), pass.images().device())?;
+        Ok(Detailed {
+            attribution: counts.broadcast_as((batch, rows * columns))?.contiguous()?,
+            votes: None,
+            unsmoothed: None,
+        })
+    }
+}
+
+/// A batch that fails is tried again image by image, and what was remembered of it is taken back before.
+#[test]
+fn a_frame_is_remembered_once_even_where_its_batch_fails() {
+    let grays = [10, 20, BAD, 30, 40, 50, 60];
+    let frames: Vec<Frame> = (0..)
+        .zip(grays)
+        .map(|(seq, gray)| frame(seq, gray))
+        .collect();
+    let mut counted = Vec::new();
+    let pipeline = Pipeline {
+        view: view(Counting(Brightness::default())),
+        overlay: Overlay::default(),
+        every: NonZeroU64::MIN,
+        batch: NonZeroUsize::new(4).unwrap(),
+        is_video: true,
+        cancel: &NEVER,
+        on_frame: Box::new(|frame| {
+            let maps = frame.record().maps;
+            counted.push(maps.map(|maps| maps[0].attribution[0]));
+            Ok(())
+        }),
+    };
+    let mut source = MemorySource::new(frames);
+    pipeline
+        .run(&mut source, Box::new(MemorySink::default()))
+        .unwrap();
+    let expected = [
+        Some(1.0),
+        Some(2.0),
+        None,
+        Some(3.0),
+        Some(4.0),
+        Some(5.0),
+        Some(6.0),
+    ];
+    assert_eq!(expected, *counted);
+}
+
 fn view(explainer: impl Explainer + 'static) -> View {
     View {
         model: Arc::new(models::open(fixture("vit_a").to_str().unwrap(), &Device::Cpu).unwrap()),
@@ -120,6 +191,7 @@ impl Setting<'_> {
             },
             every: NonZeroU64::new(self.every).unwrap(),
             batch: NonZeroUsize::new(self.batch).unwrap(),
+            is_video: true,
             cancel: self.cancel,
             on_frame: self.on_frame,
         };
@@ -301,6 +373,7 @@ fn with_threshold(not_sure_below: Option<f32>, caption: fn(&str, f32) -> String)
         overlay: Overlay::default(),
         every: NonZeroU64::MIN,
         batch: NonZeroUsize::MIN,
+        is_video: true,
         cancel: &NEVER,
         on_frame: Box::new(|frame| {
             let finding = frame.finding.as_deref().unwrap();

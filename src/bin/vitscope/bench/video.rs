@@ -87,6 +87,7 @@ fn run(
         overlay: Overlay::default(),
         every: NonZeroU64::MIN,
         batch,
+        is_video: true,
         cancel: &AtomicBool::new(false),
         on_frame: Box::new(|_| Ok(())),
     };

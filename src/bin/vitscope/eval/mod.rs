@@ -126,7 +126,11 @@ impl AskedArgs {
         let backbone = self.backbone.as_ref();
         let backbone = backbone.map(|backbone| format!(" --backbone {backbone}"));
         let input = self.input.typed();
-        format!(" --model {}{}{input}", self.model, backbone.unwrap_or_default())
+        format!(
+            " --model {}{}{input}",
+            self.model,
+            backbone.unwrap_or_default()
+        )
     }
 
     fn open(&self) -> anyhow::Result<Model> {

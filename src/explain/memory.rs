@@ -1,0 +1,221 @@
+//! What methods remember of the frames before. It belongs to a stream of frames, never to the method: streams that are
+//! explained together do not see each other's.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use crate::error::{Error, Result};
+
+/// What one stream's frames have left behind, for each method and target; empty for the first frame.
+///
+/// A new scene or another video begins with a new one.
+#[derive(Clone, Debug, Default)]
+pub struct StreamMemory(Vec<MapMemory>);
+
+/// The memory of a stream whose images wait on another thread.
+pub type SharedMemory = Arc<Mutex<StreamMemory>>;
+
+/// What one method remembers of one stream for one target.
+#[derive(Debug, Default)]
+pub struct MapMemory(Option<Box<dyn State>>);
+
+trait State: Any + Send + fmt::Debug {
+    fn boxed_clone(&self) -> Box<dyn State>;
+}
+
+impl<T: Any + Send + Clone + fmt::Debug> State for T {
+    fn boxed_clone(&self) -> Box<dyn State> {
+        Box::new(self.clone())
+    }
+}
+
+impl Clone for MapMemory {
+    fn clone(&self) -> Self {
+        // Of what is in the box, not of the box itself.
+        Self(self.0.as_ref().map(|state| (**state).boxed_clone()))
+    }
+}
+
+impl MapMemory {
+    /// Takes out what was kept; `None` where nothing was, or something else.
+    pub fn take<T: 'static>(&mut self) -> Option<T> {
+        let state: Box<dyn Any> = self.0.take()?;
+        state.downcast().ok().map(|state| *state)
+    }
+
+    /// Keeps something for the next frame.
+    pub fn keep<T: Any + Send + Clone + fmt::Debug>(&mut self, state: T) {
+        self.0 = Some(Box::new(state));
+    }
+}
+
+/// The streams that the images of a batch are frames of, in the order of each.
+pub struct Streams<'a> {
+    memories: Vec<&'a mut StreamMemory>,
+    /// Which of them each image belongs to.
+    of_images: Vec<usize>,
+}
+
+impl<'a> Streams<'a> {
+    /// Images of one stream.
+    pub fn one(memory: &'a mut StreamMemory, n_images: usize) -> Self {
+        Self::several(vec![memory], vec![0; n_images])
+    }
+
+    /// Images of several; `of_images` says of each image which of `memories` is its own.
+    pub fn several(memories: Vec<&'a mut StreamMemory>, of_images: Vec<usize>) -> Self {
+        Self {
+            memories,
+            of_images,
+        }
+    }
+
+    /// The stream of one image alone.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where there is no such image.
+    pub fn of_image(&mut self, image_idx: usize) -> Result<Streams<'_>> {
+        let Self {
+            memories,
+            of_images,
+        } = self;
+        let memory = of_images
+            .get(image_idx)
+            .and_then(|&idx| memories.get_mut(idx));
+        match memory {
+            Some(memory) => Ok(Streams::one(memory, 1)),
+            None => Err(no_stream(image_idx)),
+        }
+    }
+
+    /// Does `work`; where it fails, all streams remember what they did before.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn attempt<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let before: Vec<StreamMemory> = self
+            .memories
+            .iter()
+            .map(|memory| (**memory).clone())
+            .collect();
+        let outcome = work(self);
+        if outcome.is_err() {
+            for (memory, before) in self.memories.iter_mut().zip(before) {
+                **memory = before;
+            }
+        }
+        outcome
+    }
+
+    /// What the streams remember for the `map_idx`-th of `n_maps` methods and targets.
+    pub(super) fn of_map(&mut self, map_idx: usize, n_maps: usize) -> Remembered<'_> {
+        let memories = self.memories.iter_mut().filter_map(|memory| {
+            // Other methods than before have nothing to remember.
+            if memory.0.len() != n_maps {
+                memory.0 = vec![MapMemory::default(); n_maps];
+            }
+            memory.0.get_mut(map_idx)
+        });
+        Remembered {
+            memories: memories.collect(),
+            of_images: &self.of_images,
+        }
+    }
+}
+
+/// What one method remembers for one target, of each stream of a batch.
+pub struct Remembered<'a> {
+    memories: Vec<&'a mut MapMemory>,
+    of_images: &'a [usize],
+}
+
+impl Remembered<'_> {
+    /// Does `work` for images that are streams of their own, without a frame before.
+    pub(super) fn nothing<T>(n_images: usize, work: impl FnOnce(&mut Remembered<'_>) -> T) -> T {
+        let mut memories = vec![MapMemory::default(); n_images];
+        let of_images: Vec<usize> = (0..n_images).collect();
+        work(&mut Remembered {
+            memories: memories.iter_mut().collect(),
+            of_images: &of_images,
+        })
+    }
+
+    /// What is remembered of the stream that an image of the batch belongs to.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where there is no such image.
+    pub fn of_image(&mut self, image_idx: usize) -> Result<&mut MapMemory> {
+        let stream = self.of_images.get(image_idx);
+        let memory = stream.and_then(|&idx| self.memories.get_mut(idx));
+        memory
+            .map(|memory| &mut **memory)
+            .ok_or_else(|| no_stream(image_idx))
+    }
+}
+
+fn no_stream(image_idx: usize) -> Error {
+    Error::Shape {
+        expected: "a stream for each image of the batch".into(),
+        got: format!("none for image {image_idx}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts the frames of its stream.
+    fn count(remembered: &mut Remembered<'_>, image_idx: usize) -> usize {
+        let memory = remembered.of_image(image_idx).unwrap();
+        let n_frames = memory.take::<usize>().unwrap_or(0) + 1;
+        memory.keep(n_frames);
+        n_frames
+    }
+
+    #[test]
+    fn each_stream_and_map_remembers_its_own() {
+        let (mut one, mut other) = (StreamMemory::default(), StreamMemory::default());
+        let mut streams = Streams::several(vec![&mut one, &mut other], vec![0, 1, 0]);
+        let mut first = streams.of_map(0, 2);
+        let counts: Vec<usize> = (0..3)
+            .map(|image_idx| count(&mut first, image_idx))
+            .collect();
+        assert_eq!(counts, [1, 1, 2]);
+        assert_eq!(count(&mut streams.of_map(1, 2), 0), 1);
+        let mut again = Streams::one(&mut one, 1);
+        assert_eq!(count(&mut again.of_map(0, 2), 0), 3);
+        assert_eq!(
+            count(&mut again.of_map(0, 1), 0),
+            1,
+            "other methods begin anew"
+        );
+        assert!(again.of_map(0, 1).of_image(1).is_err());
+    }
+
+    #[test]
+    fn what_fails_leaves_no_trace() {
+        let mut memory = StreamMemory::default();
+        let mut streams = Streams::one(&mut memory, 1);
+        let attempt = |streams: &mut Streams<'_>, fails: bool| {
+            streams.attempt(|streams| {
+                let n_frames = count(&mut streams.of_map(0, 1), 0);
+                match fails {
+                    true => Err(Error::Data("the image is broken".into())),
+                    false => Ok(n_frames),
+                }
+            })
+        };
+        assert_eq!(attempt(&mut streams, false).unwrap(), 1);
+        assert!(attempt(&mut streams, true).is_err());
+        assert_eq!(attempt(&mut streams, false).unwrap(), 2);
+    }
+
+    #[test]
+    fn something_else_is_not_taken_for_it() {
+        let mut memory = MapMemory::default();
+        memory.keep("text");
+        assert_eq!(memory.clone().take(), Some("text"));
+        assert_eq!(memory.take::<usize>(), None);
+    }
+}
