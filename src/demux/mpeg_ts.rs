@@ -346,7 +346,7 @@ impl Stream {
             (0x11, _) => (Kind::Sound, "AAC in LATM", None),
             (0x81, _) => (Kind::Sound, "AC-3", Some(Framing::Ac3)),
             (0x84 | 0x87, _) => (Kind::Sound, "E-AC-3", Some(Framing::Ac3)),
-            (0x82, _) => (Kind::Sound, "DTS", Some(Framing::Dts)),
+            (0x82 | 0x8a, _) => (Kind::Sound, "DTS", Some(Framing::Dts)),
             (0x80 | 0x83 | 0x85 | 0x86, _) => (Kind::Sound, "other sound", None),
             (6, Some(b"Opus")) => (Kind::Sound, "Opus", Some(Framing::Opus)),
             (6, Some(b"AC-3")) => (Kind::Sound, "AC-3", Some(Framing::Ac3)),

@@ -154,6 +154,9 @@ pub(super) fn attach(
     let lead = if copied { lead } else { priming };
     cut(&end, lead, shared);
     let start = elements::static_pad(&chain[0], "sink")?;
+    if !copied {
+        timeline.keep_back(pad);
+    }
     let early = match timeline.run_in_of(pad, lead) {
         _ if !copied => Early::Known(priming),
         Some(run_in) => Early::Known(run_in),

@@ -361,6 +361,9 @@ impl Wanted {
             _ => {
                 let n_packets = expected.packets.len() as u64;
                 judged.audio_packets_in += n_packets;
+                if !copied {
+                    judged.audio_packets_encoded += written.packets.len() as u64;
+                }
                 if copied {
                     let whole = (self.start, self.end, self.interrupted_at) == (0, i64::MAX, None);
                     let same = !whole || written.bytes_hash == track.bytes_hash;

@@ -268,8 +268,8 @@ impl Plain {
         let flags = buffer.video_flags();
         let is_interlaced = match self.source.interlace_mode() {
             VideoInterlaceMode::Interleaved => true,
-            VideoInterlaceMode::Mixed => flags.contains(VideoBufferFlags::INTERLACED),
-            _ => false,
+            // A stream that begins with progressive pictures is called progressive to its end.
+            _ => flags.contains(VideoBufferFlags::INTERLACED),
         };
         let is_top_first = flags.contains(VideoBufferFlags::TFF)
             || self.source.field_order() == VideoFieldOrder::TopFieldFirst;

@@ -253,6 +253,18 @@ impl Timeline {
         });
     }
 
+    /// Keeps packets from `pad` back that are read only to get to know the file: what encoders keep of them no flush takes
+    /// out, and it would come out as more run-in.
+    pub(super) fn keep_back(&self, pad: &gst::Pad) {
+        let armed = Arc::clone(&self.armed);
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+            match armed.load(Ordering::SeqCst) {
+                true => gst::PadProbeReturn::Remove,
+                false => gst::PadProbeReturn::Drop,
+            }
+        });
+    }
+
     /// The window of the stream behind `pad`; `None` where the demuxer is believed.
     fn window_of(&self, pad: &gst::Pad) -> Option<Window> {
         self.window(self.track_of(pad)?)

@@ -27,6 +27,10 @@ const CHECKSUM_LEN: usize = 4;
 /// A list of programs with one of them.
 const SHORTEST_TABLE: usize = 16;
 
+/// How far into a file its first packet may begin, and how many in a row show that it does.
+const LONGEST_JUNK: usize = 1 << 16;
+const IN_STEP: usize = 5;
+
 /// How much of a file is looked at for tracks.
 const HEAD_LEN: u64 = 4 << 20;
 
@@ -73,10 +77,12 @@ impl Dts {
             let starts = (first..).step_by(every);
             starts.map_while(move |start| head.get(start..start + PACKET_LEN))
         };
-        let layouts = [(PACKET_LEN, 0), (192, 4), (204, 0)];
+        // A recording may begin in the middle of a packet, or with something else.
+        let layouts =
+            (0..LONGEST_JUNK).flat_map(|first| [PACKET_LEN, 192, 204].map(|every| (every, first)));
         let layout = layouts.into_iter().find(|&layout| {
             let mut n_packets = 0;
-            let in_step = packets(layout).take(4).all(|packet| {
+            let in_step = packets(layout).take(IN_STEP).all(|packet| {
                 n_packets += 1;
                 packet.first() == Some(&SYNC)
             });

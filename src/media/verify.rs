@@ -29,6 +29,8 @@ pub struct Verification {
     pub audio_packets_out: u64,
     /// Whether all sound packets are the same; `None` where sound was encoded anew, left out, or is not there.
     pub audio_equal: Option<bool>,
+    /// Packets of sound in the result that were encoded anew.
+    pub audio_packets_encoded: u64,
     /// Furthest that copied sound has moved against the picture.
     pub max_sound_shift_nanos: u64,
     /// From the beginning of the range to the end of the source's last packet in it.
@@ -148,12 +150,17 @@ impl fmt::Display for Verification {
             self.max_pts_error_nanos as f64 / 1e6
         )?;
         match self.audio_equal {
-            Some(true) => write!(
-                f,
-                "{} sound packets equal, {:.3} ms off the picture; ",
-                self.audio_packets_out,
-                self.max_sound_shift_nanos as f64 / 1e6
-            )?,
+            Some(true) => {
+                let n_copied = self.audio_packets_out - self.audio_packets_encoded;
+                let off = self.max_sound_shift_nanos as f64 / 1e6;
+                write!(
+                    f,
+                    "{n_copied} sound packets equal, {off:.3} ms off the picture; "
+                )?;
+                if self.audio_packets_encoded > 0 {
+                    write!(f, "other sound encoded anew; ")?;
+                }
+            }
             Some(false) => write!(
                 f,
                 "sound packets differ ({} in, {} out); ",

@@ -49,13 +49,14 @@ pub(super) struct Adapter {
 }
 
 /// How much of B A is added.
-struct Scale {
+pub(super) struct Scale {
     alpha: f64,
     by_root: bool,
 }
 
 impl Scale {
-    fn from_json(text: &str) -> Result<Self> {
+    /// Reads an `adapter_config.json`.
+    pub(super) fn from_json(text: &str) -> Result<Self> {
         let root = fields::parse(text)?;
         let fields = Fields(&root);
         let kind = fields.required("peft_type")?;
@@ -96,13 +97,14 @@ impl Scale {
 }
 
 impl Adapter {
-    pub(super) fn from_bytes(config: &str, weights: &[u8], device: &Device) -> Result<Self> {
-        let scale = Scale::from_json(config)?;
+    pub(super) fn from_bytes(scale: &Scale, weights: &[u8], device: &Device) -> Result<Self> {
         let (mut a, mut b, mut whole) = (BTreeMap::new(), BTreeMap::new(), HashMap::new());
         // In order, so that of several errors always the same one is told.
         for (name, tensor) in BTreeMap::from_iter(tensors_from_bytes(weights, device)?) {
             let known = name.strip_prefix("base_model.model.").unwrap_or(&name);
             let known = known.replace(".modules_to_save", "");
+            // What was trained of a layer that has matrices beside it: its bias.
+            let known = known.replace(".base_layer.", ".");
             if let Some(stem) = known.strip_suffix(".lora_A.weight") {
                 a.insert(stem.to_owned(), tensor);
             } else if let Some(stem) = known.strip_suffix(".lora_B.weight") {
@@ -111,12 +113,15 @@ impl Adapter {
                 whole.insert(known, tensor);
             }
         }
+        if a.is_empty() && whole.is_empty() {
+            return refuse("the adapter has no tensors".into());
+        }
         let mut changes = HashMap::with_capacity(a.len());
         for (stem, a) in a {
             let Some(b) = b.remove(&stem) else {
                 return refuse(format!("tensor \"{stem}.lora_B.weight\" is missing"));
             };
-            changes.insert(format!("{stem}.weight"), change(&stem, &a, &b, &scale)?);
+            changes.insert(format!("{stem}.weight"), change(&stem, &a, &b, scale)?);
         }
         match b.first_key_value() {
             Some((stem, _)) => refuse(format!("tensor \"{stem}.lora_A.weight\" is missing")),

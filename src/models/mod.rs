@@ -46,7 +46,7 @@ use crate::interpreter::{Interpreter, InterpreterCard};
 use crate::vit::fields::{self, Fields};
 use crate::vit::{Vit, VitConfig, names};
 use crate::{Error, Result};
-use adapter::Adapter;
+use adapter::{Adapter, Scale};
 use folder::{
     ADAPTER, ADAPTER_CONFIG, CONFIG, FAMILIARITY, Files, GATES, HEAD, INTERPRETER, PREPROCESSOR,
     WEIGHTS,
@@ -284,7 +284,8 @@ fn read_weights(files: &Files, device: &Device) -> Result<ModelWeights> {
     if let Some((weights, config_of_adapter)) = &files.adapter {
         backbone.extend([&**weights, &**config_of_adapter]);
         let text = files.text(ADAPTER_CONFIG, config_of_adapter)?;
-        let adapter = Adapter::from_bytes(text, weights, device)
+        let scale = Scale::from_json(text).map_err(|error| files.blame(ADAPTER_CONFIG, error))?;
+        let adapter = Adapter::from_bytes(&scale, weights, device)
             .map_err(|error| files.blame(ADAPTER, error))?;
         let classifier = adapter.classifier().filter(|_| files.head.is_none());
         classifier

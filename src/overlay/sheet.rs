@@ -32,6 +32,9 @@ const BACKGROUND: u8 = 24;
 /// Gray of the labels.
 const INK: u8 = 225;
 
+/// Letters of a name that leave room for a caption.
+const NAME_LETTERS: usize = 18;
+
 /// Collects thumbnails of a video.
 pub struct Sheet {
     max_thumbnails: usize,
@@ -79,7 +82,7 @@ impl Sheet {
                 return Ok(());
             }
         }
-        let name = name.map_or_else(|| clock(frame.pts), str::to_owned);
+        let name = name.map_or_else(|| clock(frame.pts), shortened);
         let label = format!("{name}  {caption}");
         self.thumbnails.push(Thumbnail::new(frame, label)?);
         Ok(())
@@ -196,6 +199,24 @@ fn n_columns(n_thumbnails: usize) -> usize {
         .unwrap_or(about)
 }
 
+/// A name with its middle left out where it is long: files of a series differ at the end.
+fn shortened(name: &str) -> String {
+    let letters: Vec<char> = name.chars().collect();
+    match letters.len().checked_sub(NAME_LETTERS) {
+        None | Some(0) => name.to_owned(),
+        Some(n_left_out) => {
+            let head = NAME_LETTERS / 3;
+            let tail = letters.iter().skip(head + n_left_out + 1);
+            letters
+                .iter()
+                .take(head)
+                .chain(['…'].iter())
+                .chain(tail)
+                .collect()
+        }
+    }
+}
+
 /// A time as people write it: `0:03.25`, from an hour on `1:02:03.25`.
 fn clock(pts: Pts) -> String {
     let hundredths = pts.0 / 10_000_000;
@@ -212,6 +233,14 @@ fn clock(pts: Pts) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_names_keep_their_ends() {
+        assert_eq!(shortened("a.png"), "a.png");
+        assert_eq!(shortened("eighteen-chars.png"), "eighteen-chars.png");
+        assert_eq!(shortened("a_long_holiday_17.png"), "a_long…iday_17.png");
+        assert_eq!(shortened("Straßenbahnhaltestelle.jpg").chars().count(), 18);
+    }
 
     #[test]
     fn times_are_cut_to_hundredths() {

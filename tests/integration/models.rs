@@ -224,7 +224,7 @@ fn a_lora_adapter_beside_the_weights_is_applied() {
     check_message(
         &message,
         "\"use_dora\" is true, which is not supported",
-        &weights,
+        &settings,
     );
     fs::remove_file(&weights).unwrap();
     let message = open(folder.path()).err().unwrap();

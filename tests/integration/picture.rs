@@ -288,6 +288,39 @@ fn interlaced_pictures_become_as_many_whole_ones() {
     }
 }
 
+/// The decoder calls a stream what its first picture is.
+#[test]
+fn fields_after_progressive_pictures_become_whole_pictures_too() {
+    let files = Files::new();
+    let mpeg2 = "-c:v mpeg2video -q:v 2";
+    let scene = "-f lavfi -i testsrc2=size=320x240:rate=50:duration=1";
+    files.make("a.ts", &format!("{scene} -vf fps=25 {mpeg2}"));
+    let fields = "-vf interlace=lowpass=0 -flags +ilme+ildct";
+    files.make("b.ts", &format!("{scene} {fields} {mpeg2}"));
+    let list = files.path("list.txt");
+    std::fs::write(&list, "file a.ts\nfile b.ts\n").unwrap();
+    for name in ["in.ts", "in.mkv"] {
+        let input = files.make(name, &format!("-f concat -i {} -c copy", list.display()));
+        let output = files.path("out.mp4");
+        run(&fine(&input, &output)).unwrap();
+        let whole =
+            format!("-f lavfi -i testsrc2=size=320x240:rate=50:duration=1 -vf fps=25 {H264}");
+        let whole = files.make("whole.mp4", &whole);
+        let second = files.make(
+            "second.mp4",
+            &format!("-ss 1 -i {} {H264}", output.display()),
+        );
+        let (combed, similarity) = (
+            similarity(&whole, &files.path("b.ts")),
+            similarity(&whole, &second),
+        );
+        assert!(
+            similarity > combed + 1.0,
+            "{name}: {similarity} and {combed} dB"
+        );
+    }
+}
+
 #[test]
 fn progressive_pictures_in_interlaced_streams_stay_as_they_are() {
     let files = Files::new();

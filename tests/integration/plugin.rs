@@ -790,7 +790,10 @@ fn a_flush_forgets_the_scene() {
         harness.push(numbered(number, &caps)).unwrap();
     }
     let left = std::iter::from_fn(|| harness.try_pull());
-    assert!(left.count() > 0, "frames have been explained before the flush");
+    assert!(
+        left.count() > 0,
+        "frames have been explained before the flush"
+    );
     harness.push_event(gst::event::FlushStart::new());
     push_after_flush(&mut harness, 7, &caps);
     assert_eq!(next_mask(&mut harness), first);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use vitscope::demux::{self, Kind, Packet};
 use vitscope::frame::Pts;
-use vitscope::media::FileJob;
+use vitscope::media::{AudioMode, FileJob};
 use vitscope::media::verify::{self, Verification};
 
 use super::common::{ffmpeg, run_tool};
@@ -865,15 +865,70 @@ fn dts_of_a_transport_stream_comes_out() {
     for name in ["in.ts", "in.m2ts"] {
         let input = files.make(name, &format!("{FLASH} {BEEP} {H264} -c:a dca -strict -2"));
         let read = packets(&input, Kind::Sound);
-        for extension in ["mp4", "mkv"] {
-            let job = FileJob::new(&input, files.path(&format!("{name}.{extension}")));
+        for extension in ["mp4", "mkv", "ts"] {
+            let job = FileJob::new(&input, files.path(&format!("{name}.out.{extension}")));
             check(&job, "verified: ");
             let moved = beep_after_flash(&job.output) - beep_after_flash(&input);
             assert!(moved.abs() < 0.0015, "{name} {extension}: {moved} s");
         }
-        let copied = packets(&files.path(&format!("{name}.mkv")), Kind::Sound);
         let hashes = |packets: &[Packet]| packets.iter().map(|p| p.hash).collect::<Vec<_>>();
-        assert_eq!(hashes(&copied), hashes(&read), "{name}");
+        for extension in ["mkv", "ts"] {
+            let copied = packets(&files.path(&format!("{name}.out.{extension}")), Kind::Sound);
+            assert_eq!(hashes(&copied), hashes(&read), "{name} {extension}");
+        }
+        // Recordings may begin in the middle of a packet, or with something else.
+        let bytes = std::fs::read(&input).unwrap();
+        for n_junk in [1, 188, 1000] {
+            let late = files.path(&format!("late.{name}"));
+            std::fs::write(&late, [&vec![b'x'; n_junk][..], &bytes].concat()).unwrap();
+            let job = FileJob::new(&late, files.path(&format!("{n_junk}.{name}.mkv")));
+            run(&job).unwrap();
+            let copied = packets(&job.output, Kind::Sound);
+            assert_eq!(
+                hashes(&copied),
+                hashes(&read),
+                "{name} after {n_junk} bytes"
+            );
+        }
+    }
+}
+
+#[test]
+fn packets_that_were_encoded_anew_are_not_called_equal() {
+    let files = Files::new();
+    let sounds = "-map 0 -map 1 -map 1 -c:a:0 dca -strict -2 -c:a:1 ac3";
+    let input = files.make("in.ts", &format!("{FLASH} {BEEP} {H264} {sounds}"));
+    let verification = check(&FileJob::new(&input, files.path("out.mp4")), "verified: ");
+    // 4 s of 1,536 samples each.
+    let said = verification.to_string();
+    assert!(said.contains("125 sound packets equal, 0.000 ms"), "{said}");
+    assert!(said.contains("; other sound encoded anew; "), "{said}");
+}
+
+/// What an encoder was given before a seek stays in it.
+#[test]
+fn encoded_sound_of_a_range_stays_with_its_picture() {
+    let files = Files::new();
+    let pts = |secs: f64| Pts((secs * 1e9) as u64);
+    for (name, sound) in [("in.mkv", "pcm_s16le"), ("in.ts", "mp2"), ("in.mp4", "aac")] {
+        let input = files.make(name, &format!("{FLASH} {BEEP} {H264} -c:a {sound}"));
+        let before = beep_after_flash(&input);
+        for (start, end) in [
+            (Some(1.0), None),
+            (None, Some(3.0)),
+            (Some(0.48), Some(3.5)),
+        ] {
+            let job = FileJob {
+                start: start.map(pts),
+                end: end.map(pts),
+                audio: AudioMode::Encode,
+                overwrite: true,
+                ..FileJob::new(&input, files.path(&format!("{name}.out.mp4")))
+            };
+            check(&job, "verified: ");
+            let moved = beep_after_flash(&job.output) - before;
+            assert!(moved.abs() < 0.0015, "{name} {start:?} {end:?}: {moved} s");
+        }
     }
 }
 

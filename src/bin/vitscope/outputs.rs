@@ -83,6 +83,9 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
         if output.metadata().is_ok_and(|metadata| !metadata.is_file()) {
             bail!("is no regular file, expected a file to write: {output:?}");
         }
+        if outputs[..output_idx].contains(output) {
+            bail!("two results would have this name: {output:?}");
+        }
         let mut others = taken.iter().chain(&outputs[..output_idx]);
         let collides = |other: &&&Path| {
             let (part, other_part) = (part_path(output), part_path(other));
@@ -147,7 +150,7 @@ mod tests {
         let error = check(&[&video, &sidecar], &[], true)
             .unwrap_err()
             .to_string();
-        assert!(error.starts_with("would be written over"), "{error}");
+        assert!(error.starts_with("two results"), "{error}");
     }
 
     #[test]
