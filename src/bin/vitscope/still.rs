@@ -24,7 +24,7 @@ use crate::{interrupt, setup};
 #[derive(Debug, clap::Args)]
 pub struct StillArgs {
     /// PNG or JPEG pictures to explain (transparent parts become white), then the picture to write, or for several pictures
-    /// the folder to write into.
+    /// an existing folder to write into.
     #[arg(value_name = "IN... OUT", num_args = 1.., required = true)]
     paths: Vec<PathBuf>,
     #[command(flatten)]
