@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use vitscope::demux::{self, Kind, Packet};
 use vitscope::frame::Pts;
-use vitscope::media::{AudioMode, FileJob};
 use vitscope::media::verify::{self, Verification};
+use vitscope::media::{AudioMode, FileJob};
 
 use super::common::{ffmpeg, run_tool};
 use super::media::{Files, ffprobe, run, sound_hash};
