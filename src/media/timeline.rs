@@ -253,15 +253,19 @@ impl Timeline {
         });
     }
 
-    /// Keeps packets from `pad` back that are read only to get to know the file: what encoders keep of them no flush takes
-    /// out, and it would come out as more run-in.
+    /// Keeps packets from `pad` back that are read only to get to know the file, up to the flush of the seek: what encoders
+    /// keep of them no flush takes out, and it would come out as more run-in.
     pub(super) fn keep_back(&self, pad: &gst::Pad) {
-        let armed = Arc::clone(&self.armed);
-        pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-            match armed.load(Ordering::SeqCst) {
-                true => gst::PadProbeReturn::Remove,
-                false => gst::PadProbeReturn::Drop,
+        if self.armed.load(Ordering::SeqCst) {
+            return;
+        }
+        let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_FLUSH;
+        pad.add_probe(kinds, |_, info| match info.event() {
+            None => gst::PadProbeReturn::Drop,
+            Some(event) if event.type_() == gst::EventType::FlushStop => {
+                gst::PadProbeReturn::Remove
             }
+            Some(_) => gst::PadProbeReturn::Ok,
         });
     }
 

@@ -811,7 +811,7 @@ fn pictures_that_cannot_be_are_refused() {
     );
     refused(
         "still a.png ./a.png out",
-        "would be written over",
+        "two results would have this name",
         "\"out/a.png\"",
     );
 }
