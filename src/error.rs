@@ -59,3 +59,22 @@ impl Error {
 
 /// `Result` with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The value called `name`, or an error for people who mistyped it.
+pub(crate) fn by_name<T: Copy>(
+    what: &str,
+    name: &str,
+    all: &[T],
+    name_of: fn(T) -> &'static str,
+) -> Result<T> {
+    all.iter()
+        .copied()
+        .find(|&value| name_of(value) == name)
+        .ok_or_else(|| {
+            let known: Vec<&str> = all.iter().map(|&value| name_of(value)).collect();
+            Error::Config(format!(
+                "unknown {what} {name:?}, known are {}",
+                known.join(", ")
+            ))
+        })
+}

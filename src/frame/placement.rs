@@ -11,7 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::FrameSize;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, by_name};
 
 /// Which part of a picture the model sees, whatever its preprocessor says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +60,7 @@ impl FromStr for Fit {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let known = Self::ALL.into_iter().find(|fit| fit.name() == name);
-        known.ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            Error::Config(format!("unknown input rule {name:?}, known are {known}"))
-        })
+        by_name("input rule", name, &Self::ALL, Self::name)
     }
 }
 

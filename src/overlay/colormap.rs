@@ -8,8 +8,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::by_name;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, by_name};
 
 /// Colors from low to high.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -24,7 +24,7 @@ use std::sync::Arc;
 pub use colormap::Colormap;
 pub use still::{frame_from_image, image_from_frame};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, by_name};
 use crate::frame::placement::{PixelRect, Placement};
 use crate::frame::{Frame, FrameSize, PixelFormat, PixelLayout, rows};
 use paint::{Stencil, paint};
@@ -83,25 +83,6 @@ impl FromStr for Mode {
     fn from_str(name: &str) -> Result<Self> {
         by_name("mode", name, &Self::ALL, Self::name)
     }
-}
-
-/// The value called `name`, for people who may have mistyped it.
-fn by_name<T: Copy>(
-    what: &str,
-    name: &str,
-    all: &[T],
-    name_of: fn(T) -> &'static str,
-) -> Result<T> {
-    all.iter()
-        .copied()
-        .find(|&value| name_of(value) == name)
-        .ok_or_else(|| {
-            let known: Vec<&str> = all.iter().map(|&value| name_of(value)).collect();
-            Error::Config(format!(
-                "unknown {what} {name:?}, known are {}",
-                known.join(", ")
-            ))
-        })
 }
 
 /// How scores become heat from 0 to 1. Except for [`Unit`](Self::Unit), scores that are equal up to rounding have none.
