@@ -24,7 +24,8 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
-use super::{Explainer, Needs, Options, Pass};
+use super::memory::Remembered;
+use super::{Detailed, Explainer, Needs, Options, Pass};
 use crate::error::{Error, Result};
 use crate::vit::{Site, Vit};
 
@@ -141,8 +142,8 @@ pub struct GradMask {
     pub coverage: Coverage,
     /// Masks whose intersection over union is above this are one mask that counts as often; 1 keeps all.
     pub merge: f32,
-    /// Frames of a video over which the masks are spread: [`Spread`](super::temporal::Spread) asks each frame
-    /// about its share of them. 1 asks about all.
+    /// Frames of a video over which the masks are spread: each is asked about its share of them, on top of a moving sum. 1
+    /// asks about all.
     pub spread: usize,
 }
 
@@ -308,6 +309,13 @@ impl Explainer for GradMask {
             let masks = all_masks.next().unwrap_or_default();
             Ok(self.map(&self.sums(pass, image_idx, masks)?))
         })
+    }
+
+    fn follow(&self, pass: &Pass<'_>, remembered: &mut Remembered<'_>) -> Result<Detailed> {
+        match self.spread {
+            1 => self.detailed(pass),
+            _ => self.spread_over(pass, remembered).map(Detailed::from),
+        }
     }
 }
 

@@ -23,7 +23,6 @@ use super::rise::Rise;
 use super::rollout::{GradientRollout, Rollout};
 use super::score_cam::ScoreCam;
 use super::tam::TransitionAttention;
-use super::temporal::Spread;
 use super::tis::Tis;
 use super::vit_cx::VitCx;
 use super::{Explainer, Options};
@@ -446,13 +445,7 @@ impl Method {
                 })?;
                 Ok(Box::new(IaVit::new(interpreter, options)))
             }
-            Self::GradMask => {
-                let gradmask: GradMask = self.read(options)?;
-                if gradmask.spread == 1 {
-                    return Ok(Box::new(gradmask));
-                }
-                Ok(Box::new(Spread::new(gradmask)))
-            }
+            Self::GradMask => self.with::<GradMask>(options),
             Self::Chefer => self.with::<Chefer>(options),
             #[cfg(feature = "lrp")]
             Self::CheferLrp => self.with::<super::chefer_lrp::CheferLrp>(options),

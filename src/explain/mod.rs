@@ -29,7 +29,7 @@ pub mod rollout;
 pub mod score_cam;
 pub mod shapley;
 pub mod tam;
-pub mod temporal;
+mod temporal;
 pub mod tis;
 pub mod vit_cx;
 
@@ -77,6 +77,17 @@ pub struct Detailed {
     pub unsmoothed: Option<Tensor>,
 }
 
+impl From<Tensor> for Detailed {
+    /// An attribution with nothing beside it.
+    fn from(attribution: Tensor) -> Self {
+        Self {
+            attribution,
+            votes: None,
+            unsmoothed: None,
+        }
+    }
+}
+
 /// Scores the patches of an image by their importance.
 ///
 /// An explainer does not change the model, and gives the same answer for the same image and target. What a method for
@@ -114,11 +125,7 @@ pub trait Explainer: Send + Sync {
     /// # Errors
     /// As [`attribution`](Self::attribution).
     fn detailed(&self, pass: &Pass<'_>) -> Result<Detailed> {
-        Ok(Detailed {
-            attribution: self.attribution(pass)?,
-            votes: None,
-            unsmoothed: None,
-        })
+        self.attribution(pass).map(Detailed::from)
     }
 
     /// Explains frames of videos, each with what the frames before of its video have left; each alone, where the method
