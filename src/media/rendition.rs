@@ -266,11 +266,9 @@ impl Plain {
     fn first_field(&self, buffer: &gst::BufferRef) -> Option<FirstField> {
         // Those of a plain buffer leave out what only video has.
         let flags = buffer.video_flags();
-        let is_interlaced = match self.source.interlace_mode() {
-            VideoInterlaceMode::Interleaved => true,
-            // A stream that begins with progressive pictures is called progressive to its end.
-            _ => flags.contains(VideoBufferFlags::INTERLACED),
-        };
+        // A stream that begins with progressive pictures is called progressive to its end.
+        let is_interlaced = self.source.interlace_mode() == VideoInterlaceMode::Interleaved
+            || flags.contains(VideoBufferFlags::INTERLACED);
         let is_top_first = flags.contains(VideoBufferFlags::TFF)
             || self.source.field_order() == VideoFieldOrder::TopFieldFirst;
         is_interlaced.then_some(match is_top_first {

@@ -32,7 +32,11 @@ const LONGEST_JUNK: usize = 1 << 16;
 const IN_STEP: usize = 5;
 
 /// How much of a file is looked at for tracks.
-const HEAD_LEN: u64 = 4 << 20;
+const HEAD_LEN: usize = 4 << 20;
+
+/// Bytes from one packet to the next: of 188 alone, behind a time, or before a code that corrects errors.
+const STEPS: [usize; 3] = [PACKET_LEN, 192, LONGEST_STEP];
+const LONGEST_STEP: usize = 204;
 
 /// Where the packets of a file lie, and which of its streams are DTS.
 struct Dts {
@@ -52,10 +56,15 @@ pub(super) fn name_dts(filesrc: &gst::Element) {
         return;
     };
     let mut head = Vec::new();
-    if (&file).take(HEAD_LEN).read_to_end(&mut head).is_err() {
-        return;
-    }
-    let Some(dts) = Dts::find(&head) else {
+    // Other files are not read any further than it takes to tell.
+    let read_to = |len: usize, head: &mut Vec<u8>| {
+        let left = len.saturating_sub(head.len()) as u64;
+        (&file).take(left).read_to_end(head).ok()
+    };
+    let dts = read_to(LONGEST_JUNK + IN_STEP * LONGEST_STEP, &mut head)
+        .and_then(|_| layout(&head))
+        .and_then(|layout| read_to(HEAD_LEN, &mut head).and_then(|_| Dts::find(&head, layout)));
+    let Some(dts) = dts else {
         return;
     };
     let file = Mutex::new(file);
@@ -70,28 +79,40 @@ pub(super) fn name_dts(filesrc: &gst::Element) {
     );
 }
 
+/// Bytes from one packet to the next, and before the first.
+#[derive(Clone, Copy)]
+struct Layout {
+    every: usize,
+    first: usize,
+}
+
+/// Where the packets of a file lie that begins with `head`; `None` where it is no transport stream.
+fn layout(head: &[u8]) -> Option<Layout> {
+    // A recording may begin in the middle of a packet, or with something else.
+    let mut layouts =
+        (0..LONGEST_JUNK).flat_map(|first| STEPS.map(|every| Layout { every, first }));
+    layouts.find(|&layout| {
+        let mut n_packets = 0;
+        let in_step = packets(head, layout).take(IN_STEP).all(|packet| {
+            n_packets += 1;
+            packet.first() == Some(&SYNC)
+        });
+        in_step && n_packets > 1
+    })
+}
+
+fn packets(head: &[u8], Layout { every, first }: Layout) -> impl Iterator<Item = &[u8]> {
+    let starts = (first..).step_by(every);
+    starts.map_while(move |start| head.get(start..start + PACKET_LEN))
+}
+
 impl Dts {
-    /// `None` where `head` is no transport stream, or its first program has no DTS under that number.
-    fn find(head: &[u8]) -> Option<Self> {
-        let packets = |(every, first): (usize, usize)| {
-            let starts = (first..).step_by(every);
-            starts.map_while(move |start| head.get(start..start + PACKET_LEN))
-        };
-        // A recording may begin in the middle of a packet, or with something else.
-        let layouts =
-            (0..LONGEST_JUNK).flat_map(|first| [PACKET_LEN, 192, 204].map(|every| (every, first)));
-        let layout = layouts.into_iter().find(|&layout| {
-            let mut n_packets = 0;
-            let in_step = packets(layout).take(IN_STEP).all(|packet| {
-                n_packets += 1;
-                packet.first() == Some(&SYNC)
-            });
-            in_step && n_packets > 1
-        })?;
+    /// `None` where the first program has no DTS under that number.
+    fn find(head: &[u8], layout: Layout) -> Option<Self> {
         let mut map_pid = None;
         let mut candidates = Vec::new();
         let mut pids = Vec::new();
-        for packet in packets(layout) {
+        for packet in packets(head, layout) {
             let Some(payload) = beginning(packet) else {
                 continue;
             };
@@ -99,7 +120,8 @@ impl Dts {
             if pid == 0 && map_pid.is_none() {
                 map_pid = table(packet).and_then(|table| program_map(packet.get(table)?));
             } else if Some(pid) == map_pid {
-                let written = tracks(packet).filter(|(_, kind, _)| *kind == WRITTEN);
+                let written =
+                    tracks(packet).filter(|(_, kind, pid)| *kind == WRITTEN && !pids.contains(pid));
                 candidates = written.map(|(_, _, pid)| pid).collect();
             } else if candidates.contains(&pid) {
                 candidates.retain(|candidate| *candidate != pid);
@@ -118,8 +140,8 @@ impl Dts {
             }
         }
         (!pids.is_empty()).then_some(Self {
-            every: layout.0 as u64,
-            first: layout.1 as u64,
+            every: layout.every as u64,
+            first: layout.first as u64,
             map_pid: map_pid?,
             pids,
         })
@@ -328,11 +350,9 @@ mod tests {
 
     #[test]
     fn what_holds_no_dts_is_left_alone() {
-        assert!(Dts::find(&[]).is_none());
-        assert!(Dts::find(&[SYNC; 188 * 4]).is_none());
-        assert!(
-            Dts::find(&list().repeat(4)).is_none(),
-            "no list of programs"
-        );
+        let find = |head: &[u8]| layout(head).and_then(|layout| Dts::find(head, layout));
+        assert!(find(&[]).is_none());
+        assert!(find(&[SYNC; 188 * 4]).is_none());
+        assert!(find(&list().repeat(4)).is_none(), "no list of programs");
     }
 }
