@@ -29,9 +29,25 @@ impl ColorTags {
 
     /// Y, U and V code values of an RGB color, not yet rounded.
     pub(crate) fn yuv_from_rgb(self, rgb: [u8; 3]) -> [f64; 3] {
+        self.yuv_from_unit_rgb(rgb.map(|value| f64::from(value) / 255.0))
+    }
+
+    /// The same in 10 bits, of coded R, G and B from 0 to 1.
+    pub(crate) fn deep_yuv_from_unit_rgb(self, rgb: [f64; 3]) -> [f64; 3] {
+        let yuv = self.yuv_from_unit_rgb(rgb);
+        if !self.full_range {
+            return yuv.map(|value| 4.0 * value);
+        }
+        // White is the last code value, and no color the middle one, in either depth.
+        let scale = 1023.0 / 255.0;
+        let [y, u, v] = yuv;
+        let chroma = |value: f64| 512.0 + (value - 128.0) * scale;
+        [y * scale, chroma(u), chroma(v)]
+    }
+
+    fn yuv_from_unit_rgb(self, [r, g, b]: [f64; 3]) -> [f64; 3] {
         let (kr, kb) = self.luma_weights();
         let (offset, luma_span, chroma_span) = self.luma_offset_and_spans();
-        let [r, g, b] = rgb.map(|value| f64::from(value) / 255.0);
         let luma = kr * r + (1.0 - kr - kb) * g + kb * b;
         [
             offset + luma_span * luma,

@@ -7,13 +7,13 @@
 pub(crate) mod color;
 #[cfg(feature = "media")]
 pub(crate) mod deinterlace;
+pub(crate) mod depth;
 pub mod normalize;
 #[cfg(feature = "media")]
 pub(crate) mod opaque;
 pub mod placement;
 pub mod resize;
 pub(crate) mod rows;
-#[cfg(feature = "media")]
 pub(crate) mod tone_map;
 
 use std::any::Any;
@@ -42,11 +42,13 @@ pub struct FrameSize {
     pub height_px: usize,
 }
 
-/// Order and subsampling of a frame's samples; all are 8 bits deep.
+/// Order, subsampling and depth of a frame's samples, which are 8 bits deep where nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PixelFormat {
     /// Planar Y, U, V; chroma halved both ways, rounded up.
     I420,
+    /// As [`I420`](Self::I420), of 10 bits in two bytes, little endian.
+    I420Deep,
     /// Y plane, then interleaved U and V; chroma halved both ways, rounded up.
     Nv12,
     /// Packed, three bytes a pixel.
@@ -88,6 +90,24 @@ pub struct ColorTags {
     pub full_range: bool,
 }
 
+/// How a picture of high dynamic range codes light (ITU-R BT.2100).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hdr {
+    /// The curve.
+    pub transfer: Transfer,
+    /// cd/m² of the brightest light, which only PQ can choose.
+    pub peak_nits: u32,
+}
+
+/// A curve from light to code values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// Perceptual quantizer, SMPTE ST 2084.
+    Pq,
+    /// Hybrid log-gamma, ARIB STD-B67.
+    Hlg,
+}
+
 /// Everything needed to find and read the samples of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PixelLayout {
@@ -95,10 +115,12 @@ pub struct PixelLayout {
     pub format: PixelFormat,
     /// Size in pixels.
     pub size: FrameSize,
-    /// One entry a plane: three for I420, two for NV12, one for packed formats.
+    /// One entry a plane: three for I420 of either depth, two for NV12, one for packed formats.
     pub planes: Vec<Plane>,
     /// Meaning of the samples; ignored for RGB formats.
     pub color: ColorTags,
+    /// How light is coded, where the picture has a high dynamic range.
+    pub hdr: Option<Hdr>,
     /// Width and height of one pixel, as a ratio.
     pub pixel_aspect: (u32, u32),
 }
@@ -118,6 +140,11 @@ impl PixelLayout {
                 plane(w * h, half_w),
                 plane(w * h + half_w * half_h, half_w),
             ],
+            PixelFormat::I420Deep => vec![
+                plane(0, 2 * w),
+                plane(2 * w * h, 2 * half_w),
+                plane(2 * (w * h + half_w * half_h), 2 * half_w),
+            ],
             PixelFormat::Nv12 => vec![plane(0, w), plane(w * h, 2 * half_w)],
             PixelFormat::Rgb | PixelFormat::Bgr => vec![plane(0, 3 * w)],
             PixelFormat::Rgba | PixelFormat::Bgrx => vec![plane(0, 4 * w)],
@@ -130,6 +157,7 @@ impl PixelLayout {
                 matrix: ColorMatrix::Bt709,
                 full_range: false,
             },
+            hdr: None,
             pixel_aspect: (1, 1),
         }
     }
@@ -143,6 +171,8 @@ impl PixelLayout {
         match (self.format, plane_idx) {
             (PixelFormat::I420 | PixelFormat::Nv12, 0) => (h, w),
             (PixelFormat::I420, _) => (h.div_ceil(2), w.div_ceil(2)),
+            (PixelFormat::I420Deep, 0) => (h, 2 * w),
+            (PixelFormat::I420Deep, _) => (h.div_ceil(2), 2 * w.div_ceil(2)),
             (PixelFormat::Nv12, _) => (h.div_ceil(2), 2 * w.div_ceil(2)),
             (PixelFormat::Rgb | PixelFormat::Bgr, _) => (h, 3 * w),
             (PixelFormat::Rgba | PixelFormat::Bgrx, _) => (h, 4 * w),

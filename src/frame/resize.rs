@@ -16,6 +16,7 @@ use fast_image_resize as fir;
 use fir::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fir::pixels::{U8, U8x2, U8x3, U8x4};
 
+use super::depth::Narrower;
 use super::placement::{Placement, ResizeRule};
 use super::{Frame, FrameSize, PixelFormat, rows};
 use crate::error::{Error, Result};
@@ -37,6 +38,7 @@ pub enum Resampling {
 /// Brings frames to the model's size; keeps its scratch memory from frame to frame.
 pub struct Resizer {
     rule: ResizeRule,
+    narrower: Narrower,
     scaler: Scaler,
 }
 
@@ -45,6 +47,7 @@ impl Resizer {
     pub fn new(rule: ResizeRule, resampling: Resampling) -> Self {
         Self {
             rule,
+            narrower: Narrower::default(),
             scaler: Scaler {
                 resampling,
                 inner: fir::Resizer::new(),
@@ -63,6 +66,14 @@ impl Resizer {
     /// [`Error::Shape`] where the frame has no pixels or its planes do not fit its format.
     pub fn rgb_from_frame(&mut self, frame: &Frame) -> Result<(Vec<u8>, Placement)> {
         rows::check(&frame.layout)?;
+        let narrowed;
+        let frame = match frame.layout.format {
+            PixelFormat::I420Deep => {
+                narrowed = self.narrower.narrow(frame)?;
+                &narrowed
+            }
+            _ => frame,
+        };
         let placement = Placement::new(&self.rule, frame.size())?;
         let (horizontal, vertical) = self.rule.axes(frame.size())?;
         let ((left, shown_width), (top, shown_height)) = (horizontal.shown(), vertical.shown());
@@ -150,6 +161,10 @@ impl Scaler {
                 .chunks_exact(4)
                 .flat_map(|pixel| [pixel[2], pixel[1], pixel[0]])
                 .collect()),
+            PixelFormat::I420Deep => Err(Error::Shape {
+                expected: "a picture of 8 bits".into(),
+                got: "10 bits".into(),
+            }),
             PixelFormat::I420 => {
                 let luma = self.plane::<U8>(frame, 0, window, to)?;
                 let u = self.plane::<U8>(frame, 1, window.halved(), to)?;

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// [`Error::Shape`] with the number of planes, or with the stride that is too short.
 pub(crate) fn check(layout: &PixelLayout) -> Result<()> {
     let n_planes = match layout.format {
-        PixelFormat::I420 => 3,
+        PixelFormat::I420 | PixelFormat::I420Deep => 3,
         PixelFormat::Nv12 => 2,
         PixelFormat::Rgb | PixelFormat::Bgr | PixelFormat::Rgba | PixelFormat::Bgrx => 1,
     };

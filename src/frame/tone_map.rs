@@ -8,10 +8,12 @@
 
 use rayon::prelude::*;
 
+use super::{Hdr, Transfer};
+
 /// cd/m² of diffuse white (BT.2408, section 2.2).
 const WHITE_NITS: f64 = 203.0;
 /// cd/m² of the brightest light of HLG, and of PQ whose mastering screen is not known.
-pub(crate) const USUAL_PEAK_NITS: f64 = 1000.0;
+pub(crate) const USUAL_PEAK_NITS: u32 = 1000;
 /// cd/m² of the brightest light that PQ can code.
 const MOST_NITS: f64 = 10_000.0;
 
@@ -21,19 +23,16 @@ const BT709_FROM_BT2020: [[f32; 3]; 3] = [
     [-0.1246, 1.1329, -0.0083],
     [-0.0182, -0.1006, 1.1187],
 ];
+/// BT.709's R, G and B as those of BT.2020 (BT.2087, table 2).
+const BT2020_FROM_BT709: [[f64; 3]; 3] = [
+    [0.6274, 0.3293, 0.0433],
+    [0.0691, 0.9195, 0.0114],
+    [0.0164, 0.0880, 0.8956],
+];
 /// Weights of R, G and B in the luma of BT.2020.
 const BT2020_LUMA: [f32; 3] = [0.2627, 0.6780, 0.0593];
 /// Weights of R, G and B in the luma of BT.709.
 const BT709_LUMA: [f32; 3] = [0.2126, 0.7152, 0.0722];
-
-/// How light is coded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transfer {
-    /// Perceptual quantizer, SMPTE ST 2084.
-    Pq,
-    /// Hybrid log-gamma, ARIB STD-B67.
-    Hlg,
-}
 
 /// One plane of 10-bit samples in 16 bits, little endian.
 pub(crate) struct DeepPlane<'a> {
@@ -57,11 +56,12 @@ pub(crate) struct ToneMap {
 }
 
 impl ToneMap {
-    /// For sources whose brightest light is `peak_nits`, which only PQ can choose.
-    pub(crate) fn new(transfer: Transfer, full_range: bool, peak_nits: f64) -> Self {
+    /// For sources that code light as `hdr` says.
+    pub(crate) fn new(hdr: Hdr, full_range: bool) -> Self {
+        let transfer = hdr.transfer;
         let peak = match transfer {
-            Transfer::Pq => peak_nits.clamp(WHITE_NITS, MOST_NITS),
-            Transfer::Hlg => USUAL_PEAK_NITS,
+            Transfer::Pq => f64::from(hdr.peak_nits).clamp(WHITE_NITS, MOST_NITS),
+            Transfer::Hlg => f64::from(USUAL_PEAK_NITS),
         };
         let light = match transfer {
             Transfer::Pq => Table::new(|code| (nits_from_pq(code) / peak).min(1.0)),
@@ -237,13 +237,53 @@ const PQ_C3: f64 = 2392.0 / 4096.0 * 32.0;
 
 /// The scene's light of an HLG code value (BT.2100, table 5).
 fn scene_from_hlg(code: f64) -> f64 {
-    const A: f64 = 0.178_832_77;
-    const B: f64 = 0.284_668_92;
-    const C: f64 = 0.559_910_73;
     if code <= 0.5 {
         code * code / 3.0
     } else {
-        (((code - C) / A).exp() + B) / 12.0
+        (((code - HLG_C) / HLG_A).exp() + HLG_B) / 12.0
+    }
+}
+
+const HLG_A: f64 = 0.178_832_77;
+const HLG_B: f64 = 0.284_668_92;
+const HLG_C: f64 = 0.559_910_73;
+
+/// HLG code value of the scene's light (BT.2100, table 5).
+fn hlg_from_scene(light: f64) -> f64 {
+    if light <= 1.0 / 12.0 {
+        (3.0 * light).sqrt()
+    } else {
+        HLG_A * (12.0 * light - HLG_B).ln() + HLG_C
+    }
+}
+
+impl Hdr {
+    /// Coded R, G and B, from 0 to 1, of a color of standard dynamic range whose white is as bright as BT.2408 puts it.
+    pub(crate) fn coded(self, rgb: [u8; 3]) -> [f64; 3] {
+        let light = rgb.map(|value| (f64::from(value) / 255.0).powf(2.4)); // BT.1886.
+        let nits = BT2020_FROM_BT709.map(|weights| {
+            let products = weights
+                .iter()
+                .zip(light)
+                .map(|(weight, light)| weight * light);
+            WHITE_NITS * products.sum::<f64>()
+        });
+        match self.transfer {
+            Transfer::Pq => nits.map(pq_from_nits),
+            Transfer::Hlg => {
+                let shown = nits.map(|nits| nits / f64::from(USUAL_PEAK_NITS));
+                let weighted = BT2020_LUMA.iter().zip(shown);
+                let luminance: f64 = weighted
+                    .map(|(&weight, light)| f64::from(weight) * light)
+                    .sum();
+                // The scene's light is the screen's over its luminance to the power of what gamma adds.
+                let factor = match luminance > 0.0 {
+                    true => luminance.powf((1.0 - HLG_GAMMA) / HLG_GAMMA),
+                    false => 0.0,
+                };
+                shown.map(|light| hlg_from_scene(light * factor))
+            }
+        }
     }
 }
 
@@ -282,10 +322,45 @@ mod tests {
         for (nits, pq, hlg) in [(26.0, 0.38, 0.38), (203.0, 0.58, 0.75)] {
             assert!((pq_from_nits(nits) - pq).abs() < 0.005, "{nits}");
             check_close(nits_from_pq(pq_from_nits(nits)), nits);
-            let shown = USUAL_PEAK_NITS * scene_from_hlg(hlg).powf(HLG_GAMMA);
+            let shown = 1000.0 * scene_from_hlg(hlg).powf(HLG_GAMMA);
             assert!((shown / nits - 1.0).abs() < 0.02, "{shown} for {nits}");
         }
         check_close(nits_from_pq(1.0), 10_000.0);
+    }
+
+    #[test]
+    fn colors_of_a_standard_range_are_coded_as_bt2408_puts_them() {
+        for (transfer, white) in [(Transfer::Pq, 0.58), (Transfer::Hlg, 0.75)] {
+            let hdr = Hdr {
+                transfer,
+                peak_nits: USUAL_PEAK_NITS,
+            };
+            for code in hdr.coded([255; 3]) {
+                assert!((code - white).abs() < 0.005, "{transfer:?}: {code}");
+            }
+            assert_eq!(hdr.coded([0; 3]).map(|code| (code * 1e4).round()), [0.0; 3]);
+            // What is darker than the bend comes back through the tone map.
+            let tone_map = ToneMap::new(hdr, false);
+            let tags = crate::frame::ColorTags {
+                matrix: crate::frame::ColorMatrix::Bt2020,
+                full_range: false,
+            };
+            let [y, u, v] = tags.deep_yuv_from_unit_rgb(hdr.coded([120, 60, 30]));
+            let [y, u, v] = [y, u, v].map(|value| (value.round() as u16).to_le_bytes());
+            let (cb, cr) = (LIMITED.chroma(u), LIMITED.chroma(v));
+            let [luma, blue, red] = tone_map.shown(LIMITED.luma(y), cb, cr);
+            let [kr, _, kb] = BT709_LUMA;
+            let (r, b) = (
+                luma + 2.0 * (1.0 - kr) * red,
+                luma + 2.0 * (1.0 - kb) * blue,
+            );
+            for (got, want) in [(r, 120.0), (b, 30.0)] {
+                assert!(
+                    (255.0 * got - want).abs() < 3.0,
+                    "{transfer:?}: {got} for {want}"
+                );
+            }
+        }
     }
 
     #[test]
@@ -302,7 +377,12 @@ mod tests {
     #[test]
     fn gray_stays_gray_and_black_stays_black() {
         for (transfer, gray) in [(Transfer::Pq, 64 + 333), (Transfer::Hlg, 64 + 333)] {
-            let tone_map = ToneMap::new(transfer, false, USUAL_PEAK_NITS);
+            let peak_nits = USUAL_PEAK_NITS;
+            let hdr = Hdr {
+                transfer,
+                peak_nits,
+            };
+            let tone_map = ToneMap::new(hdr, false);
             let plane = |samples: &[u16]| -> Vec<u8> {
                 samples
                     .iter()

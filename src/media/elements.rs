@@ -61,6 +61,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
         "gstreamer1.0-plugins-bad",
         &[
             "h264parse",
+            "h265parse",
             "hlssink2",
             "mpegtsmux",
             "openh264dec",
@@ -68,6 +69,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
             "opusparse",
             "voaacenc",
             "waylandsink",
+            "x265enc",
         ],
     ),
     ("gstreamer1.0-plugins-ugly", &["x264enc"]),

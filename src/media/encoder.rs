@@ -5,9 +5,10 @@ use std::str::FromStr;
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
-use gstreamer_video::{VideoColorMatrix, VideoColorRange, VideoColorimetry};
+use gstreamer_video::{VideoColorMatrix, VideoColorRange, VideoColorimetry, VideoTransferFunction};
 
 use super::container::Container;
+use super::job::HdrMode;
 use super::rendition::Described;
 use super::{elements, pixels};
 use crate::error::{Error, Result};
@@ -31,20 +32,23 @@ pub enum VideoCodec {
     X264,
     /// H.264 by OpenH264 (BSD library), baseline profile.
     OpenH264,
+    /// H.265 by x265 (GPL library), of 10 bits where the picture has them.
+    X265,
     /// VP8 by libvpx.
     Vp8,
-    /// VP9 by libvpx.
+    /// VP9 by libvpx, of 10 bits where the picture has them.
     Vp9,
 }
 
 impl VideoCodec {
-    const ALL: [Self; 4] = [Self::X264, Self::OpenH264, Self::Vp8, Self::Vp9];
+    const ALL: [Self; 5] = [Self::X264, Self::OpenH264, Self::X265, Self::Vp8, Self::Vp9];
 
     /// Name of the element.
     pub fn element(self) -> &'static str {
         match self {
             Self::X264 => "x264enc",
             Self::OpenH264 => "openh264enc",
+            Self::X265 => "x265enc",
             Self::Vp8 => "vp8enc",
             Self::Vp9 => "vp9enc",
         }
@@ -53,21 +57,48 @@ impl VideoCodec {
     /// What may be in `container`, best first.
     fn of(container: Container) -> &'static [Self] {
         match container {
-            Container::Mp4 | Container::Mov | Container::MpegTs => &[Self::X264, Self::OpenH264],
-            Container::Matroska => &[Self::X264, Self::OpenH264, Self::Vp8, Self::Vp9],
+            Container::Mp4 | Container::Mov | Container::MpegTs => {
+                &[Self::X264, Self::OpenH264, Self::X265]
+            }
+            Container::Matroska => &Self::ALL,
             Container::Webm => &[Self::Vp8, Self::Vp9],
         }
     }
 
+    /// True where it keeps 10 bits per sample.
+    pub(super) fn is_deep(self) -> bool {
+        matches!(self, Self::X265 | Self::Vp9)
+    }
+
     /// The encoder for `container`: `forced`, or else the best one that is installed.
-    pub(super) fn choose(container: Container, forced: Option<Self>) -> Result<Self> {
+    pub(super) fn choose(container: Container, forced: Option<Self>, hdr: HdrMode) -> Result<Self> {
         let possible = Self::of(container);
+        let names = |codecs: &[Self]| {
+            let names: Vec<_> = codecs.iter().map(Self::to_string).collect();
+            names.join(", ")
+        };
+        if let Some(codec) = forced
+            && !possible.contains(&codec)
+        {
+            return Err(Error::Config(format!(
+                "codec {codec} cannot be put into {container:?}, expected one of {}",
+                names(possible)
+            )));
+        }
+        let deep: Vec<Self> = possible
+            .iter()
+            .copied()
+            .filter(|codec| codec.is_deep())
+            .collect();
+        let possible = match hdr {
+            HdrMode::ToneMap => possible,
+            HdrMode::Keep => &deep,
+        };
         if let Some(codec) = forced {
             if !possible.contains(&codec) {
-                let names: Vec<_> = possible.iter().map(Self::to_string).collect();
                 return Err(Error::Config(format!(
-                    "codec {codec} cannot be put into {container:?}, expected one of {}",
-                    names.join(", ")
+                    "codec {codec} writes 8 bits per sample, which are too few to keep HDR, expected one of {}",
+                    names(possible)
                 )));
             }
             if !elements::available(codec.element()) {
@@ -97,21 +128,23 @@ impl VideoCodec {
 
     /// True where width and height must be even.
     pub(super) fn needs_even_size(self) -> bool {
-        matches!(self, Self::X264 | Self::OpenH264)
+        matches!(self, Self::X264 | Self::OpenH264 | Self::X265)
     }
 
-    /// Raw formats that it takes, all with 8 bits and chroma halved both ways, which every player can show.
-    pub(super) fn raw_formats(self) -> gst::List {
+    /// Raw formats that it takes for pictures of more than 8 bits or not, all with chroma halved both ways, which every
+    /// player can show.
+    pub(super) fn raw_formats(self, is_deep: bool) -> gst::List {
         match self {
+            _ if is_deep && self.is_deep() => gst::List::new([pixels::DEEP.to_str()]),
             Self::X264 => gst::List::new(["I420", "NV12"]),
-            Self::OpenH264 | Self::Vp8 | Self::Vp9 => gst::List::new(["I420"]),
+            Self::OpenH264 | Self::X265 | Self::Vp8 | Self::Vp9 => gst::List::new(["I420"]),
         }
     }
 
     /// The colors to encode those of `colors` in: the same, where the bitstream can say them.
     pub(super) fn colors(self, colors: &VideoColorimetry, height: u32) -> VideoColorimetry {
         let matrix = match self {
-            Self::X264 | Self::Vp9 => return *colors,
+            Self::X264 | Self::X265 | Self::Vp9 => return *colors,
             // VP8 knows no other (RFC 6386, section 9.2).
             Self::Vp8 => VideoColorMatrix::Bt601,
             // GStreamer 1.22 lets it say nothing.
@@ -121,6 +154,25 @@ impl VideoCodec {
             VideoColorRange::Range16_235,
             matrix,
             colors.transfer(),
+            colors.primaries(),
+        )
+    }
+
+    /// What the encoder itself is told of `colors`, where the muxer is to be told all.
+    ///
+    /// GStreamer's `vp9enc` names the matrix of BT.2020 in the bitstream only beside BT.2020's own curve.
+    pub(super) fn told(self, colors: &VideoColorimetry) -> VideoColorimetry {
+        let is_hdr = matches!(
+            colors.transfer(),
+            VideoTransferFunction::Smpte2084 | VideoTransferFunction::AribStdB67
+        );
+        if self != Self::Vp9 || !is_hdr {
+            return *colors;
+        }
+        VideoColorimetry::new(
+            colors.range(),
+            colors.matrix(),
+            VideoTransferFunction::Bt202012,
             colors.primaries(),
         )
     }
@@ -163,6 +215,27 @@ impl VideoCodec {
                 encoder.set_property_from_str("complexity", "high");
                 Ok(vec![encoder, elements::make("h264parse")?])
             }
+            Self::X265 => {
+                encoder.set_property_from_str("speed-preset", "veryfast");
+                encoder.set_property("key-int-max", key_frames as i32);
+                let colors = match settings.described {
+                    Described::Colors => "",
+                    // As with x264, what is only guessed is not said.
+                    Described::Range => {
+                        ":range=full:colorprim=unknown:transfer=unknown:colormatrix=unknown"
+                    }
+                    Described::Nothing => ":colorprim=unknown:transfer=unknown:colormatrix=unknown",
+                };
+                let options = format!("crf={crf}:log-level=error{colors}");
+                encoder.set_property("option-string", options);
+                let profile = if settings.is_deep { "main-10" } else { "main" };
+                let profile = gst::Caps::builder("video/x-h265").field("profile", profile);
+                Ok(vec![
+                    encoder,
+                    elements::capsfilter(&profile.build())?,
+                    elements::make("h265parse")?,
+                ])
+            }
             Self::Vp8 | Self::Vp9 => {
                 encoder.set_property_from_str("end-usage", "cq");
                 let level = (crf * WORST_CQ / WORST_CRF) as i32;
@@ -189,6 +262,7 @@ impl fmt::Display for VideoCodec {
         f.write_str(match self {
             Self::X264 => "x264",
             Self::OpenH264 => "openh264",
+            Self::X265 => "x265",
             Self::Vp8 => "vp8",
             Self::Vp9 => "vp9",
         })
@@ -221,6 +295,8 @@ pub(super) struct Settings {
     pub(super) pixel_aspect: (u32, u32),
     /// What is to be said of how the colors are meant.
     pub(super) described: Described,
+    /// True where frames have more than 8 bits per sample.
+    pub(super) is_deep: bool,
 }
 
 impl Settings {
@@ -267,13 +343,14 @@ mod tests {
         }
         assert_eq!(
             "h264".parse::<VideoCodec>().unwrap_err().to_string(),
-            "unknown codec \"h264\", expected one of x264, openh264, vp8, vp9"
+            "unknown codec \"h264\", expected one of x264, openh264, x265, vp8, vp9"
         );
     }
 
     #[test]
     fn a_codec_that_the_container_cannot_hold_is_refused() {
-        let error = VideoCodec::choose(Container::Webm, Some(VideoCodec::X264)).unwrap_err();
+        let error = VideoCodec::choose(Container::Webm, Some(VideoCodec::X264), HdrMode::ToneMap)
+            .unwrap_err();
         assert_eq!(
             error.to_string(),
             "codec x264 cannot be put into Webm, expected one of vp8, vp9"

@@ -22,6 +22,7 @@ pub(super) fn layout(layout: &PixelLayout) -> PixelLayout {
     };
     PixelLayout {
         color: layout.color,
+        hdr: layout.hdr,
         pixel_aspect: layout.pixel_aspect,
         ..PixelLayout::packed(layout.format, size)
     }
@@ -53,7 +54,7 @@ pub(super) fn pad(odd: &PixelLayout, bytes: &[u8]) -> (Vec<u8>, Arc<PixelLayout>
 /// Bytes of one sample of a plane, its interleaved channels together.
 fn sample_len(format: PixelFormat, plane_idx: usize) -> usize {
     match (format, plane_idx) {
-        (PixelFormat::Nv12, 1) => 2,
+        (PixelFormat::Nv12, 1) | (PixelFormat::I420Deep, _) => 2,
         (PixelFormat::I420 | PixelFormat::Nv12, _) => 1,
         (PixelFormat::Rgb | PixelFormat::Bgr, _) => 3,
         (PixelFormat::Rgba | PixelFormat::Bgrx, _) => 4,

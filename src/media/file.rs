@@ -9,7 +9,8 @@ use super::audio::AudioTrack;
 use super::container::Container;
 use super::elements;
 use super::encoder::{Settings, VideoCodec};
-use super::job::{AudioMode, FileJob};
+use super::job::{AudioMode, FileJob, HdrMode};
+use super::rendition::Kept;
 use super::session::{Shared, lock};
 use super::sink::{FileSink, Plan};
 use super::source::FileSource;
@@ -110,8 +111,12 @@ pub fn open(job: &FileJob) -> Result<(FileSource, FileSink)> {
     if !elements::available(container.muxer()) {
         return Err(elements::missing(&[container.muxer()]));
     }
-    let codec = VideoCodec::choose(container, job.codec)?;
-    let (mut source, picture) = FileSource::open(job, container)?;
+    let codec = VideoCodec::choose(container, job.codec, job.hdr)?;
+    let kept = Kept {
+        depth: codec.is_deep(),
+        hdr: job.hdr == HdrMode::Keep,
+    };
+    let (mut source, picture) = FileSource::open(job, container, kept)?;
     source.info_mut().encoder = codec.element();
     let session = source.session();
     let plan = Plan::new(job, container, codec, picture, &session.shared)?;
@@ -132,6 +137,6 @@ pub fn read(input: &Path) -> Result<FileSource> {
     };
     job.check_input()?;
     // Sound is dropped, so that no container has to take it.
-    let (source, _) = FileSource::open(&job, Container::Matroska)?;
+    let (source, _) = FileSource::open(&job, Container::Matroska, Kept::default())?;
     Ok(source)
 }

@@ -12,7 +12,7 @@ use image::ImageFormat;
 
 use super::container::Container;
 use super::encoder::VideoCodec;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, by_name};
 use crate::files;
 use crate::frame::Pts;
 
@@ -58,6 +58,41 @@ impl FromStr for AudioMode {
     }
 }
 
+/// What becomes of a picture of high dynamic range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HdrMode {
+    /// It is mapped to the standard one, as a player shows it on an ordinary screen.
+    #[default]
+    ToneMap,
+    /// It stays as it is, which takes an encoder of 10 bits.
+    Keep,
+}
+
+impl HdrMode {
+    const ALL: [Self; 2] = [Self::ToneMap, Self::Keep];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::ToneMap => "tone-map",
+            Self::Keep => "keep",
+        }
+    }
+}
+
+impl fmt::Display for HdrMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for HdrMode {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        by_name("HDR mode", name, &Self::ALL, Self::name)
+    }
+}
+
 /// One video file to read and one to write.
 #[derive(Clone, Debug)]
 pub struct FileJob {
@@ -73,6 +108,8 @@ pub struct FileJob {
     pub audio: AudioMode,
     /// The encoder; the best one installed where it is `None`.
     pub codec: Option<VideoCodec>,
+    /// What becomes of a high dynamic range.
+    pub hdr: HdrMode,
     /// Quality on x264's scale, 0 (best) to 51; 21 where it is `None`.
     pub crf: Option<u32>,
     /// Replace an output that exists.
@@ -89,6 +126,7 @@ impl FileJob {
             end: None,
             audio: AudioMode::default(),
             codec: None,
+            hdr: HdrMode::default(),
             crf: None,
             overwrite: false,
         }

@@ -55,7 +55,7 @@ pub use self::{
     container::Container,
     encoder::VideoCodec,
     file::{StreamInfo, init, open, read, version},
-    job::{AudioMode, FileJob, local_file},
+    job::{AudioMode, FileJob, HdrMode, local_file},
     sink::FileSink,
     source::FileSource,
 };

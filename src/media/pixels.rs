@@ -12,8 +12,10 @@ use crate::frame::{
     ColorMatrix, ColorTags, Frame, FrameSize, PixelFormat, PixelLayout, Pixels, Plane, Pts,
 };
 
-/// The formats that frames are handed out in; others are converted to one of these first.
-pub(super) const FORMATS: [&str; 2] = ["I420", "NV12"];
+/// The formats that frames of 8 bits are handed out in; others are converted to one of these first.
+pub(super) const FORMATS: [VideoFormat; 2] = [VideoFormat::I420, VideoFormat::Nv12];
+/// The format of frames of more bits.
+pub(super) const DEEP: VideoFormat = VideoFormat::I42010le;
 
 /// A mapped buffer.
 pub(super) enum BufferPixels {
@@ -117,6 +119,7 @@ pub fn buffer_from_frame(frame: Frame) -> Result<gst::Buffer> {
 pub(super) fn layout(info: &gst_video::VideoInfo, buffer: &gst::BufferRef) -> Result<PixelLayout> {
     let format = match info.format() {
         VideoFormat::I420 => PixelFormat::I420,
+        DEEP => PixelFormat::I420Deep,
         VideoFormat::Nv12 => PixelFormat::Nv12,
         VideoFormat::Rgb => PixelFormat::Rgb,
         VideoFormat::Bgr => PixelFormat::Bgr,
@@ -151,6 +154,7 @@ pub(super) fn layout(info: &gst_video::VideoInfo, buffer: &gst::BufferRef) -> Re
         },
         planes,
         color: color_tags(info),
+        hdr: None,
         pixel_aspect: (par.numer().max(1) as u32, par.denom().max(1) as u32),
     })
 }
@@ -204,7 +208,11 @@ pub(super) fn caps(
         .field("framerate", framerate)
         .field("pixel-aspect-ratio", par)
         .field("interlace-mode", "progressive");
-    if matches!(layout.format, PixelFormat::I420 | PixelFormat::Nv12) {
+    let format = layout.format;
+    if matches!(
+        format,
+        PixelFormat::I420 | PixelFormat::I420Deep | PixelFormat::Nv12
+    ) {
         caps = caps.field("colorimetry", colorimetry.to_string());
     }
     Ok(caps.build())
@@ -213,6 +221,7 @@ pub(super) fn caps(
 fn gst_format(format: PixelFormat) -> VideoFormat {
     match format {
         PixelFormat::I420 => VideoFormat::I420,
+        PixelFormat::I420Deep => DEEP,
         PixelFormat::Nv12 => VideoFormat::Nv12,
         PixelFormat::Rgb => VideoFormat::Rgb,
         PixelFormat::Bgr => VideoFormat::Bgr,

@@ -19,13 +19,14 @@ use gstreamer_video::{
 };
 
 use super::bus::Failure;
-use super::pixels;
+use super::pixels::{self, DEEP};
 use super::session::lock;
 use super::tap::Tap;
 use crate::error::{Error, Result};
 use crate::frame::deinterlace::{FirstField, deinterlace, deinterlace_deep};
 use crate::frame::opaque::over_black;
-use crate::frame::tone_map::{DeepPlane, ToneMap, Transfer, USUAL_PEAK_NITS};
+use crate::frame::tone_map::{DeepPlane, ToneMap, USUAL_PEAK_NITS};
+use crate::frame::{Hdr, Transfer};
 
 /// What the input says of how its colors are meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +48,23 @@ pub(super) struct Origin {
     pub(super) is_full_range: bool,
 }
 
+/// What frames keep of a picture that plain ones do not have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Kept {
+    /// Up to 10 bits per sample.
+    pub(super) depth: bool,
+    /// A high dynamic range.
+    pub(super) hdr: bool,
+}
+
 /// Completes the colors of what enters `raw`, and has `filter` let those formats pass that can be made plain.
-pub(super) fn describe(raw: &gst::Pad, filter: &gst::Element, origin: Origin, tap: &Arc<Tap>) {
+pub(super) fn describe(
+    raw: &gst::Pad,
+    filter: &gst::Element,
+    origin: Origin,
+    kept: Kept,
+    tap: &Arc<Tap>,
+) {
     let filter = filter.downgrade();
     let tap = Arc::clone(tap);
     raw.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
@@ -58,11 +74,18 @@ pub(super) fn describe(raw: &gst::Pad, filter: &gst::Element, origin: Origin, ta
         {
             let (colors, described) = completed(caps.caps(), &decoded, origin);
             tap.describe(described);
-            if decoded.comp_depth(0) > 8 && hdr_transfer(&colors).is_none() {
-                tap.say("the picture has more than 8 bits per sample, writing 8");
+            match (decoded.comp_depth(0), hdr_transfer(&colors)) {
+                (9.., None) if !kept.depth => tap.say(
+                    "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
+                     (`--codec x265`) keeps them",
+                ),
+                (11.., _) if kept.depth => {
+                    tap.say("the picture has more than 10 bits per sample, writing 10");
+                }
+                _ => {}
             }
             if let Some(filter) = filter.upgrade() {
-                filter.set_property("caps", wanted(&decoded, &colors));
+                filter.set_property("caps", wanted(&decoded, &colors, kept));
             }
             if !decoded.is_rgb() {
                 let mut caps = caps.caps_owned();
@@ -119,14 +142,19 @@ fn completed(
 }
 
 /// Caps of the pictures that are made plain from `decoded` ones.
-fn wanted(decoded: &VideoInfo, colors: &VideoColorimetry) -> gst::Caps {
+fn wanted(decoded: &VideoInfo, colors: &VideoColorimetry, kept: Kept) -> gst::Caps {
     let caps = gst::Caps::builder("video/x-raw");
     let mut caps = if hdr_transfer(colors).is_some() {
         caps.field("format", DEEP.to_str())
     } else if decoded.has_alpha() {
         caps.field("format", SEE_THROUGH.to_str())
+    } else if kept.depth && decoded.comp_depth(0) > 8 {
+        caps.field("format", DEEP.to_str())
     } else {
-        caps.field("format", gst::List::new(pixels::FORMATS))
+        caps.field(
+            "format",
+            gst::List::new(pixels::FORMATS.map(VideoFormat::to_str)),
+        )
     };
     if decoded.is_rgb() {
         let colors = VideoColorimetry::new(
@@ -140,8 +168,6 @@ fn wanted(decoded: &VideoInfo, colors: &VideoColorimetry) -> gst::Caps {
     caps.build()
 }
 
-/// In which pictures of high dynamic range are mapped to the standard one.
-const DEEP: VideoFormat = VideoFormat::I42010le;
 /// In which pictures with alpha are laid over black.
 const SEE_THROUGH: VideoFormat = VideoFormat::Ayuv;
 
@@ -153,8 +179,17 @@ fn hdr_transfer(colors: &VideoColorimetry) -> Option<Transfer> {
     }
 }
 
-/// Makes pictures that pass `pad` plain, in place.
-pub(super) fn make_plain(pad: &gst::Pad, tap: &Arc<Tap>) {
+/// How pictures of `caps` code light, where they have a high dynamic range.
+pub(super) fn hdr_of(caps: &gst::CapsRef, info: &VideoInfo) -> Option<Hdr> {
+    let transfer = hdr_transfer(&info.colorimetry()).filter(|_| info.format() == DEEP)?;
+    Some(Hdr {
+        transfer,
+        peak_nits: peak_nits(caps),
+    })
+}
+
+/// Makes pictures that pass `pad` plain, but for what is `kept`, in place.
+pub(super) fn make_plain(pad: &gst::Pad, kept: Kept, tap: &Arc<Tap>) {
     let plain: Mutex<Option<Plain>> = Mutex::new(None);
     let tap = Arc::clone(tap);
     let kinds = gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::BUFFER;
@@ -164,7 +199,7 @@ pub(super) fn make_plain(pad: &gst::Pad, tap: &Arc<Tap>) {
                 if let gst::EventView::Caps(caps) = event.view()
                     && let Ok(source) = VideoInfo::from_caps(caps.caps())
                 {
-                    let made = Plain::new(source, caps.caps(), &tap);
+                    let made = Plain::new(source, caps.caps(), kept, &tap);
                     let caps = made.caps(caps.caps_owned());
                     *lock(&plain) = Some(made);
                     *event = gst::event::Caps::new(&caps);
@@ -190,20 +225,18 @@ struct Plain {
 }
 
 impl Plain {
-    fn new(source: VideoInfo, caps: &gst::CapsRef, tap: &Tap) -> Self {
-        let colors = source.colorimetry();
-        let transfer = hdr_transfer(&colors).filter(|_| source.format() == DEEP);
-        if let Some(transfer) = transfer {
+    fn new(source: VideoInfo, caps: &gst::CapsRef, kept: Kept, tap: &Tap) -> Self {
+        let hdr = hdr_of(caps, &source).filter(|_| !kept.hdr);
+        if let Some(Hdr { transfer, .. }) = hdr {
             tap.say(match transfer {
                 Transfer::Pq => "the picture is HDR (PQ), tone-mapping it to SDR",
                 Transfer::Hlg => "the picture is HDR (HLG), tone-mapping it to SDR",
             });
         }
-        let is_full_range = colors.range() == VideoColorRange::Range0_255;
+        let is_full_range = source.colorimetry().range() == VideoColorRange::Range0_255;
         Self {
             source,
-            tone_map: transfer
-                .map(|transfer| ToneMap::new(transfer, is_full_range, peak_nits(caps))),
+            tone_map: hdr.map(|hdr| ToneMap::new(hdr, is_full_range)),
         }
     }
 
@@ -214,7 +247,7 @@ impl Plain {
             fields.remove_fields(["field-order"]);
             if self.tone_map.is_some() {
                 fields.set("colorimetry", "bt709");
-                fields.remove_fields(["mastering-display-info", "content-light-level"]);
+                fields.remove_fields(LIGHT_FIELDS);
             }
         }
         caps
@@ -278,11 +311,26 @@ impl Plain {
     }
 }
 
-/// The brightest light of the screen that the picture was made on, as the input says it.
-fn peak_nits(caps: &gst::CapsRef) -> f64 {
+/// Fields of caps that say for which screen a high dynamic range was made, and how bright it becomes.
+const LIGHT_FIELDS: [&str; 2] = ["mastering-display-info", "content-light-level"];
+
+/// `caps` with what `of` says of its light.
+pub(super) fn with_light(mut caps: gst::Caps, of: &gst::CapsRef) -> gst::Caps {
+    if let (Some(fields), Some(said)) = (caps.make_mut().structure_mut(0), of.structure(0)) {
+        for name in LIGHT_FIELDS {
+            if let Ok(value) = said.value(name) {
+                fields.set_value(name, value.clone());
+            }
+        }
+    }
+    caps
+}
+
+/// cd/m² of the brightest light of the screen that the picture was made on, as the input says it.
+fn peak_nits(caps: &gst::CapsRef) -> u32 {
     gst_video::VideoMasteringDisplayInfo::from_caps(caps)
-        .map(|screen| f64::from(screen.max_display_mastering_luminance()) / 10_000.0)
+        .map(|screen| screen.max_display_mastering_luminance() / 10_000)
         .ok()
-        .filter(|nits| *nits > 0.0)
+        .filter(|nits| *nits > 0)
         .unwrap_or(USUAL_PEAK_NITS)
 }

@@ -27,12 +27,12 @@ use super::elements::{self, static_pad};
 use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
 use super::mp4::Movie;
-use super::rendition::Described;
+use super::rendition::{self, Described};
 use super::session::{Session, Shared, lock};
 use super::tap::{Item, Picture};
 use super::{Sink, audio, edits, even, matroska, pixels, temporal};
 use crate::error::{Error, Result};
-use crate::frame::{Frame, PixelLayout, Pts};
+use crate::frame::{Frame, PixelFormat, PixelLayout, Pts};
 
 /// Frames that wait for the encoder, besides the one that it holds: 6 MB of 1080p I420.
 pub(super) const WAITING_FRAMES: usize = 2;
@@ -181,6 +181,7 @@ impl FileSink {
             size: layout.size,
             pixel_aspect: layout.pixel_aspect,
             described: plan.described,
+            is_deep: layout.format == PixelFormat::I420Deep,
         };
 
         let (parcels, received) = bounded(WAITING_FRAMES);
@@ -189,7 +190,7 @@ impl FileSink {
             appsrc.upcast(),
             elements::make("videoconvert")?,
             elements::make("videoscale")?,
-            elements::capsfilter(&self.encoded_caps(&caps))?,
+            elements::capsfilter(&self.encoded_caps(&caps, settings.is_deep))?,
         ];
         let coders = plan.codec.build(&settings)?;
         let encoded = coders.first().map(|encoder| static_pad(encoder, "src"));
@@ -207,6 +208,11 @@ impl FileSink {
             // Else the muxer writes colors that were not said.
             elements::rewrite_caps(&static_pad(&queue, "sink")?, |fields| {
                 fields.remove_fields(["colorimetry"]);
+            });
+        } else if plan.codec.told(&plan.colors) != plan.colors {
+            let colors = plan.colors.to_string();
+            elements::rewrite_caps(&static_pad(&queue, "sink")?, move |fields| {
+                fields.set("colorimetry", &colors);
             });
         }
         encoding.push(queue.clone());
@@ -280,15 +286,18 @@ impl FileSink {
         } else {
             layout
         };
-        pixels::caps(layout, info.fps(), &info.colorimetry())
+        let colors = self.plan.codec.told(&info.colorimetry());
+        let caps = pixels::caps(layout, info.fps(), &colors)?;
+        Ok(rendition::with_light(caps, &self.plan.picture.caps))
     }
 
     /// What the encoder gets, whatever frames come later: the first frame's size, colors that can be said.
-    fn encoded_caps(&self, caps: &gst::Caps) -> gst::Caps {
+    fn encoded_caps(&self, caps: &gst::Caps, is_deep: bool) -> gst::Caps {
         let mut encoded = caps.clone();
         if let Some(fields) = encoded.make_mut().structure_mut(0) {
-            fields.set("format", self.plan.codec.raw_formats());
-            fields.set("colorimetry", self.plan.colors.to_string());
+            fields.set("format", self.plan.codec.raw_formats(is_deep));
+            let colors = self.plan.codec.told(&self.plan.colors);
+            fields.set("colorimetry", colors.to_string());
         }
         encoded
     }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded, select};
 use gstreamer as gst;
 use gstreamer::prelude::*;
+use gstreamer_video::VideoFormat;
 
 use super::bus::Failure;
 use super::container::Container;
@@ -23,11 +24,11 @@ use super::elements::{self, static_pad};
 use super::file::StreamInfo;
 use super::job::{AudioMode, FileJob};
 use super::pixels::{self, BufferPixels};
-use super::rendition::Origin;
+use super::rendition::{self, Kept, Origin};
 use super::session::{Session, Shared, lock};
 use super::tap::{Decoded, Item, Picture, Tap};
 use super::timeline::{Timeline, begins_with};
-use super::{Source, audio, beside, matroska, mp4, rendition, temporal};
+use super::{Source, audio, beside, matroska, mp4, temporal};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Pts};
 
@@ -59,7 +60,7 @@ impl FileSource {
     }
 
     /// Builds the reading half of the pipeline and waits for the first frame.
-    pub(super) fn open(job: &FileJob, container: Container) -> Result<(Self, Picture)> {
+    pub(super) fn open(job: &FileJob, container: Container, kept: Kept) -> Result<(Self, Picture)> {
         if mp4::is_cut_off(&job.input) {
             return Err(Error::Media(format!(
                 "the file is cut off, its header (moov) is missing: {:?}",
@@ -85,6 +86,7 @@ impl FileSource {
             pipeline: session.pipeline.downgrade(),
             job: job.clone(),
             container,
+            kept,
             timeline: Arc::clone(&timeline),
             tap: Arc::clone(&tap),
         };
@@ -268,6 +270,7 @@ struct Demuxed {
     pipeline: gst::glib::WeakRef<gst::Pipeline>,
     job: FileJob,
     container: Container,
+    kept: Kept,
     timeline: Arc<Timeline>,
     tap: Arc<Tap>,
 }
@@ -409,8 +412,10 @@ impl Demuxed {
             false => matroska::direction(&self.job.input),
         };
         flip.set_property_from_str("video-direction", direction.unwrap_or("auto"));
+        let formats = pixels::FORMATS.into_iter();
+        let formats = formats.chain(self.kept.depth.then_some(pixels::DEEP));
         let formats = gst::Caps::builder("video/x-raw")
-            .field("format", gst::List::new(pixels::FORMATS))
+            .field("format", gst::List::new(formats.map(VideoFormat::to_str)))
             .build();
         let end = elements::drain()?;
         self.tap.install(&static_pad(&end, "sink")?);
@@ -421,8 +426,8 @@ impl Demuxed {
             is_vp8: vp8.can_intersect(caps),
             is_full_range: self.timeline.full_range_of(pad),
         };
-        rendition::describe(&raw, &plain, origin, &self.tap);
-        rendition::make_plain(&static_pad(&flip, "sink")?, &self.tap);
+        rendition::describe(&raw, &plain, origin, self.kept, &self.tap);
+        rendition::make_plain(&static_pad(&flip, "sink")?, self.kept, &self.tap);
         elements::add_chain(
             pipeline,
             &[

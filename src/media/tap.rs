@@ -11,10 +11,10 @@ use gstreamer_video as gst_video;
 
 use super::bus::Failure;
 use super::pixels;
-use super::rendition::Described;
+use super::rendition::{self, Described};
 use super::session::{Shared, lock};
 use crate::error::{Error, Result};
-use crate::frame::{PixelLayout, Pts};
+use crate::frame::{Hdr, PixelLayout, Pts};
 
 /// A frame that is not yet mapped.
 pub(super) struct Decoded {
@@ -49,6 +49,8 @@ pub(super) enum Item {
 #[derive(Clone)]
 pub(super) struct Picture {
     pub(super) info: gst_video::VideoInfo,
+    /// What `info` was read from.
+    pub(super) caps: gst::Caps,
     /// What the input says of how its colors are meant.
     pub(super) described: Described,
 }
@@ -71,7 +73,8 @@ pub(super) struct Tap {
 
 #[derive(Default)]
 struct TapState {
-    info: Option<gst_video::VideoInfo>,
+    format: Option<(gst::Caps, gst_video::VideoInfo)>,
+    hdr: Option<Hdr>,
     segment: Option<gst::FormattedSegment<gst::ClockTime>>,
     layout: Option<Arc<PixelLayout>>,
     described: Described,
@@ -127,7 +130,8 @@ impl Tap {
             gst::EventView::Caps(caps) => match gst_video::VideoInfo::from_caps(caps.caps()) {
                 Ok(info) => {
                     let mut state = lock(&self.state);
-                    state.info = Some(info);
+                    state.hdr = rendition::hdr_of(caps.caps(), &info);
+                    state.format = Some((caps.caps_owned(), info));
                     state.layout = None;
                 }
                 Err(err) => self.shared.fail(Failure::new(format!(
@@ -169,14 +173,17 @@ impl Tap {
 
     fn decoded(&self, buffer: gst::Buffer) -> Result<Decoded> {
         let mut state = lock(&self.state);
-        let (Some(info), Some(segment)) = (&state.info, &state.segment) else {
+        let (Some((_, info)), Some(segment)) = (&state.format, &state.segment) else {
             return Err(Error::Media("a frame came before its format".into()));
         };
         let running = buffer
             .pts()
             .and_then(|pts| segment.to_running_time(pts))
             .ok_or_else(|| Error::Media("a frame has no presentation time".into()))?;
-        let layout = pixels::layout(info, &buffer)?;
+        let layout = PixelLayout {
+            hdr: state.hdr,
+            ..pixels::layout(info, &buffer)?
+        };
         let layout = match &state.layout {
             Some(known) if **known == layout => Arc::clone(known),
             _ => {
@@ -232,12 +239,13 @@ impl Tap {
 
     pub(super) fn picture(&self) -> Result<Picture> {
         let state = lock(&self.state);
-        let info = state
-            .info
+        let (caps, info) = state
+            .format
             .clone()
             .ok_or_else(|| Error::Media("the decoder names no format".into()))?;
         Ok(Picture {
             info,
+            caps,
             described: state.described,
         })
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::paint::{Stencil, paint};
+use super::paint::{Sample, Stencil, paint};
 use super::{Heat, Overlay, sample_len};
 use crate::error::{Error, Result};
 use crate::frame::placement::{PixelRect, Placement, Region};
@@ -76,6 +76,7 @@ fn center(frame: &mut Frame, picture: &Frame) -> Result<()> {
         let is_color = plane_idx > 0;
         let indent = match (layout.format, is_color) {
             (PixelFormat::I420, true) => left / 2,
+            (PixelFormat::I420Deep, true) => left,
             (format, _) => left * sample_len(format, 0),
         };
         let first_row = if is_color { top / 2 } else { top };
@@ -131,23 +132,38 @@ fn shrunk(frame: &Frame, factor: usize) -> Result<Frame> {
     let mut bytes = Vec::with_capacity(layout.min_len());
     for plane_idx in 0..layout.planes.len() {
         let (n_rows, row_len) = layout.plane_extent(plane_idx);
-        let sample_len = sample_len(layout.format, plane_idx);
+        let step = sample_len(layout.format, plane_idx);
         let source: Vec<&[u8]> = rows::rows(frame.bytes(), from, plane_idx).collect();
         for lines in source.chunks(factor).take(n_rows) {
-            for place in 0..row_len {
-                let first = place / sample_len * factor * sample_len + place % sample_len;
-                let samples = lines.iter().flat_map(|line| {
-                    let line = line.get(first..).unwrap_or_default();
-                    line.iter().step_by(sample_len).take(factor)
-                });
-                let (sum, n) =
-                    samples.fold((0, 0), |(sum, n), &sample| (sum + u32::from(sample), n + 1));
-                // The mean of bytes is a byte.
-                bytes.push((sum + n / 2).checked_div(n).unwrap_or(0) as u8);
+            match layout.format {
+                PixelFormat::I420Deep => {
+                    push_means::<[u8; 2]>(&mut bytes, lines, factor, row_len / 2, 1)
+                }
+                _ => push_means::<u8>(&mut bytes, lines, factor, row_len, step),
             }
         }
     }
     with_bytes(frame, layout, bytes)
+}
+
+/// Appends a row of `n_samples`, each the mean of `factor` of every line, which lie `step` samples apart.
+fn push_means<S: Sample>(
+    bytes: &mut Vec<u8>,
+    lines: &[&[u8]],
+    factor: usize,
+    n_samples: usize,
+    step: usize,
+) {
+    for place in 0..n_samples {
+        let first = place / step * factor * step + place % step;
+        let samples = lines.iter().flat_map(|line| {
+            let line = S::of_row(line).get(first..).unwrap_or_default();
+            line.iter().step_by(step).take(factor)
+        });
+        let (sum, n) = samples.fold((0, 0), |(sum, n), sample| (sum + sample.value(), n + 1));
+        let mean = S::from_value((sum + n / 2).checked_div(n).unwrap_or(0));
+        bytes.extend_from_slice(mean.as_bytes());
+    }
 }
 
 /// `panes` of equal size row by row, in the time of `frame`.
@@ -181,6 +197,7 @@ fn tiled(frame: &Frame, panes: &[Frame], n_columns: usize) -> Result<Frame> {
 fn same_but_for_size(from: &PixelLayout, size: FrameSize) -> PixelLayout {
     let mut layout = PixelLayout::packed(from.format, size);
     layout.color = from.color;
+    layout.hdr = from.hdr;
     layout.pixel_aspect = from.pixel_aspect;
     layout
 }

@@ -394,6 +394,7 @@ fn doubled(frame: &Frame) -> Result<Frame> {
     };
     let mut layout = PixelLayout::packed(from.format, size);
     layout.color = from.color;
+    layout.hdr = from.hdr;
     layout.pixel_aspect = from.pixel_aspect;
 
     let mut bytes = Vec::with_capacity(layout.min_len());
@@ -425,7 +426,7 @@ fn sample_len(format: PixelFormat, plane_idx: usize) -> usize {
     match (format, plane_idx) {
         (PixelFormat::Rgb | PixelFormat::Bgr, _) => 3,
         (PixelFormat::Rgba | PixelFormat::Bgrx, _) => 4,
-        (PixelFormat::Nv12, 1) => 2,
+        (PixelFormat::Nv12, 1) | (PixelFormat::I420Deep, _) => 2,
         _ => 1,
     }
 }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::frame::placement::PixelRect;
-use crate::frame::{ColorTags, Frame, PixelFormat, PixelLayout, rows};
+use crate::frame::{Frame, PixelFormat, PixelLayout, rows};
 
 /// One level a pixel, over a part of the frame.
 pub(super) struct Stencil {
@@ -36,6 +36,74 @@ impl Stencil {
     }
 }
 
+/// A sample of a plane, as it lies in memory.
+pub(super) trait Sample: Copy + Send {
+    /// The samples of a row.
+    fn of_row(row: &[u8]) -> &[Self];
+
+    /// The same, to change.
+    fn of_row_mut(row: &mut [u8]) -> &mut [Self];
+
+    /// Its code value.
+    fn value(self) -> u32;
+
+    /// The sample of a code value, which must be one of its depth.
+    fn from_value(value: u32) -> Self;
+
+    /// Its bytes.
+    fn as_bytes(&self) -> &[u8];
+}
+
+/// 8 bits.
+impl Sample for u8 {
+    fn of_row(row: &[u8]) -> &[Self] {
+        row
+    }
+
+    fn of_row_mut(row: &mut [u8]) -> &mut [Self] {
+        row
+    }
+
+    #[inline]
+    fn value(self) -> u32 {
+        self.into()
+    }
+
+    #[inline]
+    fn from_value(value: u32) -> Self {
+        value as Self
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        std::slice::from_ref(self)
+    }
+}
+
+/// 10 bits in two bytes, little endian.
+impl Sample for [u8; 2] {
+    fn of_row(row: &[u8]) -> &[Self] {
+        row.as_chunks().0
+    }
+
+    fn of_row_mut(row: &mut [u8]) -> &mut [Self] {
+        row.as_chunks_mut().0
+    }
+
+    #[inline]
+    fn value(self) -> u32 {
+        u16::from_le_bytes(self).into()
+    }
+
+    #[inline]
+    fn from_value(value: u32) -> Self {
+        (value as u16).to_le_bytes()
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self
+    }
+}
+
 /// Of 256: what a level keeps of the sample, then what it adds for each of three channels.
 type Entry = [u32; 4];
 
@@ -49,15 +117,22 @@ const UNTOUCHED: Entry = [WHOLE, 0, 0, 0];
 struct Palette([Entry; 256]);
 
 impl Palette {
-    /// `color` gives RGB and an opacity from 0 to 1; `tags` are those of a YUV frame.
-    fn new(tags: Option<ColorTags>, color: impl Fn(u8) -> ([u8; 3], f32)) -> Self {
+    /// `color` gives RGB and an opacity from 0 to 1.
+    fn new(layout: &PixelLayout, color: impl Fn(u8) -> ([u8; 3], f32)) -> Self {
         let mut entries = [UNTOUCHED; 256];
         for (level, entry) in (0..=255).zip(&mut entries) {
             let (rgb, opacity) = color(level);
             let share = (opacity.clamp(0.0, 1.0) * WHOLE as f32).round() as u32;
-            let channels = match tags {
-                Some(tags) => tags.yuv_from_rgb(rgb),
-                None => rgb.map(f64::from),
+            let channels = match (layout.format, layout.hdr) {
+                (PixelFormat::I420 | PixelFormat::Nv12, _) => layout.color.yuv_from_rgb(rgb),
+                (PixelFormat::I420Deep, None) => {
+                    let unit = rgb.map(|value| f64::from(value) / 255.0);
+                    layout.color.deep_yuv_from_unit_rgb(unit)
+                }
+                (PixelFormat::I420Deep, Some(hdr)) => {
+                    layout.color.deep_yuv_from_unit_rgb(hdr.coded(rgb))
+                }
+                _ => rgb.map(f64::from),
             };
             let [x, y, z] = channels.map(|value| (value * f64::from(share)).round() as u32);
             *entry = [WHOLE - share, x, y, z];
@@ -82,40 +157,52 @@ pub(super) fn paint(
     let layout = frame.layout.clone();
     rows::check(&layout)?;
     let bytes = frame.bytes_mut()?;
-    let yuv = || Palette::new(Some(layout.color), &color);
-    let rgb = || Palette::new(None, &color);
+    let palette = &Palette::new(&layout, &color);
     match layout.format {
-        PixelFormat::I420 => {
-            let palette = yuv();
-            paint_luma(bytes, &layout, stencil, &palette);
-            paint_chroma(bytes, &layout, 1, [2], stencil, &palette);
-            paint_chroma(bytes, &layout, 2, [3], stencil, &palette);
-        }
+        PixelFormat::I420 => paint_planes::<u8>(bytes, &layout, stencil, palette),
+        PixelFormat::I420Deep => paint_planes::<[u8; 2]>(bytes, &layout, stencil, palette),
         PixelFormat::Nv12 => {
-            let palette = yuv();
-            paint_luma(bytes, &layout, stencil, &palette);
-            paint_chroma(bytes, &layout, 1, [2, 3], stencil, &palette);
+            paint_luma::<u8>(bytes, &layout, stencil, palette);
+            paint_chroma::<u8, 2>(bytes, &layout, 1, [2, 3], stencil, palette);
         }
-        PixelFormat::Rgb => paint_packed::<3>(bytes, &layout, [0, 1, 2], stencil, &rgb()),
-        PixelFormat::Bgr => paint_packed::<3>(bytes, &layout, [2, 1, 0], stencil, &rgb()),
-        PixelFormat::Rgba => paint_packed::<4>(bytes, &layout, [0, 1, 2], stencil, &rgb()),
-        PixelFormat::Bgrx => paint_packed::<4>(bytes, &layout, [2, 1, 0], stencil, &rgb()),
+        PixelFormat::Rgb => paint_packed::<3>(bytes, &layout, [0, 1, 2], stencil, palette),
+        PixelFormat::Bgr => paint_packed::<3>(bytes, &layout, [2, 1, 0], stencil, palette),
+        PixelFormat::Rgba => paint_packed::<4>(bytes, &layout, [0, 1, 2], stencil, palette),
+        PixelFormat::Bgrx => paint_packed::<4>(bytes, &layout, [2, 1, 0], stencil, palette),
     }
     Ok(())
 }
 
 /// One sample of a pixel that keeps `keep` and adds `add`, both of 256.
 #[inline]
-fn blend(sample: u8, keep: u32, add: u32) -> u8 {
-    ((u32::from(sample) * keep + add + WHOLE / 2) / WHOLE) as u8
+fn blend<S: Sample>(sample: S, keep: u32, add: u32) -> S {
+    S::from_value((sample.value() * keep + add + WHOLE / 2) / WHOLE)
 }
 
-fn paint_luma(bytes: &mut [u8], layout: &PixelLayout, stencil: &Stencil, palette: &Palette) {
+/// Planes of luma and of either chroma.
+fn paint_planes<S: Sample>(
+    bytes: &mut [u8],
+    layout: &PixelLayout,
+    stencil: &Stencil,
+    palette: &Palette,
+) {
+    paint_luma::<S>(bytes, layout, stencil, palette);
+    paint_chroma::<S, 1>(bytes, layout, 1, [2], stencil, palette);
+    paint_chroma::<S, 1>(bytes, layout, 2, [3], stencil, palette);
+}
+
+fn paint_luma<S: Sample>(
+    bytes: &mut [u8],
+    layout: &PixelLayout,
+    stencil: &Stencil,
+    palette: &Palette,
+) {
     let rect = stencil.rect;
     rows::par_rows_mut(bytes, layout, 0, rect.top, rect.height)
         .zip(stencil.levels.par_chunks(rect.width))
         .for_each(|(row, levels)| {
-            for (sample, &level) in row.iter_mut().skip(rect.left).zip(levels) {
+            let samples = S::of_row_mut(row).iter_mut().skip(rect.left);
+            for (sample, &level) in samples.zip(levels) {
                 let entry = &palette.0[usize::from(level)];
                 *sample = blend(*sample, entry[0], entry[1]);
             }
@@ -145,7 +232,7 @@ fn paint_packed<const BYTES: usize>(
 }
 
 /// A plane whose samples are `channels` of the palette, interleaved, one for 2 x 2 pixels.
-fn paint_chroma<const CHANNELS: usize>(
+fn paint_chroma<S: Sample, const CHANNELS: usize>(
     bytes: &mut [u8],
     layout: &PixelLayout,
     plane_idx: usize,
@@ -163,15 +250,16 @@ fn paint_chroma<const CHANNELS: usize>(
     let inner_first = rect.left.div_ceil(2);
     let inner_end = ((rect.left + rect.width) / 2).max(inner_first);
 
-    let mix = |samples: &mut [u8], sum: Entry, n_pixels: u32| {
+    let mix = |samples: &mut [S], sum: Entry, n_pixels: u32| {
         for (sample, channel) in samples.iter_mut().zip(channels) {
-            let total = u32::from(*sample) * sum[0] + sum[channel] + n_pixels * WHOLE / 2;
-            *sample = (total / (n_pixels * WHOLE)) as u8;
+            let total = sample.value() * sum[0] + sum[channel] + n_pixels * WHOLE / 2;
+            *sample = S::from_value(total / (n_pixels * WHOLE));
         }
     };
     rows::par_rows_mut(bytes, layout, plane_idx, first_row, n_rows)
         .enumerate()
         .for_each(|(row_idx, row)| {
+            let row = S::of_row_mut(row);
             let y = 2 * (first_row + row_idx);
             let (upper, lower) = (stencil.row(y), stencil.row(y + 1));
             let pixel = |levels: Option<&[u8]>, x: usize| {

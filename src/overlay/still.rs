@@ -5,9 +5,10 @@ use std::sync::Arc;
 use image::RgbImage;
 
 use crate::error::{Error, Result};
+use crate::frame::depth::Narrower;
 use crate::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts, rows};
 
-/// The frame as an RGB image of its own size; alpha is left out.
+/// The frame as an RGB image of its own size; alpha is left out, and a high dynamic range made a standard one.
 ///
 /// A chroma sample of 4:2:0 colors its 2 x 2 pixels alike.
 ///
@@ -31,6 +32,7 @@ pub fn image_from_frame(frame: &Frame) -> Result<RgbImage> {
     // Each row of chroma serves two rows of luma.
     let twice = |plane_idx| plane(plane_idx).flat_map(|row| [row, row]);
     match layout.format {
+        PixelFormat::I420Deep => return image_from_frame(&Narrower::default().narrow(frame)?),
         PixelFormat::Rgb => packed(&mut rgb, 3, [0, 1, 2]),
         PixelFormat::Bgr => packed(&mut rgb, 3, [2, 1, 0]),
         PixelFormat::Rgba => packed(&mut rgb, 4, [0, 1, 2]),

@@ -451,6 +451,7 @@ fn every_codec_can_be_forced() {
     for (codec, name) in [
         (VideoCodec::X264, "h264"),
         (VideoCodec::OpenH264, "h264"),
+        (VideoCodec::X265, "hevc"),
         (VideoCodec::Vp8, "vp8"),
         (VideoCodec::Vp9, "vp9"),
     ] {
@@ -467,10 +468,10 @@ fn every_codec_can_be_forced() {
 
 #[test]
 fn a_codec_is_refused_or_comes_out_whole_in_every_container() {
-    use VideoCodec::{OpenH264, Vp8, Vp9, X264};
+    use VideoCodec::{OpenH264, Vp8, Vp9, X264, X265};
     let files = Files::new();
     let input = files.make("in.mp4", &format!("{PICTURE} {H264}"));
-    for codec in [X264, OpenH264, Vp8, Vp9] {
+    for codec in [X264, OpenH264, X265, Vp8, Vp9] {
         for extension in ["mp4", "mov", "ts", "mkv", "webm"] {
             let job = FileJob {
                 codec: Some(codec),

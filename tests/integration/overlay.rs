@@ -12,8 +12,9 @@ use vitscope::frame::{
     ColorMatrix, ColorTags, Frame, FrameSize, PixelFormat, PixelLayout, Plane, Pts,
 };
 
-const ALL_FORMATS: [PixelFormat; 6] = [
+const ALL_FORMATS: [PixelFormat; 7] = [
     PixelFormat::I420,
+    PixelFormat::I420Deep,
     PixelFormat::Nv12,
     PixelFormat::Rgb,
     PixelFormat::Bgr,
@@ -82,6 +83,15 @@ fn frame_from_rgb(layout: PixelLayout, rgb: impl Fn(usize, usize) -> [u8; 3]) ->
                 bytes[at(0, x, y)] = luma;
                 bytes[at(1, x / 2, y / 2)] = u;
                 bytes[at(2, x / 2, y / 2)] = v;
+            }
+            PixelFormat::I420Deep => {
+                // Two more bits, which are rounded off again where the picture is looked at.
+                let mut put = |place: usize, value: u8| {
+                    bytes[place..place + 2].copy_from_slice(&(4 * u16::from(value)).to_le_bytes());
+                };
+                put(at(0, 2 * x, y), luma);
+                put(at(1, x / 2 * 2, y / 2), u);
+                put(at(2, x / 2 * 2, y / 2), v);
             }
             PixelFormat::Nv12 => {
                 bytes[at(0, x, y)] = luma;

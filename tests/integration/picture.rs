@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vitscope::media::{self, FileJob, VideoCodec};
+use vitscope::media::{self, FileJob, HdrMode, VideoCodec, verify};
 
 use crate::media::{Files, check_copy, check_refused, ffprobe, picture, run, similarity};
 
@@ -205,15 +205,140 @@ fn high_dynamic_range_is_mapped_to_the_standard_one() {
     }
 }
 
+/// Luma of the first frame in ten bits.
+fn deep_luma(path: &Path, n_pixels: usize) -> Vec<u16> {
+    let bytes = raw(path, "-frames:v 1 -pix_fmt yuv420p10le");
+    let samples = bytes.as_chunks().0.iter().take(n_pixels);
+    samples.map(|&sample| u16::from_le_bytes(sample)).collect()
+}
+
+#[test]
+fn ten_bits_stay_where_the_encoder_has_them() {
+    let files = Files::new();
+    // A ramp of 128 levels, 33 in eight bits.
+    let ramp = "-f lavfi -i color=size=512x64:rate=25:duration=0.2 \
+                -vf format=yuv420p10le,geq=lum=300+X/4:cb=480+Y/2:cr=512";
+    let x265 = "-c:v libx265 -preset ultrafast -x265-params log-level=none:lossless=1";
+    let vp9 = "-c:v libvpx-vp9 -lossless 1 -pix_fmt yuv420p10le";
+    let upright = files.make("upright.mp4", &format!("{ramp} {x265}"));
+    let turned = "-c copy -metadata:s:v rotate=180";
+    let turned = format!("-i {} {turned}", upright.display());
+    for (input, args) in [
+        ("hevc.mp4", format!("{ramp} {x265}")),
+        ("hevc.ts", format!("{ramp} {x265}")),
+        ("prores.mov", format!("{ramp} -c:v prores_ks -profile:v 3")),
+        ("vp9.webm", format!("{ramp} {vp9}")),
+        ("turned.mp4", turned),
+    ] {
+        let input = files.make(input, &args);
+        for (codec, output, n_levels) in [
+            (VideoCodec::X265, "out.mp4", 120),
+            (VideoCodec::X265, "out.mov", 120),
+            (VideoCodec::X265, "out.mkv", 120),
+            (VideoCodec::X265, "out.ts", 120),
+            (VideoCodec::Vp9, "out.webm", 120),
+            (VideoCodec::X264, "out.mp4", 30),
+        ] {
+            let job = FileJob {
+                codec: Some(codec),
+                ..fine(&input, &files.path(output))
+            };
+            run(&job).unwrap();
+            let verification = verify::compare(&job, None).unwrap();
+            assert_eq!(verification.complaint(), None, "{input:?} to {output}");
+            let n_pixels = 512 * 64;
+            let (before, after) = (
+                deep_luma(&input, n_pixels),
+                deep_luma(&job.output, n_pixels),
+            );
+            let mut levels = after.clone();
+            levels.sort_unstable();
+            levels.dedup();
+            let is_deep = codec != VideoCodec::X264;
+            assert_eq!(
+                levels.len() >= 100,
+                is_deep,
+                "{input:?} to {output}: {levels:?}"
+            );
+            assert!(
+                levels.len() >= n_levels,
+                "{input:?} to {output}: {levels:?}"
+            );
+            let pairs = before.iter().zip(&after);
+            let off: u32 = pairs.map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
+            let mean = f64::from(off) / n_pixels as f64;
+            let most = if is_deep { 1.0 } else { 2.5 };
+            assert!(mean < most, "{input:?} to {output}: luma is {mean} off");
+        }
+    }
+}
+
+#[test]
+fn a_high_dynamic_range_is_kept_where_it_is_asked_for() {
+    let files = Files::new();
+    for transfer in ["smpte2084", "arib-std-b67"] {
+        let [hdr, _] = hdr_and_sdr(&files, "testsrc2=size=320x240:rate=25", transfer);
+        let light = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400";
+        let colors = format!("colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc");
+        let hdr = files.make(
+            "light.mkv",
+            &format!(
+                "-i {} -c:v libx265 -preset ultrafast -crf 4 -x265-params log-level=none:{colors}:{light}",
+                hdr.display()
+            ),
+        );
+        for name in ["out.mp4", "out.mkv", "out.ts", "out.webm"] {
+            let job = FileJob {
+                hdr: HdrMode::Keep,
+                ..fine(&hdr, &files.path(name))
+            };
+            run(&job).unwrap();
+            assert_eq!(tags(&job.output), tags(&hdr), "{transfer} to {name}");
+            let n_pixels = 320 * 240;
+            let (before, after) = (deep_luma(&hdr, n_pixels), deep_luma(&job.output, n_pixels));
+            let pairs = before.iter().zip(&after);
+            let off: u32 = pairs.map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
+            let mean = f64::from(off) / n_pixels as f64;
+            assert!(mean < 3.0, "{transfer} to {name}: luma is {mean} off");
+            if name != "out.webm" {
+                let light = |path| {
+                    let said = "frame_side_data=max_luminance,max_content";
+                    ffprobe(
+                        path,
+                        &format!("-select_streams v -read_intervals %+#1 -show_entries {said}"),
+                    )
+                };
+                assert_eq!(light(&job.output), light(&hdr), "{transfer} to {name}");
+            }
+        }
+        let job = FileJob {
+            hdr: HdrMode::Keep,
+            codec: Some(VideoCodec::X264),
+            ..FileJob::new(&hdr, files.path("refused.mp4"))
+        };
+        check_refused(
+            &job,
+            "codec x264 writes 8 bits per sample, which are too few to keep HDR, expected one of x265",
+        );
+    }
+}
+
 /// Gives the attributions of each frame of `input`, explained by the default model.
 #[cfg(all(feature = "cli", feature = "embedded-models"))]
 fn attributions(files: &Files, input: &Path) -> (Vec<Vec<f64>>, String) {
+    attributions_with(files, input, &[])
+}
+
+/// The same with further options.
+#[cfg(all(feature = "cli", feature = "embedded-models"))]
+fn attributions_with(files: &Files, input: &Path, options: &[&str]) -> (Vec<Vec<f64>>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_vitscope"))
         .arg("file")
         .arg(input)
         .arg(files.path("explained.mp4"))
         .args(["--overwrite", "--progress", "none", "--scores", "-"])
         .args(["--target", "bird"])
+        .args(options)
         .output()
         .unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
@@ -249,6 +374,14 @@ fn the_model_sees_the_scene_and_not_its_high_dynamic_range() {
         assert_eq!(got.len(), 10, "{log}");
         let said = format!("the picture is HDR ({name}), tone-mapping it to SDR");
         assert_eq!(log.matches(&said).count(), 1, "{log}");
+
+        // Kept in the output, the model sees the same.
+        let (kept, log) = attributions_with(&files, &hdr, &["--hdr", "keep", "--mode", "original"]);
+        assert!(!log.contains("HDR"), "{log}");
+        for (kept, mapped) in kept.iter().zip(&got) {
+            assert!(correlation(kept, mapped) > 0.999, "{transfer}");
+        }
+        assert_eq!(tags(&files.path("explained.mp4")), tags(&hdr));
 
         let tags = "transfer_characteristics=1:colour_primaries=1:matrix_coefficients=1";
         let untold = files.make(
@@ -519,7 +652,10 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             "deep.mp4",
             deep,
             "mp4",
-            &["the picture has more than 8 bits per sample, writing 8"],
+            &[
+                "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
+               (`--codec x265`) keeps them",
+            ],
         ),
         (
             "chapters.mp4",

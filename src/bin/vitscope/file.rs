@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use vitscope::frame::Pts;
-use vitscope::media::{self, AudioMode, FileJob, VideoCodec, verify};
+use vitscope::media::{self, AudioMode, FileJob, HdrMode, VideoCodec, verify};
 use vitscope::pipeline::Pipeline;
 
 use crate::args::{DrawArgs, ExplainArgs, OutputArgs, one_or_more};
@@ -37,9 +37,13 @@ pub struct FileArgs {
     /// Sound: copy, encode or drop.
     #[arg(long, default_value = "copy")]
     audio: AudioMode,
-    /// Video encoder: x264, openh264, vp8 or vp9 [default: the best installed one that fits the container].
+    /// Video encoder: x264, openh264, x265, vp8 or vp9 [default: the best installed one that fits the container];
+    /// x265 and vp9 keep 10 bits per sample.
     #[arg(long)]
     codec: Option<VideoCodec>,
+    /// HDR video: tone-map it to SDR, or keep it, in H.265 (VP9 in WebM).
+    #[arg(long, value_name = "HOW", default_value = "tone-map")]
+    hdr: HdrMode,
     /// Quantizer, 0 (best quality) to 51 [default: 21].
     #[arg(long)]
     crf: Option<u32>,
@@ -66,6 +70,7 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
         end: args.end,
         audio: args.audio,
         codec: args.codec,
+        hdr: args.hdr,
         crf: args.crf,
         overwrite: args.outputs.overwrite,
     };

@@ -75,6 +75,14 @@ fn pixels_of_bytes(layout: &PixelLayout) -> Vec<Vec<(usize, usize)>> {
         };
         let bytes = match layout.format {
             PixelFormat::I420 => vec![at(0, x, y), at(1, x / 2, y / 2), at(2, x / 2, y / 2)],
+            PixelFormat::I420Deep => {
+                let planes = [
+                    at(0, 2 * x, y),
+                    at(1, x / 2 * 2, y / 2),
+                    at(2, x / 2 * 2, y / 2),
+                ];
+                planes.into_iter().flat_map(|low| [low, low + 1]).collect()
+            }
             PixelFormat::Nv12 => {
                 let u = at(1, x / 2 * 2, y / 2);
                 vec![at(0, x, y), u, u + 1]
