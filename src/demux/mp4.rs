@@ -570,7 +570,8 @@ impl TrackTables {
                 if hidden && !(self.kind == Kind::Sound && run_in) {
                     continue;
                 }
-                if self.kind != Kind::Sound {
+                // Of sound that a later part cuts into, the rest is heard.
+                if self.kind != Kind::Sound || !run_in {
                     time = time.max(begin);
                 }
                 let mut packet = Packet {

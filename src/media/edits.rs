@@ -47,7 +47,10 @@ fn patches(movie: &Movie) -> Vec<Patch> {
     let hidden = movie
         .tracks
         .iter()
-        .filter_map(|track| Some(track.begin(&track.edit?)))
+        .filter_map(|track| match track.splice() {
+            Some(splice) => Some(splice.stop()),
+            None => Some(track.begin(&track.edit?)),
+        })
         .max()
         .unwrap_or_default();
     // Without a list, samples are shown a little after they are stored; a second is longer than any reordering.

@@ -40,6 +40,8 @@ mod sink;
 #[cfg(feature = "media")]
 mod source;
 #[cfg(feature = "media")]
+mod splice;
+#[cfg(feature = "media")]
 mod tap;
 #[cfg(feature = "media")]
 mod temporal;

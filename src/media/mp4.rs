@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::beside::Beside;
+use super::splice::{Part, Splice};
 
 /// A `moov` box above this size is not read: its file is at least as long as a day.
 const LARGEST_MOOV: u64 = 256 << 20;
@@ -60,8 +61,10 @@ pub(super) struct Track {
     pub(super) little_endian: bool,
     /// True where the picture is mirrored along the diagonal from the upper right, which GStreamer 1.22 does not read.
     pub(super) anti_transposed: bool,
-    /// What is shown and when; `None` where it is more than a delay and a beginning.
+    /// What is shown and when; `None` where it is more than parts in the order in which they are stored.
     pub(super) edit: Option<Edit>,
+    /// The parts, where there are several, before [`begin`](Self::begin) moves them; the edit spans them.
+    splice: Option<Splice>,
 }
 
 /// The common edit: shown from `media_start` on, `delay` after the presentation's begin.
@@ -172,6 +175,12 @@ impl Track {
         duration_from_ticks(edit.media_start.saturating_add(self.shift), self.timescale)
     }
 
+    /// The parts of its edit in the samples' own time, where it has several.
+    pub(super) fn splice(&self) -> Option<Splice> {
+        let shift = duration_from_ticks(self.shift, self.timescale);
+        Some(self.splice.as_ref()?.later_by(shift))
+    }
+
     /// Where in the samples' own time the last one ends; `None` where the header does not tell.
     pub(super) fn end(&self) -> Option<Duration> {
         let length = self.media_duration.filter(|length| length.value > 0)?;
@@ -189,26 +198,31 @@ impl Track {
         let media_header = media.child(b"mdhd")?;
         let wide_media = media_header.version()? == 1;
         let (timescale_at, media_duration_at) = if wide_media { (20, 24) } else { (12, 16) };
+        let timescale = media_header.be32(timescale_at)?;
         let table = media.child(b"minf").and_then(|info| info.child(b"stbl"));
         let shift = table.map_or(0, shift);
         let list = content
             .child(b"edts")
             .and_then(|edits| edits.child(b"elst"));
         let edit = match list {
-            Some(list) => Edit::read(list, movie_timescale).map(|edit| Edit {
+            Some(list) => Edit::read(list, movie_timescale, timescale),
+            None => Some((Edit::default(), None)),
+        };
+        let splice = edit.as_ref().and_then(|(_, splice)| splice.clone());
+        let edit = edit
+            .filter(|(_, splice)| splice.is_none() || !fragmented)
+            .map(|(edit, _)| Edit {
                 // The list of a fragmented file is written before anybody knows how long it will be.
                 shown: edit.shown.filter(|_| !fragmented),
                 ..edit
-            }),
-            None => Some(Edit::default()),
-        };
+            });
         Some(Self {
             id: header.be32(id_at)?,
             handler,
             full_range: full_range(media).unwrap_or(false),
             little_endian: &handler == b"soun" && little_endian(media).unwrap_or(false),
             anti_transposed: anti_transposed(header, duration_at).unwrap_or(false),
-            timescale: media_header.be32(timescale_at)?,
+            timescale,
             duration: header.field(duration_at, wide),
             media_duration: media_header.field(media_duration_at, wide_media),
             shift,
@@ -222,6 +236,7 @@ impl Track {
                 })
             }),
             edit,
+            splice,
         })
     }
 }
@@ -359,11 +374,15 @@ fn anti_transposed(header: Content, duration_at: usize) -> Option<bool> {
 }
 
 impl Edit {
-    fn read(list: Content, movie_timescale: u32) -> Option<Self> {
+    /// The edit, and its parts where there are several.
+    fn read(list: Content, movie_timescale: u32, timescale: u32) -> Option<(Self, Option<Splice>)> {
         let wide = list.version()? == 1;
         let entry_len = if wide { 20 } else { 12 };
         let n_entries = list.be32(4)? as usize;
         let mut edit = Self::default();
+        let mut parts: Vec<Part> = Vec::new();
+        // What is shown of the parts so far and between them.
+        let mut shown_so_far = Duration::ZERO;
         for entry_idx in 0..n_entries {
             let at = 8 + entry_idx.checked_mul(entry_len)?;
             let shown = list.field(at, wide)?;
@@ -371,12 +390,32 @@ impl Edit {
             let rate = list.be32(at + entry_len - 4)?;
             let empty = start.value == if wide { u64::MAX } else { u64::from(u32::MAX) };
             let last = entry_idx + 1 == n_entries;
-            if rate != NORMAL_RATE || empty == last {
+            // A part without an end is the last one.
+            if rate != NORMAL_RATE || empty && last || !empty && !last && shown.value == 0 {
                 return None;
             }
             let duration = duration_from_ticks(shown.value, movie_timescale);
-            if empty {
+            if empty && parts.is_empty() {
                 edit.delay += duration;
+                continue;
+            }
+            if empty {
+                shown_so_far += duration;
+                continue;
+            }
+            let begin = duration_from_ticks(start.value, timescale);
+            parts.push(Part {
+                start: begin,
+                stop: if shown.value > 0 {
+                    begin + duration
+                } else {
+                    Duration::MAX / 4
+                },
+                place: parts.first().map_or(begin, |first| first.start) + shown_so_far,
+            });
+            shown_so_far += duration;
+            if parts.len() > 1 {
+                edit.shown = (shown.value > 0).then_some(shown_so_far);
                 continue;
             }
             edit.media_start = start.value;
@@ -385,7 +424,11 @@ impl Edit {
             edit.shown_at = Some(shown);
             edit.start_at = Some(start);
         }
-        Some(edit)
+        match parts.len() {
+            0 => None,
+            1 => Some((edit, None)),
+            _ => Some((edit, Some(Splice::new(parts)?))),
+        }
     }
 }
 
@@ -592,11 +635,24 @@ mod tests {
     }
 
     #[test]
-    fn more_than_one_shown_part_is_not_a_simple_edit() {
-        let parts = track(b"vide", 600, &[[10, 0, ONE], [10, 50, ONE]]);
+    fn parts_in_their_order_are_one_edit_and_others_are_none() {
+        let parts = track(
+            b"vide",
+            600,
+            &[[10, 30, ONE], [5, u32::MAX, ONE], [10, 60, ONE]],
+        );
+        let back = track(b"vide", 600, &[[10, 60, ONE], [10, 0, ONE]]);
         let slow = track(b"vide", 600, &[[10, 0, ONE / 2]]);
-        let movie = read(&file(&[parts, slow])).unwrap();
-        assert!(movie.tracks.iter().all(|track| track.edit.is_none()));
+        let movie = read(&file(&[parts, back, slow])).unwrap();
+        let edits: Vec<_> = movie.tracks.iter().map(|track| track.edit).collect();
+        assert_eq!(edits[1..], [None, None]);
+        let edit = edits[0].unwrap();
+        assert_eq!((edit.media_start, edit.delay), (30, Duration::ZERO));
+        assert_eq!(edit.shown, Some(Duration::from_millis(25)));
+        let splice = movie.tracks[0].splice().unwrap();
+        let second = splice.placed(Duration::from_millis(100), Duration::ZERO);
+        // 30 steps of 600 are 50 ms; the second part comes 15 ms later.
+        assert_eq!(second.unwrap().0, Duration::from_millis(65));
     }
 
     #[test]

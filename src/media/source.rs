@@ -395,7 +395,6 @@ impl Demuxed {
         pad: &gst::Pad,
         caps: &gst::Caps,
     ) -> Result<()> {
-        self.timeline.apply(pad, Duration::ZERO);
         if let Some(end) = self.timeline.end_of(pad) {
             self.tap.picture_end.get_or_init(|| end);
         }
@@ -426,6 +425,8 @@ impl Demuxed {
             is_vp8: vp8.can_intersect(caps),
             is_full_range: self.timeline.full_range_of(pad),
         };
+        self.timeline
+            .apply_to_picture(pad, &static_pad(&plain, "src")?);
         rendition::describe(&raw, &plain, origin, self.kept, &self.tap);
         rendition::make_plain(&static_pad(&flip, "sink")?, self.kept, &self.tap);
         elements::add_chain(

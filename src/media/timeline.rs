@@ -187,11 +187,34 @@ impl Timeline {
                 return (start + begin, end.map(|end| end + begin + *room));
             }
         };
-        let windows = || movie.tracks.iter().filter_map(|track| self.window(track));
-        let first = windows().map(|window| window.start).min().unwrap_or(start);
-        let last = windows().filter_map(|window| window.stop).max();
+        let windows = || {
+            movie.tracks.iter().filter_map(|track| {
+                let window = self.window(track)?;
+                let splice = track.splice();
+                let source_of = |time| match &splice {
+                    Some(splice) => splice.source_of(time),
+                    None => time,
+                };
+                Some((source_of(window.start), window.stop.map(source_of)))
+            })
+        };
+        let first = windows().map(|(start, _)| start).min().unwrap_or(start);
+        let last = windows().filter_map(|(_, stop)| stop).max();
         // Pictures are stored before they are shown.
         (first, end.and(last).map(|last| last + REORDERING))
+    }
+
+    /// Sees to it that the picture that is stored at `stored` and decoded at `decoded` has the right segment.
+    pub(super) fn apply_to_picture(&self, stored: &gst::Pad, decoded: &gst::Pad) {
+        let splice = self.track_of(stored).and_then(Track::splice);
+        let (Some(splice), Some(window)) = (splice, self.window_of(stored)) else {
+            return self.apply(stored, Duration::ZERO);
+        };
+        // A decoder needs what is left out, and would leave out by the wrong times.
+        replace_segment(stored, |_| Some(Segment::new()));
+        splice.install(decoded);
+        clip(decoded, window);
+        replace_segment(decoded, move |_| Some(window.segment(Duration::ZERO)));
     }
 
     /// Sees to it that the stream of `pad` has the right segment.
@@ -205,6 +228,9 @@ impl Timeline {
                 let Some(window) = self.window_of(pad) else {
                     return;
                 };
+                if let Some(splice) = self.track_of(pad).and_then(Track::splice) {
+                    splice.install(pad);
+                }
                 Box::new(move |_| Some(window.segment(lead)))
             }
             Kind::Matroska(begin, _) if !self.begins_late() => {
@@ -317,7 +343,11 @@ impl Timeline {
     /// `None` where it does not tell.
     pub(super) fn end_of(&self, pad: &gst::Pad) -> Option<Duration> {
         let track = self.track_of(pad).filter(|_| !self.is_fragmented())?;
-        let (window, end) = (self.window(track)?, track.end()?);
+        let window = self.window(track)?;
+        let end = match track.splice() {
+            Some(_) => window.stop?,
+            None => track.end()?,
+        };
         let end = window.stop.map_or(end, |stop| stop.min(end));
         Some(window.base + end.checked_sub(window.start)?)
     }
@@ -386,6 +416,29 @@ impl Window {
         segment.set_position(time(self.start.saturating_sub(lead)));
         segment
     }
+}
+
+/// Leaves out the pictures of `pad` that `window` does not show.
+fn clip(pad: &gst::Pad, window: Window) {
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let Some(pts) = buffer.pts().map(Duration::from) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let end = pts + buffer.duration().map_or(Duration::ZERO, Duration::from);
+        let is_over = window.stop.is_some_and(|stop| pts >= stop);
+        if is_over || pts < window.start && end <= window.start {
+            return gst::PadProbeReturn::Drop;
+        }
+        if pts < window.start {
+            let buffer = buffer.make_mut();
+            buffer.set_pts(gst::ClockTime::try_from(window.start).ok());
+            buffer.set_duration(gst::ClockTime::try_from(end - window.start).ok());
+        }
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// The number of the track behind `pad`: the demuxer names a stream by it, after a slash.

@@ -988,3 +988,142 @@ proptest! {
         }
     }
 }
+
+/// The boxes of `bytes`: kind, begin and end.
+fn boxes(bytes: &[u8]) -> Vec<(&[u8], std::ops::Range<usize>)> {
+    let mut at = 0;
+    std::iter::from_fn(|| {
+        let len = u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().unwrap()) as usize;
+        let place = at..at + len;
+        at = place.end;
+        Some((&bytes[place.start + 4..place.start + 8], place))
+    })
+    .collect()
+}
+
+fn boxed(kind: &[u8], content: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(8 + content.len()).unwrap();
+    [&len.to_be_bytes()[..], kind, content].concat()
+}
+
+/// `content` with other edits of each track: how long each is shown, and from where in the track, both in milliseconds;
+/// nothing is shown where there is no such place. The track begins where its only edit began.
+fn with_edits(content: &[u8], edits: &[(u32, Option<u32>)]) -> Vec<u8> {
+    boxes(content)
+        .into_iter()
+        .flat_map(|(kind, place)| {
+            let inner = &content[place.start + 8..place.end];
+            match kind {
+                b"moov" | b"trak" => boxed(kind, &with_edits(inner, edits)),
+                b"edts" => {
+                    let first = u32::from_be_bytes(inner[20..24].try_into().unwrap());
+                    let mdhd = content.windows(4).position(|kind| kind == b"mdhd").unwrap();
+                    let scale = content[mdhd + 16..mdhd + 20].try_into().unwrap();
+                    let scale = u32::from_be_bytes(scale);
+                    let n_edits = u32::try_from(edits.len()).unwrap();
+                    let mut list = [[0; 4], n_edits.to_be_bytes()].concat();
+                    for (shown, start) in edits {
+                        let start = start.map_or(u32::MAX, |start| first + start * scale / 1000);
+                        for number in [*shown, start, 0x1_0000] {
+                            list.extend(number.to_be_bytes());
+                        }
+                    }
+                    boxed(b"edts", &boxed(b"elst", &list))
+                }
+                b"mvhd" | b"tkhd" => {
+                    let shown: u32 = edits.iter().map(|(shown, _)| shown).sum();
+                    let at = if kind == b"mvhd" { 16 } else { 20 };
+                    let mut header = content[place].to_vec();
+                    header[8 + at..8 + at + 4].copy_from_slice(&shown.to_be_bytes());
+                    header
+                }
+                _ => content[place].to_vec(),
+            }
+        })
+        .collect()
+}
+
+/// ffmpeg follows several edits too, and decodes what it shows.
+#[test]
+fn parts_of_a_track_come_one_after_the_other() {
+    let files = Files::new();
+    for (name, sound, codec) in [
+        ("plain.mp4", "aac", H264.replace("-bf 2", "-bf 0")),
+        ("reordered.mp4", "aac", H264.to_owned()),
+        ("mp3.mp4", "libmp3lame", H264.to_owned()),
+    ] {
+        let whole = files.make(
+            &format!("whole_{name}"),
+            &format!(
+                "{PICTURE} {SOUND} {codec} -c:a {sound} -movie_timescale 1000 -use_editlist 1"
+            ),
+        );
+        let whole = std::fs::read(whole).unwrap();
+        for (edits, n_frames) in [
+            (&[(1000, Some(0)), (1000, Some(3000))][..], 50),
+            (
+                &[(1000, Some(520)), (440, Some(2520)), (600, Some(5000))],
+                51,
+            ),
+        ] {
+            let input = files.path(name);
+            std::fs::write(&input, with_edits(&whole, edits)).unwrap();
+            let frames = |path: &Path| judged(path, Kind::Picture);
+            assert_eq!(frames(&input).len(), n_frames, "{name} {edits:?}: ffmpeg");
+            let job = FileJob {
+                overwrite: true,
+                ..FileJob::new(&input, files.path("out.mp4"))
+            };
+            run(&job).unwrap();
+            assert_eq!(frames(&job.output), frames(&input), "{name} {edits:?}");
+            let verification = verify::compare(&job, None).unwrap();
+            assert_eq!(
+                verification.complaint(),
+                None,
+                "{name} {edits:?}: {verification}"
+            );
+            let similarity = super::media::similarity(&input, &job.output);
+            assert!(similarity > 30.0, "{name} {edits:?}: {similarity} dB");
+        }
+        // Of nothing between two parts ffmpeg makes frames.
+        let edits = [(1000, Some(0)), (1000, None), (1000, Some(3000))];
+        let input = files.path(name);
+        std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
+        let job = FileJob {
+            overwrite: true,
+            ..FileJob::new(&input, files.path("out.mp4"))
+        };
+        run(&job).unwrap();
+        let times = (0..25).chain(50..75).map(|frame| frame * 40_000);
+        let times: Vec<i64> = times.collect();
+        assert_eq!(judged(&job.output, Kind::Picture), times, "{name}");
+        let verification = verify::compare(&job, None).unwrap();
+        assert_eq!(verification.complaint(), None, "{name}: {verification}");
+
+        // A range that begins in the first part and ends in the second.
+        let edits = [(1000, Some(0)), (1000, Some(3000))];
+        let input = files.path(name);
+        std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
+        for (start, end, n_frames) in [(520, 1520, 25), (1200, 1800, 15), (0, 400, 10)] {
+            let job = FileJob {
+                start: Some(Pts(start * 1_000_000)),
+                end: Some(Pts(end * 1_000_000)),
+                overwrite: true,
+                ..FileJob::new(&input, files.path("range.mp4"))
+            };
+            assert_eq!(run(&job).unwrap(), n_frames, "{name} from {start}");
+            let times: Vec<i64> = (0..n_frames as i64).map(|frame| frame * 40_000).collect();
+            assert_eq!(
+                judged(&job.output, Kind::Picture),
+                times,
+                "{name} from {start}"
+            );
+            let verification = verify::compare(&job, None).unwrap();
+            assert_eq!(
+                verification.complaint(),
+                None,
+                "{name} from {start}: {verification}"
+            );
+        }
+    }
+}

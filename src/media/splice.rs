@@ -1,0 +1,159 @@
+//! The parts of a track that an edit list shows one after the other, as one part without holes.
+//!
+//! GStreamer's qtdemux 1.22 follows several edits from key frame to key frame, and loses what lies between.
+//! Here it is shown the whole track, and what comes out is left out or moved as the list says, pictures after decoding.
+
+use std::time::Duration;
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+/// A part of a track, in the samples' own time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) start: Duration,
+    pub(super) stop: Duration,
+    /// When it would begin if only the first part were moved to its place.
+    pub(super) place: Duration,
+}
+
+/// Parts in the order in which they are stored, which is that in which they are shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Splice(Vec<Part>);
+
+impl Splice {
+    /// `None` where there are not several parts, or not in that order.
+    pub(super) fn new(parts: Vec<Part>) -> Option<Self> {
+        let in_order = parts
+            .windows(2)
+            .all(|pair| pair[0].stop <= pair[1].start && pair[0].start < pair[0].stop);
+        (parts.len() > 1 && in_order).then_some(Self(parts))
+    }
+
+    /// Where the last part ends.
+    pub(super) fn stop(&self) -> Duration {
+        self.0.last().map_or(Duration::ZERO, |part| part.stop)
+    }
+
+    /// The same parts with all of their own times later by `shift`.
+    pub(super) fn later_by(&self, shift: Duration) -> Self {
+        let later = |part: &Part| Part {
+            start: part.start + shift,
+            stop: part.stop + shift,
+            place: part.place + shift,
+        };
+        Self(self.0.iter().map(later).collect())
+    }
+
+    /// When and for how long a sample comes that begins at `time` and lasts for `length`; `None` where it is left out.
+    ///
+    /// What comes before the first part is a run-in, and what a part cuts into keeps the rest.
+    pub(super) fn placed(&self, time: Duration, length: Duration) -> Option<(Duration, Duration)> {
+        let first = self.0.first()?;
+        if time < first.start {
+            return Some((time, length));
+        }
+        let end = time + length;
+        // A sample without a length belongs to the part that it lies in.
+        let part = self
+            .0
+            .iter()
+            .find(|part| time < part.stop && (end > part.start || time >= part.start))?;
+        let shown = time.max(part.start);
+        Some((
+            part.place + (shown - part.start),
+            end.min(part.stop).saturating_sub(shown),
+        ))
+    }
+
+    /// The own time of what comes at `placed`.
+    pub(super) fn source_of(&self, placed: Duration) -> Duration {
+        let part = self.0.iter().rev().find(|part| part.place <= placed);
+        part.map_or(placed, |part| {
+            (part.start + (placed - part.place)).min(part.stop)
+        })
+    }
+
+    /// Leaves out or moves what passes `pad`, whose own time it is.
+    pub(super) fn install(self, pad: &gst::Pad) {
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data else {
+                return gst::PadProbeReturn::Ok;
+            };
+            let Some(pts) = buffer.pts() else {
+                return gst::PadProbeReturn::Ok;
+            };
+            let length = buffer.duration().map_or(Duration::ZERO, Duration::from);
+            let Some((time, length)) = self.placed(pts.into(), length) else {
+                return gst::PadProbeReturn::Drop;
+            };
+            let buffer = buffer.make_mut();
+            buffer.set_pts(gst::ClockTime::try_from(time).ok());
+            buffer.set_dts(gst::ClockTime::NONE);
+            if buffer.duration().is_some() {
+                buffer.set_duration(gst::ClockTime::try_from(length).ok());
+            }
+            gst::PadProbeReturn::Ok
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn splice() -> Splice {
+        let part = |start, stop, place| Part {
+            start: millis(start),
+            stop: millis(stop),
+            place: millis(place),
+        };
+        // A second, three seconds left out, two seconds after half a second of nothing.
+        Splice::new(vec![part(100, 1100, 100), part(4000, 6000, 1600)]).unwrap()
+    }
+
+    #[test]
+    fn samples_come_where_their_part_does() {
+        let check = |time, expected: Option<(u64, u64)>| {
+            let placed = splice().placed(millis(time), millis(40));
+            let expected = expected.map(|(time, length)| (millis(time), millis(length)));
+            assert_eq!(placed, expected, "{time}");
+        };
+        check(0, Some((0, 40)));
+        check(100, Some((100, 40)));
+        check(1080, Some((1080, 20)));
+        check(1100, None);
+        check(3960, None);
+        check(3980, Some((1600, 20)));
+        check(4000, Some((1600, 40)));
+        check(5990, Some((3590, 10)));
+        check(6000, None);
+    }
+
+    #[test]
+    fn parts_that_repeat_or_go_back_are_no_splice() {
+        let part = |start, stop, place| Part {
+            start: millis(start),
+            stop: millis(stop),
+            place: millis(place),
+        };
+        assert!(Splice::new(vec![part(0, 10, 0)]).is_none());
+        assert!(Splice::new(vec![part(0, 10, 0), part(5, 15, 10)]).is_none());
+        assert!(Splice::new(vec![part(20, 30, 20), part(0, 10, 30)]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn the_source_of_a_place_comes_there(time in 100_u64..6000) {
+            if let Some((placed, _)) = splice().placed(millis(time), Duration::ZERO) {
+                prop_assert_eq!(splice().source_of(placed), millis(time));
+            }
+        }
+    }
+}
