@@ -329,11 +329,12 @@ impl Segment {
             .saturating_add(steps)
             .saturating_mul(self.step_nanos)
             .saturating_sub(entry.codec_delay);
-        for frame in frames {
+        for (frame_idx, frame) in frames.into_iter().enumerate() {
             let mut packet = Packet {
                 time,
                 duration: entry.default_duration,
                 hash: 0,
+                is_guess: frame_idx > 0 && entry.codec_id == "A_VORBIS",
             };
             if is_sound {
                 let whole = [entry.stripped.as_slice(), frame].concat();

@@ -51,6 +51,8 @@ pub struct Packet {
     pub duration: i64,
     /// Digest of the bytes; zero for frames.
     pub hash: u64,
+    /// True where its time is only guessed: it stands in one block with others of its track, whose lengths differ.
+    pub is_guess: bool,
 }
 
 impl Packet {
@@ -229,7 +231,7 @@ mod tests {
         let packets = times.iter().map(|(time, duration)| Packet {
             time: *time,
             duration: *duration,
-            hash: 0,
+            ..Packet::default()
         });
         packets.collect()
     }

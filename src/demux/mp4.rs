@@ -577,7 +577,7 @@ impl TrackTables {
                 let mut packet = Packet {
                     time,
                     duration: end.saturating_sub(time),
-                    hash: 0,
+                    ..Packet::default()
                 };
                 match (self.kind, self.codec.as_str()) {
                     (Kind::Sound, _) => {

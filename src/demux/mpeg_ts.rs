@@ -627,6 +627,7 @@ impl Sound {
                     time,
                     duration: frame.duration_nanos,
                     hash: hash(bytes),
+                    ..Packet::default()
                 });
                 self.next_time = Some(time.saturating_add(frame.duration_nanos));
             }

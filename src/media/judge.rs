@@ -237,7 +237,7 @@ impl Wanted {
             packets.push(Packet {
                 time,
                 duration: end.min(stop) - time,
-                hash: 0,
+                ..Packet::default()
             });
         }
         Expected {
@@ -495,6 +495,7 @@ fn check_packets(expected: &Expected, written: &Track, origin: i64, judged: &mut
     let moved = matched
         .iter()
         .zip(&written.packets)
+        .filter(|(before, after)| !before.is_guess && !after.is_guess)
         .map(|(before, after)| after.time - origin - before.time)
         .max_by_key(|moved| moved.abs())
         .unwrap_or(0);
@@ -575,6 +576,7 @@ mod tests {
             time: begin + idx * duration,
             duration,
             hash: if kind == Kind::Sound { idx as u64 } else { 0 },
+            is_guess: false,
         });
         Track {
             kind,

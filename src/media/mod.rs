@@ -51,6 +51,8 @@ mod timeline;
 mod transport;
 #[cfg(feature = "media")]
 pub mod verify;
+#[cfg(feature = "media")]
+mod vorbis;
 
 #[cfg(feature = "media")]
 pub use self::{

@@ -27,7 +27,7 @@ use super::job::FileJob;
 use super::matroska;
 use super::mp4::{Movie, Track, duration_from_ticks};
 use super::session::lock;
-use super::transport;
+use super::{transport, vorbis};
 
 /// A Matroska file that begins later than this was cut out of a longer one.
 const LATE_BEGIN: Duration = Duration::from_secs(1);
@@ -455,21 +455,36 @@ fn track_number(pad: &gst::Pad) -> Option<u64> {
 }
 
 /// Gives a time to packets that come in a block with others: the demuxer knows that of the first only.
+///
+/// They are `length` long where nothing else is known; those of Vorbis differ.
 fn complete_laces(pad: &gst::Pad, length: gst::ClockTime) {
-    let next = Mutex::new(None::<gst::ClockTime>);
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+    let next = Mutex::new((None::<gst::ClockTime>, None::<vorbis::Lengths>));
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    pad.add_probe(kinds, move |_, info| {
+        let mut next = lock(&next);
+        let (next, lengths) = &mut *next;
+        if let Some(event) = info.event() {
+            if let gst::EventView::Caps(caps) = event.view() {
+                *lengths = vorbis::Lengths::of_caps(caps.caps());
+            }
+            return gst::PadProbeReturn::Ok;
+        }
         let Some(buffer) = info.buffer_mut() else {
             return gst::PadProbeReturn::Ok;
         };
         if buffer.flags().contains(gst::BufferFlags::HEADER) {
             return gst::PadProbeReturn::Ok;
         }
-        let mut next = lock(&next);
+        let told = lengths.as_mut().and_then(|lengths| {
+            let packet = buffer.map_readable().ok()?;
+            gst::ClockTime::try_from(lengths.next(&packet)?).ok()
+        });
+        let length = told.or(buffer.duration()).unwrap_or(length);
         if let Some(pts) = buffer.pts().or(*next) {
-            *next = Some(pts + buffer.duration().unwrap_or(length));
+            *next = Some(pts + length);
             let buffer = buffer.make_mut();
             buffer.set_pts(pts);
-            buffer.set_duration(buffer.duration().unwrap_or(length));
+            buffer.set_duration(length);
         }
         gst::PadProbeReturn::Ok
     });
