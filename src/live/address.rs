@@ -150,12 +150,21 @@ fn equals(text: &str) -> Option<usize> {
     plain.into_iter().chain(encoded).min()
 }
 
+/// Whether the last word of a text is the name of a scheme, in quotes or not.
+fn ends_in_scheme(text: &str) -> bool {
+    let word = text.rsplit(char::is_whitespace).next().unwrap_or_default();
+    let name = word.trim_start_matches(['\'', '"', '(', '`']);
+    let is_sign = |letter: char| letter.is_ascii_alphanumeric() || "+-.".contains(letter);
+    name.starts_with(|letter: char| letter.is_ascii_alphabetic()) && name.chars().all(is_sign)
+}
+
 /// An address as it may be shown: without user and password, without what it hands over in the form `key=value`, and
 /// without its fragment.
 fn shown(text: &str) -> String {
     let (scheme, rest) = match text.split_once("://") {
-        Some((scheme, rest)) => (format!("{scheme}://"), rest),
-        None => (String::new(), text),
+        Some((before, rest)) if ends_in_scheme(before) => (format!("{before}://"), rest),
+        // Without one, these signs may be those of a password.
+        _ => (String::new(), text),
     };
     let (user, rest) = match rest.rsplit_once('@') {
         // Either a password with such letters ends here, or a value has this sign in it: all may be secret.
@@ -257,6 +266,11 @@ mod tests {
     fn a_password_is_shown_nowhere() {
         let address = address("rtsp://user:s3%20cret@host:554/stream");
         assert_eq!(address.to_string(), "rtsp://user:***@host:554/stream");
+        assert_eq!(without_secrets("admin:s3cret://@host"), HIDDEN);
+        assert_eq!(
+            without_secrets("invalid 'rtsp://user:s3cret@host/x'"),
+            "invalid 'rtsp://***@host/x'"
+        );
         let quoted = address.redacted("no rtsp://user:s3%20cret@host, user is 's3 cret'");
         assert_eq!(quoted, "no rtsp://user:***@host, user is '***'");
     }
