@@ -28,6 +28,7 @@ use super::rendition::{self, Kept, Origin};
 use super::session::{Session, Shared, lock};
 use super::tap::{Decoded, Item, Picture, Tap};
 use super::timeline::{Timeline, begins_with};
+use super::transport::TRUE_HD_IS_LEFT_OUT;
 use super::{Source, audio, beside, matroska, mp4, temporal};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Pts};
@@ -320,9 +321,7 @@ impl Demuxed {
                 .structure(0)
                 .is_some_and(|fields| fields.has_field("rate"));
             if kind == "audio/x-true-hd" && !is_framed {
-                tracing::warn!(
-                    "leaving out TrueHD sound, whose packets GStreamer cannot tell apart here"
-                );
+                tracing::warn!("{TRUE_HD_IS_LEFT_OUT}");
                 return elements::drain_pad(&pipeline, pad);
             }
             let mut tracks = lock(&self.tap.shared.tracks);

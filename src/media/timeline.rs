@@ -115,7 +115,7 @@ impl Timeline {
         match &self.kind {
             Kind::Movie(movie) => edits::hide(movie, filesrc),
             Kind::Matroska(..) => (),
-            Kind::Other(..) => transport::name_dts(filesrc),
+            Kind::Other(..) => transport::name_sound(filesrc),
         }
     }
 

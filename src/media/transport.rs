@@ -1,7 +1,8 @@
-//! Names DTS in a transport stream by the number that GStreamer's demuxer knows.
+//! Names sound in a transport stream by numbers that GStreamer's demuxer takes for what it is.
 //!
-//! ffmpeg and discs write stream type 0x82. tsdemux 1.22 knows DTS as 0x8a only, and leaves such sound out without a
-//! word. So the list of tracks (ISO/IEC 13818-1, 2.4.4.8) is rewritten wherever it is read.
+//! ffmpeg and discs write DTS as stream type 0x82. tsdemux 1.22 knows it as 0x8a only, and leaves such sound out without a
+//! word. TrueHD, which is 0x83, it takes for uncompressed sound outside of discs, and fails. So the list of tracks
+//! (ISO/IEC 13818-1, 2.4.4.8) is rewritten wherever it is read.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -13,12 +14,32 @@ use gstreamer::prelude::*;
 
 use super::session::lock;
 
-/// Stream types of DTS, as files have it and as tsdemux knows it; the former is also that of some subtitles.
-const WRITTEN: u8 = 0x82;
-const KNOWN: u8 = 0x8a;
+/// A kind of sound that is called something else.
+struct Kind {
+    /// Stream type that files have; the same may mean something else, such as subtitles.
+    written: u8,
+    /// Stream type that tsdemux is shown.
+    shown: u8,
+    /// What its frames have in common, and how far from their beginning.
+    sync: [u8; 4],
+    sync_at: usize,
+}
 
-/// What a frame of DTS begins with (ETSI TS 102 114).
-const DTS_SYNC: [u8; 4] = [0x7f, 0xfe, 0x80, 0x01];
+/// A frame of DTS (ETSI TS 102 114).
+const DTS: Kind = Kind {
+    written: 0x82,
+    shown: 0x8a,
+    sync: [0x7f, 0xfe, 0x80, 0x01],
+    sync_at: 0,
+};
+/// A unit of TrueHD behind its length and time. What it is shown as tsdemux does not know, and leaves out.
+const TRUE_HD: Kind = Kind {
+    written: 0x83,
+    shown: 0xe0,
+    sync: [0xf8, 0x72, 0x6f, 0xba],
+    sync_at: 4,
+};
+const KINDS: [Kind; 2] = [DTS, TRUE_HD];
 
 const SYNC: u8 = 0x47;
 const PACKET_LEN: usize = 188;
@@ -34,22 +55,27 @@ const IN_STEP: usize = 5;
 /// How much of a file is looked at for tracks.
 const HEAD_LEN: usize = 4 << 20;
 
+/// What users are told.
+pub(super) const TRUE_HD_IS_LEFT_OUT: &str =
+    "leaving out TrueHD sound, whose packets GStreamer cannot tell apart in a transport stream";
+
 /// Bytes from one packet to the next: of 188 alone, behind a time, or before a code that corrects errors.
 const STEPS: [usize; 3] = [PACKET_LEN, 192, LONGEST_STEP];
 const LONGEST_STEP: usize = 204;
 
-/// Where the packets of a file lie, and which of its streams are DTS.
-struct Dts {
+/// Where the packets of a file lie, and which of its streams are called something else.
+struct Renamed {
     /// Bytes from one packet to the next, and before the first.
     every: u64,
     first: u64,
     /// The stream that lists the tracks.
     map_pid: u16,
-    pids: Vec<u16>,
+    /// Numbers of the streams, and places of their kinds in [`KINDS`].
+    streams: Vec<(u16, usize)>,
 }
 
-/// Shows whoever reads from `filesrc` a list of tracks in which DTS is named as tsdemux knows it.
-pub(super) fn name_dts(filesrc: &gst::Element) {
+/// Shows whoever reads from `filesrc` a list of tracks in which [`KINDS`] are called what tsdemux takes for them.
+pub(super) fn name_sound(filesrc: &gst::Element) {
     let path: Option<String> = filesrc.property("location");
     let file = path.and_then(|path| File::open(path).ok());
     let (Some(file), Some(pad)) = (file, filesrc.static_pad("src")) else {
@@ -61,18 +87,22 @@ pub(super) fn name_dts(filesrc: &gst::Element) {
         let left = len.saturating_sub(head.len()) as u64;
         (&file).take(left).read_to_end(head).ok()
     };
-    let dts = read_to(LONGEST_JUNK + IN_STEP * LONGEST_STEP, &mut head)
+    let renamed = read_to(LONGEST_JUNK + IN_STEP * LONGEST_STEP, &mut head)
         .and_then(|_| layout(&head))
-        .and_then(|layout| read_to(HEAD_LEN, &mut head).and_then(|_| Dts::find(&head, layout)));
-    let Some(dts) = dts else {
+        .and_then(|layout| read_to(HEAD_LEN, &mut head).and_then(|_| Renamed::find(&head, layout)));
+    let Some(renamed) = renamed else {
         return;
     };
+    let mut streams = renamed.streams.iter();
+    if streams.any(|(_, kind_idx)| KINDS[*kind_idx].shown == TRUE_HD.shown) {
+        tracing::warn!("{TRUE_HD_IS_LEFT_OUT}");
+    }
     let file = Mutex::new(file);
     pad.add_probe(
         gst::PadProbeType::BUFFER | gst::PadProbeType::PULL,
         move |_, info| {
             if let Some(buffer) = info.buffer_mut() {
-                dts.rename(buffer, &mut lock(&file));
+                renamed.rename(buffer, &mut lock(&file));
             }
             gst::PadProbeReturn::Ok
         },
@@ -106,12 +136,12 @@ fn packets(head: &[u8], Layout { every, first }: Layout) -> impl Iterator<Item =
     starts.map_while(move |start| head.get(start..start + PACKET_LEN))
 }
 
-impl Dts {
-    /// `None` where the first program has no DTS under that number.
+impl Renamed {
+    /// `None` where the first program has no such sound.
     fn find(head: &[u8], layout: Layout) -> Option<Self> {
         let mut map_pid = None;
-        let mut candidates = Vec::new();
-        let mut pids = Vec::new();
+        let mut candidates: Vec<(u16, usize)> = Vec::new();
+        let mut streams: Vec<(u16, usize)> = Vec::new();
         for packet in packets(head, layout) {
             let Some(payload) = beginning(packet) else {
                 continue;
@@ -120,30 +150,31 @@ impl Dts {
             if pid == 0 && map_pid.is_none() {
                 map_pid = table(packet).and_then(|table| program_map(packet.get(table)?));
             } else if Some(pid) == map_pid {
-                let written =
-                    tracks(packet).filter(|(_, kind, pid)| *kind == WRITTEN && !pids.contains(pid));
-                candidates = written.map(|(_, _, pid)| pid).collect();
-            } else if candidates.contains(&pid) {
-                candidates.retain(|candidate| *candidate != pid);
+                let written = tracks(packet).filter_map(|(_, written, pid)| {
+                    let kind_idx = KINDS.iter().position(|kind| kind.written == written)?;
+                    (!streams.contains(&(pid, kind_idx))).then_some((pid, kind_idx))
+                });
+                candidates = written.collect();
+            } else if let Some(place) = candidates.iter().position(|(of, _)| *of == pid) {
+                let (_, kind_idx) = candidates.swap_remove(place);
+                let kind = &KINDS[kind_idx];
                 let content = packet
                     .get(payload + 8)
-                    .map(|len| payload + 9 + usize::from(*len));
+                    .map(|len| payload + 9 + usize::from(*len) + kind.sync_at);
                 let content = content.and_then(|at| packet.get(at..));
-                pids.extend(
-                    content
-                        .filter(|bytes| bytes.starts_with(&DTS_SYNC))
-                        .map(|_| pid),
-                );
+                if content.is_some_and(|bytes| bytes.starts_with(&kind.sync)) {
+                    streams.push((pid, kind_idx));
+                }
             }
-            if candidates.is_empty() && !pids.is_empty() {
+            if candidates.is_empty() && !streams.is_empty() {
                 break;
             }
         }
-        (!pids.is_empty()).then_some(Self {
+        (!streams.is_empty()).then_some(Self {
             every: layout.every as u64,
             first: layout.first as u64,
             map_pid: map_pid?,
-            pids,
+            streams,
         })
     }
 
@@ -196,17 +227,24 @@ impl Dts {
         }
     }
 
-    /// Rewrites the list of tracks that `packet` is; false where it is none that names DTS.
+    /// Rewrites the list of tracks that `packet` is; false where it is none that names such sound.
     fn rename_in(&self, packet: &mut [u8]) -> bool {
         let Some(table) = table(packet).filter(|_| pid_at(packet, 1) == self.map_pid) else {
             return false;
         };
-        let written =
-            tracks(packet).filter(|(_, kind, pid)| *kind == WRITTEN && self.pids.contains(pid));
-        let places: Vec<usize> = written.map(|(at, _, _)| at).collect();
-        for at in &places {
+        let shown = |written: u8, pid: u16| {
+            let mut kinds = self.streams.iter().filter(|(of, _)| *of == pid);
+            kinds.find_map(|(_, kind_idx)| {
+                let kind = &KINDS[*kind_idx];
+                (kind.written == written).then_some(kind.shown)
+            })
+        };
+        let places: Vec<(usize, u8)> = tracks(packet)
+            .filter_map(|(at, written, pid)| Some((at, shown(written, pid)?)))
+            .collect();
+        for (at, shown) in &places {
             if let Some(kind) = packet.get_mut(*at) {
-                *kind = KNOWN;
+                *kind = *shown;
             }
         }
         let checksum_at = table.end - CHECKSUM_LEN;
@@ -312,11 +350,11 @@ mod tests {
     #[test]
     fn dts_alone_is_renamed_in_buffers_cut_anywhere() {
         gst::init().unwrap();
-        let dts = Dts {
+        let dts = Renamed {
             every: 192,
             first: 4,
             map_pid: 0x1000,
-            pids: vec![0x101],
+            streams: vec![(0x101, 0)],
         };
         let mut whole = vec![0; 192];
         for _ in 0..3 {
@@ -324,7 +362,7 @@ mod tests {
             whole.extend(list());
         }
         let mut named = list();
-        named[5 + 17] = KNOWN;
+        named[5 + 17] = DTS.shown;
         let checksum = crc32(&named[5..5 + 29]);
         named[5 + 29..5 + 33].copy_from_slice(&checksum.to_be_bytes());
         let mut expected = whole.clone();
@@ -350,7 +388,7 @@ mod tests {
 
     #[test]
     fn what_holds_no_dts_is_left_alone() {
-        let find = |head: &[u8]| layout(head).and_then(|layout| Dts::find(head, layout));
+        let find = |head: &[u8]| layout(head).and_then(|layout| Renamed::find(head, layout));
         assert!(find(&[]).is_none());
         assert!(find(&[SYNC; 188 * 4]).is_none());
         assert!(find(&list().repeat(4)).is_none(), "no list of programs");

@@ -900,6 +900,27 @@ fn dts_of_a_transport_stream_comes_out() {
 }
 
 #[test]
+fn true_hd_of_a_transport_stream_is_left_out_and_told() {
+    let files = Files::new();
+    for name in ["in.ts", "in.m2ts"] {
+        let input = files.make(
+            name,
+            &format!("{FLASH} {BEEP} {H264} -c:a truehd -strict -2"),
+        );
+        for extension in ["mp4", "mkv", "ts"] {
+            let job = FileJob {
+                overwrite: true,
+                ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+            };
+            assert_eq!(run(&job).unwrap(), 100, "{name} {extension}");
+            let complaint = verify::compare(&job, None).unwrap().complaint();
+            let told = Some("0 of 1 sound tracks came out");
+            assert_eq!(complaint.as_deref(), told, "{name} {extension}");
+        }
+    }
+}
+
+#[test]
 fn packets_that_were_encoded_anew_are_not_called_equal() {
     let files = Files::new();
     let sounds = "-map 0 -map 1 -map 1 -c:a:0 dca -strict -2 -c:a:1 ac3";
