@@ -175,6 +175,16 @@ impl FileSink {
         let pipeline = &self.session.pipeline;
         let plan = &self.plan;
         let caps = self.caps(layout)?;
+        if plan.codec.needs_even_size() && even::is_odd(layout) {
+            let (from, to) = (layout.size, even::layout(layout).size);
+            tracing::warn!(
+                "the encoder takes even sizes only, repeating the last column or row: {}x{} becomes {}x{}",
+                from.width_px,
+                from.height_px,
+                to.width_px,
+                to.height_px
+            );
+        }
         let settings = Settings {
             crf: plan.crf,
             framerate: plan.picture.info.fps(),

@@ -658,6 +658,14 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             ],
         ),
         (
+            "odd.mkv",
+            "-vf scale=97:321 -c:v libvpx-vp9 -b:v 1M -pix_fmt yuv420p",
+            "mp4",
+            &[
+                "the encoder takes even sizes only, repeating the last column or row: 97x321 becomes 98x322",
+            ],
+        ),
+        (
             "chapters.mp4",
             &format!("{chapters} {H264}"),
             "mkv",
