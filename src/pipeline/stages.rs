@@ -714,7 +714,7 @@ impl Map {
 }
 
 /// A caption that says so if the map under it has no differences.
-pub(crate) fn with_constancy(caption: String, is_constant: bool) -> String {
+fn with_constancy(caption: String, is_constant: bool) -> String {
     match (is_constant, caption.as_str()) {
         (false, _) => caption,
         (true, "") => "constant map".to_owned(),

@@ -9,6 +9,7 @@
 //! | `method` | `gchararray` | what explained |
 //! | `class`, `label` | `gint`, `gchararray` | the explained class; −1 and empty for a model without classes |
 //! | `score` | `gfloat` | its probability |
+//! | `answer` | `gchararray` | what the element writes over the map: the explained class, what the model answers where that is something else, and how far it can be relied on |
 //! | `not-sure` | `gboolean` | whether the most probable class cannot be relied on by the model's threshold; absent for a model without one |
 //! | `unfamiliar` | `gboolean` | whether that is not by its probability, but because the frame is unlike what the model learned from; as above |
 //! | `kept` | `gfloat` | mean of a mask's values, −1 for methods that make no masks |
@@ -26,7 +27,7 @@ use gstreamer_video as gst_video;
 use crate::frame::FrameSize;
 use crate::frame::placement::{Placement, Region};
 use crate::overlay::Range;
-use crate::pipeline::stages::{Certainty, Class, Finding, Map, with_constancy};
+use crate::pipeline::stages::{Certainty, Finding, Map};
 
 /// Name of the meta; its structure has the same.
 pub const META: &str = "GstVitscopeMeta";
@@ -56,6 +57,8 @@ pub struct Found {
     pub method: String,
     /// The explained class, with its name and probability; `None` for a model without classes.
     pub class: Option<(usize, String, f32)>,
+    /// What stands over the map.
+    pub answer: String,
     /// How far the most probable class can be relied on; `None` for a model without a threshold.
     pub certainty: Option<Certainty>,
     /// Mean of a mask's values.
@@ -83,6 +86,7 @@ impl Found {
                 let label = class.label.clone().unwrap_or_default();
                 (class.index, label, class.probability)
             }),
+            answer: finding.caption(map),
             certainty: finding.certainty,
             kept: map.kept(),
             grid: finding.grid,
@@ -117,6 +121,7 @@ impl Found {
             pts: gst::ClockTime::from_nseconds(structure.get("pts").ok()?),
             method: structure.get("method").ok()?,
             class: class.flatten(),
+            answer: structure.get("answer").ok()?,
             certainty: structure.get("not-sure").ok().map(|not_sure| {
                 let unfamiliar = structure.get("unfamiliar").unwrap_or_default();
                 Certainty::from_flags(not_sure, unfamiliar)
@@ -159,6 +164,7 @@ impl Found {
         structure.set("class", class);
         structure.set("label", label);
         structure.set("score", score);
+        structure.set("answer", &self.answer);
         if let Some(certainty) = self.certainty {
             structure.set("not-sure", certainty.is_not_sure());
             structure.set("unfamiliar", certainty.is_unfamiliar());
@@ -190,20 +196,6 @@ impl Found {
                 height: self.region.height * down,
             },
         }
-    }
-
-    /// What stands over the picture.
-    pub(super) fn caption(&self) -> String {
-        let class = self
-            .class
-            .as_ref()
-            .map(|(index, label, probability)| Class {
-                index: *index,
-                label: Some(label.clone()).filter(|label| !label.is_empty()),
-                probability: *probability,
-            });
-        let answer = class.map_or_else(String::new, |class| class.answer(self.certainty));
-        with_constancy(answer, self.range.is_constant(&self.mask))
     }
 
     /// The structure of a bus message.

@@ -50,11 +50,12 @@ fn drawn(
         placement: &placement,
         range: found.range,
     };
-    let caption = match settings.show_hud {
-        true => found.caption(),
-        false => String::new(),
+    let caption = if settings.show_hud {
+        &*found.answer
+    } else {
+        ""
     };
-    buffer_from_frame(settings.overlay().draw(frame, Some(&heat), &caption)?)
+    buffer_from_frame(settings.overlay().draw(frame, Some(&heat), caption)?)
 }
 
 #[glib::object_subclass]

@@ -1764,18 +1764,21 @@ fn the_overlay_draws_what_the_element_attached() {
         let frames = frames.lock().unwrap();
         frames.clone()
     };
-    let element = format!(
-        "vitscope model={} method=gradcam",
-        fixture("vit_a").display()
-    );
-    let at_once = frames(&element);
-    let later = frames(&format!(
-        "{element} mode=original show-hud=false attach-meta=true ! queue ! vitscopeoverlay"
-    ));
-    assert_eq!(at_once.len(), 5);
-    assert!(at_once == later, "pixels differ");
-    let elsewhere = frames(&format!("{element} mode=original show-hud=false"));
-    assert!(at_once != elsewhere, "something is drawn");
+    // Captions of one class, of another than the predicted one, and of two.
+    for target in ["predicted", "1", "2", "contrast:0,1"] {
+        let element = format!(
+            "vitscope model={} method=gradcam target-class={target}",
+            fixture("vit_a").display()
+        );
+        let at_once = frames(&element);
+        let later = frames(&format!(
+            "{element} mode=original show-hud=false attach-meta=true ! queue ! vitscopeoverlay"
+        ));
+        assert_eq!(at_once.len(), 5);
+        assert!(at_once == later, "{target}: pixels differ");
+        let elsewhere = frames(&format!("{element} mode=original show-hud=false"));
+        assert!(at_once != elsewhere, "{target}: nothing is drawn");
+    }
 }
 
 /// The examples in C and in Python read a meta and get a message for each frame.
