@@ -14,6 +14,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::classification::Prediction;
 use crate::error::{Error, Result};
 use crate::files::write_whole;
+use crate::overlay::script::{Line, can_draw};
+use crate::overlay::text::is_built_in;
 
 /// Pairs in the picture.
 const MAX_ROWS: usize = 40;
@@ -132,6 +134,9 @@ impl Confusions {
         let root = BitMapBackend::with_buffer(rgb, size).into_drawing_area();
         root.fill(&WHITE)?;
         let text = |text: &str, at: (i32, i32), size_px: i32, color: RGBColor, side: HPos| {
+            if !is_built_in(text) {
+                return draw_other(&root, text, at, size_px, color, side);
+            }
             let style = TextStyle::from((FONT, size_px))
                 .color(&color)
                 .pos(Pos::new(side, VPos::Center));
@@ -177,7 +182,10 @@ impl Confusions {
             let middle = top + HEADING_PX + ROW_PX * row + ROW_PX / 2;
             let [first, second] = pair.classes.map(|class| {
                 let label = labels.get(class).map_or("", String::as_str);
-                shortened(label)
+                match can_draw(label) {
+                    true => shortened(label),
+                    false => format!("class {class}"),
+                }
             });
             text(&first, (between, middle), FONT_PX, FIRST, HPos::Right)?;
             text(
@@ -218,6 +226,34 @@ impl Confusions {
         };
         format!("{}, {}", of(0), of(1))
     }
+}
+
+/// Draws text with letters that the built-in face lacks.
+fn draw_other<DB: DrawingBackend>(
+    root: &DrawingArea<DB, plotters::coord::Shift>,
+    text: &str,
+    (x, middle): (i32, i32),
+    size_px: i32,
+    color: RGBColor,
+    side: HPos,
+) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    let line = Line::new(text, 1.2 * size_px as f32);
+    let width = i32::try_from(line.width_px).unwrap_or(i32::MAX);
+    let left = match side {
+        HPos::Left => x,
+        HPos::Right => x - width,
+        HPos::Center => x - width / 2,
+    };
+    let top = middle - (0.6 * size_px as f32) as i32;
+    let mut drawn = Ok(());
+    line.draw(|right, down, coverage| {
+        let ink = color.mix(f64::from(coverage) / 255.0);
+        let pixel = root.draw_pixel((left + right, top + down), &ink);
+        if drawn.is_ok() {
+            drawn = pixel;
+        }
+    });
+    drawn
 }
 
 /// A label that fits into its column.
@@ -301,6 +337,21 @@ mod tests {
             picture.height() as i32,
             2 * MARGIN_PX + HEADING_PX + 3 * ROW_PX
         );
+    }
+
+    #[test]
+    fn names_in_letters_that_the_built_in_face_lacks_are_drawn_or_shown_by_their_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let draw = |label: &str| {
+            let path = folder.path().join("confusions.png");
+            let labels = [label, "dog", "owl"].map(str::to_owned);
+            confusions().save_png(&labels, "a model", &path).unwrap();
+            image::open(&path).unwrap().into_rgb8()
+        };
+        // A private letter, which no published font is for.
+        assert!(draw("\u{10fffd}") == draw("class 0"));
+        let bird = draw("🐦");
+        assert!(bird != draw("") && bird != draw("class 0"));
     }
 
     #[test]

@@ -31,15 +31,15 @@ fn fonts() -> MutexGuard<'static, Fonts> {
 }
 
 /// A line that is ready to be drawn.
-pub(super) struct Line {
+pub(crate) struct Line {
     /// Pixels that it is wide.
-    pub(super) width_px: usize,
+    pub(crate) width_px: usize,
     buffer: Buffer,
 }
 
 impl Line {
     /// Lays out a text in a line of `line_px`.
-    pub(super) fn new(text: &str, line_px: f32) -> Self {
+    pub(crate) fn new(text: &str, line_px: f32) -> Self {
         let mut fonts = fonts();
         let mut buffer = Buffer::new_empty(Metrics::new(line_px / 1.2, line_px));
         buffer.set_wrap(Wrap::None);
@@ -63,7 +63,7 @@ impl Line {
 
     /// Calls `ink` with the place of each pixel, right and down from the top left corner of the line, and how much of it
     /// is covered.
-    pub(super) fn draw(&self, mut ink: impl FnMut(i32, i32, u8)) {
+    pub(crate) fn draw(&self, mut ink: impl FnMut(i32, i32, u8)) {
         let Fonts { system, letters } = &mut *fonts();
         for run in self.buffer.layout_runs() {
             for glyph in run.glyphs {

@@ -140,7 +140,7 @@ fn face() -> Result<&'static FontRef<'static>> {
 }
 
 /// Whether the built-in face has all letters of a text.
-pub(super) fn is_built_in(text: &str) -> bool {
+pub(crate) fn is_built_in(text: &str) -> bool {
     face().is_ok_and(|face| has_all(face, text))
 }
 
