@@ -160,13 +160,9 @@ impl VideoCodec {
 
     /// What the encoder itself is told of `colors`, where the muxer is to be told all.
     ///
-    /// GStreamer's `vp9enc` names the matrix of BT.2020 in the bitstream only beside BT.2020's own curve.
+    /// GStreamer's `vp9enc` names the matrix of BT.2020 in the bitstream only beside BT.2020's curve for 12 bits.
     pub(super) fn told(self, colors: &VideoColorimetry) -> VideoColorimetry {
-        let is_hdr = matches!(
-            colors.transfer(),
-            VideoTransferFunction::Smpte2084 | VideoTransferFunction::AribStdB67
-        );
-        if self != Self::Vp9 || !is_hdr {
+        if self != Self::Vp9 || colors.matrix() != VideoColorMatrix::Bt2020 {
             return *colors;
         }
         VideoColorimetry::new(

@@ -276,6 +276,19 @@ fn ten_bits_stay_where_the_encoder_has_them() {
 #[test]
 fn a_high_dynamic_range_is_kept_where_it_is_asked_for() {
     let files = Files::new();
+    let wide = "colorprim=bt2020:transfer=bt2020-10:colormatrix=bt2020nc";
+    let wide = files.make(
+        "wide.mkv",
+        &format!("{BARS} -pix_fmt yuv420p10le -c:v libx265 -x265-params log-level=none:{wide}"),
+    );
+    for name in ["out.mp4", "out.webm"] {
+        let job = FileJob {
+            hdr: HdrMode::Keep,
+            ..fine(&wide, &files.path(name))
+        };
+        run(&job).unwrap();
+        assert_eq!(tags(&job.output), tags(&wide), "BT.2020 to {name}");
+    }
     for transfer in ["smpte2084", "arib-std-b67"] {
         let [hdr, _] = hdr_and_sdr(&files, "testsrc2=size=320x240:rate=25", transfer);
         let light = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400";
