@@ -262,6 +262,19 @@ impl Overlay {
     /// [`Error::Shape`] where the frame's planes do not fit its format or [`Heat::check`] fails;
     /// whatever making the frame writable returns.
     pub fn draw(&self, frame: Frame, heat: Option<&Heat>, caption: &str) -> Result<Frame> {
+        self.draw_with_lines(frame, heat, &[caption])
+    }
+
+    /// The same with several lines in place of the caption; empty ones are left out.
+    ///
+    /// # Errors
+    /// As [`draw`](Self::draw).
+    pub fn draw_with_lines(
+        &self,
+        frame: Frame,
+        heat: Option<&Heat>,
+        lines: &[&str],
+    ) -> Result<Frame> {
         rows::check(&frame.layout)?;
         if let Some(heat) = heat {
             heat.check(frame.size())?;
@@ -284,7 +297,12 @@ impl Overlay {
         if let Some(heat) = heat {
             self.draw_heat(&mut frame, pane, heat)?;
         }
-        text::draw_caption(&mut frame, pane, caption)?;
+        let lines: Vec<&str> = lines
+            .iter()
+            .copied()
+            .filter(|line| !line.is_empty())
+            .collect();
+        text::draw_lines(&mut frame, pane, &lines)?;
         Ok(frame)
     }
 

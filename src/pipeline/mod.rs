@@ -5,6 +5,7 @@
 //! What a stage computes is in [`stages`], which the GStreamer element uses too.
 //! The only module that starts threads.
 
+pub mod compositor;
 pub mod crew;
 pub mod edge;
 mod report;
@@ -26,6 +27,7 @@ use crate::frame::{Frame, Pts};
 use crate::media::{Sink, Source};
 use crate::overlay::Overlay;
 use crate::vit::Stop;
+use compositor::Compositor;
 use edge::{EdgeReceiver, EdgeSender, edge};
 use stages::{Composited, Decoded, Explained, Patchified, View};
 
@@ -117,7 +119,12 @@ impl Pipeline<'_> {
         let started = Instant::now();
         let failure = Failure::default();
         let failed = failure.raised.clone();
-        let n_maps = view.n_maps();
+        let compositor = Compositor {
+            overlay,
+            n_maps: view.n_maps(),
+            keeps_size: false,
+            has_captions: true,
+        };
         let preprocessor = &view.model.preprocessor;
         let resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
         let (to_patchify, decoded) = edge("decode to patchify", EDGE_FRAMES);
@@ -153,7 +160,7 @@ impl Pipeline<'_> {
             let composite = start.stage(
                 composite,
                 (explained, to_encode),
-                move |(from, to), busy| composite_loop(&overlay, n_maps, from, to, busy),
+                move |(from, to), busy| composite_loop(&compositor, from, to, busy),
             )?;
             let encode = start.stage(encode, composited, |from, busy| {
                 encode_loop(sink, on_frame, from, &failure, busy)
@@ -355,14 +362,13 @@ fn explain_loop(
 }
 
 fn composite_loop(
-    overlay: &Overlay,
-    n_maps: usize,
+    compositor: &Compositor,
     explained: &EdgeReceiver<Explained>,
     to_encode: &EdgeSender<Composited>,
     busy: &mut Busy,
 ) -> Result<()> {
     while let Some(frame) = explained.recv() {
-        let composited = busy.with(|| stages::composite(frame, overlay, n_maps))?;
+        let composited = busy.with(|| stages::composite(frame, compositor))?;
         if to_encode.send(composited).is_err() {
             break;
         }

@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::compositor::Compositor;
 use crate::error::{Error, Result};
 use crate::explain::{
     Explainer, Explanations, StreamMemory, Streams, Target, follow_all, rehearse_all,
 };
-use crate::frame::Frame;
 use crate::frame::placement::Placement;
 use crate::frame::resize::Resizer;
+use crate::frame::{Frame, FrameSize};
 use crate::models::Model;
-use crate::overlay::{Heat, Overlay, Range, script};
+use crate::overlay::{Heat, Range, script};
 use crate::sidecar;
 use crate::vit::{Link, Stop};
 
@@ -258,35 +259,20 @@ pub fn explain(
         .collect()
 }
 
-/// Draws the explanations and their classes over the frame: one over the whole of it, several on a grid of
-/// smaller copies.
-///
-/// An explanation that does not fit the frame is left out.
+/// Draws the explanations and their classes over the frame. An explanation that does not fit it is left out.
 ///
 /// # Errors
 /// Fails where the frame's memory cannot be written.
-pub fn composite(input: Explained, overlay: &Overlay, n_maps: usize) -> Result<Composited> {
+pub fn composite(input: Explained, compositor: &Compositor) -> Result<Composited> {
     let Explained { frame, finding } = input;
     let finding = finding.filter(|finding| {
-        let checked = finding
-            .maps
-            .iter()
-            .try_for_each(|map| finding.heat(map).check(frame.size()));
+        let checked = finding.check(frame.size());
         if let Err(error) = &checked {
             warn_unexplained(frame.seq, error);
         }
         checked.is_ok()
     });
-    let panes: Vec<(Option<Heat<'_>>, String)> = match finding.as_deref() {
-        Some(finding) => (finding.maps.iter())
-            .map(|map| (Some(finding.heat(map)), finding.caption(map)))
-            .collect(),
-        None => vec![(None, String::new()); n_maps],
-    };
-    let frame = match panes.as_slice() {
-        [(heat, caption)] => overlay.draw(frame, heat.as_ref(), caption)?,
-        panes => overlay.draw_grid(&frame, panes)?,
-    };
+    let frame = compositor.draw(frame, finding.as_deref(), &[])?;
     Ok(Composited { frame, finding })
 }
 
@@ -615,6 +601,15 @@ impl Finding {
         record.unfamiliar = self.unfamiliar();
         record.grid = Some(self.grid);
         record.maps = Some(self.maps.iter().map(map).collect());
+    }
+
+    /// Makes sure that all maps can be drawn on a frame of `size`.
+    ///
+    /// # Errors
+    /// As [`Heat::check`].
+    pub fn check(&self, size: FrameSize) -> Result<()> {
+        let mut maps = self.maps.iter();
+        maps.try_for_each(|map| self.heat(map).check(size))
     }
 
     /// One of the maps as the overlay draws it.

@@ -36,6 +36,8 @@ pub struct Ready {
     pub model: Arc<Model>,
     /// What one image took.
     pub one_image: Duration,
+    /// Maps per image.
+    pub n_maps: usize,
 }
 
 /// What becomes of the opening.
@@ -379,6 +381,7 @@ fn tried(
         let ready = Ready {
             model: Arc::clone(&view.model),
             one_image: started.elapsed(),
+            n_maps: view.n_maps(),
         };
         Ok((view, ready))
     };

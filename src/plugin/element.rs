@@ -29,13 +29,11 @@ use super::smoothing::{Smoothing, Thumbnail};
 use super::statistics::{Recent, Statistics};
 use crate::error::{Error, Result};
 use crate::explain::SharedMemory;
-use crate::frame::placement::PixelRect;
+use crate::frame::Frame;
 use crate::frame::resize::Resizer;
-use crate::frame::{Frame, FrameSize};
 use crate::media::pixels::{buffer_from_frame, frame_from_buffer};
 use crate::models::{LinearHead, Model};
-use crate::overlay::Overlay;
-use crate::overlay::text::draw_lines;
+use crate::pipeline::compositor::Compositor;
 use crate::pipeline::stages::{
     Composited, Decoded, Finding, Image, Patchified, Turn, View, patchify,
 };
@@ -124,6 +122,8 @@ struct Stream {
     smoothing: Smoothing,
     /// What the methods remember of the scene.
     memory: SharedMemory,
+    /// Maps per explained frame; none before the model is open.
+    n_maps: usize,
     scores: Option<Records>,
 }
 
@@ -468,6 +468,7 @@ impl VitScope {
             Some(Err(_)) => return Err(gst::FlowError::Error),
             Some(Ok(ready)) => ready,
         };
+        stream.n_maps = ready.n_maps;
         // Another classifier over the same weights changes nothing here.
         let opened = ready.model.as_opened();
         let is_new = !matches!(&stream.resizer, Some((model, _)) if Arc::ptr_eq(&model.as_opened(), &opened));
@@ -724,50 +725,14 @@ impl VitScope {
         answer
     }
 
-    /// Draws the maps of a finding, and over them what is to be read.
-    fn draw_finding(
-        &self,
-        settings: &Settings,
-        overlay: &Overlay,
-        finding: Option<&Finding>,
-        frame: Frame,
-    ) -> Result<Frame> {
-        let caption = |finding: &Finding, map| match settings.show_hud {
-            true => finding.caption(map),
-            false => String::new(),
-        };
-        let mut lines = Vec::new();
-        let mut frame = match finding.map(|finding| (finding, finding.maps.as_slice())) {
-            None | Some((_, [])) => frame,
-            Some((finding, [map])) => {
-                lines.push(caption(finding, map));
-                overlay.draw(frame, Some(&finding.heat(map)), "")?
-            }
-            Some((finding, maps)) => {
-                let pane = |map| (Some(finding.heat(map)), caption(finding, map));
-                let panes: Vec<_> = maps.iter().map(pane).collect();
-                overlay.draw_grid_onto(frame, &panes)?
-            }
-        };
-        let note = lock(&self.note).clone();
-        lines.extend((!note.is_empty()).then_some(note));
+    /// What is to be read on a frame besides captions.
+    fn notes(&self, settings: &Settings, finding: Option<&Finding>) -> Vec<String> {
+        let mut lines = vec![lock(&self.note).clone()];
         if settings.show_stats {
             let kept = finding.and_then(|finding| finding.maps.first()?.kept());
             lines.extend(lock(&self.stats).lines(kept, Instant::now()));
         }
-        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        let FrameSize {
-            width_px,
-            height_px,
-        } = frame.size();
-        let whole = PixelRect {
-            left: 0,
-            top: 0,
-            width: width_px,
-            height: height_px,
-        };
-        draw_lines(&mut frame, whole, &lines)?;
-        Ok(frame)
+        lines
     }
 
     /// Draws what is newest on a frame, and attaches what is asked for.
@@ -786,9 +751,7 @@ impl VitScope {
         let mut overlay = settings.overlay();
         let shown = stream.newest.clone().filter(|newest| {
             let Newest { finding, .. } = newest;
-            let maps = &finding.maps;
-            let fits =
-                !maps.is_empty() && (maps.iter()).all(|map| finding.heat(map).check(size).is_ok());
+            let fits = !finding.maps.is_empty() && finding.check(size).is_ok();
             if settings.sync_mode == SyncMode::Latest {
                 let age: Duration = time.saturating_sub(newest.of).into();
                 lock(&self.stats).ages.push(age);
@@ -801,7 +764,14 @@ impl VitScope {
             fits
         });
         let (finding, of) = shown.map(|newest| (newest.finding, newest.of)).unzip();
-        let drawn = self.draw_finding(settings, &overlay, finding.as_deref(), frame);
+        let compositor = Compositor {
+            overlay,
+            n_maps: stream.n_maps,
+            keeps_size: true,
+            has_captions: settings.show_hud,
+        };
+        let notes = self.notes(settings, finding.as_deref());
+        let drawn = compositor.draw(frame, finding.as_deref(), &notes);
         let frame = drawn.map_err(|error| failed(error.to_string()))?;
         let composited = Composited { frame, finding };
         if let Some(scores) = &mut stream.scores {
