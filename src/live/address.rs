@@ -71,6 +71,11 @@ impl FromStr for Address {
     }
 }
 
+/// Schemes of addresses that cameras and servers have.
+const SCHEMES: [&str; 8] = [
+    "rtsp", "rtsps", "rtspt", "http", "https", "rtmp", "rtmps", "srt",
+];
+
 fn has_video_name(path: &Path) -> bool {
     let end = path.extension().and_then(|end| end.to_str());
     end.is_some_and(|end| VIDEO_FILES.contains(&&*end.to_ascii_lowercase()))
@@ -211,12 +216,13 @@ impl fmt::Display for Address {
                 let text = shown(url.as_str());
                 let hidden = format!("://{HIDDEN}@");
                 // A name beside a password helps to see which of them is wrong; a name alone may be a key.
+                // In what only looks like an address, such as `admin://a:b@host`, it may be a part of the password.
                 match url.password() {
-                    Some(_) => {
+                    Some(_) if SCHEMES.contains(&url.scheme()) => {
                         let named = format!("://{}:{HIDDEN}@", url.username());
                         f.write_str(&text.replacen(&hidden, &named, 1))
                     }
-                    None => f.write_str(&text),
+                    _ => f.write_str(&text),
                 }
             }
             Self::NotAnAddress(text) => f.write_str(&shown(text)),
@@ -267,6 +273,8 @@ mod tests {
         let address = address("rtsp://user:s3%20cret@host:554/stream");
         assert_eq!(address.to_string(), "rtsp://user:***@host:554/stream");
         assert_eq!(without_secrets("admin:s3cret://@host"), HIDDEN);
+        let guessed = self::address("admin://s3cret:x@host").to_string();
+        assert_eq!(guessed, "admin://***@host");
         assert_eq!(
             without_secrets("invalid 'rtsp://user:s3cret@host/x'"),
             "invalid 'rtsp://***@host/x'"
