@@ -1,5 +1,6 @@
 //! Where live video comes from, as a user names it, and how that is shown without what is secret in it.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -70,6 +71,9 @@ impl FromStr for Address {
         Ok(Self::Name(text.to_owned()))
     }
 }
+
+/// What may stand before an address in a sentence.
+const QUOTES: [char; 4] = ['\'', '"', '(', '`'];
 
 /// Schemes of addresses that cameras and servers have.
 const SCHEMES: [&str; 8] = [
@@ -155,10 +159,22 @@ fn equals(text: &str) -> Option<usize> {
     plain.into_iter().chain(encoded).min()
 }
 
+/// A word without the user and password before its last `@`, as in `user:password@host`.
+fn without_user(word: &str) -> Cow<'_, str> {
+    match word.rsplit_once('@') {
+        Some((user, host)) if user.contains(':') => {
+            let name = user.trim_start_matches(QUOTES);
+            let quotes = &user[..user.len() - name.len()];
+            Cow::Owned(format!("{quotes}{HIDDEN}@{host}"))
+        }
+        _ => Cow::Borrowed(word),
+    }
+}
+
 /// Whether the last word of a text is the name of a scheme, in quotes or not.
 fn ends_in_scheme(text: &str) -> bool {
     let word = text.rsplit(char::is_whitespace).next().unwrap_or_default();
-    let name = word.trim_start_matches(['\'', '"', '(', '`']);
+    let name = word.trim_start_matches(QUOTES);
     let is_sign = |letter: char| letter.is_ascii_alphanumeric() || "+-.".contains(letter);
     name.starts_with(|letter: char| letter.is_ascii_alphabetic()) && name.chars().all(is_sign)
 }
@@ -199,7 +215,10 @@ pub fn without_secrets(text: &str) -> String {
         };
         match line.contains("://") {
             true => format!("{}{end}", shown(line)),
-            false => format!("{line}{end}"),
+            false => {
+                let words: Vec<_> = line.split(' ').map(without_user).collect();
+                format!("{}{end}", words.join(" "))
+            }
         }
     });
     lines.collect()
@@ -321,9 +340,8 @@ mod tests {
                 let text = spelling.replace("SECRET", &secret);
                 let address = address(&text);
                 let mut told = vec![address.to_string(), format!("{address:?}")];
-                if text.contains("://") {
-                    told.push(without_secrets(&format!("unexpected argument '{text}' found")));
-                }
+                told.push(without_secrets(&format!("unexpected argument '{text}' found")));
+                told.push(without_secrets(&format!("no such file, expected a video: {text:?}")));
                 if let Address::Url(url) = &address {
                     told.push(address.redacted(&format!("cannot open {url}")));
                 }

@@ -28,7 +28,8 @@ impl Exit {
         if let Some(usage) = error.downcast_ref::<clap::Error>() {
             return Self::from_usage(usage);
         }
-        eprintln!("error: {}", sentence(error));
+        // A file or an output may be named by an address with a password in it.
+        eprintln!("error: {}", without_secrets(&sentence(error)));
         Self::Failed
     }
 

@@ -52,6 +52,9 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     outputs::check(&borrowed, &taken, args.outputs.overwrite)?;
     side::check(&args.outputs, &[borrowed, taken].concat())?;
     for input in inputs {
+        if input.to_string_lossy().contains("://") && !input.exists() {
+            bail!("is a URL, expected a file with a picture: {input:?}");
+        }
         // The header is enough to refuse what is no picture before anything is written.
         picture::check_header(input)?;
     }
