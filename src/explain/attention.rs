@@ -9,14 +9,15 @@
 //! Cost: 1 forward. **Deviations**: none. No weights are needed.
 
 use candle_core::{D, Tensor};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::{Explainer, Needs, Options, Pass, class_row, last_block};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
 /// Explains by the last block's attention.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawAttention {}
 

@@ -15,7 +15,8 @@
 //! No weights are needed.
 
 use candle_core::{D, Tensor};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::chefer::accumulated;
 use super::tam::integrated_gradient;
@@ -24,7 +25,7 @@ use crate::error::Result;
 use crate::vit::Vit;
 
 /// Explains by heads that matter, and what is made of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BeyondIntuition {
     /// The first block that counts, from 0.

@@ -15,19 +15,20 @@
 //! [`GradSam`] (Barkan et al., CIKM 2021) takes the class row of the mean of Aₗ ∘ (∇Aₗ)⁺ over blocks and heads.
 
 use candle_core::{D, Tensor};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::{Explainer, Needs, Options, Pass, attention_sites, class_row, no_blocks};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
 /// Explains by attention and its gradient in all blocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Chefer {}
 
 /// Explains by the mean of attention times its gradient.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GradSam {}
 

@@ -21,7 +21,8 @@
 //! [`lrp`](super::lrp) tells.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::chefer::accumulated;
 use super::{Explainer, Needs, Options, Pass, attention_sites};
@@ -33,7 +34,7 @@ use crate::vit::{BlockParts, Head, Site, Vit};
 const SMALL: f64 = 1e-9;
 
 /// Explains by the relevance of attention.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CheferLrp {}
 

@@ -28,7 +28,8 @@
 //! that score, signed, and what is kept is what speaks for the class.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::memory::Remembered;
 use super::motion::{Smoothed, Smoother, Smoothing, logit};
@@ -43,7 +44,7 @@ use crate::overlay::Range;
 use crate::vit::Vit;
 
 /// What becomes of the keep probabilities.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cut {
     /// They are shown.
@@ -57,7 +58,7 @@ pub enum Cut {
 }
 
 /// Options of [`DiffMask`].
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiffMaskOptions {
     /// What becomes of the keep probabilities.

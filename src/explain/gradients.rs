@@ -22,7 +22,8 @@
 //! pictures' mean color. Signed maps keep their sign. No weights are needed.
 
 use candle_core::{D, Tensor};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::masked::each_image;
 use super::pass::Forward;
@@ -32,17 +33,17 @@ use crate::rng::Rng;
 use crate::vit::{Site, Vit};
 
 /// Explains by the gradient's absolute value.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Saliency {}
 
 /// Explains by the gradient times the image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GradientInput {}
 
 /// Explains by gradients on the way from gray to the image.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct IntegratedGradients {
     /// Points on the way, to begin with.
@@ -64,7 +65,7 @@ impl Default for IntegratedGradients {
 }
 
 /// Explains by the mean gradient of noisy copies.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SmoothGrad {
     /// Noisy copies of each image.

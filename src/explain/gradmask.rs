@@ -21,7 +21,8 @@
 //! patch's query is zero, for only the class token's query is read. No weights are needed.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
 use super::memory::Remembered;
@@ -30,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::vit::{Site, Vit};
 
 /// A projection whose gradients vote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Matrix {
     /// Queries.
@@ -52,7 +53,7 @@ impl Matrix {
 }
 
 /// Which blocks vote.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layers {
     /// All of them.
@@ -67,7 +68,7 @@ pub enum Layers {
 }
 
 /// What of a projection votes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Vote {
     /// Its gradient.
@@ -78,7 +79,7 @@ pub enum Vote {
 }
 
 /// From which vote on a patch is kept.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Threshold {
     /// The mean of the patches' votes.
@@ -91,7 +92,7 @@ pub enum Threshold {
 }
 
 /// What a mask counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Weight {
     /// The class's probability under the mask.
@@ -108,7 +109,7 @@ pub enum Weight {
 }
 
 /// What becomes of patches that many masks keep.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Coverage {
     /// They count as often as they are kept.
@@ -119,7 +120,7 @@ pub enum Coverage {
 }
 
 /// Explains by masks of gradients.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct GradMask {
     /// Groups of channels a projection, which must divide the model's width.

@@ -16,7 +16,8 @@
 //! Needs an interpreter trained for exactly this model's weights.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::{Explainer, Needs, Pass};
 use crate::error::{Error, Result};
@@ -24,7 +25,7 @@ use crate::interpreter::{Interpreter, Pooling};
 use crate::vit::{Site, Vit};
 
 /// Which of the interpreter's maps is shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Map {
     /// What is attended to, whatever the class.
@@ -35,7 +36,7 @@ pub enum Map {
 }
 
 /// Options of [`IaVit`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct IaVitOptions {
     /// Which map is shown.

@@ -26,7 +26,8 @@
 //! kernel alone. Subsets are the same for all images and frames. No weights are needed.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image};
 use super::shapley::Regression;
@@ -40,7 +41,7 @@ use crate::vit::Vit;
 const PAIRS_AT_ONCE: usize = 32;
 
 /// Explains by Shapley values.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KernelShap {
     /// Masked passes per picture, at most; they come in pairs.

@@ -15,7 +15,8 @@
 //! `blocks` is all by default, as in the paper (the released code: the last 2). No weights are needed.
 
 use candle_core::{D, Tensor};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::{Explainer, Options, Pass, no_blocks};
 use crate::error::{Error, Result};
@@ -23,7 +24,7 @@ use crate::kernels;
 use crate::vit::{NoTap, Probe, Site, Tap};
 
 /// Explains by the blocks' own gradients.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LeGrad {
     /// The last so many blocks count; all where it is 0.

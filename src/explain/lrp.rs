@@ -12,7 +12,8 @@
 //! for personal and scientific use only; `AttnLrp` is therefore behind the feature `lrp`, which is off by default.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::gradients::GradientInput;
 use super::pass::Forward;
@@ -21,13 +22,13 @@ use crate::error::Result;
 use crate::vit::Rules;
 
 /// Explains by the balanced gradient.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LibraGrad {}
 
 /// Explains by relevance that attention passes on.
 #[cfg(feature = "lrp")]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttnLrp {}
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use candle_core::{D, Device, Tensor};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::Pass;
 use crate::error::{Error, Result};
@@ -20,7 +21,7 @@ const REPORT: Duration = Duration::from_secs(5);
 const BLUR: (usize, f32) = (15, 7.0);
 
 /// What becomes of patches that a mask hides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Occlusion {
     /// Their pixels become 0 after normalization: gray, or the training pictures' mean color.
@@ -49,7 +50,7 @@ impl Occlusion {
 }
 
 /// How the model's answer to a copy becomes a number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Score {
     /// The class's probability; the logit where the model has one class only, whose probability saturates.

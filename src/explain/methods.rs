@@ -3,7 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::agcam::Agcam;
 use super::attention::RawAttention;
@@ -124,6 +127,19 @@ pub struct Entry {
     pub pace: Pace,
 }
 
+/// An option of a method.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MethodOption {
+    /// Its name.
+    pub key: String,
+    /// Its value where nobody sets it, as TOML.
+    pub default: String,
+    /// The words that it takes; none where it takes numbers or something composed.
+    pub words: Vec<String>,
+    /// What it does.
+    pub help: String,
+}
+
 /// What a model brings along for the methods that need trained parts.
 #[derive(Clone, Copy, Default)]
 pub struct Parts<'a> {
@@ -151,6 +167,121 @@ const fn entry(
         backwards,
         pace,
     }
+}
+
+/// Gives the expression with `$Options` as the type of a method's options, or that of one of the named methods.
+macro_rules! by_options {
+    ($method:expr, $Options:ident => $each:expr, $($named:ident => $own:expr),+) => {
+        match $method {
+            $(Method::$named => $own,)+
+            Method::GradMask => {
+                type $Options = GradMask;
+                $each
+            }
+            Method::Chefer => {
+                type $Options = Chefer;
+                $each
+            }
+            #[cfg(feature = "lrp")]
+            Method::CheferLrp => {
+                type $Options = super::chefer_lrp::CheferLrp;
+                $each
+            }
+            Method::GradSam => {
+                type $Options = GradSam;
+                $each
+            }
+            Method::GradCam => {
+                type $Options = GradCam;
+                $each
+            }
+            Method::GradCamAttention => {
+                type $Options = GradCamAttention;
+                $each
+            }
+            Method::Agcam => {
+                type $Options = Agcam;
+                $each
+            }
+            Method::LeGrad => {
+                type $Options = LeGrad;
+                $each
+            }
+            Method::ReciproCam => {
+                type $Options = ReciproCam;
+                $each
+            }
+            Method::Rollout => {
+                type $Options = Rollout;
+                $each
+            }
+            Method::GradientRollout => {
+                type $Options = GradientRollout;
+                $each
+            }
+            Method::RawAttention => {
+                type $Options = RawAttention;
+                $each
+            }
+            Method::TransitionAttention => {
+                type $Options = TransitionAttention;
+                $each
+            }
+            Method::BeyondIntuition => {
+                type $Options = BeyondIntuition;
+                $each
+            }
+            Method::Saliency => {
+                type $Options = Saliency;
+                $each
+            }
+            Method::GradientInput => {
+                type $Options = GradientInput;
+                $each
+            }
+            Method::IntegratedGradients => {
+                type $Options = IntegratedGradients;
+                $each
+            }
+            Method::SmoothGrad => {
+                type $Options = SmoothGrad;
+                $each
+            }
+            Method::LibraGrad => {
+                type $Options = LibraGrad;
+                $each
+            }
+            #[cfg(feature = "lrp")]
+            Method::AttnLrp => {
+                type $Options = super::lrp::AttnLrp;
+                $each
+            }
+            Method::Occlusion => {
+                type $Options = Occluding;
+                $each
+            }
+            Method::ScoreCam => {
+                type $Options = ScoreCam;
+                $each
+            }
+            Method::VitCx => {
+                type $Options = VitCx;
+                $each
+            }
+            Method::Tis => {
+                type $Options = Tis;
+                $each
+            }
+            Method::Rise => {
+                type $Options = Rise;
+                $each
+            }
+            Method::KernelShap => {
+                type $Options = KernelShap;
+                $each
+            }
+        }
+    };
 }
 
 impl Method {
@@ -420,8 +551,10 @@ impl Method {
     /// [`Error::Model`] where `parts` lacks what the method needs; [`Error::Config`] where an option is unknown or
     /// out of range.
     pub fn build_with(self, parts: Parts<'_>, options: toml::Table) -> Result<Box<dyn Explainer>> {
-        match self {
-            Self::DiffMask => {
+        by_options!(
+            self,
+            T => self.with::<T>(options),
+            DiffMask => {
                 let options: DiffMaskOptions = self.parse(options)?;
                 let gates = parts.gates.ok_or_else(|| {
                     Error::Model(
@@ -429,13 +562,10 @@ impl Method {
                             .into(),
                     )
                 })?;
-                Ok(Box::new(DiffMask::new(
-                    gates,
-                    parts.normalization,
-                    options,
-                )?))
-            }
-            Self::IaVit => {
+                let explainer = DiffMask::new(gates, parts.normalization, options)?;
+                Ok(Box::new(explainer))
+            },
+            IaVit => {
                 let options: IaVitOptions = self.parse(options)?;
                 let interpreter = parts.interpreter.ok_or_else(|| {
                     Error::Model(
@@ -445,35 +575,17 @@ impl Method {
                 })?;
                 Ok(Box::new(IaVit::new(interpreter, options)))
             }
-            Self::GradMask => self.with::<GradMask>(options),
-            Self::Chefer => self.with::<Chefer>(options),
-            #[cfg(feature = "lrp")]
-            Self::CheferLrp => self.with::<super::chefer_lrp::CheferLrp>(options),
-            Self::GradSam => self.with::<GradSam>(options),
-            Self::GradCam => self.with::<GradCam>(options),
-            Self::GradCamAttention => self.with::<GradCamAttention>(options),
-            Self::Agcam => self.with::<Agcam>(options),
-            Self::LeGrad => self.with::<LeGrad>(options),
-            Self::ReciproCam => self.with::<ReciproCam>(options),
-            Self::Rollout => self.with::<Rollout>(options),
-            Self::GradientRollout => self.with::<GradientRollout>(options),
-            Self::RawAttention => self.with::<RawAttention>(options),
-            Self::TransitionAttention => self.with::<TransitionAttention>(options),
-            Self::BeyondIntuition => self.with::<BeyondIntuition>(options),
-            Self::Saliency => self.with::<Saliency>(options),
-            Self::GradientInput => self.with::<GradientInput>(options),
-            Self::IntegratedGradients => self.with::<IntegratedGradients>(options),
-            Self::SmoothGrad => self.with::<SmoothGrad>(options),
-            Self::LibraGrad => self.with::<LibraGrad>(options),
-            #[cfg(feature = "lrp")]
-            Self::AttnLrp => self.with::<super::lrp::AttnLrp>(options),
-            Self::Occlusion => self.with::<Occluding>(options),
-            Self::ScoreCam => self.with::<ScoreCam>(options),
-            Self::VitCx => self.with::<VitCx>(options),
-            Self::Tis => self.with::<Tis>(options),
-            Self::Rise => self.with::<Rise>(options),
-            Self::KernelShap => self.with::<KernelShap>(options),
-        }
+        )
+    }
+
+    /// The options that [`build_with`](Self::build_with) takes, in the order of their names.
+    pub fn options(self) -> Vec<MethodOption> {
+        by_options!(
+            self,
+            T => options_of::<T>(),
+            DiffMask => options_of::<DiffMaskOptions>(),
+            IaVit => options_of::<IaVitOptions>()
+        )
     }
 
     fn with<T: Options + DeserializeOwned + 'static>(
@@ -497,6 +609,50 @@ impl Method {
             Error::Config(format!("method {self}: {reason}"))
         })
     }
+}
+
+/// The options that `T` is read from.
+fn options_of<T: Default + Serialize + JsonSchema>() -> Vec<MethodOption> {
+    let schema = schemars::schema_for!(T);
+    let part = |schema: &Value, name: &str| schema.get(name).cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let definitions = part(schema.as_value(), "$defs");
+    let resolved = |schema: &Value| {
+        let reference = text(&part(schema, "$ref"));
+        match reference.rsplit_once('/') {
+            Some((_, name)) => part(&definitions, name),
+            None => schema.clone(),
+        }
+    };
+    let words = |schema: &Value| -> Vec<String> {
+        let schema = resolved(schema);
+        let items = part(&schema, "items");
+        let schema = if items.is_null() {
+            schema
+        } else {
+            resolved(&items)
+        };
+        let of = |name: &str| part(&schema, name).as_array().cloned().unwrap_or_default();
+        let variants = of("oneOf")
+            .into_iter()
+            .map(|variant| part(&variant, "const"));
+        let all = of("enum").into_iter().chain(variants);
+        all.filter(Value::is_string)
+            .map(|word| text(&word))
+            .collect()
+    };
+    let defaults = toml::Table::try_from(T::default()).unwrap_or_default();
+    let properties = part(schema.as_value(), "properties");
+    let properties = properties.as_object().cloned().unwrap_or_default();
+    let options = properties.into_iter().map(|(key, schema)| MethodOption {
+        default: defaults
+            .get(&key)
+            .map_or_else(String::new, toml::Value::to_string),
+        words: words(&schema),
+        help: text(&part(&schema, "description")).replace('\n', " "),
+        key,
+    });
+    options.collect()
 }
 
 impl fmt::Display for Method {
@@ -564,6 +720,33 @@ mod tests {
             let explainer = method.build(Parts::default()).unwrap();
             assert_eq!(method.name(), explainer.name());
         }
+    }
+
+    #[test]
+    fn every_option_of_every_method_has_help_and_a_default_that_is_taken_back() {
+        let mut n_options = 0;
+        for &method in Method::ALL {
+            for option in method.options() {
+                let MethodOption {
+                    key, default, help, ..
+                } = &option;
+                assert!(help.ends_with('.'), "{method}: {option:?}");
+                if method.trained_part().is_none() && !default.is_empty() {
+                    let table = format!("{key} = {default}").parse().unwrap();
+                    method.build_with(Parts::default(), table).unwrap();
+                }
+                n_options += 1;
+            }
+        }
+        assert!(n_options > 30, "{n_options}");
+        let votes = Method::GradMask.options();
+        let matrices = votes
+            .iter()
+            .find(|option| option.key == "matrices")
+            .unwrap();
+        assert_eq!(matrices.words, ["query", "key", "value"]);
+        assert_eq!(matrices.default, r#"["query", "key", "value"]"#);
+        assert!(Method::Chefer.options().is_empty());
     }
 
     #[test]

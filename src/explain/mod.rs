@@ -37,7 +37,7 @@ use candle_core::Tensor;
 
 use memory::Remembered;
 pub use memory::{SharedMemory, StreamMemory, Streams};
-pub use methods::{Method, Parts};
+pub use methods::{Method, MethodOption, Parts};
 pub use pass::{Forward, Needs, Pass};
 
 use crate::error::{Error, Result};

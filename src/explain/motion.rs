@@ -19,7 +19,8 @@
 //! Smoothed masks are not the model's own any more. Whoever shows them has to ask the model whether its answer survives
 //! them, and to go back to the raw ones by [`Smoother::reset_to`] where it does not.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::flow::{Flow, FlowOptions, Gray, bilinear, consistency, flow, warp};
@@ -36,7 +37,7 @@ const LONGER_PX: usize = 64;
 const SAME: f32 = 0.05;
 
 /// How masks are smoothed along motion.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
 pub struct Smoothing {
     /// Share of the old logit that stays where a patch is wholly seen, from 0 (none) to below 1.

@@ -11,7 +11,8 @@
 //! **Deviations**: windows cover whole patches, and lie inside of the image. No weights are needed.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image};
 use super::{Explainer, Needs, Options, Pass};
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::vit::Vit;
 
 /// Explains by hiding windows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Occluding {
     /// Edge of the window in patches.

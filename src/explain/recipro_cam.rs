@@ -16,7 +16,8 @@
 //! No gradient and no weights are needed.
 
 use candle_core::{D, Tensor};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::masked::each_image;
 use super::{Explainer, Needs, Options, Pass, last_block};
@@ -24,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::vit::{Head, NoTap, Site, Vit};
 
 /// Explains by neighborhoods of patches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReciproCam {}
 

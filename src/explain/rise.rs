@@ -13,7 +13,8 @@
 //! what is seen only. E\[M\] is the masks' mean, as in the authors' later code. No weights are needed.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
 use super::{Explainer, Options, Pass};
@@ -21,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::rng::Rng;
 
 /// Explains by random masks.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rise {
     /// Number of masks.

@@ -23,14 +23,15 @@
 
 use candle_core::{D, Device, Tensor};
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::{Explainer, Needs, Options, Pass, attention_sites, no_blocks};
 use crate::error::{Error, Result};
 use crate::vit::{Site, Vit};
 
 /// How the heads of a block become one attention matrix.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeadFusion {
     /// Their mean, as in the paper.
@@ -43,15 +44,17 @@ pub enum HeadFusion {
 }
 
 /// Explains by attention rollout.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rollout {
+    /// How the heads of a block become one.
     fusion: HeadFusion,
+    /// Share of the lowest attention that counts as none, from 0 to below 1.
     discard: f64,
 }
 
 /// Explains one class by attention rollout.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GradientRollout {}
 

@@ -13,7 +13,8 @@
 //! No weights are needed.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
 use super::{Explainer, Needs, Options, Pass, last_block};
@@ -21,7 +22,7 @@ use crate::error::Result;
 use crate::vit::{Site, Vit};
 
 /// Explains by channels as masks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScoreCam {}
 

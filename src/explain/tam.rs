@@ -15,7 +15,8 @@
 //! The integrated gradient serves [Beyond Intuition](super::beyond_intuition) too.
 
 use candle_core::{D, Tensor};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::pass::Forward;
 use super::{Explainer, Needs, Options, Pass, attention_sites, class_row, last_block, no_blocks};
@@ -26,7 +27,7 @@ use crate::vit::{Site, Vit};
 const STEPS: usize = 20;
 
 /// Explains by the chain of attention.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TransitionAttention {}
 

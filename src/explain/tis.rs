@@ -14,7 +14,8 @@
 //! steps. Models with fewer channels have as many clusters as channels. No weights are needed.
 
 use candle_core::{D, Device, Tensor};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
 use super::{Explainer, Needs, Options, Pass};
@@ -23,7 +24,7 @@ use crate::rng::Rng;
 use crate::vit::{Site, Vit};
 
 /// Explains by clusters of features.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tis {
     /// Masks, at most.

@@ -18,7 +18,8 @@
 
 use candle_core::Tensor;
 use kodama::{Method as Linkage, linkage};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image};
 use super::score_cam::{channels, channels_needed, unit};
@@ -28,7 +29,7 @@ use crate::rng::Rng;
 use crate::vit::Vit;
 
 /// Explains by clusters of channels.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct VitCx {
     /// Cosine distance up to which channels are alike.

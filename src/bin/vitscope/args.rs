@@ -16,6 +16,7 @@ use crate::bench::BenchArgs;
 use crate::eval::EvalArgs;
 use crate::file::FileArgs;
 use crate::live::LiveArgs;
+use crate::methods::MethodsArgs;
 use crate::models::ModelsArgs;
 use crate::outputs;
 use crate::progress::ProgressMode;
@@ -57,7 +58,7 @@ pub enum Command {
     /// Report what this machine has and lacks: GStreamer, encoders, cameras, GPU, models.
     Doctor,
     /// List methods with their source, requirements and cost.
-    Methods,
+    Methods(MethodsArgs),
     /// List, inspect, download or shrink models.
     Models(ModelsArgs),
 }
@@ -75,7 +76,7 @@ impl Command {
             | Self::Bench(_)
             | Self::Devices
             | Self::Doctor
-            | Self::Methods
+            | Self::Methods(_)
             | Self::Models(_) => return true,
         };
         let for_people = [ProgressMode::Auto, ProgressMode::Plain];
@@ -93,7 +94,7 @@ impl Command {
             | Self::Eval(_)
             | Self::Devices
             | Self::Doctor
-            | Self::Methods
+            | Self::Methods(_)
             | Self::Models(_) => None,
             Self::Bench(args) => args.threads,
         }

@@ -54,7 +54,7 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
-        Command::Methods => methods::run(),
+        Command::Methods(args) => methods::run(args),
         Command::Models(args) => models::run(args),
     }
 }

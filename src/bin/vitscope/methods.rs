@@ -1,6 +1,6 @@
-//! `vitscope methods`: the table of methods.
+//! `vitscope methods`: the table of methods, or all about one.
 
-use vitscope::explain::{Method, Parts};
+use vitscope::explain::{Method, MethodOption, Parts};
 
 use crate::exit::Exit;
 
@@ -14,8 +14,61 @@ needs      parts that must be trained for the model
 forwards   passes of the model per frame: L blocks, N patches, D channels; backward passes likewise
 pace       A: a few passes, as live as the model; B: about ten; C: dozens to hundreds; D: thousands";
 
-/// Prints the table.
-pub fn run() -> anyhow::Result<Exit> {
+/// Options of `vitscope methods`.
+#[derive(Debug, clap::Args)]
+pub struct MethodsArgs {
+    /// Show one method and its options.
+    #[arg(value_name = "NAME")]
+    name: Option<Method>,
+}
+
+/// Prints the table, or one method with its options.
+pub fn run(args: &MethodsArgs) -> anyhow::Result<Exit> {
+    match args.name {
+        Some(method) => print_method(method),
+        None => print_table(),
+    }
+    Ok(Exit::Whole)
+}
+
+fn print_method(method: Method) {
+    let entry = method.entry();
+    println!("{}", entry.name);
+    for line in wrapped(&format!("{} ({})", entry.summary, entry.paper)) {
+        println!("    {line}");
+    }
+    println!(
+        "    {} forward and {} backward passes per frame, pace {}",
+        entry.forwards, entry.backwards, entry.pace
+    );
+    if let Some(part) = method.trained_part() {
+        println!("    needs {part} that are trained for the model");
+    }
+    let options = method.options();
+    let Some(MethodOption { key, default, .. }) = options.first() else {
+        println!("\nIt has no options.");
+        return;
+    };
+    println!("\noptions, each with its default:");
+    for option in &options {
+        match option.default.as_str() {
+            "" => println!("  {}", option.key),
+            default => println!("  {} = {default}", option.key),
+        }
+        let words = match option.words.as_slice() {
+            [] => String::new(),
+            words => format!(" One of {}.", words.join(", ")),
+        };
+        for line in wrapped(&format!("{}{words}", option.help)) {
+            println!("    {line}");
+        }
+    }
+    println!(
+        "\nSet one by `--set {method}.{key}={default}`, in `vitscope eval` by `--methods {method}+{key}={default}`."
+    );
+}
+
+fn print_table() {
     let width = |column: fn(Method) -> &'static str| {
         Method::ALL
             .iter()
@@ -46,8 +99,7 @@ pub fn run() -> anyhow::Result<Exit> {
             println!("    {line}");
         }
     }
-    println!("\n{LEGEND}");
-    Ok(Exit::Whole)
+    println!("\n{LEGEND}\n\n`vitscope methods NAME` shows the options of one.");
 }
 
 /// The words of `text` in lines that fit behind the indent.
