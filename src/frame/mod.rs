@@ -12,6 +12,8 @@ pub mod normalize;
 #[cfg(feature = "media")]
 pub(crate) mod opaque;
 pub mod placement;
+#[cfg(feature = "media")]
+pub(crate) mod range;
 pub mod resize;
 pub(crate) mod rows;
 pub(crate) mod tone_map;

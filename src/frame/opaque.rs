@@ -11,7 +11,8 @@ pub(crate) fn over_black(ayuv: &mut [u8], stride: usize, width: usize, full_rang
             if *alpha == 255 {
                 continue;
             }
-            is_see_through = true;
+            // A conversion from 16 bits may round what is opaque down.
+            is_see_through |= *alpha < 254;
             let opacity = i32::from(*alpha);
             for (sample, zero) in [(y, black), (u, 128), (v, 128)] {
                 // What lies between `zero` and a sample is one again.

@@ -222,7 +222,8 @@ impl VideoCodec {
                     }
                     Described::Nothing => ":colorprim=unknown:transfer=unknown:colormatrix=unknown",
                 };
-                let options = format!("crf={crf}:log-level=error{colors}");
+                // What x265 says of itself comes out of GStreamer 1.22 damaged now and then, and takes the first picture along.
+                let options = format!("crf={crf}:log-level=error:info=0{colors}");
                 encoder.set_property("option-string", options);
                 let profile = if settings.is_deep { "main-10" } else { "main" };
                 let profile = gst::Caps::builder("video/x-h265").field("profile", profile);
@@ -245,6 +246,8 @@ impl VideoCodec {
                 // libvpx counts time in steps; with steps of one frame, frames of uneven length would collide.
                 encoder.set_property("timebase", gst::Fraction::new(1, 90_000));
                 if self == Self::Vp9 {
+                    // What vp9enc 1.22 looks ahead at it may lose at the end.
+                    encoder.set_property("lag-in-frames", 0_i32);
                     encoder.set_property("row-mt", true);
                 }
                 Ok(vec![encoder])

@@ -75,6 +75,9 @@ pub(super) fn describe(
             let (colors, described) = completed(caps.caps(), &decoded, origin);
             tap.describe(described);
             match (decoded.comp_depth(0), hdr_transfer(&colors)) {
+                (9.., _) if decoded.has_alpha() => tap.say(
+                    "the picture has more than 8 bits per sample and is transparent, writing 8",
+                ),
                 (9.., None) if !kept.depth => tap.say(
                     "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
                      (`--codec x265`) keeps them",
@@ -324,6 +327,20 @@ pub(super) fn with_light(mut caps: gst::Caps, of: &gst::CapsRef) -> gst::Caps {
         }
     }
     caps
+}
+
+/// What GStreamer's matroskamux 1.22 must be told of the screen to write `said` of it: it takes a fifth of both lights.
+pub(super) fn for_matroskamux(said: &str) -> Option<String> {
+    let mut numbers: Vec<u32> = said
+        .split(':')
+        .map(|number| number.parse().ok())
+        .collect::<Option<_>>()?;
+    // Three primaries, the white point, then the most and the least light.
+    for light in numbers.get_mut(8..10)? {
+        *light = light.checked_mul(5)?;
+    }
+    let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    Some(numbers.join(":"))
 }
 
 /// cd/m² of the brightest light of the screen that the picture was made on, as the input says it.

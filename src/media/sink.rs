@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
-use gstreamer_video::VideoColorimetry;
+use gstreamer_video::{VideoColorRange, VideoColorimetry};
 
 use super::beside::Beside;
 use super::bus::Failure;
@@ -32,7 +32,7 @@ use super::session::{Session, Shared, lock};
 use super::tap::{Item, Picture};
 use super::{Sink, audio, edits, even, matroska, pixels, temporal};
 use crate::error::{Error, Result};
-use crate::frame::{Frame, PixelFormat, PixelLayout, Pts};
+use crate::frame::{Frame, PixelFormat, PixelLayout, Pts, range};
 
 /// Frames that wait for the encoder, besides the one that it holds: 6 MB of 1080p I420.
 pub(super) const WAITING_FRAMES: usize = 2;
@@ -122,6 +122,26 @@ impl Plan {
             has_range: job.has_range(),
             picture,
         })
+    }
+}
+
+impl Plan {
+    /// The colors of frames as they are handed to the converter before the encoder.
+    fn handed_over(&self) -> VideoColorimetry {
+        let given = self.picture.info.colorimetry();
+        let range = match self.narrows_range() {
+            true => VideoColorRange::Range16_235,
+            false => given.range(),
+        };
+        VideoColorimetry::new(range, given.matrix(), given.transfer(), given.primaries())
+    }
+
+    /// True where frames of full range are encoded in limited range, and nothing else of their colors is converted.
+    fn narrows_range(&self) -> bool {
+        let given = self.picture.info.colorimetry();
+        given.matrix() == self.colors.matrix()
+            && given.range() == VideoColorRange::Range0_255
+            && self.colors.range() == VideoColorRange::Range16_235
     }
 }
 
@@ -225,6 +245,15 @@ impl FileSink {
                 fields.set("colorimetry", &colors);
             });
         }
+        if plan.container.is_matroska() {
+            elements::rewrite_caps(&static_pad(&queue, "sink")?, |fields| {
+                if let Ok(said) = fields.get::<String>("mastering-display-info")
+                    && let Some(told) = rendition::for_matroskamux(&said)
+                {
+                    fields.set("mastering-display-info", told);
+                }
+            });
+        }
         encoding.push(queue.clone());
 
         let muxer = plan.container.make_muxer()?;
@@ -296,7 +325,7 @@ impl FileSink {
         } else {
             layout
         };
-        let colors = self.plan.codec.told(&info.colorimetry());
+        let colors = self.plan.codec.told(&self.plan.handed_over());
         let caps = pixels::caps(layout, info.fps(), &colors)?;
         Ok(rendition::with_light(caps, &self.plan.picture.caps))
     }
@@ -359,6 +388,10 @@ impl FileSink {
     }
 
     fn write(&mut self, frame: Frame) -> Result<()> {
+        let frame = match self.plan.narrows_range() {
+            true => range::limit(frame)?,
+            false => frame,
+        };
         let layout = Arc::clone(&frame.layout);
         let mut writer = match self.writer.take() {
             Some(writer) => writer,
@@ -464,7 +497,9 @@ impl FileSink {
 
     /// Removes what a full disk left behind: it is of no use, and the space is wanted.
     fn clean_up(&self) {
-        if self.session.shared.disk_full() && self.part.symlink_metadata().is_ok() {
+        let part = self.part.symlink_metadata();
+        let is_worthless = |part: fs::Metadata| self.session.shared.disk_full() || part.len() == 0;
+        if part.is_ok_and(is_worthless) {
             let _ = self.session.shut_down();
             if let Err(err) = fs::remove_file(&self.part) {
                 tracing::warn!(%err, part = ?self.part, "cannot remove the unfinished file");

@@ -467,6 +467,23 @@ fn every_codec_can_be_forced() {
 }
 
 #[test]
+fn vp9_keeps_its_last_frames_at_every_quality() {
+    let files = Files::new();
+    let picture = "-f lavfi -i testsrc2=size=160x120:rate=25:duration=3";
+    let input = files.make("in.mp4", &format!("{picture} {H264}"));
+    for crf in [0, 4, 15] {
+        let job = FileJob {
+            codec: Some(VideoCodec::Vp9),
+            crf: Some(crf),
+            overwrite: true,
+            ..FileJob::new(&input, files.path("out.webm"))
+        };
+        run(&job).unwrap();
+        assert_eq!(frame_times(&job.output), frame_times(&input), "crf {crf}");
+    }
+}
+
+#[test]
 fn a_codec_is_refused_or_comes_out_whole_in_every_container() {
     use VideoCodec::{OpenH264, Vp8, Vp9, X264, X265};
     let files = Files::new();
