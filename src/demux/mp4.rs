@@ -567,7 +567,8 @@ impl TrackTables {
                 }
                 end = stop.map_or(end, |stop| end.min(stop));
                 let hidden = end <= begin && sample.duration > 0 || end < begin;
-                if hidden && !(self.kind == Kind::Sound && run_in) {
+                // A run-in is played before the presentation begins, and not while it waits for the sound.
+                if hidden && !(self.kind == Kind::Sound && run_in && time < 0) {
                     continue;
                 }
                 // Of sound that a later part cuts into, the rest is heard.

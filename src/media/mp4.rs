@@ -391,6 +391,9 @@ impl Edit {
             let empty = start.value == if wide { u64::MAX } else { u64::from(u32::MAX) };
             let last = entry_idx + 1 == n_entries;
             // A part without an end is the last one.
+            if empty && last && !parts.is_empty() {
+                continue;
+            }
             if rate != NORMAL_RATE || empty && last || !empty && !last && shown.value == 0 {
                 return None;
             }

@@ -78,6 +78,12 @@ impl FileSource {
             .and_then(|()| filesrc.link(&parsebin))
             .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
         let timeline = Arc::new(Timeline::of(job));
+        if timeline.is_edited() {
+            return Err(Error::Media(format!(
+                "the edits of the film repeat parts, go back or change the speed, which is not supported: {:?}",
+                job.input
+            )));
+        }
         timeline.prepare(&filesrc);
         let session = Arc::new(Session::new(pipeline, filesrc, Arc::clone(&shared)));
 
@@ -114,7 +120,7 @@ impl FileSource {
         source.ahead = source.receive()?;
         if source.ahead.is_none() {
             return Err(match job.start {
-                Some(start) if timeline.is_fragmented() && shared.missing().is_empty() => {
+                Some(start) if timeline.reads_all() && shared.missing().is_empty() => {
                     past_the_end(job, start, None)
                 }
                 _ => no_frames(&shared, job),

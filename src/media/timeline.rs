@@ -35,6 +35,9 @@ const LATE_BEGIN: Duration = Duration::from_secs(1);
 /// Longer than a picture is stored before it is shown, or after another one that is shown later.
 const REORDERING: Duration = Duration::from_secs(1);
 
+/// What a program stream begins with (ISO/IEC 13818-1, 2.5.3.4).
+const PROGRAM_STREAM: [u8; 4] = [0, 0, 1, 0xba];
+
 /// GStreamer's segment of time.
 pub(super) type Segment = gst::FormattedSegment<gst::ClockTime>;
 
@@ -51,9 +54,29 @@ enum Kind {
     Movie(Movie),
     /// Begin of the presentation, and what else the opening tells.
     Matroska(gst::ClockTime, matroska::Opening),
-    /// The demuxer's time at which the presentation begins, from the first segment of any stream;
-    /// and how much further than the range pictures are to be read.
-    Other(Arc<OnceLock<gst::ClockTime>>, Duration),
+    Other(Other),
+}
+
+/// A file whose demuxer is believed.
+struct Other {
+    /// The demuxer's time at which the presentation begins, from the first segment of any stream.
+    begin: Arc<OnceLock<gst::ClockTime>>,
+    /// How much further than the range pictures are to be read.
+    room: Duration,
+    way: Way,
+    /// True for an mp4 whose edits repeat parts, go back or change the speed.
+    is_edited: bool,
+}
+
+/// How a demuxer is made to read a range.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It goes there.
+    ToTheRange,
+    /// It reads from the beginning up to the end of the range: it would go to where B-frames are lost.
+    FromTheBeginning,
+    /// It reads all: it would go to a place that it guesses.
+    All,
 }
 
 /// From a demuxer's segment to the right one.
@@ -77,7 +100,15 @@ impl Timeline {
             let known = movie.duration.is_some_and(|duration| duration.value > 0);
             (known || movie.fragmented) && movie.tracks.iter().all(|track| track.edit.is_some())
         };
-        let kind = match Movie::read(path).filter(simple) {
+        let movie = Movie::read(path);
+        let is_edited = movie.as_ref().is_some_and(|movie| {
+            let mut shown = movie
+                .tracks
+                .iter()
+                .filter(|track| track.is(b"vide") || track.is(b"soun"));
+            shown.any(|track| track.edit.is_none())
+        });
+        let kind = match movie.filter(simple) {
             Some(movie) => Kind::Movie(movie),
             None if begins_with(path, &matroska::EBML) => {
                 let opening = matroska::Opening::read(path);
@@ -85,16 +116,28 @@ impl Timeline {
                 let begin = begin.and_then(|begin| gst::ClockTime::try_from(begin).ok());
                 Kind::Matroska(begin.unwrap_or_default(), opening)
             }
-            None => Kind::Other(
-                Arc::default(),
+            None => {
                 // An AVI file is read up to the slot where the range ends, and the last pictures of it are stored later.
-                match begins_with(path, b"RIFF") {
-                    true => REORDERING,
-                    false => Duration::ZERO,
-                },
-            ),
+                let (way, room) = if begins_with(path, b"RIFF") {
+                    (Way::FromTheBeginning, REORDERING)
+                } else if begins_with(path, &PROGRAM_STREAM) {
+                    (Way::All, Duration::ZERO)
+                } else {
+                    (Way::ToTheRange, Duration::ZERO)
+                };
+                Kind::Other(Other {
+                    begin: Arc::default(),
+                    room,
+                    way,
+                    is_edited,
+                })
+            }
         };
-        let in_one_go = matches!(&kind, Kind::Movie(movie) if movie.fragmented);
+        let in_one_go = match &kind {
+            Kind::Movie(movie) => movie.fragmented,
+            Kind::Matroska(..) => false,
+            Kind::Other(other) => other.way == Way::All,
+        };
         let all = range == (Duration::ZERO, None);
         Self {
             kind,
@@ -115,7 +158,7 @@ impl Timeline {
         match &self.kind {
             Kind::Movie(movie) => edits::hide(movie, filesrc),
             Kind::Matroska(..) => (),
-            Kind::Other(..) => transport::name_sound(filesrc),
+            Kind::Other(_) => transport::name_sound(filesrc),
         }
     }
 
@@ -140,8 +183,18 @@ impl Timeline {
         match &self.kind {
             Kind::Movie(movie) => movie.fragmented,
             Kind::Matroska(_, opening) => !opening.has_duration,
-            Kind::Other(..) => false,
+            Kind::Other(_) => false,
         }
+    }
+
+    /// True where an mp4's edits repeat parts, go back or change the speed.
+    pub(super) fn is_edited(&self) -> bool {
+        matches!(&self.kind, Kind::Other(other) if other.is_edited)
+    }
+
+    /// True where the file is read from its beginning on, whichever range is wanted.
+    pub(super) fn reads_all(&self) -> bool {
+        self.is_fragmented() || matches!(&self.kind, Kind::Other(other) if other.way == Way::All)
     }
 
     /// True where the range begins after the presentation does.
@@ -156,7 +209,7 @@ impl Timeline {
 
     /// What makes the demuxer go to the range, where there is one; what comes after it is the range.
     pub(super) fn seek(&self) -> Option<gst::Event> {
-        if !self.has_range() || self.is_fragmented() {
+        if !self.has_range() || self.reads_all() {
             return None;
         }
         self.armed.store(true, Ordering::SeqCst);
@@ -182,9 +235,13 @@ impl Timeline {
         let movie = match &self.kind {
             Kind::Movie(movie) => movie,
             Kind::Matroska(..) => return (start, end),
-            Kind::Other(begin, room) => {
-                let begin: Duration = begin.get().copied().unwrap_or_default().into();
-                return (start + begin, end.map(|end| end + begin + *room));
+            Kind::Other(other) => {
+                let begin: Duration = other.begin.get().copied().unwrap_or_default().into();
+                let start = match other.way {
+                    Way::ToTheRange => start,
+                    Way::FromTheBeginning | Way::All => Duration::ZERO,
+                };
+                return (start + begin, end.map(|end| end + begin + other.room));
             }
         };
         let windows = || {
@@ -238,10 +295,7 @@ impl Timeline {
                 if let Some(track) = self.matroska_track(pad).filter(|_| !lead.is_zero()) {
                     undo_delay(pad, lead, track.first.unwrap_or_default());
                 }
-                let laced = self.matroska_track(pad).and_then(|track| track.laced);
-                if let Some(length) = laced.and_then(|laced| gst::ClockTime::try_from(laced).ok()) {
-                    complete_laces(pad, length);
-                }
+                self.complete_laces_of(pad);
                 let start = (!self.has_range()).then_some(*begin);
                 Box::new(move |old| {
                     let mut new = old.clone();
@@ -250,13 +304,32 @@ impl Timeline {
                     Some(new)
                 })
             }
-            Kind::Matroska(..) => return,
-            Kind::Other(begin, room) => {
+            Kind::Matroska(..) => {
+                self.complete_laces_of(pad);
+                return;
+            }
+            Kind::Other(Other {
+                begin, room, way, ..
+            }) => {
                 let begin = Arc::clone(begin);
+                let of_first = Arc::clone(&begin);
                 replace_segment(pad, move |first| {
-                    begin.get_or_init(|| first.time().unwrap_or_default());
+                    of_first.get_or_init(|| first.time().unwrap_or_default());
                     None
                 });
+                if *way != Way::ToTheRange && self.has_range() {
+                    let range = self.range;
+                    let replace = move |old: &Segment| {
+                        let begin = begin.get().copied().unwrap_or_default();
+                        part_of(old, begin, range)
+                    };
+                    let armed = Arc::clone(&armed);
+                    replace_segment(pad, move |old| match armed.load(Ordering::SeqCst) {
+                        true => replace(old),
+                        false => None,
+                    });
+                    return;
+                }
                 let length = self.range.1.map(|end| end.saturating_sub(self.range.0));
                 let length = length.filter(|_| !room.is_zero());
                 let Some(length) = length.and_then(|length| gst::ClockTime::try_from(length).ok())
@@ -277,6 +350,14 @@ impl Timeline {
                 None
             }
         });
+    }
+
+    /// Gives times to the packets of `pad` that come in blocks with others.
+    fn complete_laces_of(&self, pad: &gst::Pad) {
+        let laced = self.matroska_track(pad).and_then(|track| track.laced);
+        if let Some(length) = laced.and_then(|laced| gst::ClockTime::try_from(laced).ok()) {
+            complete_laces(pad, length);
+        }
     }
 
     /// Keeps packets from `pad` back that are read only to get to know the file, up to the flush of the seek: what encoders
@@ -335,7 +416,7 @@ impl Timeline {
                 let first = track.and_then(|track| track.first).unwrap_or_default();
                 Some(lead.saturating_sub(first))
             }
-            Kind::Other(..) => None,
+            Kind::Other(_) => None,
         }
     }
 
@@ -416,6 +497,23 @@ impl Window {
         segment.set_position(time(self.start.saturating_sub(lead)));
         segment
     }
+}
+
+/// The part of a stream that `range` shows of a presentation which begins at `begin` in the demuxer's time.
+fn part_of(
+    whole: &Segment,
+    begin: gst::ClockTime,
+    (from, to): (Duration, Option<Duration>),
+) -> Option<Segment> {
+    let own = Duration::from(whole.start()?);
+    let time = Duration::from(whole.time()?).checked_sub(begin.into())?;
+    let (late, skipped) = (time.saturating_sub(from), from.saturating_sub(time));
+    let window = Window {
+        start: own + skipped,
+        stop: to.map(|to| own + to.saturating_sub(time)),
+        base: late,
+    };
+    Some(window.segment(Duration::ZERO))
 }
 
 /// Leaves out the pictures of `pad` that `window` does not show.

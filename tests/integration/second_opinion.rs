@@ -1016,6 +1016,124 @@ proptest! {
     }
 }
 
+/// Demuxers go to where a range is guessed to begin, or to where B-frames are lost.
+#[test]
+fn ranges_of_program_streams_and_avi_begin_where_they_should() {
+    let files = Files::new();
+    let pts = |secs: f64| Pts((secs * 1e9).round() as u64);
+    for (name, args) in [
+        ("b.vob", "-c:v mpeg2video -bf 2 -c:a mp2 -f vob"),
+        ("plain.mpg", "-c:v mpeg1video -bf 0 -c:a mp2"),
+        ("silent.vob", "-an -c:v mpeg2video -bf 2 -f vob"),
+        ("b.avi", "-c:v mpeg4 -bf 2 -c:a libmp3lame"),
+        ("plain.avi", "-c:v mpeg4 -bf 0 -c:a libmp3lame"),
+    ] {
+        let scene = "-f lavfi -i testsrc2=size=160x120:rate=25:duration=4";
+        let input = files.make(name, &format!("{scene} {BEEP} {args}"));
+        for (start, end, n_frames) in [
+            (0.52, None, 87),
+            (1.0, None, 75),
+            (1.04, None, 74),
+            (2.0, Some(3.0), 25),
+            (3.0, None, 25),
+            (0.0, Some(1.0), 25),
+        ] {
+            for extension in ["mkv", "mp4"] {
+                let job = FileJob {
+                    start: Some(pts(start)),
+                    end: end.map(pts),
+                    overwrite: true,
+                    ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+                };
+                run(&job).unwrap();
+                let what = format!("{name} from {start} to {end:?} in {extension}");
+                let times = judged(&job.output, Kind::Picture);
+                let first = times.first().copied().unwrap_or_default();
+                let own: Vec<i64> = times.iter().map(|time| time - first).collect();
+                let expected: Vec<i64> = (0..n_frames).map(|frame| frame * 40_000).collect();
+                let close = |(a, b): (&i64, &i64)| (a - b).abs() <= 1000;
+                assert_eq!(own.len(), expected.len(), "{what}: {times:?}");
+                assert!(own.iter().zip(&expected).all(close), "{what}: {times:?}");
+                if extension == "mp4" {
+                    assert!(first < 1000, "{what}: {times:?}");
+                }
+            }
+        }
+        if name != "silent.vob" {
+            let input = files.make(name, &format!("{FLASH} {BEEP} {args}"));
+            // Of pictures in AVI that are stored in another order, ffmpeg guesses the times.
+            let whole = FileJob::new(&input, files.path(&format!("whole.{name}.mkv")));
+            run(&whole).unwrap();
+            let job = FileJob {
+                start: Some(pts(1.0)),
+                overwrite: true,
+                ..FileJob::new(&input, files.path("out.mkv"))
+            };
+            run(&job).unwrap();
+            let moved = beep_after_flash(&job.output) - beep_after_flash(&whole.output);
+            assert!(moved.abs() < 0.03, "{name}: {moved} s");
+        }
+    }
+}
+
+#[test]
+fn ranges_of_laced_sound_keep_every_packet() {
+    let files = Files::new();
+    for codec in ["libvorbis", "aac", "libopus"] {
+        let plain = files.make(
+            "plain.mkv",
+            &format!(
+                "{PICTURE} {SOUND} -c:v libx264 -preset ultrafast -bf 0 -pix_fmt yuv420p -c:a {codec}"
+            ),
+        );
+        let input = files.path(&format!("{codec}.mkv"));
+        lace(&plain, &input, 2);
+        let n_packets = |input: &Path| {
+            let job = FileJob {
+                start: Some(Pts(1_000_000_000)),
+                overwrite: true,
+                ..FileJob::new(input, files.path("out.mkv"))
+            };
+            run(&job).unwrap();
+            packets(&job.output, Kind::Sound).len()
+        };
+        // A lace of eight is in or out at either end.
+        let (whole, laced) = (n_packets(&plain), n_packets(&input));
+        assert!(laced.abs_diff(whole) <= 8, "{codec}: {laced} of {whole}");
+    }
+}
+
+#[test]
+fn edits_that_repeat_or_go_back_are_refused() {
+    let files = Files::new();
+    let whole = files.make(
+        "whole.mp4",
+        &format!("{PICTURE} {SOUND} {H264} -c:a aac -movie_timescale 1000 -use_editlist 1"),
+    );
+    let whole = std::fs::read(whole).unwrap();
+    for edits in [
+        [(800, Some(480)), (800, Some(480))],
+        [(800, Some(2080)), (800, Some(480))],
+    ] {
+        let input = files.path("edited.mp4");
+        std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
+        let job = FileJob::new(&input, files.path("out.mp4"));
+        super::media::check_refused(
+            &job,
+            "the edits of the film repeat parts, go back or change the speed, which is not supported: ",
+        );
+    }
+    // All of it a little later, and sound whose run-in would come while nothing is shown yet.
+    let edits = [(400, None), (2000, Some(0))];
+    let input = files.path("late.mp4");
+    std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
+    let job = FileJob::new(&input, files.path("late.out.mp4"));
+    run(&job).unwrap();
+    let complaint = verify::compare(&job, None).unwrap().complaint();
+    let lost = complaint.filter(|complaint| complaint.contains("went in"));
+    assert_eq!(lost, None);
+}
+
 /// The boxes of `bytes`: kind, begin and end.
 fn boxes(bytes: &[u8]) -> Vec<(&[u8], std::ops::Range<usize>)> {
     let mut at = 0;
