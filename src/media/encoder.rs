@@ -182,7 +182,8 @@ impl VideoCodec {
         match self {
             Self::X264 => {
                 encoder.set_property_from_str("pass", "qual");
-                encoder.set_property("quantizer", crf.min(50));
+                // 0 would be lossless, which is another profile.
+                encoder.set_property("quantizer", crf.clamp(1, 50));
                 encoder.set_property_from_str("speed-preset", "veryfast");
                 encoder.set_property("key-int-max", key_frames);
                 if settings.described != Described::Colors {

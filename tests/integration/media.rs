@@ -467,7 +467,7 @@ fn every_codec_can_be_forced() {
 }
 
 #[test]
-fn vp9_keeps_its_last_frames_at_every_quality() {
+fn every_quality_keeps_all_frames() {
     let files = Files::new();
     let picture = "-f lavfi -i testsrc2=size=160x120:rate=25:duration=3";
     let input = files.make("in.mp4", &format!("{picture} {H264}"));
@@ -480,6 +480,16 @@ fn vp9_keeps_its_last_frames_at_every_quality() {
         };
         run(&job).unwrap();
         assert_eq!(frame_times(&job.output), frame_times(&input), "crf {crf}");
+    }
+    for codec in [VideoCodec::X264, VideoCodec::X265, VideoCodec::OpenH264] {
+        let job = FileJob {
+            codec: Some(codec),
+            crf: Some(0),
+            overwrite: true,
+            ..FileJob::new(&input, files.path("out.mp4"))
+        };
+        run(&job).unwrap();
+        assert_eq!(frame_times(&job.output), frame_times(&input), "{codec}");
     }
 }
 
