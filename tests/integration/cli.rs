@@ -326,7 +326,7 @@ fn an_address_never_shows_its_password_in_a_refusal() {
         format!("live --loop --model vit_a {address}"),
         format!("live test: --model vit_a --rtsp-out http{}", &address[4..]),
         format!("file {address} out.mp4 --model vit_a"),
-        format!("file admin:s3cr#et@host/x.mp4 out.mp4 --model vit_a"),
+        "file admin:s3cr#et@host/x.mp4 out.mp4 --model vit_a".to_owned(),
         format!("file in.mp4 {address}/out.mp4 --model vit_a"),
         format!("still {address} out.png --model vit_a"),
         format!("still in.png {address}.png --model vit_a"),

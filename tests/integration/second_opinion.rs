@@ -1026,7 +1026,6 @@ fn ranges_of_program_streams_and_avi_begin_where_they_should() {
         ("plain.mpg", "-c:v mpeg1video -bf 0 -c:a mp2"),
         ("silent.vob", "-an -c:v mpeg2video -bf 2 -f vob"),
         ("b.avi", "-c:v mpeg4 -bf 2 -c:a libmp3lame"),
-        ("plain.avi", "-c:v mpeg4 -bf 0 -c:a libmp3lame"),
     ] {
         let scene = "-f lavfi -i testsrc2=size=160x120:rate=25:duration=4";
         let input = files.make(name, &format!("{scene} {BEEP} {args}"));
@@ -1059,18 +1058,25 @@ fn ranges_of_program_streams_and_avi_begin_where_they_should() {
                 }
             }
         }
-        if name != "silent.vob" {
+        // Of little picture the sound comes too late in a file to be taken.
+        if !matches!(name, "silent.vob" | "plain.mpg") {
             let input = files.make(name, &format!("{FLASH} {BEEP} {args}"));
             // Of pictures in AVI that are stored in another order, ffmpeg guesses the times.
-            let whole = FileJob::new(&input, files.path(&format!("whole.{name}.mkv")));
-            run(&whole).unwrap();
+            let whole = match name.ends_with(".avi") {
+                true => {
+                    let whole = FileJob::new(&input, files.path(&format!("whole.{name}.mkv")));
+                    run(&whole).unwrap();
+                    whole.output
+                }
+                false => input.clone(),
+            };
             let job = FileJob {
                 start: Some(pts(1.0)),
                 overwrite: true,
                 ..FileJob::new(&input, files.path("out.mkv"))
             };
             run(&job).unwrap();
-            let moved = beep_after_flash(&job.output) - beep_after_flash(&whole.output);
+            let moved = beep_after_flash(&job.output) - beep_after_flash(&whole);
             assert!(moved.abs() < 0.03, "{name}: {moved} s");
         }
     }
