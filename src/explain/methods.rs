@@ -633,13 +633,16 @@ fn options_of<T: Default + Serialize + JsonSchema>() -> Vec<MethodOption> {
             resolved(&items)
         };
         let of = |name: &str| part(&schema, name).as_array().cloned().unwrap_or_default();
-        let variants = of("oneOf")
-            .into_iter()
-            .map(|variant| part(&variant, "const"));
-        let all = of("enum").into_iter().chain(variants);
-        all.filter(Value::is_string)
-            .map(|word| text(&word))
-            .collect()
+        let variants = of("oneOf").into_iter().flat_map(|variant| {
+            let words = part(&variant, "enum").as_array().cloned();
+            words.unwrap_or_else(|| vec![part(&variant, "const")])
+        });
+        let all: Vec<Value> = of("enum").into_iter().chain(variants).collect();
+        // Where something composed is taken too, words alone would tell half of it.
+        match all.iter().all(Value::is_string) {
+            true => all.iter().map(text).collect(),
+            false => Vec::new(),
+        }
     };
     let defaults = toml::Table::try_from(T::default()).unwrap_or_default();
     let properties = part(schema.as_value(), "properties");
@@ -746,6 +749,8 @@ mod tests {
             .unwrap();
         assert_eq!(matrices.words, ["query", "key", "value"]);
         assert_eq!(matrices.default, r#"["query", "key", "value"]"#);
+        let threshold = votes.iter().find(|option| option.key == "threshold");
+        assert!(threshold.unwrap().words.is_empty());
         assert!(Method::Chefer.options().is_empty());
     }
 
