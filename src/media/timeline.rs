@@ -38,6 +38,9 @@ const REORDERING: Duration = Duration::from_secs(1);
 /// What a program stream begins with (ISO/IEC 13818-1, 2.5.3.4).
 const PROGRAM_STREAM: [u8; 4] = [0, 0, 1, 0xba];
 
+/// Longer than a demuxer's guess is off.
+const BEFORE: Duration = Duration::from_secs(5);
+
 /// GStreamer's segment of time.
 pub(super) type Segment = gst::FormattedSegment<gst::ClockTime>;
 
@@ -73,6 +76,8 @@ struct Other {
 enum Way {
     /// It goes there.
     ToTheRange,
+    /// It goes to a place some seconds before: it guesses where the range begins, now and then too late.
+    FromBefore,
     /// It reads from the beginning up to the end of the range: it would go to where B-frames are lost.
     FromTheBeginning,
     /// It reads all: it would go to a place that it guesses.
@@ -122,6 +127,8 @@ impl Timeline {
                     (Way::FromTheBeginning, REORDERING)
                 } else if begins_with(path, &PROGRAM_STREAM) {
                     (Way::All, Duration::ZERO)
+                } else if transport::is_stream(path) {
+                    (Way::FromBefore, Duration::ZERO)
                 } else {
                     (Way::ToTheRange, Duration::ZERO)
                 };
@@ -239,6 +246,7 @@ impl Timeline {
                 let begin: Duration = other.begin.get().copied().unwrap_or_default().into();
                 let start = match other.way {
                     Way::ToTheRange => start,
+                    Way::FromBefore => start.saturating_sub(BEFORE),
                     Way::FromTheBeginning | Way::All => Duration::ZERO,
                 };
                 return (start + begin, end.map(|end| end + begin + other.room));

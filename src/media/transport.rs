@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Mutex;
 
 use gstreamer as gst;
@@ -107,6 +108,14 @@ pub(super) fn name_sound(filesrc: &gst::Element) {
             gst::PadProbeReturn::Ok
         },
     );
+}
+
+/// True where the file at `path` is a transport stream.
+pub(super) fn is_stream(path: &Path) -> bool {
+    let mut head = Vec::new();
+    let len = (LONGEST_JUNK + IN_STEP * LONGEST_STEP) as u64;
+    let read = File::open(path).and_then(|file| file.take(len).read_to_end(&mut head));
+    read.is_ok() && layout(&head).is_some()
 }
 
 /// Bytes from one packet to the next, and before the first.
