@@ -1,7 +1,5 @@
 //! Frames of 10 bits as those of 8, for what looks at pictures and needs no more.
 
-use std::sync::Arc;
-
 use super::tone_map::{DeepPlane, ToneMap};
 use super::{ColorMatrix, ColorTags, Frame, Hdr, PixelFormat, PixelLayout, rows};
 use crate::error::Result;
@@ -58,13 +56,7 @@ impl Narrower {
                 u8::try_from(rounded).unwrap_or(u8::MAX)
             })
             .collect();
-        Frame::new(
-            frame.seq,
-            frame.pts,
-            frame.duration,
-            Arc::new(layout),
-            Box::new(bytes),
-        )
+        frame.redrawn(layout, bytes)
     }
 
     fn tone_map(&mut self, hdr: Hdr, full_range: bool) -> &ToneMap {

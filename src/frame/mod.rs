@@ -164,6 +164,26 @@ impl PixelLayout {
         }
     }
 
+    /// Tightly packed planes of another size whose samples mean the same.
+    pub(crate) fn resized(&self, size: FrameSize) -> Self {
+        Self {
+            color: self.color,
+            hdr: self.hdr,
+            pixel_aspect: self.pixel_aspect,
+            ..Self::packed(self.format, size)
+        }
+    }
+
+    /// Bytes from one sample of plane `plane_idx` to the next of its kind.
+    pub(crate) fn sample_len(&self, plane_idx: usize) -> usize {
+        match (self.format, plane_idx) {
+            (PixelFormat::Rgb | PixelFormat::Bgr, _) => 3,
+            (PixelFormat::Rgba | PixelFormat::Bgrx, _) => 4,
+            (PixelFormat::Nv12, 1) | (PixelFormat::I420Deep, _) => 2,
+            (PixelFormat::I420 | PixelFormat::Nv12, _) => 1,
+        }
+    }
+
     /// Rows of samples in plane `plane_idx`, and bytes of each that carry samples.
     pub fn plane_extent(&self, plane_idx: usize) -> (usize, usize) {
         let FrameSize {
@@ -266,6 +286,15 @@ impl Frame {
             layout,
             pixels,
         })
+    }
+
+    /// Another picture in this one's place and time.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn redrawn(&self, layout: PixelLayout, bytes: Vec<u8>) -> Result<Self> {
+        let (layout, pixels) = (Arc::new(layout), Box::new(bytes));
+        Self::new(self.seq, self.pts, self.duration, layout, pixels)
     }
 
     /// Size in pixels.

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::frame::{FrameSize, PixelFormat, PixelLayout};
+use crate::frame::{FrameSize, PixelLayout};
 
 /// True where width or height is odd.
 pub(super) fn is_odd(layout: &PixelLayout) -> bool {
@@ -20,12 +20,7 @@ pub(super) fn layout(layout: &PixelLayout) -> PixelLayout {
         width_px: layout.size.width_px.next_multiple_of(2),
         height_px: layout.size.height_px.next_multiple_of(2),
     };
-    PixelLayout {
-        color: layout.color,
-        hdr: layout.hdr,
-        pixel_aspect: layout.pixel_aspect,
-        ..PixelLayout::packed(layout.format, size)
-    }
+    layout.resized(size)
 }
 
 /// `bytes` of `odd` with the last column and row repeated up to an even size.
@@ -33,7 +28,7 @@ pub(super) fn pad(odd: &PixelLayout, bytes: &[u8]) -> (Vec<u8>, Arc<PixelLayout>
     let even = layout(odd);
     let mut padded = vec![0; even.min_len()];
     for plane_idx in 0..odd.planes.len() {
-        let sample_len = sample_len(odd.format, plane_idx);
+        let sample_len = odd.sample_len(plane_idx);
         let (rows, row_len) = odd.plane_extent(plane_idx);
         let (even_rows, even_row_len) = even.plane_extent(plane_idx);
         let (from, to) = (odd.planes[plane_idx], even.planes[plane_idx]);
@@ -51,19 +46,10 @@ pub(super) fn pad(odd: &PixelLayout, bytes: &[u8]) -> (Vec<u8>, Arc<PixelLayout>
     (padded, Arc::new(even))
 }
 
-/// Bytes of one sample of a plane, its interleaved channels together.
-fn sample_len(format: PixelFormat, plane_idx: usize) -> usize {
-    match (format, plane_idx) {
-        (PixelFormat::Nv12, 1) | (PixelFormat::I420Deep, _) => 2,
-        (PixelFormat::I420 | PixelFormat::Nv12, _) => 1,
-        (PixelFormat::Rgb | PixelFormat::Bgr, _) => 3,
-        (PixelFormat::Rgba | PixelFormat::Bgrx, _) => 4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::PixelFormat;
 
     fn size(width_px: usize, height_px: usize) -> FrameSize {
         FrameSize {

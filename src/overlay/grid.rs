@@ -5,10 +5,10 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::paint::{Sample, Stencil, paint};
-use super::{Heat, Overlay, sample_len};
+use super::{Heat, Overlay};
 use crate::error::{Error, Result};
 use crate::frame::placement::{PixelRect, Placement, Region};
-use crate::frame::{Frame, FrameSize, PixelFormat, PixelLayout, rows};
+use crate::frame::{Frame, FrameSize, PixelFormat, rows};
 
 /// What the copies are called that are left over: the picture without an explanation.
 const PLAIN: &str = "original";
@@ -77,7 +77,7 @@ fn center(frame: &mut Frame, picture: &Frame) -> Result<()> {
         let indent = match (layout.format, is_color) {
             (PixelFormat::I420, true) => left / 2,
             (PixelFormat::I420Deep, true) => left,
-            (format, _) => left * sample_len(format, 0),
+            _ => left * layout.sample_len(0),
         };
         let first_row = if is_color { top / 2 } else { top };
         let lines: Vec<&[u8]> = rows::rows(picture.bytes(), &picture.layout, plane_idx).collect();
@@ -128,11 +128,11 @@ fn shrunk(frame: &Frame, factor: usize) -> Result<Frame> {
             got: format!("{} x {} pixels", from.size.width_px, from.size.height_px),
         });
     }
-    let layout = same_but_for_size(from, size);
+    let layout = from.resized(size);
     let mut bytes = Vec::with_capacity(layout.min_len());
     for plane_idx in 0..layout.planes.len() {
         let (n_rows, row_len) = layout.plane_extent(plane_idx);
-        let step = sample_len(layout.format, plane_idx);
+        let step = layout.sample_len(plane_idx);
         let source: Vec<&[u8]> = rows::rows(frame.bytes(), from, plane_idx).collect();
         for lines in source.chunks(factor).take(n_rows) {
             match layout.format {
@@ -143,7 +143,7 @@ fn shrunk(frame: &Frame, factor: usize) -> Result<Frame> {
             }
         }
     }
-    with_bytes(frame, layout, bytes)
+    frame.redrawn(layout, bytes)
 }
 
 /// Appends a row of `n_samples`, each the mean of `factor` of every line, which lie `step` samples apart.
@@ -175,7 +175,7 @@ fn tiled(frame: &Frame, panes: &[Frame], n_columns: usize) -> Result<Frame> {
         width_px: pane.size().width_px * n_columns,
         height_px: pane.size().height_px * panes.len().div_ceil(n_columns),
     };
-    let layout = same_but_for_size(&pane.layout, size);
+    let layout = pane.layout.resized(size);
     let mut bytes = Vec::with_capacity(layout.min_len());
     for plane_idx in 0..layout.planes.len() {
         for line in panes.chunks(n_columns) {
@@ -191,37 +191,18 @@ fn tiled(frame: &Frame, panes: &[Frame], n_columns: usize) -> Result<Frame> {
             }
         }
     }
-    with_bytes(frame, layout, bytes)
-}
-
-fn same_but_for_size(from: &PixelLayout, size: FrameSize) -> PixelLayout {
-    let mut layout = PixelLayout::packed(from.format, size);
-    layout.color = from.color;
-    layout.hdr = from.hdr;
-    layout.pixel_aspect = from.pixel_aspect;
-    layout
+    frame.redrawn(layout, bytes)
 }
 
 fn copy(frame: &Frame) -> Result<Frame> {
-    with_bytes(frame, (*frame.layout).clone(), frame.bytes().to_vec())
-}
-
-fn with_bytes(frame: &Frame, layout: PixelLayout, bytes: Vec<u8>) -> Result<Frame> {
-    let pixels = Box::new(bytes);
-    Frame::new(
-        frame.seq,
-        frame.pts,
-        frame.duration,
-        Arc::new(layout),
-        pixels,
-    )
+    frame.redrawn((*frame.layout).clone(), frame.bytes().to_vec())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::Pts;
     use crate::frame::placement::ResizeRule;
+    use crate::frame::{PixelLayout, Pts};
     use crate::overlay::{Mode, Range};
 
     fn frame(format: PixelFormat, (width_px, height_px): (usize, usize)) -> Frame {

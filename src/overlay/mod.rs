@@ -19,14 +19,13 @@ mod upsample;
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 pub use colormap::Colormap;
 pub use still::{frame_from_image, image_from_frame};
 
 use crate::error::{Error, Result, by_name};
 use crate::frame::placement::{PixelRect, Placement};
-use crate::frame::{Frame, FrameSize, PixelFormat, PixelLayout, rows};
+use crate::frame::{Frame, FrameSize, rows};
 use paint::{Stencil, paint};
 
 /// What is drawn.
@@ -410,15 +409,11 @@ fn doubled(frame: &Frame) -> Result<Frame> {
         width_px: 2 * half_px,
         height_px: from.size.height_px,
     };
-    let mut layout = PixelLayout::packed(from.format, size);
-    layout.color = from.color;
-    layout.hdr = from.hdr;
-    layout.pixel_aspect = from.pixel_aspect;
-
+    let layout = from.resized(size);
     let mut bytes = Vec::with_capacity(layout.min_len());
     for plane_idx in 0..layout.planes.len() {
         let (_, row_len) = layout.plane_extent(plane_idx);
-        let sample_len = sample_len(from.format, plane_idx);
+        let sample_len = from.sample_len(plane_idx);
         for row in rows::rows(frame.bytes(), from, plane_idx) {
             for _ in 0..2 {
                 bytes.extend_from_slice(row);
@@ -430,21 +425,5 @@ fn doubled(frame: &Frame) -> Result<Frame> {
             }
         }
     }
-    Frame::new(
-        frame.seq,
-        frame.pts,
-        frame.duration,
-        Arc::new(layout),
-        Box::new(bytes),
-    )
-}
-
-/// Bytes from one sample of a plane to the next of its kind.
-fn sample_len(format: PixelFormat, plane_idx: usize) -> usize {
-    match (format, plane_idx) {
-        (PixelFormat::Rgb | PixelFormat::Bgr, _) => 3,
-        (PixelFormat::Rgba | PixelFormat::Bgrx, _) => 4,
-        (PixelFormat::Nv12, 1) | (PixelFormat::I420Deep, _) => 2,
-        _ => 1,
-    }
+    frame.redrawn(layout, bytes)
 }
