@@ -140,17 +140,14 @@ impl Timeline {
                 })
             }
         };
-        let in_one_go = match &kind {
-            Kind::Movie(movie) => movie.fragmented,
-            Kind::Matroska(..) => false,
-            Kind::Other(other) => other.way == Way::All,
-        };
-        let all = range == (Duration::ZERO, None);
-        Self {
+        let timeline = Self {
             kind,
             range,
-            armed: Arc::new(AtomicBool::new(all || in_one_go)),
-        }
+            armed: Arc::default(),
+        };
+        let in_one_go = !timeline.has_range() || timeline.reads_all();
+        timeline.armed.store(in_one_go, Ordering::SeqCst);
+        timeline
     }
 
     /// The timeline of `job`'s input.
@@ -164,8 +161,8 @@ impl Timeline {
     pub(super) fn prepare(&self, filesrc: &gst::Element) {
         match &self.kind {
             Kind::Movie(movie) => edits::hide(movie, filesrc),
-            Kind::Matroska(..) => (),
-            Kind::Other(_) => transport::name_sound(filesrc),
+            Kind::Other(other) if other.way == Way::FromBefore => transport::name_sound(filesrc),
+            Kind::Matroska(..) | Kind::Other(_) => (),
         }
     }
 
@@ -316,39 +313,18 @@ impl Timeline {
                 self.complete_laces_of(pad);
                 return;
             }
-            Kind::Other(Other {
-                begin, room, way, ..
-            }) => {
+            Kind::Other(Other { begin, way, .. }) => {
                 let begin = Arc::clone(begin);
                 let of_first = Arc::clone(&begin);
                 replace_segment(pad, move |first| {
                     of_first.get_or_init(|| first.time().unwrap_or_default());
                     None
                 });
-                if *way != Way::ToTheRange && self.has_range() {
-                    let range = self.range;
-                    let replace = move |old: &Segment| {
-                        let begin = begin.get().copied().unwrap_or_default();
-                        part_of(old, begin, range)
-                    };
-                    let armed = Arc::clone(&armed);
-                    replace_segment(pad, move |old| match armed.load(Ordering::SeqCst) {
-                        true => replace(old),
-                        false => None,
-                    });
+                if *way == Way::ToTheRange || !self.has_range() {
                     return;
                 }
-                let length = self.range.1.map(|end| end.saturating_sub(self.range.0));
-                let length = length.filter(|_| !room.is_zero());
-                let Some(length) = length.and_then(|length| gst::ClockTime::try_from(length).ok())
-                else {
-                    return;
-                };
-                Box::new(move |old| {
-                    let mut new = old.clone();
-                    new.set_stop(old.start().map(|start| start + length));
-                    Some(new)
-                })
+                let range = self.range;
+                Box::new(move |old| part_of(old, begin.get().copied().unwrap_or_default(), range))
             }
         };
         replace_segment(pad, move |old| {
