@@ -172,114 +172,46 @@ const fn entry(
 /// Gives the expression with `$Options` as the type of a method's options, or that of one of the named methods.
 macro_rules! by_options {
     ($method:expr, $Options:ident => $each:expr, $($named:ident => $own:expr),+) => {
+        by_options!(
+            @table $method, $Options => $each, { $($named => $own),+ }
+            GradMask: GradMask,
+            Chefer: Chefer,
+            #[cfg(feature = "lrp")] CheferLrp: super::chefer_lrp::CheferLrp,
+            GradSam: GradSam,
+            GradCam: GradCam,
+            GradCamAttention: GradCamAttention,
+            Agcam: Agcam,
+            LeGrad: LeGrad,
+            ReciproCam: ReciproCam,
+            Rollout: Rollout,
+            GradientRollout: GradientRollout,
+            RawAttention: RawAttention,
+            TransitionAttention: TransitionAttention,
+            BeyondIntuition: BeyondIntuition,
+            Saliency: Saliency,
+            GradientInput: GradientInput,
+            IntegratedGradients: IntegratedGradients,
+            SmoothGrad: SmoothGrad,
+            LibraGrad: LibraGrad,
+            #[cfg(feature = "lrp")] AttnLrp: super::lrp::AttnLrp,
+            Occlusion: Occluding,
+            ScoreCam: ScoreCam,
+            VitCx: VitCx,
+            Tis: Tis,
+            Rise: Rise,
+            KernelShap: KernelShap,
+        )
+    };
+    (
+        @table $method:expr, $Options:ident => $each:expr, { $($named:ident => $own:expr),+ }
+        $($(#[$only:meta])? $variant:ident: $type:ty,)+
+    ) => {
         match $method {
             $(Method::$named => $own,)+
-            Method::GradMask => {
-                type $Options = GradMask;
+            $($(#[$only])? Method::$variant => {
+                type $Options = $type;
                 $each
-            }
-            Method::Chefer => {
-                type $Options = Chefer;
-                $each
-            }
-            #[cfg(feature = "lrp")]
-            Method::CheferLrp => {
-                type $Options = super::chefer_lrp::CheferLrp;
-                $each
-            }
-            Method::GradSam => {
-                type $Options = GradSam;
-                $each
-            }
-            Method::GradCam => {
-                type $Options = GradCam;
-                $each
-            }
-            Method::GradCamAttention => {
-                type $Options = GradCamAttention;
-                $each
-            }
-            Method::Agcam => {
-                type $Options = Agcam;
-                $each
-            }
-            Method::LeGrad => {
-                type $Options = LeGrad;
-                $each
-            }
-            Method::ReciproCam => {
-                type $Options = ReciproCam;
-                $each
-            }
-            Method::Rollout => {
-                type $Options = Rollout;
-                $each
-            }
-            Method::GradientRollout => {
-                type $Options = GradientRollout;
-                $each
-            }
-            Method::RawAttention => {
-                type $Options = RawAttention;
-                $each
-            }
-            Method::TransitionAttention => {
-                type $Options = TransitionAttention;
-                $each
-            }
-            Method::BeyondIntuition => {
-                type $Options = BeyondIntuition;
-                $each
-            }
-            Method::Saliency => {
-                type $Options = Saliency;
-                $each
-            }
-            Method::GradientInput => {
-                type $Options = GradientInput;
-                $each
-            }
-            Method::IntegratedGradients => {
-                type $Options = IntegratedGradients;
-                $each
-            }
-            Method::SmoothGrad => {
-                type $Options = SmoothGrad;
-                $each
-            }
-            Method::LibraGrad => {
-                type $Options = LibraGrad;
-                $each
-            }
-            #[cfg(feature = "lrp")]
-            Method::AttnLrp => {
-                type $Options = super::lrp::AttnLrp;
-                $each
-            }
-            Method::Occlusion => {
-                type $Options = Occluding;
-                $each
-            }
-            Method::ScoreCam => {
-                type $Options = ScoreCam;
-                $each
-            }
-            Method::VitCx => {
-                type $Options = VitCx;
-                $each
-            }
-            Method::Tis => {
-                type $Options = Tis;
-                $each
-            }
-            Method::Rise => {
-                type $Options = Rise;
-                $each
-            }
-            Method::KernelShap => {
-                type $Options = KernelShap;
-                $each
-            }
+            })+
         }
     };
 }
