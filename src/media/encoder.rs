@@ -215,16 +215,17 @@ impl VideoCodec {
             Self::X265 => {
                 encoder.set_property_from_str("speed-preset", "veryfast");
                 encoder.set_property("key-int-max", key_frames as i32);
+                // As with x264, what is only guessed is not said.
+                let range = match settings.described {
+                    Described::Range => ":range=full",
+                    _ => "",
+                };
                 let colors = match settings.described {
                     Described::Colors => "",
-                    // As with x264, what is only guessed is not said.
-                    Described::Range => {
-                        ":range=full:colorprim=unknown:transfer=unknown:colormatrix=unknown"
-                    }
-                    Described::Nothing => ":colorprim=unknown:transfer=unknown:colormatrix=unknown",
+                    _ => ":colorprim=unknown:transfer=unknown:colormatrix=unknown",
                 };
                 // What x265 says of itself comes out of GStreamer 1.22 damaged now and then, and takes the first picture along.
-                let options = format!("crf={crf}:log-level=error:info=0{colors}");
+                let options = format!("crf={crf}:log-level=error:info=0{range}{colors}");
                 encoder.set_property("option-string", options);
                 let profile = if settings.is_deep { "main-10" } else { "main" };
                 let profile = gst::Caps::builder("video/x-h265").field("profile", profile);

@@ -123,9 +123,7 @@ impl Plan {
             picture,
         })
     }
-}
 
-impl Plan {
     /// The colors of frames as they are handed to the converter before the encoder.
     fn handed_over(&self) -> VideoColorimetry {
         let given = self.picture.info.colorimetry();
@@ -495,7 +493,7 @@ impl FileSink {
         fs::rename(&self.part, &self.output).map_err(|err| Error::io(&self.output, err))
     }
 
-    /// Removes what a full disk left behind: it is of no use, and the space is wanted.
+    /// Removes what a full disk left behind, for the space is wanted, and what holds nothing.
     fn clean_up(&self) {
         let part = self.part.symlink_metadata();
         let is_worthless = |part: fs::Metadata| self.session.shared.disk_full() || part.len() == 0;
