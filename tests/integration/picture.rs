@@ -242,6 +242,14 @@ fn deep_luma(path: &Path, n_pixels: usize) -> Vec<u16> {
     samples.map(|&sample| u16::from_le_bytes(sample)).collect()
 }
 
+/// By how many code values samples differ, on average.
+fn mean_difference(before: &[u16], after: &[u16]) -> f64 {
+    assert_eq!(before.len(), after.len());
+    let pairs = before.iter().zip(after);
+    let off: u32 = pairs.map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
+    f64::from(off) / before.len() as f64
+}
+
 #[test]
 fn ten_bits_stay_where_the_encoder_has_them() {
     let files = Files::new();
@@ -294,9 +302,7 @@ fn ten_bits_stay_where_the_encoder_has_them() {
                 levels.len() >= n_levels,
                 "{input:?} to {output}: {levels:?}"
             );
-            let pairs = before.iter().zip(&after);
-            let off: u32 = pairs.map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
-            let mean = f64::from(off) / n_pixels as f64;
+            let mean = mean_difference(&before, &after);
             let most = if is_deep { 1.0 } else { 2.5 };
             assert!(mean < most, "{input:?} to {output}: luma is {mean} off");
         }
@@ -339,9 +345,7 @@ fn a_high_dynamic_range_is_kept_where_it_is_asked_for() {
             assert_eq!(tags(&job.output), tags(&hdr), "{transfer} to {name}");
             let n_pixels = 320 * 240;
             let (before, after) = (deep_luma(&hdr, n_pixels), deep_luma(&job.output, n_pixels));
-            let pairs = before.iter().zip(&after);
-            let off: u32 = pairs.map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
-            let mean = f64::from(off) / n_pixels as f64;
+            let mean = mean_difference(&before, &after);
             assert!(mean < 3.0, "{transfer} to {name}: luma is {mean} off");
             if name == "out.webm" {
                 // The bitstream of VP9 says nothing of it, only the container does.

@@ -581,16 +581,18 @@ fn lace(from: &Path, to: &Path, track: u8) {
     .unwrap();
 }
 
+/// 6 s of picture in the order in which it is stored, and of sound by the encoder `sound` with a block per packet.
+fn unlaced(files: &Files, sound: &str) -> PathBuf {
+    let h264 = "-c:v libx264 -preset ultrafast -bf 0 -pix_fmt yuv420p";
+    let args = format!("{PICTURE} {SOUND} {h264} -c:a {sound}");
+    files.make("plain.mkv", &args)
+}
+
 #[test]
 fn laces_of_packets_whose_lengths_no_block_says_are_kept() {
     let files = Files::new();
     for codec in ["aac", "libmp3lame", "ac3", "flac", "libvorbis"] {
-        let plain = files.make(
-            "plain.mkv",
-            &format!(
-                "{PICTURE} {SOUND} -c:v libx264 -preset ultrafast -bf 0 -pix_fmt yuv420p -c:a {codec}"
-            ),
-        );
+        let plain = unlaced(&files, codec);
         let input = files.path(&format!("{codec}.mkv"));
         lace(&plain, &input, 2);
         let job = FileJob::new(&input, files.path(&format!("{codec}.out.mkv")));
@@ -612,12 +614,7 @@ fn laces_of_packets_whose_lengths_no_block_says_are_kept() {
 #[test]
 fn laced_packets_are_all_kept() {
     let files = Files::new();
-    let plain = files.make(
-        "plain.mkv",
-        &format!(
-            "{PICTURE} {SOUND} -c:v libx264 -preset ultrafast -bf 0 -pix_fmt yuv420p -c:a libopus"
-        ),
-    );
+    let plain = unlaced(&files, "libopus");
     let input = files.path("laced.mkv");
     lace(&plain, &input, 2);
     let n_packets = packets(&plain, Kind::Sound).len();
@@ -1086,12 +1083,7 @@ fn ranges_of_program_streams_and_avi_begin_where_they_should() {
 fn ranges_of_laced_sound_keep_every_packet() {
     let files = Files::new();
     for codec in ["libvorbis", "aac", "libopus"] {
-        let plain = files.make(
-            "plain.mkv",
-            &format!(
-                "{PICTURE} {SOUND} -c:v libx264 -preset ultrafast -bf 0 -pix_fmt yuv420p -c:a {codec}"
-            ),
-        );
+        let plain = unlaced(&files, codec);
         let input = files.path(&format!("{codec}.mkv"));
         lace(&plain, &input, 2);
         let n_packets = |input: &Path| {
