@@ -20,6 +20,9 @@ const WRAP: i64 = 1 << 33;
 /// A gap in decoding above this is a new recording, whose times begin anew.
 const LONGEST_GAP: i64 = 10 * CLOCK;
 
+/// What private data is called until its first PES packet.
+const PRIVATE: &str = "private";
+
 /// More streams than a program has.
 const MOST_STREAMS: usize = 64;
 
@@ -354,6 +357,8 @@ impl Stream {
             (6, _) if has(0x6a) => (Kind::Sound, "AC-3", Some(Framing::Ac3)),
             (6, _) if has(0x7a) => (Kind::Sound, "E-AC-3", Some(Framing::Ac3)),
             (6, _) if has(0x7b) || has(0x7c) => (Kind::Sound, "other sound", None),
+            // Its first PES packet tells.
+            (6, _) => (Kind::Other, PRIVATE, None),
             _ => (Kind::Other, "", None),
         };
         Self {
@@ -376,6 +381,9 @@ impl Stream {
 
     /// Takes the payload of one transport packet; returns how many packets it brought.
     fn take(&mut self, begins: bool, payload: &[u8]) -> usize {
+        if self.codec == PRIVATE && begins {
+            self.take_for_sound(payload);
+        }
         if self.kind == Kind::Other {
             return 0;
         }
@@ -398,6 +406,24 @@ impl Stream {
             None => self.n_begun += self.pictures.count(content),
         }
         self.packets.len() - n_before
+    }
+
+    /// Takes private data for sound where its PES packets are numbered as such.
+    fn take_for_sound(&mut self, payload: &[u8]) {
+        self.codec = "";
+        if !payload.get(3).is_some_and(|id| (0xc0..0xe0).contains(id)) {
+            return;
+        }
+        let content = PesHeader::read(payload).and_then(|header| payload.get(header.len..));
+        let framing = [("AAC", Framing::Adts), ("MPEG audio", Framing::MpegAudio)]
+            .into_iter()
+            .find(|(_, framing)| content.is_some_and(|content| framing.frame(content).is_some()));
+        self.kind = Kind::Sound;
+        self.codec = framing.map_or("other sound", |(codec, _)| codec);
+        self.framing = framing.map(|(_, framing)| framing);
+        if self.framing.is_none() {
+            self.unknown = Some("its kind is not told");
+        }
     }
 
     fn begin_pes(&mut self, header: &PesHeader) {

@@ -1,8 +1,9 @@
 //! Names sound in a transport stream by numbers that GStreamer's demuxer takes for what it is.
 //!
 //! ffmpeg and discs write DTS as stream type 0x82. tsdemux 1.22 knows it as 0x8a only, and leaves such sound out without a
-//! word. TrueHD, which is 0x83, it takes for uncompressed sound outside of discs, and fails. So the list of tracks
-//! (ISO/IEC 13818-1, 2.4.4.8) is rewritten wherever it is read.
+//! word. TrueHD, which is 0x83, it takes for uncompressed sound outside of discs, and fails. AAC and MPEG audio, which
+//! ffmpeg calls private data in `.m2ts`, it leaves out. So the list of tracks (ISO/IEC 13818-1, 2.4.4.8) is rewritten
+//! wherever it is read.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -21,26 +22,53 @@ struct Kind {
     written: u8,
     /// Stream type that tsdemux is shown.
     shown: u8,
-    /// What its frames have in common, and how far from their beginning.
-    sync: [u8; 4],
-    sync_at: usize,
+    /// Whether a PES packet of this stream (its number, its content) is of the kind.
+    is_in: fn(u8, &[u8]) -> bool,
 }
 
-/// A frame of DTS (ETSI TS 102 114).
 const DTS: Kind = Kind {
     written: 0x82,
     shown: 0x8a,
-    sync: [0x7f, 0xfe, 0x80, 0x01],
-    sync_at: 0,
+    // The begin of a frame (ETSI TS 102 114).
+    is_in: |_, content| content.starts_with(&[0x7f, 0xfe, 0x80, 0x01]),
 };
-/// A unit of TrueHD behind its length and time. What it is shown as tsdemux does not know, and leaves out.
+/// What it is shown as tsdemux does not know, and leaves out.
 const TRUE_HD: Kind = Kind {
     written: 0x83,
     shown: 0xe0,
-    sync: [0xf8, 0x72, 0x6f, 0xba],
-    sync_at: 4,
+    // The begin of a unit, behind its length and time.
+    is_in: |_, content| content.get(4..8) == Some(&[0xf8, 0x72, 0x6f, 0xba]),
 };
-const KINDS: [Kind; 2] = [DTS, TRUE_HD];
+const AAC: Kind = Kind {
+    written: PRIVATE_DATA,
+    shown: 0x0f,
+    is_in: |stream, content| is_mpeg_sound(stream, content) == Some(NO_LAYER),
+};
+const MPEG_AUDIO: Kind = Kind {
+    written: PRIVATE_DATA,
+    shown: 0x03,
+    is_in: |stream, content| is_mpeg_sound(stream, content).is_some_and(|layer| layer != NO_LAYER),
+};
+const KINDS: [Kind; 4] = [DTS, TRUE_HD, AAC, MPEG_AUDIO];
+
+const PRIVATE_DATA: u8 = 6;
+
+/// Numbers of PES packets that hold MPEG's own kinds of sound (2.4.3.7).
+const MPEG_SOUND: std::ops::RangeInclusive<u8> = 0xc0..=0xdf;
+
+/// The layer bits of AAC's headers (ADTS).
+const NO_LAYER: u8 = 0;
+
+/// The layer bits of the header that `content` begins with, where it is one of AAC or MPEG audio.
+fn is_mpeg_sound(stream: u8, content: &[u8]) -> Option<u8> {
+    let [0xff, second, third, ..] = *content else {
+        return None;
+    };
+    let layer = second >> 1 & 3;
+    let is_sync = second & 0xe0 == 0xe0 && (layer != NO_LAYER || second & 0xf0 == 0xf0);
+    let is_known = layer == NO_LAYER || third >> 4 != 15 && third >> 2 & 3 != 3;
+    (MPEG_SOUND.contains(&stream) && is_sync && is_known).then_some(layer)
+}
 
 const SYNC: u8 = 0x47;
 const PACKET_LEN: usize = 188;
@@ -149,7 +177,7 @@ impl Renamed {
     /// `None` where the first program has no such sound.
     fn find(head: &[u8], layout: Layout) -> Option<Self> {
         let mut map_pid = None;
-        let mut candidates: Vec<(u16, usize)> = Vec::new();
+        let mut candidates: Vec<(u16, u8)> = Vec::new();
         let mut streams: Vec<(u16, usize)> = Vec::new();
         for packet in packets(head, layout) {
             let Some(payload) = beginning(packet) else {
@@ -160,20 +188,23 @@ impl Renamed {
                 map_pid = table(packet).and_then(|table| program_map(packet.get(table)?));
             } else if Some(pid) == map_pid {
                 let written = tracks(packet).filter_map(|(_, written, pid)| {
-                    let kind_idx = KINDS.iter().position(|kind| kind.written == written)?;
-                    (!streams.contains(&(pid, kind_idx))).then_some((pid, kind_idx))
+                    let is_unclear = KINDS.iter().any(|kind| kind.written == written);
+                    let is_known = streams.iter().any(|(of, _)| *of == pid);
+                    (is_unclear && !is_known).then_some((pid, written))
                 });
                 candidates = written.collect();
             } else if let Some(place) = candidates.iter().position(|(of, _)| *of == pid) {
-                let (_, kind_idx) = candidates.swap_remove(place);
-                let kind = &KINDS[kind_idx];
+                let (_, written) = candidates.swap_remove(place);
                 let content = packet
                     .get(payload + 8)
-                    .map(|len| payload + 9 + usize::from(*len) + kind.sync_at);
-                let content = content.and_then(|at| packet.get(at..));
-                if content.is_some_and(|bytes| bytes.starts_with(&kind.sync)) {
-                    streams.push((pid, kind_idx));
-                }
+                    .and_then(|len| packet.get(payload + 9 + usize::from(*len)..));
+                let (Some(content), Some(stream)) = (content, packet.get(payload + 3)) else {
+                    continue;
+                };
+                let kind_idx = KINDS
+                    .iter()
+                    .position(|kind| kind.written == written && (kind.is_in)(*stream, content));
+                streams.extend(kind_idx.map(|kind_idx| (pid, kind_idx)));
             }
             if candidates.is_empty() && !streams.is_empty() {
                 break;
