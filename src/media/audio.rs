@@ -7,6 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded, select};
 use gstreamer as gst;
 use gstreamer::prelude::*;
+use gstreamer_audio as gst_audio;
 
 use super::bus::Failure;
 use super::container::Container;
@@ -261,7 +262,8 @@ fn refuse_serialized_queries(pad: &gst::Pad) {
     });
 }
 
-/// Drops packets after the picture was stopped, and completes the durations of the others.
+/// Drops packets after the picture was stopped, completes the durations of the others, and cuts uncompressed ones to the
+/// sample.
 fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     let before = Mutex::new((None, None));
@@ -270,6 +272,19 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
         let segment = pad
             .sticky_event::<gst::event::Segment>(0)
             .and_then(|event| event.segment().downcast_ref::<gst::ClockTime>().cloned());
+        if let Some(segment) = &segment
+            && let Some(samples) = pad
+                .current_caps()
+                .and_then(|caps| gst_audio::AudioInfo::from_caps(&caps).ok())
+                .filter(|samples| samples.bpf() > 0)
+            && let Some(buffer) = info.take_buffer()
+        {
+            let (rate, frame_len) = (samples.rate(), samples.bpf());
+            match gst_audio::audio_buffer_clip(buffer, segment.upcast_ref(), rate, frame_len) {
+                Some(part) => info.data = Some(gst::PadProbeData::Buffer(part)),
+                None => return gst::PadProbeReturn::Handled,
+            }
+        }
         let Some(buffer) = info.buffer_mut() else {
             return gst::PadProbeReturn::Ok;
         };
@@ -284,6 +299,10 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
         if shown_at(pts).is_some_and(|time| time >= stop) {
             return gst::PadProbeReturn::Drop;
         }
+        // What begins before zero has no running time.
+        shared
+            .sound_begin
+            .fetch_min(shown_at(pts).unwrap_or(0), Ordering::SeqCst);
         let (last_pts, last_gap) = &mut *lock(&before);
         let gap = last_pts
             .and_then(|last| pts.checked_sub(last))

@@ -6,19 +6,23 @@
 //! It also leaves out tracks that are shorter than a fifth of the whole, as previews, and ends fragments
 //! where the header says that they end: durations are rewritten as well.
 
-use std::fs::OpenOptions;
-use std::io::{Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
-use super::mp4::{Field, Movie, NORMAL_RATE, UNIX_EPOCH, duration_from_ticks, ticks_from_duration};
+use super::mp4::{
+    self, Field, Movie, NORMAL_RATE, UNIX_EPOCH, duration_from_ticks, ticks_from_duration,
+};
 
 /// Shows whoever reads from `filesrc` lists that hide nothing.
 pub(super) fn hide(movie: &Movie, filesrc: &gst::Element) {
-    let patches = patches(movie);
+    let mut patches = patches(movie);
+    patches.extend(movie.raised.iter().cloned());
+    patches.sort_by_key(|(at, _)| *at);
     let Some(pad) = filesrc.static_pad("src") else {
         return;
     };
@@ -34,7 +38,7 @@ pub(super) fn hide(movie: &Movie, filesrc: &gst::Element) {
 }
 
 /// Bytes to read in place of the file's, and where.
-type Patch = (u64, Vec<u8>);
+pub(super) type Patch = (u64, Vec<u8>);
 
 /// Longer than any video; small enough for sums of it.
 const ENDLESS: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -93,14 +97,15 @@ fn patches(movie: &Movie) -> Vec<Patch> {
     patches
 }
 
-/// Patches as much of `buffer` as the patches lie in.
+/// Patches as much of `buffer` as the patches lie in, which come in the file's order.
 fn apply(patches: &[Patch], buffer: &mut gst::Buffer) {
     let offset = buffer.offset();
     let end = offset.saturating_add(buffer.size() as u64);
-    let touches = |(at, bytes): &Patch| *at < end && at + bytes.len() as u64 > offset;
-    if !patches.iter().any(touches) {
+    let first = patches.partition_point(|(at, bytes)| at + bytes.len() as u64 <= offset);
+    let last = patches.partition_point(|(at, _)| *at < end);
+    let Some(patches) = patches.get(first..last).filter(|some| !some.is_empty()) else {
         return;
-    }
+    };
     let Ok(mut target) = buffer.make_mut().map_writable() else {
         return;
     };
@@ -116,16 +121,37 @@ fn apply(patches: &[Patch], buffer: &mut gst::Buffer) {
     }
 }
 
-/// Corrects the edit lists of the mp4 at `path`: the picture lasts until `end`, and each sound track's run-in is hidden.
+/// Shows all of the mp4 at `path`, whose header comes last, later by `delay`: muxers begin with what comes first.
+fn begin_later(path: &Path, delay: Duration) -> std::io::Result<()> {
+    let unreadable = || std::io::Error::other("the written file has no header that can be changed");
+    let mut file = File::options().read(true).write(true).open(path)?;
+    let timescale = Movie::read(path).ok_or_else(unreadable)?.timescale;
+    let (moov, at) = mp4::read_moov(&mut file).ok_or_else(unreadable)?;
+    let moov = mp4::delayed(&moov, ticks_from_duration(delay, timescale))
+        .and_then(|content| mp4::boxed(b"moov", &content))
+        .ok_or_else(unreadable)?;
+    let mut behind = Vec::new();
+    file.read_to_end(&mut behind)?;
+    // Kind and length are 8 bytes.
+    file.seek(SeekFrom::Start(at - 8))?;
+    file.write_all(&moov)?;
+    file.write_all(&behind)
+}
+
+/// Corrects the edit lists of the mp4 at `path`, which begins at `begin`: the picture lasts until `end`, and each sound
+/// track's run-in is hidden.
 ///
-/// Muxers guess how long the last frame is shown, and put the run-in into the presentation.
-/// `run_ins` are in the file's order; the file keeps its length. It was made when its source was, where that says so.
+/// Muxers begin with what comes first, guess how long the last frame is shown, and put the run-in into the presentation.
+/// `run_ins` are in the file's order. The file was made when its source was, where that says so.
 pub(super) fn correct_lists(
     path: &Path,
-    end: Duration,
+    (begin, end): (Duration, Duration),
     run_ins: &[Duration],
     created: Option<i64>,
 ) -> std::io::Result<()> {
+    if begin > Duration::ZERO {
+        begin_later(path, begin)?;
+    }
     let movie = Movie::read(path)
         .ok_or_else(|| std::io::Error::other("the written file has no readable header"))?;
     let mut file = OpenOptions::new().write(true).open(path)?;

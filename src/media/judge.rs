@@ -59,6 +59,14 @@ pub(super) fn begin(contents: &Contents) -> i64 {
     }
 }
 
+/// Where the presentation of a result begins: a Matroska file of ours counts from zero, however late its first frame comes.
+pub(super) fn begin_of_result(contents: &Contents) -> i64 {
+    match contents.format {
+        Format::Matroska => 0,
+        _ => begin(contents),
+    }
+}
+
 /// What a result is to hold; times in nanoseconds of the source's presentation.
 pub(super) struct Wanted {
     pub(super) start: i64,
@@ -107,15 +115,16 @@ impl Wanted {
             return first;
         }
         let others = pictures.iter().skip(1).map(|picture| judged(picture));
-        others
-            .into_iter()
-            .find(Verification::whole)
-            .unwrap_or(first)
+        let n_differing = |judged: &Verification| judged.frames_in.abs_diff(judged.frames_out);
+        std::iter::once(first)
+            .chain(others)
+            .min_by_key(|judged| (!judged.whole(), n_differing(judged)))
+            .unwrap_or_default()
     }
 
     fn judge_picture(&self, source: &Contents, picture: &Track, result: &Contents) -> Verification {
         let mut judged = Verification::of_result(result);
-        let begins = (begin(source), begin(result));
+        let begins = (begin(source), begin_of_result(result));
         self.check_claims(source, begins.0, &mut judged);
         let offset = self.check_frames(picture, result, begins, &mut judged);
         self.check_sound(source, result, (begins, offset), &mut judged);
@@ -267,7 +276,9 @@ impl Wanted {
         let too_early = first.is_some_and(|first| first.time < EARLIEST_SOUND);
         let mut n_optional = (0, 0);
         packets.retain(|packet| {
-            let early = if self.start > 0 {
+            let early = if self.start > 0 && sound.is_pcm() {
+                packet.end() <= 0
+            } else if self.start > 0 {
                 packet.time < -SOUND_TOLERANCE
             } else {
                 // What an edit list hides cannot be hidden elsewhere.

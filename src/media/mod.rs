@@ -19,7 +19,11 @@ mod encoder;
 #[cfg(feature = "media")]
 mod even;
 #[cfg(feature = "media")]
+mod ffv1;
+#[cfg(feature = "media")]
 mod file;
+#[cfg(feature = "media")]
+mod fragments;
 #[cfg(feature = "media")]
 mod job;
 #[cfg(feature = "media")]

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::beside::Beside;
+use super::edits::Patch;
+use super::fragments::Runs;
 use super::splice::{Part, Splice};
 
 /// A `moov` box above this size is not read: its file is at least as long as a day.
@@ -36,6 +38,8 @@ pub(super) struct Movie {
     pub(super) beside: Beside,
     /// In the file's order.
     pub(super) tracks: Vec<Track>,
+    /// What is to be read in place of the fragments' own times.
+    pub(super) raised: Vec<Patch>,
 }
 
 /// One track.
@@ -111,8 +115,24 @@ impl Movie {
             .filter(|(kind, _)| kind == b"trak")
             .filter_map(|(_, content)| Track::read(content, timescale, fragmented))
             .collect();
+        let mut raised = Vec::new();
         if fragmented {
-            read_first_fragment(&mut file, base + moov.len() as u64, &mut tracks);
+            let runs = Runs::read(&mut file, base + moov.len() as u64);
+            let tables: Vec<(u32, Table)> = root
+                .children()
+                .filter(|(kind, _)| kind == b"trak")
+                .filter_map(|(_, track)| {
+                    let media = track.child(b"mdia")?.child(b"minf")?;
+                    let id = Track::number(track)?;
+                    Some((id, Table(media.child(b"stbl")?)))
+                })
+                .collect();
+            for track in &mut tracks {
+                let table = tables.iter().find(|(id, _)| *id == track.id);
+                if let Some(runs) = runs.get(&track.id) {
+                    raised.extend(track.raise(runs, table.map(|(_, table)| *table)));
+                }
+            }
         }
         let created = header.field(4, wide);
         let edited = tracks.iter().any(|track| track.n_edits.is_some());
@@ -138,6 +158,7 @@ impl Movie {
             },
             begin: firsts.min().filter(|_| !edited).unwrap_or_default(),
             tracks,
+            raised,
         })
     }
 
@@ -185,13 +206,29 @@ impl Track {
     pub(super) fn end(&self) -> Option<Duration> {
         let length = self.media_duration.filter(|length| length.value > 0)?;
         let end = u64::try_from(self.first?).ok()?.checked_add(length.value)?;
-        Some(duration_from_ticks(end, self.timescale))
+        Some(duration_from_ticks(
+            end.checked_add(self.shift)?,
+            self.timescale,
+        ))
+    }
+
+    /// Takes over what fragments say; returns what is to be read in their place.
+    fn raise(&mut self, runs: &Runs, table: Option<Table>) -> Vec<Patch> {
+        let shift = runs.shift(table);
+        self.shift = shift.into();
+        self.first = self.first.or(runs.first);
+        runs.raise(table, shift)
+    }
+
+    fn number(track: Content) -> Option<u32> {
+        let header = track.child(b"tkhd")?;
+        header.be32(if header.version()? == 1 { 20 } else { 12 })
     }
 
     fn read(content: Content, movie_timescale: u32, fragmented: bool) -> Option<Self> {
         let header = content.child(b"tkhd")?;
         let wide = header.version()? == 1;
-        let (id_at, duration_at) = if wide { (20, 28) } else { (12, 20) };
+        let duration_at = if wide { 28 } else { 20 };
         let media = content.child(b"mdia")?;
         // Version and flags, a reserved word, then the kind of the track.
         let handler = media.child(b"hdlr")?.bytes.get(8..12)?.try_into().ok()?;
@@ -200,7 +237,7 @@ impl Track {
         let (timescale_at, media_duration_at) = if wide_media { (20, 24) } else { (12, 16) };
         let timescale = media_header.be32(timescale_at)?;
         let table = media.child(b"minf").and_then(|info| info.child(b"stbl"));
-        let shift = table.map_or(0, shift);
+        let shift = table.map_or(0, |table| Table(table).shift());
         let list = content
             .child(b"edts")
             .and_then(|edits| edits.child(b"elst"));
@@ -217,7 +254,7 @@ impl Track {
                 ..edit
             });
         Some(Self {
-            id: header.be32(id_at)?,
+            id: Self::number(content)?,
             handler,
             full_range: full_range(media).unwrap_or(false),
             little_endian: &handler == b"soun" && little_endian(media).unwrap_or(false),
@@ -226,9 +263,7 @@ impl Track {
             duration: header.field(duration_at, wide),
             media_duration: media_header.field(media_duration_at, wide_media),
             shift,
-            first: table
-                .and_then(first_offset)
-                .map(|first| first + shift.cast_signed()),
+            first: table.and_then(first_offset),
             n_edits: list.and_then(|list| {
                 Some(Field {
                     wide: list.version()? == 1,
@@ -268,26 +303,42 @@ fn beside(root: Content) -> Beside {
     }
 }
 
-/// Steps by which GStreamer shows all samples of a table later: as its header says, or as the earliest one demands.
-fn shift(table: Content) -> u64 {
-    if let Some(shifts) = table.child(b"cslg") {
-        let shift = match shifts.version() {
-            Some(0) => shifts.be32(4).map(|shift| i64::from(shift.cast_signed())),
-            _ => be64(shifts.bytes, 4).map(u64::cast_signed),
-        };
-        return shift
-            .and_then(|shift| u64::try_from(shift).ok())
-            .unwrap_or(0);
+/// The sample table of a track (`stbl`).
+#[derive(Clone, Copy)]
+pub(super) struct Table<'a>(pub(super) Content<'a>);
+
+impl<'a> Table<'a> {
+    /// How long after its decoding each sample is shown, in the track's steps, and where that lies in the file.
+    pub(super) fn offsets(self) -> impl Iterator<Item = (u64, i32)> + 'a {
+        let entries = self.0.child(b"ctts").and_then(|offsets| offsets.skip(8));
+        entries.into_iter().flat_map(|entries| {
+            let offsets = (4..).step_by(8).map_while(move |at| entries.be32(at));
+            let places = (entries.at + 4..).step_by(8);
+            places.zip(offsets.map(u32::cast_signed))
+        })
     }
-    let Some(offsets) = table
-        .child(b"ctts")
-        .and_then(|offsets| offsets.bytes.get(8..))
-    else {
-        return 0;
-    };
-    let offsets = offsets.chunks_exact(8).filter_map(|entry| be32(entry, 4));
-    let earliest = offsets.map(u32::cast_signed).min().unwrap_or(0);
-    u64::from(earliest.min(0).unsigned_abs())
+
+    /// Steps by which GStreamer shows all samples later: as the header says, or as the earliest one demands.
+    fn shift(self) -> u64 {
+        if let Some(shifts) = self.0.child(b"cslg") {
+            let shift = match shifts.version() {
+                Some(0) => shifts.be32(4).map(|shift| i64::from(shift.cast_signed())),
+                _ => be64(shifts.bytes, 4).map(u64::cast_signed),
+            };
+            return shift
+                .and_then(|shift| u64::try_from(shift).ok())
+                .unwrap_or(0);
+        }
+        let earliest = self.offsets().map(|(_, offset)| offset).min().unwrap_or(0);
+        u64::from(earliest.min(0).unsigned_abs())
+    }
+
+    /// What is to be read in place of the header's shift, once offsets are raised by it.
+    pub(super) fn shift_patch(self) -> Option<Patch> {
+        let shifts = self.0.child(b"cslg")?;
+        let len = if shifts.version()? == 0 { 4 } else { 8 };
+        Some((shifts.at + 4, vec![0; len]))
+    }
 }
 
 /// How long after its decoding the first sample of a table is shown; `None` where the table is empty.
@@ -298,45 +349,6 @@ fn first_offset(table: Content) -> Option<i64> {
     }
     let offset = table.child(b"ctts").and_then(|offsets| offsets.be32(12));
     Some(i64::from(offset.unwrap_or(0).cast_signed()))
-}
-
-/// Finds when tracks without a table begin, in the first fragment behind `at`.
-fn read_first_fragment(file: &mut File, at: u64, tracks: &mut [Track]) {
-    let Some((moof, base)) = read_top(file, at, b"moof") else {
-        return;
-    };
-    let root = Content {
-        bytes: &moof,
-        at: base,
-    };
-    for (_, traf) in root.children().filter(|(kind, _)| kind == b"traf") {
-        let id = traf.child(b"tfhd").and_then(|header| header.be32(4));
-        let track = tracks.iter_mut().find(|track| Some(track.id) == id);
-        if let Some(track) = track.filter(|track| track.first.is_none()) {
-            track.first = first_shown(traf);
-        }
-    }
-}
-
-/// When the first sample of a track's fragment is shown, in the track's steps.
-fn first_shown(traf: Content) -> Option<i64> {
-    let decoded = traf.child(b"tfdt").and_then(|time| match time.version() {
-        Some(1) => be64(time.bytes, 4).map(u64::cast_signed),
-        _ => time.be32(4).map(i64::from),
-    });
-    let run = traf.child(b"trun")?;
-    let flags = run.be32(0)?;
-    let len_of = |flag: u32| if flags & flag != 0 { 4 } else { 0 };
-    // Flags and number, a place and flags of the first sample; then its duration, length and flags.
-    let at = 8 + [0x1, 0x4, 0x100, 0x200, 0x400]
-        .map(len_of)
-        .iter()
-        .sum::<usize>();
-    let offset = match flags & 0x800 {
-        0 => 0,
-        _ => i64::from(run.be32(at)?.cast_signed()),
-    };
-    decoded.unwrap_or(0).checked_add(offset)
 }
 
 /// Whether a picture track's description says that its colors span 0–255.
@@ -457,13 +469,70 @@ pub(super) fn is_cut_off(path: &Path) -> bool {
     is_mp4 && read_moov(&mut file).is_none()
 }
 
+/// The header box `content` with every track shown later by `delay` more steps of the movie.
+///
+/// Nothing else of it changes; `None` where a track has no edit list.
+pub(super) fn delayed(moov: &[u8], delay: u64) -> Option<Vec<u8>> {
+    let delayed_track = |track: Content| {
+        track.rebuilt(|kind, content| match kind {
+            b"edts" => content.rebuilt(|kind, content| match kind {
+                b"elst" => delayed_list(content, delay),
+                _ => Some(content.bytes.to_vec()),
+            }),
+            _ => Some(content.bytes.to_vec()),
+        })
+    };
+    let root = Content { bytes: moov, at: 0 };
+    let has_lists = |(_, track): ([u8; 4], Content)| track.child(b"edts").is_some();
+    let mut tracks = root.children().filter(|(kind, _)| kind == b"trak");
+    if !tracks.all(has_lists) {
+        return None;
+    }
+    root.rebuilt(|kind, content| match kind {
+        b"trak" => delayed_track(content),
+        _ => Some(content.bytes.to_vec()),
+    })
+}
+
+/// The contents of an edit list that begins with nothing for `delay` steps more.
+fn delayed_list(list: Content, delay: u64) -> Option<Vec<u8>> {
+    let wide = list.version()? == 1;
+    let entry_len = if wide { 20 } else { 12 };
+    let n_entries = list.be32(4)?;
+    let shown = list.field(8, wide)?;
+    let start = list.field(if wide { 16 } else { 12 }, wide)?;
+    let (head, entries) = list.bytes.split_at_checked(8)?;
+    let is_empty = start.value == if wide { u64::MAX } else { u64::from(u32::MAX) };
+    let (n_more, shown, rest) = match is_empty {
+        true => (0, shown.value, entries.get(entry_len..)?),
+        false => (1, 0, entries),
+    };
+    let empty = Field {
+        value: 0,
+        at: 0,
+        wide,
+    };
+    let number = |value: u64| empty.bytes(value);
+    let mut content = head.get(..4)?.to_vec();
+    content.extend((n_entries + n_more).to_be_bytes());
+    content.extend(number(shown.checked_add(delay)?));
+    content.extend(number(u64::MAX));
+    content.extend(NORMAL_RATE.to_be_bytes());
+    content.extend_from_slice(rest);
+    Some(content)
+}
+
 /// The contents of the top-level `moov` box, and where they lie in the file.
-fn read_moov(file: &mut File) -> Option<(Vec<u8>, u64)> {
+pub(super) fn read_moov(file: &mut File) -> Option<(Vec<u8>, u64)> {
     read_top(file, 0, b"moov")
 }
 
 /// The contents of the first box of a kind among the file's own from `position` on, and where they lie in the file.
-fn read_top(file: &mut File, mut position: u64, kind: &[u8; 4]) -> Option<(Vec<u8>, u64)> {
+pub(super) fn read_top(
+    file: &mut File,
+    mut position: u64,
+    kind: &[u8; 4],
+) -> Option<(Vec<u8>, u64)> {
     loop {
         file.seek(SeekFrom::Start(position)).ok()?;
         let mut header = [0_u8; 16];
@@ -489,40 +558,55 @@ fn read_top(file: &mut File, mut position: u64, kind: &[u8; 4]) -> Option<(Vec<u
     }
 }
 
+/// A box of `kind` that holds `content`.
+pub(super) fn boxed(kind: &[u8; 4], content: &[u8]) -> Option<Vec<u8>> {
+    let len = u32::try_from(content.len() + 8).ok()?;
+    Some([&len.to_be_bytes()[..], kind, content].concat())
+}
+
 /// What is in a box, and where that lies in the file.
 #[derive(Clone, Copy)]
-struct Content<'a> {
-    bytes: &'a [u8],
-    at: u64,
+pub(super) struct Content<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) at: u64,
 }
 
 impl<'a> Content<'a> {
-    fn children(self) -> Children<'a> {
+    pub(super) fn children(self) -> Children<'a> {
         Children(self)
     }
 
-    fn child(self, kind: &[u8; 4]) -> Option<Self> {
+    pub(super) fn child(self, kind: &[u8; 4]) -> Option<Self> {
         self.children()
             .find(|(found, _)| found == kind)
             .map(|(_, content)| content)
     }
 
-    fn skip(self, len: usize) -> Option<Self> {
+    pub(super) fn skip(self, len: usize) -> Option<Self> {
         Some(Self {
             bytes: self.bytes.get(len..)?,
             at: self.at + len as u64,
         })
     }
 
-    fn version(self) -> Option<u8> {
+    /// The contents anew, those of each box in it as `rebuild` makes them.
+    fn rebuilt(self, rebuild: impl Fn(&[u8; 4], Content) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for (kind, content) in self.children() {
+            bytes.extend(boxed(&kind, &rebuild(&kind, content)?)?);
+        }
+        Some(bytes)
+    }
+
+    pub(super) fn version(self) -> Option<u8> {
         self.bytes.first().copied()
     }
 
-    fn be32(self, offset: usize) -> Option<u32> {
+    pub(super) fn be32(self, offset: usize) -> Option<u32> {
         be32(self.bytes, offset)
     }
 
-    fn field(self, offset: usize, wide: bool) -> Option<Field> {
+    pub(super) fn field(self, offset: usize, wide: bool) -> Option<Field> {
         Some(Field {
             at: self.at + offset as u64,
             wide,
@@ -536,7 +620,7 @@ impl<'a> Content<'a> {
 }
 
 /// Iterates over the boxes in a box: kind, content. Ends at the first one that does not fit.
-struct Children<'a>(Content<'a>);
+pub(super) struct Children<'a>(Content<'a>);
 
 impl<'a> Iterator for Children<'a> {
     type Item = ([u8; 4], Content<'a>);
@@ -574,8 +658,7 @@ mod tests {
     use super::*;
 
     fn boxed(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
-        let len = u32::try_from(content.len() + 8).unwrap();
-        [&len.to_be_bytes()[..], kind, content].concat()
+        super::boxed(kind, content).unwrap()
     }
 
     fn words(words: &[u32]) -> Vec<u8> {
@@ -656,6 +739,23 @@ mod tests {
         let second = splice.placed(Duration::from_millis(100), Duration::ZERO);
         // 30 steps of 600 are 50 ms; the second part comes 15 ms later.
         assert_eq!(second.unwrap().0, Duration::from_millis(65));
+    }
+
+    #[test]
+    fn a_delay_comes_before_what_lists_say() {
+        let bytes = file(&[
+            track(b"soun", 48_000, &[[500, u32::MAX, ONE], [1500, 1024, ONE]]),
+            track(b"vide", 12_800, &[[2000, 256, ONE]]),
+        ]);
+        let at = bytes.windows(4).position(|kind| kind == b"moov").unwrap();
+        let moov = delayed(&bytes[at + 4..], 250).unwrap();
+        let later = [&bytes[..at - 4], &boxed(b"moov", &moov)].concat();
+        let movie = read(&later).unwrap();
+        let edits = [500 + 250, 250].map(Duration::from_millis);
+        let read = movie.tracks.iter().map(|track| track.edit.unwrap());
+        let read: Vec<_> = read.map(|edit| (edit.delay, edit.media_start)).collect();
+        assert_eq!(read, [(edits[0], 1024), (edits[1], 256)]);
+        assert_eq!(moov.len(), bytes.len() - at - 4 + 12, "one list is longer");
     }
 
     #[test]

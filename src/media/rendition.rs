@@ -87,6 +87,9 @@ pub(super) fn describe(
                 }
                 _ => {}
             }
+            if let Some(sentence) = halved_colors(&decoded) {
+                tap.say(sentence);
+            }
             if let Some(filter) = filter.upgrade() {
                 filter.set_property("caps", wanted(&decoded, &colors, kept));
             }
@@ -98,6 +101,24 @@ pub(super) fn describe(
         }
         gst::PadProbeReturn::Ok
     });
+}
+
+/// What to say of pictures that have more colors than a quarter of their samples.
+fn halved_colors(decoded: &VideoInfo) -> Option<&'static str> {
+    let format = decoded.format_info();
+    let n_colors = format.n_components() - u32::from(format.has_alpha());
+    if format.is_rgb() || n_colors < 3 {
+        return None;
+    }
+    match (format.w_sub().get(1), format.h_sub().get(1)) {
+        (Some(0), Some(0)) => {
+            Some("the picture is 4:4:4, writing 4:2:0: colors at half the width and height")
+        }
+        (Some(1), Some(0)) => {
+            Some("the picture is 4:2:2, writing 4:2:0: colors at half the height")
+        }
+        _ => None,
+    }
 }
 
 /// The colors of pictures of `caps` with all gaps filled, and what of them was said.

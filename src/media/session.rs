@@ -41,8 +41,12 @@ pub(super) struct Shared {
     pub(super) complete: AtomicBool,
     /// Presentation time in nanoseconds from which sound is cut off; `u64::MAX` keeps all.
     pub(super) sound_end: AtomicU64,
+    /// Presentation time in nanoseconds at which the first packet of sound begins; `u64::MAX` where there is none.
+    pub(super) sound_begin: AtomicU64,
     /// Presentation time in nanoseconds at which the last packet of sound so far ends.
     pub(super) sound_written: AtomicU64,
+    /// Sound tracks that turned up after their container was begun.
+    pub(super) n_late_tracks: AtomicU64,
 }
 
 impl Shared {
@@ -60,7 +64,9 @@ impl Shared {
             stopped: AtomicBool::new(false),
             complete: AtomicBool::new(false),
             sound_end: AtomicU64::new(u64::MAX),
+            sound_begin: AtomicU64::new(u64::MAX),
             sound_written: AtomicU64::new(0),
+            n_late_tracks: AtomicU64::new(0),
         })
     }
 

@@ -78,6 +78,8 @@ struct Writer {
     /// Disconnects once the last byte has reached the file.
     written: Receiver<()>,
     layout: Arc<PixelLayout>,
+    /// Where the first frame begins, once there is one.
+    begin: Option<Pts>,
     /// Where the last frame ends.
     end: Pts,
     /// Before this, no further frame may come: an encoder loses one of two that have the same time.
@@ -214,22 +216,23 @@ impl FileSink {
 
         let (parcels, received) = bounded(WAITING_FRAMES);
         let appsrc = self.appsrc(&caps, received);
+        let wanted = self.encoded_caps(&caps, settings.is_deep);
         let mut encoding = vec![
             appsrc.upcast(),
             elements::make("videoconvert")?,
             elements::make("videoscale")?,
-            elements::capsfilter(&self.encoded_caps(&caps, settings.is_deep))?,
+            elements::capsfilter(&wanted)?,
         ];
         let coders = plan.codec.build(&settings)?;
-        let encoded = coders.first().map(|encoder| static_pad(encoder, "src"));
-        let encoded = encoded.transpose()?;
+        let encoder = coders.first().cloned();
         encoding.extend(coders);
         let queue = audio::lead_queue(
             &self.session.shared,
             "the picture runs too far ahead of the sound",
         )?;
-        if let Some(encoded) = encoded {
+        if let Some(encoder) = &encoder {
             let in_order = plan.container.has_edit_lists();
+            let encoded = static_pad(encoder, "src")?;
             temporal::keep_lengths(&encoded, &static_pad(&queue, "sink")?, in_order);
         }
         if plan.described != Described::Colors {
@@ -287,6 +290,9 @@ impl FileSink {
         static_pad(&queue, "src")?
             .link(&video_pad)
             .map_err(|err| Error::Media(format!("the picture cannot be written ({err})")))?;
+        if let Some(encoder) = &encoder {
+            refuse_size(&static_pad(encoder, "sink")?, &wanted)?;
+        }
         elements::start_chain(&writing)?;
         elements::start_chain(&encoding)?;
         for track in tracks {
@@ -296,6 +302,7 @@ impl FileSink {
             parcels,
             written,
             layout: Arc::clone(layout),
+            begin: None,
             end: Pts::default(),
             next: Pts::default(),
             delay: if plan.container.has_edit_lists() {
@@ -413,6 +420,7 @@ impl FileSink {
             writer.layout = Arc::clone(&layout);
         }
         let (pts, duration) = (frame.pts.max(writer.next), frame.duration);
+        writer.begin.get_or_insert(pts);
         writer.next = Pts(pts.0 + 1_000_000_000_u64.div_ceil(self.plan.timescale.into()));
         let mut buffer = if self.plan.codec.needs_even_size() && even::is_odd(&layout) {
             let (bytes, layout) = even::pad(&layout, frame.bytes());
@@ -451,6 +459,7 @@ impl FileSink {
         let Writer {
             parcels,
             written,
+            begin,
             end,
             delay,
             run_ins,
@@ -476,9 +485,11 @@ impl FileSink {
         let end = Duration::from_nanos(end.0);
         let sound_written = shared.sound_written.load(Ordering::SeqCst);
         let sound_written = Duration::from_nanos(sound_written);
+        let begin = begin.unwrap_or_default().0;
+        let begin = Duration::from_nanos(begin.min(shared.sound_begin.load(Ordering::SeqCst)));
         match self.plan.container {
             Container::Mp4 | Container::Mov => {
-                edits::correct_lists(&self.part, end, &run_ins, self.plan.created)
+                edits::correct_lists(&self.part, (begin, end), &run_ins, self.plan.created)
             }
             Container::Matroska | Container::Webm => {
                 let end = end.max(sound_written) + delay;
@@ -532,6 +543,34 @@ impl Drop for FileSink {
             self.clean_up();
         }
     }
+}
+
+/// Refuses pictures of `caps` where what follows `pad` takes none of their size.
+fn refuse_size(pad: &gst::Pad, caps: &gst::Caps) -> Result<()> {
+    let taken = pad.query_caps(None);
+    let size = |caps: &gst::Caps| {
+        let fields = caps.structure(0)?;
+        Some((
+            fields.get::<i32>("width").ok()?,
+            fields.get::<i32>("height").ok()?,
+        ))
+    };
+    let Some((width, height)) = size(caps).filter(|_| !taken.can_intersect(caps)) else {
+        return Ok(());
+    };
+    let least = taken.structure(0).and_then(|fields| {
+        let least = |name| Some(fields.get::<gst::IntRange<i32>>(name).ok()?.min());
+        Some((least("width")?, least("height")?))
+    });
+    let expected = match least {
+        Some((least_width, least_height)) if width < least_width || height < least_height => {
+            format!("at least {least_width}x{least_height}")
+        }
+        _ => "another size".into(),
+    };
+    Err(Error::Media(format!(
+        "the picture is {width}x{height}, but encoder and container take {expected}"
+    )))
 }
 
 /// True where `a` and `b` differ in strides only, which each buffer says itself.

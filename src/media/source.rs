@@ -29,7 +29,7 @@ use super::session::{Session, Shared, lock};
 use super::tap::{Decoded, Item, Picture, Tap};
 use super::timeline::{Timeline, begins_with};
 use super::transport::TRUE_HD_IS_LEFT_OUT;
-use super::{Source, audio, beside, matroska, mp4, temporal};
+use super::{Source, audio, beside, ffv1, matroska, mp4, temporal};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Pts};
 
@@ -88,7 +88,11 @@ impl FileSource {
         let session = Arc::new(Session::new(pipeline, filesrc, Arc::clone(&shared)));
 
         let (sender, frames) = bounded(DECODED_FRAMES);
-        let tap = Arc::new(Tap::new(sender, Arc::clone(&shared)));
+        let tap = Arc::new(Tap::new(
+            sender,
+            timeline.begins_late(),
+            Arc::clone(&shared),
+        ));
         let demuxed = Demuxed {
             pipeline: session.pipeline.downgrade(),
             job: job.clone(),
@@ -137,6 +141,11 @@ impl FileSource {
         source.end = tap.picture_end.get().copied();
         source.info = StreamInfo::new(job, &picture, claimed, &shared);
         Ok((source, picture))
+    }
+
+    /// Sound tracks that turned up too late to be written.
+    pub fn n_late_tracks(&self) -> u64 {
+        self.session.shared.n_late_tracks.load(Ordering::SeqCst)
     }
 
     pub(super) fn session(&self) -> Arc<Session> {
@@ -343,6 +352,7 @@ impl Demuxed {
                 )?);
                 return Ok(());
             }
+            self.tap.shared.n_late_tracks.fetch_add(1, Ordering::SeqCst);
             tracing::warn!(stream = kind, "leaving out sound that begins in mid-file");
         } else {
             self.expect_picture(pad, "the file has no picture, expected a video");
@@ -394,6 +404,41 @@ impl Demuxed {
         });
     }
 
+    /// Refuses pictures in formats that make GStreamer's decoder crash.
+    fn refuse_undecodable(&self, pad: &gst::Pad, caps: &gst::Caps) -> Result<()> {
+        let Some(fields) = caps.structure(0) else {
+            return Ok(());
+        };
+        let is_gray = fields.get::<&str>("chroma-format") == Ok("4:0:0");
+        let bits = fields.get::<u32>("bit-depth-luma").unwrap_or(8);
+        if is_gray && bits > 8 {
+            return Err(Error::Media(format!(
+                "the picture is gray with {bits} bits per sample, which GStreamer cannot decode"
+            )));
+        }
+        if fields.name() != "video/x-ffv" {
+            return Ok(());
+        }
+        let record = fields.get::<gst::Buffer>("codec_data").ok();
+        let record = record.and_then(|record| record.into_mapped_buffer_readable().ok());
+        if let Some(record) = record.filter(|record| !record.is_empty()) {
+            return ffv1::Format::of_record(&record).map_or(Ok(()), ffv1::Format::check);
+        }
+        let tap = Arc::clone(&self.tap);
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            let frame = info.buffer().and_then(|frame| frame.map_readable().ok());
+            let format = frame.and_then(|frame| ffv1::Format::of_frame(&frame));
+            match format.map_or(Ok(()), ffv1::Format::check) {
+                Ok(()) => gst::PadProbeReturn::Remove,
+                Err(err) => {
+                    tap.shared.fail(Failure::new(err.to_string()));
+                    gst::PadProbeReturn::Drop
+                }
+            }
+        });
+        Ok(())
+    }
+
     fn attach_picture(
         &self,
         pipeline: &gst::Pipeline,
@@ -404,6 +449,7 @@ impl Demuxed {
             self.tap.picture_end.get_or_init(|| end);
         }
         self.expect_packets(pad);
+        self.refuse_undecodable(pad, caps)?;
         let mpeg = gst::Caps::builder("video/mpeg").field("mpegversion", gst::List::new([1, 2]));
         if mpeg.build().can_intersect(caps) {
             temporal::complete(pad);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::container::Container;
 use super::job::FileJob;
-use super::judge::{Wanted, begin};
+use super::judge::{Wanted, begin_of_result};
 use crate::demux::{self, Contents, Kind, Track};
 use crate::error::{Error, Result};
 use crate::frame::Pts;
@@ -103,10 +103,22 @@ impl Verification {
         self
     }
 
+    /// Adds that `n_tracks` of sound turned up too late to be written.
+    #[must_use]
+    pub fn with_late_tracks(mut self, n_tracks: u64) -> Self {
+        if n_tracks > 0 && self.unread_source.is_some() {
+            let noun = if n_tracks == 1 { "track" } else { "tracks" };
+            self.complaints.push(format!(
+                "{n_tracks} sound {noun} began too late in the file to be written"
+            ));
+        }
+        self
+    }
+
     /// What the result alone tells.
     pub(super) fn of_result(result: &Contents) -> Self {
         let packets = |kind| result.of(kind).map(|track| track.packets.len() as u64);
-        let begin = begin(result);
+        let begin = begin_of_result(result);
         let end = result.tracks.iter().filter_map(Track::end).max();
         Self {
             frames_out: packets(Kind::Picture).next().unwrap_or(0),

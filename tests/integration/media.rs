@@ -7,7 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 use vitscope::frame::Pts;
 use vitscope::media::verify;
-use vitscope::media::{self, AudioMode, FileJob, Sink, Source, VideoCodec};
+use vitscope::media::{self, AudioMode, FileJob, FileSink, FileSource, Sink, Source, VideoCodec};
 
 /// Picture of 2 s at 25 frames a second with B-frames, as most files have.
 const PICTURE: &str = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=2";
@@ -47,6 +47,11 @@ fn text(bytes: &[u8]) -> String {
 /// Runs `job` without a change to any frame; returns how many there were.
 pub(crate) fn run(job: &FileJob) -> vitscope::Result<u64> {
     let (mut source, sink) = media::open(job)?;
+    pass_on(&mut source, sink)
+}
+
+/// Writes all frames as they are; returns how many there were.
+pub(crate) fn pass_on(source: &mut FileSource, sink: FileSink) -> vitscope::Result<u64> {
     let mut sink = Box::new(sink);
     let mut n_frames = 0;
     while let Some(frame) = source.next()? {

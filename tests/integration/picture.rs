@@ -668,6 +668,54 @@ fn check_times(files: &Files, input: &Path) {
 
 #[test]
 #[cfg(feature = "cli")]
+fn pictures_that_no_decoder_takes_are_refused() {
+    let files = Files::new();
+    let scene = "-f lavfi -i testsrc2=size=64x64:rate=25:duration=0.4";
+    for (name, args, told) in [
+        (
+            "gray.mkv",
+            "-c:v ffv1 -pix_fmt gray10le",
+            "gray with 10 bits per sample",
+        ),
+        (
+            "old.avi",
+            "-c:v ffv1 -level 1 -pix_fmt yuv440p",
+            "4:4:0 with 8 bits per sample",
+        ),
+        (
+            "deep.mkv",
+            "-c:v ffv1 -pix_fmt yuva420p16le",
+            "4:2:0 with 16 bits per sample and an alpha channel",
+        ),
+        (
+            "gray.mp4",
+            "-c:v libx265 -pix_fmt gray10le -x265-params log-level=none",
+            "gray with 10 bits per sample",
+        ),
+    ] {
+        let input = files.make(name, &format!("{scene} {args}"));
+        let out = files.path("out.mp4");
+        let run = Command::new(env!("CARGO_BIN_EXE_vitscope"))
+            .args(["file", "--model", "cifar10"])
+            .args([&input, &out])
+            // GStreamer warns now and then where it is stopped while a demuxer announces its streams.
+            .env_remove("G_DEBUG")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(run.stderr).unwrap();
+        let expected =
+            format!("error: the picture is {told}, which GStreamer cannot decode: {input:?}\n");
+        assert!(said.ends_with(&expected), "{said}");
+        assert_eq!(run.status.code(), Some(1), "{name}");
+        assert!(
+            !out.exists() && !files.path("out.mp4.part").exists(),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+#[cfg(feature = "cli")]
 fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
     let files = Files::new();
     let scene = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=0.4";
@@ -714,6 +762,18 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
                 "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
                (`--codec x265`) keeps them",
             ],
+        ),
+        (
+            "half.mp4",
+            "-c:v libx264 -pix_fmt yuv422p",
+            "mp4",
+            &["the picture is 4:2:2, writing 4:2:0: colors at half the height"],
+        ),
+        (
+            "whole.mp4",
+            "-c:v libx264 -pix_fmt yuv444p",
+            "mp4",
+            &["the picture is 4:4:4, writing 4:2:0: colors at half the width and height"],
         ),
         (
             "odd.mkv",

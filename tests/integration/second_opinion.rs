@@ -11,7 +11,7 @@ use vitscope::media::verify::{self, Verification};
 use vitscope::media::{AudioMode, FileJob};
 
 use super::common::{ffmpeg, run_tool};
-use super::media::{Files, ffprobe, run, sound_hash};
+use super::media::{Files, ffprobe, pass_on, run, sound_hash};
 
 const PICTURE: &str = "-f lavfi -i testsrc2=size=160x120:rate=25:duration=6";
 const SOUND: &str = "-f lavfi -i sine=frequency=440:sample_rate=48000:duration=6";
@@ -64,6 +64,8 @@ fn tables_tell_what_ffprobe_does() {
         film(&files, "opus.ts", "libopus"),
         film(&files, "bluray.m2ts", "ac3"),
         film(&files, "dts.ts", "dca -strict -2"),
+        film(&files, "private.m2ts", "aac"),
+        film(&files, "private2.m2ts", "mp2"),
         files.make(
             "vp8.webm",
             &format!("{PICTURE} {SOUND} -c:v libvpx -b:v 1M -c:a libvorbis"),
@@ -386,13 +388,68 @@ fn a_track_much_shorter_than_the_other_is_kept() {
 #[test]
 fn negative_composition_offsets_lose_and_move_nothing() {
     let files = Files::new();
-    let input = film(&files, "in.mp4", "aac -movflags negative_cts_offsets");
-    check_whole(&files, &input);
-    let job = FileJob::new(&input, files.path("out.mp4"));
-    let verification = check(&job, "verified: ");
-    assert_eq!(verification.frames_out, 150);
-    assert_eq!(judged(&job.output, Kind::Picture)[0], 0);
-    assert_eq!(verification.max_sound_shift_nanos, 0);
+    let plain = judged(&film(&files, "plain.mp4", "aac"), Kind::Picture);
+    for (idx, flags) in [
+        "negative_cts_offsets",
+        "negative_cts_offsets+frag_keyframe",
+        "negative_cts_offsets+frag_keyframe+empty_moov+default_base_moof",
+        "negative_cts_offsets+frag_keyframe+delay_moov",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("{idx}.mp4");
+        let input = film(&files, &name, &format!("aac -movflags {flags}"));
+        if idx == 0 {
+            // Fragments with negative offsets ffmpeg takes for later than the samples before them.
+            check_whole(&files, &input);
+        }
+        let job = FileJob::new(&input, files.path(&format!("out.{name}")));
+        let verification = check(&job, "verified: ");
+        assert_eq!(judged(&job.output, Kind::Picture), plain, "{flags}");
+        assert_eq!(verification.max_sound_shift_nanos, 0, "{flags}");
+        let range = FileJob {
+            start: Some(Pts(2_000_000_000)),
+            output: files.path(&format!("range.{name}")),
+            ..job
+        };
+        assert_eq!(check(&range, "verified: ").frames_out, 100, "{flags}");
+    }
+}
+
+/// When pictures are shown, and how long after the flash the beep is heard.
+fn shown_and_heard(path: &Path) -> (Vec<i64>, f64) {
+    (judged(path, Kind::Picture), beep_after_flash(path))
+}
+
+#[test]
+fn a_presentation_that_begins_late_stays_late() {
+    let files = Files::new();
+    let film = files.make("film.mp4", &format!("{FLASH} {BEEP} {H264} -c:a aac"));
+    let film = film.display();
+    for (name, picture_at, sound_at) in [("a.mp4", 2, 3), ("b.mp4", 2, 2), ("c.mov", 3, 2)] {
+        let input = files.make(
+            name,
+            &format!("-itsoffset {picture_at} -i {film} -itsoffset {sound_at} -i {film} -map 0:v -map 1:a -c copy"),
+        );
+        let expected = shown_and_heard(&input);
+        let starts = ffprobe(&input, "-show_entries stream=start_time");
+        let out = files.path(&format!("out.{name}"));
+        check(&FileJob::new(&input, &out), "verified: ");
+        assert_eq!(shown_and_heard(&out), expected, "{name}");
+        assert_eq!(
+            ffprobe(&out, "-show_entries stream=start_time"),
+            starts,
+            "{name}"
+        );
+        // What was written is read as the input was.
+        let again = files.path(&format!("again.{name}"));
+        check(&FileJob::new(&out, &again), "verified: ");
+        assert_eq!(shown_and_heard(&again), expected, "{name} again");
+        let mkv = files.path(&format!("{name}.mkv"));
+        check(&FileJob::new(&input, &mkv), "verified: ");
+        assert_eq!(shown_and_heard(&mkv).0, expected.0, "{name} as Matroska");
+    }
 }
 
 #[test]
@@ -757,6 +814,13 @@ fn stills_before_the_picture_are_left_out() {
         );
         let job = FileJob::new(&input, files.path(&format!("{name}.mp4")));
         assert_eq!(check(&job, "verified: ").frames_out, 150);
+        // The first one is no reason to take the second for incomplete.
+        let late = files.make(
+            &format!("late.{name}"),
+            &format!("-itsoffset 0.5 -i {} -map 0 -c copy", input.display()),
+        );
+        let late = FileJob::new(&late, files.path(&format!("late.{name}.mp4")));
+        assert_eq!(check(&late, "verified: ").frames_out, 150);
         let size = ffprobe(
             &job.output,
             "-select_streams v -show_entries stream=width,height",
@@ -897,6 +961,101 @@ fn dts_of_a_transport_stream_comes_out() {
 }
 
 #[test]
+fn sound_that_a_transport_stream_calls_private_data_comes_out() {
+    let files = Files::new();
+    for sound in ["aac", "mp2", "libmp3lame"] {
+        let name = format!("{sound}.m2ts");
+        let input = files.make(&name, &format!("{FLASH} {BEEP} {H264} -c:a {sound}"));
+        let hashes = |path: &Path| -> Vec<u64> {
+            packets(path, Kind::Sound).iter().map(|p| p.hash).collect()
+        };
+        for extension in ["mp4", "mkv", "ts"] {
+            let job = FileJob::new(&input, files.path(&format!("{sound}.{extension}")));
+            check(&job, "verified: ");
+            assert_eq!(hashes(&job.output), hashes(&input), "{sound} {extension}");
+            let moved = beep_after_flash(&job.output) - beep_after_flash(&input);
+            assert!(moved.abs() < 0.0015, "{sound} {extension}: {moved} s");
+        }
+    }
+}
+
+#[test]
+fn uncompressed_sound_of_a_range_is_cut_to_the_sample() {
+    const RATE: usize = 48_000;
+    let files = Files::new();
+    let input = film(&files, "in.mkv", "pcm_s16le");
+    let decoded = |path: &Path| -> Vec<u8> {
+        let raw = path.with_extension("raw");
+        ffmpeg(&format!("-i {} -map 0:a -f s16le", path.display()), &raw);
+        std::fs::read(raw).unwrap()
+    };
+    let whole = decoded(&input);
+    for (name, start, end) in [("out.mkv", 1.0, 2.5), ("out.mov", 1.013, 3.0)] {
+        let nanos = |secs: f64| Some(Pts((secs * 1e9) as u64));
+        let job = FileJob {
+            start: nanos(start),
+            end: nanos(end),
+            ..FileJob::new(&input, files.path(name))
+        };
+        check(&job, "verified: ");
+        let part = decoded(&job.output);
+        // Matroska counts in milliseconds.
+        let most = RATE / 1000;
+        let n_samples = part.len() / 2;
+        assert!(
+            n_samples.abs_diff(((end - start) * RATE as f64) as usize) <= most,
+            "{name}: {n_samples}"
+        );
+        let at = (start * RATE as f64) as usize;
+        let place = (at - most..at + most).find(|at| whole[2 * at..].starts_with(&part));
+        assert!(place.is_some(), "{name}");
+    }
+}
+
+#[test]
+fn sound_that_comes_too_late_is_told() {
+    let files = Files::new();
+    // So little picture that the sound first comes when all of it has been read.
+    let input = files.make(
+        "in.vob",
+        "-f lavfi -i color=red:size=32x32:rate=25:duration=6 -f lavfi -i sine=duration=6 -c:v mpeg2video -c:a mp2 -f vob",
+    );
+    let job = FileJob::new(&input, files.path("out.mp4"));
+    let (mut source, sink) = vitscope::media::open(&job).unwrap();
+    pass_on(&mut source, sink).unwrap();
+    let late = verify::compare(&job, None)
+        .unwrap()
+        .with_late_tracks(source.n_late_tracks());
+    assert_eq!(
+        late.complaint().as_deref(),
+        Some("1 sound track began too late in the file to be written")
+    );
+}
+
+#[test]
+fn pictures_too_small_to_encode_are_refused() {
+    let files = Files::new();
+    let input = files.make(
+        "in.mkv",
+        "-f lavfi -i testsrc2=size=16x8:rate=25:duration=1 -c:v ffv1",
+    );
+    assert_eq!(
+        check(&FileJob::new(&input, files.path("out.mkv")), "verified: ").frames_out,
+        25
+    );
+    for extension in ["mp4", "mov", "webm"] {
+        let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
+        let error = run(&job).unwrap_err().to_string();
+        let expected = "the picture is 16x8, but encoder and container take at least 16x16";
+        assert!(error.contains(expected), "{extension}: {error}");
+        assert!(
+            !job.output.exists() && !job.part_path().exists(),
+            "{extension}"
+        );
+    }
+}
+
+#[test]
 fn true_hd_of_a_transport_stream_is_left_out_and_told() {
     let files = Files::new();
     for name in ["in.ts", "in.m2ts"] {
@@ -962,6 +1121,13 @@ fn streams_that_pass_the_clock_s_wrap_are_whole() {
     check_whole(&files, &film(&files, "opus.ts", "libopus"));
     let input = film(&files, "wrap.ts", "mp2 -output_ts_offset 95439");
     check_whole(&files, &input);
+    // Where tsdemux rounds the end of a frame past the beginning of the range.
+    let input = film(&files, "rounded.ts", "aac -output_ts_offset 95442.3");
+    let range = FileJob {
+        start: Some(Pts(1_000_000_000)),
+        ..FileJob::new(&input, files.path("range.mp4"))
+    };
+    assert_eq!(check(&range, "verified: ").frames_out, 125);
 }
 
 /// One small file of each kind.

@@ -93,6 +93,7 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     let report = pipeline
         .run(&mut source, Box::new(sink))
         .with_context(|| format!("explaining {:?}", args.input))?;
+    let n_late_tracks = source.n_late_tracks();
     drop(source);
     if report.counts.frames == 0 {
         eprintln!("interrupted before the first frame: nothing is written");
@@ -105,7 +106,8 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     }
     let verification = verify::compare(&job, report.interrupted_at)
         .with_context(|| format!("reading {:?} again", args.output))?
-        .with_written(report.counts.frames);
+        .with_written(report.counts.frames)
+        .with_late_tracks(n_late_tracks);
     say(&args.outputs, &verification.to_string());
     let complaint = verification.complaint();
     if let Some(complaint) = &complaint {
