@@ -987,6 +987,58 @@ fn a_picture_given_as_a_video_is_sent_to_still() {
 }
 
 #[test]
+fn a_run_is_read_from_a_file() {
+    let bench = Bench::new(5);
+    let model = fixture("vit_a");
+    let pipelines = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
+    let run = format!(
+        "run {} --model {} --method rollout",
+        pipelines.join("file.toml").display(),
+        model.display()
+    );
+    let ended = bench.run(&run);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(
+        ended.stdout.contains("verified: frames 5 in, 5 out"),
+        "{}",
+        ended.stdout
+    );
+    for name in ["explained.mp4", "explained.jsonl", "explained.png"] {
+        assert!(bench.path(name).exists(), "{name}");
+    }
+    let check = |text: &str, expected: &str| {
+        fs::write(bench.path("run.toml"), text).unwrap();
+        let ended = bench.run("run run.toml");
+        assert_eq!(
+            ended.stderr.trim_end(),
+            format!("error: \"run.toml\": {expected}")
+        );
+        assert_eq!(ended.code, Some(1));
+    };
+    check(
+        "command = \"file\"\nin = \"in.mp4\"\nout = \"o.mp4\"\nevery = 0",
+        "invalid value '0' for '--every <N>': expected 1 or more",
+    );
+    check(
+        "command = \"file\"\nin = \"in.mp4\"\nout = \"o.mp4\"\nalhpa = 0.5",
+        "unknown key \"alhpa\"; did you mean \"alpha\"?",
+    );
+    fs::write(bench.path("run.toml"), "command = \"file\"\nin =").unwrap();
+    let ended = bench.run("run run.toml");
+    assert!(
+        ended.stderr.starts_with("error: the run is malformed: "),
+        "{}",
+        ended.stderr
+    );
+    assert!(
+        ended.stderr.trim_end().ends_with(": \"run.toml\", line 2"),
+        "{}",
+        ended.stderr
+    );
+    assert!(!bench.path("o.mp4").exists());
+}
+
+#[test]
 fn a_sheet_has_the_format_of_its_name() {
     let bench = Bench::new(3);
     let ended = bench.run("file in.mp4 out.mp4 --sheet s.jpg --progress none");

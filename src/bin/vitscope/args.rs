@@ -20,6 +20,7 @@ use crate::methods::MethodsArgs;
 use crate::models::ModelsArgs;
 use crate::outputs;
 use crate::progress::ProgressMode;
+use crate::run::RunArgs;
 use crate::still::StillArgs;
 use crate::teach::TeachArgs;
 use crate::train::TrainArgs;
@@ -45,6 +46,8 @@ pub enum Command {
     Live(Box<LiveArgs>),
     /// Explain pictures.
     Still(StillArgs),
+    /// Run what a TOML file says: a command and its options.
+    Run(RunArgs),
     /// Teach a model your own classes from a few pictures each.
     Teach(TeachArgs),
     /// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
@@ -77,7 +80,8 @@ impl Command {
             | Self::Devices
             | Self::Doctor
             | Self::Methods(_)
-            | Self::Models(_) => return true,
+            | Self::Models(_)
+            | Self::Run(_) => return true,
         };
         let for_people = [ProgressMode::Auto, ProgressMode::Plain];
         !outputs.quiet && for_people.contains(&outputs.progress)
@@ -95,7 +99,8 @@ impl Command {
             | Self::Devices
             | Self::Doctor
             | Self::Methods(_)
-            | Self::Models(_) => None,
+            | Self::Models(_)
+            | Self::Run(_) => None,
             Self::Bench(args) => args.threads,
         }
     }

@@ -18,6 +18,7 @@ mod methods;
 mod models;
 mod outputs;
 mod progress;
+mod run;
 mod setup;
 mod side;
 mod still;
@@ -36,13 +37,20 @@ fn main() -> ExitCode {
         Ok(args) => args.command,
         Err(usage) => return Exit::from_usage(&usage).into(),
     };
+    let command = match command {
+        Command::Run(args) => match run::read(&args) {
+            Ok(args) => args.command,
+            Err(error) => return Exit::from_error(&error).into(),
+        },
+        command => command,
+    };
     exit::init_log(command.is_chatty());
-    run(&command)
+    start(&command)
         .unwrap_or_else(|error| Exit::from_error(&error))
         .into()
 }
 
-fn run(command: &Command) -> anyhow::Result<Exit> {
+fn start(command: &Command) -> anyhow::Result<Exit> {
     environment::set(command.threads())?;
     match command {
         Command::File(args) => file::run(args),
@@ -56,5 +64,7 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Bench(args) => bench::run(args),
         Command::Methods(args) => methods::run(args),
         Command::Models(args) => models::run(args),
+        // A file names no other file.
+        Command::Run(args) => start(&run::read(args)?.command),
     }
 }
