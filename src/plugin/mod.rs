@@ -11,6 +11,7 @@
     reason = "the macros of glib and gstreamer write code without documentation"
 )]
 
+mod drawing;
 mod element;
 mod latency;
 mod meta;
@@ -21,6 +22,8 @@ mod settings;
 mod shared;
 mod smoothing;
 mod statistics;
+mod stream;
+mod workers;
 
 use std::sync::Arc;
 
@@ -35,9 +38,9 @@ use crate::error::Result;
 use crate::models::Model;
 use crate::pipeline::stages::{Finding, View};
 
-pub use element::Lesson;
 pub use meta::{Found, META};
 pub use settings::{Coloring, Draw, SyncMode};
+pub use workers::Lesson;
 
 glib::wrapper! {
     /// The element `vitscope`.
