@@ -70,11 +70,45 @@ pub(crate) fn by_name<T: Copy>(
     all.iter()
         .copied()
         .find(|&value| name_of(value) == name)
-        .ok_or_else(|| {
-            let known: Vec<&str> = all.iter().map(|&value| name_of(value)).collect();
-            Error::Config(format!(
-                "unknown {what} {name:?}, known are {}",
-                known.join(", ")
-            ))
-        })
+        .ok_or_else(|| Error::Config(unknown(what, name, all.iter().copied().map(name_of))))
+}
+
+/// Says which of `known` a mistyped `name` may mean, or which there are.
+pub fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let known: Vec<&str> = known.collect();
+    let is_near = |known: &&str| {
+        !name.is_empty() && (known.contains(name) || strsim::levenshtein(known, name) <= 2)
+    };
+    let mut near: Vec<&str> = known.iter().copied().filter(is_near).collect();
+    near.sort_by_key(|known| strsim::levenshtein(known, name));
+    near.truncate(MOST_NEAR);
+    match near.as_slice() {
+        [] => format!(
+            "unknown {what} {name:?}, expected one of {}",
+            known.join(", ")
+        ),
+        near => format!(
+            "unknown {what} {name:?}; did you mean {}?",
+            near.join(" or ")
+        ),
+    }
+}
+
+/// Names to choose from in one sentence.
+const MOST_NEAR: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_name_is_told_the_near_ones_or_all() {
+        let told = |name: &str| unknown("mode", name, ["overlay", "mask", "dim"].into_iter());
+        assert_eq!(told("maks"), "unknown mode \"maks\"; did you mean mask?");
+        assert_eq!(told("over"), "unknown mode \"over\"; did you mean overlay?");
+        assert_eq!(told("dimm"), "unknown mode \"dimm\"; did you mean dim?");
+        let all = "expected one of overlay, mask, dim";
+        assert_eq!(told("heat"), format!("unknown mode \"heat\", {all}"));
+        assert_eq!(told(""), format!("unknown mode \"\", {all}"));
+    }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::folder::read_picture;
 use super::{Dataset, Grouped, Picture, Split, out_of_range};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unknown};
 use crate::frame::FrameSize;
 use crate::frame::placement::ResizeRule;
 use crate::frame::resize::Resampling;
@@ -51,10 +51,8 @@ impl CelebA {
                 .iter()
                 .position(|name| name.eq_ignore_ascii_case(wanted));
             found.ok_or_else(|| {
-                let known = names.join(", ");
-                Error::Data(format!(
-                    "no attribute is called {wanted:?}, known are {known}"
-                ))
+                let known = names.iter().map(String::as_str);
+                Error::Data(unknown("attribute", wanted, known))
             })
         };
         let (class_column, group_column) = (column(class)?, column(group)?);

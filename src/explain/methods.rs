@@ -29,7 +29,7 @@ use super::tam::TransitionAttention;
 use super::tis::Tis;
 use super::vit_cx::VitCx;
 use super::{Explainer, Options};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unknown};
 use crate::gates::Gates;
 use crate::interpreter::Interpreter;
 
@@ -617,22 +617,11 @@ impl FromStr for Method {
             .find(|method| method.name() == name);
         named
             .or((name == "attention").then_some(Self::RawAttention))
-            .ok_or_else(|| Error::Config(unknown(name)))
+            .ok_or_else(|| {
+                let known = Self::ALL.iter().map(|method| method.name());
+                Error::Config(unknown("method", name, known))
+            })
     }
-}
-
-/// Says which methods a mistyped name may have meant, or which there are.
-fn unknown(name: &str) -> String {
-    let names: Vec<&str> = Method::ALL.iter().map(|method| method.name()).collect();
-    let near: Vec<&str> = names
-        .iter()
-        .copied()
-        .filter(|known| known.contains(name) || strsim::levenshtein(known, name) <= 2)
-        .collect();
-    if near.is_empty() || name.is_empty() {
-        return format!("no such method, known are {}: {name:?}", names.join(", "));
-    }
-    format!("no such method, near it are {}: {name:?}", near.join(", "))
 }
 
 #[cfg(test)]
@@ -690,10 +679,10 @@ mod tests {
     fn an_unknown_method_is_told_the_near_ones_or_all() {
         let told = |name: &str| name.parse::<Method>().unwrap_err().to_string();
         assert_eq!(
-            "no such method, near it are gradmask: \"gradmsk\"",
+            "unknown method \"gradmsk\"; did you mean gradmask?",
             told("gradmsk")
         );
-        assert!(told("xyz").contains("known are diffmask, ia-vit, gradmask"));
+        assert!(told("xyz").contains("expected one of diffmask, ia-vit, gradmask"));
     }
 
     #[test]

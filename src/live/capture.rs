@@ -17,7 +17,7 @@ use url::Url;
 use super::address::Address;
 use super::freeze::Freeze;
 use super::utf8;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unknown};
 use crate::media::bus::Failure;
 use crate::media::elements::{
     add_chain, capsfilter, drain_pad, factory_name, link, link_chain, make, static_pad,
@@ -463,11 +463,8 @@ fn set_pattern(test: &gst::Element, pattern: &str) -> Result<()> {
         .and_then(|class| class.to_value_by_nick(pattern))
     else {
         let nicks = class.iter().flat_map(|class| class.values());
-        let nicks: Vec<&str> = nicks.map(glib::EnumValue::nick).collect();
-        return Err(Error::Config(format!(
-            "no such test pattern, known are {}: {pattern:?}",
-            nicks.join(", ")
-        )));
+        let nicks = nicks.map(glib::EnumValue::nick);
+        return Err(Error::Config(unknown("test pattern", pattern, nicks)));
     };
     test.set_property_from_value("pattern", &value);
     Ok(())

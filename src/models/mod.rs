@@ -630,8 +630,8 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
     Err(match near.as_slice() {
         [] => format!("none of the {} classes is called {wanted:?}", labels.len()),
         near => format!(
-            "no class is called {wanted:?}; near it are {}",
-            near.join(", ")
+            "no class is called {wanted:?}; did you mean {}?",
+            near.join(" or ")
         ),
     })
 }

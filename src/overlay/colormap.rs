@@ -278,7 +278,7 @@ mod tests {
         let error = "hot".parse::<Colormap>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown colormap \"hot\", known are viridis, turbo, inferno, magma, jet, gray"
+            "unknown colormap \"hot\", expected one of viridis, turbo, inferno, magma, jet, gray"
         );
     }
 }

@@ -1021,7 +1021,7 @@ fn a_run_is_read_from_a_file() {
     );
     check(
         "command = \"file\"\nin = \"in.mp4\"\nout = \"o.mp4\"\nalhpa = 0.5",
-        "unknown key \"alhpa\"; did you mean \"alpha\"?",
+        "unknown key \"alhpa\"; did you mean alpha?",
     );
     fs::write(bench.path("run.toml"), "command = \"file\"\nin =").unwrap();
     let ended = bench.run("run run.toml");
@@ -1575,7 +1575,7 @@ fn protocols_that_make_no_sense_are_refused() {
     };
     refused(
         "perturbation --methods rollout --protocol rise",
-        "error: unknown protocol \"rise\", known are chefer, diffmask, soft-mask",
+        "error: unknown protocol \"rise\", expected one of chefer, diffmask, soft-mask",
     );
     let ended = bench.run(&format!(
         "eval insertion-deletion --methods nosuch --model {} --data data",

@@ -287,7 +287,7 @@ fn what_is_not_there_is_one_sentence_without_the_password() {
     );
     let pattern = message("test:nosuch");
     assert!(
-        pattern.contains("known are smpte") && pattern.contains("nosuch"),
+        pattern.contains("expected one of smpte") && pattern.contains("nosuch"),
         "{pattern}"
     );
     // Nothing listens on the port of a server that is gone.

@@ -8,6 +8,8 @@ use anyhow::{Context, anyhow, bail};
 use clap::{ArgAction, CommandFactory};
 use toml::{Table, Value};
 
+use vitscope::error::unknown;
+
 use crate::args::Args;
 
 /// Options of `vitscope run`.
@@ -227,16 +229,10 @@ fn plain(key: &str, value: &Value) -> anyhow::Result<String> {
 
 fn unknown_key(key: &str, command: &clap::Command, positionals: &[String]) -> String {
     let options = options_of(command).filter_map(clap::Arg::get_long);
-    let known: Vec<&str> = options
+    let known = options
         .filter(|name| !["help", "version"].contains(name))
-        .chain(positionals.iter().map(String::as_str))
-        .collect();
-    let distance = |name: &&str| strsim::levenshtein(name, key);
-    let nearest = known.iter().copied().min_by_key(distance);
-    match nearest.filter(|name| strsim::levenshtein(name, key) <= 2) {
-        Some(nearest) => format!("unknown key {key:?}; did you mean {nearest:?}?"),
-        None => format!("unknown key {key:?}, expected one of {}", known.join(", ")),
-    }
+        .chain(positionals.iter().map(String::as_str));
+    unknown("key", key, known)
 }
 
 /// Reads the command line that the file stands for; what is wrong with it is told as the file's.
@@ -345,7 +341,7 @@ mod tests {
         );
         check(
             "command = \"file\"\ntargte = \"dog\"",
-            "unknown key \"targte\"; did you mean \"target\"?",
+            "unknown key \"targte\"; did you mean target?",
         );
         check(
             "command = \"file\"\ncolour-of-the-sky = 1",

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::super::resized;
 use super::super::statistics::trapezoid;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unknown};
 
 /// What stands where something was taken away.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -408,11 +408,8 @@ impl Protocol {
     pub fn named(name: &str, known: &[Self]) -> Result<Self> {
         let found = known.iter().find(|known| known.name == name);
         found.copied().ok_or_else(|| {
-            let names: Vec<&str> = known.iter().map(|known| known.name).collect();
-            Error::Config(format!(
-                "unknown protocol {name:?}, known are {}",
-                names.join(", ")
-            ))
+            let names = known.iter().map(|known| known.name);
+            Error::Config(unknown("protocol", name, names))
         })
     }
 

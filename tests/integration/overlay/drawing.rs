@@ -436,7 +436,7 @@ fn names_of_modes_are_read_back() {
     }
     assert_eq!(
         "sidebyside".parse::<Mode>().unwrap_err().to_string(),
-        "unknown mode \"sidebyside\", known are overlay, side-by-side, heatmap, mask, dim, original"
+        "unknown mode \"sidebyside\"; did you mean side-by-side?"
     );
 }
 

@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(vec!["tis", "rise"], names(&["tis", "rise"]).unwrap());
         let error = names(&["chefer"]).unwrap_err().to_string();
         assert!(
-            error.starts_with("unknown protocol \"chefer\", known are rise"),
+            error.starts_with("unknown protocol \"chefer\", expected one of rise"),
             "{error}"
         );
     }
