@@ -18,6 +18,7 @@ const TRACK_ENTRY: u32 = 0xae;
 const TRACK_NUMBER: u32 = 0xd7;
 const TRACK_TYPE: u32 = 0x83;
 const CODEC_ID: u32 = 0x86;
+const CODEC_PRIVATE: u32 = 0x63a2;
 const CODEC_DELAY: u32 = 0x56aa;
 const DEFAULT_DURATION: u32 = 0x23_e383;
 const ENCODINGS: u32 = 0x6d80;
@@ -163,6 +164,8 @@ impl Input {
 struct Entry {
     number: u64,
     kind: u64,
+    /// What `A_MS/ACM` stands for is uncompressed.
+    is_plain: bool,
     codec_id: String,
     codec_delay: i64,
     default_duration: i64,
@@ -335,6 +338,7 @@ impl Segment {
                 duration: entry.default_duration,
                 hash: 0,
                 is_guess: frame_idx > 0 && entry.codec_id == "A_VORBIS",
+                is_behind: frame_idx > 0,
             };
             if is_sound {
                 let whole = [entry.stripped.as_slice(), frame].concat();
@@ -383,7 +387,10 @@ impl Segment {
             complete(kind, &mut entry.packets);
             Track {
                 kind,
-                codec: codec(&entry.codec_id),
+                codec: match entry.codec_id.as_str() {
+                    "A_MS/ACM" if entry.is_plain => "PCM".into(),
+                    id => codec(id),
+                },
                 packets: entry.packets,
                 bytes_hash: entry.digest.finish(),
                 unknown: entry.unknown,
@@ -414,6 +421,8 @@ impl Entry {
                     let id = String::from_utf8_lossy(content);
                     entry.codec_id = id.trim_end_matches('\0').to_owned();
                 }
+                // The number that Windows has for a codec: plain samples, and those of telephones.
+                CODEC_PRIVATE => entry.is_plain = matches!(content, [1 | 3 | 6 | 7, 0, ..]),
                 CODEC_DELAY => entry.codec_delay = number(),
                 DEFAULT_DURATION => entry.default_duration = number(),
                 ENCODINGS => {

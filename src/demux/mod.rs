@@ -53,6 +53,8 @@ pub struct Packet {
     pub hash: u64,
     /// True where its time is only guessed: it stands in one block with others of its track, whose lengths differ.
     pub is_guess: bool,
+    /// True where it stands in one block behind another packet of its track, and so has no time of its own.
+    pub is_behind: bool,
 }
 
 impl Packet {
@@ -177,7 +179,7 @@ fn format_of(head: &[u8]) -> Result<Format, Unreadable> {
 
 /// Completes the times of a track from what the container says of its packets.
 ///
-/// Packets that came in one piece have the same time; a duration of zero is not known.
+/// Packets that came in one piece share the time to the next one; a duration of zero is not known.
 fn complete(kind: Kind, packets: &mut [Packet]) {
     if kind == Kind::Picture {
         packets.sort_by_key(|packet| packet.time);
@@ -188,7 +190,7 @@ fn complete(kind: Kind, packets: &mut [Packet]) {
         let rest = packets.get(begin..).unwrap_or_default();
         let n_together = match kind {
             Kind::Picture => 1,
-            _ => rest.iter().take_while(|p| p.time == first.time).count(),
+            _ => 1 + rest.iter().skip(1).take_while(|p| p.is_behind).count(),
         };
         let next = packets.get(begin + n_together).map(|next| next.time);
         let gap = next
@@ -239,9 +241,18 @@ mod tests {
     #[test]
     fn laced_packets_share_the_time_to_the_next_block() {
         let mut laced = packets(&[(0, 0), (0, 0), (40, 0), (40, 0), (80, 0)]);
+        laced[1].is_behind = true;
+        laced[3].is_behind = true;
         complete(Kind::Sound, &mut laced);
+        let told = |packets: &[Packet]| -> Vec<(i64, i64)> {
+            packets.iter().map(|p| (p.time, p.duration)).collect()
+        };
         let expected = [(0, 20), (20, 20), (40, 20), (60, 20), (80, 20)];
-        assert_eq!(laced, packets(&expected));
+        assert_eq!(told(&laced), expected);
+        // Those of their own blocks keep their times, also where two recordings meet.
+        let mut joined = packets(&[(0, 20), (20, 20), (20, 20), (40, 20)]);
+        complete(Kind::Sound, &mut joined);
+        assert_eq!(told(&joined), [(0, 20), (20, 20), (20, 20), (40, 20)]);
     }
 
     #[test]

@@ -491,7 +491,20 @@ fn check_packets(expected: &Expected, written: &Track, origin: i64, judged: &mut
         let mut pairs = packets.iter().zip(&written.packets);
         pairs.all(|(before, after)| before.hash == after.hash)
     };
-    let Some(matched) = expected.fits(written.packets.len()).find(is_copy) else {
+    let moved = |matched: &[Packet]| {
+        let pairs = matched.iter().zip(&written.packets);
+        pairs
+            .filter(|(before, after)| !before.is_guess && !after.is_guess)
+            .map(|(before, after)| after.time - origin - before.time)
+            .max_by_key(|moved| moved.abs())
+            .unwrap_or(0)
+    };
+    // Where packets are the same bytes, as of silence, several places fit.
+    let matched = expected
+        .fits(written.packets.len())
+        .filter(is_copy)
+        .min_by_key(|matched| moved(matched).abs());
+    let Some(matched) = matched else {
         judged.audio_packets_in += expected.packets.len() as u64;
         judged.audio_equal = Some(false);
         judged.complaints.push(format!(
@@ -503,13 +516,7 @@ fn check_packets(expected: &Expected, written: &Track, origin: i64, judged: &mut
     };
     judged.audio_packets_in += matched.len() as u64;
     judged.audio_equal = Some(judged.audio_equal.unwrap_or(true));
-    let moved = matched
-        .iter()
-        .zip(&written.packets)
-        .filter(|(before, after)| !before.is_guess && !after.is_guess)
-        .map(|(before, after)| after.time - origin - before.time)
-        .max_by_key(|moved| moved.abs())
-        .unwrap_or(0);
+    let moved = moved(matched);
     judged.max_sound_shift_nanos = judged.max_sound_shift_nanos.max(moved.unsigned_abs());
     if moved.abs() > SOUND_TOLERANCE && judged.frames_out > 0 {
         judged.complaints.push(against_picture(moved));
@@ -587,7 +594,7 @@ mod tests {
             time: begin + idx * duration,
             duration,
             hash: if kind == Kind::Sound { idx as u64 } else { 0 },
-            is_guess: false,
+            ..Packet::default()
         });
         Track {
             kind,
@@ -675,6 +682,31 @@ mod tests {
                 film.claimed_end = Some(3000 * MILLI);
             },
         );
+    }
+
+    #[test]
+    fn silence_at_the_edge_of_a_range_fits_where_it_is_heard() {
+        let mut source = film();
+        // All packets are the same bytes, and the range begins with the end of one.
+        for packet in &mut source.tracks[1].packets {
+            packet.hash = 7;
+            packet.time += 12 * MILLI;
+        }
+        let mut result = film();
+        result.tracks[0] = track(Kind::Picture, "H.264", 25, 0, FRAME);
+        result.tracks[1] = track(Kind::Sound, "AAC", 50, 12 * MILLI, 20 * MILLI);
+        for packet in &mut result.tracks[1].packets {
+            packet.hash = 7;
+        }
+        result.claimed_end = None;
+        let range = Wanted {
+            start: 520 * MILLI,
+            end: 1520 * MILLI,
+            ..wanted()
+        };
+        let judged = range.judge(&source, &result);
+        assert_eq!(judged.complaint(), None, "{judged}");
+        assert_eq!(judged.max_sound_shift_nanos, 0);
     }
 
     #[test]
