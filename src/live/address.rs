@@ -93,7 +93,12 @@ fn network(text: &str) -> Address {
         let user = utf8_percent_encode(user, ENDING);
         Url::parse(&format!("{scheme}://{user}@{host}")).ok()
     };
-    let Some(url) = Url::parse(text).ok().or_else(repaired) else {
+    let authority = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let url = match !text.contains('@') && has_no_port(authority) {
+        true => None,
+        false => Url::parse(text).ok().or_else(repaired),
+    };
+    let Some(url) = url else {
         return Address::NotAnAddress(text.to_owned());
     };
     match url.to_file_path() {
@@ -140,7 +145,8 @@ fn secrets(url: &Url) -> Vec<String> {
     let values = values(url.path())
         .chain(values(url.query().unwrap_or_default()))
         .filter(|value| value.len() >= LEAST);
-    let all = password.chain(user).chain(values);
+    let token = url.query().filter(|query| equals(query).is_none());
+    let all = password.chain(user).chain(values).chain(token);
     all.filter(|secret| !secret.is_empty())
         .map(str::to_owned)
         .collect()
@@ -193,17 +199,49 @@ fn shown(text: &str) -> String {
             return format!("{scheme}{HIDDEN}");
         }
         Some((_, host)) => (format!("{HIDDEN}@"), host),
+        // A user and a password without a host, for all that anybody knows.
+        None if !scheme.is_empty() && has_no_port(rest) => return format!("{scheme}{HIDDEN}"),
         None => (String::new(), rest),
     };
     let rest = rest.split('#').next().unwrap_or_default();
+    let mut in_query = false;
     let pairs: Vec<String> = rest
         .split('&')
-        .map(|pair| match equals(pair) {
-            Some(end) => format!("{}{HIDDEN}", &pair[..end]),
-            None => pair.to_owned(),
+        .map(|pair| {
+            let was_in_query = in_query;
+            in_query |= pair.contains('?');
+            match (equals(pair), pair.find('?')) {
+                (Some(end), _) => format!("{}{HIDDEN}", &pair[..end]),
+                // A query that is no pair: `?token`.
+                (None, _) if was_in_query => without_word(pair, 0),
+                (None, Some(at)) => without_word(pair, at + 1),
+                (None, None) => pair.to_owned(),
+            }
         })
         .collect();
     format!("{scheme}{user}{}", pairs.join("&"))
+}
+
+/// `text` without the word that begins at `at`.
+fn without_word(text: &str, at: usize) -> String {
+    let (before, word) = text.split_at(at);
+    match word.find(char::is_whitespace).unwrap_or(word.len()) {
+        0 => text.to_owned(),
+        end => format!("{before}{HIDDEN}{}", &word[end..]),
+    }
+}
+
+/// True where what stands behind the host, after a colon, is no port.
+fn has_no_port(rest: &str) -> bool {
+    let ends = |letter: char| letter.is_whitespace() || "/?#".contains(letter);
+    let authority = rest.split(ends).next().unwrap_or_default();
+    // In a sentence, quotes, a colon or a full stop may follow.
+    let authority = authority.trim_end_matches(|letter| ":.,)\"'`".contains(letter));
+    if authority.starts_with('[') {
+        return false;
+    }
+    let port = authority.split_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| port.parse::<u16>().is_err())
 }
 
 /// `text` with its addresses of the network as they may be shown, one a line at most.
@@ -230,6 +268,11 @@ impl fmt::Display for Address {
             Self::Index(index) => write!(f, "camera {index}"),
             Self::Path(path) => write!(f, "camera {path:?}"),
             Self::File(path) => write!(f, "{path:?}"),
+            // A user and a password, for all that anybody knows.
+            Self::Name(name) if !name.contains(char::is_whitespace) && name.contains(':') => {
+                let user = name.split(':').next().unwrap_or_default();
+                write!(f, "camera \"{user}:{HIDDEN}\"")
+            }
             Self::Name(name) => write!(f, "camera {:?}", shown(name)),
             Self::Url(url) => {
                 let text = shown(url.as_str());
@@ -316,8 +359,23 @@ mod tests {
         );
     }
 
+    #[test]
+    fn what_is_no_secret_stays_readable() {
+        for text in [
+            "rtsp://host:554/x",
+            "http://[::1]:8080/video",
+            "http://host/a/b.m3u8",
+            "\"http://host:80\": nobody listens",
+            "nobody listens at port 9: http://127.0.0.1:9",
+        ] {
+            assert_eq!(without_secrets(text), text);
+        }
+        assert_eq!(address("Cam: front").to_string(), "camera \"Cam: front\"");
+        assert_eq!(address("admin:s3cr3t").to_string(), "camera \"admin:***\"");
+    }
+
     /// Spellings that people and makers of cameras use, and the signs behind which something else begins in them.
-    const SPELLINGS: [(&str, &[char]); 9] = [
+    const SPELLINGS: [(&str, &[char]); 12] = [
         ("rtsp://admin:SECRET@:host:/x", &[]),
         ("rtsp://admin:12/SECRET@host/x", &[]),
         ("rtsp://SECRET@host/x", &[':']),
@@ -329,6 +387,9 @@ mod tests {
         ("http://host/video?user=admin&pwd=SECRET", &['&']),
         ("http://host/video?token%3DSECRET", &['&']),
         ("http://host/video#SECRET", &[]),
+        ("http://host/video?SECRET", &['=', '%']),
+        ("rtsp://admin:SECRET", &['/', '?', '#', '@']),
+        ("rtsp://admin:SECRET:554/x", &['/', '?', '#', '@']),
         ("admin:SECRET@host", &[]),
     ];
 

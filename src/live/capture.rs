@@ -157,7 +157,7 @@ impl Capture {
             }
             Address::NotAnAddress(_) => {
                 return Err(Error::Config(format!(
-                    "is no address of a stream, as rtsp://USER:PASSWORD@HOST/PATH: {address}"
+                    "is no address of a stream, which has a scheme, a host and a path: {address}"
                 )));
             }
             Address::Index(_) | Address::Path(_) | Address::Name(_) => {
@@ -203,7 +203,7 @@ impl Capture {
         };
         let reason = reason(error, address);
         Err(Error::Media(format!(
-            "{address}: {}",
+            "{}: {address}",
             address.redacted(&reason)
         )))
     }

@@ -230,7 +230,7 @@ fn end_soon(sink: glib::WeakRef<gst::Element>) -> std::result::Result<(), gst::C
 
 fn not_rtsp(address: &Address) -> Error {
     Error::Config(format!(
-        "expected an rtsp:// or rtsps:// address to push to, got {address}"
+        "is no address to push to, which begins with rtsp or rtsps: {address}"
     ))
 }
 
