@@ -77,7 +77,8 @@ pub(crate) fn by_name<T: Copy>(
 pub fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.collect();
     let is_near = |known: &&str| {
-        !name.is_empty() && (known.contains(name) || strsim::levenshtein(known, name) <= 2)
+        let distance = strsim::levenshtein(known, name);
+        !name.is_empty() && (known.contains(name) || distance <= 2 && 2 * distance <= name.len())
     };
     let mut near: Vec<&str> = known.iter().copied().filter(is_near).collect();
     near.sort_by_key(|known| strsim::levenshtein(known, name));
@@ -108,6 +109,7 @@ mod tests {
         assert_eq!(told("over"), "unknown mode \"over\"; did you mean overlay?");
         assert_eq!(told("dimm"), "unknown mode \"dimm\"; did you mean dim?");
         let all = "expected one of overlay, mask, dim";
+        assert_eq!(told("min"), format!("unknown mode \"min\", {all}"));
         assert_eq!(told("heat"), format!("unknown mode \"heat\", {all}"));
         assert_eq!(told(""), format!("unknown mode \"\", {all}"));
     }
