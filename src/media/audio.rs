@@ -78,12 +78,14 @@ impl AudioTrack {
         container: Container,
         delay: Duration,
         early: Duration,
+        shared: &Arc<Shared>,
     ) -> Result<()> {
+        tell_begin(&self.end, self.lead, delay, shared);
         timeline::shift(&self.end, self.lead, delay, early);
         let pad = container.audio_pad(muxer)?;
         self.end.link(&pad).map_err(|err| {
             Error::Media(format!(
-                "{} cannot be put into {container:?} ({err})",
+                "{} cannot be put into {container} ({err})",
                 self.description()
             ))
         })?;
@@ -115,7 +117,7 @@ pub(super) fn attach(
         tracing::warn!(
             sound = description,
             encoder = encoder_of(container).0,
-            "the container cannot hold this sound, encoding it anew"
+            "this sound cannot be copied into the output, encoding it anew"
         );
     }
     let (mut chain, priming) = if copied {
@@ -273,13 +275,9 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
             .sticky_event::<gst::event::Segment>(0)
             .and_then(|event| event.segment().downcast_ref::<gst::ClockTime>().cloned());
         if let Some(segment) = &segment
-            && let Some(samples) = pad
-                .current_caps()
-                .and_then(|caps| gst_audio::AudioInfo::from_caps(&caps).ok())
-                .filter(|samples| samples.bpf() > 0)
+            && let Some((rate, frame_len)) = pad.current_caps().and_then(|caps| plain(&caps))
             && let Some(buffer) = info.take_buffer()
         {
-            let (rate, frame_len) = (samples.rate(), samples.bpf());
             match gst_audio::audio_buffer_clip(buffer, segment.upcast_ref(), rate, frame_len) {
                 Some(part) => info.data = Some(gst::PadProbeData::Buffer(part)),
                 None => return gst::PadProbeReturn::Handled,
@@ -299,10 +297,6 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
         if shown_at(pts).is_some_and(|time| time >= stop) {
             return gst::PadProbeReturn::Drop;
         }
-        // What begins before zero has no running time.
-        shared
-            .sound_begin
-            .fetch_min(shown_at(pts).unwrap_or(0), Ordering::SeqCst);
         let (last_pts, last_gap) = &mut *lock(&before);
         let gap = last_pts
             .and_then(|last| pts.checked_sub(last))
@@ -322,6 +316,40 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
             shared.sound_written.fetch_max(end, Ordering::SeqCst);
         }
         gst::PadProbeReturn::Ok
+    });
+}
+
+/// Samples a second, and bytes of one moment, of sound that can be cut anywhere.
+fn plain(caps: &gst::Caps) -> Option<(u32, u32)> {
+    let fields = caps.structure(0)?;
+    if ["audio/x-alaw", "audio/x-mulaw"].contains(&fields.name().as_str()) {
+        let number = |name| u32::try_from(fields.get::<i32>(name).ok()?).ok();
+        return number("rate").zip(number("channels"));
+    }
+    let samples = gst_audio::AudioInfo::from_caps(caps).ok()?;
+    (samples.bpf() > 0).then(|| (samples.rate(), samples.bpf()))
+}
+
+/// Notes when the first packet that passes `end` is written, which `lead` is taken back of and that is moved by `delay`.
+fn tell_begin(end: &gst::Pad, lead: Duration, delay: Duration, shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        let segment = pad.sticky_event::<gst::event::Segment>(0);
+        let segment = segment
+            .as_ref()
+            .and_then(|event| event.segment().downcast_ref::<gst::ClockTime>());
+        let pts = info.buffer().and_then(|buffer| buffer.pts());
+        let (Some(segment), Some(pts)) = (segment, pts) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        // What begins before the segment has no running time.
+        let running = segment
+            .to_running_time(pts)
+            .map_or(Duration::ZERO, Duration::from);
+        let written = (running + delay).saturating_sub(lead);
+        let written = u64::try_from(written.as_nanos()).unwrap_or(u64::MAX);
+        shared.sound_begin.fetch_min(written, Ordering::SeqCst);
+        gst::PadProbeReturn::Remove
     });
 }
 

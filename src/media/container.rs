@@ -1,5 +1,6 @@
 //! Containers that can be written: their file name extensions, muxers, and what each may hold.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -44,6 +45,18 @@ const EXTENSIONS: [(&str, Container); 6] = [
     ("webm", Container::Webm),
     ("ts", Container::MpegTs),
 ];
+
+impl fmt::Display for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mp4 => "MP4",
+            Self::Mov => "MOV",
+            Self::Matroska => "Matroska",
+            Self::Webm => "WebM",
+            Self::MpegTs => "MPEG-TS",
+        })
+    }
+}
 
 impl Container {
     /// The container that the extension of `path` asks for.

@@ -81,7 +81,7 @@ impl VideoCodec {
             && !possible.contains(&codec)
         {
             return Err(Error::Config(format!(
-                "codec {codec} cannot be put into {container:?}, expected one of {}",
+                "codec {codec} cannot be put into {container}, expected one of {}",
                 names(possible)
             )));
         }
@@ -354,7 +354,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "codec x264 cannot be put into Webm, expected one of vp8, vp9"
+            "codec x264 cannot be put into WebM, expected one of vp8, vp9"
         );
     }
 

@@ -26,6 +26,18 @@ pub fn init() -> Result<()> {
     gst::init().map_err(|err| Error::Media(format!("gstreamer does not start: {err}")))
 }
 
+/// Makes what GStreamer and GLib complain of among themselves debug lines of [`tracing`]; what ends a run is told as an
+/// error anyway.
+pub fn log_to_tracing() {
+    // Where somebody debugs GLib, its own words are wanted.
+    if std::env::var_os("G_DEBUG").is_some() {
+        return;
+    }
+    gst::glib::log_set_default_handler(|domain, _level, text| {
+        tracing::debug!(domain = domain.unwrap_or_default(), "{text}");
+    });
+}
+
 /// GStreamer's own version.
 pub fn version() -> String {
     let (major, minor, micro, _) = gst::version();

@@ -62,7 +62,7 @@ mod vorbis;
 pub use self::{
     container::Container,
     encoder::VideoCodec,
-    file::{StreamInfo, init, open, read, version},
+    file::{StreamInfo, init, log_to_tracing, open, read, version},
     job::{AudioMode, FileJob, HdrMode, local_file},
     sink::FileSink,
     source::FileSource,

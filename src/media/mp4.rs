@@ -59,6 +59,8 @@ pub(super) struct Track {
     first: Option<i64>,
     /// Where the number of edits lies in the file; `wide` holds for the edits behind it.
     pub(super) n_edits: Option<Field>,
+    /// Frames per second, where all samples are of one length.
+    pub(super) framerate: Option<(u32, u32)>,
     /// True where the colors are said to span 0–255, which GStreamer 1.22 does not read.
     pub(super) full_range: bool,
     /// True where samples of sound begin with the low byte, which GStreamer 1.22 reads only of those of 24 bits.
@@ -256,6 +258,7 @@ impl Track {
         Some(Self {
             id: Self::number(content)?,
             handler,
+            framerate: table.and_then(sample_len).map(|len| (timescale, len)),
             full_range: full_range(media).unwrap_or(false),
             little_endian: &handler == b"soun" && little_endian(media).unwrap_or(false),
             anti_transposed: anti_transposed(header, duration_at).unwrap_or(false),
@@ -339,6 +342,15 @@ impl<'a> Table<'a> {
         let len = if shifts.version()? == 0 { 4 } else { 8 };
         Some((shifts.at + 4, vec![0; len]))
     }
+}
+
+/// How long each sample of a table lasts, but for the last one, where that is the same.
+fn sample_len(table: Content) -> Option<u32> {
+    let lengths = table.child(b"stts")?.skip(8)?;
+    let (n_first, len) = (lengths.be32(0)?, lengths.be32(4)?);
+    let n_second = lengths.be32(8).unwrap_or(0);
+    let is_last = n_second <= 1 && lengths.be32(16).is_none();
+    (n_first > 0 && len > 0 && is_last).then_some(len)
 }
 
 /// How long after its decoding the first sample of a table is shown; `None` where the table is empty.

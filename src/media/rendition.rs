@@ -80,7 +80,7 @@ pub(super) fn describe(
                 ),
                 (9.., None) if !kept.depth => tap.say(
                     "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
-                     (`--codec x265`) keeps them",
+                     (`--codec x265`) keeps 10",
                 ),
                 (11.., _) if kept.depth => {
                     tap.say("the picture has more than 10 bits per sample, writing 10");
@@ -144,6 +144,8 @@ fn completed(
     let range = match said.range() {
         VideoColorRange::Range0_255 => VideoColorRange::Range0_255,
         _ if origin.is_full_range => VideoColorRange::Range0_255,
+        // Gray is black at zero where nobody says else.
+        VideoColorRange::Unknown if decoded.is_gray() => VideoColorRange::Range0_255,
         _ => VideoColorRange::Range16_235,
     };
     let (matrix, is_matrix_said) = match said.matrix() {

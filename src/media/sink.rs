@@ -225,6 +225,9 @@ impl FileSink {
         ];
         let coders = plan.codec.build(&settings)?;
         let encoder = coders.first().cloned();
+        if let Some(encoder) = &encoder {
+            refuse_size(&static_pad(encoder, "sink")?, &wanted)?;
+        }
         encoding.extend(coders);
         let queue = audio::lead_queue(
             &self.session.shared,
@@ -285,7 +288,8 @@ impl FileSink {
             } else {
                 longest
             };
-            track.link(&muxer, plan.container, delay, *run_in)?;
+            let shared = &self.session.shared;
+            track.link(&muxer, plan.container, delay, *run_in, shared)?;
         }
         static_pad(&queue, "src")?
             .link(&video_pad)

@@ -48,6 +48,8 @@ pub struct FileSource {
     failure: Option<Error>,
     /// When the last frame is no longer shown, where the header says so.
     end: Option<Duration>,
+    /// How long the frame before was shown.
+    last_duration: Option<Duration>,
     seq: u64,
     ended: bool,
     info: StreamInfo,
@@ -116,6 +118,7 @@ impl FileSource {
             ahead: None,
             failure: None,
             end: None,
+            last_duration: None,
             seq: 0,
             ended: false,
             info: StreamInfo::default(),
@@ -247,6 +250,9 @@ impl Source for FileSource {
         if self.ahead.is_none() && self.session.shared.complete.load(Ordering::SeqCst) {
             decoded.show_until(self.end);
         }
+        let next = self.ahead.as_ref().map(|ahead| ahead.pts);
+        decoded.complete_duration(next, self.last_duration);
+        self.last_duration = decoded.duration.or(self.last_duration);
         let seq = self.seq;
         self.seq += 1;
         let pixels = Box::new(BufferPixels::new(decoded.buffer)?);
@@ -273,6 +279,16 @@ fn no_frames(shared: &Shared, job: &FileJob) -> Error {
 }
 
 fn past_the_end(job: &FileJob, start: Pts, claimed: Option<Duration>) -> Error {
+    if let Some(end) = job.end
+        && claimed.is_some_and(|claimed| Duration::from_nanos(start.0) < claimed)
+    {
+        return Error::Config(format!(
+            "no frame is shown between {} s and {} s: {:?}",
+            start.secs(),
+            end.secs(),
+            job.input
+        ));
+    }
     let at = claimed.map_or(String::new(), |end| format!(" at {} s", end.as_secs_f64()));
     Error::Config(format!(
         "the start at {} s lies past the end{at}: {:?}",
@@ -453,6 +469,16 @@ impl Demuxed {
         let mpeg = gst::Caps::builder("video/mpeg").field("mpegversion", gst::List::new([1, 2]));
         if mpeg.build().can_intersect(caps) {
             temporal::complete(pad);
+        }
+        if let Some(framerate) = self.timeline.framerate_of(pad) {
+            elements::rewrite_caps(pad, move |fields| {
+                let is_known = fields
+                    .get::<gst::Fraction>("framerate")
+                    .is_ok_and(|told| told.numer() > 0);
+                if !is_known {
+                    fields.set("framerate", framerate);
+                }
+            });
         }
         let convert = elements::make("videoconvert")?;
         let plain = elements::capsfilter(&gst::Caps::new_any())?;

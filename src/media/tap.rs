@@ -28,12 +28,19 @@ pub(super) struct Decoded {
 }
 
 impl Decoded {
+    /// Completes what its decoder does not say: up to the `next` frame, or as long as the one `before`.
+    pub(super) fn complete_duration(&mut self, next: Option<Pts>, before: Option<Duration>) {
+        let gap = next.and_then(|next| next.0.checked_sub(self.pts.0));
+        let gap = gap.filter(|gap| *gap > 0).map(Duration::from_nanos);
+        self.duration = self.duration.or(gap).or(before);
+    }
+
     /// Shows the last frame for longer than its decoder says, where the header does: parsers take all frames to be of one
     /// length.
     pub(super) fn show_until(&mut self, end: Option<Duration>) {
         let left = end.and_then(|end| end.checked_sub(Duration::from_nanos(self.pts.0)));
         if let Some(left) = left
-            && self.duration.is_some_and(|duration| duration < left)
+            && self.duration.is_none_or(|duration| duration < left)
         {
             self.duration = Some(left);
         }

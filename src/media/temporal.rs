@@ -298,6 +298,12 @@ pub(super) fn complete(pad: &gst::Pad) {
             buffer.copy_to_slice(0, head).ok()?;
             Picture::read(head)
         });
+        // mpegvideoparse 1.22 calls the first picture of a Matroska file another one's change, and decodebin3 drops it.
+        if picture.is_some_and(|picture| picture.is_intra)
+            && buffer.flags().contains(gst::BufferFlags::DELTA_UNIT)
+        {
+            buffer.make_mut().unset_flags(gst::BufferFlags::DELTA_UNIT);
+        }
         let told = buffer.pts().map(gst::ClockTime::nseconds);
         let duration = buffer.duration().map(gst::ClockTime::nseconds);
         let mut group = lock(&group);
@@ -324,6 +330,8 @@ struct Picture {
     begins_group: bool,
     /// False for single fields and repeated ones.
     plain: bool,
+    /// True for one that is decoded without others.
+    is_intra: bool,
 }
 
 impl Picture {
@@ -331,12 +339,14 @@ impl Picture {
         let mut picture = None;
         let mut begins_group = false;
         let mut plain = true;
+        let mut is_intra = false;
         for (at, code) in head.windows(4).enumerate() {
             let content = || head.get(at + 4..at + 8);
             match code {
                 [0, 0, 1, 0] if picture.is_none() => {
                     let content = content()?;
                     picture = Some(u64::from(content[0]) << 2 | u64::from(content[1]) >> 6);
+                    is_intra = content[1] >> 3 & 7 == 1;
                 }
                 [0, 0, 1, 0xb8] => begins_group = true,
                 // The extension of a picture: two bits say field or frame, one that a field is repeated.
@@ -351,6 +361,7 @@ impl Picture {
             place: picture?,
             begins_group,
             plain,
+            is_intra,
         })
     }
 }
@@ -408,6 +419,7 @@ mod tests {
             place: 2,
             begins_group: true,
             plain: true,
+            is_intra: false,
         };
         assert_eq!(first, expected);
         assert_eq!(Picture::read(&[0, 0, 1, 0xb3]), None);

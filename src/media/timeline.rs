@@ -233,12 +233,18 @@ impl Timeline {
         ))
     }
 
+    /// Where the range of a Matroska file ends, which is read for longer.
+    fn matroska_stop(&self) -> Option<gst::ClockTime> {
+        gst::ClockTime::try_from(self.range.1?).ok()
+    }
+
     /// The range in the demuxer's own times, with room for each stream's beginning.
     fn demuxer_range(&self) -> (Duration, Option<Duration>) {
         let (start, end) = self.range;
         let movie = match &self.kind {
             Kind::Movie(movie) => movie,
-            Kind::Matroska(..) => return (start, end),
+            // Pictures are stored before they are shown.
+            Kind::Matroska(..) => return (start, end.map(|end| end + REORDERING)),
             Kind::Other(other) => {
                 let begin: Duration = other.begin.get().copied().unwrap_or_default().into();
                 let start = match other.way {
@@ -302,16 +308,22 @@ impl Timeline {
                 }
                 self.complete_laces_of(pad);
                 let start = (!self.has_range()).then_some(*begin);
+                let stop = self.matroska_stop();
                 Box::new(move |old| {
                     let mut new = old.clone();
                     new.set_start(start.or(old.start()));
-                    new.set_stop(old.stop().map(|stop| stop + lead));
+                    new.set_stop(stop.or(old.stop()).map(|stop| stop + lead));
                     Some(new)
                 })
             }
             Kind::Matroska(..) => {
                 self.complete_laces_of(pad);
-                return;
+                let stop = self.matroska_stop();
+                Box::new(move |old| {
+                    let mut new = old.clone();
+                    new.set_stop(stop.or(old.stop()));
+                    Some(new)
+                })
             }
             Kind::Other(Other { begin, way, .. }) => {
                 let begin = Arc::clone(begin);
@@ -415,6 +427,13 @@ impl Timeline {
         };
         let end = window.stop.map_or(end, |stop| stop.min(end));
         Some(window.base + end.checked_sub(window.start)?)
+    }
+
+    /// Frames per second of `pad`, where the header says it; the demuxer derives it from a duration that is patched.
+    pub(super) fn framerate_of(&self, pad: &gst::Pad) -> Option<gst::Fraction> {
+        let (numer, denom) = self.track_of(pad)?.framerate?;
+        let (numer, denom) = (i32::try_from(numer).ok()?, i32::try_from(denom).ok()?);
+        Some(gst::Fraction::new(numer, denom))
     }
 
     /// True where the header says that the colors of `pad` span 0–255, which the demuxer does not pass on.

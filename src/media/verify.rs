@@ -165,9 +165,10 @@ impl fmt::Display for Verification {
             Some(true) => {
                 let n_copied = self.audio_packets_out - self.audio_packets_encoded;
                 let off = self.max_sound_shift_nanos as f64 / 1e6;
+                let noun = if n_copied == 1 { "packet" } else { "packets" };
                 write!(
                     f,
-                    "{n_copied} sound packets equal, {off:.3} ms off the picture; "
+                    "{n_copied} sound {noun} equal, {off:.3} ms off the picture; "
                 )?;
                 if self.audio_packets_encoded > 0 {
                     write!(f, "other sound encoded anew; ")?;

@@ -332,6 +332,13 @@ fn an_address_never_shows_its_password_in_a_refusal() {
         format!("still in.png {address}.png --model vit_a"),
         format!("models inspect {address}"),
         format!("file in.mp4 out.mp4 --model {address}"),
+        "live rtsp://admin:s3cr#et".to_owned(),
+        "live rtsp://admin:s3cret:554/x".to_owned(),
+        "live admin:s3cr#et".to_owned(),
+        "live http://127.0.0.1:1/a?s3cr --no-window --duration 1".to_owned(),
+        "live test: --model vit_a --rtsp-out rtsp://u:s3cret".to_owned(),
+        "live test: --model vit_a --scores tcp://u:s3cret".to_owned(),
+        "file rtsp://u:s3cret out.mp4 --model vit_a".to_owned(),
     ] {
         let ended = bench.run(&args);
         assert!(
@@ -987,6 +994,22 @@ fn a_picture_given_as_a_video_is_sent_to_still() {
 }
 
 #[test]
+fn a_recording_is_not_written_over_what_it_shows() {
+    let bench = Bench::new(5);
+    let before = fs::read(bench.path("in.mp4")).unwrap();
+    std::os::unix::fs::symlink(bench.path("in.mp4"), bench.path("link.mp4")).unwrap();
+    for out in ["in.mp4", "./in.mp4", "link.mp4"] {
+        let ended = bench.run(&format!(
+            "live in.mp4 --record {out} --overwrite --no-window"
+        ));
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let expected = format!("error: would be written over \"in.mp4\": {out:?}");
+        assert_eq!(ended.stderr.trim_end(), expected);
+    }
+    assert!(fs::read(bench.path("in.mp4")).unwrap() == before);
+}
+
+#[test]
 fn a_run_is_read_from_a_file() {
     let bench = Bench::new(5);
     let model = fixture("vit_a");
@@ -1583,7 +1606,9 @@ fn protocols_that_make_no_sense_are_refused() {
     ));
     assert_eq!(Some(1), ended.code);
     assert!(
-        ended.stderr.starts_with("error: no such method"),
+        ended
+            .stderr
+            .starts_with("error: unknown method \"nosuch\", expected one of diffmask"),
         "{}",
         ended.stderr
     );

@@ -825,7 +825,7 @@ fn outputs_that_cannot_be_written_are_refused() {
     };
     check_refused(
         &codec,
-        "codec x264 cannot be put into Webm, expected one of vp8, vp9",
+        "codec x264 cannot be put into WebM, expected one of vp8, vp9",
     );
 }
 

@@ -165,6 +165,22 @@ fn a_full_range_becomes_a_limited_one_where_nothing_else_differs() {
 }
 
 #[test]
+fn gray_is_black_at_zero_where_nobody_says_else() {
+    let files = Files::new();
+    let ramp =
+        "-f lavfi -i color=gray:size=160x120:rate=25:duration=0.4,format=gray,geq=lum='X*255/159'";
+    for (name, codec) in [("in.mov", "png"), ("in.mkv", "ffv1")] {
+        let input = files.make(name, &format!("{ramp} -c:v {codec}"));
+        let job = fine(&input, &files.path("out.mp4"));
+        run(&job).unwrap();
+        let gray = |path: &Path| raw(path, "-frames:v 1 -pix_fmt gray");
+        let pairs = gray(&input).into_iter().zip(gray(&job.output));
+        let most = pairs.map(|(a, b)| a.abs_diff(b)).max();
+        assert!(most.unwrap() <= 2, "{name}: {most:?}");
+    }
+}
+
+#[test]
 fn vp8_is_bt601_in_high_definition_too() {
     let files = Files::new();
     let bars = "-f lavfi -i smptebars=size=1280x720:rate=25:duration=0.2";
@@ -760,7 +776,7 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             "mp4",
             &[
                 "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
-               (`--codec x265`) keeps them",
+               (`--codec x265`) keeps 10",
             ],
         ),
         (

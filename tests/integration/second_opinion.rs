@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use vitscope::demux::{self, Kind, Packet};
 use vitscope::frame::Pts;
 use vitscope::media::verify::{self, Verification};
-use vitscope::media::{AudioMode, FileJob};
+use vitscope::media::{AudioMode, FileJob, VideoCodec};
 
 use super::common::{ffmpeg, run_tool};
 use super::media::{Files, ffprobe, pass_on, run, sound_hash};
@@ -427,6 +427,14 @@ fn a_presentation_that_begins_late_stays_late() {
     let files = Files::new();
     let film = files.make("film.mp4", &format!("{FLASH} {BEEP} {H264} -c:a aac"));
     let film = film.display();
+    let plain = files.make("film.mov", &format!("{FLASH} {BEEP} {H264} -c:a pcm_s16le"));
+    let late = files.make(
+        "late.mov",
+        &format!("-itsoffset 0.7 -i {} -c copy", plain.display()),
+    );
+    let out = files.path("encoded.mp4");
+    check(&FileJob::new(&late, &out), "verified: ");
+    assert_eq!(judged(&out, Kind::Picture), judged(&late, Kind::Picture));
     for (name, picture_at, sound_at) in [("a.mp4", 2, 3), ("b.mp4", 2, 2), ("c.mov", 3, 2)] {
         let input = files.make(
             name,
@@ -955,6 +963,146 @@ fn dts_of_a_transport_stream_comes_out() {
                 hashes(&copied),
                 hashes(&read),
                 "{name} after {n_junk} bytes"
+            );
+        }
+    }
+}
+
+#[test]
+fn pictures_that_no_parser_gives_a_length_keep_the_last_one() {
+    let files = Files::new();
+    for (name, codec) in [
+        ("vp9.mp4", "-c:v libvpx-vp9 -b:v 1M"),
+        ("av1.mp4", "-c:v libsvtav1 -preset 12"),
+        ("png.mov", "-c:v png"),
+    ] {
+        let input = files.make(name, &format!("{FLASH} {BEEP} {codec} -c:a aac"));
+        for (output, chosen) in [
+            ("a.mp4", None),
+            ("b.mov", None),
+            ("c.mp4", Some(VideoCodec::X265)),
+        ] {
+            let job = FileJob {
+                codec: chosen,
+                ..FileJob::new(&input, files.path(&format!("{name}.{output}")))
+            };
+            check(&job, "verified: ");
+            assert_eq!(
+                judged(&job.output, Kind::Picture),
+                judged(&input, Kind::Picture)
+            );
+        }
+    }
+}
+
+#[test]
+fn matroska_loses_no_picture_at_its_edges() {
+    let files = Files::new();
+    // The first frame comes after the sound.
+    let input = files.make(
+        "mpeg2.mkv",
+        &format!("{PICTURE} {SOUND} -c:v mpeg2video -bf 2 -c:a mp2"),
+    );
+    for extension in ["mkv", "mp4", "ts"] {
+        let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
+        assert_eq!(check(&job, "verified: ").frames_out, 150, "{extension}");
+    }
+    for (name, codec) in [
+        // With sound, GStreamer's parser of MPEG-4 complains of itself.
+        ("mpeg4", "mpeg4 -bf 2 -an"),
+        ("h264", "libx264 -bf 3 -c:a aac"),
+        ("mpeg2", "mpeg2video -bf 2 -c:a aac"),
+    ] {
+        let input = files.make(
+            &format!("{name}.range.mkv"),
+            &format!("{PICTURE} {SOUND} -c:v {codec}"),
+        );
+        for (start, end) in [(1000, 2000), (0, 2000), (1000, 5700), (2400, 2600)] {
+            for extension in ["mp4", "mkv"] {
+                let job = FileJob {
+                    start: (start > 0).then_some(Pts(start * 1_000_000)),
+                    end: Some(Pts(end * 1_000_000)),
+                    overwrite: true,
+                    ..FileJob::new(&input, files.path(&format!("range.{extension}")))
+                };
+                check(&job, "verified: ");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_range_before_the_first_frame_is_called_empty() {
+    let files = Files::new();
+    let film = film(&files, "film.mp4", "aac");
+    let input = files.make(
+        "late.mp4",
+        &format!("-itsoffset 3 -i {} -c copy", film.display()),
+    );
+    let job = FileJob {
+        start: Some(Pts(500_000_000)),
+        end: Some(Pts(2_700_000_000)),
+        ..FileJob::new(&input, files.path("out.mp4"))
+    };
+    let error = run(&job).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!("no frame is shown between 0.5 s and 2.7 s: {input:?}")
+    );
+}
+
+#[test]
+fn joints_of_recordings_move_no_sound() {
+    let files = Files::new();
+    let parts =
+        ["a.mp4", "b.mp4"].map(|name| files.make(name, &format!("{FLASH} {BEEP} {H264} -c:a aac")));
+    let list = files.path("list.txt");
+    let lines = parts.map(|part| format!("file '{}'\n", part.display()));
+    std::fs::write(&list, lines.concat()).unwrap();
+    let input = files.make(
+        "in.mp4",
+        &format!("-f concat -safe 0 -i {} -c copy", list.display()),
+    );
+    for extension in ["mkv", "mp4"] {
+        let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
+        let verification = check(&job, "verified: ");
+        assert!(
+            verification.max_sound_shift_nanos <= 1_000_000,
+            "{verification}"
+        );
+    }
+}
+
+#[test]
+fn telephone_s_sound_is_copied_and_cut_as_samples_are() {
+    let files = Files::new();
+    for codec in ["pcm_alaw", "pcm_mulaw"] {
+        let input = film(&files, &format!("{codec}.mov"), codec);
+        for extension in ["mov", "mkv"] {
+            let job = FileJob::new(
+                &input,
+                files.path(&format!("{codec}.{extension}.{extension}")),
+            );
+            assert_eq!(
+                check(&job, "verified: ").audio_equal,
+                Some(true),
+                "{codec} {extension}"
+            );
+            assert_eq!(
+                sound_hash(&job.output, ""),
+                sound_hash(&input, ""),
+                "{codec} {extension}"
+            );
+            let range = FileJob {
+                start: Some(Pts(500_000_000)),
+                end: Some(Pts(2_700_000_000)),
+                overwrite: true,
+                ..job
+            };
+            check(&range, "verified: ");
+            assert!(
+                judged(&range.output, Kind::Sound)[0].abs() <= 1000,
+                "{codec} {extension}"
             );
         }
     }

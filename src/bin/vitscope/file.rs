@@ -29,10 +29,10 @@ pub struct FileArgs {
     #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more::<NonZeroU64>)]
     every: NonZeroU64,
     /// Start time: seconds or HH:MM:SS.mmm.
-    #[arg(long, value_name = "TIME", value_parser = pts_from_text)]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = pts_from_text)]
     start: Option<Pts>,
     /// End time: seconds or HH:MM:SS.mmm.
-    #[arg(long, value_name = "TIME", value_parser = pts_from_text)]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = pts_from_text)]
     end: Option<Pts>,
     /// Sound: copy, encode or drop.
     #[arg(long, default_value = "copy")]

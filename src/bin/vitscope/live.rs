@@ -148,7 +148,11 @@ fn served(text: &str) -> Result<SocketAddr, String> {
 pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
     let scores = args.scores.as_deref().filter(|path| !is_no_file(path));
     let outputs: Vec<&Path> = args.record.as_deref().into_iter().chain(scores).collect();
-    outputs::check(&outputs, &[], args.overwrite)?;
+    let read: Vec<&Path> = match &args.source {
+        Address::File(path) => vec![path],
+        _ => Vec::new(),
+    };
+    outputs::check(&outputs, &read, args.overwrite)?;
     if let Some(folder) = args.hls.as_deref().filter(|folder| !folder.is_dir()) {
         bail!("the output's directory does not exist: {folder:?}");
     }

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         command => command,
     };
     exit::init_log(command.is_chatty());
+    vitscope::media::log_to_tracing();
     start(&command)
         .unwrap_or_else(|error| Exit::from_error(&error))
         .into()
