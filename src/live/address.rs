@@ -240,6 +240,10 @@ fn has_no_port(rest: &str) -> bool {
     if authority.starts_with('[') {
         return false;
     }
+    // A user and a host whose sign between them is percent-encoded.
+    if authority.to_ascii_lowercase().contains("%40") {
+        return true;
+    }
     let port = authority.split_once(':').map(|(_, port)| port);
     port.is_some_and(|port| port.parse::<u16>().is_err())
 }
@@ -375,14 +379,17 @@ mod tests {
     }
 
     /// Spellings that people and makers of cameras use, and the signs behind which something else begins in them.
-    const SPELLINGS: [(&str, &[char]); 12] = [
+    const SPELLINGS: [(&str, &[char]); 13] = [
         ("rtsp://admin:SECRET@:host:/x", &[]),
         ("rtsp://admin:12/SECRET@host/x", &[]),
         ("rtsp://SECRET@host/x", &[':']),
-        ("rtsp://host/user=admin&password=SECRET&channel=1", &['&']),
+        (
+            "rtsp://host/user=admin&password=SECRET&channel=1",
+            &['&', '?'],
+        ),
         (
             "rtsp://host/user=admin_password=SECRET_channel=1.sdp?real",
-            &['&'],
+            &['&', '?'],
         ),
         ("http://host/video?user=admin&pwd=SECRET", &['&']),
         ("http://host/video?token%3DSECRET", &['&']),
@@ -390,6 +397,7 @@ mod tests {
         ("http://host/video?SECRET", &['=', '%']),
         ("rtsp://admin:SECRET", &['/', '?', '#', '@']),
         ("rtsp://admin:SECRET:554/x", &['/', '?', '#', '@']),
+        ("rtsp://admin%3ASECRET%40host/x", &['/', '?', '#', '@']),
         ("admin:SECRET@host", &[]),
     ];
 

@@ -80,7 +80,7 @@ impl AudioTrack {
         early: Duration,
         shared: &Arc<Shared>,
     ) -> Result<()> {
-        tell_begin(&self.end, self.lead, delay, shared);
+        tell_begin(&self.end, (self.lead, delay, early), shared);
         timeline::shift(&self.end, self.lead, delay, early);
         let pad = container.audio_pad(muxer)?;
         self.end.link(&pad).map_err(|err| {
@@ -330,8 +330,13 @@ fn plain(caps: &gst::Caps) -> Option<(u32, u32)> {
     (samples.bpf() > 0).then(|| (samples.rate(), samples.bpf()))
 }
 
-/// Notes when the first packet that passes `end` is written, which `lead` is taken back of and that is moved by `delay`.
-fn tell_begin(end: &gst::Pad, lead: Duration, delay: Duration, shared: &Arc<Shared>) {
+/// Notes when the first packet that passes `end` is written, which `lead` is taken back of and that is moved by `delay`;
+/// what begins more than `early` before zero is not written.
+fn tell_begin(
+    end: &gst::Pad,
+    (lead, delay, early): (Duration, Duration, Duration),
+    shared: &Arc<Shared>,
+) {
     let shared = Arc::clone(shared);
     end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
         let segment = pad.sticky_event::<gst::event::Segment>(0);
@@ -343,9 +348,11 @@ fn tell_begin(end: &gst::Pad, lead: Duration, delay: Duration, shared: &Arc<Shar
             return gst::PadProbeReturn::Ok;
         };
         // What begins before the segment has no running time.
-        let running = segment
-            .to_running_time(pts)
-            .map_or(Duration::ZERO, Duration::from);
+        let running = match segment.to_running_time(pts) {
+            Some(running) => running.into(),
+            None if early.is_zero() => return gst::PadProbeReturn::Ok,
+            None => Duration::ZERO,
+        };
         let written = (running + delay).saturating_sub(lead);
         let written = u64::try_from(written.as_nanos()).unwrap_or(u64::MAX);
         shared.sound_begin.fetch_min(written, Ordering::SeqCst);

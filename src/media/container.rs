@@ -66,7 +66,9 @@ impl Container {
     pub fn from_path(path: &Path) -> Result<Self> {
         let extension = path
             .extension()
-            .map(|extension| extension.to_string_lossy().to_lowercase());
+            .map(|extension| extension.to_string_lossy().to_lowercase())
+            // Anything else is no extension, and may be part of an address.
+            .filter(|extension| extension.chars().all(char::is_alphanumeric));
         EXTENSIONS
             .iter()
             .find(|(known, _)| extension.as_deref() == Some(*known))

@@ -179,6 +179,15 @@ pub(super) fn correct_lists(
         write(track.duration, delay + shown)?;
         longest = longest.max(delay + shown);
     }
+    for (at, bytes) in movie.tracks.iter().filter_map(|track| track.opus.as_ref()) {
+        file.seek(SeekFrom::Start(*at))?;
+        file.write_all(bytes)?;
+    }
+    let mut write = |field: Option<Field>, value: u64| -> std::io::Result<()> {
+        let Some(field) = field else { return Ok(()) };
+        file.seek(SeekFrom::Start(field.at))?;
+        file.write_all(&field.bytes(value))
+    };
     let created = created.and_then(|created| u64::try_from(created + UNIX_EPOCH).ok());
     if let Some(created) = created {
         write(movie.created, created)?;

@@ -223,7 +223,7 @@ impl FileJob {
         };
         if !folder.is_dir() {
             return Err(Error::Config(format!(
-                "the output's directory does not exist: {folder:?}"
+                "the output's directory does not exist: {output:?}"
             )));
         }
         // Permission bits do not tell (root, read-only mounts): only an attempt does, and it leaves nothing behind.

@@ -34,6 +34,12 @@ const TAG_STRING: u32 = 0x4487;
 const CHAPTERS: u32 = 0x1043_a770;
 const ATTACHMENTS: u32 = 0x1941_a469;
 
+/// Which elements come later, and where.
+const SEEK_HEAD: u32 = 0x114d_9b74;
+const SEEK: u32 = 0x4dbb;
+const SEEK_ID: u32 = 0x53ab;
+/// Where which time lies in the file.
+const CUES: u32 = 0x1c53_bb6b;
 const TRACKS: u32 = 0x1654_ae6b;
 const TRACK_ENTRY: u32 = 0xae;
 const TRACK_NUMBER: u32 = 0xd7;
@@ -260,6 +266,8 @@ pub(super) struct Opening {
     pub(super) begin: Option<Duration>,
     /// True where the header says how long the file is; live recordings do not know.
     pub(super) has_duration: bool,
+    /// True where the file says which time lies where. Else GStreamer 1.22 goes to any block, a picture's or not.
+    pub(super) has_cues: bool,
     /// In the file's order.
     pub(super) tracks: Vec<Track>,
 }
@@ -301,7 +309,7 @@ impl Opening {
     fn parse(head: &[u8]) -> Self {
         let (mut step_nanos, mut cluster) = (1_000_000_u64, 0_u64);
         let mut tracks: Vec<Track> = Vec::new();
-        let mut has_duration = false;
+        let (mut has_duration, mut has_cues) = (false, false);
         let mut stop = head.len();
         let mut at = 0;
         while at < stop
@@ -312,6 +320,8 @@ impl Opening {
             match element.id {
                 TIMESTAMP_SCALE => step_nanos = value.unwrap_or(step_nanos),
                 DURATION => has_duration = true,
+                CUES => has_cues = true,
+                SEEK_ID => has_cues |= value == Some(CUES.into()),
                 TRACK_ENTRY => tracks.push(Track::default()),
                 TRACK_NUMBER | CODEC_DELAY => {
                     if let (Some(track), Some(value)) = (tracks.last_mut(), value) {
@@ -337,7 +347,16 @@ impl Opening {
                 _ => {}
             }
             // What is in these is read in turn; all else is passed over.
-            let inside = [SEGMENT, INFO, TRACKS, TRACK_ENTRY, CLUSTER, BLOCK_GROUP];
+            let inside = [
+                SEGMENT,
+                SEEK_HEAD,
+                SEEK,
+                INFO,
+                TRACKS,
+                TRACK_ENTRY,
+                CLUSTER,
+                BLOCK_GROUP,
+            ];
             at = if inside.contains(&element.id) {
                 element.content
             } else {
@@ -348,6 +367,7 @@ impl Opening {
         Self {
             begin: tracks.iter().filter_map(shown).min(),
             has_duration,
+            has_cues,
             tracks,
         }
     }

@@ -63,6 +63,8 @@ pub(super) struct Track {
     pub(super) framerate: Option<(u32, u32)>,
     /// True where the colors are said to span 0–255, which GStreamer 1.22 does not read.
     pub(super) full_range: bool,
+    /// What the description of Opus should be, where GStreamer 1.22 wrote its numbers with the low byte first.
+    pub(super) opus: Option<Patch>,
     /// True where samples of sound begin with the low byte, which GStreamer 1.22 reads only of those of 24 bits.
     pub(super) little_endian: bool,
     /// True where the picture is mirrored along the diagonal from the upper right, which GStreamer 1.22 does not read.
@@ -258,6 +260,7 @@ impl Track {
         Some(Self {
             id: Self::number(content)?,
             handler,
+            opus: swapped_opus(media),
             framerate: table.and_then(sample_len).map(|len| (timescale, len)),
             full_range: full_range(media).unwrap_or(false),
             little_endian: &handler == b"soun" && little_endian(media).unwrap_or(false),
@@ -372,6 +375,30 @@ fn full_range(media: Content) -> Option<bool> {
     let color = description.skip(78)?.child(b"colr")?.bytes;
     // Three 16-bit codes stand between the kind and the flag.
     Some(color.get(..4)? == b"nclx" && color.get(10)? & 0x80 != 0)
+}
+
+/// The delay, rate and gain of Opus with the high byte first, and where they lie, where they are swapped
+/// (Encapsulation of Opus in ISO Base Media File Format, 4.3.2).
+fn swapped_opus(media: Content) -> Option<Patch> {
+    /// No rate is as high.
+    const HIGHEST_RATE: u32 = 1 << 20;
+    let table = media.child(b"minf")?.child(b"stbl")?;
+    let (kind, description) = table.child(b"stsd")?.skip(8)?.children().next()?;
+    if &kind != b"Opus" {
+        return None;
+    }
+    // Version and number of channels stand before them.
+    let numbers = description.skip(28)?.child(b"dOps")?.skip(2)?;
+    if numbers.be32(2)? < HIGHEST_RATE {
+        return None;
+    }
+    let mut bytes = numbers.bytes.get(..8)?.to_vec();
+    let (delay, rest) = bytes.split_at_mut(2);
+    let (rate, gain) = rest.split_at_mut(4);
+    for number in [delay, rate, gain] {
+        number.reverse();
+    }
+    Some((numbers.at, bytes))
 }
 
 /// Whether a sound track's description says that its samples begin with the low byte (QuickTime's `enda`).

@@ -335,7 +335,14 @@ impl FileSink {
             layout
         };
         let colors = self.plan.codec.told(&self.plan.handed_over());
-        let caps = pixels::caps(layout, info.fps(), &colors)?;
+        // x265 wants a rate also where frames have none.
+        let framerate = match info.fps() {
+            unknown if unknown.numer() == 0 && self.plan.codec == VideoCodec::X265 => {
+                gst::Fraction::new(25, 1)
+            }
+            told => told,
+        };
+        let caps = pixels::caps(layout, framerate, &colors)?;
         Ok(rendition::with_light(caps, &self.plan.picture.caps))
     }
 

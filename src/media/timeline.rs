@@ -198,7 +198,11 @@ impl Timeline {
 
     /// True where the file is read from its beginning on, whichever range is wanted.
     pub(super) fn reads_all(&self) -> bool {
-        self.is_fragmented() || matches!(&self.kind, Kind::Other(other) if other.way == Way::All)
+        match &self.kind {
+            Kind::Movie(movie) => movie.fragmented,
+            Kind::Matroska(_, opening) => !opening.has_cues,
+            Kind::Other(other) => other.way == Way::All,
+        }
     }
 
     /// True where the range begins after the presentation does.
@@ -233,9 +237,10 @@ impl Timeline {
         ))
     }
 
-    /// Where the range of a Matroska file ends, which is read for longer.
-    fn matroska_stop(&self) -> Option<gst::ClockTime> {
-        gst::ClockTime::try_from(self.range.1?).ok()
+    /// How long the range is, where it ends; a Matroska file is read for longer.
+    fn range_len(&self) -> Option<gst::ClockTime> {
+        let (start, end) = self.range;
+        gst::ClockTime::try_from(end?.saturating_sub(start)).ok()
     }
 
     /// The range in the demuxer's own times, with room for each stream's beginning.
@@ -307,20 +312,32 @@ impl Timeline {
                     undo_delay(pad, lead, track.first.unwrap_or_default());
                 }
                 self.complete_laces_of(pad);
-                let start = (!self.has_range()).then_some(*begin);
-                let stop = self.matroska_stop();
+                let start = (!self.has_range() || self.reads_all()).then_some(*begin);
+                let range_len = self.range_len();
                 Box::new(move |old| {
                     let mut new = old.clone();
                     new.set_start(start.or(old.start()));
+                    let stop = new.start().zip(range_len).map(|(start, len)| start + len);
                     new.set_stop(stop.or(old.stop()).map(|stop| stop + lead));
                     Some(new)
                 })
             }
+            Kind::Matroska(begin, _) if self.reads_all() => {
+                self.complete_laces_of(pad);
+                let (begin, range) = (*begin, self.range);
+                Box::new(move |_| {
+                    let mut all = Segment::new();
+                    all.set_start(begin);
+                    all.set_time(begin);
+                    part_of(&all, begin, range)
+                })
+            }
             Kind::Matroska(..) => {
                 self.complete_laces_of(pad);
-                let stop = self.matroska_stop();
+                let range_len = self.range_len();
                 Box::new(move |old| {
                     let mut new = old.clone();
+                    let stop = old.start().zip(range_len).map(|(start, len)| start + len);
                     new.set_stop(stop.or(old.stop()));
                     Some(new)
                 })

@@ -402,7 +402,7 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 no/out.mp4",
-        "the output's directory does not exist: \"no\"",
+        "the output's directory does not exist: \"no/out.mp4\"",
     );
     refused(
         "file in.mp4 old.mp4",
@@ -414,7 +414,7 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 out.mp4 --sheet no/sheet.png",
-        "the output's directory does not exist: \"no\"",
+        "the output's directory does not exist: \"no/sheet.png\"",
     );
     refused(
         "file in.mp4 out.mp4 --scores in.mp4 --overwrite",

@@ -1032,6 +1032,91 @@ fn matroska_loses_no_picture_at_its_edges() {
 }
 
 #[test]
+fn ranges_of_matroska_without_an_index_begin_with_a_picture() {
+    let files = Files::new();
+    for (name, codec) in [
+        (
+            "h264.mkv",
+            "libx264 -g 250 -sc_threshold 0 -bf 2 -pix_fmt yuv420p -c:a aac",
+        ),
+        ("vp9.webm", "libvpx-vp9 -b:v 1M -g 999 -c:a libopus"),
+        ("mpeg2.mkv", "mpeg2video -g 100 -bf 2 -q:v 2 -c:a mp2"),
+    ] {
+        let input = files.make(name, &format!("{PICTURE} {SOUND} -c:v {codec} -live 1"));
+        let job = FileJob {
+            start: Some(Pts(3_000_000_000)),
+            end: Some(Pts(4_000_000_000)),
+            crf: Some(5),
+            ..FileJob::new(&input, files.path(&format!("{name}.mkv")))
+        };
+        check(&job, "verified: ");
+        // What is shown first is what the source shows then.
+        let gray = |path: &Path, from: &str| {
+            let raw = path.with_extension("raw");
+            let args = format!(
+                "-i {} {from} -frames:v 1 -vf scale=16:12:flags=area -pix_fmt gray -f rawvideo",
+                path.display()
+            );
+            ffmpeg(&args, &raw);
+            std::fs::read(raw).unwrap()
+        };
+        let (there, here) = (gray(&input, "-ss 3.06"), gray(&job.output, "-ss 0.06"));
+        let pairs = there.iter().zip(&here).map(|(a, b)| a.abs_diff(*b));
+        let mean = pairs.map(f64::from).sum::<f64>() / there.len() as f64;
+        assert!(mean < 6.0, "{name}: {mean}");
+    }
+}
+
+#[test]
+fn a_late_matroska_file_has_ranges() {
+    let files = Files::new();
+    for secs in [5, 36_000] {
+        let input = film(
+            &files,
+            &format!("{secs}.mkv"),
+            &format!("aac -output_ts_offset {secs}"),
+        );
+        for (start, end) in [(1300, 2700), (0, 2000), (4000, 5900)] {
+            let job = FileJob {
+                start: (start > 0).then_some(Pts(start * 1_000_000)),
+                end: Some(Pts(end * 1_000_000)),
+                overwrite: true,
+                ..FileJob::new(&input, files.path("out.mp4"))
+            };
+            check(&job, "verified: ");
+        }
+    }
+}
+
+#[test]
+fn opus_in_an_mp4_says_its_delay() {
+    let files = Files::new();
+    let input = film(&files, "in.mkv", "libopus");
+    let job = FileJob {
+        start: Some(Pts(1_300_000_000)),
+        ..FileJob::new(&input, files.path("out.mp4"))
+    };
+    check(&job, "verified: ");
+    // Players leave out as much as the description says: 312 samples of 48,000 a second.
+    let first = ffprobe(
+        &job.output,
+        "-select_streams a -show_entries frame=pts_time",
+    );
+    let first: f64 = first
+        .lines()
+        .next()
+        .unwrap()
+        .trim_end_matches(',')
+        .parse()
+        .unwrap();
+    assert!(first < 0.05, "{first}");
+    let bytes = std::fs::read(&job.output).unwrap();
+    // The header of the unfinished file is still there, before the one that counts.
+    let at = bytes.windows(4).rposition(|kind| kind == b"dOps").unwrap();
+    assert_eq!(bytes[at + 4..at + 12], [0, 1, 1, 0x38, 0, 0, 0xbb, 0x80]);
+}
+
+#[test]
 fn a_range_before_the_first_frame_is_called_empty() {
     let files = Files::new();
     let film = film(&files, "film.mp4", "aac");

@@ -38,7 +38,9 @@ impl Exit {
         let text = usage.render().to_string();
         // An address may have a password in it.
         match without_secrets(&text) {
-            redacted if redacted != text => eprintln!("{}", redacted.trim_end()),
+            redacted if redacted != text && usage.use_stderr() => {
+                eprintln!("{}", redacted.trim_end())
+            }
             // Nothing can be said where the output is closed.
             _ => drop(usage.print()),
         }

@@ -77,7 +77,8 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
     for (output_idx, output) in outputs.iter().enumerate() {
         let folder = folder_of(output);
         if !folder.is_dir() {
-            bail!("the output's directory does not exist: {folder:?}");
+            // All of the name: in a part of an address no password is known.
+            bail!("the output's directory does not exist: {output:?}");
         }
         // Renaming a complete file over a device would replace the device.
         if output.metadata().is_ok_and(|metadata| !metadata.is_file()) {
@@ -176,7 +177,7 @@ mod tests {
     fn an_output_needs_its_directory() {
         let error = check(&[Path::new("/no/such/a.png")], &[], false).unwrap_err();
         assert_eq!(
-            "the output's directory does not exist: \"/no/such\"",
+            "the output's directory does not exist: \"/no/such/a.png\"",
             error.to_string()
         );
     }
