@@ -23,6 +23,7 @@ mod setup;
 mod side;
 mod still;
 mod teach;
+mod toml_file;
 mod train;
 
 use std::process::ExitCode;

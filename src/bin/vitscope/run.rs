@@ -11,6 +11,7 @@ use toml::{Table, Value};
 use vitscope::error::unknown;
 
 use crate::args::Args;
+use crate::toml_file;
 
 /// Options of `vitscope run`.
 #[derive(Debug, clap::Args)]
@@ -49,15 +50,7 @@ const METHOD: &str = "method";
 /// Where the file cannot be read, or has a key or a kind of value that its command does not know.
 pub fn expand(args: &RunArgs) -> anyhow::Result<Vec<OsString>> {
     let path = &args.file;
-    let text = std::fs::read_to_string(path).with_context(|| format!("{path:?}"))?;
-    let table: Table = text.parse().map_err(|error: toml::de::Error| {
-        let before = error.span().and_then(|span| text.get(..span.start));
-        let line = before.map_or(1, |before| before.matches('\n').count() + 1);
-        anyhow!(
-            "the run is malformed: {}: {path:?}, line {line}",
-            error.message().trim()
-        )
-    })?;
+    let table: Table = toml_file::read(path, "the run")?;
     command_line(&table, &args.options).with_context(|| format!("{path:?}"))
 }
 

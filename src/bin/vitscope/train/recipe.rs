@@ -9,6 +9,8 @@ use vitscope::train::diffmask::DiffMaskRecipe;
 use vitscope::train::order::OrderRecipe;
 use vitscope::train::shapley::ShapleyRecipe;
 
+use crate::toml_file;
+
 /// A recipe file.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -69,15 +71,7 @@ pub(super) fn read(path: Option<&Path>) -> anyhow::Result<RecipeFile> {
     let Some(path) = path else {
         return Ok(RecipeFile::default());
     };
-    let text = std::fs::read_to_string(path).with_context(|| format!("{path:?}"))?;
-    toml::from_str(&text).map_err(|err| {
-        let before = err.span().and_then(|span| text.get(..span.start));
-        let line = before.map_or(1, |before| before.matches('\n').count() + 1);
-        anyhow!(
-            "recipe is malformed: {}: {path:?}, line {line}",
-            err.message()
-        )
-    })
+    toml_file::read(path, "recipe")
 }
 
 /// What `--set` changes.
