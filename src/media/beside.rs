@@ -30,7 +30,7 @@ pub(super) struct Beside {
 impl Beside {
     /// What stands in `job`'s input.
     pub(super) fn of(job: &FileJob) -> Self {
-        Movie::read(&job.input)
+        Movie::header(&job.input)
             .map(|movie| movie.beside)
             .or_else(|| matroska::beside(&job.input))
             .unwrap_or_default()

@@ -125,7 +125,7 @@ fn apply(patches: &[Patch], buffer: &mut gst::Buffer) {
 fn begin_later(path: &Path, delay: Duration) -> std::io::Result<()> {
     let unreadable = || std::io::Error::other("the written file has no header that can be changed");
     let mut file = File::options().read(true).write(true).open(path)?;
-    let timescale = Movie::read(path).ok_or_else(unreadable)?.timescale;
+    let timescale = Movie::header(path).ok_or_else(unreadable)?.timescale;
     let (moov, at) = mp4::read_moov(&mut file).ok_or_else(unreadable)?;
     let moov = mp4::delayed(&moov, ticks_from_duration(delay, timescale))
         .and_then(|content| mp4::boxed(b"moov", &content))
@@ -152,9 +152,13 @@ pub(super) fn correct_lists(
     if begin > Duration::ZERO {
         begin_later(path, begin)?;
     }
-    let movie = Movie::read(path)
+    let movie = Movie::header(path)
         .ok_or_else(|| std::io::Error::other("the written file has no readable header"))?;
     let mut file = OpenOptions::new().write(true).open(path)?;
+    for (at, bytes) in movie.tracks.iter().filter_map(|track| track.opus.as_ref()) {
+        file.seek(SeekFrom::Start(*at))?;
+        file.write_all(bytes)?;
+    }
     let mut write = |field: Option<Field>, value: u64| -> std::io::Result<()> {
         let Some(field) = field else { return Ok(()) };
         file.seek(SeekFrom::Start(field.at))?;
@@ -179,15 +183,6 @@ pub(super) fn correct_lists(
         write(track.duration, delay + shown)?;
         longest = longest.max(delay + shown);
     }
-    for (at, bytes) in movie.tracks.iter().filter_map(|track| track.opus.as_ref()) {
-        file.seek(SeekFrom::Start(*at))?;
-        file.write_all(bytes)?;
-    }
-    let mut write = |field: Option<Field>, value: u64| -> std::io::Result<()> {
-        let Some(field) = field else { return Ok(()) };
-        file.seek(SeekFrom::Start(field.at))?;
-        file.write_all(&field.bytes(value))
-    };
     let created = created.and_then(|created| u64::try_from(created + UNIX_EPOCH).ok());
     if let Some(created) = created {
         write(movie.created, created)?;

@@ -57,8 +57,7 @@ impl Runs {
 
     /// Steps by which the lowest of all offsets, and of those in `table`, is below zero.
     pub(super) fn shift(&self, table: Option<Table>) -> u32 {
-        let in_table = table.into_iter().flat_map(Table::offsets);
-        let offsets = self.offsets.iter().copied().chain(in_table);
+        let offsets = self.offsets_with(table);
         let lowest = offsets.map(|(_, offset)| offset).min().unwrap_or(0);
         lowest.min(0).unsigned_abs()
     }
@@ -68,9 +67,7 @@ impl Runs {
         if shift == 0 {
             return Vec::new();
         }
-        let in_table = table.into_iter().flat_map(Table::offsets);
-        let offsets = self.offsets.iter().copied().chain(in_table);
-        let raised = offsets.map(|(at, offset)| {
+        let raised = self.offsets_with(table).map(|(at, offset)| {
             let offset = offset.saturating_add_unsigned(shift);
             (at, offset.to_be_bytes().to_vec())
         });
@@ -84,6 +81,12 @@ impl Runs {
         });
         let shifts = table.and_then(Table::shift_patch);
         raised.chain(delayed).chain(shifts).collect()
+    }
+
+    /// All offsets, those in `table` too, and where they lie in the file.
+    fn offsets_with(&self, table: Option<Table>) -> impl Iterator<Item = (u64, i32)> {
+        let in_table = table.into_iter().flat_map(Table::offsets);
+        self.offsets.iter().copied().chain(in_table)
     }
 
     fn add(&mut self, traf: Content) {

@@ -100,8 +100,17 @@ pub(super) struct Field {
 }
 
 impl Movie {
-    /// The header of `path`; `None` where it is no mp4.
+    /// The header of `path` and what all of its fragments say; `None` where it is no mp4.
     pub(super) fn read(path: &Path) -> Option<Self> {
+        Self::read_with(path, true)
+    }
+
+    /// The header alone: without fragments, it is not known where a track of them begins.
+    pub(super) fn header(path: &Path) -> Option<Self> {
+        Self::read_with(path, false)
+    }
+
+    fn read_with(path: &Path, with_fragments: bool) -> Option<Self> {
         let mut file = File::open(path).ok()?;
         let (moov, base) = read_moov(&mut file)?;
         let root = Content {
@@ -120,15 +129,14 @@ impl Movie {
             .filter_map(|(_, content)| Track::read(content, timescale, fragmented))
             .collect();
         let mut raised = Vec::new();
-        if fragmented {
+        if fragmented && with_fragments {
             let runs = Runs::read(&mut file, base + moov.len() as u64);
             let tables: Vec<(u32, Table)> = root
                 .children()
                 .filter(|(kind, _)| kind == b"trak")
                 .filter_map(|(_, track)| {
-                    let media = track.child(b"mdia")?.child(b"minf")?;
-                    let id = Track::number(track)?;
-                    Some((id, Table(media.child(b"stbl")?)))
+                    let table = sample_table(track.child(b"mdia")?)?;
+                    Some((Track::number(track)?, Table(table)))
                 })
                 .collect();
             for track in &mut tracks {
@@ -240,7 +248,7 @@ impl Track {
         let wide_media = media_header.version()? == 1;
         let (timescale_at, media_duration_at) = if wide_media { (20, 24) } else { (12, 16) };
         let timescale = media_header.be32(timescale_at)?;
-        let table = media.child(b"minf").and_then(|info| info.child(b"stbl"));
+        let table = sample_table(media);
         let shift = table.map_or(0, |table| Table(table).shift());
         let list = content
             .child(b"edts")
@@ -366,11 +374,21 @@ fn first_offset(table: Content) -> Option<i64> {
     Some(i64::from(offset.unwrap_or(0).cast_signed()))
 }
 
+/// The table of a track's samples.
+fn sample_table(media: Content) -> Option<Content> {
+    media.child(b"minf")?.child(b"stbl")
+}
+
+/// The first description of a track's samples, and its kind.
+fn sample_description(media: Content) -> Option<([u8; 4], Content)> {
+    // Version and flags, then the number of descriptions.
+    let descriptions = sample_table(media)?.child(b"stsd")?.skip(8)?;
+    descriptions.children().next()
+}
+
 /// Whether a picture track's description says that its colors span 0–255.
 fn full_range(media: Content) -> Option<bool> {
-    let table = media.child(b"minf")?.child(b"stbl")?;
-    // Version and flags, then the number of descriptions.
-    let (_, description) = table.child(b"stsd")?.skip(8)?.children().next()?;
+    let (_, description) = sample_description(media)?;
     // 78 bytes of fixed fields stand before the boxes of a picture's description.
     let color = description.skip(78)?.child(b"colr")?.bytes;
     // Three 16-bit codes stand between the kind and the flag.
@@ -382,8 +400,7 @@ fn full_range(media: Content) -> Option<bool> {
 fn swapped_opus(media: Content) -> Option<Patch> {
     /// No rate is as high.
     const HIGHEST_RATE: u32 = 1 << 20;
-    let table = media.child(b"minf")?.child(b"stbl")?;
-    let (kind, description) = table.child(b"stsd")?.skip(8)?.children().next()?;
+    let (kind, description) = sample_description(media)?;
     if &kind != b"Opus" {
         return None;
     }
@@ -403,8 +420,7 @@ fn swapped_opus(media: Content) -> Option<Patch> {
 
 /// Whether a sound track's description says that its samples begin with the low byte (QuickTime's `enda`).
 fn little_endian(media: Content) -> Option<bool> {
-    let table = media.child(b"minf")?.child(b"stbl")?;
-    let (_, description) = table.child(b"stsd")?.skip(8)?.children().next()?;
+    let (_, description) = sample_description(media)?;
     // 28 bytes of fixed fields, and more by their version, stand before the boxes of a sound's description.
     let n_more = match description.bytes.get(8..10)? {
         [0, 1] => 16,

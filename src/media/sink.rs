@@ -148,7 +148,7 @@ impl Plan {
 /// Steps a second in which the input's times can be said exactly, at least [`CLOCK`].
 fn timescale(job: &FileJob, picture: &Picture) -> u32 {
     let fps = picture.info.fps();
-    let movie = Movie::read(&job.input);
+    let movie = Movie::header(&job.input);
     let ticks = movie
         .and_then(|movie| movie.video_timescale())
         .unwrap_or_else(|| {
