@@ -15,7 +15,7 @@ use super::elements;
 use super::job::{AudioMode, FileJob};
 use super::mp4::duration_from_ticks;
 use super::session::{Shared, lock};
-use super::timeline::{self, Timeline};
+use super::timeline::{self, Segment, Timeline};
 use crate::error::{Error, Result};
 
 /// How far sound may run ahead of the encoder, or the encoder ahead of sound.
@@ -271,9 +271,7 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
     let before = Mutex::new((None, None));
     let lead = u64::try_from(lead.as_nanos()).unwrap_or(u64::MAX);
     end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-        let segment = pad
-            .sticky_event::<gst::event::Segment>(0)
-            .and_then(|event| event.segment().downcast_ref::<gst::ClockTime>().cloned());
+        let segment = segment_of(pad);
         if let Some(segment) = &segment
             && let Some((rate, frame_len)) = pad.current_caps().and_then(|caps| plain(&caps))
             && let Some(buffer) = info.take_buffer()
@@ -339,10 +337,7 @@ fn tell_begin(
 ) {
     let shared = Arc::clone(shared);
     end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-        let segment = pad.sticky_event::<gst::event::Segment>(0);
-        let segment = segment
-            .as_ref()
-            .and_then(|event| event.segment().downcast_ref::<gst::ClockTime>());
+        let segment = segment_of(pad);
         let pts = info.buffer().and_then(|buffer| buffer.pts());
         let (Some(segment), Some(pts)) = (segment, pts) else {
             return gst::PadProbeReturn::Ok;
@@ -380,12 +375,14 @@ fn measure(pad: &gst::Pad) -> Receiver<Duration> {
     receiver
 }
 
+/// The segment that `pad` was told last.
+fn segment_of(pad: &gst::Pad) -> Option<Segment> {
+    let event = pad.sticky_event::<gst::event::Segment>(0)?;
+    event.segment().downcast_ref::<gst::ClockTime>().cloned()
+}
+
 fn before_zero(pad: &gst::Pad, buffer: &gst::BufferRef) -> Duration {
-    let segment = pad.sticky_event::<gst::event::Segment>(0);
-    let segment = segment
-        .as_ref()
-        .and_then(|event| event.segment().downcast_ref::<gst::ClockTime>());
-    match (segment, buffer.pts()) {
+    match (segment_of(pad), buffer.pts()) {
         (Some(segment), Some(pts)) => match segment.to_running_time_full(pts) {
             Some(gst::Signed::Negative(early)) => early.into(),
             _ => Duration::ZERO,

@@ -306,7 +306,17 @@ impl Timeline {
                 }
                 Box::new(move |_| Some(window.segment(lead)))
             }
-            Kind::Matroska(begin, _) if !self.begins_late() => {
+            Kind::Matroska(begin, _) if self.begins_late() && self.reads_all() => {
+                self.complete_laces_of(pad);
+                let (begin, range) = (*begin, self.range);
+                Box::new(move |_| {
+                    let mut all = Segment::new();
+                    all.set_start(begin);
+                    all.set_time(begin);
+                    part_of(&all, begin, range)
+                })
+            }
+            Kind::Matroska(begin, _) => {
                 let lead = gst::ClockTime::try_from(lead).unwrap_or_default();
                 if let Some(track) = self.matroska_track(pad).filter(|_| !lead.is_zero()) {
                     undo_delay(pad, lead, track.first.unwrap_or_default());
@@ -319,26 +329,6 @@ impl Timeline {
                     new.set_start(start.or(old.start()));
                     let stop = new.start().zip(range_len).map(|(start, len)| start + len);
                     new.set_stop(stop.or(old.stop()).map(|stop| stop + lead));
-                    Some(new)
-                })
-            }
-            Kind::Matroska(begin, _) if self.reads_all() => {
-                self.complete_laces_of(pad);
-                let (begin, range) = (*begin, self.range);
-                Box::new(move |_| {
-                    let mut all = Segment::new();
-                    all.set_start(begin);
-                    all.set_time(begin);
-                    part_of(&all, begin, range)
-                })
-            }
-            Kind::Matroska(..) => {
-                self.complete_laces_of(pad);
-                let range_len = self.range_len();
-                Box::new(move |old| {
-                    let mut new = old.clone();
-                    let stop = old.start().zip(range_len).map(|(start, len)| start + len);
-                    new.set_stop(stop.or(old.stop()));
                     Some(new)
                 })
             }

@@ -209,7 +209,7 @@ impl<T: Awaits, B> Stream<T, B> {
     /// Somebody else explains: what is asked would be the answer to another question; frames that are held keep theirs.
     pub(super) fn begin_explaining(&mut self) {
         self.asked.clear();
-        self.memory = SharedMemory::default();
+        self.forget_scene();
     }
 
     /// Another scene comes.
