@@ -21,6 +21,8 @@ pub(super) struct Beside {
     pub(super) time_code: bool,
     /// A picture that is attached, in Matroska; elsewhere it is a tag.
     pub(super) cover: bool,
+    /// Another file that is attached, as a font.
+    pub(super) attachment: bool,
     /// True where some tracks of sound are played by default, and others are not.
     pub(super) default_sound: bool,
     /// When the file was made, in seconds since 1970.
@@ -41,13 +43,17 @@ impl Beside {
 #[derive(Default)]
 pub(super) struct Announced {
     tags: Option<gst::TagList>,
+    /// True where a track has a title of its own.
+    has_named_tracks: bool,
+    /// Title and language of the picture, which no encoder passes on.
+    of_picture: Option<gst::TagList>,
     chapters: Option<gst::Toc>,
 }
 
 /// Gathers what is announced on the demuxer's `pad`.
 pub(super) fn gather(pad: &gst::Pad, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
-    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
         let Some(event) = info.event() else {
             return gst::PadProbeReturn::Ok;
         };
@@ -56,6 +62,17 @@ pub(super) fn gather(pad: &gst::Pad, shared: &Arc<Shared>) {
                 let announced = &mut *lock(&shared.announced);
                 let tags = announced.tags.get_or_insert_with(gst::TagList::new);
                 tags.make_mut().insert(tag.tag(), gst::TagMergeMode::Keep);
+            }
+            gst::EventView::Tag(tag) => {
+                let announced = &mut *lock(&shared.announced);
+                let title = tag.tag().get::<gst::tags::Title>();
+                announced.has_named_tracks |= title.is_some();
+                let is_picture =
+                    |stream: gst::Stream| stream.stream_type().contains(gst::StreamType::VIDEO);
+                if pad.stream().is_some_and(is_picture) {
+                    let kept = announced.of_picture.get_or_insert_with(gst::TagList::new);
+                    keep_name(tag.tag(), kept.make_mut());
+                }
             }
             gst::EventView::Toc(toc) => {
                 lock(&shared.announced).chapters = Some(toc.toc_owned().0);
@@ -69,7 +86,23 @@ pub(super) fn gather(pad: &gst::Pad, shared: &Arc<Shared>) {
     });
 }
 
+/// Adds title and language among `tags` to `kept`, where it has none.
+fn keep_name(tags: &gst::TagListRef, kept: &mut gst::TagListRef) {
+    if let Some(title) = tags.get::<gst::tags::Title>() {
+        kept.add::<gst::tags::Title>(&title.get(), gst::TagMergeMode::Keep);
+    }
+    if let Some(language) = tags.get::<gst::tags::LanguageCode>() {
+        kept.add::<gst::tags::LanguageCode>(&language.get(), gst::TagMergeMode::Keep);
+    }
+}
+
 impl Announced {
+    /// What is announced of the picture alone, for whoever pushes it.
+    pub(super) fn of_picture(&self) -> Option<gst::Event> {
+        let tags = self.of_picture.clone()?;
+        Some(gst::event::Tag::new(tags))
+    }
+
     /// Hands all that stays true over to `muxer`: in a part of the file chapters lie elsewhere.
     pub(super) fn hand_over(&self, muxer: &gst::Element, job_has_range: bool) {
         if let (Some(tags), Some(setter)) = (&self.tags, muxer.dynamic_cast_ref::<gst::TagSetter>())
@@ -98,6 +131,11 @@ impl Announced {
             (has_chapters && !keeps_chapters, "chapters"),
             (beside.time_code, "time code"),
             (has_cover && !container.has_edit_lists(), "cover"),
+            (beside.attachment, "attached files"),
+            (
+                self.has_named_tracks && !container.is_matroska(),
+                "titles of tracks",
+            ),
             (beside.default_sound, "default flags of sound tracks"),
         ];
         let lost: Vec<&str> = lost

@@ -33,6 +33,7 @@ const TAG_STRING: u32 = 0x4487;
 
 const CHAPTERS: u32 = 0x1043_a770;
 const ATTACHMENTS: u32 = 0x1941_a469;
+const ATTACHED_FILE: u32 = 0x61a7;
 
 /// Which elements come later, and where.
 const SEEK_HEAD: u32 = 0x114d_9b74;
@@ -51,6 +52,13 @@ const VIDEO: u32 = 0xe0;
 const PROJECTION: u32 = 0x7670;
 const PROJECTION_POSE_ROLL: u32 = 0x7675;
 const CODEC_DELAY: u32 = 0x56aa;
+const NAME: u32 = 0x536e;
+const LANGUAGE: u32 = 0x22_b59c;
+/// The language "undetermined" in as many bytes as the names `Video` and `Audio` and the zero behind them take, its size in
+/// three of them.
+const UNDETERMINED: [u8; 9] = [0x22, 0xb5, 0x9c, 0x20, 0, 3, b'u', b'n', b'd'];
+/// Bytes that say nothing, as many.
+const VOID: [u8; 9] = [0xec, 0x87, 0, 0, 0, 0, 0, 0, 0];
 const CLUSTER: u32 = 0x1f43_b675;
 const CLUSTER_TIMESTAMP: u32 = 0xe7;
 const BLOCK_GROUP: u32 = 0xa0;
@@ -73,7 +81,8 @@ fn read_head(path: &Path, len: u64) -> std::io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Corrects what matroskamux 1.22 writes into `path`: its duration, when it was made, and texts.
+/// Corrects what matroskamux 1.22 writes into `path`: its duration, when it was made, texts, names of tracks, and
+/// when Opus begins.
 pub(super) fn correct(
     path: &Path,
     duration: Duration,
@@ -81,6 +90,8 @@ pub(super) fn correct(
 ) -> std::io::Result<()> {
     let head = read_head(path, HEAD_LEN)?;
     let mut patches = text_patches(path, &head)?;
+    patches.extend(name_patches(&head));
+    patches.extend(Opening::read(path).first_opus_patches());
     patches.extend(duration_patch(&head, duration));
     patches.extend(created.and_then(|created| date_patch(&head, created)));
     let mut file = OpenOptions::new().write(true).open(path)?;
@@ -89,6 +100,38 @@ pub(super) fn correct(
         file.write_all(&bytes)?;
     }
     Ok(())
+}
+
+/// Takes back the names `Video` and `Audio`, which matroskamux 1.22 gives to all tracks; titles are tags. In their place it
+/// is said that the language is not known where it is not, which would be English else (RFC 9559, section 5.1.4.1.19).
+fn name_patches(head: &[u8]) -> Vec<(u64, Vec<u8>)> {
+    let mut patches: Vec<(u64, Vec<u8>)> = Vec::new();
+    // Of the track that is read: which patch is its own, and whether it says its language.
+    let (mut named, mut has_language) = (None, false);
+    let mut at = 0;
+    while let Some(element) = Element::read(head, at)
+        && element.id != CLUSTER
+    {
+        let content = element.end().and_then(|end| head.get(element.content..end));
+        match (element.id, content) {
+            (TRACK_ENTRY, _) => (named, has_language) = (None, false),
+            (LANGUAGE, _) => has_language = true,
+            (NAME, Some(b"Video\0" | b"Audio\0")) if element.content == at + 3 => {
+                named = Some(patches.len());
+                patches.push((at as u64, UNDETERMINED.to_vec()));
+            }
+            _ => {}
+        }
+        if let (Some((_, bytes)), true) = (named.and_then(|idx| patches.get_mut(idx)), has_language)
+        {
+            *bytes = VOID.to_vec();
+        }
+        at = match element.id {
+            SEGMENT | TRACKS | TRACK_ENTRY => element.content,
+            _ => element.end().unwrap_or(head.len()),
+        };
+    }
+    patches
 }
 
 /// Where the date lies in `head`, and what to write there for `created`, in seconds since 1970.
@@ -203,9 +246,11 @@ pub(super) fn beside(path: &Path) -> Option<Beside> {
             TRACK_TYPE => is_sound = value == Some(SOUND),
             FLAG_DEFAULT => is_default = value != Some(0),
             CHAPTERS => beside.chapters = true,
-            ATTACHMENTS => {
+            ATTACHED_FILE => {
                 let content = content.unwrap_or_default();
-                beside.cover = content.windows(6).any(|text| text == b"image/");
+                let is_picture = content.windows(6).any(|text| text == b"image/");
+                beside.cover |= is_picture;
+                beside.attachment |= !is_picture;
             }
             DATE_UTC => {
                 let nanos = value.map(u64::cast_signed);
@@ -214,7 +259,7 @@ pub(super) fn beside(path: &Path) -> Option<Beside> {
             _ => {}
         }
         at = match element.id {
-            SEGMENT | INFO | TRACKS | TRACK_ENTRY => element.content,
+            SEGMENT | INFO | TRACKS | TRACK_ENTRY | ATTACHMENTS => element.content,
             _ => element.end().unwrap_or(head.len()),
         };
     }
@@ -270,6 +315,7 @@ pub(super) struct Opening {
     pub(super) has_cues: bool,
     /// In the file's order.
     pub(super) tracks: Vec<Track>,
+    step_nanos: u64,
 }
 
 /// One track.
@@ -284,6 +330,16 @@ pub(super) struct Track {
     pub(super) laced: Option<Duration>,
     has_laces: bool,
     n_packets: u32,
+    first_blocks: [Option<Block>; 3],
+}
+
+/// A block, as far as its time goes, in the file's steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Block {
+    /// Offset of its time, which it counts from its cluster.
+    at: usize,
+    cluster: u64,
+    time: u64,
 }
 
 impl Track {
@@ -342,6 +398,18 @@ impl Opening {
                     let time = Duration::from_nanos(steps.saturating_mul(step_nanos));
                     if let Some(track) = tracks.iter_mut().find(|track| track.number == number) {
                         track.take(time, n_packets);
+                        // A number below 128, as files of few tracks have, is a byte.
+                        let at = element.content + 1;
+                        let block = Block {
+                            at,
+                            cluster,
+                            time: steps,
+                        };
+                        if let Some(place) =
+                            track.first_blocks.iter_mut().find(|place| place.is_none())
+                        {
+                            *place = Some(block);
+                        }
                     }
                 }
                 _ => {}
@@ -369,7 +437,26 @@ impl Opening {
             has_duration,
             has_cues,
             tracks,
+            step_nanos,
         }
+    }
+
+    /// Times for first blocks of Opus that lie later: matroskamux 1.22 writes 0 where sound begins after 0, but not by more
+    /// than the codec's delay. The next two blocks tell how long one is.
+    fn first_opus_patches(&self) -> impl Iterator<Item = (u64, Vec<u8>)> {
+        self.tracks.iter().filter_map(|track| {
+            let [Some(first), Some(second), Some(third)] = track.first_blocks else {
+                return None;
+            };
+            let length = third.time.checked_sub(second.time)?;
+            let right = second.time.checked_sub(length)?;
+            let most = 2 * track.codec_delay.as_nanos() as u64 / self.step_nanos.max(1) + 1;
+            if first.time > 0 || right <= 1 || right > most {
+                return None;
+            }
+            let steps = i16::try_from(right.checked_sub(first.cluster)?).ok()?;
+            Some((first.at as u64, steps.to_be_bytes().to_vec()))
+        })
     }
 }
 

@@ -297,6 +297,12 @@ impl FileSink {
         if let Some(encoder) = &encoder {
             refuse_size(&static_pad(encoder, "sink")?, &wanted)?;
         }
+        if let Some(name) = lock(&self.session.shared.announced).of_picture() {
+            // Goes before the first frame.
+            let _ = encoding
+                .first()
+                .is_some_and(|source| source.send_event(name));
+        }
         elements::start_chain(&writing)?;
         elements::start_chain(&encoding)?;
         for track in tracks {

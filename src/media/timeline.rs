@@ -248,8 +248,14 @@ impl Timeline {
         let (start, end) = self.range;
         let movie = match &self.kind {
             Kind::Movie(movie) => movie,
-            // Pictures are stored before they are shown.
-            Kind::Matroska(..) => return (start, end.map(|end| end + REORDERING)),
+            // Pictures are stored before they are shown. matroskademux 1.22 counts from the first block, which is not where
+            // the presentation begins.
+            Kind::Matroska(begin, opening) => {
+                let firsts = opening.tracks.iter().filter_map(|track| track.first);
+                let first = firsts.min().unwrap_or_default();
+                let counted = |time| (Duration::from(*begin) + time).saturating_sub(first);
+                return (counted(start), end.map(|end| counted(end) + REORDERING));
+            }
             Kind::Other(other) => {
                 let begin: Duration = other.begin.get().copied().unwrap_or_default().into();
                 let start = match other.way {
@@ -290,6 +296,11 @@ impl Timeline {
         replace_segment(decoded, move |_| Some(window.segment(Duration::ZERO)));
     }
 
+    /// True where the picture of `pad` is put together from several parts.
+    pub(super) fn is_spliced(&self, pad: &gst::Pad) -> bool {
+        self.track_of(pad).and_then(Track::splice).is_some()
+    }
+
     /// Sees to it that the stream of `pad` has the right segment.
     ///
     /// The segment begins earlier by `lead`, and so all its running times are later by `lead`:
@@ -322,11 +333,14 @@ impl Timeline {
                     undo_delay(pad, lead, track.first.unwrap_or_default());
                 }
                 self.complete_laces_of(pad);
-                let start = (!self.has_range() || self.reads_all()).then_some(*begin);
+                let start = match self.has_range() && !self.reads_all() {
+                    true => *begin + gst::ClockTime::try_from(self.range.0).unwrap_or_default(),
+                    false => *begin,
+                };
                 let range_len = self.range_len();
                 Box::new(move |old| {
                     let mut new = old.clone();
-                    new.set_start(start.or(old.start()));
+                    new.set_start(start);
                     let stop = new.start().zip(range_len).map(|(start, len)| start + len);
                     new.set_stop(stop.or(old.stop()).map(|stop| stop + lead));
                     Some(new)

@@ -92,6 +92,41 @@ fn chapters_of_matroska_are_kept_in_matroska() {
 }
 
 #[test]
+fn tracks_in_matroska_have_the_titles_and_languages_that_they_had() {
+    let files = Files::new();
+    // An mp4 says "undetermined" in so many letters, and a title may be a tag with its name in capitals.
+    let told = |path: &Path| -> Vec<String> {
+        let tags = ffprobe(
+            path,
+            "-show_entries stream_tags=language,title -of default=nw=1",
+        );
+        let tags = tags.lines().filter(|line| *line != "TAG:language=und");
+        tags.map(|line| line.replace("TITLE", "title")).collect()
+    };
+    for (from, tags) in [
+        ("mp4", ""),
+        ("mkv", "-metadata:s:a language=ger"),
+        (
+            "mkv",
+            "-metadata:s:v title=Garden -metadata:s:a title=Audio",
+        ),
+        (
+            "mkv",
+            "-metadata:s:v language=fre -metadata:s:a title=Birds",
+        ),
+    ] {
+        let args = format!("{PICTURE} {SOUND} {H264} -c:a aac {tags}");
+        let input = files.make(&format!("in.{from}"), &args);
+        let job = FileJob {
+            overwrite: true,
+            ..FileJob::new(&input, files.path("out.mkv"))
+        };
+        run(&job).unwrap();
+        assert_eq!(told(&job.output), told(&input), "{tags}");
+    }
+}
+
+#[test]
 fn covers_are_kept_in_mp4() {
     let files = Files::new();
     let cover = files.make("cover.jpg", &format!("{PICTURE} -frames:v 1"));
