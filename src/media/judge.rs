@@ -222,9 +222,10 @@ impl Wanted {
         judged.frames_in = n_frames as u64;
         judged.max_pts_error_nanos = error;
         if error > TIME_STEP.unsigned_abs() {
-            judged
-                .complaints
-                .push(format!("a frame was moved by {:.3} ms", error as f64 / 1e6));
+            judged.complaints.push(format!(
+                "frames were moved, by up to {:.3} ms",
+                error as f64 / 1e6
+            ));
         }
         offset
     }
@@ -234,10 +235,13 @@ impl Wanted {
         let stop = self.stop();
         let mut packets = Vec::new();
         let mut n_optional = (0, 0);
-        for frame in &picture.packets {
+        let nexts = picture.packets.iter().skip(1).map(Some).chain([None]);
+        for (frame, next) in picture.packets.iter().zip(nexts) {
             let time = frame.time.saturating_sub(begin).saturating_sub(self.start);
-            let end = time.saturating_add(frame.duration);
-            if time >= stop || end < 0 || end == 0 && frame.duration > 0 {
+            // A frame is shown until the next one is, whatever length it is said to have.
+            let length = next.map_or(frame.duration, |next| next.time - frame.time);
+            let end = time.saturating_add(length);
+            if time >= stop || time < 0 && end <= 0 {
                 continue;
             }
             n_optional.0 += usize::from(self.start > 0 && end <= TIME_STEP);
@@ -654,7 +658,7 @@ mod tests {
                 film.tracks[0].packets.remove(7);
             },
         );
-        check("a frame was moved by 2.000 ms", &|film| {
+        check("frames were moved, by up to 2.000 ms", &|film| {
             film.tracks[0].packets[7].time += 2 * MILLI;
         });
         check("sound packets differ: 100 went in, 99 came out", &|film| {

@@ -11,6 +11,8 @@ pub(crate) mod bus;
 #[cfg(feature = "media")]
 mod container;
 #[cfg(feature = "media")]
+mod cut;
+#[cfg(feature = "media")]
 mod edits;
 #[cfg(feature = "media")]
 pub mod elements;

@@ -29,7 +29,7 @@ use super::session::{Session, Shared, lock};
 use super::tap::{Decoded, Item, Picture, Tap};
 use super::timeline::{Timeline, begins_with};
 use super::transport::TRUE_HD_IS_LEFT_OUT;
-use super::{Source, audio, beside, ffv1, matroska, mp4, temporal};
+use super::{Source, audio, beside, cut, ffv1, matroska, mp4, temporal};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Pts};
 
@@ -90,11 +90,7 @@ impl FileSource {
         let session = Arc::new(Session::new(pipeline, filesrc, Arc::clone(&shared)));
 
         let (sender, frames) = bounded(DECODED_FRAMES);
-        let tap = Arc::new(Tap::new(
-            sender,
-            timeline.begins_late(),
-            Arc::clone(&shared),
-        ));
+        let tap = Arc::new(Tap::new(sender, Arc::clone(&shared)));
         let demuxed = Demuxed {
             pipeline: session.pipeline.downgrade(),
             job: job.clone(),
@@ -279,13 +275,21 @@ fn no_frames(shared: &Shared, job: &FileJob) -> Error {
 }
 
 fn past_the_end(job: &FileJob, start: Pts, claimed: Option<Duration>) -> Error {
+    let begins_inside = claimed.is_some_and(|claimed| Duration::from_nanos(start.0) < claimed);
     if let Some(end) = job.end
-        && claimed.is_some_and(|claimed| Duration::from_nanos(start.0) < claimed)
+        && (begins_inside || start == Pts(0))
     {
         return Error::Config(format!(
             "no frame is shown between {} s and {} s: {:?}",
             start.secs(),
             end.secs(),
+            job.input
+        ));
+    }
+    if begins_inside {
+        return Error::Config(format!(
+            "no frame is shown from {} s on, where only sound is left: {:?}",
+            start.secs(),
             job.input
         ));
     }
@@ -497,6 +501,7 @@ impl Demuxed {
         self.tap.install(&static_pad(&end, "sink")?);
         *lock(&self.tap.end) = Some(end.downgrade());
         let raw = static_pad(&convert, "sink")?;
+        let converted = static_pad(&plain, "sink")?;
         let vp8 = gst::Caps::builder("video/x-vp8").build();
         let origin = Origin {
             is_vp8: vp8.can_intersect(caps),
@@ -525,6 +530,10 @@ impl Demuxed {
             temporal::in_order(pad, &raw);
         } else {
             temporal::advance(pad, &raw);
+            if !self.timeline.is_spliced(pad) {
+                // Not where times are put right, as what is let go later would be.
+                cut::behind_the_decoder(pad, &converted);
+            }
         }
         select_only(&decode, pad);
         let tap = Arc::clone(&self.tap);

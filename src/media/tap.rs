@@ -16,9 +16,6 @@ use super::session::{Shared, lock};
 use crate::error::{Error, Result};
 use crate::frame::{Hdr, PixelLayout, Pts};
 
-/// Less than this of a frame is no frame: the coarsest step in which containers count.
-const SLIVER: Duration = Duration::from_millis(1);
-
 /// A frame that is not yet mapped.
 pub(super) struct Decoded {
     pub(super) pts: Pts,
@@ -75,8 +72,6 @@ pub(super) struct Tap {
     pub(super) linked: AtomicBool,
     /// When the picture ends, where the header says so.
     pub(super) picture_end: OnceLock<Duration>,
-    /// True where the range begins in mid-file, and may cut a frame there.
-    is_cut: bool,
     /// What users were told.
     said: Mutex<Vec<&'static str>>,
     /// True from the decision to seek until the flush is through.
@@ -90,13 +85,11 @@ struct TapState {
     segment: Option<gst::FormattedSegment<gst::ClockTime>>,
     layout: Option<Arc<PixelLayout>>,
     described: Described,
-    /// True once a frame has come since the beginning or the last seek.
-    begun: bool,
     ended: bool,
 }
 
 impl Tap {
-    pub(super) fn new(items: Sender<Item>, is_cut: bool, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(items: Sender<Item>, shared: Arc<Shared>) -> Self {
         Self {
             shared,
             items,
@@ -104,7 +97,6 @@ impl Tap {
             end: Mutex::new(None),
             linked: AtomicBool::new(false),
             picture_end: OnceLock::new(),
-            is_cut,
             said: Mutex::default(),
             discarding: AtomicBool::new(false),
         }
@@ -158,9 +150,7 @@ impl Tap {
                     segment.segment().downcast_ref::<gst::ClockTime>().cloned();
             }
             gst::EventView::FlushStop(_) => {
-                let mut state = lock(&self.state);
-                (state.ended, state.begun) = (false, false);
-                drop(state);
+                lock(&self.state).ended = false;
                 self.send(Item::Flushed);
                 self.discarding.store(false, Ordering::SeqCst);
             }
@@ -183,24 +173,9 @@ impl Tap {
             return;
         }
         match self.decoded(buffer) {
-            Ok(frame) if self.is_sliver(&frame) => {}
             Ok(frame) => self.send(Item::Frame(frame)),
             Err(err) => self.shared.fail(Failure::new(err.to_string())),
         }
-    }
-
-    /// True for what rounding leaves of a frame that ends where the range begins.
-    fn is_sliver(&self, frame: &Decoded) -> bool {
-        let mut state = lock(&self.state);
-        let is_first = !std::mem::replace(&mut state.begun, true);
-        let usual = state.format.as_ref().and_then(|(_, info)| {
-            let (numer, denom) = (info.fps().numer(), info.fps().denom());
-            (numer > 0).then(|| f64::from(denom) / f64::from(numer))
-        });
-        let shown = frame.duration.map_or(f64::MAX, |shown| shown.as_secs_f64());
-        self.is_cut
-            && is_first
-            && usual.is_some_and(|usual| shown < SLIVER.as_secs_f64().min(usual / 2.0))
     }
 
     fn decoded(&self, buffer: gst::Buffer) -> Result<Decoded> {

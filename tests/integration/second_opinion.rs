@@ -128,7 +128,7 @@ fn every_planted_defect_is_found() {
         (
             "a frame's time",
             "-i SRC -c copy -bsf:v setts=pts=PTS+eq(N\\,70)*0.02/TB",
-            "a frame was moved by",
+            "frames were moved, by up to",
         ),
         (
             "the first packet",
@@ -1084,6 +1084,128 @@ fn a_late_matroska_file_has_ranges() {
                 ..FileJob::new(&input, files.path("out.mp4"))
             };
             check(&job, "verified: ");
+        }
+    }
+}
+
+/// Opus is shown earlier than its blocks say, by its codec's delay.
+#[test]
+fn ranges_of_matroska_with_opus_begin_where_they_are_asked_to() {
+    let files = Files::new();
+    for (name, args) in [
+        ("plain.webm", "-c:v libvpx -b:v 500k -c:a libopus"),
+        ("late.mkv", "-c:v libx264 -c:a libopus -output_ts_offset 5"),
+        (
+            "half.mkv",
+            "-c:v libx264 -c:a libopus -output_ts_offset 0.5",
+        ),
+        ("aac.mkv", "-c:v libx264 -c:a aac -output_ts_offset 0.5"),
+    ] {
+        let scene = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=4 -f lavfi -i sine=frequency=440:duration=4";
+        let input = files.make(name, &format!("{scene} -pix_fmt yuv420p {args}"));
+        for (start, end) in [
+            (None, None),
+            (Some(1_010), None),
+            (Some(1_300), Some(2_700)),
+        ] {
+            let millis = |time: u64| Pts(time * 1_000_000);
+            for to in ["mkv", "webm", "mp4"] {
+                if (name, to) == ("aac.mkv", "webm") {
+                    continue;
+                }
+                let job = FileJob {
+                    start: start.map(millis),
+                    end: end.map(millis),
+                    overwrite: true,
+                    ..FileJob::new(&input, files.path(&format!("out.{to}")))
+                };
+                run(&job).unwrap();
+                let verification = verify::compare(&job, None).unwrap();
+                assert!(
+                    verification.whole(),
+                    "{name} {start:?} {to}: {verification}"
+                );
+                let shift = verification.max_sound_shift_nanos;
+                assert!(shift <= 1_000_000, "{name} {start:?} {to}: {verification}");
+            }
+        }
+    }
+}
+
+/// Containers round the length of a frame, or tell it in the order in which frames are stored.
+#[test]
+fn a_range_begins_with_the_frame_that_is_shown_there() {
+    let files = Files::new();
+    let vfr =
+        "testsrc2=size=160x120:rate=60:duration=6,select='not(mod(n\\,7))+lt(mod(n\\,50)\\,10)'";
+    for (name, picture, args, starts) in [
+        (
+            "30.mkv",
+            "testsrc2=size=160x120:rate=30:duration=4",
+            "-c:v libx264 -c:a aac",
+            &[1_000, 1_007, 1_021, 2_034][..],
+        ),
+        (
+            "30.webm",
+            "testsrc2=size=160x120:rate=30:duration=4",
+            "-c:v libvpx -b:v 1M -c:a libopus",
+            &[1_000, 1_007],
+        ),
+        (
+            "ntsc.mkv",
+            "testsrc2=size=160x120:rate=30000/1001:duration=4",
+            "-c:v mpeg4 -c:a flac",
+            &[1_001, 2_002],
+        ),
+        (
+            "vfr.mp4",
+            vfr,
+            "-vsync vfr -c:v libx264 -c:a aac",
+            &[500, 1_010, 2_000, 2_900, 4_000],
+        ),
+        (
+            "vfr.mkv",
+            vfr,
+            "-vsync vfr -c:v libx264 -bf 0 -c:a aac",
+            &[500, 2_000, 4_000],
+        ),
+    ] {
+        let sound = "-f lavfi -i sine=frequency=440:sample_rate=48000:duration=3";
+        let input = files.make(
+            name,
+            &format!("-f lavfi -i {picture} {sound} -pix_fmt yuv420p {args}"),
+        );
+        for start in starts {
+            for end in [None, Some(start + 900)] {
+                for to in ["mp4", "mkv"] {
+                    let millis = |time: u64| Pts(time * 1_000_000);
+                    let job = FileJob {
+                        start: Some(millis(*start)),
+                        end: end.map(millis),
+                        overwrite: true,
+                        ..FileJob::new(&input, files.path(&format!("out.{to}")))
+                    };
+                    check(&job, "verified: ");
+                    // What is shown at the start, and from then on, by ffprobe.
+                    let all = judged(&input, Kind::Picture);
+                    let micros = |millis: u64| millis as i64 * 1_000;
+                    let (from, until) = (micros(*start), end.map_or(i64::MAX, micros));
+                    let begun = all.iter().filter(|time| **time <= from + 999).count();
+                    let shown: Vec<i64> =
+                        all.iter().skip(begun.saturating_sub(1)).copied().collect();
+                    let shown = shown.iter().filter(|time| **time < until);
+                    let expected: Vec<i64> = shown.map(|time| (time - from).max(0)).collect();
+                    let found = judged(&job.output, Kind::Picture);
+                    assert_eq!(found.len(), expected.len(), "{name} {start} {end:?} {to}");
+                    for (found_at, expected_at) in found.iter().zip(&expected) {
+                        let error = (found_at - found[0]) - (expected_at - expected[0]);
+                        assert!(
+                            error.abs() <= 1_100,
+                            "{name} {start} {end:?} {to}: {found_at} for {expected_at}"
+                        );
+                    }
+                }
+            }
         }
     }
 }
