@@ -14,6 +14,19 @@ pub fn part_path(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// True for what is meant as an address of the network, as `rtsp://camera` or `user:password@camera`, and names no file
+/// that is there.
+pub fn is_address(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    let user = text
+        .split('@')
+        .next()
+        .filter(|user| user.len() < text.len());
+    let has_user = user.is_some_and(|user| user.contains(':') && !user.contains('/'));
+    let is_meant = text.contains("://") || text.contains(":\\\\") || has_user;
+    is_meant && !path.exists()
+}
+
 /// Writes `bytes` beside `path` under the name with `.part` and moves them there, so that nobody sees half a file.
 ///
 /// What exists and is no regular file, as a pipe or `/dev/null`, is written to where it is: a move would put a file in
@@ -53,6 +66,16 @@ mod tests {
         write_whole(&path, b"new").expect("a writable folder");
         assert_eq!(fs::read(&path).expect("a file"), b"new");
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
+    #[test]
+    fn addresses_are_no_names_of_files() {
+        for address in ["rtsp://a/b", "http:\\\\a:b@c", "admin:x@host"] {
+            assert!(is_address(Path::new(address)), "{address}");
+        }
+        for name in ["a.mp4", "a@b.mp4", "folder/12:30@home.mp4", "12:30.mp4"] {
+            assert!(!is_address(Path::new(name)), "{name}");
+        }
     }
 
     #[cfg(unix)]

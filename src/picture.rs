@@ -1,7 +1,7 @@
 //! Pictures in files: PNG and JPEG, upright and opaque.
 
 use std::fs;
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 use std::path::Path;
 
 use image::metadata::Orientation;
@@ -36,9 +36,30 @@ pub fn read(path: &Path) -> Result<FilePicture> {
 pub fn check_header(path: &Path) -> Result<()> {
     let reader = ImageReader::open(path)
         .and_then(ImageReader::with_guessed_format)
-        .map_err(|error| Error::io(path, error))?;
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                Error::Config(format!("no such file, expected a picture: {path:?}"))
+            }
+            _ => Error::io(path, error),
+        })?;
+    if is_video_name(path) && reader.format().is_none() {
+        return Err(Error::Config(format!(
+            "is a video, expected a picture; videos are explained by `vitscope file`: {path:?}"
+        )));
+    }
     let size = reader.into_dimensions();
     size.map(|_| ()).map_err(|error| unreadable(path, &error))
+}
+
+/// Ends of the names of video files.
+const VIDEOS: [&str; 12] = [
+    "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpg", "mts", "ts", "webm", "wmv",
+];
+
+/// True for the name of a video file.
+pub fn is_video_name(path: &Path) -> bool {
+    let end = path.extension().and_then(|end| end.to_str());
+    end.is_some_and(|end| VIDEOS.contains(&&*end.to_ascii_lowercase()))
 }
 
 fn unreadable(path: &Path, error: &image::ImageError) -> Error {

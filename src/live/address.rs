@@ -9,16 +9,13 @@ use std::str::FromStr;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use url::Url;
 
+use crate::picture::is_video_name;
+
 /// What stands for a secret wherever an address is shown.
 const HIDDEN: &str = "***";
 
 /// Letters that end a user's name or password in an address, and so stand in one only by mistake.
 const ENDING: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'/').add(b'?').add(b'@');
-
-/// Ends of the names of video files.
-const VIDEO_FILES: [&str; 12] = [
-    "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpg", "mts", "ts", "webm", "wmv",
-];
 
 /// A source of live video. Neither `Display` nor `Debug` shows what may be secret in an address of the network.
 #[derive(Clone, PartialEq, Eq)]
@@ -62,7 +59,7 @@ impl FromStr for Address {
             return Ok(network(text));
         }
         let path = Path::new(text);
-        if path.is_file() || has_video_name(path) {
+        if path.is_file() || is_video_name(path) {
             return Ok(Self::File(path.to_owned()));
         }
         if text.starts_with('/') {
@@ -79,11 +76,6 @@ const QUOTES: [char; 4] = ['\'', '"', '(', '`'];
 const SCHEMES: [&str; 8] = [
     "rtsp", "rtsps", "rtspt", "http", "https", "rtmp", "rtmps", "srt",
 ];
-
-fn has_video_name(path: &Path) -> bool {
-    let end = path.extension().and_then(|end| end.to_str());
-    end.is_some_and(|end| VIDEO_FILES.contains(&&*end.to_ascii_lowercase()))
-}
 
 /// The address that `text` is, with the letters of a password written as an address wants them, where that makes it one.
 fn network(text: &str) -> Address {

@@ -144,9 +144,9 @@ impl FileJob {
 
     /// Checks everything that can be known without opening a decoder.
     pub(super) fn check(&self) -> Result<Container> {
-        let container = Container::from_path(&self.output)?;
         self.check_input()?;
         self.check_output()?;
+        let container = Container::from_path(&self.output)?;
         if let (start, Some(end)) = (self.start.unwrap_or_default(), self.end)
             && end <= start
         {
@@ -188,6 +188,11 @@ impl FileJob {
         fs::File::open(input)
             .and_then(|file| file.take(12).read_to_end(&mut head))
             .map_err(|err| Error::io(input, err))?;
+        if head.starts_with(b"#EXTM3U") {
+            return Err(Error::Config(format!(
+                "is a playlist, expected a video file; `vitscope live` plays it: {input:?}"
+            )));
+        }
         if let Some(pictures) = pictures(&head) {
             return Err(Error::Config(format!(
                 "holds {pictures}, expected a video: {input:?}"
@@ -198,6 +203,11 @@ impl FileJob {
 
     fn check_output(&self) -> Result<()> {
         let output = &self.output;
+        if files::is_address(output) {
+            return Err(Error::Config(format!(
+                "is an address, expected a file to write: {output:?}"
+            )));
+        }
         let part = self.part_path();
         for written in [output, &part] {
             if same_file(&self.input, written) {
@@ -251,11 +261,10 @@ pub fn local_file(input: &Path) -> Result<PathBuf> {
 
 /// Refuses what is said instead of a path elsewhere.
 fn check_is_path(input: &Path) -> Result<()> {
-    let text = input.to_string_lossy();
     let complaint = if input == Path::new("-") {
         "standard input can be read only once, expected a file"
-    } else if text.contains("://") {
-        "is a URL, expected a file; `vitscope live` reads streams"
+    } else if files::is_address(input) {
+        "is an address, expected a file; `vitscope live` reads streams"
     } else {
         return Ok(());
     };

@@ -80,7 +80,7 @@ pub(super) fn describe(
                 ),
                 (9.., None) if !kept.depth => tap.say(
                     "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
-                     (`--codec x265`) keeps 10",
+                     (`--codec x265`, vp9 in WebM) keeps 10",
                 ),
                 (11.., _) if kept.depth => {
                     tap.say("the picture has more than 10 bits per sample, writing 10");

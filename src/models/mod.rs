@@ -508,7 +508,7 @@ impl Model {
     /// What a person asks to see explained: `predicted`, a class by name or index, or `contrast:A,B` with two of them.
     ///
     /// # Errors
-    /// [`Error::Model`] as [`class_index`](Self::class_index), [`Error::Config`] where the contrast has no second class.
+    /// [`Error::Model`] as [`class_index`](Self::class_index), [`Error::Config`] where the contrast has no second class, or the same one.
     pub fn target(&self, text: &str) -> Result<Target> {
         if text == "predicted" {
             return Ok(Target::Predicted);
@@ -521,10 +521,13 @@ impl Model {
                 "expected contrast:A,B with two classes, got {text:?}"
             )));
         };
-        Ok(Target::Contrast(
-            self.class_index(class)?,
-            self.class_index(other.trim())?,
-        ))
+        let (class, other) = (self.class_index(class)?, self.class_index(other.trim())?);
+        if class == other {
+            return Err(Error::Config(format!(
+                "a class has no contrast with itself, expected contrast:A,B with two classes, got {text:?}"
+            )));
+        }
+        Ok(Target::Contrast(class, other))
     }
 
     /// One gray picture, to try something on that needs no particular one.

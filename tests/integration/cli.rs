@@ -339,6 +339,12 @@ fn an_address_never_shows_its_password_in_a_refusal() {
         "live test: --model vit_a --rtsp-out rtsp://u:s3cret".to_owned(),
         "live test: --model vit_a --scores tcp://u:s3cret".to_owned(),
         "file rtsp://u:s3cret out.mp4 --model vit_a".to_owned(),
+        "file in.mp4 out.mp4 --model vit_a --scores admin:s3cret@host".to_owned(),
+        r"file in.mp4 out.mp4 --model vit_a --scores http:\\admin:s3cret@host".to_owned(),
+        "file in.mp4 rtsp://admin:s3/cr#et@host/x.mp4 --model vit_a".to_owned(),
+        "still in.png out.png --model vit_a --sheet admin:s3cret@host.png".to_owned(),
+        "live test: --no-window --duration 1 --collect http://127.0.0.1:9/x?pw=s3cret".to_owned(),
+        "live test: --no-window --duration 1 --teach rtsp://u:s3cret@127.0.0.1:9/x".to_owned(),
     ] {
         let ended = bench.run(&args);
         assert!(
@@ -805,7 +811,16 @@ fn pictures_that_cannot_be_are_refused() {
             (bench.names(), names_in(&bench.path("out")).len())
         );
     };
-    refused("still no.png b.png", "", "\"no.png\"");
+    refused(
+        "still no.png b.png",
+        "no such file, expected a picture: ",
+        "\"no.png\"",
+    );
+    refused(
+        "still in.mp4 b.png",
+        "is a video, expected a picture; videos are explained by `vitscope file`: ",
+        "\"in.mp4\"",
+    );
     refused(
         "still text.png b.png",
         "not a readable picture",
@@ -1165,6 +1180,10 @@ fn options_of_methods_that_cannot_be_are_refused_before_anything_is_written() {
         "--method chefer --target contrast:cat",
         "error: expected contrast:A,B with two classes, got \"contrast:cat\"",
     );
+    refused(
+        "--method chefer --target contrast:cat,2",
+        "error: a class has no contrast with itself, expected contrast:A,B with two classes, got \"contrast:cat,2\"",
+    );
 }
 
 #[test]
@@ -1212,6 +1231,21 @@ fn live_refuses_what_makes_no_sense_before_anything_starts() {
         "--hls nosuch",
         1,
         "error: the output's directory does not exist: \"nosuch\"",
+    );
+    refused(
+        "--gates nosuch",
+        1,
+        "error: has no gates.safetensors, expected a folder with DiffMask gates: \"nosuch\"",
+    );
+    refused(
+        "--v4l2-out nosuch",
+        1,
+        "error: no such device, expected one of v4l2loopback: \"nosuch\"",
+    );
+    refused(
+        "--v4l2-out in.mp4",
+        1,
+        "error: is no device, expected one of v4l2loopback: \"in.mp4\"",
     );
     refused(
         "--target cat --target dog",

@@ -747,6 +747,10 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
         "-attach {} -metadata:s:t mimetype=image/jpeg",
         cover.display()
     );
+    let font = files.path("font.ttf");
+    std::fs::write(&font, [0; 64]).unwrap();
+    let attach_font = format!("-attach {} -metadata:s:t mimetype=font/ttf", font.display());
+    let titled = format!("{tone} -map 0 -map 1 -metadata:s:a title=Commentary -c:a aac");
     let interlaced = format!("-vf interlace -flags +ilme+ildct {H264}");
     let see_through = "-vf format=argb,colorchannelmixer=aa=0.5 -c:v qtrle";
     let deep = "-c:v libx264 -pix_fmt yuv420p10le";
@@ -776,7 +780,7 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             "mp4",
             &[
                 "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
-               (`--codec x265`) keeps 10",
+               (`--codec x265`, vp9 in WebM) keeps 10",
             ],
         ),
         (
@@ -825,6 +829,19 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             &["not copied: cover"],
         ),
         ("cover2.mkv", &format!("{H264} {attach}"), "mp4", &[]),
+        (
+            "font.mkv",
+            &format!("{H264} {attach_font}"),
+            "mkv",
+            &["not copied: attached files"],
+        ),
+        ("title.mkv", &format!("{titled} {H264}"), "mkv", &[]),
+        (
+            "title2.mkv",
+            &format!("{titled} {H264}"),
+            "ts",
+            &["not copied: titles of tracks"],
+        ),
         (
             "tones.mp4",
             &format!("{two_tones} {H264} -c:a aac"),
@@ -885,9 +902,15 @@ fn inputs_that_cannot_be_read_are_named() {
     for address in ["http://localhost/in.mp4", "https://localhost/in.mp4"] {
         refused(
             Path::new(address),
-            "is a URL, expected a file; `vitscope live` reads streams: ",
+            "is an address, expected a file; `vitscope live` reads streams: ",
         );
     }
+    let playlist = files.path("live.m3u8");
+    std::fs::write(&playlist, "#EXTM3U\n#EXTINF:1,\na.ts\n").unwrap();
+    refused(
+        &playlist,
+        "is a playlist, expected a video file; `vitscope live` plays it: ",
+    );
     let pipe = files.path("pipe");
     let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
     assert!(made.success());

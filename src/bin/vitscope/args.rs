@@ -240,7 +240,14 @@ where
 
 /// A whole number from 1 on.
 pub fn one_or_more<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "expected 1 or more".into())
+    text.parse().map_err(|_| {
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+        let is_zero = text.bytes().all(|byte| byte == b'0');
+        match is_number && !is_zero {
+            true => "the number is too large".into(),
+            false => "expected 1 or more".into(),
+        }
+    })
 }
 
 /// A number of compute threads.
@@ -336,6 +343,19 @@ mod tests {
         refused("vitscope eval gates --data a --pictures 0");
         refused("vitscope eval temporal --data a --frames 0");
         refused("vitscope eval faithfulness --grids 0");
+    }
+
+    #[test]
+    fn numbers_without_end_are_too_large() {
+        let batch = |text| one_or_more::<NonZeroUsize>(text).map(NonZeroUsize::get);
+        assert_eq!(batch("12"), Ok(12));
+        assert_eq!(
+            batch("99999999999999999999999"),
+            Err("the number is too large".into())
+        );
+        for text in ["", "0", "00", "-1", "1.5", "x"] {
+            assert_eq!(batch(text), Err("expected 1 or more".into()), "{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::num::NonZeroU32;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use vitscope::explain::Method;
 use vitscope::files;
+use vitscope::files::is_address;
 use vitscope::live::{
     Address, Audience, Collect, Event, Key, Live, Outputs, Page, Status, Teach, Wanted,
 };
@@ -132,6 +134,15 @@ fn size(text: &str) -> Result<(u32, u32), String> {
     sides.ok_or_else(|| "expected width and height in pixels, as 640x480".into())
 }
 
+/// Refuses what is no device that takes frames, in words that its driver does not have.
+fn check_video_device(path: &Path) -> anyhow::Result<()> {
+    match path.metadata() {
+        Ok(metadata) if metadata.file_type().is_char_device() => Ok(()),
+        Ok(_) => bail!("is no device, expected one of v4l2loopback: {path:?}"),
+        Err(_) => bail!("no such device, expected one of v4l2loopback: {path:?}"),
+    }
+}
+
 /// Where a page is served: an address, a host's name and port, or a port of this machine.
 fn served(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.parse::<u16>() {
@@ -153,8 +164,26 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
         _ => Vec::new(),
     };
     outputs::check(&outputs, &read, args.overwrite)?;
+    if let Some(folder) = args
+        .gates
+        .as_deref()
+        .filter(|folder| !folder.join("gates.safetensors").is_file())
+    {
+        bail!("has no gates.safetensors, expected a folder with DiffMask gates: {folder:?}");
+    }
+    let folders = [&args.collect, &args.teach, &args.hls];
+    if let Some(folder) = folders
+        .into_iter()
+        .flatten()
+        .find(|folder| is_address(folder))
+    {
+        bail!("is an address, expected a folder to write into: {folder:?}");
+    }
     if let Some(folder) = args.hls.as_deref().filter(|folder| !folder.is_dir()) {
         bail!("the output's directory does not exist: {folder:?}");
+    }
+    if let Some(device) = args.v4l2_out.as_deref() {
+        check_video_device(device)?;
     }
     if args.again && !matches!(args.source, Address::File(_)) {
         bail!(

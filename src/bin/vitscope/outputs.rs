@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use image::ImageFormat;
 use vitscope::error::{Error, Result};
-use vitscope::files::part_path;
+use vitscope::files::{is_address, part_path};
 
 /// The format of a picture by its name.
 ///
@@ -75,9 +75,11 @@ impl Drop for Output {
 /// Refuses outputs that would overwrite an input, each other, or a file that may not be overwritten.
 pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Result<()> {
     for (output_idx, output) in outputs.iter().enumerate() {
+        if is_address(output) {
+            bail!("is an address, expected a file to write: {output:?}");
+        }
         let folder = folder_of(output);
         if !folder.is_dir() {
-            // All of the name: in a part of an address no password is known.
             bail!("the output's directory does not exist: {output:?}");
         }
         // Renaming a complete file over a device would replace the device.

@@ -1,10 +1,11 @@
 //! `vitscope run`: a run that is written down, its command and options in a TOML file.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
+use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory};
 use toml::{Table, Value};
 
@@ -56,6 +57,9 @@ pub fn expand(args: &RunArgs) -> anyhow::Result<Vec<OsString>> {
 
 fn command_line(table: &Table, replaced: &[OsString]) -> anyhow::Result<Vec<OsString>> {
     let (words, command) = command_of(table)?;
+    if let Some(word) = argument_in(&words, replaced) {
+        bail!("unexpected argument {word:?}; files stand in the run, and options may follow it");
+    }
     let replaced_keys = keys_of(replaced, &command);
     let positionals: Vec<String> = command
         .get_positionals()
@@ -119,11 +123,13 @@ fn command_of(table: &Table) -> anyhow::Result<(Vec<String>, clap::Command)> {
             .collect();
         names.join(", ")
     };
-    let Some(Value::String(name)) = table.get(COMMAND) else {
-        bail!(
+    let name = match table.get(COMMAND) {
+        Some(Value::String(name)) => name,
+        Some(other) => bail!("key {COMMAND:?} takes the name of a command, not {other}"),
+        None => bail!(
             "key {COMMAND:?} is missing, expected one of {}",
             known(&command)
-        );
+        ),
     };
     let mut words = vec![command.get_name().to_owned()];
     for word in name.split_whitespace().filter(|word| *word != "run") {
@@ -142,15 +148,24 @@ fn command_of(table: &Table) -> anyhow::Result<(Vec<String>, clap::Command)> {
             known(&command)
         );
     }
+    if command.has_subcommands() {
+        let names = command.get_subcommands().map(clap::Command::get_name);
+        let names: Vec<String> = names.map(|part| format!("\"{name} {part}\"")).collect();
+        bail!(
+            "{name:?} is a group of commands, expected one of {}",
+            names.join(", ")
+        );
+    }
     // Flattened options are there once the command is built.
     command.build();
     Ok((words, command))
 }
 
 fn options_of(command: &clap::Command) -> impl Iterator<Item = &clap::Arg> {
-    command
-        .get_arguments()
-        .filter(|argument| !argument.is_positional())
+    let no_options = [Some("help"), Some("version")];
+    command.get_arguments().filter(move |argument| {
+        !argument.is_positional() && !no_options.contains(&argument.get_long())
+    })
 }
 
 fn is_called(option: &clap::Arg, key: &str) -> bool {
@@ -165,6 +180,34 @@ fn positional_keys(argument: &clap::Arg) -> Vec<String> {
     words
         .map(|word| word.trim_end_matches('.').to_lowercase())
         .collect()
+}
+
+/// The first of the `options` behind the command's `words` that is no option and no value of one.
+fn argument_in(words: &[String], options: &[OsString]) -> Option<OsString> {
+    let mut program = Args::command();
+    for word in words.iter().skip(1) {
+        let of_command = std::mem::take(program.find_subcommand_mut(word)?);
+        program = of_command;
+    }
+    let program = program.mut_args(|argument| match argument.is_positional() {
+        true => argument.required(false),
+        false => argument,
+    });
+    let names: Vec<String> = program
+        .get_positionals()
+        .map(|argument| argument.get_id().to_string())
+        .collect();
+    let line = std::iter::once(OsString::new()).chain(options.iter().cloned());
+    // What is wrong with the options is told when they are read with the file's.
+    let parsed = program
+        .ignore_errors(true)
+        .try_get_matches_from(line)
+        .ok()?;
+    let typed = names
+        .iter()
+        .filter(|name| parsed.value_source(name) == Some(ValueSource::CommandLine));
+    let mut values = typed.flat_map(|name| parsed.get_raw(name)).flatten();
+    values.next().map(OsStr::to_owned)
 }
 
 /// The options that `line` names, as keys.
@@ -222,9 +265,7 @@ fn plain(key: &str, value: &Value) -> anyhow::Result<String> {
 
 fn unknown_key(key: &str, command: &clap::Command, positionals: &[String]) -> String {
     let options = options_of(command).filter_map(clap::Arg::get_long);
-    let known = options
-        .filter(|name| !["help", "version"].contains(name))
-        .chain(positionals.iter().map(String::as_str));
+    let known = options.chain(positionals.iter().map(String::as_str));
     unknown("key", key, known)
 }
 
@@ -296,6 +337,23 @@ mod tests {
     }
 
     #[test]
+    fn files_behind_the_run_are_refused() {
+        let text = "command = \"file\"\nin = \"a.mp4\"\nout = \"b.mp4\"";
+        for replaced in [
+            &["c.mp4"][..],
+            &["--every", "3", "c.mp4"],
+            &["c.mp4", "--overwrite"],
+        ] {
+            let told = line(text, replaced).unwrap_err().to_string();
+            assert!(
+                told.starts_with("unexpected argument \"c.mp4\"; "),
+                "{told}"
+            );
+        }
+        line(text, &["--every", "3", "--target", "c.mp4"]).unwrap();
+    }
+
+    #[test]
     fn files_to_start_from_are_command_lines() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
         let files = std::fs::read_dir(folder).unwrap();
@@ -327,6 +385,18 @@ mod tests {
         check(
             "command = \"fiel\"",
             "unknown command \"fiel\", expected one of file, live",
+        );
+        check(
+            "command = [\"file\"]",
+            "key \"command\" takes the name of a command, not [\"file\"]",
+        );
+        check(
+            "command = \"models\"",
+            "\"models\" is a group of commands, expected one of \"models list\", ",
+        );
+        check(
+            "command = \"file\"\nhelp = true",
+            "unknown key \"help\", expected one of every",
         );
         check(
             "command = \"run\"",

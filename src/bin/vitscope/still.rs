@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::error::ErrorKind;
 use image::ImageFormat;
 use vitscope::error::{Error, Result};
+use vitscope::files::is_address;
 use vitscope::frame::{Frame, Pts};
 use vitscope::media::{Sink, Source};
 use vitscope::overlay;
@@ -52,8 +53,8 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     outputs::check(&borrowed, &taken, args.outputs.overwrite)?;
     side::check(&args.outputs, &[borrowed, taken].concat())?;
     for input in inputs {
-        if input.to_string_lossy().contains("://") && !input.exists() {
-            bail!("is a URL, expected a file with a picture: {input:?}");
+        if is_address(input) {
+            bail!("is an address, expected a file with a picture: {input:?}");
         }
         // The header is enough to refuse what is no picture before anything is written.
         picture::check_header(input)?;

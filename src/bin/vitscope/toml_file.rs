@@ -14,7 +14,11 @@ pub fn read<T: DeserializeOwned>(path: &Path, what: &str) -> anyhow::Result<T> {
     toml::from_str(&text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start));
         let line = before.map_or(1, |before| before.matches('\n').count() + 1);
-        let message = error.message().trim();
+        let message = match error.message().trim() {
+            // A number that no value of TOML holds.
+            message if message.contains("i128") => "a number is too large",
+            message => message,
+        };
         anyhow!("{what} is malformed: {message}: {path:?}, line {line}")
     })
 }
