@@ -10,60 +10,47 @@ use gstreamer as gst;
 use gstreamer::prelude::*;
 
 use super::session::lock;
-use super::timeline::Segment;
+use super::timeline;
 
 /// Less than this of a picture is none: the coarsest step in which containers count.
 const SLIVER: gst::ClockTime = gst::ClockTime::from_mseconds(1);
 
 /// Keeps the segment of `stored` from the decoder, and cuts what comes out of it at `decoded` to that segment.
 pub(super) fn behind_the_decoder(stored: &gst::Pad, decoded: &gst::Pad) {
+    let range = timeline::hide_segment(stored, decoded);
     let cut = Arc::new(Mutex::new(Cut::default()));
-    let told = Arc::clone(&cut);
-    let kinds = gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::EVENT_FLUSH;
-    stored.add_probe(kinds, move |_, info| {
-        match info.event().map(|event| (event.view(), event.seqnum())) {
-            Some((gst::EventView::FlushStop(_), _)) => *lock(&told) = Cut::default(),
-            Some((gst::EventView::Segment(segment), seqnum)) => {
-                lock(&told).range = segment.segment().downcast_ref::<gst::ClockTime>().cloned();
-                let all = Segment::new();
-                let all = gst::event::Segment::builder(&all).seqnum(seqnum).build();
-                info.data = Some(gst::PadProbeData::Event(all));
-            }
-            _ => {}
+    let flushed = Arc::clone(&cut);
+    stored.add_probe(gst::PadProbeType::EVENT_FLUSH, move |_, info| {
+        if info.event().map(|event| event.type_()) == Some(gst::EventType::FlushStop) {
+            *lock(&flushed) = Cut::default();
         }
         gst::PadProbeReturn::Ok
     });
     let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
     decoded.add_probe(kinds, move |pad, info| {
+        let Some((start, stop)) = lock(&range)
+            .as_ref()
+            .map(|range| (range.start(), range.stop()))
+        else {
+            return gst::PadProbeReturn::Ok;
+        };
         if let Some(event) = info.event() {
-            match event.type_() {
-                gst::EventType::Segment => {
-                    if let Some(range) = &lock(&cut).range {
-                        let range = gst::event::Segment::builder(range);
-                        let range = range.seqnum(event.seqnum()).build();
-                        info.data = Some(gst::PadProbeData::Event(range));
-                    }
-                }
-                gst::EventType::Eos => show(pad, &cut, None),
-                _ => {}
+            if event.type_() == gst::EventType::Eos {
+                show(pad, &cut, start, None);
             }
             return gst::PadProbeReturn::Ok;
         }
         let Some(pts) = info.buffer().and_then(|buffer| buffer.pts()) else {
             return gst::PadProbeReturn::Ok;
         };
-        let (is_early, stop) = {
-            let cut = lock(&cut);
-            let Some(range) = cut.range.as_ref().filter(|_| !cut.passing) else {
-                return gst::PadProbeReturn::Ok;
-            };
-            (range.start().is_some_and(|start| pts < start), range.stop())
-        };
-        if is_early {
+        if lock(&cut).passing {
+            return gst::PadProbeReturn::Ok;
+        }
+        if start.is_some_and(|start| pts < start) {
             lock(&cut).shown = info.take_buffer();
             return gst::PadProbeReturn::Handled;
         }
-        show(pad, &cut, Some(pts));
+        show(pad, &cut, start, Some(pts));
         let Some(stop) = stop else {
             return gst::PadProbeReturn::Ok;
         };
@@ -85,24 +72,27 @@ pub(super) fn behind_the_decoder(stored: &gst::Pad, decoded: &gst::Pad) {
 /// Where a stream's picture is cut.
 #[derive(Default)]
 struct Cut {
-    range: Option<Segment>,
     /// The last picture before the range, which may be shown where it begins.
     shown: Option<gst::Buffer>,
     /// While that one is let go.
     passing: bool,
 }
 
-/// Lets go what `pad` shows where the range begins, up to the `next` picture, or as long as it is said to be.
-fn show(pad: &gst::Pad, cut: &Mutex<Cut>, next: Option<gst::ClockTime>) {
+/// Lets go what `pad` shows at the range's `start`, up to the `next` picture, or as long as it is said to be.
+fn show(
+    pad: &gst::Pad,
+    cut: &Mutex<Cut>,
+    start: Option<gst::ClockTime>,
+    next: Option<gst::ClockTime>,
+) {
     let first = {
         let mut cut = lock(cut);
-        let start = cut.range.as_ref().and_then(|range| range.start());
         let shown = cut.shown.take().zip(start);
         let first = shown.and_then(|(mut shown, start)| {
             let told = shown.duration().unwrap_or_default();
             let end = next.or_else(|| Some(shown.pts()? + told))?;
             let left = end.checked_sub(start)?;
-            // Of many pictures a second, half of one is less.
+            // At many frames per second, half of one is less.
             let sliver = match told {
                 gst::ClockTime::ZERO => SLIVER,
                 told => SLIVER.min(told / 2),

@@ -239,7 +239,7 @@ impl Wanted {
         for (frame, next) in picture.packets.iter().zip(nexts) {
             let time = frame.time.saturating_sub(begin).saturating_sub(self.start);
             // A frame is shown until the next one is, whatever length it is said to have.
-            let length = next.map_or(frame.duration, |next| next.time - frame.time);
+            let length = next.map_or(frame.duration, |next| next.time.saturating_sub(frame.time));
             let end = time.saturating_add(length);
             if time >= stop || time < 0 && end <= 0 {
                 continue;

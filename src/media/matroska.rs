@@ -91,7 +91,10 @@ pub(super) fn correct(
     let head = read_head(path, HEAD_LEN)?;
     let mut patches = text_patches(path, &head)?;
     patches.extend(name_patches(&head));
-    patches.extend(Opening::read(path).first_opus_patches());
+    let delays = |track: &Track| !track.codec_delay.is_zero();
+    if Opening::parse(&head).tracks.iter().any(delays) {
+        patches.extend(Opening::read(path).first_opus_patches());
+    }
     patches.extend(duration_patch(&head, duration));
     patches.extend(created.and_then(|created| date_patch(&head, created)));
     let mut file = OpenOptions::new().write(true).open(path)?;

@@ -16,6 +16,7 @@ use gstreamer as gst;
 use gstreamer::prelude::*;
 
 use super::session::lock;
+use super::timeline;
 
 /// More bytes than stand before the first slice of a picture.
 const HEAD_LEN: usize = 4096;
@@ -123,41 +124,19 @@ impl Lengths {
 pub(super) fn in_order(stored: &gst::Pad, decoded: &gst::Pad) {
     let slots = Arc::new(Mutex::new(Slots::default()));
     let waiting = Arc::clone(&slots);
-    let kinds = gst::PadProbeType::BUFFER
-        | gst::PadProbeType::EVENT_DOWNSTREAM
-        | gst::PadProbeType::EVENT_FLUSH;
+    let range = timeline::hide_segment(stored, decoded);
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_FLUSH;
     stored.add_probe(kinds, move |_, info| {
         let mut slots = lock(&waiting);
         if let Some(buffer) = info.buffer() {
             slots.store(buffer);
-        } else if let Some(event) = info.event() {
-            match event.view() {
-                gst::EventView::FlushStop(_) => *slots = Slots::default(),
-                gst::EventView::Segment(segment) => {
-                    slots.range = segment.segment().downcast_ref::<gst::ClockTime>().cloned();
-                    let all = gst::FormattedSegment::<gst::ClockTime>::new();
-                    let event = gst::event::Segment::builder(&all)
-                        .seqnum(event.seqnum())
-                        .build();
-                    info.data = Some(gst::PadProbeData::Event(event));
-                }
-                _ => {}
-            }
+        } else if info.event().map(|event| event.type_()) == Some(gst::EventType::FlushStop) {
+            *slots = Slots::default();
         }
         gst::PadProbeReturn::Ok
     });
-    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
-    decoded.add_probe(kinds, move |_, info| {
+    decoded.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
         let mut slots = lock(&slots);
-        if let Some(event) = info.event()
-            && event.type_() == gst::EventType::Segment
-            && let Some(range) = &slots.range
-        {
-            let event = gst::event::Segment::builder(range)
-                .seqnum(event.seqnum())
-                .build();
-            info.data = Some(gst::PadProbeData::Event(event));
-        }
         let Some(buffer) = info.buffer_mut() else {
             return gst::PadProbeReturn::Ok;
         };
@@ -165,11 +144,9 @@ pub(super) fn in_order(stored: &gst::Pad, decoded: &gst::Pad) {
             return gst::PadProbeReturn::Ok;
         };
         let end = buffer.duration().map(|duration| slot + duration);
-        let Some((begin, end)) = slots
-            .range
-            .as_ref()
-            .map_or(Some((Some(slot), end)), |range| range.clip(slot, end))
-        else {
+        let range = lock(&range);
+        let all = Some((Some(slot), end));
+        let Some((begin, end)) = range.as_ref().map_or(all, |range| range.clip(slot, end)) else {
             drop(info.take_buffer());
             return gst::PadProbeReturn::Handled;
         };
@@ -246,8 +223,6 @@ struct Slots {
     times: VecDeque<gst::ClockTime>,
     /// Pictures so far that others may refer to.
     n_references: usize,
-    /// What is wanted of the file.
-    range: Option<gst::FormattedSegment<gst::ClockTime>>,
 }
 
 impl Slots {

@@ -333,10 +333,7 @@ impl Timeline {
                     undo_delay(pad, lead, track.first.unwrap_or_default());
                 }
                 self.complete_laces_of(pad);
-                let start = match self.has_range() && !self.reads_all() {
-                    true => *begin + gst::ClockTime::try_from(self.range.0).unwrap_or_default(),
-                    false => *begin,
-                };
+                let start = *begin + gst::ClockTime::try_from(self.range.0).unwrap_or_default();
                 let range_len = self.range_len();
                 Box::new(move |old| {
                     let mut new = old.clone();
@@ -649,6 +646,20 @@ pub(super) fn shift(pad: &gst::Pad, lead: Duration, delay: Duration, early: Dura
         new.set_base(old.base()? + time(delay - early)?);
         Some(new)
     });
+}
+
+/// Keeps the segment of `stored` from the decoder, which would leave pictures out by it, and gives it to what comes out at
+/// `decoded`. Returns where the newest one is.
+pub(super) fn hide_segment(stored: &gst::Pad, decoded: &gst::Pad) -> Arc<Mutex<Option<Segment>>> {
+    let hidden = Arc::new(Mutex::new(None));
+    let told = Arc::clone(&hidden);
+    replace_segment(stored, move |segment| {
+        *lock(&told) = Some(segment.clone());
+        Some(Segment::new())
+    });
+    let wanted = Arc::clone(&hidden);
+    replace_segment(decoded, move |_| lock(&wanted).clone());
+    hidden
 }
 
 /// Puts the answer of `replace` in place of each segment of `pad`, where it has one.

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use vitscope::explain::Method;
 use vitscope::files;
-use vitscope::files::is_address;
 use vitscope::live::{
     Address, Audience, Collect, Event, Key, Live, Outputs, Page, Status, Teach, Wanted,
 };
@@ -175,7 +174,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
     if let Some(folder) = folders
         .into_iter()
         .flatten()
-        .find(|folder| is_address(folder))
+        .find(|folder| files::is_address(folder))
     {
         bail!("is an address, expected a folder to write into: {folder:?}");
     }

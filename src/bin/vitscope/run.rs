@@ -57,7 +57,7 @@ pub fn expand(args: &RunArgs) -> anyhow::Result<Vec<OsString>> {
 
 fn command_line(table: &Table, replaced: &[OsString]) -> anyhow::Result<Vec<OsString>> {
     let (words, command) = command_of(table)?;
-    if let Some(word) = argument_in(&words, replaced) {
+    if let Some(word) = argument_in(&command, replaced) {
         bail!("unexpected argument {word:?}; files stand in the run, and options may follow it");
     }
     let replaced_keys = keys_of(replaced, &command);
@@ -182,27 +182,14 @@ fn positional_keys(argument: &clap::Arg) -> Vec<String> {
         .collect()
 }
 
-/// The first of the `options` behind the command's `words` that is no option and no value of one.
-fn argument_in(words: &[String], options: &[OsString]) -> Option<OsString> {
-    let mut program = Args::command();
-    for word in words.iter().skip(1) {
-        let of_command = std::mem::take(program.find_subcommand_mut(word)?);
-        program = of_command;
-    }
-    let program = program.mut_args(|argument| match argument.is_positional() {
-        true => argument.required(false),
-        false => argument,
-    });
-    let names: Vec<String> = program
-        .get_positionals()
-        .map(|argument| argument.get_id().to_string())
-        .collect();
+/// The first of the `options` behind `command` that is no option and no value of one.
+fn argument_in(command: &clap::Command, options: &[OsString]) -> Option<OsString> {
+    let arguments = command.get_positionals().map(clap::Arg::get_id);
+    let names: Vec<&str> = arguments.map(clap::Id::as_str).collect();
     let line = std::iter::once(OsString::new()).chain(options.iter().cloned());
-    // What is wrong with the options is told when they are read with the file's.
-    let parsed = program
-        .ignore_errors(true)
-        .try_get_matches_from(line)
-        .ok()?;
+    // What is wrong with the options, or missing, is told when they are read with the file's.
+    let alone = command.clone().ignore_errors(true);
+    let parsed = alone.try_get_matches_from(line).ok()?;
     let typed = names
         .iter()
         .filter(|name| parsed.value_source(name) == Some(ValueSource::CommandLine));
