@@ -38,6 +38,8 @@ mod mp4;
 #[cfg(feature = "media")]
 pub mod pixels;
 #[cfg(feature = "media")]
+mod program_clock;
+#[cfg(feature = "media")]
 mod rendition;
 #[cfg(feature = "media")]
 mod session;

@@ -86,7 +86,7 @@ impl FileSource {
                 job.input
             )));
         }
-        timeline.prepare(&filesrc);
+        timeline.prepare(&filesrc, &parsebin);
         let session = Arc::new(Session::new(pipeline, filesrc, Arc::clone(&shared)));
 
         let (sender, frames) = bounded(DECODED_FRAMES);

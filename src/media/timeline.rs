@@ -22,11 +22,12 @@ use gstreamer as gst;
 use gstreamer::prelude::*;
 
 use super::container::Container;
-use super::edits;
 use super::job::FileJob;
 use super::matroska;
 use super::mp4::{Movie, Track, duration_from_ticks};
+use super::program_clock::ProgramClock;
 use super::session::lock;
+use super::{edits, elements};
 use super::{transport, vorbis};
 
 /// A Matroska file that begins later than this was cut out of a longer one.
@@ -67,8 +68,15 @@ struct Other {
     /// How much further than the range pictures are to be read.
     room: Duration,
     way: Way,
+    transport: Option<Arc<transport::Opening>>,
     /// True for an mp4 whose edits repeat parts, go back or change the speed.
     is_edited: bool,
+}
+
+impl Other {
+    fn clock(&self) -> Option<&ProgramClock> {
+        self.transport.as_ref()?.clock()
+    }
 }
 
 /// How a demuxer is made to read a range.
@@ -122,20 +130,24 @@ impl Timeline {
                 Kind::Matroska(begin.unwrap_or_default(), opening)
             }
             None => {
+                let transport = transport::Opening::read(path).map(Arc::new);
+                let clock = transport.as_ref().and_then(|opening| opening.clock());
+                let begin = clock.and_then(|clock| gst::ClockTime::try_from(clock.begin).ok());
                 // An AVI file is read up to the slot where the range ends, and the last pictures of it are stored later.
                 let (way, room) = if begins_with(path, b"RIFF") {
                     (Way::FromTheBeginning, REORDERING)
                 } else if begins_with(path, &PROGRAM_STREAM) {
                     (Way::All, Duration::ZERO)
-                } else if transport::is_stream(path) {
+                } else if transport.is_some() {
                     (Way::FromBefore, Duration::ZERO)
                 } else {
                     (Way::ToTheRange, Duration::ZERO)
                 };
                 Kind::Other(Other {
-                    begin: Arc::default(),
+                    begin: Arc::new(begin.map(OnceLock::from).unwrap_or_default()),
                     room,
                     way,
+                    transport,
                     is_edited,
                 })
             }
@@ -157,11 +169,19 @@ impl Timeline {
         Self::new(&job.input, range)
     }
 
-    /// Prepares the element that reads the file.
-    pub(super) fn prepare(&self, filesrc: &gst::Element) {
+    /// Prepares the elements that read the file and take it apart.
+    pub(super) fn prepare(&self, filesrc: &gst::Element, parsebin: &gst::Element) {
         match &self.kind {
             Kind::Movie(movie) => edits::hide(movie, filesrc),
-            Kind::Other(other) if other.way == Way::FromBefore => transport::name_sound(filesrc),
+            Kind::Other(Other {
+                transport: Some(opening),
+                ..
+            }) => {
+                opening.show(filesrc);
+                if let Some(clock) = opening.clock() {
+                    begin_all_at(parsebin, clock.begin.saturating_sub(clock.longest_run_in()));
+                }
+            }
             Kind::Matroska(..) | Kind::Other(_) => (),
         }
     }
@@ -324,7 +344,7 @@ impl Timeline {
                     let mut all = Segment::new();
                     all.set_start(begin);
                     all.set_time(begin);
-                    part_of(&all, begin, range)
+                    Some(part_of(&all, begin, range)?.segment(Duration::ZERO))
                 })
             }
             Kind::Matroska(begin, _) => {
@@ -343,18 +363,30 @@ impl Timeline {
                     Some(new)
                 })
             }
-            Kind::Other(Other { begin, way, .. }) => {
-                let begin = Arc::clone(begin);
-                let of_first = Arc::clone(&begin);
-                replace_segment(pad, move |first| {
-                    of_first.get_or_init(|| first.time().unwrap_or_default());
-                    None
-                });
-                if *way == Way::ToTheRange || !self.has_range() {
-                    return;
-                }
+            Kind::Other(other) => {
                 let range = self.range;
-                Box::new(move |old| part_of(old, begin.get().copied().unwrap_or_default(), range))
+                if let Some(clock) = other.clock() {
+                    let begin = gst::ClockTime::try_from(clock.begin).unwrap_or_default();
+                    // Where there is no parser, parsebin has passed the demuxer's own on.
+                    Box::new(move |old| {
+                        let window = part_of(&begun_at(old, begin)?, begin, range)?;
+                        Some(window.segment(lead))
+                    })
+                } else {
+                    let begin = Arc::clone(&other.begin);
+                    let of_first = Arc::clone(&begin);
+                    replace_segment(pad, move |first| {
+                        of_first.get_or_init(|| first.time().unwrap_or_default());
+                        None
+                    });
+                    if other.way == Way::ToTheRange || !self.has_range() {
+                        return;
+                    }
+                    Box::new(move |old| {
+                        let begin = begin.get().copied().unwrap_or_default();
+                        Some(part_of(old, begin, range)?.segment(Duration::ZERO))
+                    })
+                }
             }
         };
         replace_segment(pad, move |old| {
@@ -407,9 +439,12 @@ impl Timeline {
             Kind::Matroska(..) => self
                 .matroska_track(pad)
                 .map_or(Duration::ZERO, |track| track.codec_delay),
-            _ => self
+            Kind::Movie(_) => self
                 .window_of(pad)
                 .map_or(Duration::ZERO, |window| window.start),
+            Kind::Other(other) => other
+                .clock()
+                .map_or(Duration::ZERO, ProgramClock::longest_run_in),
         }
     }
 
@@ -430,7 +465,7 @@ impl Timeline {
                 let first = track.and_then(|track| track.first).unwrap_or_default();
                 Some(lead.saturating_sub(first))
             }
-            Kind::Other(_) => None,
+            Kind::Other(other) => Some(other.clock()?.run_in_of(transport::pid_of(pad)?)),
         }
     }
 
@@ -525,16 +560,16 @@ fn part_of(
     whole: &Segment,
     begin: gst::ClockTime,
     (from, to): (Duration, Option<Duration>),
-) -> Option<Segment> {
+) -> Option<Window> {
     let own = Duration::from(whole.start()?);
-    let time = Duration::from(whole.time()?).checked_sub(begin.into())?;
+    let (time, begin) = (Duration::from(whole.time()?), Duration::from(begin));
+    let from = begin + from;
     let (late, skipped) = (time.saturating_sub(from), from.saturating_sub(time));
-    let window = Window {
+    Some(Window {
         start: own + skipped,
-        stop: to.map(|to| own + to.saturating_sub(time)),
+        stop: to.map(|to| own + (begin + to).saturating_sub(time)),
         base: late,
-    };
-    Some(window.segment(Duration::ZERO))
+    })
 }
 
 /// Leaves out the pictures of `pad` that `window` does not show.
@@ -558,6 +593,36 @@ fn clip(pad: &gst::Pad, window: Window) {
         }
         gst::PadProbeReturn::Ok
     });
+}
+
+/// Has all streams of a transport stream begin no later than the presentation, which begins at `begin`.
+///
+/// tsdemux begins with the packet that it meets first, and parsers drop what lies behind it but is presented earlier.
+fn begin_all_at(parsebin: &gst::Element, begin: Duration) {
+    let (Some(bin), Ok(begin)) = (
+        parsebin.downcast_ref::<gst::Bin>(),
+        gst::ClockTime::try_from(begin),
+    ) else {
+        return;
+    };
+    bin.connect_element_added(move |_, element| {
+        if elements::factory_name(element) != "tsdemux" {
+            return;
+        }
+        element.connect_pad_added(move |_, pad| {
+            replace_segment(pad, move |old| begun_at(old, begin));
+        });
+    });
+}
+
+/// The segment of a transport stream's demuxer with nothing before it that is presented from `begin` on.
+fn begun_at(old: &Segment, begin: gst::ClockTime) -> Option<Segment> {
+    let start = old.start()?.min(begin);
+    let mut new = old.clone();
+    new.set_start(start);
+    // Behind a seek it says another time than that which it counts.
+    new.set_time(start);
+    Some(new)
 }
 
 /// The number of the track behind `pad`: the demuxer names a stream by it, after a slash.
@@ -697,7 +762,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::{elements, mp4};
+    use super::super::mp4;
     use super::*;
 
     /// A second of picture and sound in each container whose tables are read before GStreamer sees it.
@@ -761,7 +826,7 @@ mod tests {
             timeline.seek();
             let filesrc = elements::make("filesrc").unwrap();
             filesrc.set_property("location", file.path());
-            timeline.prepare(&filesrc);
+            timeline.prepare(&filesrc, &elements::make("parsebin").unwrap());
             // Whoever reads it gets as many bytes as there are.
             let pad = filesrc.static_pad("src").unwrap();
             filesrc.set_state(gst::State::Ready).unwrap();

@@ -1,4 +1,5 @@
-//! Names sound in a transport stream by numbers that GStreamer's demuxer takes for what it is.
+//! What GStreamer's demuxer is shown of a transport stream: sound by numbers that it takes for what it is, and a clock
+//! that begins before the presentation does, see [`program_clock`](super::program_clock).
 //!
 //! ffmpeg and discs write DTS as stream type 0x82. tsdemux 1.22 knows it as 0x8a only, and leaves such sound out without a
 //! word. TrueHD, which is 0x83, it takes for uncompressed sound outside of discs, and fails. AAC and MPEG audio, which
@@ -9,11 +10,12 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
+use super::program_clock::ProgramClock;
 use super::session::lock;
 
 /// A kind of sound that is called something else.
@@ -70,8 +72,8 @@ fn is_mpeg_sound(stream: u8, content: &[u8]) -> Option<u8> {
     (MPEG_SOUND.contains(&stream) && is_sync && is_known).then_some(layer)
 }
 
-const SYNC: u8 = 0x47;
-const PACKET_LEN: usize = 188;
+pub(super) const SYNC: u8 = 0x47;
+pub(super) const PACKET_LEN: usize = 188;
 const CHECKSUM_LEN: usize = 4;
 
 /// A list of programs with one of them.
@@ -92,65 +94,144 @@ pub(super) const TRUE_HD_IS_LEFT_OUT: &str =
 const STEPS: [usize; 3] = [PACKET_LEN, 192, LONGEST_STEP];
 const LONGEST_STEP: usize = 204;
 
-/// Where the packets of a file lie, and which of its streams are called something else.
+/// What a transport stream begins with.
+pub(super) struct Opening {
+    layout: Layout,
+    renamed: Option<Renamed>,
+    clock: Option<ProgramClock>,
+}
+
+/// Which streams of a file are called something else.
 struct Renamed {
-    /// Bytes from one packet to the next, and before the first.
-    every: u64,
-    first: u64,
     /// The stream that lists the tracks.
     map_pid: u16,
     /// Numbers of the streams, and places of their kinds in [`KINDS`].
     streams: Vec<(u16, usize)>,
 }
 
-/// Shows whoever reads from `filesrc` a list of tracks in which [`KINDS`] are called what tsdemux takes for them.
-pub(super) fn name_sound(filesrc: &gst::Element) {
-    let path: Option<String> = filesrc.property("location");
-    let file = path.and_then(|path| File::open(path).ok());
-    let (Some(file), Some(pad)) = (file, filesrc.static_pad("src")) else {
-        return;
-    };
-    let mut head = Vec::new();
-    // Other files are not read any further than it takes to tell.
-    let read_to = |len: usize, head: &mut Vec<u8>| {
-        let left = len.saturating_sub(head.len()) as u64;
-        (&file).take(left).read_to_end(head).ok()
-    };
-    let renamed = read_to(LONGEST_JUNK + IN_STEP * LONGEST_STEP, &mut head)
-        .and_then(|_| layout(&head))
-        .and_then(|layout| read_to(HEAD_LEN, &mut head).and_then(|_| Renamed::find(&head, layout)));
-    let Some(renamed) = renamed else {
-        return;
-    };
-    let mut streams = renamed.streams.iter();
-    if streams.any(|(_, kind_idx)| KINDS[*kind_idx].shown == TRUE_HD.shown) {
-        tracing::warn!("{TRUE_HD_IS_LEFT_OUT}");
+impl Opening {
+    /// `None` where the file at `path` is no transport stream.
+    pub(super) fn read(path: &Path) -> Option<Self> {
+        let file = File::open(path).ok()?;
+        let mut head = Vec::new();
+        // Other files are not read any further than it takes to tell.
+        let read_to = |len: usize, head: &mut Vec<u8>| {
+            let left = len.saturating_sub(head.len()) as u64;
+            (&file).take(left).read_to_end(head).ok()
+        };
+        read_to(LONGEST_JUNK + IN_STEP * LONGEST_STEP, &mut head)?;
+        let layout = layout(&head)?;
+        read_to(HEAD_LEN, &mut head)?;
+        Some(Self {
+            layout,
+            renamed: Renamed::find(&head, layout),
+            clock: ProgramClock::find(&head, layout),
+        })
     }
-    let file = Mutex::new(file);
-    pad.add_probe(
-        gst::PadProbeType::BUFFER | gst::PadProbeType::PULL,
-        move |_, info| {
-            if let Some(buffer) = info.buffer_mut() {
-                renamed.rename(buffer, &mut lock(&file));
-            }
-            gst::PadProbeReturn::Ok
-        },
-    );
-}
 
-/// True where the file at `path` is a transport stream.
-pub(super) fn is_stream(path: &Path) -> bool {
-    let mut head = Vec::new();
-    let len = (LONGEST_JUNK + IN_STEP * LONGEST_STEP) as u64;
-    let read = File::open(path).and_then(|file| file.take(len).read_to_end(&mut head));
-    read.is_ok() && layout(&head).is_some()
+    /// The clock, where the opening tells of it.
+    pub(super) fn clock(&self) -> Option<&ProgramClock> {
+        self.clock.as_ref()
+    }
+
+    /// Shows whoever reads from `filesrc` a list of tracks in which [`KINDS`] are called what tsdemux takes for them, and
+    /// the clock that it needs.
+    pub(super) fn show(self: &Arc<Self>, filesrc: &gst::Element) {
+        if let Some(renamed) = &self.renamed {
+            let mut streams = renamed.streams.iter();
+            if streams.any(|(_, kind_idx)| KINDS[*kind_idx].shown == TRUE_HD.shown) {
+                tracing::warn!("{TRUE_HD_IS_LEFT_OUT}");
+            }
+        }
+        let is_changed = self.clock.as_ref().is_some_and(ProgramClock::is_changed);
+        let path: Option<String> = filesrc.property("location");
+        let file = path.and_then(|path| File::open(path).ok());
+        let (Some(file), Some(pad)) = (file, filesrc.static_pad("src")) else {
+            return;
+        };
+        if self.renamed.is_none() && !is_changed {
+            return;
+        }
+        let (opening, file) = (Arc::clone(self), Mutex::new(file));
+        pad.add_probe(
+            gst::PadProbeType::BUFFER | gst::PadProbeType::PULL,
+            move |_, info| {
+                if let Some(buffer) = info.buffer_mut() {
+                    opening.change(buffer, &mut lock(&file));
+                }
+                gst::PadProbeReturn::Ok
+            },
+        );
+    }
+
+    /// True where the packet at `place` of stream `pid` may be shown as another.
+    fn concerns(&self, place: u64, pid: u16) -> bool {
+        let of_map = self.renamed.as_ref().is_some_and(|of| of.map_pid == pid);
+        let of_clock = self
+            .clock
+            .as_ref()
+            .is_some_and(|of| of.concerns(place, pid));
+        of_map || of_clock
+    }
+
+    /// Changes the packets that lie in `buffer`, in part or whole.
+    fn change(&self, buffer: &mut gst::Buffer, file: &mut File) {
+        let (offset, len) = (buffer.offset(), buffer.size() as u64);
+        let (first, every) = (self.layout.first as u64, self.layout.every as u64);
+        let n_before = (offset + 1)
+            .saturating_sub(first + PACKET_LEN as u64)
+            .div_ceil(every);
+        let starts = (0..).map(|idx| first + (n_before + idx) * every);
+        let mut changed = Vec::new();
+        {
+            let Ok(bytes) = buffer.map_readable() else {
+                return;
+            };
+            for start in starts.take_while(|start| *start < offset + len) {
+                let mut packet = [0; PACKET_LEN];
+                let within = start.checked_sub(offset).map(|at| at as usize);
+                match within.and_then(|at| bytes.get(at..at + PACKET_LEN)) {
+                    Some(whole) if !self.concerns(start, pid_at(whole, 1)) => continue,
+                    Some(whole) => packet.copy_from_slice(whole),
+                    None => {
+                        let read = file
+                            .seek(SeekFrom::Start(start))
+                            .and_then(|_| file.read_exact(&mut packet));
+                        if read.is_err() {
+                            continue;
+                        }
+                    }
+                }
+                let renamed = self.renamed.as_ref();
+                let clock = self.clock.as_ref();
+                let is_renamed = renamed.is_some_and(|of| of.rename(&mut packet));
+                if is_renamed || clock.is_some_and(|of| of.change(start, &mut packet)) {
+                    changed.push((start, packet));
+                }
+            }
+        }
+        if changed.is_empty() {
+            return;
+        }
+        let Ok(mut target) = buffer.make_mut().map_writable() else {
+            return;
+        };
+        for (start, packet) in changed {
+            for (byte, place) in packet.into_iter().zip(start..) {
+                let at = place.checked_sub(offset).map(|at| at as usize);
+                if let Some(target) = at.and_then(|at| target.get_mut(at)) {
+                    *target = byte;
+                }
+            }
+        }
+    }
 }
 
 /// Bytes from one packet to the next, and before the first.
 #[derive(Clone, Copy)]
-struct Layout {
-    every: usize,
-    first: usize,
+pub(super) struct Layout {
+    pub(super) every: usize,
+    pub(super) first: usize,
 }
 
 /// Where the packets of a file lie that begins with `head`; `None` where it is no transport stream.
@@ -168,7 +249,7 @@ fn layout(head: &[u8]) -> Option<Layout> {
     })
 }
 
-fn packets(head: &[u8], Layout { every, first }: Layout) -> impl Iterator<Item = &[u8]> {
+pub(super) fn packets(head: &[u8], Layout { every, first }: Layout) -> impl Iterator<Item = &[u8]> {
     let starts = (first..).step_by(every);
     starts.map_while(move |start| head.get(start..start + PACKET_LEN))
 }
@@ -185,7 +266,7 @@ impl Renamed {
             };
             let pid = pid_at(packet, 1);
             if pid == 0 && map_pid.is_none() {
-                map_pid = table(packet).and_then(|table| program_map(packet.get(table)?));
+                map_pid = table(packet).and_then(|table| programs(packet.get(table)?).next());
             } else if Some(pid) == map_pid {
                 let written = tracks(packet).filter_map(|(_, written, pid)| {
                     let is_unclear = KINDS.iter().any(|kind| kind.written == written);
@@ -211,64 +292,13 @@ impl Renamed {
             }
         }
         (!streams.is_empty()).then_some(Self {
-            every: layout.every as u64,
-            first: layout.first as u64,
             map_pid: map_pid?,
             streams,
         })
     }
 
-    /// Rewrites the lists of tracks that lie in `buffer`, in part or whole.
-    fn rename(&self, buffer: &mut gst::Buffer, file: &mut File) {
-        let (offset, len) = (buffer.offset(), buffer.size() as u64);
-        let packet_len = PACKET_LEN as u64;
-        let n_before = (offset + 1)
-            .saturating_sub(self.first + packet_len)
-            .div_ceil(self.every);
-        let starts = (0..).map(|idx| self.first + (n_before + idx) * self.every);
-        let mut renamed = Vec::new();
-        {
-            let Ok(bytes) = buffer.map_readable() else {
-                return;
-            };
-            for start in starts.take_while(|start| *start < offset + len) {
-                let mut packet = [0; PACKET_LEN];
-                let within = start.checked_sub(offset).map(|at| at as usize);
-                match within.and_then(|at| bytes.get(at..at + PACKET_LEN)) {
-                    Some(whole) if pid_at(whole, 1) != self.map_pid => continue,
-                    Some(whole) => packet.copy_from_slice(whole),
-                    None => {
-                        let read = file
-                            .seek(SeekFrom::Start(start))
-                            .and_then(|_| file.read_exact(&mut packet));
-                        if read.is_err() {
-                            continue;
-                        }
-                    }
-                }
-                if self.rename_in(&mut packet) {
-                    renamed.push((start, packet));
-                }
-            }
-        }
-        if renamed.is_empty() {
-            return;
-        }
-        let Ok(mut target) = buffer.make_mut().map_writable() else {
-            return;
-        };
-        for (start, packet) in renamed {
-            for (byte, place) in packet.into_iter().zip(start..) {
-                let at = place.checked_sub(offset).map(|at| at as usize);
-                if let Some(target) = at.and_then(|at| target.get_mut(at)) {
-                    *target = byte;
-                }
-            }
-        }
-    }
-
     /// Rewrites the list of tracks that `packet` is; false where it is none that names such sound.
-    fn rename_in(&self, packet: &mut [u8]) -> bool {
+    fn rename(&self, packet: &mut [u8]) -> bool {
         let Some(table) = table(packet).filter(|_| pid_at(packet, 1) == self.map_pid) else {
             return false;
         };
@@ -297,7 +327,7 @@ impl Renamed {
 }
 
 /// Where the payload of a packet begins in which a table or a PES packet does (2.4.3.2).
-fn beginning(packet: &[u8]) -> Option<usize> {
+pub(super) fn beginning(packet: &[u8]) -> Option<usize> {
     let [sync, high, _, flags, adaptation_len, ..] = packet else {
         return None;
     };
@@ -309,35 +339,42 @@ fn beginning(packet: &[u8]) -> Option<usize> {
     is_whole.then_some(4 + adaptation_len)
 }
 
+/// The number of the stream behind `pad`, by which tsdemux names it, after a slash.
+pub(super) fn pid_of(pad: &gst::Pad) -> Option<u16> {
+    let stream_id = pad.stream_id()?;
+    let name = stream_id.rsplit('/').next()?.split(':').next()?;
+    u16::from_str_radix(name, 16).ok()
+}
+
 /// 13 bits from a byte on: a stream's number.
-fn pid_at(packet: &[u8], at: usize) -> u16 {
+pub(super) fn pid_at(packet: &[u8], at: usize) -> u16 {
     twelve_bits_at(packet, at) | (u16::from(packet.get(at).copied().unwrap_or(0)) & 0x10) << 8
 }
 
 /// 12 bits from a byte on: a length.
-fn twelve_bits_at(packet: &[u8], at: usize) -> u16 {
+pub(super) fn twelve_bits_at(packet: &[u8], at: usize) -> u16 {
     let byte = |at: usize| u16::from(packet.get(at).copied().unwrap_or(0));
     (byte(at) & 0x0f) << 8 | byte(at + 1)
 }
 
 /// Where the table lies that a packet holds from beginning to end (2.4.4).
-fn table(packet: &[u8]) -> Option<Range<usize>> {
+pub(super) fn table(packet: &[u8]) -> Option<Range<usize>> {
     let payload = beginning(packet)?;
     let start = payload + 1 + usize::from(*packet.get(payload)?);
     let end = start + 3 + usize::from(twelve_bits_at(packet, start + 1));
     (end <= packet.len() && end >= start + SHORTEST_TABLE).then_some(start..end)
 }
 
-/// The stream that lists the tracks of the first program: eight bytes, then four per program, where 0 is none (2.4.4.3).
-fn program_map(table: &[u8]) -> Option<u16> {
-    let end = table.len().checked_sub(CHECKSUM_LEN)?;
-    let programs = table.get(8..end)?.chunks_exact(4);
-    let mut programs = programs.filter(|program| !program.starts_with(&[0, 0]));
-    programs.next().map(|program| pid_at(program, 2))
+/// The streams that list the tracks of each program: eight bytes, then four per program, where 0 is none (2.4.4.3).
+pub(super) fn programs(table: &[u8]) -> impl Iterator<Item = u16> {
+    let end = table.len().saturating_sub(CHECKSUM_LEN);
+    let programs = table.get(8..end).unwrap_or_default().chunks_exact(4);
+    let programs = programs.filter(|program| !program.starts_with(&[0, 0]));
+    programs.map(|program| pid_at(program, 2))
 }
 
 /// The tracks in the list that a packet holds: where their stream type is, that type, and the stream's number.
-fn tracks(packet: &[u8]) -> impl Iterator<Item = (usize, u8, u16)> {
+pub(super) fn tracks(packet: &[u8]) -> impl Iterator<Item = (usize, u8, u16)> {
     let table = table(packet).unwrap_or_default();
     let end = table.end.saturating_sub(CHECKSUM_LEN);
     let mut at = table.start + 12 + usize::from(twelve_bits_at(packet, table.start + 10));
@@ -390,11 +427,16 @@ mod tests {
     #[test]
     fn dts_alone_is_renamed_in_buffers_cut_anywhere() {
         gst::init().unwrap();
-        let dts = Renamed {
-            every: 192,
-            first: 4,
-            map_pid: 0x1000,
-            streams: vec![(0x101, 0)],
+        let dts = Opening {
+            layout: Layout {
+                every: 192,
+                first: 4,
+            },
+            renamed: Some(Renamed {
+                map_pid: 0x1000,
+                streams: vec![(0x101, 0)],
+            }),
+            clock: None,
         };
         let mut whole = vec![0; 192];
         for _ in 0..3 {
@@ -419,7 +461,7 @@ mod tests {
                     .get_mut()
                     .unwrap()
                     .set_offset((idx * piece_len) as u64);
-                dts.rename(&mut buffer, &mut file);
+                dts.change(&mut buffer, &mut file);
                 got.extend_from_slice(&buffer.map_readable().unwrap());
             }
             assert!(got == expected, "pieces of {piece_len}");

@@ -551,6 +551,58 @@ fn a_range_of_a_transport_stream_counts_from_its_first_frame() {
 }
 
 #[test]
+fn the_picture_of_a_transport_stream_may_begin_after_its_sound() {
+    let files = Files::new();
+    let film = files.make("film.mp4", &format!("{FLASH} {BEEP} {H264} -c:a aac"));
+    let film = film.display();
+    for late_secs in ["0.1", "0.3", "0.5", "1", "2"] {
+        let input = files.make(
+            &format!("{late_secs}.ts"),
+            &format!("-itsoffset {late_secs} -i {film} -i {film} -map 0:v -map 1:a -c copy"),
+        );
+        let starts = ffprobe(&input, "-show_entries format=start_time");
+        let earliest = (starts.trim().parse::<f64>().unwrap() * 1e6).round() as i64;
+        let (frames, beep) = shown_and_heard(&input);
+        // So little sound before the picture is its run-in.
+        let has_run_in = frames[0] - earliest <= 150_000;
+        let begin = if has_run_in { frames[0] } else { earliest };
+        let expected: Vec<i64> = frames.iter().map(|time| time - begin).collect();
+        for extension in ["mp4", "mkv", "ts"] {
+            let out = files.path(&format!("{late_secs}.out.{extension}"));
+            let verification = check(&FileJob::new(&input, &out), "verified: ");
+            assert_eq!(
+                verification.frames_out,
+                expected.len() as u64,
+                "{verification}"
+            );
+            let (frames, beep_out) = shown_and_heard(&out);
+            let begin = match extension {
+                "mkv" if has_run_in => frames[0],
+                "ts" => frames[0] - expected[0],
+                _ => 0,
+            };
+            for (frame, expected) in frames.iter().zip(&expected) {
+                assert!(
+                    (frame - begin - expected).abs() < 1_000,
+                    "{out:?}: {frame} {expected}"
+                );
+            }
+            assert!(
+                (beep_out - beep).abs() < 0.003,
+                "{out:?}: {beep_out}, {beep}"
+            );
+        }
+        let range = FileJob {
+            start: Some(Pts(2_500_000_000)),
+            ..FileJob::new(&input, files.path(&format!("{late_secs}.range.mp4")))
+        };
+        let shown = check(&range, "verified: ").frames_out;
+        let wanted = expected.iter().filter(|time| **time + 40_000 > 2_500_000);
+        assert_eq!(shown, wanted.count() as u64, "{late_secs}");
+    }
+}
+
+#[test]
 fn pictures_without_times_of_their_own_keep_their_places() {
     let files = Files::new();
     let silent = |name: &str, codec: &str| files.make(name, &format!("{PICTURE} {codec}"));
