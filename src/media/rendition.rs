@@ -103,20 +103,73 @@ pub(super) fn describe(
     });
 }
 
+/// Says what decoders leave out without a word of the pictures that are stored at `stored` as `caps`.
+pub(super) fn tell_what_decoders_leave_out(stored: &gst::Pad, caps: &gst::CapsRef, tap: &Arc<Tap>) {
+    let Some(fields) = caps.structure(0) else {
+        return;
+    };
+    if fields.get("codec-alpha") == Ok(true) {
+        tap.say("the picture is transparent in places, which is left out");
+    }
+    if fields.name() != "image/jpeg" {
+        return;
+    }
+    let tap = Arc::clone(tap);
+    stored.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let Some(Ok(picture)) = info.buffer().map(|buffer| buffer.map_readable()) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        match sampling_of_jpeg(&picture) {
+            Some((1, 1)) => tap.say(HALVED_BOTH_WAYS),
+            Some((2, 1)) => tap.say(HALVED_IN_HEIGHT),
+            _ => {}
+        }
+        gst::PadProbeReturn::Remove
+    });
+}
+
+/// Samples of brightness per sample of color, across and down, of a JPEG picture (ITU-T T.81, B.2.2).
+fn sampling_of_jpeg(picture: &[u8]) -> Option<(u8, u8)> {
+    const BASELINE: u8 = 0xc0;
+    const PROGRESSIVE: u8 = 0xc2;
+    let mut rest = picture.strip_prefix(&[0xff, 0xd8])?;
+    loop {
+        let [0xff, kind, high, low, ..] = *rest else {
+            return None;
+        };
+        if (BASELINE..=PROGRESSIVE).contains(&kind) {
+            // Size and number of components, and three bytes of each component.
+            let components = rest.get(9..)?;
+            let [3, _, brightness, _, _, color, ..] = *components else {
+                return None;
+            };
+            let per_color = |shift: u32| {
+                let factor = |factors: u8| factors >> shift & 0xf;
+                factor(brightness).checked_div(factor(color))
+            };
+            return per_color(4).zip(per_color(0));
+        }
+        rest = rest.get(2 + usize::from(u16::from_be_bytes([high, low]))..)?;
+    }
+}
+
+const HALVED_BOTH_WAYS: &str =
+    "the picture is 4:4:4, writing 4:2:0: colors at half the width and height";
+const HALVED_IN_HEIGHT: &str = "the picture is 4:2:2, writing 4:2:0: colors at half the height";
+
 /// What to say of pictures that have more colors than a quarter of their samples.
 fn halved_colors(decoded: &VideoInfo) -> Option<&'static str> {
     let format = decoded.format_info();
     let n_colors = format.n_components() - u32::from(format.has_alpha());
-    if format.is_rgb() || n_colors < 3 {
+    if n_colors < 3 {
         return None;
     }
+    if format.is_rgb() {
+        return Some("the picture is RGB, writing 4:2:0: colors at half the width and height");
+    }
     match (format.w_sub().get(1), format.h_sub().get(1)) {
-        (Some(0), Some(0)) => {
-            Some("the picture is 4:4:4, writing 4:2:0: colors at half the width and height")
-        }
-        (Some(1), Some(0)) => {
-            Some("the picture is 4:2:2, writing 4:2:0: colors at half the height")
-        }
+        (Some(0), Some(0)) => Some(HALVED_BOTH_WAYS),
+        (Some(1), Some(0)) => Some(HALVED_IN_HEIGHT),
         _ => None,
     }
 }

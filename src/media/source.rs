@@ -509,6 +509,7 @@ impl Demuxed {
         };
         self.timeline
             .apply_to_picture(pad, &static_pad(&plain, "src")?);
+        rendition::tell_what_decoders_leave_out(pad, caps, &self.tap);
         rendition::describe(&raw, &plain, origin, self.kept, &self.tap);
         rendition::make_plain(&static_pad(&flip, "sink")?, self.kept, &self.tap);
         elements::add_chain(

@@ -772,7 +772,10 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             "alpha.mov",
             see_through,
             "mp4",
-            &["the picture is transparent in places, compositing it over black"],
+            &[
+                "the picture is RGB, writing 4:2:0: colors at half the width and height",
+                "the picture is transparent in places, compositing it over black",
+            ],
         ),
         (
             "deep.mp4",
@@ -794,6 +797,31 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             "-c:v libx264 -pix_fmt yuv444p",
             "mp4",
             &["the picture is 4:4:4, writing 4:2:0: colors at half the width and height"],
+        ),
+        (
+            "half.mov",
+            "-c:v mjpeg -pix_fmt yuvj422p",
+            "mp4",
+            &["the picture is 4:2:2, writing 4:2:0: colors at half the height"],
+        ),
+        (
+            "whole.avi",
+            "-c:v mjpeg -pix_fmt yuvj444p",
+            "mp4",
+            &["the picture is 4:4:4, writing 4:2:0: colors at half the width and height"],
+        ),
+        ("quarter.mov", "-c:v mjpeg -pix_fmt yuvj420p", "mp4", &[]),
+        (
+            "rgb.avi",
+            "-c:v rawvideo -pix_fmt bgr24",
+            "mp4",
+            &["the picture is RGB, writing 4:2:0: colors at half the width and height"],
+        ),
+        (
+            "alpha.webm",
+            "-c:v libvpx-vp9 -b:v 1M -vf format=yuva420p -auto-alt-ref 0",
+            "mp4",
+            &["the picture is transparent in places, which is left out"],
         ),
         (
             "odd.mkv",
