@@ -292,8 +292,10 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
             running.nseconds().checked_sub(lead)
         };
         let stop = shared.sound_end.load(Ordering::SeqCst);
-        if shown_at(pts).is_some_and(|time| time >= stop) {
-            return gst::PadProbeReturn::Drop;
+        let is_over = segment.stop().is_some_and(|stop| pts >= stop);
+        if is_over || shown_at(pts).is_some_and(|time| time >= stop) {
+            drop(info.take_buffer());
+            return gst::PadProbeReturn::Handled;
         }
         let (last_pts, last_gap) = &mut *lock(&before);
         let gap = last_pts
