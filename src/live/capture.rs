@@ -232,7 +232,9 @@ fn reason(error: &gst::message::Error, address: &Address) -> String {
         return told;
     };
     if is(gst::ResourceError::NotFound) {
-        return format!("the server has nothing at {:?}", address.path());
+        // The same is said where no server is.
+        let nothing = || format!("the server has nothing at {:?}", address.path());
+        return unreachable(url).unwrap_or_else(nothing);
     }
     // GStreamer 1.22 says little more than that something failed, be it the host, the server or the page.
     unreachable(url).unwrap_or(told)

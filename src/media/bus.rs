@@ -46,20 +46,22 @@ impl Failure {
         let generic = text.starts_with("Internal data stream error")
             || text.starts_with("Could not")
             || text.starts_with("GStreamer encountered");
-        let reason = if generic && !detail.is_empty() {
-            format!("{element}: {text} ({})", detail.trim_end_matches('.'))
-        } else {
-            format!("{element}: {text}")
+        // These look for what a file is: of any other program it would not be said by which part.
+        let seeks = ["parsebin", "typefind"].contains(&element.as_str());
+        let reason = match (generic && !detail.is_empty(), seeks) {
+            (true, _) => format!("{element}: {text} ({})", detail.trim_end_matches('.')),
+            (false, false) => format!("{element}: {text}"),
+            (false, true) => text,
         };
         let factory = message
             .src()
             .and_then(|src| src.downcast_ref::<gst::Element>())
             .and_then(|element| element.factory());
-        let reader = factory.as_ref().is_some_and(|factory| {
-            factory.has_type(gst::ElementFactoryType::DEMUXER)
-                || factory.has_type(gst::ElementFactoryType::PARSER)
-                || ["parsebin", "typefind"].contains(&factory.name().as_str())
-        });
+        let reader = seeks
+            || factory.as_ref().is_some_and(|factory| {
+                factory.has_type(gst::ElementFactoryType::DEMUXER)
+                    || factory.has_type(gst::ElementFactoryType::PARSER)
+            });
         let writer = factory.as_ref().is_some_and(|factory| {
             factory.has_type(gst::ElementFactoryType::ENCODER)
                 || factory.has_type(gst::ElementFactoryType::MUXER)

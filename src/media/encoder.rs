@@ -75,13 +75,16 @@ impl VideoCodec {
         let possible = Self::of(container);
         let names = |codecs: &[Self]| {
             let names: Vec<_> = codecs.iter().map(Self::to_string).collect();
-            names.join(", ")
+            match names.as_slice() {
+                [only] => only.clone(),
+                _ => format!("one of {}", names.join(", ")),
+            }
         };
         if let Some(codec) = forced
             && !possible.contains(&codec)
         {
             return Err(Error::Config(format!(
-                "codec {codec} cannot be put into {container}, expected one of {}",
+                "codec {codec} cannot be put into {container}, expected {}",
                 names(possible)
             )));
         }
@@ -97,7 +100,7 @@ impl VideoCodec {
         if let Some(codec) = forced {
             if !possible.contains(&codec) {
                 return Err(Error::Config(format!(
-                    "codec {codec} writes 8 bits per sample, which are too few to keep HDR, expected one of {}",
+                    "codec {codec} writes 8 bits per sample, which are too few to keep HDR, expected {}",
                     names(possible)
                 )));
             }

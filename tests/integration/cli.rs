@@ -424,11 +424,11 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 out.mp4 --scores in.mp4 --overwrite",
-        "would be written over \"in.mp4\": \"in.mp4\"",
+        "names a file that the command uses already: \"in.mp4\"",
     );
     refused(
         "file in.mp4 out.mp4 --sheet out.mp4",
-        "would be written over \"out.mp4\": \"out.mp4\"",
+        "names a file that the command uses already: \"out.mp4\"",
     );
     refused(
         "file in.mp4 out.mp4 --scores a --sheet ./a",
@@ -498,7 +498,7 @@ fn what_is_no_video_is_refused_in_one_sentence() {
     );
     refused(
         "file text.mp4 out.mp4",
-        "not a playable video (typefind: Could not determine type of stream): \"text.mp4\"",
+        "not a playable video (Could not determine type of stream): \"text.mp4\"",
     );
     refused(
         "file empty.mp4 out.mp4",
@@ -832,7 +832,11 @@ fn pictures_that_cannot_be_are_refused() {
         "\"cut.png\"",
     );
     refused("still a.png b.gif", "unknown extension", "\"b.gif\"");
-    refused("still a.png a.png", "would be written over", "\"a.png\"");
+    refused(
+        "still a.png a.png",
+        "names a file that the command uses already",
+        "\"a.png\"",
+    );
     refused(
         "still a.png text.png new",
         "expected a directory",
@@ -1013,13 +1017,20 @@ fn a_recording_is_not_written_over_what_it_shows() {
     let bench = Bench::new(5);
     let before = fs::read(bench.path("in.mp4")).unwrap();
     std::os::unix::fs::symlink(bench.path("in.mp4"), bench.path("link.mp4")).unwrap();
-    for out in ["in.mp4", "./in.mp4", "link.mp4"] {
+    let over = |out: &str| format!("would be written over \"in.mp4\": {out:?}");
+    for (out, told) in [
+        (
+            "in.mp4",
+            "names a file that the command uses already: \"in.mp4\"".to_owned(),
+        ),
+        ("./in.mp4", over("./in.mp4")),
+        ("link.mp4", over("link.mp4")),
+    ] {
         let ended = bench.run(&format!(
             "live in.mp4 --record {out} --overwrite --no-window"
         ));
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-        let expected = format!("error: would be written over \"in.mp4\": {out:?}");
-        assert_eq!(ended.stderr.trim_end(), expected);
+        assert_eq!(ended.stderr.trim_end(), format!("error: {told}"));
     }
     assert!(fs::read(bench.path("in.mp4")).unwrap() == before);
 }

@@ -621,7 +621,7 @@ fn what_is_no_video_is_refused() {
     .unwrap();
     refused(
         &prose,
-        "not a playable video (parsebin: This appears to be a text file): ",
+        "not a playable video (This appears to be a text file): ",
     );
     let noise = files.path("noise.mp4");
     std::fs::write(&noise, [0x5a_u8; 10_000]).unwrap();

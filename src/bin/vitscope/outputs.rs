@@ -95,6 +95,9 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
             same(output, other) || same(&part, other) || same(output, &other_part)
         };
         if let Some(other) = others.find(collides) {
+            if other.as_os_str() == output.as_os_str() {
+                bail!("names a file that the command uses already: {output:?}");
+            }
             bail!("would be written over {other:?}: {output:?}");
         }
         if output.symlink_metadata().is_ok() && !overwrite {
