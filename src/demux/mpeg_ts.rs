@@ -212,8 +212,11 @@ impl Program {
             self.streams = streams;
             return Ok(());
         }
-        let pids = |streams: &[Stream]| -> Vec<u16> { streams.iter().map(|s| s.pid).collect() };
-        if pids(&self.streams) != pids(&streams) {
+        let tracks = |streams: &[Stream]| -> Vec<(u16, u8)> {
+            let tracks = streams.iter().map(|stream| (stream.pid, stream.listed_as));
+            tracks.collect()
+        };
+        if tracks(&self.streams) != tracks(&streams) {
             return Err(Unreadable::new(
                 "a transport stream whose tracks change on the way",
             ));
@@ -317,6 +320,8 @@ impl Clock {
 /// One elementary stream.
 struct Stream {
     pid: u16,
+    /// Its type in the list of tracks.
+    listed_as: u8,
     kind: Kind,
     codec: &'static str,
     counter: Option<u8>,
@@ -334,6 +339,7 @@ struct Stream {
 
 impl Stream {
     fn new(pid: u16, kind: u8, descriptors: &[u8]) -> Self {
+        let listed_as = kind;
         let has = |wanted: u8| descriptor(descriptors, wanted).is_some();
         let registered = descriptor(descriptors, 5).and_then(|content| content.get(..4));
         let (kind, codec, framing) = match (kind, registered) {
@@ -363,6 +369,7 @@ impl Stream {
         };
         Self {
             pid,
+            listed_as,
             kind,
             codec,
             counter: None,

@@ -2,9 +2,10 @@
 //!
 //! tsdemux 1.22 counts from the first clock reference. It begins its segment with the first packet that it meets, though
 //! sound that lies behind it may be presented earlier; gives packets that lie before the first reference no time; and
-//! takes what is presented before it for what comes a wrap of the clock later. So where the presentation begins is read
-//! from the packets themselves, and where a file needs it, all references are moved back, and one more is put before the
-//! first packet.
+//! takes what is presented before it for what comes a wrap of the clock later. Where references are further apart than
+//! half a second, as with one picture per second, it guesses how much time passed between them. So where the presentation begins is read
+//! from the packets themselves, and where a file needs it, all references are moved back or closer to each other, and one
+//! more is put before the first packet.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -19,8 +20,9 @@ const STEPS_PER_TICK: u64 = 300;
 /// Steps until the clock begins anew.
 const WRAP: u64 = STEPS_PER_TICK << 33;
 
-/// Pictures are not stored longer than this after others that are shown later; more is another recording.
-const LONGEST_STEP_BACK: i64 = CLOCK_RATE as i64;
+/// Pictures are not stored longer than this after others that are shown later, be it one per second; more is another
+/// recording.
+const LONGEST_STEP_BACK: i64 = 5 * CLOCK_RATE as i64;
 
 /// References and presentation times of one recording are not further apart.
 const FURTHEST: i64 = 10 * CLOCK_RATE as i64;
@@ -39,13 +41,23 @@ const PICTURES: RangeInclusive<u8> = 0xe0..=0xef;
 /// Descriptors of teletext and subtitles (ETSI EN 300 468), which may be there long before they are shown.
 const TEXTS: [u8; 3] = [0x46, 0x56, 0x59];
 
+/// References are at most 100 ms apart (ISO/IEC 13818-1, 2.7.2). tsdemux takes more than 500 ms for another recording.
+const FURTHEST_APART: i64 = CLOCK_RATE as i64 * 2 / 5;
+
+/// How many times slower a clock is shown whose references are further apart.
+const SLOWED: i64 = 64;
+
 /// How references are changed, and when the presentation begins.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ProgramClock {
     /// The stream that carries it.
     pid: u16,
+    /// The first reference.
+    first: u64,
     /// How far each reference is moved back.
     back: u64,
+    /// True where the references are too far apart, and shown as if they were closer.
+    is_slowed: bool,
     /// Where a packet is that becomes a reference, and which.
     added: Option<(u64, u64)>,
     /// The demuxer's time at which the presentation begins: with its picture, where what comes before that is no longer than
@@ -70,6 +82,7 @@ impl ProgramClock {
         let mut map_pid = None;
         let mut program: Option<(u16, Vec<u16>)> = None;
         let (mut spare, mut is_added, mut first) = (None, false, None);
+        let (mut last, mut is_slowed) = (None, false);
         let mut found: Vec<Track> = Vec::new();
         for (idx, packet) in transport::packets(head, layout).enumerate() {
             let place = (layout.first + idx * layout.every) as u64;
@@ -96,6 +109,10 @@ impl ProgramClock {
                 first = reference(packet);
                 // What lies before it needs one.
                 is_added = !found.is_empty();
+            }
+            if let Some(time) = reference(packet).filter(|_| pid == *clock_pid) {
+                let step = last.replace(time).map_or(0, |last| distance(last, time));
+                is_slowed |= (FURTHEST_APART..FURTHEST).contains(&step);
             }
             let told = presentation_time(packet).filter(|_| tracks.contains(&pid));
             let Some((stream, time)) = told else {
@@ -146,7 +163,9 @@ impl ProgramClock {
         let begin = picture.filter(|picture| earliest + LONGEST_RUN_IN >= *picture);
         Some(Self {
             pid,
+            first,
             back,
+            is_slowed,
             added,
             begin: begin.unwrap_or(earliest),
             firsts: found
@@ -172,12 +191,17 @@ impl ProgramClock {
 
     /// True where packets are changed.
     pub(super) fn is_changed(&self) -> bool {
-        self.back > 0 || self.added.is_some()
+        self.back > 0 || self.is_slowed || self.added.is_some()
+    }
+
+    /// True where the demuxer is shown a clock that does not tell where in the file which time is.
+    pub(super) fn is_slowed(&self) -> bool {
+        self.is_slowed
     }
 
     /// True where the packet at `place` of stream `pid` may have to be changed.
     pub(super) fn concerns(&self, place: u64, pid: u16) -> bool {
-        self.back > 0 && pid == self.pid || self.is_added_at(place)
+        (self.back > 0 || self.is_slowed) && pid == self.pid || self.is_added_at(place)
     }
 
     fn is_added_at(&self, place: u64) -> bool {
@@ -194,13 +218,17 @@ impl ProgramClock {
             write_reference(packet, value);
             return true;
         }
-        if self.back == 0 || transport::pid_at(packet, 1) != self.pid {
+        if !self.concerns(place, transport::pid_at(packet, 1)) {
             return false;
         }
         let Some(value) = reference(packet) else {
             return false;
         };
-        write_reference(packet, (value + WRAP - self.back % WRAP) % WRAP);
+        let value = match self.is_slowed {
+            true => (self.first + WRAP).wrapping_add_signed(distance(self.first, value) / SLOWED),
+            false => value + WRAP,
+        };
+        write_reference(packet, (value - self.back % WRAP) % WRAP);
         true
     }
 }

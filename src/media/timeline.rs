@@ -138,6 +138,8 @@ impl Timeline {
                     (Way::FromTheBeginning, REORDERING)
                 } else if begins_with(path, &PROGRAM_STREAM) {
                     (Way::All, Duration::ZERO)
+                } else if clock.is_some_and(ProgramClock::is_slowed) {
+                    (Way::All, Duration::ZERO)
                 } else if transport.is_some() {
                     (Way::FromBefore, Duration::ZERO)
                 } else {
@@ -207,7 +209,7 @@ impl Timeline {
         match &self.kind {
             Kind::Movie(movie) => movie.fragmented,
             Kind::Matroska(_, opening) => !opening.has_duration,
-            Kind::Other(_) => false,
+            Kind::Other(other) => other.clock().is_some_and(ProgramClock::is_slowed),
         }
     }
 

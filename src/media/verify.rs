@@ -154,13 +154,17 @@ impl fmt::Display for Verification {
             (true, false) => "verified in part",
             (true, true) => "verified",
         };
-        write!(
-            f,
-            "{head}: frames {} in, {} out; largest time error {:.3} ms; ",
-            self.frames_in,
-            self.frames_out,
-            self.max_pts_error_nanos as f64 / 1e6
-        )?;
+        if self.frames_in == 0 && !self.unjudged.is_empty() {
+            write!(f, "{head}: frames {} out; ", self.frames_out)?;
+        } else {
+            write!(
+                f,
+                "{head}: frames {} in, {} out; largest time error {:.3} ms; ",
+                self.frames_in,
+                self.frames_out,
+                self.max_pts_error_nanos as f64 / 1e6
+            )?;
+        }
         match self.audio_equal {
             Some(true) => {
                 let n_copied = self.audio_packets_out - self.audio_packets_encoded;

@@ -603,6 +603,37 @@ fn the_picture_of_a_transport_stream_may_begin_after_its_sound() {
 }
 
 #[test]
+fn the_clock_of_a_transport_stream_may_tick_once_per_second() {
+    let files = Files::new();
+    let slow = "-f lavfi -i testsrc2=size=160x120:rate=1:duration=12";
+    let tone = "-f lavfi -i sine=frequency=440:sample_rate=48000:duration=12";
+    let input = files.make("in.ts", &format!("{slow} {tone} {H264} -c:a aac"));
+    let every_second = |n: i64| (0..n).map(|idx| idx * 1_000_000).collect::<Vec<_>>();
+    for (start_secs, n) in [(0, 12), (4, 8)] {
+        let job = FileJob {
+            start: Some(Pts(start_secs * 1_000_000_000)),
+            ..FileJob::new(&input, files.path(&format!("{start_secs}.mp4")))
+        };
+        check(&job, "verified: ");
+        assert_eq!(judged(&job.output, Kind::Picture), every_second(n));
+    }
+}
+
+#[test]
+fn tracks_that_change_on_the_way_are_not_called_verified() {
+    let files = Files::new();
+    let first = files.make("first.ts", &format!("{PICTURE} {H264} -t 2"));
+    let second = files.make("second.ts", &format!("{PICTURE} -c:v mpeg2video -t 2"));
+    let both = files.path("both.ts");
+    let bytes = [first, second].map(|path| std::fs::read(path).unwrap());
+    std::fs::write(&both, bytes.concat()).unwrap();
+    check(
+        &FileJob::new(&both, files.path("out.mp4")),
+        "not verified: the source is a transport stream whose tracks change on the way",
+    );
+}
+
+#[test]
 fn pictures_without_times_of_their_own_keep_their_places() {
     let files = Files::new();
     let silent = |name: &str, codec: &str| files.make(name, &format!("{PICTURE} {codec}"));
