@@ -17,8 +17,9 @@ const SYNC: u8 = 0x47;
 const CLOCK: i64 = 90_000;
 const WRAP: i64 = 1 << 33;
 
-/// A gap in decoding above this is a new recording, whose times begin anew.
+/// A gap in decoding above this is a new recording, whose times begin anew; so is a step back.
 const LONGEST_GAP: i64 = 10 * CLOCK;
+const LONGEST_STEP_BACK: i64 = CLOCK / 2;
 
 /// What private data is called until its first PES packet.
 const PRIVATE: &str = "private";
@@ -448,7 +449,7 @@ impl Stream {
         });
         if self
             .last_decoded
-            .is_some_and(|last| (decoded - last).abs() > LONGEST_GAP)
+            .is_some_and(|last| !(-LONGEST_STEP_BACK..=LONGEST_GAP).contains(&(decoded - last)))
         {
             self.unknown = Some("its times jump");
         }

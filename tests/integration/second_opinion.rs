@@ -620,6 +620,27 @@ fn the_clock_of_a_transport_stream_may_tick_once_per_second() {
 }
 
 #[test]
+fn a_recording_behind_a_short_one_raises_no_alarm() {
+    let files = Files::new();
+    let one = files.make("one.ts", &format!("{PICTURE} {SOUND} {H264} -c:a mp2 -t 2"));
+    let two = files.path("two.ts");
+    std::fs::write(&two, std::fs::read(one).unwrap().repeat(2)).unwrap();
+    let job = FileJob::new(&two, files.path("two.mp4"));
+    let verification = check(&job, "verified in part: frames 100 out; ");
+    let told = verification.to_string();
+    assert!(
+        told.contains("not judged: the frames (its times jump)"),
+        "{told}"
+    );
+    let times = judged(&job.output, Kind::Picture);
+    let steps: Vec<i64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(
+        steps.iter().all(|step| (40_000..120_000).contains(step)),
+        "{steps:?}"
+    );
+}
+
+#[test]
 fn tracks_that_change_on_the_way_are_not_called_verified() {
     let files = Files::new();
     let first = files.make("first.ts", &format!("{PICTURE} {H264} -t 2"));

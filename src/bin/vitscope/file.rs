@@ -92,6 +92,12 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     };
     let report = pipeline
         .run(&mut source, Box::new(sink))
+        .inspect_err(|_| {
+            let part = job.part_path();
+            if part.exists() {
+                eprintln!("unfinished output left in {part:?}");
+            }
+        })
         .with_context(|| format!("explaining {:?}", args.input))?;
     let n_late_tracks = source.n_late_tracks();
     drop(source);
