@@ -392,6 +392,7 @@ impl Segment {
                     id => codec(id),
                 },
                 packets: entry.packets,
+                first_key: None,
                 bytes_hash: entry.digest.finish(),
                 unknown: entry.unknown,
             }

@@ -73,6 +73,8 @@ pub struct Track {
     pub codec: String,
     /// Frames in order of presentation, all of which are shown; sound in order of the file, with its run-in.
     pub packets: Vec<Packet>,
+    /// When the first frame is shown that needs no other, where frames come before it that no decoder can show.
+    pub first_key: Option<i64>,
     /// Digest of all bytes of sound: uncompressed sound has no packets to speak of.
     pub bytes_hash: u64,
     /// Why its packets are not known, where they are not.

@@ -612,6 +612,7 @@ impl TrackTables {
             kind: self.kind,
             codec: self.codec,
             packets,
+            first_key: None,
             bytes_hash: all_bytes.finish(),
             unknown: self.unknown,
         })

@@ -105,6 +105,8 @@ fn read_packet(reader: &mut impl Read, packet: &mut [u8]) -> Result<bool, Unread
 struct Transport<'a> {
     pid: u16,
     begins: bool,
+    /// True where decoding may begin (2.4.3.5, random access).
+    is_entry: bool,
     scrambled: bool,
     counter: u8,
     payload: &'a [u8],
@@ -119,13 +121,16 @@ impl<'a> Transport<'a> {
             return None;
         }
         let mut payload = packet.get(4..)?;
+        let mut is_entry = false;
         if flags & 0x20 != 0 {
             let len = usize::from(*payload.first()?) + 1;
+            is_entry = len > 1 && payload.get(1).is_some_and(|kinds| kinds & 0x40 != 0);
             payload = payload.get(len..)?;
         }
         Some(Self {
             pid: pid & 0x1fff,
             begins: pid & 0x4000 != 0,
+            is_entry,
             scrambled: flags & 0xc0 != 0,
             counter: flags & 15,
             payload,
@@ -180,7 +185,7 @@ impl Program {
         if stream.counter.replace(packet.counter) == Some(packet.counter) {
             return Ok(());
         }
-        self.n_packets += stream.take(packet.begins, packet.payload);
+        self.n_packets += stream.take(&packet);
         if self.n_packets > MOST_PACKETS {
             return Err(Unreadable::new(
                 "a transport stream of more than 20 million packets",
@@ -327,6 +332,8 @@ struct Stream {
     codec: &'static str,
     counter: Option<u8>,
     first_pts: Option<i64>,
+    /// When the first picture is shown at which decoding may begin, in nanoseconds.
+    first_entry: Option<i64>,
     clock: Clock,
     last_decoded: Option<i64>,
     pictures: PictureStarts,
@@ -375,6 +382,7 @@ impl Stream {
             codec,
             counter: None,
             first_pts: None,
+            first_entry: None,
             clock: Clock::default(),
             last_decoded: None,
             pictures: PictureStarts::new(codec),
@@ -388,7 +396,10 @@ impl Stream {
     }
 
     /// Takes the payload of one transport packet; returns how many packets it brought.
-    fn take(&mut self, begins: bool, payload: &[u8]) -> usize {
+    fn take(&mut self, packet: &Transport) -> usize {
+        let &Transport {
+            begins, payload, ..
+        } = packet;
         if self.codec == PRIVATE && begins {
             self.take_for_sound(payload);
         }
@@ -403,7 +414,7 @@ impl Stream {
                 self.unknown = Some("a PES header is damaged");
                 return 0;
             };
-            self.begin_pes(&header);
+            self.begin_pes(&header, packet.is_entry);
             content = payload.get(header.len..).unwrap_or_default();
         } else if self.first_pts.is_none() {
             // What began before the file did.
@@ -434,7 +445,7 @@ impl Stream {
         }
     }
 
-    fn begin_pes(&mut self, header: &PesHeader) {
+    fn begin_pes(&mut self, header: &PesHeader, is_entry: bool) {
         let Some(pts) = header.pts else {
             if self.kind == Kind::Picture {
                 self.unknown = Some("a picture has no time");
@@ -455,6 +466,9 @@ impl Stream {
         }
         self.last_decoded = Some(decoded);
         let time = pts.saturating_mul(1_000_000_000).div_euclid(CLOCK);
+        if is_entry {
+            self.first_entry.get_or_insert(time);
+        }
         if self.framing.is_some() {
             self.sound.marks.push((self.sound.n_bytes(), time));
         } else {
@@ -489,6 +503,7 @@ impl Stream {
             for packet in &mut self.packets {
                 packet.time = packet.time.saturating_add(shift);
             }
+            self.first_entry = self.first_entry.map(|time| time.saturating_add(shift));
         }
         if self.kind == Kind::Picture {
             complete(self.kind, &mut self.packets);
@@ -499,6 +514,7 @@ impl Stream {
         Track {
             kind: self.kind,
             codec: self.codec.into(),
+            first_key: self.first_entry.filter(|_| self.kind == Kind::Picture),
             packets: self.packets,
             bytes_hash: self.sound.digest.finish(),
             unknown: self.unknown,

@@ -244,7 +244,8 @@ impl Wanted {
             if time >= stop || time < 0 && end <= 0 {
                 continue;
             }
-            n_optional.0 += usize::from(self.start > 0 && end <= TIME_STEP);
+            let needs_lost = picture.first_key.is_some_and(|key| frame.time < key);
+            n_optional.0 += usize::from(needs_lost || self.start > 0 && end <= TIME_STEP);
             n_optional.1 += usize::from(stop.saturating_sub(time) <= TIME_STEP);
             let time = time.max(0);
             packets.push(Packet {
@@ -604,6 +605,7 @@ mod tests {
             kind,
             codec: codec.into(),
             packets: packets.collect(),
+            first_key: None,
             bytes_hash: 0,
             unknown: None,
         }
