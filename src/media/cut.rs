@@ -36,7 +36,7 @@ pub(super) fn behind_the_decoder(stored: &gst::Pad, decoded: &gst::Pad) {
         };
         if let Some(event) = info.event() {
             if event.type_() == gst::EventType::Eos {
-                show(pad, &cut, start, None);
+                show(pad, &cut, (start, stop), None);
             }
             return gst::PadProbeReturn::Ok;
         }
@@ -50,7 +50,7 @@ pub(super) fn behind_the_decoder(stored: &gst::Pad, decoded: &gst::Pad) {
             lock(&cut).shown = info.take_buffer();
             return gst::PadProbeReturn::Handled;
         }
-        show(pad, &cut, start, Some(pts));
+        show(pad, &cut, (start, stop), Some(pts));
         let Some(stop) = stop else {
             return gst::PadProbeReturn::Ok;
         };
@@ -78,11 +78,12 @@ struct Cut {
     passing: bool,
 }
 
-/// Lets go what `pad` shows at the range's `start`, up to the `next` picture, or as long as it is said to be.
+/// Lets go what `pad` shows where the range begins, up to the `next` picture or as long as it is said to be, or to the
+/// range's end.
 fn show(
     pad: &gst::Pad,
     cut: &Mutex<Cut>,
-    start: Option<gst::ClockTime>,
+    (start, stop): (Option<gst::ClockTime>, Option<gst::ClockTime>),
     next: Option<gst::ClockTime>,
 ) {
     let first = {
@@ -91,6 +92,7 @@ fn show(
         let first = shown.and_then(|(mut shown, start)| {
             let told = shown.duration().unwrap_or_default();
             let end = next.or_else(|| Some(shown.pts()? + told))?;
+            let end = stop.map_or(end, |stop| end.min(stop));
             let left = end.checked_sub(start)?;
             // At many frames per second, half of one is less.
             let sliver = match told {
