@@ -46,6 +46,8 @@ pub(super) struct Origin {
     pub(super) is_vp8: bool,
     /// True where the container says that code values span 0–255, which GStreamer 1.22 does not read.
     pub(super) is_full_range: bool,
+    /// True where alpha is stored beside the picture, which not every decoder reads.
+    pub(super) has_alpha_beside: bool,
 }
 
 /// What frames keep of a picture that plain ones do not have.
@@ -87,6 +89,9 @@ pub(super) fn describe(
                 }
                 _ => {}
             }
+            if origin.has_alpha_beside && !decoded.has_alpha() {
+                tap.say("the picture is transparent in places, which is left out");
+            }
             if let Some(sentence) = halved_colors(&decoded) {
                 tap.say(sentence);
             }
@@ -103,15 +108,12 @@ pub(super) fn describe(
     });
 }
 
-/// Says what decoders leave out without a word of the pictures that are stored at `stored` as `caps`.
-pub(super) fn tell_what_decoders_leave_out(stored: &gst::Pad, caps: &gst::CapsRef, tap: &Arc<Tap>) {
-    let Some(fields) = caps.structure(0) else {
-        return;
-    };
-    if fields.get("codec-alpha") == Ok(true) {
-        tap.say("the picture is transparent in places, which is left out");
-    }
-    if fields.name() != "image/jpeg" {
+/// Says of how many colors of `stored` pictures of `caps` their decoder makes fewer by itself.
+pub(super) fn tell_of_lost_colors(stored: &gst::Pad, caps: &gst::CapsRef, tap: &Arc<Tap>) {
+    let is_jpeg = caps
+        .structure(0)
+        .is_some_and(|fields| fields.name() == "image/jpeg");
+    if !is_jpeg {
         return;
     }
     let tap = Arc::clone(tap);

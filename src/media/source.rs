@@ -506,10 +506,13 @@ impl Demuxed {
         let origin = Origin {
             is_vp8: vp8.can_intersect(caps),
             is_full_range: self.timeline.full_range_of(pad),
+            has_alpha_beside: caps
+                .structure(0)
+                .is_some_and(|fields| fields.get("codec-alpha") == Ok(true)),
         };
         self.timeline
             .apply_to_picture(pad, &static_pad(&plain, "src")?);
-        rendition::tell_what_decoders_leave_out(pad, caps, &self.tap);
+        rendition::tell_of_lost_colors(pad, caps, &self.tap);
         rendition::describe(&raw, &plain, origin, self.kept, &self.tap);
         rendition::make_plain(&static_pad(&flip, "sink")?, self.kept, &self.tap);
         elements::add_chain(

@@ -819,9 +819,15 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
         ),
         (
             "alpha.webm",
-            "-c:v libvpx-vp9 -b:v 1M -vf format=yuva420p -auto-alt-ref 0",
+            "-c:v libvpx-vp9 -b:v 1M -vf format=yuva420p,colorchannelmixer=aa=0.5 -auto-alt-ref 0",
             "mp4",
-            &["the picture is transparent in places, which is left out"],
+            &["the picture is transparent in places, compositing it over black"],
+        ),
+        (
+            "alpha8.webm",
+            "-c:v libvpx -b:v 1M -vf format=yuva420p,colorchannelmixer=aa=0.5 -auto-alt-ref 0",
+            "mp4",
+            &["the picture is transparent in places, compositing it over black"],
         ),
         (
             "odd.mkv",
