@@ -398,8 +398,9 @@ fn holds(accepted: &gst::Caps, caps: &gst::Caps) -> bool {
     let mut caps = caps.clone();
     if is_aac(&caps)
         && let Some(fields) = caps.make_mut().structure_mut(0)
+        && fields.get::<&str>("stream-format") != Ok("loas")
     {
-        // Framing is not content: a parser takes ADTS headers off and puts them on.
+        // Framing is not content: a parser takes ADTS headers off and puts them on, but not LATM's.
         fields.remove_fields(["stream-format", "framed", "codec_data"]);
     }
     accepted.can_intersect(&caps)

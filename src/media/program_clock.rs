@@ -7,7 +7,7 @@
 //! from the packets themselves, and where a file needs it, all references are moved back or closer to each other, and one
 //! more is put before the first packet.
 
-use std::ops::RangeInclusive;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::time::Duration;
 
 use super::container::LONGEST_RUN_IN;
@@ -67,80 +67,95 @@ pub(super) struct ProgramClock {
     firsts: Vec<(u16, Duration)>,
 }
 
+/// What the packets that were read so far tell.
+#[derive(Default)]
+struct Seen {
+    /// The stream that lists the tracks.
+    map_pid: Option<u16>,
+    /// The stream of the clock, and those of pictures and sound.
+    program: Option<(u16, Vec<u16>)>,
+    /// Where a packet before all of them is that the demuxer does without.
+    spare: Option<u64>,
+    /// The first reference and the newest one.
+    references: Option<(u64, u64)>,
+    /// True where tracks begin before the first reference.
+    has_untimed: bool,
+    is_slowed: bool,
+    tracks: Vec<Track>,
+}
+
 /// What is known of a track.
 struct Track {
     pid: u16,
     is_picture: bool,
-    /// When what came last is presented, and what is presented first.
-    latest: u64,
+    /// When what is presented last and first of it is.
+    last: u64,
     first: u64,
 }
 
-impl ProgramClock {
-    /// `None` where `head`, the beginning of a file, does not tell.
-    pub(super) fn find(head: &[u8], layout: Layout) -> Option<Self> {
-        let mut map_pid = None;
-        let mut program: Option<(u16, Vec<u16>)> = None;
-        let (mut spare, mut is_added, mut first) = (None, false, None);
-        let (mut last, mut is_slowed) = (None, false);
-        let mut found: Vec<Track> = Vec::new();
-        for (idx, packet) in transport::packets(head, layout).enumerate() {
-            let place = (layout.first + idx * layout.every) as u64;
-            let pid = transport::pid_at(packet, 1);
-            if matches!(pid, NULL | SERVICES) && spare.is_none() && program.is_none() {
-                spare = Some(place);
-            }
-            if pid == 0 && map_pid.is_none() {
-                let table = transport::table(packet).and_then(|table| packet.get(table));
-                let mut programs = table.into_iter().flat_map(transport::programs);
-                map_pid = programs.next();
-                if programs.next().is_some() {
-                    // Which of them the demuxer takes is its own choice.
-                    return None;
-                }
-            }
-            if Some(pid) == map_pid && program.is_none() {
-                program = clock_and_tracks(packet);
-            }
-            let Some((clock_pid, tracks)) = &program else {
-                continue;
-            };
-            if pid == *clock_pid && first.is_none() {
-                first = reference(packet);
-                // What lies before it needs one.
-                is_added = !found.is_empty();
-            }
-            if let Some(time) = reference(packet).filter(|_| pid == *clock_pid) {
-                let step = last.replace(time).map_or(0, |last| distance(last, time));
-                is_slowed |= (FURTHEST_APART..FURTHEST).contains(&step);
-            }
-            let told = presentation_time(packet).filter(|_| tracks.contains(&pid));
-            let Some((stream, time)) = told else {
-                continue;
-            };
-            let Some(track) = found.iter_mut().find(|track| track.pid == pid) else {
-                found.push(Track {
-                    pid,
-                    is_picture: PICTURES.contains(&stream),
-                    latest: time,
-                    first: time,
-                });
-                continue;
-            };
-            let step = distance(track.latest, time);
-            if !(-LONGEST_STEP_BACK..=FURTHEST).contains(&step) {
-                break;
-            }
-            if step > 0 {
-                track.latest = time;
-            }
-            if distance(track.first, time) < 0 {
-                track.first = time;
-            }
+impl Seen {
+    /// Reads the packet at `place`; breaks where the packets behind it do not belong to the opening.
+    fn take(&mut self, place: u64, packet: &[u8]) -> ControlFlow<()> {
+        let pid = transport::pid_at(packet, 1);
+        let Some((clock_pid, pids)) = &self.program else {
+            return self.take_table(place, pid, packet);
+        };
+        if let Some(time) = reference(packet).filter(|_| pid == *clock_pid) {
+            let (first, last) = self.references.unwrap_or((time, time));
+            let step = distance(last, time);
+            self.is_slowed |= (FURTHEST_APART..FURTHEST).contains(&step);
+            self.has_untimed |= self.references.is_none() && !self.tracks.is_empty();
+            self.references = Some((first, time));
         }
-        let ((pid, _), first) = (program?, first?);
-        let since_first = |track: &Track| distance(first, track.first);
-        let earliest = found.iter().map(since_first).min()?;
+        let told = presentation_time(packet).filter(|_| pids.contains(&pid));
+        let Some((stream, time)) = told else {
+            return ControlFlow::Continue(());
+        };
+        let known = self.tracks.iter_mut().find(|track| track.pid == pid);
+        let Some(track) = known else {
+            self.tracks.push(Track {
+                pid,
+                is_picture: PICTURES.contains(&stream),
+                last: time,
+                first: time,
+            });
+            return ControlFlow::Continue(());
+        };
+        let step = distance(track.last, time);
+        if !(-LONGEST_STEP_BACK..=FURTHEST).contains(&step) {
+            return ControlFlow::Break(());
+        }
+        if step > 0 {
+            track.last = time;
+        }
+        if distance(track.first, time) < 0 {
+            track.first = time;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Reads a packet before the list of tracks.
+    fn take_table(&mut self, place: u64, pid: u16, packet: &[u8]) -> ControlFlow<()> {
+        if matches!(pid, NULL | SERVICES) {
+            self.spare.get_or_insert(place);
+        } else if pid == 0 && self.map_pid.is_none() {
+            let table = transport::table(packet).and_then(|table| packet.get(table));
+            let mut programs = table.into_iter().flat_map(transport::programs);
+            self.map_pid = programs.next();
+            if programs.next().is_some() {
+                // Which of them the demuxer takes is its own choice.
+                return ControlFlow::Break(());
+            }
+        } else if Some(pid) == self.map_pid {
+            self.program = clock_and_tracks(packet);
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn clock(self) -> Option<ProgramClock> {
+        let ((pid, _), (first, _)) = (self.program?, self.references?);
+        let after_first = |track: &Track| distance(first, track.first);
+        let earliest = self.tracks.iter().map(after_first).min()?;
         if earliest.abs() > FURTHEST {
             return None;
         }
@@ -148,31 +163,42 @@ impl ProgramClock {
             ..=0 => ROOM + earliest.unsigned_abs(),
             _ => 0,
         };
-        let added = spare.filter(|_| is_added).map(|place| {
-            let value = (first + 2 * WRAP - back - ADDED_BEFORE) % WRAP;
-            (place, value)
-        });
-        let zero = added.map_or((first + WRAP - back) % WRAP, |(_, value)| value);
+        let moved = (first + WRAP - back) % WRAP;
+        let added = self.spare.filter(|_| self.has_untimed);
+        let added = added.map(|place| (place, (moved + WRAP - ADDED_BEFORE) % WRAP));
+        let zero = added.map_or(moved, |(_, value)| value);
         let counted = |track: &Track| {
             let steps = distance(zero, track.first).unsigned_abs();
             Duration::from_nanos(steps * 1000 / 27)
         };
-        let earliest = found.iter().map(counted).min()?;
-        let pictures = found.iter().filter(|track| track.is_picture);
+        let earliest = self.tracks.iter().map(counted).min()?;
+        let pictures = self.tracks.iter().filter(|track| track.is_picture);
         let picture = pictures.map(counted).min();
         let begin = picture.filter(|picture| earliest + LONGEST_RUN_IN >= *picture);
-        Some(Self {
+        let firsts = self.tracks.iter().map(|track| (track.pid, counted(track)));
+        Some(ProgramClock {
             pid,
             first,
             back,
-            is_slowed,
+            is_slowed: self.is_slowed,
             added,
             begin: begin.unwrap_or(earliest),
-            firsts: found
-                .iter()
-                .map(|track| (track.pid, counted(track)))
-                .collect(),
+            firsts: firsts.collect(),
         })
+    }
+}
+
+impl ProgramClock {
+    /// `None` where `head`, the beginning of a file, does not tell.
+    pub(super) fn find(head: &[u8], layout: Layout) -> Option<Self> {
+        let mut seen = Seen::default();
+        for (idx, packet) in transport::packets(head, layout).enumerate() {
+            let place = (layout.first + idx * layout.every) as u64;
+            if seen.take(place, packet).is_break() {
+                break;
+            }
+        }
+        seen.clock()
     }
 
     /// How long before the presentation the earliest track begins.
@@ -273,7 +299,8 @@ fn reference(packet: &[u8]) -> Option<u64> {
     let has_reference = flags & 0x20 != 0 && len >= 7 && kinds & 0x10 != 0;
     let ticks = u64::from(u32::from_be_bytes([a, b, c, d])) << 1 | u64::from(e >> 7);
     let steps = u64::from(e & 1) << 8 | u64::from(f);
-    has_reference.then_some(ticks * STEPS_PER_TICK + steps)
+    // Steps of damaged packets may be more than a tick has.
+    has_reference.then_some((ticks * STEPS_PER_TICK + steps) % WRAP)
 }
 
 fn write_reference(packet: &mut [u8; PACKET_LEN], value: u64) {

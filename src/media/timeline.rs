@@ -180,9 +180,10 @@ impl Timeline {
                 ..
             }) => {
                 opening.show(filesrc);
-                if let Some(clock) = opening.clock() {
-                    begin_all_at(parsebin, clock.begin.saturating_sub(clock.longest_run_in()));
-                }
+                let clock = opening.clock();
+                let earliest =
+                    clock.map(|clock| clock.begin.saturating_sub(clock.longest_run_in()));
+                adapt_demuxer(parsebin, earliest);
             }
             Kind::Matroska(..) | Kind::Other(_) => (),
         }
@@ -222,7 +223,12 @@ impl Timeline {
     pub(super) fn reads_all(&self) -> bool {
         match &self.kind {
             Kind::Movie(movie) => movie.fragmented,
-            Kind::Matroska(_, opening) => !opening.has_cues,
+            // matroskademux goes to the first picture, behind sound that comes before it.
+            Kind::Matroska(begin, opening) => {
+                let range_begin = Duration::from(*begin) + self.range.0;
+                let mut firsts = opening.tracks.iter().filter_map(|track| track.first);
+                !opening.has_cues || self.begins_late() && firsts.any(|first| first > range_begin)
+            }
             Kind::Other(other) => other.way == Way::All,
         }
     }
@@ -597,22 +603,24 @@ fn clip(pad: &gst::Pad, window: Window) {
     });
 }
 
-/// Has all streams of a transport stream begin no later than the presentation, which begins at `begin`.
+/// Mends what `parsebin`'s demuxer of transport streams hands to parsers.
 ///
-/// tsdemux begins with the packet that it meets first, and parsers drop what lies behind it but is presented earlier.
-fn begin_all_at(parsebin: &gst::Element, begin: Duration) {
-    let (Some(bin), Ok(begin)) = (
-        parsebin.downcast_ref::<gst::Bin>(),
-        gst::ClockTime::try_from(begin),
-    ) else {
+/// All streams begin no later than at `earliest`: tsdemux begins with the packet that it meets first, and parsers drop what
+/// lies behind it but is presented earlier.
+fn adapt_demuxer(parsebin: &gst::Element, earliest: Option<Duration>) {
+    let Some(bin) = parsebin.downcast_ref::<gst::Bin>() else {
         return;
     };
+    let earliest = earliest.and_then(|earliest| gst::ClockTime::try_from(earliest).ok());
     bin.connect_element_added(move |_, element| {
         if elements::factory_name(element) != "tsdemux" {
             return;
         }
         element.connect_pad_added(move |_, pad| {
-            replace_segment(pad, move |old| begun_at(old, begin));
+            transport::strip_trailing_zeros(pad);
+            if let Some(earliest) = earliest {
+                replace_segment(pad, move |old| begun_at(old, earliest));
+            }
         });
     });
 }

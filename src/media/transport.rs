@@ -339,6 +339,34 @@ pub(super) fn beginning(packet: &[u8]) -> Option<usize> {
     is_whole.then_some(4 + adaptation_len)
 }
 
+/// Takes the zeros away that end pictures of `pad`, where they are H.265.
+///
+/// The code that begins a picture may have a zero before it, and whoever copies a stream may leave that to the picture
+/// before. h265parse 1.22 lets a picture begin with this zero, and so at the time of the picture before.
+pub(super) fn strip_trailing_zeros(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::BUFFER, |pad, info| {
+        let caps = pad.current_caps();
+        let fields = caps.as_ref().and_then(|caps| caps.structure(0));
+        if fields.is_none_or(|fields| fields.name() != "video/x-h265") {
+            return gst::PadProbeReturn::Remove;
+        }
+        let Some(buffer) = info.buffer_mut() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let stripped_len = buffer.map_readable().map_or(0, |bytes| {
+            // Others may be parts of a picture, and end anywhere.
+            let is_picture = [&[0, 0, 1][..], &[0, 0, 0, 1]];
+            let is_picture = is_picture.iter().any(|code| bytes.starts_with(code));
+            let end = bytes.iter().rposition(|byte| *byte != 0);
+            end.filter(|_| is_picture).map_or(0, |end| end + 1)
+        });
+        if stripped_len > 0 && stripped_len < buffer.size() {
+            buffer.make_mut().set_size(stripped_len);
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
 /// The number of the stream behind `pad`, by which tsdemux names it, after a slash.
 pub(super) fn pid_of(pad: &gst::Pad) -> Option<u16> {
     let stream_id = pad.stream_id()?;

@@ -620,6 +620,120 @@ fn the_clock_of_a_transport_stream_may_tick_once_per_second() {
 }
 
 #[test]
+fn pictures_that_no_decoder_can_show_raise_no_alarm() {
+    let files = Files::new();
+    for (name, codec) in [
+        ("a", "-c:v mpeg2video -bf 2 -g 25 -q:v 5 -c:a mp2"),
+        ("b", "-c:v libx264 -preset ultrafast -bf 2 -g 25 -c:a aac"),
+    ] {
+        let whole = files.make(
+            &format!("{name}.ts"),
+            &format!("{PICTURE} {SOUND} {codec} -pat_period 0.1"),
+        );
+        // From the middle of the second group of pictures on.
+        let bytes = std::fs::read(&whole).unwrap();
+        let entries: Vec<usize> = (0..bytes.len() / 188)
+            .filter(|idx| {
+                let packet = &bytes[188 * idx..];
+                let is_picture = packet[1] & 0x5f == 0x41 && packet[2] == 0;
+                is_picture && packet[3] & 0x20 != 0 && packet[4] > 0 && packet[5] & 0x40 != 0
+            })
+            .collect();
+        let from = (entries[1] + entries[2]) / 2;
+        let input = files.path(&format!("{name}.cut.ts"));
+        std::fs::write(&input, &bytes[188 * from..]).unwrap();
+        let job = FileJob {
+            audio: AudioMode::Drop,
+            ..FileJob::new(&input, files.path(&format!("{name}.mp4")))
+        };
+        let verification = check(&job, "verified: ");
+        let n_decoded = judged(&input, Kind::Picture).len() as u64;
+        assert!((90..=100).contains(&n_decoded), "{name}: {n_decoded}");
+        assert_eq!(verification.frames_out, n_decoded, "{name}");
+    }
+}
+
+#[test]
+fn h265_copied_from_one_transport_stream_to_another_keeps_its_times() {
+    let files = Files::new();
+    let x265 = |more: &str| {
+        format!(
+            "-c:v libx265 -preset ultrafast -x265-params log-level=error:keyint=25:open-gop=0{more}"
+        )
+    };
+    for (name, more) in [("b", ""), ("p", ":bframes=0")] {
+        let film = files.make(
+            &format!("{name}.ts"),
+            &format!("{PICTURE} {SOUND} {} -c:a aac -t 2", x265(more)),
+        );
+        for copy in ["copy.ts", "copy.m2ts"] {
+            let input = files.make(
+                &format!("{name}.{copy}"),
+                &format!("-i {} -c copy", film.display()),
+            );
+            let job = FileJob::new(&input, files.path(&format!("{name}.{copy}.mp4")));
+            check(&job, "verified: ");
+            let expected: Vec<i64> = (0..50).map(|frame| frame * 40_000).collect();
+            assert_eq!(judged(&job.output, Kind::Picture), expected, "{input:?}");
+        }
+    }
+}
+
+#[test]
+fn aac_that_cannot_be_copied_is_encoded_anew() {
+    let files = Files::new();
+    let input = files.make(
+        "latm.ts",
+        &format!("{FLASH} {BEEP} {H264} -c:a aac -mpegts_flags latm"),
+    );
+    let before = beep_after_flash(&input);
+    for extension in ["mp4", "ts", "mkv"] {
+        let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
+        let verification = check(&job, "verified");
+        assert!(verification.audio_packets_out > 0, "{verification}");
+        let moved = beep_after_flash(&job.output) - before;
+        assert!(moved.abs() < 0.003, "{extension}: {moved} s");
+    }
+}
+
+#[test]
+fn a_range_within_one_picture_is_as_long_as_it_was_asked() {
+    let files = Files::new();
+    let slow = "-f lavfi -i testsrc2=size=160x120:rate=1:duration=6";
+    let film = files.make("in.mp4", &format!("{slow} {SOUND} {H264} -c:a aac"));
+    for extension in ["mp4", "mkv", "ts"] {
+        let job = FileJob {
+            start: Some(Pts(4_200_000_000)),
+            end: Some(Pts(4_600_000_000)),
+            ..FileJob::new(&film, files.path(&format!("out.{extension}")))
+        };
+        let verification = check(&job, "verified: ");
+        assert_eq!(verification.frames_out, 1);
+        let secs = verification.duration_out.as_secs_f64();
+        assert!((secs - 0.4).abs() < 0.05, "{verification}");
+    }
+}
+
+#[test]
+fn sound_before_the_first_picture_of_a_matroska_file_is_in_ranges_too() {
+    let files = Files::new();
+    let late = format!("-itsoffset 0.777 {PICTURE} {SOUND}");
+    for (name, codecs) in [
+        ("aac.mkv", format!("{H264} -c:a aac")),
+        ("opus.webm", "-c:v libvpx -b:v 1M -c:a libopus".to_owned()),
+    ] {
+        let input = files.make(name, &format!("{late} {codecs}"));
+        for start_millis in [100, 300] {
+            let job = FileJob {
+                start: Some(Pts(start_millis * 1_000_000)),
+                ..FileJob::new(&input, files.path(&format!("{start_millis}.{name}")))
+            };
+            check(&job, "verified: ");
+        }
+    }
+}
+
+#[test]
 fn a_recording_behind_a_short_one_raises_no_alarm() {
     let files = Files::new();
     let one = files.make("one.ts", &format!("{PICTURE} {SOUND} {H264} -c:a mp2 -t 2"));
