@@ -27,6 +27,11 @@ pub fn is_address(path: &Path) -> bool {
     is_meant && !path.exists()
 }
 
+/// True for a name that only a folder can have: it ends in a slash.
+pub fn is_folder_name(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b"/")
+}
+
 /// Writes `bytes` beside `path` under the name with `.part` and moves them there, so that nobody sees half a file.
 ///
 /// What exists and is no regular file, as a pipe or `/dev/null`, is written to where it is: a move would put a file in

@@ -215,7 +215,7 @@ impl FileJob {
                     "the output would overwrite the input: {written:?}"
                 )));
             }
-            if written.is_dir() {
+            if written.is_dir() || files::is_folder_name(written) {
                 return Err(Error::Config(format!(
                     "is a directory, expected a file to write: {written:?}"
                 )));

@@ -435,6 +435,14 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
         "would be written over \"a\": \"./a\"",
     );
     refused(
+        "file in.mp4 new.mp4/",
+        "is a directory, expected a file to write: \"new.mp4/\"",
+    );
+    refused(
+        "file in.mp4 out.mp4 --sheet sheet.png/",
+        "is the name of a folder, expected a file to write: \"sheet.png/\"",
+    );
+    refused(
         "file in.mp4 out.mp4 --scores /dev/null --overwrite",
         "is no regular file, expected a file to write: \"/dev/null\"",
     );

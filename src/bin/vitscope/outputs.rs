@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use image::ImageFormat;
 use vitscope::error::{Error, Result};
-use vitscope::files::{is_address, part_path};
+use vitscope::files::{is_address, is_folder_name, part_path};
 
 /// The format of a picture by its name.
 ///
@@ -77,6 +77,9 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
     for (output_idx, output) in outputs.iter().enumerate() {
         if is_address(output) {
             bail!("is an address, expected a file to write: {output:?}");
+        }
+        if is_folder_name(output) {
+            bail!("is the name of a folder, expected a file to write: {output:?}");
         }
         let folder = folder_of(output);
         if !folder.is_dir() {
