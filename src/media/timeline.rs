@@ -136,9 +136,9 @@ impl Timeline {
                 // An AVI file is read up to the slot where the range ends, and the last pictures of it are stored later.
                 let (way, room) = if begins_with(path, b"RIFF") {
                     (Way::FromTheBeginning, REORDERING)
-                } else if begins_with(path, &PROGRAM_STREAM) {
-                    (Way::All, Duration::ZERO)
-                } else if clock.is_some_and(ProgramClock::is_slowed) {
+                } else if begins_with(path, &PROGRAM_STREAM)
+                    || clock.is_some_and(ProgramClock::is_slowed)
+                {
                     (Way::All, Duration::ZERO)
                 } else if transport.is_some() {
                     (Way::FromBefore, Duration::ZERO)
