@@ -1050,6 +1050,21 @@ fn a_shipped_head_refuses_another_backbone_with_both_hashes() {
     assert!(card.contains(wanted), "{message}");
 }
 
+/// A folder with an adapter and a head goes over an embedded model, and is what its card says.
+#[test]
+fn a_shipped_adapter_goes_over_everyday() {
+    let folder = root().join("models/cifar10-224-holes");
+    let card = fs::read_to_string(folder.join("README.md")).unwrap();
+    let head = fs::read(folder.join("head.safetensors")).unwrap();
+    let stated = card.split("| sha256 | `").nth(1).unwrap();
+    assert!(stated.starts_with(&sha256_hex(&head)), "{stated:.64}");
+    let reference = Reference::over(folder.to_str().unwrap(), Some("everyday"));
+    let model = models::open(reference, &Device::Cpu).unwrap();
+    assert_eq!(model.labels().len(), 10);
+    let plain = models::open("everyday", &Device::Cpu).unwrap();
+    assert_ne!(model.weights_sha256, plain.weights_sha256);
+}
+
 #[test]
 fn embedded_models_are_the_shipped_ones_and_small() {
     let mut sizes = Vec::new();
