@@ -211,7 +211,10 @@ fn shown(text: &str) -> String {
             }
         })
         .collect();
-    format!("{scheme}{user}{}", pairs.join("&"))
+    match format!("{scheme}{user}{}", pairs.join("&")) {
+        shown if shown.is_empty() && !text.is_empty() => HIDDEN.into(),
+        shown => shown,
+    }
 }
 
 /// `text` without the word that begins at `at`.
@@ -324,6 +327,8 @@ mod tests {
         assert_eq!(address("test:"), Address::Test("smpte".into()));
         assert_eq!(address("test:ball"), Address::Test("ball".into()));
         assert!(address("rtsp://host/stream").is_remote());
+        // All of it is a fragment, and something is shown in its place.
+        assert_eq!(address("#://").to_string(), HIDDEN);
     }
 
     #[test]
