@@ -34,16 +34,14 @@ pub fn read(path: &Path) -> Result<FilePicture> {
 /// # Errors
 /// As [`read`].
 pub fn check_header(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        return Err(Error::Config(format!(
-            "is a folder, expected a picture: {path:?}"
-        )));
-    }
     let reader = ImageReader::open(path)
         .and_then(ImageReader::with_guessed_format)
         .map_err(|error| match error.kind() {
             ErrorKind::NotFound => {
                 Error::Config(format!("no such file, expected a picture: {path:?}"))
+            }
+            ErrorKind::IsADirectory => {
+                Error::Config(format!("is a folder, expected a picture: {path:?}"))
             }
             _ => Error::io(path, error),
         })?;

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent / "everyday"))
+import pictures  # noqa: E402
 from vit import Vit  # noqa: E402
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+MEAN, STD = (torch.from_numpy(values).view(3, 1, 1) for values in (pictures.MEAN, pictures.STD))
 PX, GRID, RANK = 224, 16, 4
 
 
@@ -89,17 +89,9 @@ class Classifier(nn.Module):
         return tensors
 
 
-def cifar(folder, train):
-    names = [f"data_batch_{i}.png" for i in range(1, 6)] if train else ["test_batch.png"]
-    pixels = np.concatenate([np.asarray(Image.open(folder / n).convert("RGB")).reshape(-1, 32, 32, 3) for n in names])
-    labels = json.loads((folder / ("train_lables.json" if train else "test_lables.json")).read_text())
-    return pixels, torch.as_tensor(labels)
-
-
 def enlarged(pixels):
     """As the preprocessor does: bicubic; `[3, 224, 224]` in 0…1."""
-    picture = Image.fromarray(pixels).resize((PX, PX), Image.BICUBIC)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(pictures.squeezed(pixels, PX).copy()).permute(2, 0, 1).float() / 255
 
 
 def hole(rng):
@@ -196,7 +188,8 @@ def main():
         model.load_state_dict(kept["model"], strict=False)
         optimizer.load_state_dict(kept["optimizer"])
         average, first = kept["average"], kept["step"]
-    pixels, labels = cifar(args.cifar, train=True)
+    pixels, labels = pictures.cifar(args.cifar, "train")
+    labels = torch.as_tensor(labels)
     began = time.time()
     for step in range(first, args.steps):
         rng = np.random.default_rng([args.seed, step])
@@ -231,7 +224,8 @@ def main():
 
 
 def report(model, folder):
-    pixels, labels = cifar(folder, train=False)
+    pixels, labels = pictures.cifar(folder, "test")
+    labels = torch.as_tensor(labels)
     for share, count in ((0.0, 1000), (0.5, 300), (0.9, 300)):
         print(f"{share:.0%} black: {tested(model, pixels[:count], labels[:count], share, 1):.3f} of {count}", flush=True)
 

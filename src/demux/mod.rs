@@ -73,7 +73,7 @@ pub struct Track {
     pub codec: String,
     /// Frames in order of presentation, all of which are shown; sound in order of the file, with its run-in.
     pub packets: Vec<Packet>,
-    /// When the first frame is shown that needs no other, where frames come before it that no decoder can show.
+    /// When the first frame is shown at which decoding may begin; `None` where a container does not say, or begins with it.
     pub first_key: Option<i64>,
     /// Digest of all bytes of sound: uncompressed sound has no packets to speak of.
     pub bytes_hash: u64,

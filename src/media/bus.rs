@@ -46,7 +46,7 @@ impl Failure {
         let generic = text.starts_with("Internal data stream error")
             || text.starts_with("Could not")
             || text.starts_with("GStreamer encountered");
-        // These look for what a file is: of any other program it would not be said by which part.
+        // These look for what a file is, and only that they found nothing is of interest.
         let seeks = ["parsebin", "typefind"].contains(&element.as_str());
         let reason = match (generic && !detail.is_empty(), seeks) {
             (true, _) => format!("{element}: {text} ({})", detail.trim_end_matches('.')),

@@ -3,9 +3,10 @@
 //! tsdemux 1.22 counts from the first clock reference. It begins its segment with the first packet that it meets, though
 //! sound that lies behind it may be presented earlier; gives packets that lie before the first reference no time; and
 //! takes what is presented before it for what comes a wrap of the clock later. Where references are further apart than
-//! half a second, as with one picture per second, it guesses how much time passed between them. So where the presentation begins is read
-//! from the packets themselves, and where a file needs it, all references are moved back or closer to each other, and one
-//! more is put before the first packet.
+//! half a second, as with one picture per second, it guesses how much time passed between them.
+//!
+//! So where the presentation begins is read from the packets themselves. Where a file needs it, all references are moved
+//! back or closer to each other, and one more is put before the first packet.
 
 use std::ops::{ControlFlow, RangeInclusive};
 use std::time::Duration;

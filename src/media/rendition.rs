@@ -108,7 +108,8 @@ pub(super) fn describe(
     });
 }
 
-/// Says of how many colors of `stored` pictures of `caps` their decoder makes fewer by itself.
+/// Tells users of the colors that GStreamer's decoder of JPEG leaves out by itself, where pictures of `caps` come through
+/// `stored`.
 pub(super) fn tell_of_lost_colors(stored: &gst::Pad, caps: &gst::CapsRef, tap: &Arc<Tap>) {
     let is_jpeg = caps
         .structure(0)

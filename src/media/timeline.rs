@@ -27,8 +27,7 @@ use super::matroska;
 use super::mp4::{Movie, Track, duration_from_ticks};
 use super::program_clock::ProgramClock;
 use super::session::lock;
-use super::{edits, elements};
-use super::{transport, vorbis};
+use super::{edits, elements, transport, vorbis};
 
 /// A Matroska file that begins later than this was cut out of a longer one.
 const LATE_BEGIN: Duration = Duration::from_secs(1);
@@ -63,7 +62,8 @@ enum Kind {
 
 /// A file whose demuxer is believed.
 struct Other {
-    /// The demuxer's time at which the presentation begins, from the first segment of any stream.
+    /// The demuxer's time at which the presentation begins: by the clock of a transport stream, else from the first segment
+    /// of any stream.
     begin: Arc<OnceLock<gst::ClockTime>>,
     /// How much further than the range pictures are to be read.
     room: Duration,
@@ -373,8 +373,8 @@ impl Timeline {
             }
             Kind::Other(other) => {
                 let range = self.range;
-                if let Some(clock) = other.clock() {
-                    let begin = gst::ClockTime::try_from(clock.begin).unwrap_or_default();
+                if other.clock().is_some() {
+                    let begin = other.begin.get().copied().unwrap_or_default();
                     // Where there is no parser, parsebin has passed the demuxer's own on.
                     Box::new(move |old| {
                         let window = part_of(&begun_at(old, begin)?, begin, range)?;
@@ -473,7 +473,11 @@ impl Timeline {
                 let first = track.and_then(|track| track.first).unwrap_or_default();
                 Some(lead.saturating_sub(first))
             }
-            Kind::Other(other) => Some(other.clock()?.run_in_of(transport::pid_of(pad)?)),
+            Kind::Other(other) => {
+                let clock = other.clock()?;
+                let pid = u16::try_from(track_number(pad, 16)?).ok()?;
+                Some(clock.run_in_of(pid))
+            }
         }
     }
 
@@ -517,7 +521,7 @@ impl Timeline {
         let Kind::Movie(movie) = &self.kind else {
             return None;
         };
-        let id = track_number(pad)?;
+        let id = track_number(pad, 10)?;
         movie.tracks.iter().find(|track| u64::from(track.id) == id)
     }
 
@@ -525,7 +529,7 @@ impl Timeline {
         let Kind::Matroska(_, opening) = &self.kind else {
             return None;
         };
-        let number = track_number(pad)?;
+        let number = track_number(pad, 10)?;
         let mut tracks = opening.tracks.iter();
         tracks.find(|track| track.number == number)
     }
@@ -635,17 +639,12 @@ fn begun_at(old: &Segment, begin: gst::ClockTime) -> Option<Segment> {
     Some(new)
 }
 
-/// The number of the track behind `pad`: the demuxer names a stream by it, after a slash.
-fn track_number(pad: &gst::Pad) -> Option<u64> {
+/// The number of the track behind `pad`: the demuxer names a stream by it, after a slash; tsdemux with `radix` 16.
+fn track_number(pad: &gst::Pad, radix: u32) -> Option<u64> {
     let stream_id = pad.stream_id()?;
     // In Matroska another number follows it.
-    stream_id
-        .rsplit('/')
-        .next()?
-        .split(':')
-        .next()?
-        .parse()
-        .ok()
+    let number = stream_id.rsplit('/').next()?.split(':').next()?;
+    u64::from_str_radix(number, radix).ok()
 }
 
 /// Gives a time to packets that come in a block with others: the demuxer knows that of the first only.

@@ -144,14 +144,14 @@ impl Opening {
             }
         }
         let is_changed = self.clock.as_ref().is_some_and(ProgramClock::is_changed);
+        if self.renamed.is_none() && !is_changed {
+            return;
+        }
         let path: Option<String> = filesrc.property("location");
         let file = path.and_then(|path| File::open(path).ok());
         let (Some(file), Some(pad)) = (file, filesrc.static_pad("src")) else {
             return;
         };
-        if self.renamed.is_none() && !is_changed {
-            return;
-        }
         let (opening, file) = (Arc::clone(self), Mutex::new(file));
         pad.add_probe(
             gst::PadProbeType::BUFFER | gst::PadProbeType::PULL,
@@ -365,13 +365,6 @@ pub(super) fn strip_trailing_zeros(pad: &gst::Pad) {
         }
         gst::PadProbeReturn::Ok
     });
-}
-
-/// The number of the stream behind `pad`, by which tsdemux names it, after a slash.
-pub(super) fn pid_of(pad: &gst::Pad) -> Option<u16> {
-    let stream_id = pad.stream_id()?;
-    let name = stream_id.rsplit('/').next()?.split(':').next()?;
-    u16::from_str_radix(name, 16).ok()
 }
 
 /// 13 bits from a byte on: a stream's number.

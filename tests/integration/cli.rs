@@ -846,6 +846,11 @@ fn pictures_that_cannot_be_are_refused() {
         "\"a.png\"",
     );
     refused(
+        "still . folder.png",
+        "is a folder, expected a picture",
+        "\".\"",
+    );
+    refused(
         "still a.png text.png new",
         "expected a directory",
         "\"new\"",
