@@ -173,6 +173,7 @@ struct Entry {
     stripped: Vec<u8>,
     unknown: Option<&'static str>,
     packets: Vec<Packet>,
+    breaks_off: bool,
     digest: DefaultHasher,
 }
 
@@ -237,7 +238,11 @@ impl Segment {
             }
             SIMPLE_BLOCK | BLOCK => {
                 if input.at.saturating_add(len) > input.len {
-                    input.skip(len)?;
+                    let number = input.number(8, false)?.map(|(number, _)| number);
+                    let mut entries = self.entries.iter_mut();
+                    if let Some(entry) = entries.find(|entry| Some(entry.number) == number) {
+                        entry.breaks_off = true;
+                    }
                     return Ok(false);
                 }
                 self.take_block(element.id == SIMPLE_BLOCK, len, input)?;
@@ -393,6 +398,7 @@ impl Segment {
                 },
                 packets: entry.packets,
                 first_key: None,
+                breaks_off: entry.breaks_off,
                 bytes_hash: entry.digest.finish(),
                 unknown: entry.unknown,
             }

@@ -75,6 +75,8 @@ pub struct Track {
     pub packets: Vec<Packet>,
     /// When the first frame is shown at which decoding may begin; `None` where a container does not say, or begins with it.
     pub first_key: Option<i64>,
+    /// True where the file ends within a packet of this track, which then is not among them.
+    pub breaks_off: bool,
     /// Digest of all bytes of sound: uncompressed sound has no packets to speak of.
     pub bytes_hash: u64,
     /// Why its packets are not known, where they are not.
@@ -139,7 +141,7 @@ impl From<std::io::Error> for Unreadable {
 pub fn read(path: &Path) -> Result<Contents, Unreadable> {
     let mut file = File::open(path)?;
     let mut head = Vec::new();
-    (&mut file).take(1024).read_to_end(&mut head)?;
+    (&mut file).take(4096).read_to_end(&mut head)?;
     file.seek(SeekFrom::Start(0))?;
     let mut contents = match format_of(&head)? {
         Format::Mp4 => mp4::read(file),

@@ -613,6 +613,7 @@ impl TrackTables {
             codec: self.codec,
             packets,
             first_key: None,
+            breaks_off: false,
             bytes_hash: all_bytes.finish(),
             unknown: self.unknown,
         })

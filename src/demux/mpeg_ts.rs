@@ -30,14 +30,22 @@ const MOST_STREAMS: usize = 64;
 /// More bytes than any packet of sound has.
 const LARGEST_SOUND: usize = 1 << 20;
 
-/// Bytes from one sync byte to the next, and before the first; `None` where `head` is no transport stream.
+/// Bytes from one sync byte to the next, and in a packet before it; `None` where `head` is no transport stream.
+///
+/// A recording may begin in the middle of a packet, or with something else.
 pub(super) fn packet_len(head: &[u8]) -> Option<(usize, usize)> {
-    [(188, 0), (192, 4), (204, 0)]
+    let layouts = [(188, 0), (192, 4), (204, 0)];
+    let begins_at = |begin: usize, len: usize, n_least: usize| {
+        let mut syncs = head.iter().skip(begin).step_by(len).take(5);
+        syncs.len() >= n_least && syncs.all(|byte| *byte == SYNC)
+    };
+    let aligned = layouts
         .into_iter()
-        .find(|(len, at)| {
-            let syncs = head.iter().skip(*at).step_by(*len);
-            head.len() > at + 2 * len && syncs.take(4).all(|byte| *byte == SYNC)
-        })
+        .find(|(len, at)| begins_at(*at, *len, 3));
+    aligned.or_else(|| {
+        let mut layouts = layouts.into_iter();
+        layouts.find(|(len, _)| (0..head.len()).any(|begin| begins_at(begin, *len, 5)))
+    })
 }
 
 /// Reads the packets of `file`, which begins with `head`.
@@ -84,7 +92,8 @@ impl Packets {
             }
             let from = self.sync_at + 1;
             let ahead = self.packet.iter().skip(from).position(|byte| *byte == SYNC);
-            let n_lost = ahead.map_or(self.packet.len(), |at| at + 1);
+            // What comes before the next one may be here already.
+            let n_lost = ahead.map_or(self.packet.len() - self.sync_at, |at| at + 1);
             n_kept = self.packet.len() - n_lost;
             self.packet.rotate_left(n_lost);
         }
@@ -515,6 +524,7 @@ impl Stream {
             kind: self.kind,
             codec: self.codec.into(),
             first_key: self.first_entry.filter(|_| self.kind == Kind::Picture),
+            breaks_off: self.sound.breaks_off,
             packets: self.packets,
             bytes_hash: self.sound.digest.finish(),
             unknown: self.unknown,
@@ -622,6 +632,7 @@ struct Sound {
     next_time: Option<i64>,
     digest: DefaultHasher,
     lost: bool,
+    breaks_off: bool,
 }
 
 impl Sound {
@@ -636,6 +647,7 @@ impl Sound {
 
     fn end(&mut self, framing: Framing, packets: &mut Vec<Packet>) {
         self.cut(framing, packets, 0);
+        self.breaks_off |= !self.bytes.is_empty();
     }
 
     /// Takes whole packets off the front; with fewer than `patience` bytes a header may still be incomplete.
@@ -648,6 +660,7 @@ impl Sound {
                 }
                 // A recording may begin or end in the middle of a packet.
                 self.lost |= !packets.is_empty() && patience > 0;
+                self.breaks_off |= patience == 0;
                 at += 1;
                 continue;
             };
@@ -699,6 +712,24 @@ mod tests {
         assert_eq!(clock.unwrap(0), WRAP);
         assert_eq!(clock.unwrap(WRAP - 1800), WRAP - 1800);
         assert_eq!(clock.unwrap(3600), WRAP + 3600);
+    }
+
+    #[test]
+    fn a_stream_may_begin_in_the_middle_of_a_packet() {
+        for (len, at) in [(188, 0), (192, 4), (204, 0)] {
+            let mut stream = vec![0; 2048 + len];
+            stream
+                .iter_mut()
+                .skip(at)
+                .step_by(len)
+                .for_each(|byte| *byte = SYNC);
+            for begin in 0..len {
+                let head = &stream[begin..begin + 2048];
+                assert_eq!(packet_len(head), Some((len, at)), "{len} from {begin}");
+            }
+        }
+        assert_eq!(packet_len(&[0; 1024]), None);
+        assert_eq!(packet_len(&[SYNC; 100]), None);
     }
 
     #[test]

@@ -200,6 +200,7 @@ impl Wanted {
             judged.unjudged.push(format!("the frames ({reason})"));
             return 0;
         }
+        self.check_break(picture, "a frame", judged);
         let expected = self.frames(picture, begins.0);
         let best = expected
             .fits(written.len())
@@ -228,6 +229,14 @@ impl Wanted {
             ));
         }
         offset
+    }
+
+    /// Whether the wanted range goes on behind the last whole packet, which the source breaks off after.
+    fn check_break(&self, track: &Track, packet: &str, judged: &mut Verification) {
+        if track.breaks_off && (self.end, self.interrupted_at) == (i64::MAX, None) {
+            let part = format!("{packet} that the source breaks off in");
+            judged.unjudged.push(part);
+        }
     }
 
     /// The source's frames in the range, counted from its beginning; what is cut by an edge is shown in part.
@@ -364,6 +373,7 @@ impl Wanted {
             judged.unjudged.push(format!("the sound ({reason})"));
             return;
         }
+        self.check_break(track, "a sound packet", judged);
         let expected = self.packets(track, origin.0);
         let copied = self.sound == AudioMode::Copy && track.codec == written.codec;
         match (expected.packets.is_empty(), written.packets.is_empty()) {
@@ -606,6 +616,7 @@ mod tests {
             codec: codec.into(),
             packets: packets.collect(),
             first_key: None,
+            breaks_off: false,
             bytes_hash: 0,
             unknown: None,
         }

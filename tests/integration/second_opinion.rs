@@ -372,6 +372,40 @@ fn a_last_frame_that_was_cut_short_is_told() {
 }
 
 #[test]
+fn a_packet_of_sound_that_the_source_breaks_off_in_is_told() {
+    let files = Files::new();
+    let mut n_broken = 0;
+    for (name, sound) in [
+        ("aac.ts", "aac"),
+        ("mp2.ts", "mp2"),
+        ("ac3.ts", "ac3"),
+        ("dts.ts", "dca -strict -2"),
+        ("opus.ts", "libopus"),
+        ("live.mkv", "ac3 -live 1"),
+    ] {
+        let whole = std::fs::read(film(&files, name, sound)).unwrap();
+        for n_missing in 1..8 {
+            let path = files.path(&format!("{n_missing}.{name}"));
+            std::fs::write(&path, &whole[..whole.len() - 188 * n_missing]).unwrap();
+            let contents = demux::read(&path).unwrap();
+            let track = contents.of(Kind::Sound).next().unwrap();
+            // ffprobe counts what is left of a packet in a transport stream, but of Opus.
+            let n_listed = judged(&path, Kind::Sound).len();
+            let in_part = usize::from(track.breaks_off && !["opus.ts", "live.mkv"].contains(&name));
+            assert_eq!(track.packets.len() + in_part, n_listed, "{path:?}");
+            n_broken += usize::from(track.breaks_off);
+            if n_missing == 1 && track.breaks_off {
+                let job = FileJob::new(&path, files.path(&format!("out.{n_missing}.{name}")));
+                let told = check(&job, "verified in part: ").to_string();
+                let part = "not judged: a sound packet that the source breaks off in";
+                assert!(told.ends_with(part), "{told}");
+            }
+        }
+    }
+    assert!(n_broken >= 6, "{n_broken}");
+}
+
+#[test]
 fn a_track_much_shorter_than_the_other_is_kept() {
     let files = Files::new();
     let sound = "-f lavfi -i sine=frequency=440:sample_rate=48000";
@@ -1175,7 +1209,7 @@ fn dts_of_a_transport_stream_comes_out() {
             let late = files.path(&format!("late.{name}"));
             std::fs::write(&late, [&vec![b'x'; n_junk][..], &bytes].concat()).unwrap();
             let job = FileJob::new(&late, files.path(&format!("{n_junk}.{name}.mkv")));
-            run(&job).unwrap();
+            check(&job, "verified: ");
             let copied = packets(&job.output, Kind::Sound);
             assert_eq!(
                 hashes(&copied),
