@@ -335,15 +335,21 @@ impl Audience for Front<'_> {
 
 fn summary(status: &Status, took: Duration) -> String {
     let rate = |n: u64| n as f64 / took.as_secs_f64().max(1e-3);
+    let frames = format!(
+        "{} frames ({:.1} per second)",
+        status.frames,
+        rate(status.frames)
+    );
+    if status.explained == 0 {
+        return format!("{frames}, none explained");
+    }
     let delay = match status.delay.as_millis() {
         0 => String::new(),
         millis => format!("; each frame is shown {millis} ms later for it"),
     };
     format!(
-        "{} frames ({:.1} a second), {} explained ({:.1} a second), {} while the model was busy; an explanation takes \
-         {:.0} ms, 99 of 100 at most {:.0} ms{delay}",
-        status.frames,
-        rate(status.frames),
+        "{frames}, {} explained ({:.1} per second), {} while the model was busy; an explanation takes {:.0} ms, \
+         99 of 100 at most {:.0} ms{delay}",
         status.explained,
         rate(status.explained),
         status.skipped,
@@ -452,6 +458,18 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_summary_gives_no_duration_of_explanations_that_were_not_made() {
+        let mut status = Status {
+            frames: 29,
+            ..Status::default()
+        };
+        let told = |status: &Status| summary(status, Duration::from_secs(1));
+        assert_eq!(told(&status), "29 frames (29.0 per second), none explained");
+        status.explained = 1;
+        assert!(told(&status).contains("an explanation takes"));
     }
 
     #[test]
