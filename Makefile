@@ -34,7 +34,7 @@ export PATH := $(CARGO_HOME)/bin:$(PATH)
 .PHONY: demo test picture install plugin bench-peers check-cuda check-analytics packages test-packages pip venv python-packages rust
 
 demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
-	cargo build --release --locked
+	cargo build --release --locked --package vitscope
 	@mkdir -p demo
 	@name=$$(basename "$(VIDEO)"); out="demo/$${name%.*}"; set -ex; \
 	target/release/vitscope file "$(VIDEO)" "$$out-explained.mp4" \
@@ -48,16 +48,16 @@ demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
 test: export G_DEBUG := fatal_warnings
 test: packages test-packages rust
 	cargo fmt --check
-	cargo clippy --locked --all-targets --features lrp -- -D warnings
-	cargo clippy --locked --all-targets --no-default-features -- -D warnings
-	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked --features lrp; \
-		else cargo test --locked --features lrp --lib --bins --tests; fi
-	cargo test --locked --features lrp --doc
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features lrp
+	cargo clippy --locked --workspace --all-targets --features lrp -- -D warnings
+	cargo clippy --locked --package vitscope --all-targets --no-default-features -- -D warnings
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked --workspace --features lrp; \
+		else cargo test --locked --workspace --features lrp --lib --bins --tests; fi
+	cargo test --locked --workspace --features lrp --doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features lrp
 
 # The picture of the README: one frame of the sample clip, four methods.
 picture: packages test-packages rust $(CLIP)
-	cargo build --release --locked
+	cargo build --release --locked --package vitscope
 	ffmpeg -v error -y -i $(CLIP) -ss 13.8 -frames:v 1 -vf scale=640:-1 demo/cockatoo.png
 	target/release/vitscope still demo/cockatoo.png models/everyday/cockatoo.png --overwrite \
 		--target bird --method diffmask,chefer,gradcam,libragrad
@@ -71,16 +71,16 @@ USER_PLUGINS := $(XDG_DATA_HOME)/gstreamer-1.0/plugins
 
 plugin: packages rust
 	$(call install_packages,gstreamer1.0-tools)
-	cargo build --release --locked --lib
+	cargo build --release --locked --package vitscope-gst
 	mkdir -p "$(USER_PLUGINS)"
-	cp target/release/libvitscope.so "$(USER_PLUGINS)/libgstvitscope.so"
+	cp target/release/libgstvitscope.so "$(USER_PLUGINS)"
 	gst-inspect-1.0 vitscope >/dev/null
 	@echo "installed      $(USER_PLUGINS)/libgstvitscope.so"
 	@echo "documentation  gst-inspect-1.0 vitscope"
 
 # Passes take a quarter of an hour on two cores, and videos as long.
 bench-peers: packages rust venv $(CLIP)
-	cargo build --release --locked
+	cargo build --release --locked --package vitscope
 	[ -x target/peers/bin/python ] || python3 -m venv target/peers
 	target/peers/bin/pip install --quiet onnxruntime onnx openvino timm torch \
 		opencv-python-headless safetensors grad-cam
@@ -95,7 +95,7 @@ check-cuda: packages rust pip
 check-analytics: packages rust
 	if pkg-config --atleast-version 1.26 gstreamer-analytics-1.0; then \
 		G_DEBUG=fatal_warnings cargo test --locked --test integration --features v1_26 plugin; \
-	else DOCS_RS=1 cargo clippy --locked --lib --features v1_26 --target-dir target/analytics -- -D warnings; fi
+	else DOCS_RS=1 cargo clippy --locked --package vitscope-gst --features v1_26 --target-dir target/analytics -- -D warnings; fi
 
 # Installs the Debian packages in $(1) that are missing; elsewhere only names them.
 define install_packages

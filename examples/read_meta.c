@@ -12,7 +12,7 @@
   "vitscope mode=original show-hud=false attach-meta=true post-messages=true ! "    \
   "fakesink name=sink"
 
-/* Reads the meta of a buffer; the fields are listed in src/plugin/meta.rs. */
+/* Reads the meta of a buffer; the fields are listed in src/element/meta.rs. */
 static GstPadProbeReturn
 on_buffer (GstPad *pad, GstPadProbeInfo *info, gpointer user_data)
 {

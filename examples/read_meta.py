@@ -21,7 +21,7 @@ LINE = (
 
 
 def on_buffer(_pad, info):
-    """Reads the meta of a buffer; the fields are listed in src/plugin/meta.rs."""
+    """Reads the meta of a buffer; the fields are listed in src/element/meta.rs."""
     meta = info.get_buffer().get_custom_meta("GstVitscopeMeta")
     if meta is None:
         return Gst.PadProbeReturn.OK

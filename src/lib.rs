@@ -10,24 +10,25 @@
 //! patches, `composite` draws the scores over the frame. Everything below the stages is a library of
 //! tensors in, tensors out.
 //!
-//! # Modules
+//! # Packages
 //!
-//! A module imports from the layers below its own only.
+//! This library gives the modules of its packages. A package depends on those below it only:
 //!
-//! | layer | modules |
+//! | package | modules |
 //! |---|---|
-//! | 6 | `live`: cameras and streams, through the element |
-//! | 5 | `plugin`: the GStreamer element |
-//! | 4 | [`pipeline`]: the stages and their threads; `serve`: a page for the browser |
-//! | 3 | [`models`]: model folders; [`train`]; [`eval`]; [`sidecar`]: JSON Lines |
-//! | 2 | [`explain`]: one file a method; [`data`]: data sets; [`media`]: GStreamer |
-//! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`overlay`]: what is drawn |
-//! | 0 | [`frame`], [`flow`]: motion between frames; [`kernels`], [`rng`], [`files`], [`picture`], [`weights`], [`changes`], [`demux`]: containers' own tables, [`error`] |
+//! | `vitscope-live` | `live`: cameras and streams, through the element; `serve`: a page for the browser |
+//! | `vitscope-gst` | the shared library that GStreamer loads |
+//! | `vitscope-element` | `plugin`: the GStreamer element |
+//! | `vitscope-lab` | [`data`]: data sets; [`train`]; [`eval`] |
+//! | `vitscope-video` | [`pipeline`]: the stages and their threads; [`media`]: GStreamer; [`overlay`]: what is drawn; [`sidecar`]: JSON Lines; [`demux`]: containers' own tables |
+//! | `vitscope-core` | [`models`]: model folders; [`explain`]: one file per method; [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`frame`], [`flow`]: motion between frames; [`rng`], [`files`], [`picture`], [`weights`], [`changes`], [`error`] |
+//! | `vitscope-kernels` | [`kernels`]: fused operations on the CPU |
 //!
 //! # Invariants
 //!
 //! 1. `vit` and `kernels` know nothing of video: tensors in, tensors out.
-//! 2. Only `media`, `plugin` and `live` import GStreamer; the rest builds with `--no-default-features`.
+//! 2. Only `media`, `vitscope-element`, `vitscope-gst` and `vitscope-live` import GStreamer; the rest builds with
+//!    `--no-default-features`.
 //! 3. Only `pipeline` starts threads, and every channel is bounded.
 //! 4. An explainer does not change the model, and gives the same answer for the same image.
 //! 5. An attribution is raw: one f32 a patch, higher is more important. `overlay` scales it to color.
@@ -67,37 +68,23 @@
 //! ```
 #![warn(missing_docs, unreachable_pub, unused_lifetimes)]
 
-pub mod changes;
-mod companion;
-pub mod data;
-pub mod demux;
-pub mod error;
-pub mod eval;
-pub mod explain;
-pub mod files;
-pub mod flow;
-pub mod frame;
-pub mod gates;
-pub mod interpreter;
-pub mod kernels;
-#[cfg(feature = "live")]
-pub mod live;
-pub mod media;
-pub mod models;
-pub mod overlay;
-pub mod picture;
-pub mod pipeline;
+#[doc(inline)]
+pub use vitscope_core::{
+    Error, Result, changes, error, explain, files, flow, frame, gates, interpreter, models,
+    picture, rng, vit, weights,
+};
 #[cfg(feature = "plugin")]
-pub mod plugin;
-pub mod rng;
+#[doc(inline)]
+pub use vitscope_element as plugin;
+#[doc(inline)]
+pub use vitscope_kernels as kernels;
+#[doc(inline)]
+pub use vitscope_lab::{data, eval, train};
 #[cfg(feature = "live")]
-pub mod serve;
-pub mod sidecar;
-pub mod train;
-pub mod vit;
-pub mod weights;
-
-pub use error::{Error, Result};
+#[doc(inline)]
+pub use vitscope_live::{self as live, serve};
+#[doc(inline)]
+pub use vitscope_video::{demux, media, overlay, pipeline, sidecar};
 
 /// The README's example of the library is compiled and run.
 #[cfg(doctest)]

@@ -104,7 +104,7 @@ impl Linear {
     }
 
     /// Weight and bias.
-    pub(crate) fn parts(&self) -> [&Tensor; 2] {
+    pub fn parts(&self) -> [&Tensor; 2] {
         [&self.weight, &self.bias]
     }
 

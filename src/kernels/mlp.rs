@@ -77,34 +77,34 @@ impl Mlp {
     }
 
     /// The norm before the maps.
-    pub(crate) fn norm(&self) -> &LayerNorm {
+    pub fn norm(&self) -> &LayerNorm {
         &self.norm
     }
 
     /// What follows it.
-    pub(crate) fn activation(&self) -> Activation {
+    pub fn activation(&self) -> Activation {
         self.activation
     }
 
     /// The map to the hidden layer.
-    pub(crate) fn up(&self) -> &Linear {
+    pub fn up(&self) -> &Linear {
         &self.up
     }
 
     /// The map from the hidden layer.
     #[cfg(feature = "lrp")]
-    pub(crate) fn down(&self) -> &Linear {
+    pub fn down(&self) -> &Linear {
         &self.down
     }
 
     /// Layer scale, where the model has it.
     #[cfg(feature = "lrp")]
-    pub(crate) fn scale(&self) -> &Option<Tensor> {
+    pub fn scale(&self) -> &Option<Tensor> {
         &self.scale
     }
 
     /// `xs + scale ∘ down(hidden)`, where `hidden` went through the activation.
-    pub(crate) fn finish(&self, xs: &Tensor, hidden: &Tensor) -> Result<Tensor> {
+    pub fn finish(&self, xs: &Tensor, hidden: &Tensor) -> Result<Tensor> {
         let ys = self.down.forward(hidden)?;
         match &self.scale {
             Some(scale) => xs + ys.broadcast_mul(scale)?,

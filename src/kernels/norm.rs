@@ -74,7 +74,7 @@ impl LayerNorm {
     }
 
     /// Weight, bias and what is added to the variance.
-    pub(crate) fn parts(&self) -> (&Tensor, &Tensor, f32) {
+    pub fn parts(&self) -> (&Tensor, &Tensor, f32) {
         (&self.weight, &self.bias, self.eps as f32)
     }
 

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use url::Url;
 
-use crate::picture::is_video_name;
+use vitscope_core::picture::is_video_name;
 
 /// What stands for a secret wherever an address is shown.
 const HIDDEN: &str = "***";

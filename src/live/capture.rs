@@ -17,9 +17,9 @@ use url::Url;
 use super::address::Address;
 use super::freeze::Freeze;
 use super::utf8;
-use crate::error::{Error, Result, unknown};
-use crate::media::bus::Failure;
-use crate::media::elements::{
+use vitscope_core::error::{Error, Result, unknown};
+use vitscope_video::media::bus::Failure;
+use vitscope_video::media::elements::{
     add_chain, capsfilter, drain_pad, factory_name, link, link_chain, make, static_pad,
 };
 

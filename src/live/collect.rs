@@ -9,8 +9,8 @@ use gstreamer as gst;
 use image::codecs::jpeg::JpegEncoder;
 
 use super::peek::Peek;
-use crate::error::{Error, Result};
-use crate::files::write_whole;
+use vitscope_core::error::{Error, Result};
+use vitscope_core::files::write_whole;
 
 /// Of 100; training sees no difference to what the camera gave.
 const QUALITY: u8 = 95;

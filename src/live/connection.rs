@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::capture::Capture;
 use super::player::Player;
 use super::{Event, Live};
-use crate::error::{Error, Result};
+use vitscope_core::error::{Error, Result};
 
 /// Without a frame for so long, a source that has sent some is lost.
 const SILENCE: Duration = Duration::from_secs(5);

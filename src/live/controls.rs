@@ -9,12 +9,12 @@ use image::ImageFormat;
 use super::freeze::Freeze;
 use super::peek::Peek;
 use super::teaching::Teaching;
-use crate::error::{Error, Result};
-use crate::explain::{Method, Target};
-use crate::models::Model;
-use crate::overlay::{Colormap, Mode};
-use crate::plugin::{Coloring, Draw, VitScope};
 use crate::serve::{About, AboutMethod, Change, Feed, Host, Lesson, Settings, Topic};
+use vitscope_core::error::{Error, Result};
+use vitscope_core::explain::{Method, Target};
+use vitscope_core::models::Model;
+use vitscope_element::{Coloring, Draw, VitScope};
+use vitscope_video::overlay::{Colormap, Mode};
 
 /// Methods that share a grid at most.
 const MOST_METHODS: usize = 4;
@@ -382,7 +382,7 @@ impl Host for Controls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::changes;
+    use vitscope_core::changes;
 
     #[test]
     fn the_next_opacity_is_the_next_higher_one_or_none_at_all() {

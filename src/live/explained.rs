@@ -5,8 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 use gstreamer as gst;
 use serde::Serialize;
 
-use crate::pipeline::stages::{Class, Finding, Map};
-use crate::sidecar;
+use vitscope_video::pipeline::stages::{Class, Finding, Map};
+use vitscope_video::sidecar;
 
 /// An explanation, as the page's event `explained`.
 #[derive(Debug, Serialize)]
@@ -96,11 +96,11 @@ fn region(finding: &Finding) -> [f64; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::FrameSize;
-    use crate::frame::placement::{Placement, ResizeRule};
-    use crate::overlay::Range;
-    use crate::pipeline::stages::Certainty;
-    use crate::vit::Link;
+    use vitscope_core::frame::FrameSize;
+    use vitscope_core::frame::placement::{Placement, ResizeRule};
+    use vitscope_core::vit::Link;
+    use vitscope_video::overlay::Range;
+    use vitscope_video::pipeline::stages::Certainty;
 
     fn finding() -> Finding {
         let size = FrameSize {

@@ -13,13 +13,13 @@ use gstreamer_video as gst_video;
 use super::Key;
 use super::address::Address;
 use super::utf8;
-use crate::error::{Error, Result};
-use crate::files::part_path;
-use crate::media::bus::Failure;
-use crate::media::elements::{
+use crate::serve::Feed;
+use vitscope_core::error::{Error, Result};
+use vitscope_core::files::part_path;
+use vitscope_video::media::bus::Failure;
+use vitscope_video::media::elements::{
     add_chain, available, capsfilter, factory_name, link, make, missing, static_pad,
 };
-use crate::serve::Feed;
 
 /// An encoder that keeps up with what it records.
 struct Encoder {

@@ -9,10 +9,10 @@ use gstreamer::prelude::*;
 use gstreamer_video as gst_video;
 use image::RgbImage;
 
-use crate::error::{Error, Result};
-use crate::frame::Frame;
-use crate::media::pixels::frame_from_buffer;
-use crate::overlay::image_from_frame;
+use vitscope_core::error::{Error, Result};
+use vitscope_core::frame::Frame;
+use vitscope_video::media::pixels::frame_from_buffer;
+use vitscope_video::overlay::image_from_frame;
 
 /// What a camera takes for a frame at most.
 const NEXT_FRAME: Duration = Duration::from_secs(2);

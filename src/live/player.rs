@@ -18,11 +18,11 @@ use super::outputs::{self, Outputs};
 use super::peek::Peek;
 use super::teaching::Teaching;
 use super::{Live, Status};
-use crate::error::{Error, Result};
-use crate::files::part_path;
-use crate::media::elements::{add_chain, make, static_pad};
-use crate::plugin::VitScope;
 use crate::serve::{Feed, Topic};
+use vitscope_core::error::{Error, Result};
+use vitscope_core::files::part_path;
+use vitscope_element::VitScope;
+use vitscope_video::media::elements::{add_chain, make, static_pad};
 
 /// Frames between the two pipelines.
 const WAITING: u64 = 4;

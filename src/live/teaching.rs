@@ -11,14 +11,14 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::peek::Peek;
-use crate::error::{Error, Result};
-use crate::eval::classification::Count;
-use crate::frame::Frame;
-use crate::frame::resize::Resizer;
-use crate::models::{self, LinearHead, Model};
-use crate::plugin::{Lesson as Taken, VitScope};
 use crate::serve::{Feed, Lesson, Topic};
-use crate::train::taught::{self, Taught, TaughtHead};
+use vitscope_core::error::{Error, Result};
+use vitscope_core::frame::Frame;
+use vitscope_core::frame::resize::Resizer;
+use vitscope_core::models::{self, LinearHead, Model};
+use vitscope_element::{Lesson as Taken, VitScope};
+use vitscope_lab::eval::classification::Count;
+use vitscope_lab::train::taught::{self, Taught, TaughtHead};
 
 /// What a lesson takes at most; a busy model of a slow method may need some seconds for the frame before it.
 const LESSON: Duration = Duration::from_secs(30);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::gates::Gates;
+use vitscope_core::gates::Gates;
 
 /// Length and time of each file; `None` where it is not there.
 type Look = Vec<Option<(u64, SystemTime)>>;

@@ -1686,7 +1686,7 @@ fn every_pipeline_of_the_folder_runs() {
 /// Puts the plugin that was built with this test binary into a folder of its own.
 fn install_plugin(folder: &Path) -> std::path::PathBuf {
     let program = std::env::current_exe().unwrap();
-    let built = program.with_file_name("libvitscope.so");
+    let built = program.with_file_name("libgstvitscope.so");
     let plugins = folder.join("plugins");
     std::fs::create_dir(&plugins).unwrap();
     std::fs::copy(&built, plugins.join("libgstvitscope.so"))

@@ -1,0 +1,107 @@
+//! LeGrad: how each block's attention would change the class score read right behind that block.
+//!
+//! Paper: Bousselham et al., "LeGrad", ICCV 2025, arXiv:2404.03214.
+//! The final norm and the head read every block's output; the gradient of that score goes back through the
+//! one block only.
+//!
+//! | symbol | here | equation |
+//! |---|---|---|
+//! | sₗ | class score behind block l | head(norm(output of block l)) |
+//! | Gₗ | its gradient | (∂sₗ/∂Aₗ)⁺ |
+//! | map | | Σₗ mean over heads and queries of Gₗ\[·, ·, patches\] |
+//!
+//! Cost: 2 forwards, 1 backward: the blocks are cut from each other, so this pass is not the shared one.
+//! **Deviations**: the class token is read, as the model's head does, where the paper's models pool tokens;
+//! `blocks` is all by default, as in the paper (the released code: the last 2). No weights are needed.
+
+use candle_core::{D, Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Explainer, Options, Pass, no_blocks};
+use crate::error::{Error, Result};
+use crate::vit::{NoTap, Probe, Site, Tap};
+use vitscope_kernels as kernels;
+
+/// Explains by the blocks' own gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LeGrad {
+    /// The last so many blocks count; all where it is 0.
+    pub blocks: usize,
+}
+
+/// Probes attention, and cuts the graph at each block's input.
+struct Cut {
+    probe: Probe,
+    /// Inputs of the blocks as they came, which are the outputs of those before.
+    hidden: Vec<(usize, Tensor)>,
+}
+
+impl Tap for Cut {
+    fn wants(&self, site: Site) -> bool {
+        matches!(site, Site::Hidden(_)) || self.probe.wants(site)
+    }
+
+    fn at(&mut self, site: Site, xs: Tensor) -> candle_core::Result<Tensor> {
+        match site {
+            Site::Hidden(block_idx) => {
+                let cut = xs.detach();
+                self.hidden.push((block_idx, xs));
+                Ok(cut)
+            }
+            _ => self.probe.at(site, xs),
+        }
+    }
+}
+
+impl Options for LeGrad {}
+
+impl Explainer for LeGrad {
+    fn name(&self) -> &'static str {
+        "legrad"
+    }
+
+    fn explains_classes(&self) -> bool {
+        true
+    }
+
+    fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
+        let vit = pass.vit();
+        let n_blocks = vit.n_blocks();
+        let first = match self.blocks {
+            0 => 0,
+            blocks => n_blocks.saturating_sub(blocks),
+        };
+        let sites = (first..n_blocks).map(Site::Attention);
+        let mut cut = Cut {
+            probe: Probe::new(sites.clone()),
+            hidden: Vec::new(),
+        };
+        vit.forward_with(pass.images(), &mut cut)?;
+        let mut score: Option<Tensor> = None;
+        for (block_idx, hidden) in &cut.hidden {
+            if *block_idx <= first {
+                continue;
+            }
+            let logits = vit.forward_from(n_blocks, hidden, &mut NoTap)?.logits;
+            let logits = logits.ok_or_else(|| Error::Model("the model has no head".into()))?;
+            let of_block = (logits * pass.weights()?)?.sum_all()?;
+            score = Some(match score {
+                Some(score) => (score + of_block)?,
+                None => of_block,
+            });
+        }
+        let score = score.ok_or_else(no_blocks)?;
+        let grads = kernels::in_pool(|| score.backward())?;
+        let mut map: Option<Tensor> = None; // [batch, tokens]
+        for site in sites {
+            let of_block = cut.probe.gradient(site, &grads)?.relu()?.mean((1, 2))?;
+            map = Some(match map {
+                Some(map) => (map + of_block)?,
+                None => of_block,
+            });
+        }
+        pass.patches_of(&map.ok_or_else(no_blocks)?, D::Minus1)
+    }
+}

@@ -1,0 +1,140 @@
+//! DiffMask's gates: small networks that decide, from hidden states, which patches a Vision
+//! Transformer can do without.
+//!
+//! There are three kinds, told apart by the [`Objective`] they were trained for: [`VotingGates`], as published, vote for
+//! a minimal set of patches that preserves the whole answer; [`RankingGates`] score each patch by its Shapley value for
+//! a class, which orders the patches; [`OrderGates`] order them by what the class token takes from each. A minimal set
+//! comes out of all, see [`masks_within_margin`].
+//!
+//! # Voting gates
+//!
+//! Vision DiffMask (Nalmpantis et al., XAI4CV 2023), after DiffMask (arXiv:2004.14992).
+//! A model of `blocks` blocks has `blocks + 2` states: the patch embeddings before positions are
+//! added, the input of every block, and the output of the last one. The gate of state i looks at
+//! states 0 and i of a patch and gives a logit; the logit sets a hard-concrete variable in [0, 1).
+//! The votes of gates 0 to k multiply to the mask of depth k. Gates are trained for one way of taking
+//! masked patches away, their [`removal`](Gates::removal).
+//!
+//! | symbol | here | equation |
+//! |---|---|---|
+//! | u | logit | m·tanh(W₂ tanh(W₁\[h₀; hᵢ\] + b₁) + b₂) + a |
+//! | m, a | [`stretch`](VotingGates::stretch), `offset` | m is constant, a is learned, one a gate |
+//! | z | sample | clamp(s·(r−l)+l, 0, 1), s = σ((u + ln n − ln(1−n))/τ), n uniform |
+//! | P(z≠0) | keep probability | σ(u − τ·ln(−l/r)) |
+//! | q⁽ᵏ⁾ | mask of depth k | Πᵢ₌₀..ₖ P(zᵢ≠0) |
+//! | b | [baseline](Removal::Baseline) | ê = z·e + (1−z)·b |
+//! | a | attention, with [drop](Removal::Drop) in place of b | a'ᵢⱼ = zⱼ aᵢⱼ / Σₖ zₖ aᵢₖ |
+//!
+//! Deviations from the authors' code: class and register tokens have no gate, for their votes were
+//! thrown away; both halves of a gate's input weights are applied apart, so the concatenation never
+//! exists. Both linear layers are weight-normalized row by row, W = g·v/‖v‖.
+
+mod answers;
+mod card;
+mod class_stream;
+mod frozen;
+mod hard_concrete;
+mod order;
+mod passes;
+mod ranking;
+mod tensors;
+mod voting;
+
+use candle_core::Result as TensorResult;
+use serde::{Deserialize, Serialize};
+
+use crate::vit::Vit;
+
+pub use answers::{MaskedAnswer, kl_from_logits, masked_answers, masks_within_margin};
+pub use answers::{
+    answer_without_patches, best_kept, binary_masks, logits, ranking, tensor_from_masks,
+};
+pub use card::GateCard;
+pub use class_stream::ClassStream;
+pub use class_stream::stream_sites;
+pub use frozen::{FrozenGates, FrozenVotes, VotedPass};
+pub use hard_concrete::{
+    STRETCH_HI, STRETCH_LO, TEMPERATURE, log_keep_from_logits, sample_from_logits,
+};
+pub use order::SCALE;
+pub use order::{OrderGates, OrderSizes, features};
+pub use passes::state_sites;
+pub use passes::{CleanPass, Removal, clean_pass, masked_pass};
+pub use ranking::weights_of_predicted;
+pub use ranking::{EMPTY_ANSWER, RankingGates, RankingSizes};
+pub use voting::weight_norm;
+pub use voting::{BASELINE, DEFAULT_STRETCH, GateSizes, VotingGates};
+
+/// Divergence in nats up to which a masked answer counts as kept, as in the paper: what gates are trained for.
+pub const MARGIN: f64 = 0.1;
+/// Keep probability from which on a binary mask keeps a patch.
+pub const KEEP: f32 = 0.5;
+
+/// What gates are trained for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// A minimal set of patches that preserves the whole answer, as published: [`VotingGates`].
+    #[default]
+    Published,
+    /// The Shapley value of each patch for each class: [`RankingGates`].
+    Shapley,
+    /// The order in which patches matter to a class: [`OrderGates`].
+    Order,
+}
+
+/// Trained gates of a model.
+#[derive(Clone)]
+pub enum Gates {
+    /// Trained for [`Objective::Published`].
+    Voting(VotingGates),
+    /// Trained for [`Objective::Shapley`].
+    Ranking(RankingGates),
+    /// Trained for [`Objective::Order`].
+    Order(OrderGates),
+}
+
+impl Gates {
+    /// What they were trained for.
+    pub fn objective(&self) -> Objective {
+        match self {
+            Self::Voting(_) => Objective::Published,
+            Self::Ranking(_) => Objective::Shapley,
+            Self::Order(_) => Objective::Order,
+        }
+    }
+
+    /// How patches are taken away where a mask is tried.
+    pub fn removal(&self) -> &Removal {
+        match self {
+            Self::Voting(gates) => gates.removal(),
+            // Their scores come from many ways of removal; dropping is the one that leaves nothing in a patch's place.
+            Self::Ranking(_) | Self::Order(_) => &Removal::Drop,
+        }
+    }
+
+    /// The same gates for the classes of another classifier on the same features: those that vote know no classes, those
+    /// that rank or order take them from the classifier of `vit`. `None` where they cannot.
+    ///
+    /// # Errors
+    /// Fails where the device runs out of memory.
+    pub fn under(&self, vit: &Vit) -> TensorResult<Option<Self>> {
+        Ok(match self {
+            Self::Voting(_) => Some(self.clone()),
+            Self::Ranking(gates) => gates.under(vit)?.map(Self::Ranking),
+            Self::Order(gates) => Some(Self::Order(gates.under(vit)?)),
+        })
+    }
+
+    /// The same gates, prepared to be asked often.
+    ///
+    /// # Errors
+    /// Fails where the device runs out of memory.
+    pub fn freeze(&self) -> TensorResult<FrozenGates> {
+        Ok(match self {
+            Self::Voting(gates) => FrozenGates::Voting(gates.freeze()?),
+            Self::Ranking(gates) => FrozenGates::Ranking(gates.freeze()),
+            Self::Order(gates) => FrozenGates::Order(gates.freeze()),
+        })
+    }
+}

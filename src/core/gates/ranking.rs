@@ -1,0 +1,392 @@
+//! Gates that rank: one network scores each patch by its Shapley value for each class.
+//!
+//! After FastSHAP (Jethani et al., arXiv:2107.07436) and ViT-Shapley (Covert et al., arXiv:2206.05282), with DiffMask's
+//! eyes: the states of a clean pass, and the clean answer.
+//!
+//! | symbol | here | equation |
+//! |---|---|---|
+//! | hᵢ | states of a patch | layer-normalized, i from 0 to blocks + 1 |
+//! | p | answer | class probabilities of the whole image |
+//! | w_c | class vector | row c of the classifier less the mean of the rows, of length 1/√width |
+//! | a | first layer | gelu(Σᵢ Wᵢ·hᵢ + U·Σ_c p_c w_c + b) |
+//! | m | second layer | gelu(V·\[a; mean of a over patches\] + d) |
+//! | φ̃ | raw score of class c | p_c·(g·m + w_c·A·h/√features) + w_c·S·m, h the last state |
+//! | v(1), v(0) | value of the whole image and of none | p_c; mean over pictures of the emptied picture's answer |
+//! | φ | score | φ̃ + (v(1) − v(0) − Σφ̃) / patches |
+//!
+//! The first term says how a class divides what it has among the patches: g·m whichever class it is, w_c·A·h by how much a
+//! patch looks like it. The last term moves what a class gets where its probability is small. A class is known by its row of the classifier alone, so the gates also score classes that another classifier on the same
+//! features was taught, see [`under`](RankingGates::under).
+//!
+//! So the scores of an image add up to what the class gains by the image: a score above 0 speaks for the class, one
+//! below 0 against it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{D, DType, Device, Result as TensorResult, Tensor};
+use candle_nn::ops::softmax;
+
+use super::tensors::{check_names, tensor_of, uniform_by_inputs};
+use crate::error::{Error, Result};
+use crate::rng::Rng;
+use crate::vit::{Vit, VitConfig};
+use vitscope_kernels::{Activation, Linear, layer_norm};
+
+/// Tensor name of the mean answer to emptied pictures, `[classes]`.
+pub const EMPTY_ANSWER: &str = "empty.answer";
+/// Added to variances of states.
+const EPS: f64 = 1e-6;
+/// Tensor name of A, which gates of earlier releases lack.
+const ALIKE: &str = "alike.weight";
+
+/// The sizes of ranking gates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankingSizes {
+    /// States of the model: blocks + 2.
+    pub states: usize,
+    /// Features of a token.
+    pub dim: usize,
+    /// Hidden units of both layers.
+    pub hidden: usize,
+    /// Features that the model's classifier reads.
+    pub width: usize,
+    /// Classes of the model.
+    pub classes: usize,
+}
+
+impl RankingSizes {
+    /// The sizes for gates of a model.
+    pub fn new(config: &VitConfig, hidden: usize) -> Self {
+        let dim = config.hidden_size;
+        Self {
+            states: config.num_hidden_layers + 2,
+            dim,
+            hidden,
+            width: config.head().map_or(0, |head| head.width(dim)),
+            classes: config.n_classes(),
+        }
+    }
+
+    /// Names and shapes of all tensors, in the order of initialization.
+    fn shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
+        let Self {
+            states,
+            dim,
+            hidden,
+            width,
+            classes,
+        } = *self;
+        vec![
+            ("first.weight", vec![hidden, states * dim]),
+            ("answer.weight", vec![hidden, width]),
+            ("first.bias", vec![hidden]),
+            ("second.weight", vec![hidden, 2 * hidden]),
+            ("second.bias", vec![hidden]),
+            ("share.weight", vec![1, hidden]),
+            (ALIKE, vec![width, dim]),
+            ("score.weight", vec![width, hidden]),
+            (EMPTY_ANSWER, vec![classes]),
+        ]
+    }
+}
+
+/// Ranking gates over their tensors.
+#[derive(Clone, Debug)]
+pub struct RankingGates {
+    sizes: RankingSizes,
+    /// One row per class, `[classes, width]`.
+    class_vectors: Tensor,
+    first: Linear,
+    answer: Linear,
+    second: Linear,
+    share_weight: Tensor,
+    alike_weight: Option<Tensor>,
+    score_weight: Tensor,
+    empty_answer: Tensor,
+}
+
+/// What the gates see of each patch.
+struct Seen {
+    /// The last state, `[batch, patches, dim]`.
+    last: Tensor,
+    /// The second layer m, `[batch, patches, hidden]`.
+    features: Tensor,
+}
+
+impl RankingGates {
+    /// Starting values: the hidden layers uniform ±1/√inputs; 0 for what meets class vectors, so that directions in which
+    /// no class lies stay without effect.
+    ///
+    /// # Errors
+    /// Fails where the device runs out of memory.
+    pub fn initial_tensors(
+        sizes: RankingSizes,
+        rng: &mut Rng,
+        device: &Device,
+    ) -> TensorResult<BTreeMap<String, Tensor>> {
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in sizes.shapes() {
+            let tensor = match name {
+                "first.weight" | "second.weight" => uniform_by_inputs(shape, rng, device)?,
+                _ => Tensor::zeros(shape, DType::F32, device)?,
+            };
+            tensors.insert(name.to_owned(), tensor);
+        }
+        Ok(tensors)
+    }
+
+    /// Gates for a model, over tensors by name; trained ones or the variables of a trainer.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where the model has no classifier, or naming the first tensor that is missing, has another shape
+    /// or does not belong.
+    pub fn load(vit: &Vit, hidden: usize, tensors: &HashMap<String, Tensor>) -> Result<Self> {
+        let sizes = RankingSizes::new(vit.config(), hidden);
+        let Some(class_weights) = vit.class_weights()? else {
+            return Err(Error::Model(
+                "the model has no classifier, so no class to score patches for".into(),
+            ));
+        };
+        let shapes = sizes.shapes();
+        check_names("ranking gates", &shapes, tensors)?;
+        let tensor = |name: &str| tensor_of(name, &shapes, tensors);
+        let first_bias = tensor("first.bias")?;
+        Ok(Self {
+            sizes,
+            class_vectors: class_vectors(&class_weights)?,
+            answer: Linear::new(tensor("answer.weight")?, first_bias.zeros_like()?.detach()),
+            first: Linear::new(tensor("first.weight")?, first_bias),
+            second: Linear::new(tensor("second.weight")?, tensor("second.bias")?),
+            share_weight: tensor("share.weight")?,
+            alike_weight: match tensors.contains_key(ALIKE) {
+                true => Some(tensor(ALIKE)?),
+                false => None,
+            },
+            score_weight: tensor("score.weight")?,
+            empty_answer: tensor(EMPTY_ANSWER)?,
+        })
+    }
+
+    /// Gates over the tensors of those for another classifier on the same features; `None` where the classifier of `vit`
+    /// reads other features.
+    ///
+    /// What it answers to an emptied image is not known: every class counts as equally likely there.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_under(
+        vit: &Vit,
+        hidden: usize,
+        tensors: &HashMap<String, Tensor>,
+    ) -> Result<Option<Self>> {
+        let sizes = RankingSizes::new(vit.config(), hidden);
+        let width = tensors.get("score.weight").map(Tensor::dims);
+        if width.is_some_and(|dims| dims.first() != Some(&sizes.width)) {
+            return Ok(None);
+        }
+        let mut tensors = tensors.clone();
+        let empty = uniform_answer(sizes.classes, vit.class_token().device())?;
+        tensors.insert(EMPTY_ANSWER.into(), empty);
+        Self::load(vit, hidden, &tensors).map(Some)
+    }
+
+    /// The same gates for the classes of another classifier on the same features; see [`load_under`](Self::load_under).
+    ///
+    /// # Errors
+    /// Fails where the device runs out of memory.
+    pub fn under(&self, vit: &Vit) -> TensorResult<Option<Self>> {
+        let sizes = RankingSizes::new(vit.config(), self.sizes.hidden);
+        let class_weights = (vit.class_weights()?).filter(|_| sizes.width == self.sizes.width);
+        let Some(class_weights) = class_weights else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            sizes,
+            class_vectors: class_vectors(&class_weights)?,
+            empty_answer: uniform_answer(sizes.classes, class_weights.device())?,
+            ..self.clone()
+        }))
+    }
+
+    /// What the gates were made for.
+    pub fn sizes(&self) -> RankingSizes {
+        self.sizes
+    }
+
+    /// The same without the graph that they may be part of.
+    #[must_use]
+    pub fn freeze(&self) -> Self {
+        Self {
+            sizes: self.sizes,
+            class_vectors: self.class_vectors.clone(),
+            first: self.first.detach(),
+            answer: self.answer.detach(),
+            second: self.second.detach(),
+            share_weight: self.share_weight.detach(),
+            alike_weight: self.alike_weight.as_ref().map(Tensor::detach),
+            score_weight: self.score_weight.detach(),
+            empty_answer: self.empty_answer.detach(),
+        }
+    }
+
+    /// Looks at a clean pass.
+    ///
+    /// # Shapes
+    /// - `states`: the first `[batch, patches, dim]`, each other `[batch, tokens, dim]`, its patches last
+    /// - `answer`: probabilities, `[batch, classes]`
+    fn look(&self, states: &[Tensor], answer: &Tensor) -> TensorResult<Seen> {
+        let RankingSizes { dim, hidden, .. } = self.sizes;
+        let Some(first) = states.first() else {
+            candle_core::bail!("gates need the states of a clean pass");
+        };
+        if states.len() != self.sizes.states {
+            candle_core::bail!(
+                "gates for {} states are asked about {}",
+                self.sizes.states,
+                states.len()
+            );
+        }
+        let (batch, n_patches, _) = first.dims3()?;
+        let one = Tensor::ones(dim, DType::F32, first.device())?;
+        let zero = one.zeros_like()?;
+        let normalized = states
+            .iter()
+            .map(|state| {
+                let n_front = state.dim(1)? - n_patches;
+                let patches = state.narrow(1, n_front, n_patches)?.contiguous()?;
+                layer_norm(&patches.detach(), &one, &zero, EPS)
+            })
+            .collect::<TensorResult<Vec<_>>>()?;
+        let seen = Tensor::cat(&normalized, 2)?; // [batch, patches, states·dim]
+        let answer = answer.matmul(&self.class_vectors)?; // [batch, width]
+        let answered = self.answer.forward(&answer)?.unsqueeze(1)?; // [batch, 1, hidden]
+        let first = self.first.forward(&seen)?.broadcast_add(&answered)?;
+        let first = Activation::Gelu.forward(&first)?; // [batch, patches, hidden]
+        let mean = first.mean_keepdim(1)?;
+        let mean = mean.broadcast_as((batch, n_patches, hidden))?;
+        let second = self
+            .second
+            .forward(&Tensor::cat(&[&first, &mean.contiguous()?], 2)?)?;
+        let last = normalized.len() - 1;
+        Ok(Seen {
+            last: normalized[last].clone(),
+            features: Activation::Gelu.forward(&second)?,
+        })
+    }
+
+    /// What patches are held against to see how much they look like a class, A·w/√features, `[batch, dim]`.
+    ///
+    /// # Shapes
+    /// - `class`: weighted sums of class vectors, `[batch, width]`
+    fn alike(&self, class: &Tensor) -> TensorResult<Option<Tensor>> {
+        let Some(weight) = &self.alike_weight else {
+            return Ok(None);
+        };
+        (class.matmul(weight)? / (self.sizes.dim as f64).sqrt()).map(Some)
+    }
+
+    /// Raw scores φ̃ of all classes.
+    ///
+    /// # Shapes
+    /// - `states`: the first `[batch, patches, dim]`, each other `[batch, tokens, dim]`, its patches last
+    /// - `answer`: probabilities, `[batch, classes]`
+    /// - result: `[batch, patches, classes]`
+    ///
+    /// # Errors
+    /// Fails where the shapes do not fit.
+    pub fn raw_scores(&self, states: &[Tensor], answer: &Tensor) -> TensorResult<Tensor> {
+        let Seen { last, features } = self.look(states, answer)?;
+        let classes = self.class_vectors.matmul(&self.score_weight)?; // [classes, hidden]
+        let mut shares = features.broadcast_matmul(&self.share_weight.t()?)?; // [batch, patches, 1]
+        if let Some(alike) = self.alike(&self.class_vectors)? {
+            shares = shares.broadcast_add(&last.broadcast_matmul(&alike.t()?)?)?; // [batch, patches, classes]
+        }
+        shares
+            .broadcast_mul(&answer.unsqueeze(1)?)?
+            .add(&features.broadcast_matmul(&classes.t()?)?)
+    }
+
+    /// Scores φ of one class an image, or of one class less another.
+    ///
+    /// # Shapes
+    /// - `states`: as in [`raw_scores`](Self::raw_scores)
+    /// - `logits`: of the whole images, `[batch, classes]`
+    /// - `weights`: of the explained score, `[batch, classes]`: 1 for the class, −1 for the other
+    /// - result: `[batch, patches]`
+    ///
+    /// # Errors
+    /// Fails where the shapes do not fit.
+    pub fn scores(
+        &self,
+        states: &[Tensor],
+        logits: &Tensor,
+        weights: &Tensor,
+    ) -> TensorResult<Tensor> {
+        let answer = softmax(logits, D::Minus1)?;
+        let Seen { last, features } = self.look(states, &answer)?;
+        let class = weights.matmul(&self.class_vectors)?; // [batch, width]
+        let class = class.matmul(&self.score_weight)?; // [batch, hidden]
+        let divided = answer.mul(weights)?; // [batch, classes]
+        let shares = divided.sum_keepdim(1)?.matmul(&self.share_weight)?; // [batch, hidden]
+        let read = (class + shares)?.unsqueeze(1)?; // [batch, 1, hidden]
+        let mut raw = features.broadcast_mul(&read)?.sum(2)?; // [batch, patches]
+        if let Some(alike) = self.alike(&divided.matmul(&self.class_vectors)?)? {
+            raw = (raw + last.broadcast_mul(&alike.unsqueeze(1)?)?.sum(2)?)?;
+        }
+        let gain = answer
+            .broadcast_sub(&self.empty_answer)?
+            .mul(weights)?
+            .sum_keepdim(1)?; // v(1) − v(0)
+        let missing = ((gain - raw.sum_keepdim(1)?)? / raw.dim(1)? as f64)?;
+        raw.broadcast_add(&missing)
+    }
+
+    /// Scores of the class with the highest logit, see [`scores`](Self::scores).
+    ///
+    /// # Errors
+    /// Fails where the shapes do not fit.
+    pub fn scores_of_predicted(&self, states: &[Tensor], logits: &Tensor) -> TensorResult<Tensor> {
+        self.scores(states, logits, &weights_of_predicted(logits)?)
+    }
+
+    /// Scores as a mask in (0, 1) in the same order, one half where a score is 0: ½ + ½·x/(1 + |x|), x in mean shares
+    /// of the whole.
+    ///
+    /// # Shapes
+    /// - `scores` and result: `[batch, patches]`
+    ///
+    /// # Errors
+    /// Fails where the device runs out of memory.
+    pub fn mask_from_scores(scores: &Tensor) -> TensorResult<Tensor> {
+        let shares = (scores * scores.dim(1)? as f64)?;
+        (&shares / (shares.abs()? + 1.0)?)?.affine(0.5, 0.5)
+    }
+}
+
+/// Rows of a classifier less their mean, brought to length 1/√width.
+///
+/// What all classes have in common tells none from another. That length lets a step of the optimizer change a score as much
+/// as if the classes were told apart by their number.
+///
+/// # Shapes
+/// - `weights` and result: `[classes, width]`
+fn class_vectors(weights: &Tensor) -> TensorResult<Tensor> {
+    let weights = weights.detach().to_dtype(DType::F32)?;
+    let apart = weights.broadcast_sub(&weights.mean_keepdim(0)?)?;
+    let length = (apart.sqr()?.sum_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?.sqrt()?;
+    let scale = (length * (weights.dim(1)? as f64).sqrt())?;
+    apart.broadcast_div(&scale)
+}
+
+/// Weights that ask for the class with the highest logit, of the shape of `logits`, `[batch, classes]`.
+pub fn weights_of_predicted(logits: &Tensor) -> TensorResult<Tensor> {
+    let best = logits.argmax_keepdim(D::Minus1)?; // [batch, 1]
+    let ones = Tensor::ones(best.dims(), DType::F32, logits.device())?;
+    let weights = Tensor::zeros(logits.dims(), DType::F32, logits.device())?;
+    weights.scatter(&best, &ones, D::Minus1)
+}
+
+/// The same probability for every class, `[classes]`.
+pub(super) fn uniform_answer(classes: usize, device: &Device) -> TensorResult<Tensor> {
+    Tensor::full(1.0 / classes.max(1) as f32, classes, device)
+}

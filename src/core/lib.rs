@@ -1,0 +1,28 @@
+//! Vision Transformers that can be looked into, and the methods that explain them.
+//!
+//! A module imports from the layers below its own only.
+//!
+//! | layer | modules |
+//! |---|---|
+//! | 3 | [`models`]: model folders |
+//! | 2 | [`explain`]: one file per method |
+//! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT |
+//! | 0 | [`frame`], [`flow`]: motion between frames; [`rng`], [`files`], [`picture`], [`weights`], [`changes`], [`error`] |
+#![warn(missing_docs, unreachable_pub, unused_lifetimes)]
+
+pub mod changes;
+mod companion;
+pub mod error;
+pub mod explain;
+pub mod files;
+pub mod flow;
+pub mod frame;
+pub mod gates;
+pub mod interpreter;
+pub mod models;
+pub mod picture;
+pub mod rng;
+pub mod vit;
+pub mod weights;
+
+pub use error::{Error, Result};

@@ -1,0 +1,301 @@
+//! The element's workers: which one explains, which one takes over, and what a taught classifier changes of them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+use gstreamer as gst;
+use gstreamer::glib;
+use gstreamer::prelude::*;
+use gstreamer::subclass::prelude::*;
+use gstreamer_base::prelude::*;
+
+use super::element::{CAT, VitScope, lock};
+use super::settings::Asked;
+use super::shared;
+use super::stream::{Awaits, Explains};
+use vitscope_core::error::{Error, Result};
+use vitscope_core::explain::SharedMemory;
+use vitscope_core::models::{LinearHead, Model};
+use vitscope_video::pipeline::stages::{Image, View};
+use vitscope_video::pipeline::worker::{Abandon, Answer, Ready, Ticket, Worker};
+
+/// What becomes of a model's classifier.
+pub enum Lesson {
+    /// It stays.
+    Nothing,
+    /// The model's own answers again.
+    Forget,
+    /// This one answers.
+    Learned(LinearHead),
+}
+
+#[derive(Default)]
+pub(super) struct Workers {
+    pub(super) current: Option<(Asked, Arc<Worker>)>,
+    /// Takes its place when it is ready.
+    pub(super) next: Option<(Asked, Arc<Worker>)>,
+}
+
+impl VitScope {
+    pub(super) fn set_view(&self, open: impl Fn() -> Result<View> + Send + Sync + 'static) {
+        *lock(&self.open) = Some(Arc::new(open));
+    }
+
+    pub(super) fn model(&self) -> Option<Arc<Model>> {
+        let (_, worker) = lock(&self.workers).current.clone()?;
+        Some(worker.ready()?.ok()?.model)
+    }
+
+    pub(super) fn change(&self, properties: &[(&str, String)]) -> Result<()> {
+        let mut changed = self.settings();
+        for (name, text) in properties {
+            let value = (self.obj().find_property(name))
+                .and_then(|spec| glib::Value::deserialize_with_pspec(text, &spec).ok());
+            let taken = value.map(|value| changed.set(name, &value));
+            if !matches!(taken, Some(Ok(_))) {
+                return Err(Error::Config(format!(
+                    "property {name:?} does not take {text:?}"
+                )));
+            }
+        }
+        let before = std::mem::replace(&mut *lock(&self.settings), changed.clone());
+        self.obj().set_passthrough(changed.is_idle());
+        if changed.asked != before.asked {
+            self.start_next(false);
+        }
+        Ok(())
+    }
+
+    pub(super) fn reload(&self) {
+        self.start_next(true);
+    }
+
+    pub(super) fn teach(
+        &self,
+        learn: impl FnOnce(&Arc<Model>) -> Lesson + Send + 'static,
+    ) -> Result<Receiver<()>> {
+        if lock(&self.open).is_some() {
+            return Err(Error::Config(
+                "a program's own views take no other classifier".into(),
+            ));
+        }
+        let Some((asked, worker)) = lock(&self.workers).current.clone() else {
+            return Err(Error::Config("the element is not running".into()));
+        };
+        let head = Arc::clone(&self.head);
+        let element = self.obj().downgrade();
+        let taken = worker.change(move |view| {
+            let taught = match learn(&view.model) {
+                Lesson::Nothing => return None,
+                Lesson::Forget => None,
+                Lesson::Learned(head) => Some((head, view.model.backbone_sha256.clone())),
+            };
+            lock(&head).clone_from(&taught);
+            let element = element.upgrade()?;
+            let element = element.imp();
+            element.teach_next();
+            element.reopened(&asked, view)
+        });
+        taken.ok_or_else(|| Error::Config("the model is busy, try again".into()))
+    }
+
+    /// Gives the newest classifier to a worker that has not taken over yet.
+    fn teach_next(&self) {
+        let Some((asked, worker)) = lock(&self.workers).next.clone() else {
+            return;
+        };
+        let element = self.obj().downgrade();
+        // No images wait for it, and so there is room.
+        worker.change(move |view| {
+            let element = element.upgrade()?;
+            element.imp().reopened(&asked, view)
+        });
+    }
+
+    /// The view of these settings under the newest classifier; `None`, with a warning, where that does not go.
+    fn reopened(&self, asked: &Asked, view: &View) -> Option<View> {
+        let head = lock(&self.head).clone();
+        match shared::open(asked, Some(Arc::clone(&view.model)), head.as_ref()) {
+            Ok(view) => Some(view),
+            Err(error) => {
+                gst::element_imp_warning!(
+                    self,
+                    gst::LibraryError::Settings,
+                    ("what was taught does not take over: {error}")
+                );
+                None
+            }
+        }
+    }
+
+    /// Starts the worker that is to take over, if one is there already; a `fresh` one opens its model again.
+    pub(super) fn start_next(&self, fresh: bool) {
+        if lock(&self.workers).current.is_none() {
+            return;
+        }
+        match self.start_worker(fresh) {
+            Ok(next) => {
+                let old = lock(&self.workers).next.replace(next);
+                drop(old);
+                // It may have been opened before the newest example was learned.
+                if lock(&self.head).is_some() {
+                    self.teach_next();
+                }
+            }
+            Err(error) => {
+                gst::element_imp_error!(self, gst::LibraryError::Settings, ("{error}"));
+            }
+        }
+    }
+
+    /// Starts a worker of what the settings ask for, and tells the bus how that goes.
+    ///
+    /// One that cannot be opened is an error, or a warning where another one goes on.
+    pub(super) fn start_worker(&self, fresh: bool) -> Result<(Asked, Arc<Worker>)> {
+        let asked = self.settings().asked;
+        let goes_on = lock(&self.workers).current.is_some();
+        let own = lock(&self.open).clone();
+        let model = self.open_model(&asked).filter(|_| !fresh);
+        let element = self.obj().downgrade();
+        let text = format!("loading {}", asked.model);
+        self.post_progress(gst::ProgressType::Start, &text);
+        let name = asked.model.clone();
+        let on_opened = move |outcome: std::result::Result<&Ready, &str>| {
+            let Some(element) = element.upgrade() else {
+                return;
+            };
+            let element = element.imp();
+            match outcome {
+                Ok(ready) => {
+                    gst::info!(
+                        CAT,
+                        imp = element,
+                        "{name} is loaded, a frame takes {:?}",
+                        ready.one_image
+                    );
+                    element
+                        .post_progress(gst::ProgressType::Complete, &format!("{name} is loaded"));
+                }
+                Err(reason) if goes_on => {
+                    element.post_progress(gst::ProgressType::Error, reason);
+                    gst::element_imp_warning!(
+                        element,
+                        gst::LibraryError::Settings,
+                        ("model {name:?} does not take over: {reason}")
+                    );
+                }
+                Err(reason) => {
+                    element.post_progress(gst::ProgressType::Error, reason);
+                    gst::element_imp_error!(
+                        element,
+                        gst::LibraryError::Settings,
+                        ("model {name:?}: {reason}")
+                    );
+                }
+            }
+        };
+        let open_asked = asked.clone();
+        let head = Arc::clone(&self.head);
+        let open = move || match own {
+            Some(open) => open(),
+            None => {
+                let head = lock(&head).clone();
+                shared::open(&open_asked, model, head.as_ref())
+            }
+        };
+        let worker = shared::worker(&asked, open, on_opened)?;
+        Ok((asked, worker))
+    }
+
+    /// The model of these settings, if it is open already.
+    fn open_model(&self, asked: &Asked) -> Option<Arc<Model>> {
+        let (before, worker) = lock(&self.workers).current.clone()?;
+        let ready = worker.ready()?.ok()?;
+        let of = |asked: &Asked| {
+            (
+                asked.model.clone(),
+                asked.backbone.clone(),
+                asked.gates.clone(),
+                asked.input(),
+                asked.device.clone(),
+            )
+        };
+        (of(&before) == of(asked)).then_some(ready.model)
+    }
+
+    fn post_progress(&self, kind: gst::ProgressType, text: &str) {
+        let message = gst::message::Progress::builder(kind, "model", text);
+        let _ = self.obj().post_message(message.src(&*self.obj()).build());
+    }
+
+    /// The worker of this moment, and whether it has just taken over: the next one does as soon as it is ready.
+    pub(super) fn worker(&self) -> Option<(Arc<Worker>, bool)> {
+        let mut workers = lock(&self.workers);
+        let next = workers.next.as_ref();
+        if !matches!(next.and_then(|(_, next)| next.ready()), Some(Ok(_))) {
+            let (_, worker) = workers.current.as_ref()?;
+            return Some((Arc::clone(worker), false));
+        }
+        let next = workers.next.take();
+        let old = std::mem::replace(&mut workers.current, next);
+        let current = workers.current.clone();
+        drop(workers);
+        // Ends when the last frame that waits for it has left.
+        drop(old);
+        gst::info!(CAT, imp = self, "swapped the model");
+        current.map(|(_, worker)| (worker, true))
+    }
+}
+
+/// An image that a worker has; another worker may have taken over meanwhile.
+pub(super) struct Handed {
+    ticket: Ticket,
+    worker: Arc<Worker>,
+}
+
+impl Handed {
+    /// What ends the wait for it.
+    pub(super) fn abandon(&self) -> Abandon {
+        self.ticket.abandon()
+    }
+
+    /// Waits for the answer, until `deadline` where there is one.
+    pub(super) fn wait(self, deadline: Option<Instant>) -> Option<Answer> {
+        match deadline {
+            Some(deadline) => self.ticket.wait_until(deadline),
+            None => self.ticket.wait(),
+        }
+    }
+}
+
+impl Explains for Arc<Worker> {
+    type Ticket = Handed;
+
+    fn submit(&self, seq: u64, image: Image, memory: &SharedMemory) -> Option<Handed> {
+        let ticket = Worker::submit(self, seq, image, memory)?;
+        let worker = Self::clone(self);
+        Some(Handed { ticket, worker })
+    }
+
+    fn try_submit(&self, seq: u64, image: Image, memory: &SharedMemory) -> Option<Handed> {
+        let ticket = Worker::try_submit(self, seq, image, memory)?;
+        let worker = Self::clone(self);
+        Some(Handed { ticket, worker })
+    }
+}
+
+impl Awaits for Handed {
+    fn try_wait(self) -> std::result::Result<Option<Answer>, Self> {
+        let Self { ticket, worker } = self;
+        ticket.try_wait().map_err(|ticket| Self { ticket, worker })
+    }
+
+    fn replace(&self, seq: u64, image: Image) -> bool {
+        self.ticket.replace(seq, image)
+    }
+
+    fn taken(&self) -> Option<Instant> {
+        self.ticket.taken()
+    }
+}

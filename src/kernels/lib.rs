@@ -1,0 +1,406 @@
+//! Fused, vectorized CPU operations as candle custom operations, each with a forward and a backward.
+//!
+//! candle's own `layer_norm` and `softmax_last_dim` stop gradients silently, and its elementwise CPU
+//! code is scalar and runs on one thread. The operations here serve training and inference alike; there
+//! is no second copy of the model for either. Away from the CPU each maps to the same composition of
+//! candle's operations, which candle differentiates itself.
+//!
+//! Vector code is compiled for several instruction sets and chosen at run time. Work is split over
+//! rayon's current pool so that results do not depend on the number of threads: what is summed over rows
+//! is summed in pieces of a fixed size.
+#![warn(missing_docs, unreachable_pub, unused_lifetimes)]
+#![expect(
+    unsafe_code,
+    reason = "gemm takes raw pointers, and vector dispatch calls functions with target features"
+)]
+
+pub mod activation;
+pub mod attention;
+mod learning_mlp;
+pub mod linear;
+pub mod mlp;
+pub mod norm;
+mod packed;
+pub mod self_attention;
+pub mod softmax;
+pub mod vote;
+pub mod watch;
+mod workspace;
+
+pub use activation::Activation;
+pub use attention::attention;
+pub use linear::{Linear, linear};
+pub use mlp::Mlp;
+pub use norm::{LayerNorm, layer_norm};
+pub use self_attention::FusedSelfAttention;
+pub use softmax::softmax;
+pub use vote::Vote;
+pub use watch::Watch;
+
+use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor};
+use rayon::prelude::*;
+
+/// Elements below which splitting work over threads costs more than it saves.
+const PARALLEL_MIN_ELEMENTS: usize = 16 * 1024;
+
+/// Lanes of the running sums: one AVX-512 register of f32.
+const LANES: usize = 16;
+
+/// The vector instructions that this processor computes with.
+pub fn instructions() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "AVX-512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "AVX2";
+        }
+    }
+    "no vector instructions of ours"
+}
+
+/// True where the fused operation applies: f32 on the CPU.
+fn is_fused(xs: &Tensor) -> bool {
+    xs.device().is_cpu() && xs.dtype() == DType::F32
+}
+
+/// The f32 elements of a contiguous CPU storage.
+fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let (start, end) = layout
+        .contiguous_offsets()
+        .ok_or_else(|| Error::Msg("a fused operation needs contiguous operands".into()))?;
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// Calls `read` with the f32 elements of a contiguous CPU tensor.
+fn with_f32<T>(xs: &Tensor, read: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    let xs = xs.contiguous()?;
+    let (storage, layout) = xs.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => read(f32_slice(storage, layout)?),
+        _ => Err(Error::Msg("a fused operation needs CPU operands".into())),
+    }
+}
+
+/// A copy of the f32 elements of a small CPU tensor.
+fn values(xs: &Tensor) -> Result<Vec<f32>> {
+    with_f32(xs, |xs| Ok(xs.to_vec()))
+}
+
+/// Who computes a piece of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spread {
+    /// All threads of the current pool, where the work is large enough.
+    Pool,
+    /// The calling thread, because others are busy with pieces of their own.
+    Thread,
+}
+
+/// Pieces a thread from which on it does not matter that one thread has one more.
+const MANY: usize = 4;
+
+/// True where pieces of equal size keep all threads busy when each gets whole ones.
+fn feeds_all_threads(n_pieces: usize) -> bool {
+    let threads = rayon::current_num_threads();
+    n_pieces >= MANY * threads || (n_pieces > 0 && n_pieces.is_multiple_of(threads))
+}
+
+/// Runs `work(first_row, rows_of_out, spread)` over all rows of `out`.
+///
+/// Each thread gets pieces of about `piece_rows` rows where there are enough of them, otherwise all
+/// threads work on all rows at once. Pieces are multiples of `tile_rows`.
+fn for_pieces(
+    out: &mut [f32],
+    row_len: usize,
+    (tile_rows, piece_rows): (usize, usize),
+    work: impl Fn(usize, &mut [f32], Spread) + Sync,
+) {
+    if out.is_empty() {
+        return;
+    }
+    let tile_len = row_len * tile_rows;
+    let n_tiles = out.len().div_ceil(tile_len);
+    let n_pieces = out.len().div_ceil(row_len * piece_rows);
+    if !feeds_all_threads(n_pieces) {
+        return work(0, out, Spread::Pool);
+    }
+    let n_pieces = n_pieces.next_multiple_of(rayon::current_num_threads());
+    let n_pieces = n_pieces.min(n_tiles);
+    let mut pieces = Vec::with_capacity(n_pieces);
+    let (mut rest, mut first_tile) = (out, 0);
+    for piece_idx in 1..=n_pieces {
+        let end_tile = piece_idx * n_tiles / n_pieces;
+        let len = ((end_tile - first_tile) * tile_len).min(rest.len());
+        let (piece, behind) = rest.split_at_mut(len);
+        pieces.push((first_tile * tile_rows, piece));
+        (rest, first_tile) = (behind, end_tile);
+    }
+    pieces
+        .into_par_iter()
+        .for_each(|(first_row, piece)| work(first_row, piece, Spread::Thread));
+}
+
+/// Runs `work(image_idx, outputs, spread)` on the outputs of each image: one image a thread where there
+/// are enough of them, otherwise one after the other on all threads.
+fn for_images<T: Send>(outputs: Vec<T>, work: impl Fn(usize, T, Spread) + Sync) {
+    if feeds_all_threads(outputs.len()) {
+        outputs
+            .into_par_iter()
+            .enumerate()
+            .for_each(|(image_idx, outputs)| work(image_idx, outputs, Spread::Thread));
+    } else {
+        for (image_idx, outputs) in outputs.into_iter().enumerate() {
+            work(image_idx, outputs, Spread::Pool);
+        }
+    }
+}
+
+/// The rows of each image in `xs`, which holds `image_len` values of each.
+fn images_mut(xs: &mut [f32], image_len: usize) -> Vec<&mut [f32]> {
+    xs.chunks_exact_mut(image_len.max(1)).collect()
+}
+
+/// Runs `work(first_row, rows_of_out)` over blocks of `rows_per_block` rows of `out`, in parallel where it pays.
+fn for_row_blocks(
+    out: &mut [f32],
+    row_len: usize,
+    rows_per_block: usize,
+    spread: Spread,
+    work: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    if row_len == 0 {
+        return;
+    }
+    if spread == Spread::Thread || out.len() < PARALLEL_MIN_ELEMENTS {
+        return work(0, out);
+    }
+    out.par_chunks_mut(row_len * rows_per_block)
+        .enumerate()
+        .for_each(|(block_idx, block)| work(block_idx * rows_per_block, block));
+}
+
+/// A buffer into which several threads write at different places.
+#[derive(Clone, Copy)]
+struct SharedOutput(*mut f32);
+
+// SAFETY: every piece of parallel work writes elements of its own only.
+unsafe impl Send for SharedOutput {}
+// SAFETY: as above.
+unsafe impl Sync for SharedOutput {}
+
+impl SharedOutput {
+    /// A method, so that closures capture the whole and not the bare pointer.
+    fn ptr(self) -> *mut f32 {
+        self.0
+    }
+}
+
+/// A matrix inside a larger buffer: element (i, j) is at `start + i * row_stride + j * col_stride`.
+#[derive(Clone, Copy)]
+struct MatrixView {
+    start: usize,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl MatrixView {
+    /// A row-major matrix at the start of its buffer.
+    fn row_major(rows: usize, cols: usize) -> Self {
+        Self {
+            start: 0,
+            rows,
+            cols,
+            row_stride: cols,
+            col_stride: 1,
+        }
+    }
+
+    /// `rows` rows of this matrix.
+    fn rows_from(self, first_row: usize, rows: usize) -> Self {
+        assert!(first_row + rows <= self.rows);
+        Self {
+            start: self.start + first_row * self.row_stride,
+            rows,
+            ..self
+        }
+    }
+
+    fn transposed(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// One past the last element, or `start` where there is none.
+    fn end(self) -> usize {
+        if self.rows == 0 || self.cols == 0 {
+            return self.start;
+        }
+        self.start + (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
+    }
+}
+
+/// `dst = lhs · rhs` on all threads of the current pool, where nothing is used often enough to pack it.
+fn matmul(
+    (dst, dst_view): (&mut [f32], MatrixView),
+    (lhs, lhs_view): (&[f32], MatrixView),
+    (rhs, rhs_view): (&[f32], MatrixView),
+) {
+    assert!(dst_view.end() <= dst.len());
+    assert!(lhs_view.end() <= lhs.len() && rhs_view.end() <= rhs.len());
+    assert_eq!(
+        (dst_view.rows, dst_view.cols, lhs_view.cols),
+        (lhs_view.rows, rhs_view.cols, rhs_view.rows)
+    );
+    if dst_view.rows == 0 || dst_view.cols == 0 {
+        return;
+    }
+    let parallelism = match rayon::current_num_threads() {
+        1 => gemm::Parallelism::None,
+        threads => gemm::Parallelism::Rayon(threads),
+    };
+    // SAFETY: the assertions above keep every access inside the three slices.
+    unsafe {
+        gemm::gemm(
+            dst_view.rows,
+            dst_view.cols,
+            lhs_view.cols,
+            dst.as_mut_ptr().add(dst_view.start),
+            dst_view.col_stride as isize,
+            dst_view.row_stride as isize,
+            false,
+            lhs.as_ptr().add(lhs_view.start),
+            lhs_view.col_stride as isize,
+            lhs_view.row_stride as isize,
+            rhs.as_ptr().add(rhs_view.start),
+            rhs_view.col_stride as isize,
+            rhs_view.row_stride as isize,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// Runs `work` on a thread of rayon's pool.
+///
+/// From there each parallel operation begins at once; from any other thread each one would wake the pool
+/// and sleep until it is done.
+pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    match rayon::current_thread_index() {
+        Some(_) => work(),
+        None => rayon::scope(|_| work()),
+    }
+}
+
+/// e^x to about 2 ulp, written so that it vectorizes; saturates instead of overflowing.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // 1.5 · 2^23: adding it rounds to the nearest integer and leaves that integer in the low mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2 in two parts, so that x - n ln 2 keeps its low bits.
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN2_HI - n * LN2_LO;
+    // Minimax polynomial of e^r on |r| <= ln 2 / 2 (Cephes, expf).
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let p = p * r * r + r + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()) << 23;
+    p * f32::from_bits(1.0f32.to_bits().wrapping_add(exponent))
+}
+
+/// Σ xs, in [`LANES`] running sums so that it vectorizes.
+#[inline(always)]
+fn sum(xs: &[f32]) -> f32 {
+    sum_by(xs.len(), |i| xs[i])
+}
+
+/// Σ term(i) for i in 0..len, in [`LANES`] running sums so that it vectorizes.
+#[inline(always)]
+fn sum_by(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let blocks = len / LANES;
+    for block_idx in 0..blocks {
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += term(block_idx * LANES + lane);
+        }
+    }
+    let mut total = lanes.iter().sum::<f32>();
+    for i in blocks * LANES..len {
+        total += term(i);
+    }
+    total
+}
+
+/// The column sums of a row-major matrix.
+///
+/// Blocks of a fixed number of rows are added up first, so that the result does not depend on threads.
+fn column_sums(
+    xs: &[f32],
+    cols: usize,
+    add_row: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    const ROWS_PER_BLOCK: usize = 256;
+    if cols == 0 {
+        return Vec::new();
+    }
+    let partial: Vec<Vec<f32>> = xs
+        .par_chunks(cols * ROWS_PER_BLOCK)
+        .enumerate()
+        .map(|(block_idx, block)| {
+            let mut sums = vec![0f32; cols];
+            for (row_idx, row) in block.chunks_exact(cols).enumerate() {
+                add_row(block_idx * ROWS_PER_BLOCK + row_idx, row, &mut sums);
+            }
+            sums
+        })
+        .collect();
+    let mut total = vec![0f32; cols];
+    for sums in partial {
+        add_assign(&mut total, &sums);
+    }
+    total
+}
+
+/// `total += xs`, elementwise.
+#[inline(always)]
+fn add_assign(total: &mut [f32], xs: &[f32]) {
+    for (total, x) in total.iter_mut().zip(xs) {
+        *total += x;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp_of_the_standard_library() {
+        for step in -8700..=8800 {
+            let x = step as f32 * 0.01;
+            let (got, want) = (exp(x), x.exp());
+            assert!(
+                (got - want).abs() <= 3e-7 * want,
+                "exp({x}) = {got}, want {want}"
+            );
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Labelled pictures to train and to measure with.
+//!
+//! A [`Dataset`] hands out 8-bit RGB pictures of one size, by index and in any order, so that a
+//! seeded shuffle of indices is all that a training loop has to remember.
+//! Augmentation is not done here.
+
+pub mod biased;
+pub mod boxes;
+pub mod celeba;
+pub mod cifar;
+pub mod clip;
+pub mod folder;
+pub mod masked;
+pub mod red_patches;
+pub mod source;
+
+pub use source::{Halves, open, open_grouped, open_labeled};
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+
+use vitscope_core::error::{Error, Result};
+use vitscope_core::frame::normalize::Normalization;
+use vitscope_core::frame::placement::ResizeRule;
+use vitscope_core::frame::resize::{Resampling, Resizer};
+use vitscope_core::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
+
+/// A picture as it is stored: 8 bits a channel, not normalized.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// Size in pixels.
+    pub size: FrameSize,
+    /// `[height, width, 3]`, red first.
+    pub rgb: Vec<u8>,
+}
+
+impl Picture {
+    /// The picture for the crate `image`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where it has not as many bytes as pixels.
+    pub fn into_image(self) -> Result<RgbImage> {
+        let (width_px, height_px) = (self.size.width_px as u32, self.size.height_px as u32);
+        RgbImage::from_raw(width_px, height_px, self.rgb)
+            .ok_or_else(|| Error::Data("picture has not as many bytes as pixels".into()))
+    }
+
+    /// The picture at the size of `rule`.
+    ///
+    /// # Errors
+    /// Fails where the picture is too small to be resized.
+    pub fn resized(self, rule: ResizeRule, resampling: Resampling) -> Result<Self> {
+        let layout = Arc::new(PixelLayout::packed(PixelFormat::Rgb, self.size));
+        let frame = Frame::new(0, Pts(0), None, layout, Box::new(self.rgb))?;
+        let (rgb, _) = Resizer::new(rule, resampling).rgb_from_frame(&frame)?;
+        Ok(Self {
+            size: rule.image_size(),
+            rgb,
+        })
+    }
+}
+
+/// Which half of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// To learn from.
+    Train,
+    /// To measure on, never learned from.
+    Test,
+}
+
+/// Pictures of one size, some or all with the index of their class.
+pub trait Dataset: Send + Sync {
+    /// What it is called in messages and records.
+    fn name(&self) -> &str;
+
+    /// Number of pictures.
+    fn len(&self) -> usize;
+
+    /// True where there are no pictures.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Size of every picture.
+    fn size(&self) -> FrameSize;
+
+    /// Class names by index; empty where pictures have no labels.
+    fn classes(&self) -> &[String];
+
+    /// The picture at `index`, the same at every call.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where `index` is out of range or the picture cannot be read.
+    fn picture(&self, index: usize) -> Result<Picture>;
+
+    /// The class of the picture at `index`, where it is known.
+    fn label(&self, index: usize) -> Option<usize>;
+
+    /// What turned out to be unreadable so far and is left out, with the reason.
+    fn unreadable(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Pictures of which some belong to a group.
+pub trait Grouped: Dataset {
+    /// What makes a picture one of the group.
+    fn attribute(&self) -> &str;
+
+    /// Whether the picture at `index` belongs to the group, where it is known.
+    fn in_group(&self, index: usize) -> Option<bool>;
+}
+
+/// Pictures by index, without those that cannot be read; each with its index.
+///
+/// # Errors
+/// The reason of the first one, where none of them can be read.
+pub fn readable(data: &dyn Dataset, indices: &[usize]) -> Result<Vec<(usize, Picture)>> {
+    let mut pictures = Vec::with_capacity(indices.len());
+    let mut failure = None;
+    for &index in indices {
+        match data.picture(index) {
+            Ok(picture) => pictures.push((index, picture)),
+            Err(error) => _ = failure.get_or_insert(error),
+        }
+    }
+    match failure {
+        Some(error) if pictures.is_empty() => Err(error),
+        _ => Ok(pictures),
+    }
+}
+
+/// Pictures by index as one model input, with their labels; those that cannot be read are left out.
+///
+/// # Shapes
+/// - images: `[pictures, 3, height, width]`
+///
+/// # Errors
+/// As [`readable`] and [`images_from_pictures`].
+pub fn labeled_images(
+    data: &dyn Dataset,
+    indices: &[usize],
+    (mean, std): ([f32; 3], [f32; 3]),
+) -> Result<(Tensor, Vec<Option<usize>>)> {
+    let (indices, pictures): (Vec<usize>, Vec<Picture>) =
+        readable(data, indices)?.into_iter().unzip();
+    let labels = indices.iter().map(|&index| data.label(index)).collect();
+    let images = images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
+    Ok((images, labels))
+}
+
+/// The pictures as one model input, each channel shifted by `mean` and divided by `std`, both in
+/// units of the brightest value.
+///
+/// # Shapes
+/// - result: `[pictures, 3, height, width]`
+///
+/// # Errors
+/// [`Error::Data`] where there are no pictures, and [`Error::Shape`] where their sizes differ.
+pub fn images_from_pictures(
+    pictures: &[Picture],
+    mean: [f32; 3],
+    std: [f32; 3],
+    device: &Device,
+) -> Result<Tensor> {
+    let size = pictures
+        .first()
+        .ok_or_else(|| Error::Data("a batch needs at least one picture".into()))?
+        .size;
+    let n_pixels = size.width_px * size.height_px;
+    let normalization = Normalization::new(mean, std);
+    let mut planes = Vec::with_capacity(pictures.len() * 3 * n_pixels);
+    for picture in pictures {
+        if picture.size != size || picture.rgb.len() != 3 * n_pixels {
+            return Err(Error::Shape {
+                expected: format!("{size:?} with {} bytes", 3 * n_pixels),
+                got: format!("{:?} with {} bytes", picture.size, picture.rgb.len()),
+            });
+        }
+        normalization.append_planes(&picture.rgb, &mut planes);
+    }
+    let shape = (pictures.len(), 3, size.height_px, size.width_px);
+    Ok(Tensor::from_vec(planes, shape, device)?)
+}
+
+/// The error for an index past the end.
+fn out_of_range(name: &str, index: usize, len: usize) -> Error {
+    Error::Data(format!(
+        "{name} has {len} pictures, there is none at {index}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(width_px: usize, rgb: &[u8]) -> Picture {
+        let height_px = rgb.len() / 3 / width_px;
+        Picture {
+            size: FrameSize {
+                width_px,
+                height_px,
+            },
+            rgb: rgb.to_vec(),
+        }
+    }
+
+    #[test]
+    fn channels_become_planes_and_black_and_white_become_minus_one_and_one() {
+        let pictures = [picture(2, &[0, 255, 0, 255, 0, 0])];
+        let images =
+            images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu).expect("one size");
+        assert_eq!(images.dims(), [1, 3, 1, 2]);
+        let values: Vec<f32> = images.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(values, [-1.0, 1.0, 1.0, -1.0, -1.0, -1.0]);
+    }
+
+    #[test]
+    fn pictures_of_two_sizes_make_no_batch() {
+        let pictures = [picture(1, &[0; 3]), picture(2, &[0; 6])];
+        let result = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu);
+        assert!(matches!(result, Err(Error::Shape { .. })));
+    }
+
+    #[test]
+    fn no_pictures_make_no_batch() {
+        let result = images_from_pictures(&[], [0.5; 3], [0.5; 3], &Device::Cpu);
+        assert!(matches!(result, Err(Error::Data(_))));
+    }
+}

@@ -1,0 +1,114 @@
+//! Whether maps depend on what the model has learned, and on the class that is asked for.
+//!
+//! Adebayo et al. (arXiv:1810.03292) put random weights in the place of learned ones, from the classifier down to the first
+//! layer: the map of a method that explains the model must become another one.
+
+use super::{Batch, Mapper, Measure, Score, Suite};
+use crate::eval::similarity::{class_sensitivity, min_max, spearman, ssim};
+use vitscope_core::error::Result;
+use vitscope_core::explain::Target;
+use vitscope_core::models::ModelWeights;
+use vitscope_core::rng::Rng;
+use vitscope_core::vit::Vit;
+use vitscope_core::vit::init::init_missing;
+
+/// Cascading randomization, and difference between classes.
+pub struct Sanity {
+    /// The model with more and more of its weights drawn anew.
+    randomized: Vec<Vit>,
+}
+
+impl Sanity {
+    /// Draws the classifier of a model anew, then its last block too, and so on down to the patch embeddings. Gates and
+    /// interpreter stay as they are.
+    ///
+    /// # Errors
+    /// Fails where memory runs out.
+    pub fn new(weights: ModelWeights, seed: u64) -> Result<Self> {
+        let ModelWeights {
+            config,
+            mut tensors,
+            ..
+        } = weights;
+        let blocks = (0..config.num_hidden_layers)
+            .rev()
+            .map(|block| format!("encoder.layer.{block}."));
+        let mut randomized = Vec::new();
+        let stages = ["classifier".to_owned()].into_iter().chain(blocks);
+        for stage in stages.chain(["embeddings.".to_owned()]) {
+            tensors.retain(|name, _| !name.starts_with(&stage));
+            // What is drawn at one stage is the same at the next one.
+            tensors = init_missing(
+                &config,
+                tensors,
+                &mut Rng::for_item(seed, randomized.len() as u64),
+            )?;
+            randomized.push(Vit::load(config.clone(), &tensors)?);
+        }
+        Ok(Self { randomized })
+    }
+}
+
+impl Suite for Sanity {
+    fn measures(&self) -> Vec<Measure> {
+        let cascade = "map and that of the model with random weights, from the classifier down; mean over all stages";
+        let n_stages = self.randomized.len();
+        let axis: Vec<f64> = (1..=n_stages)
+            .map(|stage| stage as f64 / n_stages as f64)
+            .collect();
+        let curve = |name, settings: String| Measure {
+            axis: axis.clone(),
+            axis_name: "share of layers drawn anew",
+            ..Measure::mean("sanity", name, Some(false), &settings)
+        };
+        vec![
+            curve("rank correlation", format!("Spearman's, of {cascade}")),
+            curve(
+                "similarity",
+                format!("SSIM of bilinear maps from 0 to 1, of {cascade}"),
+            ),
+            Measure::mean(
+                "sanity",
+                "class sensitivity",
+                Some(true),
+                "1 − correlation of the maps of the two likeliest classes",
+            ),
+        ]
+    }
+
+    fn score(&self, batch: &Batch<'_>, mapper: &Mapper<'_>) -> Result<Vec<Vec<Score>>> {
+        let maps =
+            |vit: &Vit, target| mapper.maps(batch.model, vit, batch.images, batch.subjects, target);
+        let geometry = batch.model.geometry;
+        let size = (geometry.height_px, geometry.width_px);
+        let unit = |map: &[f32]| min_max(&geometry.pixels_from_patches(map));
+        let mut ranks = vec![Vec::new(); batch.subjects.len()];
+        let mut likenesses = vec![Vec::new(); batch.subjects.len()];
+        for vit in &self.randomized {
+            for (nth, random) in maps(vit, Target::Predicted)?.iter().enumerate() {
+                let map = &batch.maps[nth];
+                // Of a flat map and any other nothing is alike; of two flat ones all is.
+                let flat = f64::from(u8::from(map == random));
+                ranks[nth].push(spearman(map, random)?.unwrap_or(flat));
+                likenesses[nth].push(ssim(&unit(map), &unit(random), size, 1.0)?);
+            }
+        }
+        let mut scores = Vec::with_capacity(batch.subjects.len());
+        for (nth, subject) in batch.subjects.iter().enumerate() {
+            let one = batch.images.narrow(0, nth, 1)?;
+            let other = mapper.maps(
+                batch.model,
+                batch.vit,
+                &one,
+                std::slice::from_ref(subject),
+                Target::Class(subject.runner_up),
+            )?;
+            scores.push(vec![
+                Score::mean_of_curve(&ranks[nth]),
+                Score::mean_of_curve(&likenesses[nth]),
+                class_sensitivity(&batch.maps[nth], &other[0])?.into(),
+            ]);
+        }
+        Ok(scores)
+    }
+}

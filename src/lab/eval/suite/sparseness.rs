@@ -1,0 +1,35 @@
+//! How concise maps are; nothing is asked of the model.
+
+use super::{Batch, Mapper, Measure, Score, Suite};
+use crate::eval::map_metrics::{Unsigned, entropy, sparseness};
+use vitscope_core::error::Result;
+
+/// Sparseness and entropy as Quantus computes them.
+pub struct Sparseness;
+
+impl Suite for Sparseness {
+    fn measures(&self) -> Vec<Measure> {
+        vec![
+            Measure::mean(
+                "sparseness",
+                "gini",
+                Some(true),
+                "Gini index of absolute scores",
+            ),
+            Measure::mean(
+                "sparseness",
+                "entropy",
+                Some(false),
+                "nats, of absolute scores over their sum",
+            ),
+        ]
+    }
+
+    fn score(&self, batch: &Batch<'_>, _mapper: &Mapper<'_>) -> Result<Vec<Vec<Score>>> {
+        let of_map = |map: &Vec<f32>| {
+            let gini = sparseness(map, Unsigned::Absolute)?;
+            Ok(vec![gini.into(), entropy(map)?.into()])
+        };
+        batch.maps.iter().map(of_map).collect()
+    }
+}

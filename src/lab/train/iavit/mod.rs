@@ -1,0 +1,378 @@
+//! Trains IA-ViT's interpreter: for a frozen model, or jointly with a model from scratch.
+//!
+//! Qiang et al., arXiv:2309.08035. The interpreter learns to answer as the model does, and is drawn to
+//! attend to what the model attends to:
+//!
+//! ```text
+//! loss = CE(u, y) + distillation · T² KL(softmax(u / T) ‖ softmax(v / T)) + alignment-weight · D(p, q)
+//! ```
+//!
+//! | symbol | meaning |
+//! |---|---|
+//! | u, v | logits of model and interpreter |
+//! | p, q | attention to the patches of model and interpreter |
+//! | CE | of the model; in joint training only, by [`super::classifier`] |
+//!
+//! **Deviations** from the authors' code: D is a distance (theirs drives p and q apart), p is a
+//! distribution, and the model is not drawn towards its interpreter (`detach`). `alignment = "released"`,
+//! `unscaled = true` and `detach = false` are theirs.
+
+mod alignment;
+mod pupil;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::crop::random_crop;
+use super::optim::{AdamW, AdamWOptions, Param};
+use super::run::{Plan, Trainer, check_positive, finite_loss, recipe_options, recipe_text, run};
+use super::{Batches, Checkpoint, OnProgress, Subject, cosine_schedule};
+use crate::data::readable;
+use crate::eval::class_names::meant_classes;
+use vitscope_core::error::{Error, Result};
+use vitscope_core::interpreter::{InterpreterCard, InterpreterShape, Pooling};
+use vitscope_core::rng::Rng;
+use vitscope_core::vit::{Record, VitConfig};
+use vitscope_kernels::in_pool;
+
+pub use pupil::Fidelity;
+pub(in crate::train) use pupil::Pupil;
+
+/// What a run for a frozen model measures.
+pub const COLUMNS: &[&str] = &[
+    "loss",
+    "lr",
+    "distillation",
+    "alignment",
+    "agreement",
+    "test kl",
+    "test agreement",
+    "test accuracy of interpreter",
+];
+
+/// How the interpreter's attention is drawn to the model's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Alignment {
+    /// Not at all.
+    None,
+    /// Maximum mean discrepancy over the batch.
+    #[default]
+    Mmd,
+    /// Jensen-Shannon divergence, image by image.
+    JensenShannon,
+    /// What the authors' code computes, which drives them apart.
+    Released,
+}
+
+/// Which attention of the model is the one to come near to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Teacher {
+    /// Of the class token in the last block, mean over heads.
+    #[default]
+    ClassToken,
+    /// Of the patches, mean over blocks, heads and queries.
+    Patches,
+}
+
+/// What the interpreter's classifier begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// Nothing: random weights.
+    #[default]
+    Random,
+    /// The model's own, with values that are the patches themselves; for a model with one linear classifier, and for
+    /// `pooling = "mean"`. With many classes and few pictures of each it is the better start.
+    Model,
+}
+
+/// How an interpreter is trained. Those up to `test_pictures` are for frozen models only: in joint training the classifier's
+/// recipe says them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct IaVitRecipe {
+    /// Updates.
+    pub steps: u64,
+    /// Pictures a step.
+    pub batch: usize,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Steps until it is reached.
+    pub warmup_steps: u64,
+    /// Area of the smallest random crop that is learned from, as a share of the picture; crops are mirrored half of the
+    /// time. 1 leaves pictures as they are.
+    pub smallest_crop: f64,
+    /// Gradients are scaled down to this global norm.
+    pub max_norm: f64,
+    /// Steps between measurements on test pictures.
+    pub test_steps: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_steps: u64,
+    /// Test pictures that are measured on.
+    pub test_pictures: usize,
+    /// Seed of the interpreter, and of the order of the pictures.
+    pub seed: u64,
+    /// What the interpreter's classifier begins with.
+    pub start: Start,
+    /// How logits are read from what attention mixed.
+    pub pooling: Pooling,
+    /// Whether scores are not divided by √dim.
+    pub unscaled: bool,
+    /// Weight of the distillation.
+    pub distillation: f64,
+    /// Temperature of the distillation.
+    pub temperature: f64,
+    /// How attention is drawn to the model's.
+    pub alignment: Alignment,
+    /// Weight of the alignment.
+    pub alignment_weight: f64,
+    /// Which attention of the model.
+    pub teacher: Teacher,
+    /// Whether the model's answer and attention are constants to these losses.
+    pub detach: bool,
+}
+
+impl Default for IaVitRecipe {
+    fn default() -> Self {
+        Self {
+            steps: 3000,
+            batch: 64,
+            lr: 1e-3,
+            warmup_steps: 100,
+            smallest_crop: 1.0,
+            max_norm: 1.0,
+            test_steps: 500,
+            checkpoint_steps: 500,
+            test_pictures: 512,
+            seed: 0,
+            start: Start::Random,
+            pooling: Pooling::Mean,
+            unscaled: false,
+            distillation: 1.0,
+            temperature: 3.0,
+            alignment: Alignment::Mmd,
+            alignment_weight: 0.2,
+            teacher: Teacher::ClassToken,
+            detach: true,
+        }
+    }
+}
+
+impl IaVitRecipe {
+    /// The shape of an interpreter for a model that sees so many patches.
+    pub fn shape(&self, config: &VitConfig, patches: usize) -> InterpreterShape {
+        InterpreterShape {
+            pooling: self.pooling,
+            unscaled: self.unscaled,
+            ..InterpreterShape::new(config, patches)
+        }
+    }
+
+    /// The card of an interpreter that was trained by this recipe.
+    ///
+    /// # Errors
+    /// Fails where the recipe cannot be written as JSON.
+    pub fn card(
+        &self,
+        shape: InterpreterShape,
+        base_sha256: &str,
+        fidelity: Fidelity,
+    ) -> Result<InterpreterCard> {
+        Ok(InterpreterCard {
+            base_sha256: base_sha256.to_owned(),
+            shape,
+            seed: self.seed,
+            recipe: recipe_options(self)?,
+            agreement: fidelity.agreement,
+            kl: fidelity.kl,
+        })
+    }
+
+    pub(in crate::train) fn validate(&self) -> Result<()> {
+        check_positive(&[("lr", self.lr), ("temperature", self.temperature)])?;
+        if self.batch == 0 || self.steps == 0 {
+            return Err(Error::Config("batch and steps must be at least 1".into()));
+        }
+        if !(self.smallest_crop > 0.0 && self.smallest_crop <= 1.0) {
+            return Err(Error::Config(format!(
+                "smallest-crop must be above 0 and at most 1, got {}",
+                self.smallest_crop
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A trained interpreter.
+#[derive(Debug)]
+pub struct TrainedInterpreter {
+    /// By name, as [`vitscope_core::interpreter::Interpreter::load`] takes them.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// What belongs beside them on disk.
+    pub card: InterpreterCard,
+    /// How well it answers as the model does, on test pictures.
+    pub fidelity: Fidelity,
+    /// False where `on_progress` ended the run early.
+    pub complete: bool,
+}
+
+/// Trains an interpreter for a frozen model; writes checkpoints, `interpreter.csv` and `interpreter.png`
+/// into `folder`. Labels are not used to learn.
+///
+/// Goes on from the checkpoint in `folder` where there is one.
+///
+/// # Errors
+/// Fails on empty data, on pictures or a recipe that do not fit the model, and where `folder` cannot be
+/// written.
+pub fn train(
+    recipe: &IaVitRecipe,
+    subject: Subject<'_>,
+    folder: &Path,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<TrainedInterpreter> {
+    subject.check()?;
+    recipe.validate()?;
+    let plan = Plan {
+        folder,
+        curves: "interpreter",
+        title: "interpreter",
+        columns: COLUMNS,
+        recipe: recipe_text(&(recipe, subject.base_sha256))?,
+        n_steps: recipe.steps,
+        checkpoint_steps: recipe.checkpoint_steps,
+    };
+    let mut trainer = InterpreterTrainer::new(recipe, subject)?;
+    let complete = run(&mut trainer, &plan, on_progress)?;
+    let fidelity = trainer.fidelity()?;
+    Ok(TrainedInterpreter {
+        tensors: trainer.pupil.tensors()?,
+        card: recipe.card(*trainer.pupil.shape(), subject.base_sha256, fidelity)?,
+        fidelity,
+        complete,
+    })
+}
+
+/// A run between two steps.
+struct InterpreterTrainer<'a> {
+    recipe: &'a IaVitRecipe,
+    subject: Subject<'a>,
+    pupil: Pupil<'a>,
+    optim: AdamW,
+    batches: Batches,
+    step: u64,
+}
+
+impl<'a> InterpreterTrainer<'a> {
+    fn new(recipe: &'a IaVitRecipe, subject: Subject<'a>) -> Result<Self> {
+        let pupil = Pupil::new(recipe, subject.vit, subject.n_patches())?;
+        let params = pupil.vars().iter().map(|(name, var)| Param {
+            name: name.clone(),
+            var: var.clone(),
+            lr_factor: 1.0,
+            weight_decay: 0.0,
+        });
+        let options = AdamWOptions {
+            max_norm: Some(recipe.max_norm),
+            ..AdamWOptions::default()
+        };
+        Ok(Self {
+            optim: AdamW::new(params.collect(), options),
+            batches: Batches::new(recipe.seed, subject.train.len(), recipe.batch),
+            recipe,
+            subject,
+            pupil,
+            step: 0,
+        })
+    }
+
+    fn update(&mut self) -> Result<Vec<f64>> {
+        let Self {
+            recipe, subject, ..
+        } = *self;
+        let images = self.images_of_step()?;
+        let mut record = Record::new(self.pupil.sites(subject.vit));
+        let output = subject.vit.forward_with(&images, &mut record)?;
+        let lesson = self.pupil.lesson(subject.vit, &output, &record)?;
+        let grads = lesson.loss.backward()?;
+        let loss = finite_loss(&lesson.loss, self.step, recipe.lr)?;
+        let lr = recipe.lr * cosine_schedule(self.step, recipe.warmup_steps, recipe.steps);
+        self.optim.step(&grads, lr)?;
+        self.step += 1;
+        let mut values = vec![loss, lr];
+        values.extend(lesson.measured);
+        Ok(values)
+    }
+
+    /// `[batch, 3, height, width]`
+    fn images_of_step(&mut self) -> Result<Tensor> {
+        let Self {
+            recipe, subject, ..
+        } = *self;
+        let indices = self.batches.at(self.step);
+        if recipe.smallest_crop == 1.0 {
+            return subject.images(subject.train, &indices);
+        }
+        let mut rng = Rng::for_item(recipe.seed, self.step);
+        let crops = readable(subject.train, &indices)?
+            .into_iter()
+            .map(|(_, picture)| random_crop(picture, recipe.smallest_crop, &mut rng))
+            .collect::<Result<Vec<_>>>()?;
+        subject.images_of(&crops)
+    }
+
+    fn fidelity(&self) -> Result<Fidelity> {
+        let Self {
+            recipe, subject, ..
+        } = *self;
+        let config = subject.vit.config();
+        let classes = subject.test.classes();
+        let meant = meant_classes(&config.labels, &config.label_aliases, classes);
+        let chunks = subject
+            .test_chunks(recipe.test_pictures, recipe.batch)
+            .map(|indices| {
+                let (images, mut labels) = subject.labeled_images(subject.test, &indices)?;
+                for label in &mut labels {
+                    *label = label.and_then(|class| meant.get(class).copied().flatten());
+                }
+                Ok((images, labels))
+            });
+        self.pupil.fidelity(subject.vit, chunks)
+    }
+}
+
+impl Trainer for InterpreterTrainer<'_> {
+    fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    fn step(&mut self) -> Result<Vec<f64>> {
+        let mut values = in_pool(|| self.update())?;
+        let Self { recipe, step, .. } = *self;
+        if step.is_multiple_of(recipe.test_steps.max(1)) || step == recipe.steps {
+            let fidelity = self.fidelity()?;
+            values.extend([fidelity.kl, fidelity.agreement, fidelity.accuracy]);
+        }
+        Ok(values)
+    }
+
+    fn checkpoint(&self, recipe: &str) -> Result<Checkpoint> {
+        Ok(Checkpoint {
+            step: self.step,
+            // What is drawn after the start is drawn anew at each step.
+            rng: Rng::new(self.recipe.seed),
+            recipe: recipe.to_owned(),
+            tensors: self.optim.state()?,
+        })
+    }
+
+    fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
+        self.optim.restore(&checkpoint.tensors)?;
+        self.step = checkpoint.step;
+        Ok(())
+    }
+}

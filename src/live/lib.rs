@@ -1,0 +1,350 @@
+//! Live video: from a camera, a network stream or the screen, through the element
+//! [`VitScope`](vitscope_element::VitScope), to a window, a page for the browser, files and other machines.
+//!
+//! Two pipelines share a clock. One is the connection to the source, and is built again where that was lost; the other one
+//! explains, shows and records, and goes on meanwhile:
+//!
+//! ```text
+//! source ! decode ! appsink   →   appsrc ! vitscope ! tee ! queue ! window
+//!                                                         ! queue ! jpegenc ! page
+//!                                                         ! queue ! encoder ! matroskamux ! file
+//! ```
+
+#![warn(missing_docs, unreachable_pub, unused_lifetimes)]
+mod address;
+mod capture;
+mod collect;
+mod connection;
+mod controls;
+mod explained;
+mod freeze;
+mod outputs;
+mod peek;
+mod player;
+pub mod serve;
+mod teaching;
+mod watch;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::serve::{Feed, Host, Server, Topic};
+use collect::Collector;
+use connection::Connection;
+use player::{News, Player};
+use teaching::Teaching;
+use vitscope_core::error::{Error, Result};
+use vitscope_core::models;
+use watch::Watch;
+
+pub use address::{Address, without_secrets};
+pub use capture::{Camera, Wanted, cameras, plugin_file};
+pub use collect::Collect;
+pub use controls::Key;
+pub use outputs::Outputs;
+pub use teaching::{Answers, ClassProgress, Progress, Teach};
+
+/// How often the buses are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the page is told how it goes, and files are looked at.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What to show of which source.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// Where the video comes from.
+    pub address: Address,
+    /// Shows a file again from its beginning whenever it has ended.
+    pub again: bool,
+    /// What is asked of a camera.
+    pub wanted: Wanted,
+    /// Properties of the element `vitscope`, as texts, but for the options of methods.
+    pub properties: Vec<(&'static str, String)>,
+    /// Options of each method by its name, also of those that explain only later.
+    pub options: toml::Table,
+    /// Where it goes.
+    pub outputs: Outputs,
+    /// A page for the browser.
+    pub page: Option<Page>,
+    /// Frames to store.
+    pub collect: Option<Collect>,
+    /// A folder with gates that are taken over whenever they change.
+    pub gates: Option<PathBuf>,
+    /// Classes that are taught.
+    pub teach: Option<Teach>,
+}
+
+/// A page for the browser, see [`serve`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Where it is served; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// What a browser has to show, where it may be on another machine.
+    pub token: Option<String>,
+}
+
+/// Who watches a run, and may interfere.
+pub trait Audience {
+    /// Something has happened.
+    fn event(&mut self, event: Event);
+
+    /// A key that was pressed.
+    fn key(&mut self) -> Option<Key> {
+        None
+    }
+
+    /// Takes a snapshot, as PNG.
+    ///
+    /// # Errors
+    /// Fails where it cannot be kept.
+    fn snapshot(&mut self, _png: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a user may want to know while it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The page can be opened at this address.
+    Serving(SocketAddr),
+    /// Frames come.
+    Connected,
+    /// They come no more; the source is tried again after a wait.
+    Lost {
+        /// What happened, in a sentence.
+        reason: String,
+        /// Until the next attempt.
+        wait: Duration,
+    },
+    /// Something did not work, and the video goes on.
+    Problem(String),
+    /// Gates have changed, and are taken over.
+    Reloading,
+    /// Something was taught, taken back or saved.
+    Taught(Progress),
+    /// How it goes, once a second.
+    Status(Status),
+    /// Outputs are being finished.
+    Ending,
+}
+
+/// Counts since the start, and how it goes of late.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Status {
+    /// Frames that were shown.
+    pub frames: u64,
+    /// Frames that were explained.
+    pub explained: u64,
+    /// Frames whose turn to be explained came while the model was busy.
+    pub skipped: u64,
+    /// Explanations a second.
+    pub rate: f64,
+    /// Median time from a frame's arrival at the model to its explanation.
+    pub median: Duration,
+    /// 95th percentile of it.
+    pub p95: Duration,
+    /// 99th percentile of it.
+    pub p99: Duration,
+    /// Median age of an explanation when it is drawn.
+    pub age_median: Duration,
+    /// 95th percentile of it.
+    pub age_p95: Duration,
+    /// What a frame waits for its explanation, with `sync-mode` exact.
+    pub delay: Duration,
+}
+
+impl Live {
+    /// Runs until `cancel` is set, the window is closed, somebody quits, or a source that cannot come back has ended.
+    ///
+    /// # Errors
+    /// Fails where the source is not there to begin with, and where the model or an output fails.
+    pub fn run(&self, cancel: &AtomicBool, audience: &mut dyn Audience) -> Result<Status> {
+        vitscope_video::media::init()?;
+        if let Some(teach) = &self.teach {
+            models::check_head_folder(&teach.folder)?;
+        }
+        vitscope_element::register(None).map_err(|error| Error::Media(error.to_string()))?;
+        let feed = Arc::new(Feed::default());
+        let player = Player::start(self, &feed)?;
+        // Before the source is: who cannot be served is told at once.
+        let server = self.page.clone().map(|page| {
+            let host: Arc<dyn Host> = player.controls();
+            Server::start(page.address, page.token, host, Arc::clone(&feed))
+        });
+        let server = server.transpose()?;
+        if let Some(server) = &server {
+            audience.event(Event::Serving(server.address()));
+        }
+        // Where something failed, there is nobody to wait for; what was recorded can be played all the same.
+        let status = self.watch(&player, &feed, cancel, audience)?;
+        drop(server);
+        let progress = player
+            .controls()
+            .teaching()
+            .ok()
+            .and_then(Teaching::progress);
+        if progress.is_some_and(|progress| progress.unsaved) {
+            let lost = "what was taught since it was saved last is lost (the key w saves it)";
+            audience.event(Event::Problem(lost.into()));
+        }
+        audience.event(Event::Ending);
+        player.end()?;
+        Ok(status)
+    }
+
+    /// Keeps the source connected until there is a reason to end.
+    fn watch(
+        &self,
+        player: &Player,
+        feed: &Feed,
+        cancel: &AtomicBool,
+        audience: &mut dyn Audience,
+    ) -> Result<Status> {
+        let mut connection = Connection::new(self, player)?;
+        let mut collector = match self.collect.clone() {
+            Some(what) => Some(Collector::new(what, player.source()?)?),
+            None => None,
+        };
+        let mut gates = self.gates.as_deref().map(Watch::new);
+        let mut problem = None;
+        let mut second = Instant::now();
+        let mut before = player.status();
+        loop {
+            if cancel.load(Ordering::SeqCst) {
+                return Ok(player.status());
+            }
+            player.name_recording()?;
+            match player.check(TICK)? {
+                News::None => (),
+                News::Over => return Ok(player.status()),
+                News::Problem(text) => audience.event(Event::Problem(text)),
+            }
+            match connection.check(self, player)? {
+                Some(Event::Lost { reason, .. }) if !self.comes_back() => {
+                    tracing::info!("{reason}");
+                    return Ok(player.status());
+                }
+                Some(event) => {
+                    problem = match &event {
+                        Event::Lost { reason, .. } => Some(reason.clone()),
+                        _ => None,
+                    };
+                    audience.event(event);
+                }
+                None => (),
+            }
+            while let Some(key) = audience.key().or_else(|| player.key()) {
+                match key {
+                    Key::Quit => return Ok(player.status()),
+                    Key::Snapshot => {
+                        let taken = player.controls().snapshot();
+                        if let Err(error) = taken.and_then(|png| audience.snapshot(&png)) {
+                            audience.event(Event::Problem(error.to_string()));
+                        }
+                    }
+                    key => {
+                        if let Err(error) = player.controls().press(key) {
+                            audience.event(Event::Problem(error.to_string()));
+                        }
+                        tell_taught(player, audience);
+                    }
+                }
+            }
+            if let Ok(teaching) = player.controls().teaching() {
+                teaching.begin()?;
+            }
+            tell_taught(player, audience);
+            if let Some(collector) = collector.as_mut().filter(|_| !player.is_frozen()) {
+                collector.tick()?;
+            }
+            if second.elapsed() >= SECOND {
+                let took = second.elapsed();
+                second = Instant::now();
+                if gates.as_mut().is_some_and(Watch::has_changed) {
+                    player.reload();
+                    audience.event(Event::Reloading);
+                }
+                let status = player.status();
+                let fps = (status.frames - before.frames) as f64 / took.as_secs_f64();
+                before = status;
+                feed.tell(
+                    Topic::Status,
+                    &status.json(fps, connection.is_up(), problem.as_deref()),
+                );
+                audience.event(Event::Status(status));
+            }
+        }
+    }
+
+    /// Cameras are plugged in again and servers come back; screens, patterns and files do not.
+    fn comes_back(&self) -> bool {
+        !matches!(
+            self.address,
+            Address::Screen | Address::Test(_) | Address::File(_)
+        )
+    }
+}
+
+/// Tells how far teaching has come, where that is news.
+fn tell_taught(player: &Player, audience: &mut dyn Audience) {
+    let controls = player.controls();
+    if let Some(progress) = controls.teaching().ok().and_then(Teaching::news) {
+        audience.event(Event::Taught(progress));
+    }
+}
+
+impl Status {
+    /// The page's event `status`.
+    fn json(&self, video_fps: f64, connected: bool, problem: Option<&str>) -> String {
+        #[derive(Serialize)]
+        struct Percentiles {
+            p50: f64,
+            p95: f64,
+        }
+        #[derive(Serialize)]
+        struct Told<'a> {
+            connected: bool,
+            problem: Option<&'a str>,
+            frames: u64,
+            explained: u64,
+            dropped: u64,
+            video_fps: f64,
+            explanations_per_s: f64,
+            mask_age_ms: Percentiles,
+            latency_ms: Percentiles,
+            delay_ms: f64,
+        }
+        let tenths = |value: f64| (10.0 * value).round() / 10.0;
+        let ms = |duration: Duration| tenths(1e3 * duration.as_secs_f64());
+        let told = Told {
+            connected,
+            problem,
+            frames: self.frames,
+            explained: self.explained,
+            dropped: self.skipped,
+            video_fps: tenths(video_fps),
+            explanations_per_s: tenths(self.rate),
+            mask_age_ms: Percentiles {
+                p50: ms(self.age_median),
+                p95: ms(self.age_p95),
+            },
+            latency_ms: Percentiles {
+                p50: ms(self.median),
+                p95: ms(self.p95),
+            },
+            delay_ms: ms(self.delay),
+        };
+        // Plain data has no reason to fail.
+        serde_json::to_string(&told).unwrap_or_default()
+    }
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str()
+        .ok_or_else(|| Error::Media(format!("path is not UTF-8: {path:?}")))
+}

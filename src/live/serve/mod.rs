@@ -1,0 +1,295 @@
+//! A page for the browser: the picture as it is shown, what the model sees in it, and controls.
+//!
+//! The server binds to this machine's loopback address; another one needs a token. It answers one request a connection:
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /` | the page, which needs nothing else from the network |
+//! | `GET /stream.mjpg` | the pictures, as `multipart/x-mixed-replace` |
+//! | `GET /events` | server-sent events `settings`, `status`, `explained` and `teaching`, each with JSON |
+//! | `GET /about` | JSON of [`About`] |
+//! | `GET /snapshot.png` | the picture of this moment |
+//! | `POST /control` | takes JSON of a [`Change`]; 204, or 400 and a reason |
+//! | `POST /teach` | takes JSON of a [`Lesson`]; 204, or 400 and a reason |
+//!
+//! It knows neither where the pictures come from nor who makes the changes: that is its [`Host`].
+
+mod feed;
+mod http;
+mod routes;
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use vitscope_core::error::{Error, Result};
+use vitscope_video::pipeline::crew::Crew;
+
+pub use feed::{Feed, Topic};
+
+/// Connections at the same time; a page takes two, and one more for a moment at each change.
+const MOST_CLIENTS: usize = 32;
+/// What a client waits for another one's place.
+const FOR_ROOM: Duration = Duration::from_millis(500);
+/// Letters of a token, so that it cannot be guessed by trying.
+const LEAST_TOKEN: usize = 8;
+
+/// What can be set while it runs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Settings {
+    /// Opacity of the greatest heat, 0 to 1.
+    pub alpha: f32,
+    /// Heat from which on a patch is kept, 0 to 1.
+    pub threshold: f32,
+    /// Share of the explanation before, 0 to 1.
+    pub smoothing: f32,
+    /// Colors of the heat.
+    pub colormap: String,
+    /// What is drawn.
+    pub mode: String,
+    /// What explains; several share a grid.
+    pub methods: Vec<String>,
+    /// The class to explain.
+    pub target: String,
+    /// The picture stands still.
+    pub frozen: bool,
+    /// Each of DiffMask's gates tells what it says of each patch.
+    pub votes: bool,
+}
+
+/// New values for some of the [`Settings`].
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "as those of `Settings`")]
+pub struct Change {
+    pub alpha: Option<f32>,
+    pub threshold: Option<f32>,
+    pub smoothing: Option<f32>,
+    pub colormap: Option<String>,
+    pub mode: Option<String>,
+    pub methods: Option<Vec<String>>,
+    pub target: Option<String>,
+    pub frozen: Option<bool>,
+    pub votes: Option<bool>,
+}
+
+/// What a user teaches, as `{"example": 0}`, `"undo"`, `"save"`, `{"add": "cup"}` or `{"rename": [0, "mug"]}`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lesson {
+    /// What is shown now is an example of this class.
+    Example(usize),
+    /// The last example is taken back.
+    Undo,
+    /// What was taught is saved.
+    Save,
+    /// There is one more class, of this name.
+    Add(String),
+    /// A class is called otherwise.
+    Rename(usize, String),
+}
+
+/// What there is to choose from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct About {
+    /// Of this library.
+    pub version: &'static str,
+    /// Where the video comes from.
+    pub source: String,
+    /// What looks at it.
+    pub model: String,
+    /// Its classes.
+    pub labels: Vec<String>,
+    /// Methods that go with the model.
+    pub methods: Vec<AboutMethod>,
+    /// Colors of the heat.
+    pub colormaps: Vec<&'static str>,
+    /// What can be drawn.
+    pub modes: Vec<&'static str>,
+}
+
+/// A method that can be chosen.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AboutMethod {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub summary: &'static str,
+}
+
+/// Who owns what the page shows.
+pub trait Host: Send + Sync {
+    /// What there is to choose from; `None` while the model is not open.
+    fn about(&self) -> Option<About>;
+
+    /// Makes a change, or none of it.
+    ///
+    /// # Errors
+    /// Says why it cannot be made.
+    fn change(&self, change: &Change) -> Result<()>;
+
+    /// Takes a lesson, or none of it.
+    ///
+    /// # Errors
+    /// Says why it cannot be taken.
+    fn teach(&self, lesson: &Lesson) -> Result<()>;
+
+    /// The picture of this moment, as PNG.
+    ///
+    /// # Errors
+    /// Fails where there is none.
+    fn snapshot(&self) -> Result<Vec<u8>>;
+}
+
+/// The server; dropping it ends all connections.
+pub struct Server {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    /// The thread that waits for connections.
+    _listening: Crew,
+}
+
+/// What all connections know.
+struct Shared {
+    host: Arc<dyn Host>,
+    feed: Arc<Feed>,
+    token: Option<String>,
+    /// Connections whose request has not come, the oldest first: they make room for others.
+    waiting: Mutex<VecDeque<(u64, TcpStream)>>,
+    ended: AtomicBool,
+}
+
+impl Server {
+    /// Listens at `address`, and serves whoever comes from then on.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where other machines could connect without a token, or a token is too simple;
+    /// [`Error::Media`] where the address is taken or not one of this machine's.
+    pub fn start(
+        address: SocketAddr,
+        token: Option<String>,
+        host: Arc<dyn Host>,
+        feed: Arc<Feed>,
+    ) -> Result<Self> {
+        match &token {
+            None if !address.ip().is_loopback() => {
+                return Err(Error::Config(format!(
+                    "other machines can reach {address}, expected a token for them to show (--token), or 127.0.0.1"
+                )));
+            }
+            Some(token) if !is_good_token(token) => {
+                return Err(Error::Config(format!(
+                    "expected a token of at least {LEAST_TOKEN} letters, digits, - or _"
+                )));
+            }
+            _ => (),
+        }
+        let failed = |error| Error::Media(format!("cannot serve at {address}: {error}"));
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let shared = Arc::new(Shared {
+            host,
+            feed,
+            token,
+            waiting: Mutex::default(),
+            ended: AtomicBool::new(false),
+        });
+        let listening = Crew::new("serve", 1);
+        let of_thread = Arc::clone(&shared);
+        listening.start(move || listen(&listener, &of_thread))?;
+        Ok(Self {
+            address,
+            shared,
+            _listening: listening,
+        })
+    }
+
+    /// Where it listens, with the port that it was given.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        self.shared.feed.end();
+        for (_, stream) in self.shared.waiting().drain(..) {
+            // It may be gone already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        // The thread that waits for connections gets one more.
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        let _ = TcpStream::connect_timeout(&address, Duration::from_secs(1));
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<(u64, TcpStream)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Hangs up on who has kept us waiting longest; false where nobody has.
+    fn make_room(&self) -> bool {
+        let oldest = self.waiting().pop_front();
+        if let Some((_, stream)) = &oldest {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        oldest.is_some()
+    }
+}
+
+fn is_good_token(token: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    token.len() >= LEAST_TOKEN && token.bytes().all(is_plain)
+}
+
+/// Gives each connection a thread until the server ends.
+fn listen(listener: &TcpListener, shared: &Arc<Shared>) {
+    let crew = Crew::new("serve-client", MOST_CLIENTS);
+    for number in 0_u64.. {
+        let accepted = listener.accept();
+        if shared.has_ended() {
+            return;
+        }
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, say: others will close some.
+                tracing::debug!("a connection failed: {error}");
+                crew.wait_for_room(FOR_ROOM);
+                continue;
+            }
+        };
+        let has_room = crew.wait_for_room(Duration::ZERO)
+            || (shared.make_room() && crew.wait_for_room(FOR_ROOM));
+        if !has_room {
+            routes::turn_away(stream);
+            continue;
+        }
+        // Before its thread runs, so that whoever comes next can take its place.
+        if let Ok(waiting) = stream.try_clone() {
+            shared.waiting().push_back((number, waiting));
+        }
+        let of_client = Arc::clone(shared);
+        let started = crew.start(move || routes::serve(stream, number, &of_client));
+        if let Err(error) = started {
+            tracing::debug!("a connection is not served: {error}");
+            shared.waiting().retain(|(waiting, _)| *waiting != number);
+        }
+    }
+}

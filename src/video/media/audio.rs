@@ -1,0 +1,619 @@
+//! Sound on its way past the stages: packets are copied, and encoded anew only where the container demands it.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded, select};
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_audio as gst_audio;
+
+use super::bus::Failure;
+use super::container::Container;
+use super::elements;
+use super::job::{AudioMode, FileJob};
+use super::mp4::duration_from_ticks;
+use super::session::{Shared, lock};
+use super::timeline::{self, Segment, Timeline};
+use vitscope_core::error::{Error, Result};
+
+/// How far sound may run ahead of the encoder, or the encoder ahead of sound.
+///
+/// x264 keeps 40 frames before it gives the first one, so GStreamer's default of one second hangs.
+/// Half a gigabyte is hours of compressed sound: only a file that stores one after the other gets there.
+pub(super) const LEAD_BYTES: u32 = 512 << 20;
+
+/// How long to wait for the first packet of sound whose begin only the packet tells.
+const FIRST_PACKET: Duration = Duration::from_secs(1);
+
+/// How long before zero a track begins.
+enum Early {
+    Known(Duration),
+    Measured(Receiver<Duration>),
+}
+
+/// One sound track, kept back at the end of its queue.
+pub(super) struct AudioTrack {
+    /// What it is, as far as the demuxer said before the first packet.
+    description: String,
+    /// Where packets come in.
+    start: gst::Pad,
+    /// True where packets are copied.
+    pub(super) copied: bool,
+    early: Early,
+    /// How much later than it should its segment lets it be.
+    lead: Duration,
+    end: gst::Pad,
+    gate: gst::PadProbeId,
+}
+
+impl AudioTrack {
+    /// What it is, for people to read.
+    pub(super) fn description(&self) -> String {
+        let caps = self.start.current_caps();
+        caps.map_or_else(|| self.description.clone(), |caps| describe(&caps))
+    }
+
+    /// How long before zero it begins; sound that has not turned up in a while begins later.
+    pub(super) fn early(&mut self, shared: &Shared) -> Result<Duration> {
+        let early = match &self.early {
+            Early::Known(early) => *early,
+            Early::Measured(measured) => select! {
+                recv(measured) -> early => early.unwrap_or_default(),
+                recv(shared.aborted) -> _ => return Err(shared.error()),
+                default(FIRST_PACKET) => Duration::ZERO,
+            },
+        };
+        self.early = Early::Known(early);
+        Ok(early)
+    }
+
+    /// Links it to `muxer`, moved later by `delay`, without what begins more than `early` before zero.
+    ///
+    /// Nothing flows yet.
+    pub(super) fn link(
+        &self,
+        muxer: &gst::Element,
+        container: Container,
+        delay: Duration,
+        early: Duration,
+        shared: &Arc<Shared>,
+    ) -> Result<()> {
+        tell_begin(&self.end, (self.lead, delay, early), shared);
+        timeline::shift(&self.end, self.lead, delay, early);
+        let pad = container.audio_pad(muxer)?;
+        self.end.link(&pad).map_err(|err| {
+            Error::Media(format!(
+                "{} cannot be put into {container} ({err})",
+                self.description()
+            ))
+        })?;
+        Ok(())
+    }
+
+    /// Lets packets flow.
+    pub(super) fn open(self) {
+        self.end.remove_probe(self.gate);
+    }
+}
+
+/// Leads the sound of the demuxer's `pad` into a queue of `pipeline`.
+pub(super) fn attach(
+    pipeline: &gst::Pipeline,
+    pad: &gst::Pad,
+    caps: &gst::Caps,
+    job: &FileJob,
+    container: Container,
+    timeline: &Timeline,
+    shared: &Arc<Shared>,
+) -> Result<AudioTrack> {
+    let told = caps;
+    let caps = &corrected(caps, timeline.is_little_endian(pad));
+    let description = describe(caps);
+    let accepted = container.audio_caps()?;
+    let copied = job.audio == AudioMode::Copy && holds(&accepted, caps);
+    if job.audio == AudioMode::Copy && !copied {
+        tracing::warn!(
+            sound = description,
+            encoder = encoder_of(container).0,
+            "this sound cannot be copied into the output, encoding it anew"
+        );
+    }
+    let (mut chain, priming) = if copied {
+        (copy_chain(&accepted, caps)?, Duration::ZERO)
+    } else {
+        encode_chain(container, &accepted, caps)?
+    };
+    let right = if copied {
+        caps.clone()
+    } else {
+        decodable(caps.clone())
+    };
+    // tsdemux 1.22 announces Blu-ray's AC-3 as E-AC-3, and takes that back; the decoder of E-AC-3 knows both.
+    let is_eac3 = gst::Caps::builder("audio/x-eac3")
+        .build()
+        .can_intersect(caps);
+    if right != *told || is_eac3 && !copied {
+        chain.insert(0, relabel(&right)?);
+    }
+    let queue = lead_queue(shared, "the sound runs too far ahead of the picture")?;
+    chain.push(queue.clone());
+    elements::add_chain(pipeline, &chain)?;
+
+    let end = elements::static_pad(&queue, "src")?;
+    let gate = end
+        .add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, |_, _| {
+            gst::PadProbeReturn::Ok
+        })
+        .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
+    refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
+    let lead = match copied {
+        true => timeline.lead_of(pad, container),
+        false => Duration::ZERO,
+    };
+    timeline.apply(pad, lead);
+    // What is decoded is cut to the sample, and so what begins early is the encoder's own run-in.
+    let lead = if copied { lead } else { priming };
+    cut(&end, lead, shared);
+    let start = elements::static_pad(&chain[0], "sink")?;
+    if !copied {
+        timeline.keep_back(pad);
+    }
+    let early = match timeline.run_in_of(pad, lead) {
+        _ if !copied => Early::Known(priming),
+        Some(run_in) => Early::Known(run_in),
+        None => Early::Measured(measure(&start)),
+    };
+    pad.link(&start)
+        .map_err(|err| Error::Media(format!("sound {description:?} cannot be read ({err})")))?;
+    Ok(AudioTrack {
+        description,
+        start,
+        copied,
+        early,
+        lead,
+        end,
+        gate,
+    })
+}
+
+/// `caps` with the order of bytes that the file says: qtdemux 1.22 takes all samples of 32 bits and more for big-endian.
+fn corrected(caps: &gst::Caps, is_little_endian: bool) -> gst::Caps {
+    let mut caps = caps.clone();
+    if !is_little_endian {
+        return caps;
+    }
+    if let Some(fields) = caps.make_mut().structure_mut(0)
+        && let Ok(format) = fields.get::<String>("format")
+        && let Some(kind) = format.strip_suffix("BE")
+    {
+        fields.set("format", format!("{kind}LE"));
+    }
+    caps
+}
+
+/// An element that says `caps` of what flows through it, whatever is said before.
+fn relabel(caps: &gst::Caps) -> Result<gst::Element> {
+    let setter = elements::make("capssetter")?;
+    setter.set_property("caps", caps);
+    setter.set_property("join", false);
+    setter.set_property("replace", true);
+    Ok(setter)
+}
+
+/// `caps` as decoders and converters want them.
+fn decodable(mut caps: gst::Caps) -> gst::Caps {
+    let Some(fields) = caps.make_mut().structure_mut(0) else {
+        return caps;
+    };
+    if let Ok(n_channels) = fields.get::<i32>("channels")
+        && fields
+            .get::<gst::Bitmask>("channel-mask")
+            .is_ok_and(|mask| mask.0 == 0)
+        && let Some(mask) = usual_channels(n_channels)
+    {
+        fields.set("channel-mask", gst::Bitmask::new(mask));
+    }
+    caps
+}
+
+const FRONT: u64 = 0b11;
+const CENTER: u64 = 0b100;
+const BASS: u64 = 0b1000;
+const REAR: u64 = 0b11_0000;
+const REAR_CENTER: u64 = 1 << 8;
+const SIDES: u64 = 0b11 << 10;
+/// 5.1.
+const SURROUND: u64 = FRONT | CENTER | BASS | REAR;
+
+/// Where `n_channels` usually are, where the file does not say: a bit each of GStreamer's positions.
+fn usual_channels(n_channels: i32) -> Option<u64> {
+    Some(match n_channels {
+        3 => FRONT | BASS,
+        4 => FRONT | CENTER | REAR_CENTER,
+        5 => FRONT | CENTER | REAR,
+        6 => SURROUND,
+        7 => FRONT | CENTER | BASS | REAR_CENTER | SIDES,
+        8 => SURROUND | SIDES,
+        _ => return None,
+    })
+}
+
+/// A queue that bridges the distance between sound and picture, and fails instead of hanging where that is too long.
+pub(super) fn lead_queue(shared: &Arc<Shared>, complaint: &'static str) -> Result<gst::Element> {
+    let queue = elements::make("queue")?;
+    queue.set_property("max-size-time", 0_u64);
+    queue.set_property("max-size-buffers", 0_u32);
+    queue.set_property("max-size-bytes", LEAD_BYTES);
+    let shared = Arc::clone(shared);
+    queue.connect("overrun", false, move |_| {
+        shared.fail(Failure::new(complaint));
+        None
+    });
+    Ok(queue)
+}
+
+/// Answers "no" to queries that would stand in the held back queue, while whoever asks holds up the demuxer.
+fn refuse_serialized_queries(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
+        if info.query().is_some_and(|query| query.is_serialized()) {
+            return gst::PadProbeReturn::Drop;
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Drops packets after the picture was stopped, completes the durations of the others, and cuts uncompressed ones to the
+/// sample.
+fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    let before = Mutex::new((None, None));
+    let lead = u64::try_from(lead.as_nanos()).unwrap_or(u64::MAX);
+    end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        let segment = segment_of(pad);
+        if let Some(segment) = &segment
+            && let Some((rate, frame_len)) = pad.current_caps().and_then(|caps| plain(&caps))
+            && let Some(buffer) = info.take_buffer()
+        {
+            match gst_audio::audio_buffer_clip(buffer, segment.upcast_ref(), rate, frame_len) {
+                Some(part) => info.data = Some(gst::PadProbeData::Buffer(part)),
+                None => return gst::PadProbeReturn::Handled,
+            }
+        }
+        let Some(buffer) = info.buffer_mut() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let (Some(segment), Some(pts)) = (segment, buffer.pts()) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let shown_at = |pts| {
+            let running = segment.to_running_time(pts)?;
+            running.nseconds().checked_sub(lead)
+        };
+        let stop = shared.sound_end.load(Ordering::SeqCst);
+        let is_over = segment.stop().is_some_and(|stop| pts >= stop);
+        if is_over || shown_at(pts).is_some_and(|time| time >= stop) {
+            drop(info.take_buffer());
+            return gst::PadProbeReturn::Handled;
+        }
+        let (last_pts, last_gap) = &mut *lock(&before);
+        let gap = last_pts
+            .and_then(|last| pts.checked_sub(last))
+            .or(*last_gap);
+        (*last_pts, *last_gap) = (Some(pts), gap);
+        // A Matroska block need not say how long it is, and a muxer takes that of the last one for zero.
+        let duration = buffer.duration().or(gap);
+        let left = segment.stop().map(|stop| stop.saturating_sub(pts));
+        let duration = match (duration, left) {
+            (Some(duration), Some(left)) => Some(duration.min(left)),
+            (duration, _) => duration,
+        };
+        if duration != buffer.duration() {
+            buffer.make_mut().set_duration(duration);
+        }
+        if let Some(end) = shown_at(pts + duration.unwrap_or_default()) {
+            shared.sound_written.fetch_max(end, Ordering::SeqCst);
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Samples a second, and bytes of one moment, of sound that can be cut anywhere.
+fn plain(caps: &gst::Caps) -> Option<(u32, u32)> {
+    let fields = caps.structure(0)?;
+    if ["audio/x-alaw", "audio/x-mulaw"].contains(&fields.name().as_str()) {
+        let number = |name| u32::try_from(fields.get::<i32>(name).ok()?).ok();
+        return number("rate").zip(number("channels"));
+    }
+    let samples = gst_audio::AudioInfo::from_caps(caps).ok()?;
+    (samples.bpf() > 0).then(|| (samples.rate(), samples.bpf()))
+}
+
+/// Notes when the first packet that passes `end` is written, which `lead` is taken back of and that is moved by `delay`;
+/// what begins more than `early` before zero is not written.
+fn tell_begin(
+    end: &gst::Pad,
+    (lead, delay, early): (Duration, Duration, Duration),
+    shared: &Arc<Shared>,
+) {
+    let shared = Arc::clone(shared);
+    end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        let segment = segment_of(pad);
+        let pts = info.buffer().and_then(|buffer| buffer.pts());
+        let (Some(segment), Some(pts)) = (segment, pts) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        // What begins before the segment has no running time.
+        let running = match segment.to_running_time(pts) {
+            Some(running) => running.into(),
+            None if early.is_zero() => return gst::PadProbeReturn::Ok,
+            None => Duration::ZERO,
+        };
+        let written = (running + delay).saturating_sub(lead);
+        let written = u64::try_from(written.as_nanos()).unwrap_or(u64::MAX);
+        shared.sound_begin.fetch_min(written, Ordering::SeqCst);
+        gst::PadProbeReturn::Remove
+    });
+}
+
+/// Says through the channel how long before zero the first packet of `pad` begins.
+fn measure(pad: &gst::Pad) -> Receiver<Duration> {
+    let (sender, receiver) = bounded(1);
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    pad.add_probe(kinds, move |pad, info| {
+        let early = match &info.data {
+            Some(gst::PadProbeData::Event(event)) if event.type_() != gst::EventType::Eos => None,
+            Some(gst::PadProbeData::Buffer(buffer)) => Some(before_zero(pad, buffer)),
+            _ => Some(Duration::ZERO),
+        };
+        let Some(early) = early else {
+            return gst::PadProbeReturn::Ok;
+        };
+        // Only the first answer counts, and there is room for it.
+        let _ = sender.try_send(early);
+        gst::PadProbeReturn::Remove
+    });
+    receiver
+}
+
+/// The segment that `pad` was told last.
+fn segment_of(pad: &gst::Pad) -> Option<Segment> {
+    let event = pad.sticky_event::<gst::event::Segment>(0)?;
+    event.segment().downcast_ref::<gst::ClockTime>().cloned()
+}
+
+fn before_zero(pad: &gst::Pad, buffer: &gst::BufferRef) -> Duration {
+    match (segment_of(pad), buffer.pts()) {
+        (Some(segment), Some(pts)) => match segment.to_running_time_full(pts) {
+            Some(gst::Signed::Negative(early)) => early.into(),
+            _ => Duration::ZERO,
+        },
+        _ => Duration::ZERO,
+    }
+}
+
+/// True where a container that accepts `accepted` may hold packets of `caps` without a change of their content.
+fn holds(accepted: &gst::Caps, caps: &gst::Caps) -> bool {
+    let mut caps = caps.clone();
+    if is_aac(&caps)
+        && let Some(fields) = caps.make_mut().structure_mut(0)
+        && fields.get::<&str>("stream-format") != Ok("loas")
+    {
+        // Framing is not content: a parser takes ADTS headers off and puts them on, but not LATM's.
+        fields.remove_fields(["stream-format", "framed", "codec_data"]);
+    }
+    accepted.can_intersect(&caps)
+}
+
+fn is_aac(caps: &gst::Caps) -> bool {
+    let aac = gst::Caps::builder("audio/mpeg").field("mpegversion", gst::List::new([2, 4]));
+    aac.build().can_intersect(caps)
+}
+
+fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element>> {
+    let opus = gst::Caps::builder("audio/x-opus").build();
+    if opus.can_intersect(caps) && elements::available("opusparse") {
+        // Of several packets in one Matroska block only the first has a time.
+        let parser = elements::make("opusparse")?;
+        // It says that each buffer is a packet, and passes on what the demuxer said, which is less, once that reports a gap:
+        // a muxer that has begun refuses the change.
+        elements::rewrite_caps(&elements::static_pad(&parser, "src")?, |fields| {
+            fields.set("framed", true);
+        });
+        return Ok(vec![parser]);
+    }
+    if !is_aac(caps) {
+        return Ok(Vec::new());
+    }
+    Ok(vec![
+        elements::make("aacparse")?,
+        // Stands in for the muxer, which the parser cannot ask before it exists.
+        elements::capsfilter(accepted)?,
+    ])
+}
+
+/// Encoders for `container`, best first, and the parser behind them.
+fn encoder_of(container: Container) -> (&'static str, &'static str, &'static str) {
+    match container {
+        Container::Mp4 | Container::Mov | Container::MpegTs => {
+            ("avenc_aac", "voaacenc", "aacparse")
+        }
+        Container::Matroska | Container::Webm => ("opusenc", "vorbisenc", "identity"),
+    }
+}
+
+/// Samples before the first one that came in, which an encoder of AAC does not tell of.
+fn n_priming(encoder: &str) -> u32 {
+    match encoder {
+        "avenc_aac" => 1024,
+        "voaacenc" => 1600,
+        _ => 0,
+    }
+}
+
+/// The rate at which sound of `caps` is encoded as AAC.
+fn aac_rate(caps: &gst::Caps) -> u32 {
+    let fields = caps.structure(0);
+    let rate = fields.and_then(|fields| fields.get::<i32>("rate").ok());
+    match rate.and_then(|rate| u32::try_from(rate).ok()) {
+        // Headers of AAC with SBR may say half of it.
+        Some(rate @ (8_000 | 11_025 | 12_000 | 16_000 | 22_050 | 24_000)) => 2 * rate,
+        Some(rate @ (32_000 | 44_100 | 64_000 | 88_200 | 96_000)) => rate,
+        _ => 48_000,
+    }
+}
+
+/// The elements that encode sound of `caps` anew, and how much run-in they put before it.
+fn encode_chain(
+    container: Container,
+    accepted: &gst::Caps,
+    caps: &gst::Caps,
+) -> Result<(Vec<gst::Element>, Duration)> {
+    let (best, second, parser) = encoder_of(container);
+    let Some(name) = [best, second]
+        .into_iter()
+        .find(|name| elements::available(name))
+    else {
+        return Err(elements::missing(&[best, second]));
+    };
+    let mut chain = Vec::new();
+    if caps
+        .structure(0)
+        .is_some_and(|fields| fields.name() != "audio/x-raw")
+    {
+        chain.push(decoder(caps)?);
+    }
+    chain.extend([
+        elements::make("audioconvert")?,
+        elements::make("audioresample")?,
+    ]);
+    let mut priming = Duration::ZERO;
+    if n_priming(name) > 0 {
+        let rate = aac_rate(caps);
+        let raw = gst::Caps::builder("audio/x-raw").field("rate", rate as i32);
+        let n_channels = caps
+            .structure(0)
+            .and_then(|fields| fields.get::<i32>("channels").ok());
+        // The encoder knows neither 2.1 nor more than 5.1.
+        let raw = match n_channels {
+            Some(3) => raw.field("channels", 2),
+            Some(7..) => raw
+                .field("channels", 6)
+                .field("channel-mask", gst::Bitmask::new(SURROUND)),
+            _ => raw,
+        };
+        chain.push(elements::capsfilter(&raw.build())?);
+        priming = duration_from_ticks(n_priming(name).into(), rate);
+    }
+    chain.extend([
+        elements::make(name)?,
+        elements::make(parser)?,
+        elements::capsfilter(accepted)?,
+    ]);
+    Ok((chain, priming))
+}
+
+/// The highest ranked installed decoder for `caps`.
+fn decoder(caps: &gst::Caps) -> Result<gst::Element> {
+    let decoders = gst::ElementFactory::factories_with_type(
+        gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_AUDIO,
+        gst::Rank::MARGINAL,
+    );
+    decoders
+        .iter()
+        .filter(|factory| factory.can_sink_any_caps(caps))
+        .max_by_key(|factory| factory.rank())
+        .ok_or_else(|| {
+            Error::Media(format!(
+                "no decoder is installed for sound {:?} (Debian package \"gstreamer1.0-libav\" brings most)",
+                describe(caps)
+            ))
+        })?
+        .create()
+        .build()
+        .map_err(|err| Error::Media(format!("cannot make a sound decoder: {err}")))
+}
+
+/// What the stream of `pad` is, before its first packet.
+pub(super) fn caps_of(pad: &gst::Pad) -> gst::Caps {
+    pad.current_caps()
+        .or_else(|| pad.stream().and_then(|stream| stream.caps()))
+        .unwrap_or_else(|| pad.query_caps(None))
+}
+
+/// Codec, rate and channels of `caps`, for people to read.
+fn describe(caps: &gst::Caps) -> String {
+    let mut description = codec(caps);
+    let Some(fields) = caps.structure(0) else {
+        return description;
+    };
+    if let Ok(rate) = fields.get::<i32>("rate") {
+        description.push_str(&format!(" {rate} Hz"));
+    }
+    if let Ok(channels) = fields.get::<i32>("channels") {
+        description.push_str(&format!(" {channels} ch"));
+    }
+    description
+}
+
+/// Name of the codec of `caps`.
+fn codec(caps: &gst::Caps) -> String {
+    let Some(fields) = caps.structure(0) else {
+        return "unknown".into();
+    };
+    match (fields.name().as_str(), fields.get::<i32>("layer")) {
+        _ if is_aac(caps) => "AAC".into(),
+        ("audio/mpeg", Ok(layer)) => format!("MP{layer}"),
+        ("audio/x-raw", _) => "PCM".into(),
+        (name, _) => name
+            .trim_start_matches("audio/")
+            .trim_start_matches("x-")
+            .to_uppercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_of_opus_stay_packets_over_a_gap() {
+        gst::init().unwrap();
+        let demuxed = gst::Caps::builder("audio/x-opus")
+            .field("rate", 48_000)
+            .field("channels", 1)
+            .field("channel-mapping-family", 0)
+            .build();
+        let accepted = gst::Caps::builder("audio/x-opus").build();
+        let chain = copy_chain(&accepted, &demuxed).unwrap();
+        let [parser] = chain.as_slice() else {
+            panic!("Opus goes through its parser");
+        };
+        let end = elements::make("fakesink").unwrap();
+        end.set_property("async", false);
+        parser.link(&end).unwrap();
+        for element in [&end, parser] {
+            element.set_state(gst::State::Playing).unwrap();
+        }
+        let begin = elements::static_pad(parser, "sink").unwrap();
+        let events = [
+            gst::event::StreamStart::new("sound"),
+            gst::event::Caps::new(&demuxed),
+            gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()),
+            gst::event::Gap::builder(gst::ClockTime::ZERO).build(),
+        ];
+        for event in events {
+            assert!(begin.send_event(event));
+        }
+        let told = elements::static_pad(&end, "sink").unwrap().current_caps();
+        let told = told.unwrap();
+        assert!(
+            told.structure(0).unwrap().get::<bool>("framed").unwrap(),
+            "{told}"
+        );
+        for element in [parser, &end] {
+            element.set_state(gst::State::Null).unwrap();
+        }
+    }
+}

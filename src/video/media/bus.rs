@@ -1,0 +1,98 @@
+//! Turns bus messages into [`Error`]s of one sentence.
+
+use std::path::Path;
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+use super::elements::factory_name;
+use vitscope_core::error::Error;
+
+/// Why the pipeline stopped, and whether the disk was full.
+pub struct Failure {
+    /// Element and reason, without a path.
+    pub reason: String,
+    /// True where a file could not grow.
+    pub disk_full: bool,
+    /// True where a demuxer or parser gave up.
+    reader: bool,
+    /// True where an encoder, a muxer or the file could not go on.
+    pub writer: bool,
+}
+
+impl Failure {
+    /// A failure of this crate's own part of the pipeline.
+    pub(super) fn new(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            disk_full: false,
+            reader: false,
+            writer: false,
+        }
+    }
+
+    /// What an element said when it gave up.
+    pub fn from_message(message: &gst::message::Error) -> Self {
+        let element = message
+            .src()
+            .and_then(|src| src.downcast_ref::<gst::Element>())
+            .map_or_else(|| "pipeline".to_owned(), factory_name);
+        let error = message.error();
+        let disk_full = error.matches(gst::ResourceError::NoSpaceLeft);
+        // GStreamer's second, inner text has the detail where the first one only says that something failed.
+        let detail = message.debug().unwrap_or_default();
+        let detail = detail.lines().nth(1).unwrap_or_default().trim();
+        let text = error.message().trim().trim_end_matches('.').to_owned();
+        let generic = text.starts_with("Internal data stream error")
+            || text.starts_with("Could not")
+            || text.starts_with("GStreamer encountered");
+        // These look for what a file is, and only that they found nothing is of interest.
+        let seeks = ["parsebin", "typefind"].contains(&element.as_str());
+        let reason = match (generic && !detail.is_empty(), seeks) {
+            (true, _) => format!("{element}: {text} ({})", detail.trim_end_matches('.')),
+            (false, false) => format!("{element}: {text}"),
+            (false, true) => text,
+        };
+        let factory = message
+            .src()
+            .and_then(|src| src.downcast_ref::<gst::Element>())
+            .and_then(|element| element.factory());
+        let reader = seeks
+            || factory.as_ref().is_some_and(|factory| {
+                factory.has_type(gst::ElementFactoryType::DEMUXER)
+                    || factory.has_type(gst::ElementFactoryType::PARSER)
+            });
+        let writer = factory.as_ref().is_some_and(|factory| {
+            factory.has_type(gst::ElementFactoryType::ENCODER)
+                || factory.has_type(gst::ElementFactoryType::MUXER)
+                || factory.has_type(gst::ElementFactoryType::SINK)
+        });
+        Self {
+            reason,
+            disk_full,
+            reader,
+            writer,
+        }
+    }
+
+    /// The error for whoever asked for the frames of `input` or wrote `output`.
+    pub(super) fn to_error(&self, input: &Path, output: &Path) -> Error {
+        if self.disk_full {
+            return Error::Media(format!("no space left on the disk: {output:?}"));
+        }
+        // Demuxers and parsers speak of what the file is, the others of what became of it.
+        if self.reader {
+            return Error::Media(format!("not a playable video ({}): {input:?}", self.reason));
+        }
+        Error::Media(format!("{}: {input:?}", self.reason))
+    }
+}
+
+/// What is missing, where `message` says that no installed plugin handles a stream.
+pub(super) fn missing_plugin(message: &gst::message::Element) -> Option<String> {
+    let structure = message.structure()?;
+    if structure.name() != "missing-plugin" {
+        return None;
+    }
+    structure.get::<String>("name").ok()
+}

@@ -1,0 +1,230 @@
+//! Makes GStreamer elements, and says which Debian package brings one that is missing.
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+use vitscope_core::error::{Error, Result};
+
+/// Element and the Debian 12 package that carries it (`dpkg -S` on each plugin file).
+const PACKAGES: &[(&str, &[&str])] = &[
+    (
+        "libgstreamer1.0-0",
+        &[
+            "capsfilter",
+            "fakesink",
+            "filesink",
+            "filesrc",
+            "queue",
+            "tee",
+        ],
+    ),
+    (
+        "gstreamer1.0-plugins-base",
+        &[
+            "appsrc",
+            "audioconvert",
+            "audioresample",
+            "decodebin",
+            "decodebin3",
+            "opusenc",
+            "parsebin",
+            "uridecodebin",
+            "videoconvert",
+            "videoscale",
+            "videotestsrc",
+            "vorbisenc",
+        ],
+    ),
+    (
+        "gstreamer1.0-plugins-good",
+        &[
+            "aacparse",
+            "autovideosink",
+            "capssetter",
+            "jpegenc",
+            "matroskamux",
+            "mp4mux",
+            "mpegaudioparse",
+            "qtmux",
+            "rtspsrc",
+            "souphttpsrc",
+            "v4l2sink",
+            "v4l2src",
+            "videoflip",
+            "vp8enc",
+            "vp9enc",
+            "webmmux",
+            "ximagesrc",
+        ],
+    ),
+    (
+        "gstreamer1.0-plugins-bad",
+        &[
+            "h264parse",
+            "h265parse",
+            "hlssink2",
+            "mpegtsmux",
+            "openh264dec",
+            "openh264enc",
+            "opusparse",
+            "voaacenc",
+            "waylandsink",
+            "x265enc",
+        ],
+    ),
+    ("gstreamer1.0-plugins-ugly", &["x264enc"]),
+    ("gstreamer1.0-libav", &["avdec_h264", "avenc_aac"]),
+    ("gstreamer1.0-x", &["ximagesink", "xvimagesink"]),
+    ("gstreamer1.0-gl", &["glimagesink"]),
+    ("gstreamer1.0-pipewire", &["pipewiresrc"]),
+    ("gstreamer1.0-libcamera", &["libcamerasrc"]),
+    ("gstreamer1.0-rtsp", &["rtspclientsink"]),
+];
+
+/// The Debian package that brings the element `factory`, where it is one that this crate uses.
+pub fn package(factory: &str) -> Option<&'static str> {
+    PACKAGES
+        .iter()
+        .find(|(_, factories)| factories.contains(&factory))
+        .map(|(package, _)| *package)
+}
+
+/// True where the element `factory` is installed.
+pub fn available(factory: &str) -> bool {
+    gst::ElementFactory::find(factory).is_some()
+}
+
+/// What to tell a user whose machine lacks every one of `factories`.
+pub fn missing(factories: &[&str]) -> Error {
+    let wanted: Vec<String> = factories
+        .iter()
+        .map(|factory| match package(factory) {
+            Some(package) => format!("{factory:?} (Debian package {package:?})"),
+            None => format!("{factory:?}"),
+        })
+        .collect();
+    Error::Media(format!(
+        "gstreamer element {} is not installed",
+        wanted.join(" or ")
+    ))
+}
+
+/// A new element.
+pub fn make(factory: &str) -> Result<gst::Element> {
+    gst::ElementFactory::make(factory)
+        .build()
+        .map_err(|_| missing(&[factory]))
+}
+
+/// A filter that lets only `caps` pass.
+pub fn capsfilter(caps: &gst::Caps) -> Result<gst::Element> {
+    let filter = make("capsfilter")?;
+    filter.set_property("caps", caps);
+    Ok(filter)
+}
+
+/// A sink that swallows what nobody wants, so that no pad stays unlinked: one would stop the whole pipeline.
+pub(super) fn drain() -> Result<gst::Element> {
+    let sink = make("fakesink")?;
+    // Waits neither for the clock nor for a first buffer: the pipeline's state must not hang on it.
+    sink.set_property("sync", false);
+    sink.set_property("async", false);
+    sink.set_property("enable-last-sample", false);
+    Ok(sink)
+}
+
+/// Links `pad` to a sink that swallows all.
+pub fn drain_pad(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<()> {
+    let sink = drain()?;
+    add_chain(pipeline, std::slice::from_ref(&sink))?;
+    pad.link(&static_pad(&sink, "sink")?)
+        .map_err(|err| Error::Media(format!("cannot leave a stream out ({err})")))?;
+    Ok(())
+}
+
+/// Adds `chain` to `pipeline`, links it in its order and starts it.
+pub fn add_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
+    link_chain(pipeline, chain)?;
+    start_chain(chain)
+}
+
+/// Adds `chain` to `pipeline` and links it in its order.
+pub fn link_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
+    pipeline
+        .add_many(chain)
+        .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
+    link(chain)
+}
+
+/// Links elements of one pipeline in their order.
+pub fn link(chain: &[gst::Element]) -> Result<()> {
+    gst::Element::link_many(chain).map_err(|_| {
+        let names: Vec<_> = chain.iter().map(factory_name).collect();
+        Error::Media(format!("cannot link {}", names.join(" ! ")))
+    })
+}
+
+/// Starts `chain` from its end backwards, so that no element pushes into one that is not yet running.
+pub(super) fn start_chain(chain: &[gst::Element]) -> Result<()> {
+    for element in chain.iter().rev() {
+        element.sync_state_with_parent().map_err(|_| {
+            Error::Media(format!(
+                "element {:?} does not start",
+                factory_name(element)
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+/// Puts what `change` makes of it in place of each description of what flows through `pad`.
+pub(super) fn rewrite_caps(
+    pad: &gst::Pad,
+    change: impl Fn(&mut gst::StructureRef) + Send + Sync + 'static,
+) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(event) = info.event()
+            && let gst::EventView::Caps(caps) = event.view()
+        {
+            let mut caps = caps.caps_owned();
+            if let Some(fields) = caps.make_mut().structure_mut(0) {
+                change(fields);
+            }
+            info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// The static pad `name` of `element`.
+pub fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad> {
+    element.static_pad(name).ok_or_else(|| {
+        Error::Media(format!(
+            "element {:?} has no pad {name:?}",
+            factory_name(element)
+        ))
+    })
+}
+
+/// The name that a person would look up.
+pub fn factory_name(element: &gst::Element) -> String {
+    element.factory().map_or_else(
+        || element.name().to_string(),
+        |factory| factory.name().to_string(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_element_is_named_with_its_package() {
+        let message = missing(&["x264enc", "openh264enc"]).to_string();
+        assert_eq!(
+            message,
+            "gstreamer element \"x264enc\" (Debian package \"gstreamer1.0-plugins-ugly\") or \
+             \"openh264enc\" (Debian package \"gstreamer1.0-plugins-bad\") is not installed"
+        );
+    }
+}

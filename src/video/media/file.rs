@@ -1,0 +1,154 @@
+//! From one video file to another: checks, then one GStreamer pipeline behind a source and a sink.
+
+use std::path::Path;
+use std::time::Duration;
+
+use gstreamer as gst;
+
+use super::audio::AudioTrack;
+use super::container::Container;
+use super::elements;
+use super::encoder::{Settings, VideoCodec};
+use super::job::{AudioMode, FileJob, HdrMode};
+use super::rendition::Kept;
+use super::session::{Shared, lock};
+use super::sink::{FileSink, Plan};
+use super::source::FileSource;
+use super::tap::Picture;
+use vitscope_core::error::{Error, Result};
+use vitscope_core::frame::FrameSize;
+
+/// Initializes GStreamer; harmless when repeated.
+///
+/// # Errors
+/// [`Error::Media`] where GStreamer cannot be loaded.
+pub fn init() -> Result<()> {
+    gst::init().map_err(|err| Error::Media(format!("gstreamer does not start: {err}")))
+}
+
+/// Makes what GStreamer and GLib complain of among themselves debug lines of [`tracing`]; what ends a run is told as an
+/// error anyway.
+pub fn log_to_tracing() {
+    // Where somebody debugs GLib, its own words are wanted.
+    if std::env::var_os("G_DEBUG").is_some() {
+        return;
+    }
+    gst::glib::log_set_default_handler(|domain, _level, text| {
+        tracing::debug!(domain = domain.unwrap_or_default(), "{text}");
+    });
+}
+
+/// GStreamer's own version.
+pub fn version() -> String {
+    let (major, minor, micro, _) = gst::version();
+    format!("{major}.{minor}.{micro}")
+}
+
+/// What a file holds and how it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamInfo {
+    /// Size of the upright picture.
+    pub size: FrameSize,
+    /// Frames a second as a ratio; `None` where they vary or the container does not say.
+    pub framerate: Option<(u32, u32)>,
+    /// How long the wanted range is by what the container says.
+    pub duration: Option<Duration>,
+    /// Sound tracks that go into the output, for people to read.
+    pub audio: Vec<String>,
+    /// True where every sound track is copied packet by packet.
+    pub audio_copied: bool,
+    /// Name of the element that encodes the picture.
+    pub encoder: &'static str,
+}
+
+impl Default for StreamInfo {
+    fn default() -> Self {
+        Self {
+            size: FrameSize {
+                width_px: 0,
+                height_px: 0,
+            },
+            framerate: None,
+            duration: None,
+            audio: Vec::new(),
+            audio_copied: true,
+            encoder: "",
+        }
+    }
+}
+
+impl StreamInfo {
+    pub(super) fn new(
+        job: &FileJob,
+        picture: &Picture,
+        claimed: Option<Duration>,
+        shared: &Shared,
+    ) -> Self {
+        let info = &picture.info;
+        let fps = info.fps();
+        let start = Duration::from_nanos(job.start.unwrap_or_default().0);
+        let end = job.end.map(|end| Duration::from_nanos(end.0));
+        let tracks = lock(&shared.tracks);
+        let tracks = tracks.as_deref().unwrap_or_default();
+        Self {
+            size: FrameSize {
+                width_px: info.width() as usize,
+                height_px: info.height() as usize,
+            },
+            framerate: match (u32::try_from(fps.numer()), u32::try_from(fps.denom())) {
+                (Ok(numer), Ok(denom)) if numer > 0 => Some((numer, denom)),
+                _ => None,
+            },
+            duration: claimed
+                .map(|claimed| end.map_or(claimed, |end| end.min(claimed)))
+                .map(|end| end.saturating_sub(start)),
+            audio: tracks.iter().map(AudioTrack::description).collect(),
+            audio_copied: tracks.iter().all(|track| track.copied),
+            encoder: "",
+        }
+    }
+}
+
+/// Opens the input, and prepares the output, which is not touched before the first frame is pushed.
+///
+/// The source's times are those of the output: they begin where the input's presentation (or the range) begins.
+///
+/// # Errors
+/// [`Error::Config`] where a path, a range or an option is wrong;
+/// [`Error::Media`] where the input is not a playable video or an element is missing.
+pub fn open(job: &FileJob) -> Result<(FileSource, FileSink)> {
+    init()?;
+    let container = job.check()?;
+    Settings::checked_crf(job.crf)?;
+    if !elements::available(container.muxer()) {
+        return Err(elements::missing(&[container.muxer()]));
+    }
+    let codec = VideoCodec::choose(container, job.codec, job.hdr)?;
+    let kept = Kept {
+        depth: codec.is_deep(),
+        hdr: job.hdr == HdrMode::Keep,
+    };
+    let (mut source, picture) = FileSource::open(job, container, kept)?;
+    source.info_mut().encoder = codec.element();
+    let session = source.session();
+    let plan = Plan::new(job, container, codec, picture, &session.shared)?;
+    let sink = FileSink::new(job, plan, source.unread(), session);
+    Ok((source, sink))
+}
+
+/// Opens a video to read its frames, and nothing else.
+///
+/// # Errors
+/// [`Error::Config`] where there is no such file; [`Error::Media`] where it is not a playable video or an
+/// element is missing.
+pub fn read(input: &Path) -> Result<FileSource> {
+    init()?;
+    let job = FileJob {
+        audio: AudioMode::Drop,
+        ..FileJob::new(input, "")
+    };
+    job.check_input()?;
+    // Sound is dropped, so that no container has to take it.
+    let (source, _) = FileSource::open(&job, Container::Matroska, Kept::default())?;
+    Ok(source)
+}

@@ -1,0 +1,432 @@
+//! From what a decoder gives to pictures that frames can hold: progressive, opaque, of standard dynamic range.
+//!
+//! ```text
+//! decoder ! (colors completed) videoconvert ! formats ! (made plain, in place) videoflip ! videoconvert ! I420 or NV12
+//! ```
+//!
+//! What a bitstream says of its colors only its decoder knows. GStreamer 1.22 throws all of it away where the matrix
+//! is not said, the range too, so the gaps are filled before any element reads it.
+
+use std::sync::{Arc, Mutex};
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_video as gst_video;
+use gstreamer_video::prelude::*;
+use gstreamer_video::{
+    VideoBufferFlags, VideoColorMatrix, VideoColorPrimaries, VideoColorRange, VideoColorimetry,
+    VideoFieldOrder, VideoFormat, VideoInfo, VideoInterlaceMode, VideoTransferFunction,
+};
+
+use super::bus::Failure;
+use super::deinterlace::{FirstField, deinterlace, deinterlace_deep};
+use super::opaque::over_black;
+use super::pixels::{self, DEEP};
+use super::session::lock;
+use super::tap::Tap;
+use vitscope_core::error::{Error, Result};
+use vitscope_core::frame::tone_map::{DeepPlane, ToneMap, USUAL_PEAK_NITS};
+use vitscope_core::frame::{Hdr, Transfer};
+
+/// What the input says of how its colors are meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Described {
+    #[default]
+    Nothing,
+    /// Only that code values span 0–255.
+    Range,
+    /// More than the range.
+    Colors,
+}
+
+/// What is known of a stream besides its decoder's caps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    /// True for VP8, which is BT.601 by definition (RFC 6386, section 9.2).
+    pub(super) is_vp8: bool,
+    /// True where the container says that code values span 0–255, which GStreamer 1.22 does not read.
+    pub(super) is_full_range: bool,
+    /// True where alpha is stored beside the picture, which not every decoder reads.
+    pub(super) has_alpha_beside: bool,
+}
+
+/// What frames keep of a picture that plain ones do not have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Kept {
+    /// Up to 10 bits per sample.
+    pub(super) depth: bool,
+    /// A high dynamic range.
+    pub(super) hdr: bool,
+}
+
+/// Completes the colors of what enters `raw`, and has `filter` let those formats pass that can be made plain.
+pub(super) fn describe(
+    raw: &gst::Pad,
+    filter: &gst::Element,
+    origin: Origin,
+    kept: Kept,
+    tap: &Arc<Tap>,
+) {
+    let filter = filter.downgrade();
+    let tap = Arc::clone(tap);
+    raw.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(event) = info.event()
+            && let gst::EventView::Caps(caps) = event.view()
+            && let Ok(decoded) = VideoInfo::from_caps(caps.caps())
+        {
+            let (colors, described) = completed(caps.caps(), &decoded, origin);
+            tap.describe(described);
+            match (decoded.comp_depth(0), hdr_transfer(&colors)) {
+                (9.., _) if decoded.has_alpha() => tap.say(
+                    "the picture has more than 8 bits per sample and is transparent, writing 8",
+                ),
+                (9.., None) if !kept.depth => tap.say(
+                    "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
+                     (`--codec x265`, vp9 in WebM) keeps 10",
+                ),
+                (11.., _) if kept.depth => {
+                    tap.say("the picture has more than 10 bits per sample, writing 10");
+                }
+                _ => {}
+            }
+            if origin.has_alpha_beside && !decoded.has_alpha() {
+                tap.say("the picture is transparent in places, which is left out");
+            }
+            if let Some(sentence) = halved_colors(&decoded) {
+                tap.say(sentence);
+            }
+            if let Some(filter) = filter.upgrade() {
+                filter.set_property("caps", wanted(&decoded, &colors, kept));
+            }
+            if !decoded.is_rgb() {
+                let mut caps = caps.caps_owned();
+                caps.make_mut().set("colorimetry", colors.to_string());
+                info.data = Some(gst::PadProbeData::Event(gst::event::Caps::new(&caps)));
+            }
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Tells users of the colors that GStreamer's decoder of JPEG leaves out by itself, where pictures of `caps` come through
+/// `stored`.
+pub(super) fn tell_of_lost_colors(stored: &gst::Pad, caps: &gst::CapsRef, tap: &Arc<Tap>) {
+    let is_jpeg = caps
+        .structure(0)
+        .is_some_and(|fields| fields.name() == "image/jpeg");
+    if !is_jpeg {
+        return;
+    }
+    let tap = Arc::clone(tap);
+    stored.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let Some(Ok(picture)) = info.buffer().map(|buffer| buffer.map_readable()) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        match sampling_of_jpeg(&picture) {
+            Some((1, 1)) => tap.say(HALVED_BOTH_WAYS),
+            Some((2, 1)) => tap.say(HALVED_IN_HEIGHT),
+            _ => {}
+        }
+        gst::PadProbeReturn::Remove
+    });
+}
+
+/// Samples of brightness per sample of color, across and down, of a JPEG picture (ITU-T T.81, B.2.2).
+fn sampling_of_jpeg(picture: &[u8]) -> Option<(u8, u8)> {
+    const BASELINE: u8 = 0xc0;
+    const PROGRESSIVE: u8 = 0xc2;
+    let mut rest = picture.strip_prefix(&[0xff, 0xd8])?;
+    loop {
+        let [0xff, kind, high, low, ..] = *rest else {
+            return None;
+        };
+        if (BASELINE..=PROGRESSIVE).contains(&kind) {
+            // Size and number of components, and three bytes of each component.
+            let components = rest.get(9..)?;
+            let [3, _, brightness, _, _, color, ..] = *components else {
+                return None;
+            };
+            let per_color = |shift: u32| {
+                let factor = |factors: u8| factors >> shift & 0xf;
+                factor(brightness).checked_div(factor(color))
+            };
+            return per_color(4).zip(per_color(0));
+        }
+        rest = rest.get(2 + usize::from(u16::from_be_bytes([high, low]))..)?;
+    }
+}
+
+const HALVED_BOTH_WAYS: &str =
+    "the picture is 4:4:4, writing 4:2:0: colors at half the width and height";
+const HALVED_IN_HEIGHT: &str = "the picture is 4:2:2, writing 4:2:0: colors at half the height";
+
+/// What to say of pictures that have more colors than a quarter of their samples.
+fn halved_colors(decoded: &VideoInfo) -> Option<&'static str> {
+    let format = decoded.format_info();
+    let n_colors = format.n_components() - u32::from(format.has_alpha());
+    if n_colors < 3 {
+        return None;
+    }
+    if format.is_rgb() {
+        return Some("the picture is RGB, writing 4:2:0: colors at half the width and height");
+    }
+    match (format.w_sub().get(1), format.h_sub().get(1)) {
+        (Some(0), Some(0)) => Some(HALVED_BOTH_WAYS),
+        (Some(1), Some(0)) => Some(HALVED_IN_HEIGHT),
+        _ => None,
+    }
+}
+
+/// The colors of pictures of `caps` with all gaps filled, and what of them was said.
+fn completed(
+    caps: &gst::CapsRef,
+    decoded: &VideoInfo,
+    origin: Origin,
+) -> (VideoColorimetry, Described) {
+    if decoded.is_rgb() {
+        return (decoded.colorimetry(), Described::Colors);
+    }
+    let said = caps
+        .structure(0)
+        .and_then(|fields| fields.get::<&str>("colorimetry").ok())
+        .and_then(|said| said.parse::<VideoColorimetry>().ok());
+    let unknown = VideoColorimetry::new(
+        VideoColorRange::Unknown,
+        VideoColorMatrix::Unknown,
+        VideoTransferFunction::Unknown,
+        VideoColorPrimaries::Unknown,
+    );
+    let said = said.unwrap_or(unknown);
+    let range = match said.range() {
+        VideoColorRange::Range0_255 => VideoColorRange::Range0_255,
+        _ if origin.is_full_range => VideoColorRange::Range0_255,
+        // Gray is black at zero where nobody says else.
+        VideoColorRange::Unknown if decoded.is_gray() => VideoColorRange::Range0_255,
+        _ => VideoColorRange::Range16_235,
+    };
+    let (matrix, is_matrix_said) = match said.matrix() {
+        VideoColorMatrix::Unknown if origin.is_vp8 => (VideoColorMatrix::Bt601, true),
+        VideoColorMatrix::Unknown => (pixels::usual_matrix(decoded.height()), false),
+        matrix => (matrix, true),
+    };
+    let described = if is_matrix_said
+        || said.transfer() != VideoTransferFunction::Unknown
+        || said.primaries() != VideoColorPrimaries::Unknown
+    {
+        Described::Colors
+    } else if range == VideoColorRange::Range0_255 {
+        Described::Range
+    } else {
+        Described::Nothing
+    };
+    let colors = VideoColorimetry::new(range, matrix, said.transfer(), said.primaries());
+    (colors, described)
+}
+
+/// Caps of the pictures that are made plain from `decoded` ones.
+fn wanted(decoded: &VideoInfo, colors: &VideoColorimetry, kept: Kept) -> gst::Caps {
+    let caps = gst::Caps::builder("video/x-raw");
+    let mut caps = if hdr_transfer(colors).is_some() {
+        caps.field("format", DEEP.to_str())
+    } else if decoded.has_alpha() {
+        caps.field("format", SEE_THROUGH.to_str())
+    } else if kept.depth && decoded.comp_depth(0) > 8 {
+        caps.field("format", DEEP.to_str())
+    } else {
+        caps.field(
+            "format",
+            gst::List::new(pixels::FORMATS.map(VideoFormat::to_str)),
+        )
+    };
+    if decoded.is_rgb() {
+        let colors = VideoColorimetry::new(
+            VideoColorRange::Range16_235,
+            pixels::usual_matrix(decoded.height()),
+            colors.transfer(),
+            colors.primaries(),
+        );
+        caps = caps.field("colorimetry", colors.to_string());
+    }
+    caps.build()
+}
+
+/// In which pictures with alpha are laid over black.
+const SEE_THROUGH: VideoFormat = VideoFormat::Ayuv;
+
+fn hdr_transfer(colors: &VideoColorimetry) -> Option<Transfer> {
+    match colors.transfer() {
+        VideoTransferFunction::Smpte2084 => Some(Transfer::Pq),
+        VideoTransferFunction::AribStdB67 => Some(Transfer::Hlg),
+        _ => None,
+    }
+}
+
+/// How pictures of `caps` code light, where they have a high dynamic range.
+pub(super) fn hdr_of(caps: &gst::CapsRef, info: &VideoInfo) -> Option<Hdr> {
+    let transfer = hdr_transfer(&info.colorimetry()).filter(|_| info.format() == DEEP)?;
+    Some(Hdr {
+        transfer,
+        peak_nits: peak_nits(caps),
+    })
+}
+
+/// Makes pictures that pass `pad` plain, but for what is `kept`, in place.
+pub(super) fn make_plain(pad: &gst::Pad, kept: Kept, tap: &Arc<Tap>) {
+    let plain: Mutex<Option<Plain>> = Mutex::new(None);
+    let tap = Arc::clone(tap);
+    let kinds = gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::BUFFER;
+    pad.add_probe(kinds, move |_, info| {
+        match &mut info.data {
+            Some(gst::PadProbeData::Event(event)) => {
+                if let gst::EventView::Caps(caps) = event.view()
+                    && let Ok(source) = VideoInfo::from_caps(caps.caps())
+                {
+                    let made = Plain::new(source, caps.caps(), kept, &tap);
+                    let caps = made.caps(caps.caps_owned());
+                    *lock(&plain) = Some(made);
+                    *event = gst::event::Caps::new(&caps);
+                }
+            }
+            Some(gst::PadProbeData::Buffer(buffer)) => {
+                if let Some(plain) = &*lock(&plain)
+                    && let Err(err) = plain.apply(buffer, &tap)
+                {
+                    tap.shared.fail(Failure::new(err.to_string()));
+                }
+            }
+            _ => {}
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// What makes pictures of one format plain.
+struct Plain {
+    source: VideoInfo,
+    tone_map: Option<ToneMap>,
+}
+
+impl Plain {
+    fn new(source: VideoInfo, caps: &gst::CapsRef, kept: Kept, tap: &Tap) -> Self {
+        let hdr = hdr_of(caps, &source).filter(|_| !kept.hdr);
+        if let Some(Hdr { transfer, .. }) = hdr {
+            tap.say(match transfer {
+                Transfer::Pq => "the picture is HDR (PQ), tone-mapping it to SDR",
+                Transfer::Hlg => "the picture is HDR (HLG), tone-mapping it to SDR",
+            });
+        }
+        let is_full_range = source.colorimetry().range() == VideoColorRange::Range0_255;
+        Self {
+            source,
+            tone_map: hdr.map(|hdr| ToneMap::new(hdr, is_full_range)),
+        }
+    }
+
+    /// Caps of the plain pictures.
+    fn caps(&self, mut caps: gst::Caps) -> gst::Caps {
+        if let Some(fields) = caps.make_mut().structure_mut(0) {
+            fields.set("interlace-mode", "progressive");
+            fields.remove_fields(["field-order"]);
+            if self.tone_map.is_some() {
+                fields.set("colorimetry", "bt709");
+                fields.remove_fields(LIGHT_FIELDS);
+            }
+        }
+        caps
+    }
+
+    fn apply(&self, buffer: &mut gst::Buffer, tap: &Tap) -> Result<()> {
+        let first_field = self.first_field(buffer);
+        let is_see_through = self.source.format() == SEE_THROUGH;
+        if first_field.is_none() && !is_see_through && self.tone_map.is_none() {
+            return Ok(());
+        }
+        let mut frame =
+            gst_video::VideoFrameRef::from_buffer_ref_writable(buffer.make_mut(), &self.source)
+                .map_err(|_| Error::Media("cannot map a decoded frame to write".into()))?;
+        let width = self.source.width() as usize;
+        let mut strides = [0; 4];
+        for (stride, said) in strides.iter_mut().zip(frame.plane_stride()) {
+            *stride = usize::try_from(*said)
+                .map_err(|_| Error::Media(format!("rows run backwards, stride is {said}")))?;
+        }
+        if let Some(first) = first_field {
+            tap.say("the picture is interlaced, making one frame of each pair of fields");
+            for (plane, stride) in frame.planes_data_mut().into_iter().zip(strides) {
+                match self.source.format() {
+                    DEEP => deinterlace_deep(plane, stride, first),
+                    _ => deinterlace(plane, stride, first),
+                }
+            }
+        }
+        let [a, b, c, _] = frame.planes_data_mut();
+        if is_see_through {
+            let range = self.source.colorimetry().range();
+            let is_full_range = range == VideoColorRange::Range0_255;
+            if over_black(a, strides[0], width, is_full_range) {
+                tap.say("the picture is transparent in places, compositing it over black");
+            }
+        }
+        if let Some(tone_map) = &self.tone_map {
+            let plane = |bytes, plane_idx: usize| DeepPlane {
+                bytes,
+                stride: strides[plane_idx],
+            };
+            tone_map.apply(width, [plane(a, 0), plane(b, 1), plane(c, 2)]);
+        }
+        Ok(())
+    }
+
+    /// Which field of `buffer` was taken first; `None` where both were taken together.
+    fn first_field(&self, buffer: &gst::BufferRef) -> Option<FirstField> {
+        // Those of a plain buffer leave out what only video has.
+        let flags = buffer.video_flags();
+        // A stream that begins with progressive pictures is called progressive to its end.
+        let is_interlaced = self.source.interlace_mode() == VideoInterlaceMode::Interleaved
+            || flags.contains(VideoBufferFlags::INTERLACED);
+        let is_top_first = flags.contains(VideoBufferFlags::TFF)
+            || self.source.field_order() == VideoFieldOrder::TopFieldFirst;
+        is_interlaced.then_some(match is_top_first {
+            true => FirstField::Top,
+            false => FirstField::Bottom,
+        })
+    }
+}
+
+/// Fields of caps that say for which screen a high dynamic range was made, and how bright it becomes.
+const LIGHT_FIELDS: [&str; 2] = ["mastering-display-info", "content-light-level"];
+
+/// `caps` with what `of` says of its light.
+pub(super) fn with_light(mut caps: gst::Caps, of: &gst::CapsRef) -> gst::Caps {
+    if let (Some(fields), Some(said)) = (caps.make_mut().structure_mut(0), of.structure(0)) {
+        for name in LIGHT_FIELDS {
+            if let Ok(value) = said.value(name) {
+                fields.set_value(name, value.clone());
+            }
+        }
+    }
+    caps
+}
+
+/// What GStreamer's matroskamux 1.22 must be told of the screen to write `said` of it: it takes a fifth of both lights.
+pub(super) fn for_matroskamux(said: &str) -> Option<String> {
+    let mut numbers: Vec<u32> = said
+        .split(':')
+        .map(|number| number.parse().ok())
+        .collect::<Option<_>>()?;
+    // Three primaries, the white point, then the most and the least light.
+    for light in numbers.get_mut(8..10)? {
+        *light = light.checked_mul(5)?;
+    }
+    let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    Some(numbers.join(":"))
+}
+
+/// cd/m² of the brightest light of the screen that the picture was made on, as the input says it.
+fn peak_nits(caps: &gst::CapsRef) -> u32 {
+    gst_video::VideoMasteringDisplayInfo::from_caps(caps)
+        .map(|screen| screen.max_display_mastering_luminance() / 10_000)
+        .ok()
+        .filter(|nits| *nits > 0)
+        .unwrap_or(USUAL_PEAK_NITS)
+}

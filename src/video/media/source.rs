@@ -1,0 +1,556 @@
+//! Frames out of a file: demuxer, decoder and rotation, up to a bounded channel.
+//!
+//! ```text
+//! filesrc ! parsebin -+- decodebin3 ! rendition.rs ! videoflip ! I420 or NV12 ! (probe) -> channel of 4 -> next()
+//!                     +- sound -> audio.rs
+//! ```
+//!
+//! A pad probe takes each buffer before the last element sees it, so that nobody else holds a reference to it
+//! and it can be written in place (`appsink` keeps one until the next pull).
+//! Times are running times: zero is where the container says that the presentation begins, or where the range begins.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded, select};
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_video::VideoFormat;
+
+use super::bus::Failure;
+use super::container::Container;
+use super::elements::{self, static_pad};
+use super::file::StreamInfo;
+use super::job::{AudioMode, FileJob};
+use super::pixels::{self, BufferPixels};
+use super::rendition::{self, Kept, Origin};
+use super::session::{Session, Shared, lock};
+use super::tap::{Decoded, Item, Picture, Tap};
+use super::timeline::{Timeline, begins_with};
+use super::transport::TRUE_HD_IS_LEFT_OUT;
+use super::{Source, audio, beside, cut, ffv1, matroska, mp4, temporal};
+use vitscope_core::error::{Error, Result};
+use vitscope_core::frame::{Frame, Pts};
+
+/// Decoded frames waiting: 12 MB of 1080p I420, enough to keep the decoder busy while a frame is taken.
+pub(super) const DECODED_FRAMES: usize = 4;
+
+/// How much of other streams passes before there must be a picture; GStreamer's own demuxers wait 6 s.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The frames of a video file.
+pub struct FileSource {
+    frames: Receiver<Item>,
+    /// One frame ahead, so that the last one is known.
+    ahead: Option<Decoded>,
+    /// Why there is none, to be told after the frame before it.
+    failure: Option<Error>,
+    /// When the last frame is no longer shown, where the header says so.
+    end: Option<Duration>,
+    /// How long the frame before was shown.
+    last_duration: Option<Duration>,
+    seq: u64,
+    ended: bool,
+    info: StreamInfo,
+    session: Arc<Session>,
+}
+
+impl FileSource {
+    /// What the file holds, and how it will be written.
+    pub fn info(&self) -> &StreamInfo {
+        &self.info
+    }
+
+    /// Builds the reading half of the pipeline and waits for the first frame.
+    pub(super) fn open(job: &FileJob, container: Container, kept: Kept) -> Result<(Self, Picture)> {
+        if mp4::is_cut_off(&job.input) {
+            return Err(Error::Media(format!(
+                "the file is cut off, its header (moov) is missing: {:?}",
+                job.input
+            )));
+        }
+        let shared = Shared::new(job.input.clone(), job.output.clone());
+        let pipeline = gst::Pipeline::new();
+        let filesrc = elements::make("filesrc")?;
+        filesrc.set_property("location", &job.input);
+        let parsebin = elements::make("parsebin")?;
+        pipeline
+            .add_many([&filesrc, &parsebin])
+            .and_then(|()| filesrc.link(&parsebin))
+            .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
+        let timeline = Arc::new(Timeline::of(job));
+        if timeline.is_edited() {
+            return Err(Error::Media(format!(
+                "the edits of the film repeat parts, go back or change the speed, which is not supported: {:?}",
+                job.input
+            )));
+        }
+        timeline.prepare(&filesrc, &parsebin);
+        let session = Arc::new(Session::new(pipeline, filesrc, Arc::clone(&shared)));
+
+        let (sender, frames) = bounded(DECODED_FRAMES);
+        let tap = Arc::new(Tap::new(sender, Arc::clone(&shared)));
+        let demuxed = Demuxed {
+            pipeline: session.pipeline.downgrade(),
+            job: job.clone(),
+            container,
+            kept,
+            timeline: Arc::clone(&timeline),
+            tap: Arc::clone(&tap),
+        };
+        connect(&parsebin, demuxed);
+
+        let started = session.pipeline.set_state(gst::State::Playing);
+        shared.check()?;
+        if started.is_err() {
+            return Err(Error::Media(format!(
+                "the pipeline does not start: {:?}",
+                job.input
+            )));
+        }
+        let mut source = Self {
+            frames,
+            ahead: None,
+            failure: None,
+            end: None,
+            last_duration: None,
+            seq: 0,
+            ended: false,
+            info: StreamInfo::default(),
+            session,
+        };
+        source.ahead = source.receive()?;
+        if source.ahead.is_none() {
+            return Err(match job.start {
+                Some(start) if timeline.reads_all() && shared.missing().is_empty() => {
+                    past_the_end(job, start, None)
+                }
+                _ => no_frames(&shared, job),
+            });
+        }
+        let claimed = match timeline.is_endless() {
+            true => None,
+            false => timeline.claimed().or_else(|| source.claimed_duration()),
+        };
+        if job.has_range() {
+            source.seek(job, &timeline, &tap, claimed)?;
+        }
+        let picture = tap.picture()?;
+        source.end = tap.picture_end.get().copied();
+        source.info = StreamInfo::new(job, &picture, claimed, &shared);
+        Ok((source, picture))
+    }
+
+    /// Sound tracks that turned up too late to be written.
+    pub fn n_late_tracks(&self) -> u64 {
+        self.session.shared.n_late_tracks.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn session(&self) -> Arc<Session> {
+        Arc::clone(&self.session)
+    }
+
+    pub(super) fn unread(&self) -> Receiver<Item> {
+        self.frames.clone()
+    }
+
+    pub(super) fn info_mut(&mut self) -> &mut StreamInfo {
+        &mut self.info
+    }
+
+    /// How long the demuxer says that it is.
+    fn claimed_duration(&self) -> Option<Duration> {
+        self.session
+            .pipeline
+            .query_duration::<gst::ClockTime>()
+            .map(Duration::from)
+    }
+
+    /// Waits for a frame, the end, or a failure.
+    fn receive(&mut self) -> Result<Option<Decoded>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let item = select! {
+            recv(self.frames) -> item => item.ok(),
+            recv(self.session.shared.aborted) -> _ => None,
+        };
+        match item {
+            Some(Item::Frame(frame)) => Ok(Some(frame)),
+            Some(Item::Flushed) => self.receive(),
+            Some(Item::End) | None => {
+                self.session.shared.check_source()?;
+                self.ended = true;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Goes to the range that `job` asks for, and takes its first frame.
+    fn seek(
+        &mut self,
+        job: &FileJob,
+        timeline: &Timeline,
+        tap: &Tap,
+        claimed: Option<Duration>,
+    ) -> Result<()> {
+        let start = job.start.unwrap_or_default();
+        if let Some(claimed) = claimed
+            && Duration::from_nanos(start.0) >= claimed
+        {
+            return Err(past_the_end(job, start, Some(claimed)));
+        }
+        let Some(event) = timeline.seek() else {
+            return Ok(());
+        };
+        tap.discarding.store(true, Ordering::SeqCst);
+        // The decoder's thread may wait with a frame; the flush needs it back.
+        while self.frames.try_recv().is_ok() {}
+        if !tap.seek(event) {
+            self.session.shared.check()?;
+            return Err(Error::Media(format!(
+                "the file cannot be read from its middle: {:?}",
+                job.input
+            )));
+        }
+        loop {
+            let item = select! {
+                recv(self.frames) -> item => item.ok(),
+                recv(self.session.shared.aborted) -> _ => None,
+            };
+            match item {
+                Some(Item::Flushed) => break,
+                Some(_) => {}
+                None => return Err(self.session.shared.error()),
+            }
+        }
+        self.ended = false;
+        self.ahead = self.receive()?;
+        if self.ahead.is_none() {
+            return Err(past_the_end(job, start, claimed));
+        }
+        Ok(())
+    }
+}
+
+impl Source for FileSource {
+    fn next(&mut self) -> Result<Option<Frame>> {
+        let Some(mut decoded) = self.ahead.take() else {
+            return self.failure.take().map_or(Ok(None), Err);
+        };
+        match self.receive() {
+            Ok(ahead) => self.ahead = ahead,
+            Err(failure) => self.failure = Some(failure),
+        }
+        if self.ahead.is_none() && self.session.shared.complete.load(Ordering::SeqCst) {
+            decoded.show_until(self.end);
+        }
+        let next = self.ahead.as_ref().map(|ahead| ahead.pts);
+        decoded.complete_duration(next, self.last_duration);
+        self.last_duration = decoded.duration.or(self.last_duration);
+        let seq = self.seq;
+        self.seq += 1;
+        let pixels = Box::new(BufferPixels::new(decoded.buffer)?);
+        Frame::new(seq, decoded.pts, decoded.duration, decoded.layout, pixels).map(Some)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.session.stop();
+        Ok(())
+    }
+}
+
+/// Why there was no first frame.
+fn no_frames(shared: &Shared, job: &FileJob) -> Error {
+    let missing = shared.missing();
+    if missing.is_empty() {
+        return Error::Media(format!("the video has no frames: {:?}", job.input));
+    }
+    Error::Media(format!(
+        "{} is not installed (Debian package \"gstreamer1.0-libav\" brings most decoders): {:?}",
+        missing.join(", "),
+        job.input
+    ))
+}
+
+fn past_the_end(job: &FileJob, start: Pts, claimed: Option<Duration>) -> Error {
+    let begins_inside = claimed.is_some_and(|claimed| Duration::from_nanos(start.0) < claimed);
+    if let Some(end) = job.end
+        && (begins_inside || start == Pts(0))
+    {
+        return Error::Config(format!(
+            "no frame is shown between {} s and {} s: {:?}",
+            start.secs(),
+            end.secs(),
+            job.input
+        ));
+    }
+    if begins_inside {
+        return Error::Config(format!(
+            "no frame is shown from {} s on, where only sound is left: {:?}",
+            start.secs(),
+            job.input
+        ));
+    }
+    let at = claimed.map_or(String::new(), |end| format!(" at {} s", end.as_secs_f64()));
+    Error::Config(format!(
+        "the start at {} s lies past the end{at}: {:?}",
+        start.secs(),
+        job.input
+    ))
+}
+
+/// What is needed to attach the demuxer's streams as they turn up.
+struct Demuxed {
+    pipeline: gst::glib::WeakRef<gst::Pipeline>,
+    job: FileJob,
+    container: Container,
+    kept: Kept,
+    timeline: Arc<Timeline>,
+    tap: Arc<Tap>,
+}
+
+/// Makes `decode` decode the stream of `pad`, the only one that it gets, whichever others the file has.
+fn select_only(decode: &gst::Element, pad: &gst::Pad) {
+    let wanted = pad.stream_id();
+    decode.connect("select-stream", false, move |values| {
+        let stream = values.get(2)?.get::<gst::Stream>().ok()?;
+        Some(i32::from(stream.stream_id() == wanted).to_value())
+    });
+}
+
+/// Attaches each stream of `parsebin` as it turns up.
+fn connect(parsebin: &gst::Element, demuxed: Demuxed) {
+    parsebin.connect_pad_added(move |_, pad| {
+        if let Err(err) = demuxed.attach(pad) {
+            demuxed.tap.shared.fail(Failure::new(err.to_string()));
+        }
+    });
+}
+
+impl Demuxed {
+    fn attach(&self, pad: &gst::Pad) -> Result<()> {
+        let Some(pipeline) = self.pipeline.upgrade() else {
+            return Ok(());
+        };
+        beside::gather(pad, &self.tap.shared);
+        let caps = audio::caps_of(pad);
+        let kind = caps
+            .structure(0)
+            .map(|fields| fields.name().to_string())
+            .unwrap_or_default();
+        if kind.starts_with("video/")
+            || (kind.starts_with("image/") && kind != "image/gst-libav-gif")
+        {
+            if !self.tap.linked.swap(true, Ordering::SeqCst) {
+                return self.attach_picture(&pipeline, pad, &caps);
+            }
+            tracing::warn!(stream = kind, "leaving out a second picture");
+        } else if kind.starts_with("audio/") {
+            self.expect_picture(pad, "the file has sound but no picture, expected a video");
+            if self.job.audio == AudioMode::Drop {
+                return elements::drain_pad(&pipeline, pad);
+            }
+            let is_framed = caps
+                .structure(0)
+                .is_some_and(|fields| fields.has_field("rate"));
+            if kind == "audio/x-true-hd" && !is_framed {
+                tracing::warn!("{TRUE_HD_IS_LEFT_OUT}");
+                return elements::drain_pad(&pipeline, pad);
+            }
+            let mut tracks = lock(&self.tap.shared.tracks);
+            if let Some(tracks) = tracks.as_mut() {
+                tracks.push(audio::attach(
+                    &pipeline,
+                    pad,
+                    &caps,
+                    &self.job,
+                    self.container,
+                    &self.timeline,
+                    &self.tap.shared,
+                )?);
+                return Ok(());
+            }
+            self.tap.shared.n_late_tracks.fetch_add(1, Ordering::SeqCst);
+            tracing::warn!(stream = kind, "leaving out sound that begins in mid-file");
+        } else {
+            self.expect_picture(pad, "the file has no picture, expected a video");
+            tracing::warn!(
+                stream = kind,
+                "leaving out a stream that is neither picture nor sound"
+            );
+        }
+        elements::drain_pad(&pipeline, pad)
+    }
+
+    /// Fails with `complaint` where `pad` ends, or has given [`PATIENCE`] of it, and no stream was a picture.
+    ///
+    /// Streams of FLV and MPEG program streams are not announced before they flow.
+    fn expect_picture(&self, pad: &gst::Pad, complaint: &'static str) {
+        let tap = Arc::clone(&self.tap);
+        let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+        let begin = OnceLock::new();
+        pad.add_probe(kinds, move |_, info| {
+            let waits = match (info.event(), info.buffer()) {
+                (Some(event), _) => event.type_() != gst::EventType::Eos,
+                (None, buffer) => buffer.and_then(|buffer| buffer.pts()).is_none_or(|pts| {
+                    let begin = *begin.get_or_init(|| pts);
+                    Duration::from(pts.saturating_sub(begin)) < PATIENCE
+                }),
+            };
+            let has_picture = tap.linked.load(Ordering::SeqCst);
+            if waits && !has_picture {
+                return gst::PadProbeReturn::Ok;
+            }
+            if !has_picture {
+                tap.shared.fail(Failure::new(complaint));
+            }
+            gst::PadProbeReturn::Remove
+        });
+    }
+
+    /// Says that there are no frames where `pad` ends without a packet: then the decoder is never made, and silent.
+    fn expect_packets(&self, pad: &gst::Pad) {
+        let tap = Arc::clone(&self.tap);
+        let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+        pad.add_probe(kinds, move |_, info| match info.event() {
+            None => gst::PadProbeReturn::Remove,
+            Some(event) if event.type_() == gst::EventType::Eos => {
+                tap.end();
+                gst::PadProbeReturn::Remove
+            }
+            Some(_) => gst::PadProbeReturn::Ok,
+        });
+    }
+
+    /// Refuses pictures in formats that make GStreamer's decoder crash.
+    fn refuse_undecodable(&self, pad: &gst::Pad, caps: &gst::Caps) -> Result<()> {
+        let Some(fields) = caps.structure(0) else {
+            return Ok(());
+        };
+        let is_gray = fields.get::<&str>("chroma-format") == Ok("4:0:0");
+        let bits = fields.get::<u32>("bit-depth-luma").unwrap_or(8);
+        if is_gray && bits > 8 {
+            return Err(Error::Media(format!(
+                "the picture is gray with {bits} bits per sample, which GStreamer cannot decode"
+            )));
+        }
+        if fields.name() != "video/x-ffv" {
+            return Ok(());
+        }
+        let record = fields.get::<gst::Buffer>("codec_data").ok();
+        let record = record.and_then(|record| record.into_mapped_buffer_readable().ok());
+        if let Some(record) = record.filter(|record| !record.is_empty()) {
+            return ffv1::Format::of_record(&record).map_or(Ok(()), ffv1::Format::check);
+        }
+        let tap = Arc::clone(&self.tap);
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            let frame = info.buffer().and_then(|frame| frame.map_readable().ok());
+            let format = frame.and_then(|frame| ffv1::Format::of_frame(&frame));
+            match format.map_or(Ok(()), ffv1::Format::check) {
+                Ok(()) => gst::PadProbeReturn::Remove,
+                Err(err) => {
+                    tap.shared.fail(Failure::new(err.to_string()));
+                    gst::PadProbeReturn::Drop
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn attach_picture(
+        &self,
+        pipeline: &gst::Pipeline,
+        pad: &gst::Pad,
+        caps: &gst::Caps,
+    ) -> Result<()> {
+        if let Some(end) = self.timeline.end_of(pad) {
+            self.tap.picture_end.get_or_init(|| end);
+        }
+        self.expect_packets(pad);
+        self.refuse_undecodable(pad, caps)?;
+        let mpeg = gst::Caps::builder("video/mpeg").field("mpegversion", gst::List::new([1, 2]));
+        if mpeg.build().can_intersect(caps) {
+            temporal::complete(pad);
+        }
+        if let Some(framerate) = self.timeline.framerate_of(pad) {
+            elements::rewrite_caps(pad, move |fields| {
+                let is_known = fields
+                    .get::<gst::Fraction>("framerate")
+                    .is_ok_and(|told| told.numer() > 0);
+                if !is_known {
+                    fields.set("framerate", framerate);
+                }
+            });
+        }
+        let convert = elements::make("videoconvert")?;
+        let plain = elements::capsfilter(&gst::Caps::new_any())?;
+        let flip = elements::make("videoflip")?;
+        let direction = match self.timeline.is_anti_transposed(pad) {
+            true => Some("ur-ll"),
+            false => matroska::direction(&self.job.input),
+        };
+        flip.set_property_from_str("video-direction", direction.unwrap_or("auto"));
+        let formats = pixels::FORMATS.into_iter();
+        let formats = formats.chain(self.kept.depth.then_some(pixels::DEEP));
+        let formats = gst::Caps::builder("video/x-raw")
+            .field("format", gst::List::new(formats.map(VideoFormat::to_str)))
+            .build();
+        let end = elements::drain()?;
+        self.tap.install(&static_pad(&end, "sink")?);
+        *lock(&self.tap.end) = Some(end.downgrade());
+        let raw = static_pad(&convert, "sink")?;
+        let converted = static_pad(&plain, "sink")?;
+        let vp8 = gst::Caps::builder("video/x-vp8").build();
+        let origin = Origin {
+            is_vp8: vp8.can_intersect(caps),
+            is_full_range: self.timeline.full_range_of(pad),
+            has_alpha_beside: caps
+                .structure(0)
+                .is_some_and(|fields| fields.get("codec-alpha") == Ok(true)),
+        };
+        self.timeline
+            .apply_to_picture(pad, &static_pad(&plain, "src")?);
+        rendition::tell_of_lost_colors(pad, caps, &self.tap);
+        rendition::describe(&raw, &plain, origin, self.kept, &self.tap);
+        rendition::make_plain(&static_pad(&flip, "sink")?, self.kept, &self.tap);
+        elements::add_chain(
+            pipeline,
+            &[
+                convert,
+                plain,
+                flip,
+                elements::make("videoconvert")?,
+                elements::capsfilter(&formats)?,
+                end,
+            ],
+        )?;
+
+        let decode = elements::make("decodebin3")?;
+        let mpeg4 = gst::Caps::builder("video/mpeg").field("mpegversion", 4);
+        let is_avi = begins_with(&self.job.input, b"RIFF");
+        if is_avi && mpeg4.build().can_intersect(caps) {
+            temporal::in_order(pad, &raw);
+        } else {
+            temporal::advance(pad, &raw);
+            if !self.timeline.is_spliced(pad) {
+                // Not where times are put right, as what is let go later would be.
+                cut::behind_the_decoder(pad, &converted);
+            }
+        }
+        select_only(&decode, pad);
+        let tap = Arc::clone(&self.tap);
+        decode.connect_pad_added(move |_, pad| {
+            if let Err(err) = pad.link(&raw) {
+                tap.shared.fail(Failure::new(format!(
+                    "the decoded picture cannot be used ({err})"
+                )));
+            }
+        });
+        elements::add_chain(pipeline, std::slice::from_ref(&decode))?;
+        pad.link(&static_pad(&decode, "sink")?)
+            .map_err(|err| Error::Media(format!("the picture cannot be decoded ({err})")))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! A bounded number of named threads for jobs that come and go: what a server of few clients needs.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use vitscope_core::error::{Error, Result};
+
+/// Threads for as many jobs as it has places; dropping it waits for all of them.
+pub struct Crew {
+    name: &'static str,
+    places: usize,
+    busy: Arc<Busy>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// How many places are taken.
+#[derive(Default)]
+struct Busy {
+    count: Mutex<usize>,
+    left: Condvar,
+}
+
+/// A place that is taken; it is free again when this is gone, also by a panic.
+struct Place(Arc<Busy>);
+
+impl Crew {
+    /// A crew of at most `places` threads called `name`.
+    pub fn new(name: &'static str, places: usize) -> Self {
+        Self {
+            name,
+            places,
+            busy: Arc::default(),
+            threads: Mutex::default(),
+        }
+    }
+
+    /// Waits up to `patience` for a free place; false where there is none.
+    pub fn wait_for_room(&self, patience: Duration) -> bool {
+        let waited = self
+            .busy
+            .left
+            .wait_timeout_while(self.busy.lock(), patience, |count| *count >= self.places);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 < self.places
+    }
+
+    /// Gives `job` a thread.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where all places are taken, or no thread can start.
+    pub fn start(&self, job: impl FnOnce() + Send + 'static) -> Result<()> {
+        let mut count = self.busy.lock();
+        if *count >= self.places {
+            return Err(Error::Config(format!(
+                "all {} threads {:?} are busy",
+                self.places, self.name
+            )));
+        }
+        *count += 1;
+        drop(count);
+        let place = Place(Arc::clone(&self.busy));
+        let work = move || {
+            let _place = place;
+            job();
+        };
+        let thread = thread::Builder::new().name(self.name.into()).spawn(work);
+        let thread =
+            thread.map_err(|error| Error::Config(format!("no thread could start: {error}")))?;
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(thread);
+        Ok(())
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        let threads = std::mem::take(&mut self.threads);
+        for thread in threads.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            // What a job panicked with was told already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Busy {
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.lock() -= 1;
+        self.0.left.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_never_more_jobs_than_places_and_a_panic_frees_its_own() {
+        let crew = Crew::new("test", 2);
+        let (end, ended) = crossbeam_channel::bounded::<()>(0);
+        for _ in 0..2 {
+            let ended = ended.clone();
+            crew.start(move || {
+                // Until the test says so.
+                let _ = ended.recv();
+            })
+            .unwrap();
+        }
+        assert!(!crew.wait_for_room(Duration::ZERO));
+        assert!(crew.start(|| ()).is_err());
+        end.send(()).unwrap();
+        assert!(crew.wait_for_room(Duration::from_secs(60)));
+        crew.start(|| panic!("on purpose")).unwrap();
+        assert!(crew.wait_for_room(Duration::from_secs(60)));
+        drop(end);
+    }
+}

@@ -1,0 +1,418 @@
+//! The staged pipeline: decode → patchify → explain → composite → encode, one named thread a stage.
+//!
+//! The threads are joined by bounded [edges](mod@edge), so a slow stage slows the source down and no frame is ever dropped.
+//! A stage that fails returns its error; its channel ends drop, its neighbors finish quietly, and the run returns that error with the stage's name.
+//! What a stage computes is in [`stages`], which the GStreamer element uses too.
+//! The only module that starts threads.
+
+pub mod compositor;
+pub mod crew;
+pub mod edge;
+mod report;
+pub mod stages;
+pub mod worker;
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+pub use report::{Counts, Report, STAGES};
+
+use crate::media::{Sink, Source};
+use crate::overlay::Overlay;
+use compositor::Compositor;
+use edge::{EdgeReceiver, EdgeSender, edge};
+use stages::{Composited, Decoded, Explained, Patchified, View};
+use vitscope_core::error::{Error, Result};
+use vitscope_core::explain::StreamMemory;
+use vitscope_core::frame::resize::Resizer;
+use vitscope_core::frame::{Frame, Pts};
+use vitscope_core::vit::Stop;
+
+/// Frames that wait between two stages: 25 MB at 1080p and three bytes a pixel, four times that over all edges.
+const EDGE_FRAMES: usize = 4;
+
+/// Frames that are between source and sink at most: on the edges, and with the explain stage.
+pub const MOST_FRAMES: usize = 4 * EDGE_FRAMES + HELD_FRAMES;
+
+/// Frames that the explain stage holds at most while it fills a batch of every Nth frame: 200 MB at 1080p and three bytes a pixel.
+const HELD_FRAMES: usize = 32;
+
+/// Called with each frame before it is encoded, in order, on the encode stage's thread; an error ends the run.
+pub type OnFrame<'a> = Box<dyn FnMut(&Composited) -> Result<()> + Send + 'a>;
+
+/// All that stands between a [`Source`] and a [`Sink`].
+///
+/// ```
+/// # mod vitscope { pub use vitscope_core::*; pub use vitscope_video::*; }
+/// # std::env::set_current_dir("../..").expect("the repository");
+/// use std::num::{NonZeroU64, NonZeroUsize};
+/// use std::sync::Arc;
+/// use std::sync::atomic::AtomicBool;
+///
+/// use candle_core::Device;
+/// use vitscope::explain::{Method, Parts, Target};
+/// use vitscope::media::memory::{MemorySink, MemorySource};
+/// use vitscope::models;
+/// use vitscope::overlay::{Overlay, frame_from_image};
+/// use vitscope::pipeline::{Pipeline, stages::View};
+///
+/// let pipeline = Pipeline {
+///     view: View {
+///         model: Arc::new(models::open("tests/fixtures/vit_a", &Device::Cpu)?),
+///         explainers: vec![Method::Rollout.build(Parts::default())?],
+///         targets: vec![Target::Predicted],
+///     },
+///     overlay: Overlay::default(),
+///     every: NonZeroU64::MIN,
+///     batch: NonZeroUsize::MIN,
+///     is_video: true,
+///     cancel: &AtomicBool::new(false),
+///     on_frame: Box::new(|frame| {
+///         println!("{}", frame.finding.as_ref().map_or_else(String::new, |found| found.answer()));
+///         Ok(())
+///     }),
+/// };
+/// let mut source = MemorySource::new(vec![frame_from_image(image::RgbImage::new(64, 48))]);
+/// let sink = MemorySink::default();
+/// let report = pipeline.run(&mut source, Box::new(sink.clone()))?;
+/// assert_eq!((1, 1), (report.counts.explained, sink.take().len()));
+/// # Ok::<(), vitscope::Error>(())
+/// ```
+pub struct Pipeline<'a> {
+    /// Model, methods and classes.
+    pub view: View,
+    /// What is drawn.
+    pub overlay: Overlay,
+    /// Every how many frames one goes through the model; the frames between show its explanation.
+    pub every: NonZeroU64,
+    /// Frames that go through the model at once.
+    pub batch: NonZeroUsize,
+    /// Whether frames are those of one video, whose methods may remember the frames before; else each is a picture of its
+    /// own.
+    pub is_video: bool,
+    /// Once true, the source is stopped and what it has given is finished.
+    pub cancel: &'a AtomicBool,
+    /// Sees each frame: for the sidecar, the contact sheet and the progress bar.
+    pub on_frame: OnFrame<'a>,
+}
+
+impl Pipeline<'_> {
+    /// Takes all frames of `source` through the stages into `sink`, and closes it.
+    ///
+    /// Frames leave in order, with the time and duration with which they came.
+    /// The sink is finished only if every stage came to its end without an error.
+    ///
+    /// # Errors
+    /// [`Error::Stage`] with the first error of a stage, where that is not about a single frame's explanation.
+    /// Fails also where the source ends without a frame.
+    pub fn run(self, source: &mut dyn Source, sink: Box<dyn Sink>) -> Result<Report> {
+        let Self {
+            view,
+            overlay,
+            every,
+            batch,
+            is_video,
+            cancel,
+            on_frame,
+        } = self;
+        let started = Instant::now();
+        let failure = Failure::default();
+        let failed = failure.raised.clone();
+        let compositor = Compositor {
+            overlay,
+            n_maps: view.n_maps(),
+            keeps_size: false,
+            has_captions: true,
+        };
+        let preprocessor = &view.model.preprocessor;
+        let resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
+        let (to_patchify, decoded) = edge("decode to patchify", EDGE_FRAMES);
+        let (to_explain, patchified) = edge("patchify to explain", EDGE_FRAMES);
+        let (to_composite, explained) = edge("explain to composite", EDGE_FRAMES);
+        let (to_encode, composited) = edge("composite to encode", EDGE_FRAMES);
+        let (stopped, counted, busy) = thread::scope(|scope| {
+            let [decode, patchify, explain, composite, encode] = STAGES;
+            let start = Start {
+                scope,
+                failure: &failure,
+            };
+            let decode = start.stage(decode, to_patchify, move |to, busy| {
+                decode_loop(source, to, every, cancel, busy)
+            })?;
+            let patchify =
+                start.stage(patchify, (decoded, to_explain), move |(from, to), busy| {
+                    patchify_loop(resizer, from, to, busy);
+                    Ok(())
+                })?;
+            let explain = start.stage(
+                explain,
+                (patchified, to_composite),
+                move |(from, to), busy| {
+                    let past = stages::Past {
+                        last: None,
+                        memory: is_video.then(StreamMemory::default),
+                    };
+                    explain_loop(&view, past, batch, (from, to), &failed, busy);
+                    Ok(())
+                },
+            )?;
+            let composite = start.stage(
+                composite,
+                (explained, to_encode),
+                move |(from, to), busy| composite_loop(&compositor, from, to, busy),
+            )?;
+            let encode = start.stage(encode, composited, |from, busy| {
+                encode_loop(sink, on_frame, from, &failure, busy)
+            })?;
+            let (stopped, decode_busy) = join(decode);
+            let busy = [join(patchify).1, join(explain).1, join(composite).1];
+            let (counted, encode_busy) = join(encode);
+            let [patchify_busy, explain_busy, composite_busy] = busy;
+            let busy = [
+                decode_busy,
+                patchify_busy,
+                explain_busy,
+                composite_busy,
+                encode_busy,
+            ];
+            Ok::<_, Error>((stopped, counted, busy))
+        })?;
+        if let Some(error) = failure.first.into_inner() {
+            return Err(error);
+        }
+        let (stopped, (counts, end)) = (stopped.unwrap_or_default(), counted.unwrap_or_default());
+        if counts.frames == 0 && !stopped {
+            return Err(Error::Media("the source has no frames".into()));
+        }
+        Ok(Report {
+            counts,
+            interrupted_at: stopped.then_some(end),
+            busy,
+            wall: started.elapsed(),
+        })
+    }
+}
+
+/// The first failure of a run, set before the failed stage's channel ends drop.
+#[derive(Default)]
+struct Failure {
+    first: OnceLock<Error>,
+    /// Requested also after a panic, which has no error; ends a running explanation.
+    raised: Stop,
+}
+
+impl Failure {
+    fn raise(&self, name: &'static str, error: Error) {
+        // A later failure is most often a consequence of the first.
+        let _ = self.first.set(Error::Stage {
+            name,
+            source: Box::new(error),
+        });
+        self.raised.request();
+    }
+}
+
+/// Raises the alarm if the stage that holds it panics.
+struct PanicAlarm<'a>(&'a Failure);
+
+impl Drop for PanicAlarm<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.raised.request();
+        }
+    }
+}
+
+/// Time that a stage worked.
+#[derive(Default)]
+struct Busy(Duration);
+
+impl Busy {
+    fn with<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let outcome = work();
+        self.0 += started.elapsed();
+        outcome
+    }
+}
+
+type StageThread<'scope, T> = ScopedJoinHandle<'scope, (Option<T>, Duration)>;
+
+/// Starts stages, each on a thread of its own.
+#[derive(Clone, Copy)]
+struct Start<'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+    failure: &'env Failure,
+}
+
+impl<'scope, 'env> Start<'scope, 'env> {
+    /// Runs `body` on a thread called `name`; `ends` are the stage's ends of its edges.
+    fn stage<E: Send + 'scope, T: Send + 'scope>(
+        self,
+        name: &'static str,
+        ends: E,
+        body: impl FnOnce(&E, &mut Busy) -> Result<T> + Send + 'scope,
+    ) -> Result<StageThread<'scope, T>> {
+        let failure = self.failure;
+        let run = move || {
+            // Declared first and so dropped last: whoever sees a closed edge also sees why it closed.
+            let ends = ends;
+            let _alarm = PanicAlarm(failure);
+            let _span = tracing::debug_span!("stage", name).entered();
+            let mut busy = Busy::default();
+            let outcome = match body(&ends, &mut busy) {
+                Ok(outcome) => Some(outcome),
+                Err(error) => {
+                    failure.raise(name, error);
+                    None
+                }
+            };
+            (outcome, busy.0)
+        };
+        thread::Builder::new()
+            .name(name.into())
+            .spawn_scoped(self.scope, run)
+            .map_err(|error| Error::Stage {
+                name,
+                source: Box::new(Error::Config(format!("no thread could start: {error}"))),
+            })
+    }
+}
+
+/// Waits for a stage; a panic in it goes on here.
+fn join<T>(stage: StageThread<'_, T>) -> (Option<T>, Duration) {
+    stage
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Returns whether the source was stopped before its end.
+fn decode_loop(
+    source: &mut dyn Source,
+    to_patchify: &EdgeSender<Decoded>,
+    every: NonZeroU64,
+    cancel: &AtomicBool,
+    busy: &mut Busy,
+) -> Result<bool> {
+    let mut stopped = false;
+    for seq in 0.. {
+        if !stopped && cancel.load(Ordering::SeqCst) {
+            source.stop()?;
+            stopped = true;
+        }
+        let Some(frame) = busy.with(|| source.next())? else {
+            break;
+        };
+        if frame.seq != seq {
+            return Err(Error::Media(format!(
+                "the source gave frame {} where frame {seq} was due",
+                frame.seq
+            )));
+        }
+        let due = seq % every == 0;
+        if to_patchify.send(Decoded { frame, due }).is_err() {
+            break;
+        }
+    }
+    Ok(stopped)
+}
+
+fn patchify_loop(
+    mut resizer: Resizer,
+    decoded: &EdgeReceiver<Decoded>,
+    to_explain: &EdgeSender<Patchified>,
+    busy: &mut Busy,
+) {
+    while let Some(frame) = decoded.recv() {
+        let patchified = busy.with(|| stages::patchify(frame, &mut resizer));
+        if to_explain.send(patchified).is_err() {
+            break;
+        }
+    }
+}
+
+/// Fills batches of frames whose turn it is, together with the frames between them.
+fn explain_loop(
+    view: &View,
+    mut past: stages::Past,
+    batch: NonZeroUsize,
+    (patchified, to_composite): (&EdgeReceiver<Patchified>, &EdgeSender<Explained>),
+    stop: &Stop,
+    busy: &mut Busy,
+) {
+    let most_held = batch.get().max(HELD_FRAMES);
+    let mut open = true;
+    while open {
+        let (mut held, mut n_due) = (Vec::new(), 0);
+        while n_due < batch.get() && held.len() < most_held {
+            let Some(frame) = patchified.recv() else {
+                open = false;
+                break;
+            };
+            n_due += usize::from(matches!(frame.turn, stages::Turn::Due(_)));
+            held.push(frame);
+        }
+        for frame in busy.with(|| stages::explain(held, view, &mut past, stop)) {
+            if to_composite.send(frame).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn composite_loop(
+    compositor: &Compositor,
+    explained: &EdgeReceiver<Explained>,
+    to_encode: &EdgeSender<Composited>,
+    busy: &mut Busy,
+) -> Result<()> {
+    while let Some(frame) = explained.recv() {
+        let composited = busy.with(|| stages::composite(frame, compositor))?;
+        if to_encode.send(composited).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Returns what was counted, and where the last frame ends.
+fn encode_loop(
+    mut sink: Box<dyn Sink>,
+    mut on_frame: OnFrame<'_>,
+    composited: &EdgeReceiver<Composited>,
+    failure: &Failure,
+    busy: &mut Busy,
+) -> Result<(Counts, Pts)> {
+    let (mut counts, mut end) = (Counts::default(), Pts::default());
+    while let Some(frame) = composited.recv() {
+        debug_assert_eq!(counts.frames, frame.frame.seq, "frames leave in order");
+        counts.frames += 1;
+        match &frame.finding {
+            Some(_) if frame.explained() => counts.explained += 1,
+            Some(_) => counts.held += 1,
+            None => counts.unexplained += 1,
+        }
+        end = end_of(&frame.frame);
+        busy.with(|| {
+            on_frame(&frame)?;
+            sink.push(frame.frame)
+        })?;
+    }
+    // The edge closes after a failure too; half a video must not pass for a whole one.
+    if counts.frames > 0 && !failure.raised.is_requested() {
+        busy.with(|| sink.finish())?;
+    }
+    Ok((counts, end))
+}
+
+/// Where `frame` makes room for the next one; its own time if it has no duration.
+fn end_of(frame: &Frame) -> Pts {
+    let nanos = frame.duration.unwrap_or_default().as_nanos();
+    Pts(frame
+        .pts
+        .0
+        .saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX)))
+}

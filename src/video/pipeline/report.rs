@@ -1,0 +1,105 @@
+//! What a run of the pipeline did: frames, explanations, and the time each stage worked.
+
+use std::time::Duration;
+
+use vitscope_core::frame::Pts;
+
+/// Names of the stages in the order in which a frame passes them; also the names of their threads.
+pub const STAGES: [&str; 5] = [
+    "vitscope-decode",
+    "vitscope-patchify",
+    "vitscope-explain",
+    "vitscope-composite",
+    "vitscope-encode",
+];
+
+/// How many frames left, by what was drawn on them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Frames that left; the sum of the other three.
+    pub frames: u64,
+    /// Frames that show their own explanation.
+    pub explained: u64,
+    /// Frames that show the explanation of an earlier frame, as `every` asks.
+    pub held: u64,
+    /// Frames that show none, because explaining failed.
+    pub unexplained: u64,
+}
+
+/// The outcome of a run that came to its end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Frames by what was drawn on them.
+    pub counts: Counts,
+    /// Where the output ends, if the run was cancelled before the source ended.
+    pub interrupted_at: Option<Pts>,
+    /// Time that each of [`STAGES`] worked, without its waiting.
+    pub busy: [Duration; STAGES.len()],
+    /// From the first thread's start to the last one's end.
+    pub wall: Duration,
+}
+
+impl Report {
+    /// Frames that left per second of wall time.
+    pub fn frames_fps(&self) -> f64 {
+        let secs = self.wall.as_secs_f64();
+        if secs > 0.0 {
+            self.counts.frames as f64 / secs
+        } else {
+            0.0
+        }
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Counts {
+            frames,
+            explained,
+            held,
+            unexplained,
+        } = self.counts;
+        let noun = if frames == 1 { "frame" } else { "frames" };
+        write!(f, "{frames} {noun}, {explained} explained")?;
+        if held > 0 {
+            write!(f, ", {held} with the last explanation")?;
+        }
+        if unexplained > 0 {
+            write!(f, ", {unexplained} unexplained")?;
+        }
+        let (wall_secs, fps) = (self.wall.as_secs_f64(), self.frames_fps());
+        write!(f, "; {wall_secs:.1} s, {fps:.1} frames/s (")?;
+        for (stage_idx, (name, busy)) in STAGES.iter().zip(self.busy).enumerate() {
+            let comma = if stage_idx > 0 { ", " } else { "" };
+            let short = name.trim_start_matches("vitscope-");
+            write!(f, "{comma}{short} {:.1} s", busy.as_secs_f64())?;
+        }
+        write!(f, ")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_reads_as_one_line() {
+        let report = Report {
+            counts: Counts {
+                frames: 30,
+                explained: 10,
+                held: 18,
+                unexplained: 2,
+            },
+            interrupted_at: None,
+            busy: [100, 200, 300, 400, 500].map(Duration::from_millis),
+            wall: Duration::from_secs(2),
+        };
+        assert_eq!(
+            "30 frames, 10 explained, 18 with the last explanation, 2 unexplained; \
+             2.0 s, 15.0 frames/s \
+             (decode 0.1 s, patchify 0.2 s, explain 0.3 s, composite 0.4 s, encode 0.5 s)",
+            report.to_string()
+        );
+    }
+}

@@ -1,0 +1,282 @@
+//! The sidecar: one JSON record a frame, one record a line, beside the video or on standard output.
+//!
+//! [`Record`] specifies the format.
+
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use vitscope_core::error::{Error, Result};
+
+/// What is known about one frame: a line of the sidecar.
+///
+/// Lines stand in the order of the frames, and every frame has one.
+/// A frame that went through the model carries its explanation; any other frame only says whose explanation it shows.
+/// A live frame may have left before its explanation arrived: then it carries its own and shows an earlier one.
+/// Keys whose value is unknown are left out.
+///
+/// ```
+/// # use vitscope_video as vitscope;
+/// let line = r#"{"seq":30,"pts":1001000000,"duration":33366667,"explained":true,"shows":30,
+///     "predicted":{"index":2,"label":"bird","probability":0.9132},"not_sure":false,"unfamiliar":false,"grid":[2,2],
+///     "maps":[{"method":"diffmask",
+///         "class":{"index":2,"label":"bird","probability":0.9132},
+///         "kept":0.375,"attribution":[0.0,0.5,1.0,0.0]}]}"#;
+/// let record: vitscope::sidecar::Record = serde_json::from_str(line)?;
+/// assert_eq!((Some((2, 2)), "diffmask"), (record.grid, record.maps.unwrap()[0].method.as_str()));
+///
+/// let line = r#"{"seq":31,"pts":1034366667,"duration":33366667,"explained":false,"shows":30}"#;
+/// let record: vitscope::sidecar::Record = serde_json::from_str(line)?;
+/// assert_eq!((false, Some(30)), (record.explained, record.shows));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Position of the frame in the output, from 0.
+    pub seq: u64,
+    /// The file that the frame is, of several pictures; left out for videos.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Presentation time in nanoseconds.
+    pub pts: u64,
+    /// How long the frame is shown, in nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<u64>,
+    /// True where the frame went through the model; `predicted`, `grid` and `maps` need that.
+    pub explained: bool,
+    /// `seq` of the frame whose explanation is drawn on this one; left out where none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shows: Option<u64>,
+    /// The most probable class; left out where the model has no head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<Class>,
+    /// The classes that apply, at most 5: the most probable one, and others from probability 0.5 on; left out where the
+    /// classes of the model exclude each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applying: Option<Vec<Class>>,
+    /// True where `predicted` cannot be relied on by the model's threshold, so that its answer is "not sure" or
+    /// "unfamiliar"; left out where the model has no threshold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_sure: Option<bool>,
+    /// True where the probability alone would do, but the frame is unlike the pictures of that class that the model learned
+    /// from; left out where the model has no threshold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfamiliar: Option<bool>,
+    /// Rows and columns of the patch grid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<(usize, usize)>,
+    /// What each method found: its maps for all targets, then those of the next method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maps: Option<Vec<Map>>,
+}
+
+/// What one method found for one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Map {
+    /// Name of the method.
+    pub method: String,
+    /// The class that is explained; left out where the model has no head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// The class that it is contrasted with; left out where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<Class>,
+    /// Mean of the mask's keep values, in 0–1; left out for methods that give no mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<f32>,
+    /// True where all patches have the same score, so that the map says nothing; left out otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub constant: bool,
+    /// Scores of the patches as they are shown, row by row from the top left, higher is more important; four significant
+    /// digits.
+    pub attribution: Vec<f32>,
+    /// The same of this frame alone, where those shown are smoothed over frames; left out otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsmoothed: Option<Vec<f32>>,
+    /// Keep probability of each patch by each gate, for `diffmask.votes=true`; left out otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub votes: Option<Vec<Vec<f32>>>,
+}
+
+/// A class and how sure the model is of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Class {
+    /// Index of the logit.
+    pub index: usize,
+    /// Its name; left out where the model has no names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Softmax of the logit, or its sigmoid where classes do not exclude each other, in 0–1; four significant digits.
+    pub probability: f32,
+}
+
+/// `value` with four significant digits, which is what a record keeps of it.
+pub fn rounded(value: f32) -> f32 {
+    // Every finite float in scientific notation is a float again.
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
+
+/// Writes records, one a line.
+pub struct Writer {
+    path: PathBuf,
+    /// `None` once a reader that had seen enough closed its end.
+    out: Option<BufWriter<Box<dyn Write + Send>>>,
+}
+
+impl Writer {
+    /// Writes to `out`; `path` is what errors call it.
+    pub fn new(out: Box<dyn Write + Send>, path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            out: Some(BufWriter::new(out)),
+        }
+    }
+
+    /// Adds a line; silently does nothing once the reader of a pipe is gone, because that is no failure.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the line cannot be written.
+    pub fn write(&mut self, record: &Record) -> Result<()> {
+        self.with_out(|out| {
+            serde_json::to_writer(&mut *out, record)?;
+            out.write_all(b"\n")
+        })
+    }
+
+    /// Writes what is still in memory; more may follow.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be written.
+    pub fn flush(&mut self) -> Result<()> {
+        self.with_out(Write::flush)
+    }
+
+    /// Writes what is still in memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be written.
+    pub fn finish(mut self) -> Result<()> {
+        self.with_out(Write::flush)
+    }
+
+    fn with_out(
+        &mut self,
+        write: impl FnOnce(&mut BufWriter<Box<dyn Write + Send>>) -> std::io::Result<()>,
+    ) -> Result<()> {
+        let Some(out) = &mut self.out else {
+            return Ok(());
+        };
+        match write(out) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                // Dropping the buffer would try to write it again.
+                drop(self.out.take().map(BufWriter::into_parts));
+                Ok(())
+            }
+            outcome => outcome.map_err(|error| Error::io(&self.path, error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            seq: 1,
+            file: None,
+            pts: 40_000_000,
+            duration: None,
+            explained: true,
+            shows: Some(1),
+            predicted: None,
+            applying: None,
+            not_sure: None,
+            unfamiliar: None,
+            grid: Some((1, 2)),
+            maps: Some(vec![Map {
+                method: "rollout".into(),
+                class: None,
+                against: None,
+                kept: None,
+                constant: false,
+                attribution: vec![rounded(0.123_456), rounded(1.0 / 30_000.0)],
+                unsmoothed: None,
+                votes: None,
+            }]),
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Broken(ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_record_is_one_line_without_its_unknown_keys_and_reads_back() {
+        let shared = Shared::default();
+        let mut writer = Writer::new(Box::new(shared.clone()), "scores.jsonl");
+        writer.write(&record()).unwrap();
+        writer.finish().unwrap();
+        let text = String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(
+            "{\"seq\":1,\"pts\":40000000,\"explained\":true,\"shows\":1,\"grid\":[1,2],\
+             \"maps\":[{\"method\":\"rollout\",\"attribution\":[0.1235,0.00003333]}]}\n",
+            text
+        );
+        assert_eq!(record(), serde_json::from_str(&text).unwrap());
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        let mut writer = Writer::new(Box::new(Broken(ErrorKind::BrokenPipe)), "-");
+        for _ in 0..1000 {
+            writer.write(&record()).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_a_failure_that_names_the_path() {
+        let mut writer = Writer::new(Box::new(Broken(ErrorKind::StorageFull)), "scores.jsonl");
+        writer.write(&record()).unwrap();
+        let error = writer.finish().unwrap_err().to_string();
+        assert!(error.ends_with(": \"scores.jsonl\""), "{error}");
+    }
+
+    #[test]
+    fn rounding_keeps_four_significant_digits_of_any_size() {
+        let check = |expected: f32, value: f32| assert_eq!(expected, rounded(value));
+        check(0.0, 0.0);
+        check(-1.235, -1.234_56);
+        check(123_500.0, 123_456.0);
+        check(1.235e-20, 1.234_56e-20);
+    }
+}
