@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// What transparent pictures are laid on: white, as `transformers` does.
 pub const BACKGROUND: [u8; 3] = [255; 3];
 
+/// More bytes than any decoded picture may have: a gigapixel is no picture of a file that anybody means.
+const MOST_BYTES: u64 = 2 << 30;
+
 /// A picture from a file.
 pub struct FilePicture {
     /// Turned as its EXIF data say, on [`BACKGROUND`].
@@ -74,6 +77,11 @@ pub fn decode(bytes: &[u8]) -> image::ImageResult<FilePicture> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     let is_whole = reader.format() != Some(ImageFormat::Jpeg) || jpeg_ends(bytes);
     let mut decoder = reader.into_decoder()?;
+    let (width, height) = decoder.dimensions();
+    if decoder.total_bytes() > MOST_BYTES {
+        let error = format!("{width}x{height} px, more than 2 GB once decoded");
+        return Err(std::io::Error::other(error).into());
+    }
     // A tag that cannot be read is one that is not there.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut picture = DynamicImage::from_decoder(decoder)?;
@@ -171,6 +179,30 @@ mod tests {
                 assert!(!cut.is_whole, "{end} of {} bytes", whole.len());
             }
         }
+    }
+
+    #[test]
+    fn a_small_file_that_claims_a_huge_picture_is_refused() {
+        let mut bytes = Vec::new();
+        let picture = RgbImage::new(1, 1);
+        picture
+            .write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png)
+            .unwrap();
+        // Width and height stand behind the signature, length and kind of the first chunk, its checksum behind 13 bytes.
+        bytes[16..24].copy_from_slice(&[0, 1, 0x86, 0xa0, 0, 1, 0x86, 0xa0]);
+        let checksum = crc32(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&checksum.to_be_bytes());
+        let refusal = decode(&bytes).err().unwrap().to_string();
+        assert_eq!(refusal, "100000x100000 px, more than 2 GB once decoded");
+    }
+
+    /// The checksum of PNG's chunks (ISO/IEC 15948, annex D).
+    fn crc32(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!0, |checksum, byte| {
+            (0..8).fold(checksum ^ u32::from(*byte), |checksum, _| {
+                checksum >> 1 ^ if checksum & 1 == 1 { 0xedb8_8320 } else { 0 }
+            })
+        })
     }
 
     /// As `PIL.Image.alpha_composite` lays them on white, within its rounding.
