@@ -466,7 +466,7 @@ impl BaseTransformImpl for VitScope {
             let out = scores::open(&path).map_err(|error| {
                 gst::error_msg!(
                     gst::ResourceError::OpenWrite,
-                    ("scores-location cannot be written: {error}: {path:?}")
+                    ("the scores cannot be written: {error}: {path:?}")
                 )
             })?;
             streaming.scores = Some(Records::new(sidecar::Writer::new(out, path)));

@@ -438,6 +438,12 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
         "file in.mp4 new.mp4/",
         "is a directory, expected a file to write: \"new.mp4/\"",
     );
+    let pipe = bench.path("pipe.mp4");
+    assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
+    refused(
+        "file in.mp4 pipe.mp4 --overwrite",
+        "is no regular file, expected a file to write: \"pipe.mp4\"",
+    );
     refused(
         "file in.mp4 out.mp4 --sheet sheet.png/",
         "is the name of a folder, expected a file to write: \"sheet.png/\"",
@@ -845,11 +851,13 @@ fn pictures_that_cannot_be_are_refused() {
         "names a file that the command uses already",
         "\"a.png\"",
     );
-    refused(
-        "still . folder.png",
-        "is a folder, expected a picture",
-        "\".\"",
-    );
+    for out in ["folder.png", "."] {
+        refused(
+            &format!("still . {out}"),
+            "is a folder, expected a picture",
+            "\".\"",
+        );
+    }
     refused(
         "still a.png text.png new",
         "expected a directory",
@@ -1264,12 +1272,12 @@ fn live_refuses_what_makes_no_sense_before_anything_starts() {
     refused(
         "--v4l2-out nosuch",
         1,
-        "error: no such device, expected one of v4l2loopback: \"nosuch\"",
+        "error: no such device, expected a virtual camera of v4l2loopback: \"nosuch\"",
     );
     refused(
         "--v4l2-out in.mp4",
         1,
-        "error: is no device, expected one of v4l2loopback: \"in.mp4\"",
+        "error: is no device, expected a virtual camera of v4l2loopback: \"in.mp4\"",
     );
     refused(
         "--target cat --target dog",

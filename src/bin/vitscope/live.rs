@@ -137,8 +137,8 @@ fn size(text: &str) -> Result<(u32, u32), String> {
 fn check_video_device(path: &Path) -> anyhow::Result<()> {
     match path.metadata() {
         Ok(metadata) if metadata.file_type().is_char_device() => Ok(()),
-        Ok(_) => bail!("is no device, expected one of v4l2loopback: {path:?}"),
-        Err(_) => bail!("no such device, expected one of v4l2loopback: {path:?}"),
+        Ok(_) => bail!("is no device, expected a virtual camera of v4l2loopback: {path:?}"),
+        Err(_) => bail!("no such device, expected a virtual camera of v4l2loopback: {path:?}"),
     }
 }
 
@@ -336,8 +336,13 @@ impl Audience for Front<'_> {
 fn summary(status: &Status, took: Duration) -> String {
     let rate = |n: u64| n as f64 / took.as_secs_f64().max(1e-3);
     let frames = format!(
-        "{} frames ({:.1} per second)",
+        "{} {} ({:.1} per second)",
         status.frames,
+        if status.frames == 1 {
+            "frame"
+        } else {
+            "frames"
+        },
         rate(status.frames)
     );
     if status.explained == 0 {

@@ -47,6 +47,9 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
             return Err(clap::Error::raw(ErrorKind::TooFewValues, message).into());
         }
     };
+    if let Some(folder) = inputs.iter().find(|input| input.is_dir()) {
+        bail!("is a folder, expected a picture: {folder:?}");
+    }
     let targets = targets(inputs, out)?;
     let borrowed: Vec<&Path> = targets.iter().map(PathBuf::as_path).collect();
     let taken: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();

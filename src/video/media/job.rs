@@ -221,6 +221,12 @@ impl FileJob {
                 )));
             }
         }
+        // Renaming a complete file over a device or a pipe would replace it.
+        if output.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(Error::Config(format!(
+                "is no regular file, expected a file to write: {output:?}"
+            )));
+        }
         // `symlink_metadata` also sees a link that points nowhere.
         if output.symlink_metadata().is_ok() && !self.overwrite {
             return Err(Error::Config(format!(
