@@ -405,6 +405,154 @@ fn a_packet_of_sound_that_the_source_breaks_off_in_is_told() {
     assert!(n_broken >= 6, "{n_broken}");
 }
 
+/// A transport stream without the packets of the stream `pid`.
+fn without_stream(files: &Files, input: &Path, pid: u16, name: &str) -> PathBuf {
+    let bytes = std::fs::read(input).unwrap();
+    let packets = bytes.chunks_exact(188);
+    let of_others =
+        packets.filter(|packet| u16::from_be_bytes([packet[1], packet[2]]) & 0x1fff != pid);
+    let path = files.path(name);
+    std::fs::write(&path, of_others.collect::<Vec<_>>().concat()).unwrap();
+    path
+}
+
+/// Codecs of the sound tracks that ffprobe sees.
+fn sound_tracks(path: &Path) -> usize {
+    let entries = "-select_streams a -show_entries stream=codec_name";
+    ffprobe(path, entries)
+        .lines()
+        .filter(|line| !line.is_empty())
+        .count()
+}
+
+#[test]
+fn sound_that_was_announced_and_never_comes_is_left_out() {
+    let files = Files::new();
+    let late = |name: &str, sound: &str| {
+        let late = "-itsoffset 3 -f lavfi -i sine=frequency=880:sample_rate=48000:duration=1";
+        files.make(
+            name,
+            &format!("{PICTURE} {late} -map 0 -map 1 {H264} -c:a {sound}"),
+        )
+    };
+    let two = format!("-map 0 -map 1 -map 2 {H264} -c:a aac");
+    let both = files.make("both.ts", &format!("{PICTURE} {SOUND} {SOUND} {two}"));
+    let opus = format!("{PICTURE} {SOUND} {H264} -c:a libopus -frames:a 0");
+    let one = film(&files, "one.ts", "aac");
+    let whole = [
+        (without_stream(&files, &one, 0x101, "none.ts"), 0),
+        (without_stream(&files, &both, 0x101, "second.ts"), 1),
+        (without_stream(&files, &both, 0x102, "first.ts"), 1),
+        (files.make("empty.mkv", &opus), 0),
+    ];
+    for (input, n_tracks) in &whole {
+        for extension in ["mp4", "mov", "mkv", "ts"] {
+            let name = input.file_name().unwrap().to_str().unwrap();
+            let job = FileJob::new(input, files.path(&format!("{name}.{extension}")));
+            check(&job, "verified: ");
+            // A muxer of transport streams lists what gaps were told of, and players do without it.
+            if extension != "ts" {
+                assert_eq!(sound_tracks(&job.output), *n_tracks, "{:?}", job.output);
+            }
+            assert_eq!(
+                judged(&job.output, Kind::Picture).len(),
+                150,
+                "{:?}",
+                job.output
+            );
+        }
+    }
+    for (name, sound) in [
+        ("flac.mkv", "flac"),
+        ("vorbis.mkv", "libvorbis"),
+        ("vorbis.mp4", "libvorbis"),
+        ("mp3.mkv", "libmp3lame"),
+        ("opus.mkv", "libopus"),
+        ("pcm.mkv", "pcm_s16le"),
+        ("aac.mp4", "aac"),
+        ("ac3.ts", "ac3"),
+    ] {
+        let input = late(name, sound);
+        for extension in ["mp4", "mov", "mkv", "ts"] {
+            let job = FileJob {
+                end: Some(Pts(1_000_000_000)),
+                ..FileJob::new(&input, files.path(&format!("{name}.{extension}")))
+            };
+            check(&job, "verified: ");
+            if extension != "ts" {
+                assert_eq!(sound_tracks(&job.output), 0, "{:?}", job.output);
+            }
+            assert_eq!(
+                judged(&job.output, Kind::Picture).len(),
+                25,
+                "{:?}",
+                job.output
+            );
+        }
+    }
+}
+
+#[test]
+fn a_result_with_a_track_that_no_player_opens_is_not_called_verified() {
+    let files = Files::new();
+    let source = film(&files, "source.mp4", "aac");
+    let silent = files.make("silent.mp4", &format!("{PICTURE} {H264}"));
+    let mut bytes = std::fs::read(&source).unwrap();
+    let last = bytes
+        .windows(4)
+        .rposition(|window| window == b"stsd")
+        .unwrap();
+    bytes[last..last + 4].copy_from_slice(b"skip");
+    let result = files.path("result.mp4");
+    std::fs::write(&result, bytes).unwrap();
+    for source in [&source, &silent] {
+        let job = FileJob::new(source, result.clone());
+        let verification = verify::compare(&job, None).unwrap();
+        assert!(
+            !verification.whole() || !verification.unjudged.is_empty(),
+            "{verification}"
+        );
+    }
+}
+
+#[test]
+fn sound_that_changes_on_the_way_is_refused_with_the_way_out() {
+    let files = Files::new();
+    let part = |rate: u32| {
+        let sound = format!("-f lavfi -i sine=frequency=440:sample_rate={rate}:duration=2");
+        let path = files.make(
+            &format!("{rate}.ts"),
+            &format!("{PICTURE} {sound} -t 2 {H264} -c:a aac"),
+        );
+        std::fs::read(path).unwrap()
+    };
+    let input = files.path("joined.ts");
+    std::fs::write(&input, [part(48_000), part(44_100)].concat()).unwrap();
+    for extension in ["mp4", "mov", "mkv"] {
+        let job = FileJob::new(&input, files.path(&format!("copied.{extension}")));
+        let refusal = run(&job).unwrap_err().to_string();
+        let told = "sound changes on the way from AAC 48000 Hz 1 ch to AAC 44100 Hz 1 ch and cannot be copied into one \
+                    track; --audio encode converts it: ";
+        assert!(refusal.starts_with(told), "{extension}: {refusal}");
+        let job = FileJob {
+            audio: AudioMode::Encode,
+            ..FileJob::new(&input, files.path(&format!("encoded.{extension}")))
+        };
+        assert_eq!(run(&job).unwrap(), 100, "{extension}");
+    }
+}
+
+#[test]
+fn vorbis_in_mp4_is_known_as_such() {
+    let files = Files::new();
+    let input = film(&files, "vorbis.mp4", "libvorbis");
+    for extension in ["mp4", "mov", "ts"] {
+        let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
+        let told = check(&job, "verified: ").to_string();
+        assert!(told.contains("sound encoded anew"), "{told}");
+    }
+}
+
 #[test]
 fn a_track_much_shorter_than_the_other_is_kept() {
     let files = Files::new();

@@ -503,7 +503,11 @@ impl TrackTables {
             codec: description.map_or(String::new(), |(code, entry)| codec(&code, entry)),
             timescale,
             edits: edits.0,
-            unknown: edits.1,
+            unknown: match description {
+                Some(_) => edits.1,
+                // Players refuse the whole file.
+                None => Some("its kind is not described"),
+            },
             ..Self::default()
         }))
     }
@@ -796,8 +800,12 @@ fn codec(code: &[u8; 4], entry: &[u8]) -> String {
             Some(0x69 | 0x6b) => "MPEG audio",
             Some(0xa5) => "AC-3",
             Some(0xa6) => "E-AC-3",
+            Some(0xa9..=0xac) => "DTS",
+            Some(0xad) => "Opus",
+            Some(0xdd) => "Vorbis",
             None if code != b"mp4a" => "MPEG audio",
-            _ => "AAC",
+            None | Some(0x40 | 0x66..=0x68) => "AAC",
+            Some(_) => "other sound",
         },
         b".mp3" | b".mp2" => "MPEG audio",
         b"ac-3" | b"sac3" => "AC-3",

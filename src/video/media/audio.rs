@@ -1,6 +1,6 @@
 //! Sound on its way past the stages: packets are copied, and encoded anew only where the container demands it.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ pub(super) struct AudioTrack {
     lead: Duration,
     end: gst::Pad,
     gate: gst::PadProbeId,
+    /// True once a packet is written.
+    pub(super) is_heard: Arc<AtomicBool>,
 }
 
 impl AudioTrack {
@@ -89,7 +91,43 @@ impl AudioTrack {
                 self.description()
             ))
         })?;
+        self.leave_out_silent(muxer, &pad);
+        if self.copied && container != Container::MpegTs {
+            refuse_changes(&self.end, shared);
+        }
         Ok(())
+    }
+
+    /// Takes the track away from `muxer`, whose input `pad` is, where it ends without a packet: muxers list what they know
+    /// nothing of in a way that makes the whole file unreadable, or fail.
+    fn leave_out_silent(&self, muxer: &gst::Element, pad: &gst::Pad) {
+        let is_heard = Arc::clone(&self.is_heard);
+        let (muxer, pad) = (muxer.downgrade(), pad.downgrade());
+        let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+        self.end
+            .add_probe(kinds, move |end, info| match &info.data {
+                Some(gst::PadProbeData::Buffer(_)) => {
+                    is_heard.store(true, Ordering::SeqCst);
+                    gst::PadProbeReturn::Remove
+                }
+                Some(gst::PadProbeData::Event(event)) if event.type_() == gst::EventType::Eos => {
+                    if let (Some(muxer), Some(pad)) = (muxer.upgrade(), pad.upgrade())
+                        && end.unlink(&pad).is_ok()
+                    {
+                        muxer.release_request_pad(&pad);
+                    }
+                    drop(info.data.take());
+                    gst::PadProbeReturn::Handled
+                }
+                // A parser passes gaps on before it knows of any segment, which muxers measure them by.
+                Some(gst::PadProbeData::Event(event))
+                    if event.type_() == gst::EventType::Gap && segment_of(end).is_none() =>
+                {
+                    drop(info.data.take());
+                    gst::PadProbeReturn::Handled
+                }
+                _ => gst::PadProbeReturn::Ok,
+            });
     }
 
     /// Lets packets flow.
@@ -165,6 +203,10 @@ pub(super) fn attach(
         Some(run_in) => Early::Known(run_in),
         None => Early::Measured(measure(&start)),
     };
+    let behind = elements::static_pad(&queue, "sink")?;
+    if behind != start {
+        pass_silence_by(&start, &behind);
+    }
     pad.link(&start)
         .map_err(|err| Error::Media(format!("sound {description:?} cannot be read ({err})")))?;
     Ok(AudioTrack {
@@ -175,7 +217,52 @@ pub(super) fn attach(
         lead,
         end,
         gate,
+        is_heard: Arc::default(),
     })
+}
+
+/// Tells `behind` of the end of a stream that brought no packet to `start`: decoders between them take that for a failure.
+fn pass_silence_by(start: &gst::Pad, behind: &gst::Pad) {
+    let behind = behind.downgrade();
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    start.add_probe(kinds, move |_, info| match &info.data {
+        Some(gst::PadProbeData::Buffer(_)) => gst::PadProbeReturn::Remove,
+        Some(gst::PadProbeData::Event(event)) if event.type_() == gst::EventType::Eos => {
+            if let Some(behind) = behind.upgrade() {
+                behind.send_event(event.clone());
+            }
+            drop(info.data.take());
+            gst::PadProbeReturn::Handled
+        }
+        _ => gst::PadProbeReturn::Ok,
+    });
+}
+
+/// Fails where packets that pass `end` change their rate or channels, which a file says once.
+fn refuse_changes(end: &gst::Pad, shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    let first = Mutex::new(None);
+    end.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view()) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let now = caps.caps_owned();
+        let mut first = lock(&first);
+        let before = first.get_or_insert_with(|| now.clone());
+        let number = |caps: &gst::Caps, name| caps.structure(0)?.get::<i32>(name).ok();
+        let changes = |name| {
+            let numbers = number(before, name).zip(number(&now, name));
+            numbers.is_some_and(|(before, now)| before != now)
+        };
+        if changes("rate") || changes("channels") {
+            shared.fail(Failure::new(format!(
+                "sound changes on the way from {} to {} and cannot be copied into one track; --audio encode converts it",
+                describe(before),
+                describe(&now)
+            )));
+        }
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// `caps` with the order of bytes that the file says: qtdemux 1.22 takes all samples of 32 bits and more for big-endian.
@@ -526,7 +613,8 @@ fn decoder(caps: &gst::Caps) -> Result<gst::Element> {
         .max_by_key(|factory| factory.rank())
         .ok_or_else(|| {
             Error::Media(format!(
-                "no decoder is installed for sound {:?} (Debian package \"gstreamer1.0-libav\" brings most)",
+                "no decoder is installed for sound {:?} (Debian package \"gstreamer1.0-libav\" brings most; --audio drop \
+                 leaves the sound out)",
                 describe(caps)
             ))
         })?
@@ -566,6 +654,7 @@ fn codec(caps: &gst::Caps) -> String {
         _ if is_aac(caps) => "AAC".into(),
         ("audio/mpeg", Ok(layer)) => format!("MP{layer}"),
         ("audio/x-raw", _) => "PCM".into(),
+        (name, _) if name.ends_with("unknown") => "of a kind that the demuxer does not know".into(),
         (name, _) => name
             .trim_start_matches("audio/")
             .trim_start_matches("x-")

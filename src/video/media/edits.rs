@@ -138,6 +138,20 @@ fn begin_later(path: &Path, delay: Duration) -> std::io::Result<()> {
     file.write_all(&behind)
 }
 
+/// Leaves out of the mp4 at `path` what was announced as sound and brought no packet: muxers list it without a
+/// description, which players take for a broken file.
+pub(super) fn leave_out_silent(path: &Path) -> std::io::Result<()> {
+    let unreadable = || std::io::Error::other("the written file has no header that can be changed");
+    let mut file = File::options().read(true).write(true).open(path)?;
+    let (moov, at) = mp4::read_moov(&mut file).ok_or_else(unreadable)?;
+    for track in mp4::silent_tracks(&moov, at) {
+        // The kind of a box is the last of the 8 bytes before its content.
+        file.seek(SeekFrom::Start(track - 4))?;
+        file.write_all(b"free")?;
+    }
+    Ok(())
+}
+
 /// Corrects the edit lists of the mp4 at `path`, which begins at `begin`: the picture lasts until `end`, and each sound
 /// track's run-in is hidden.
 ///
@@ -167,14 +181,13 @@ pub(super) fn correct_lists(
     let mut longest = 0;
     let mut run_ins = run_ins.iter();
     for track in &movie.tracks {
+        let run_in = track.is(b"soun").then(|| run_ins.next()).flatten();
         let Some(edit) = track.edit else { continue };
         let delay = ticks_from_duration(edit.delay, movie.timescale);
         let mut shown = edit.shown_at.map_or(0, |field| field.value);
         if track.is(b"vide") {
             shown = ticks_from_duration(end.saturating_sub(edit.delay), movie.timescale);
-        } else if track.is(b"soun")
-            && let Some(run_in) = run_ins.next()
-        {
+        } else if let Some(run_in) = run_in {
             shown = shown.saturating_sub(ticks_from_duration(*run_in, movie.timescale));
             let hidden = ticks_from_duration(*run_in, track.timescale);
             write(edit.start_at, edit.media_start + hidden)?;

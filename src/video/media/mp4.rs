@@ -374,6 +374,30 @@ fn first_offset(table: Content) -> Option<i64> {
     Some(i64::from(offset.unwrap_or(0).cast_signed()))
 }
 
+/// Where in the file the contents of tracks other than the picture lie that have no sample; `moov` lies `at`.
+pub(super) fn silent_tracks(moov: &[u8], at: u64) -> Vec<u64> {
+    let moov = Content { bytes: moov, at };
+    moov.children()
+        .filter(|(kind, track)| kind == b"trak" && is_silent(*track))
+        .map(|(_, track)| track.at)
+        .collect()
+}
+
+/// True for a track that is no picture and has no sample; where nothing is known of it, not even its handler is there.
+fn is_silent(track: Content) -> bool {
+    let Some(media) = track.child(b"mdia") else {
+        return true;
+    };
+    let handler = media
+        .child(b"hdlr")
+        .and_then(|handler| handler.bytes.get(8..12));
+    // Version and flags, a length of all samples, then their number.
+    let n_samples = sample_table(media)
+        .and_then(|table| table.child(b"stsz"))
+        .and_then(|sizes| sizes.be32(8));
+    handler != Some(b"vide") && n_samples.unwrap_or(0) == 0
+}
+
 /// The table of a track's samples.
 fn sample_table(media: Content) -> Option<Content> {
     media.child(b"minf")?.child(b"stbl")

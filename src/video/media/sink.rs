@@ -11,7 +11,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
@@ -87,8 +87,8 @@ struct Writer {
     next: Pts,
     /// How much later than in the input frames are written, for sound that cannot begin before zero.
     delay: Duration,
-    /// Run-in of each sound track, in the file's order.
-    run_ins: Vec<Duration>,
+    /// Run-in of each sound track, in the file's order, and whether a packet of it is written.
+    run_ins: Vec<(Duration, Arc<AtomicBool>)>,
 }
 
 impl Writer {
@@ -306,6 +306,8 @@ impl FileSink {
         }
         elements::start_chain(&writing)?;
         elements::start_chain(&encoding)?;
+        let are_heard = tracks.iter().map(|track| Arc::clone(&track.is_heard));
+        let run_ins = run_ins.into_iter().zip(are_heard).collect();
         for track in tracks {
             track.open();
         }
@@ -507,7 +509,13 @@ impl FileSink {
         let begin = Duration::from_nanos(begin.min(shared.sound_begin.load(Ordering::SeqCst)));
         match self.plan.container {
             Container::Mp4 | Container::Mov => {
-                edits::correct_lists(&self.part, (begin, end), &run_ins, self.plan.created)
+                let heard = run_ins
+                    .iter()
+                    .filter(|(_, is_heard)| is_heard.load(Ordering::SeqCst));
+                let run_ins: Vec<Duration> = heard.map(|(run_in, _)| *run_in).collect();
+                edits::leave_out_silent(&self.part).and_then(|()| {
+                    edits::correct_lists(&self.part, (begin, end), &run_ins, self.plan.created)
+                })
             }
             Container::Matroska | Container::Webm => {
                 let end = end.max(sound_written) + delay;
