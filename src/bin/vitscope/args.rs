@@ -94,8 +94,8 @@ impl Command {
             Self::Live(args) => args.explain.threads,
             Self::Still(args) => args.explain.threads,
             Self::Train(args) => args.threads(),
+            Self::Eval(args) => args.threads,
             Self::Teach(_)
-            | Self::Eval(_)
             | Self::Devices
             | Self::Doctor
             | Self::Methods(_)
@@ -338,6 +338,7 @@ mod tests {
         refused("vitscope train file.toml --threads 0");
         refused("vitscope train diffmask --model a --seeds 0");
         refused("vitscope train diffmask --model a --threads 0");
+        refused("vitscope eval classifier --data a --threads 0");
         refused("vitscope eval road --data a --images 0");
         refused("vitscope eval road --data a --batch 0");
         refused("vitscope eval gates --data a --pictures 0");

@@ -33,7 +33,7 @@ use vitscope::overlay::Range;
 pub use self::classifier::sure_line;
 use self::suites::SuiteArgs;
 pub use self::suites::bar;
-use crate::args::{InputArgs, one_or_more, png, report_path};
+use crate::args::{InputArgs, one_or_more, png, report_path, thread_count};
 use crate::exit::Exit;
 use crate::setup;
 use crate::train::print_left_out;
@@ -43,6 +43,9 @@ use crate::train::print_left_out;
 pub struct EvalArgs {
     #[command(subcommand)]
     what: What,
+    /// Number of compute threads [default: one per core].
+    #[arg(long, value_name = "N", value_parser = thread_count, global = true)]
+    pub threads: Option<NonZeroUsize>,
 }
 
 #[derive(Debug, clap::Subcommand)]
