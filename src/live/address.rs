@@ -90,6 +90,8 @@ fn network(text: &str) -> Address {
         true => None,
         false => Url::parse(text).ok().or_else(repaired),
     };
+    // Where `/../` takes a name of a value away, nothing would tell that the rest is a secret.
+    let url = url.filter(|url| n_equals(url.as_str()) >= n_equals(text));
     let Some(url) = url else {
         return Address::NotAnAddress(text.to_owned());
     };
@@ -155,6 +157,11 @@ fn equals(text: &str) -> Option<usize> {
     let plain = text.find('=').map(|at| at + 1);
     let encoded = text.to_ascii_lowercase().find("%3d").map(|at| at + 3);
     plain.into_iter().chain(encoded).min()
+}
+
+/// How many equals signs there are, also percent-encoded.
+fn n_equals(text: &str) -> usize {
+    text.matches('=').count() + text.to_ascii_lowercase().matches("%3d").count()
 }
 
 /// A word without the user and password before its last `@`, as in `user:password@host`.
@@ -327,6 +334,9 @@ mod tests {
         assert_eq!(address("test:"), Address::Test("smpte".into()));
         assert_eq!(address("test:ball"), Address::Test("ball".into()));
         assert!(address("rtsp://host/stream").is_remote());
+        let climbing = "rtsp://host/user=admin&password=/../SECRET&channel=1";
+        assert!(!address(climbing).is_remote());
+        assert!(!address(climbing).to_string().contains("SECRET"));
         // All of it is a fragment, and something is shown in its place.
         assert_eq!(address("#://").to_string(), HIDDEN);
     }
