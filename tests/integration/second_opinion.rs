@@ -714,7 +714,7 @@ fn a_range_of_fragments_is_whole() {
         };
         let refused = run(&late).unwrap_err().to_string();
         assert!(
-            refused.starts_with("the start at 9 s lies past the end: "),
+            refused.starts_with("no frame is shown from 9 s on: "),
             "{refused}"
         );
     }
@@ -934,6 +934,108 @@ fn a_recording_behind_a_short_one_raises_no_alarm() {
         steps.iter().all(|step| (40_000..120_000).contains(step)),
         "{steps:?}"
     );
+}
+
+#[test]
+fn tracks_begin_anew_together() {
+    let files = Files::new();
+    // The step back of the first track is too short to tell.
+    let short = "-f lavfi -i sine=frequency=440:sample_rate=48000:duration=0.5";
+    let late = "-itsoffset 2.5 -f lavfi -i sine=frequency=880:sample_rate=48000:duration=1";
+    let maps = "-map 0 -map 1 -map 2";
+    let one = files.make(
+        "one.ts",
+        &format!("{PICTURE} {short} {late} {maps} {H264} -c:a:0 ac3 -c:a:1 mp2 -t 4"),
+    );
+    let two = files.path("two.ts");
+    std::fs::write(&two, std::fs::read(one).unwrap().repeat(2)).unwrap();
+    check(
+        &FileJob::new(&two, files.path("two.mp4")),
+        "verified in part: frames 200 out; ",
+    );
+}
+
+#[test]
+fn sound_of_a_transport_stream_may_come_late_or_stop_early() {
+    let files = Files::new();
+    let late = "-itsoffset 4 -f lavfi -i sine=frequency=880:sample_rate=48000:duration=2";
+    let short = "-f lavfi -i sine=frequency=440:sample_rate=44100:duration=1";
+    for (codec, maps) in [
+        ("ac3", "-map 0 -map 1"),
+        ("ac3", "-map 0 -map 2 -map 1"),
+        ("libmp3lame", "-map 0 -map 2 -map 1"),
+        ("mp2", "-map 0 -map 1 -map 2"),
+    ] {
+        let name = format!("{codec}.{}.ts", maps.replace(' ', ""));
+        let input = files.make(
+            &name,
+            &format!("{PICTURE} {late} {short} {maps} {H264} -c:a {codec}"),
+        );
+        for extension in ["mp4", "mkv", "ts"] {
+            let job = FileJob::new(&input, files.path(&format!("{name}.{extension}")));
+            check(&job, "verified: ");
+            let cut = FileJob {
+                end: Some(Pts(2_000_000_000)),
+                overwrite: true,
+                ..job
+            };
+            check(&cut, "verified: ");
+        }
+    }
+}
+
+/// Samples of a file's sound at 16,000 per second, and where the last loud one is.
+fn length_and_last_loud(path: &Path) -> (usize, usize) {
+    let decoded = std::process::Command::new("ffmpeg")
+        .args(["-v", "error", "-i"])
+        .arg(path)
+        .args([
+            "-map", "0:a", "-ac", "1", "-ar", "16000", "-f", "s16le", "-",
+        ])
+        .output()
+        .unwrap();
+    let samples: Vec<i16> = decoded
+        .stdout
+        .chunks_exact(2)
+        .map(|pair| i16::from_le_bytes([pair[0], pair[1]]))
+        .collect();
+    let last = samples
+        .iter()
+        .rposition(|sample| sample.unsigned_abs() > 4000);
+    (samples.len(), last.unwrap_or(0))
+}
+
+#[test]
+fn encoded_sound_keeps_its_end() {
+    let files = Files::new();
+    for (name, rate, codec) in [
+        ("a.mov", 8_000, "pcm_s16le"),
+        ("b.mov", 16_000, "pcm_s16le"),
+        ("c.mov", 48_000, "pcm_f32le"),
+        ("d.mp4", 16_000, "alac"),
+        ("e.ts", 48_000, "ac3"),
+        ("f.mkv", 16_000, "pcm_s16le"),
+    ] {
+        let tone = format!("-f lavfi -i aevalsrc=0.5*sin(3770*t)*gte(t\\,2.945):s={rate}:d=3");
+        let input = files.make(
+            name,
+            &format!(
+                "-f lavfi -i testsrc2=size=160x120:rate=25:duration=3 {tone} {H264} -c:a {codec}"
+            ),
+        );
+        for extension in ["mp4", "mov", "ts"] {
+            let job = FileJob {
+                audio: AudioMode::Encode,
+                ..FileJob::new(&input, files.path(&format!("{name}.{extension}")))
+            };
+            check(&job, "verified: ");
+            let (len, last) = length_and_last_loud(&job.output);
+            assert!(
+                len >= 47_600 && last >= 47_600,
+                "{name} {extension}: {len} {last}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -21,6 +21,9 @@ const WRAP: i64 = 1 << 33;
 const LONGEST_GAP: i64 = 10 * CLOCK;
 const LONGEST_STEP_BACK: i64 = CLOCK / 2;
 
+/// Why packets are not known where a recording begins behind another one.
+const JUMP: &str = "its times jump";
+
 /// What private data is called until its first PES packet.
 const PRIVATE: &str = "private";
 
@@ -252,7 +255,14 @@ impl Program {
             .filter_map(|stream| stream.first_pts)
             .next();
         clock.last = begin;
-        let tracks = self.streams.into_iter().map(|stream| stream.track(clock));
+        let mut streams = self.streams;
+        if streams.iter().any(|stream| stream.unknown == Some(JUMP)) {
+            // Where one begins anew, so do the others, whether or not their own times show it.
+            for stream in &mut streams {
+                stream.unknown.get_or_insert(JUMP);
+            }
+        }
+        let tracks = streams.into_iter().map(|stream| stream.track(clock));
         Ok(Contents {
             format: Format::MpegTs,
             tracks: tracks.collect(),
@@ -471,7 +481,7 @@ impl Stream {
             .last_decoded
             .is_some_and(|last| !(-LONGEST_STEP_BACK..=LONGEST_GAP).contains(&(decoded - last)))
         {
-            self.unknown = Some("its times jump");
+            self.unknown = Some(JUMP);
         }
         self.last_decoded = Some(decoded);
         let time = pts.saturating_mul(1_000_000_000).div_euclid(CLOCK);

@@ -1,5 +1,6 @@
 //! Sound on its way past the stages: packets are copied, and encoded anew only where the container demands it.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,6 +24,10 @@ use vitscope_core::error::{Error, Result};
 /// x264 keeps 40 frames before it gives the first one, so GStreamer's default of one second hangs.
 /// Half a gigabyte is hours of compressed sound: only a file that stores one after the other gets there.
 pub(super) const LEAD_BYTES: u32 = 512 << 20;
+
+/// How long the picture waits for sound of which nothing is known before its first packet; a track that stays silent for
+/// longer is begun by what its parser guesses.
+const LONGEST_SILENCE: gst::ClockTime = gst::ClockTime::from_seconds(30);
 
 /// How long to wait for the first packet of sound whose begin only the packet tells.
 const FIRST_PACKET: Duration = Duration::from_secs(1);
@@ -48,6 +53,8 @@ pub(super) struct AudioTrack {
     gate: gst::PadProbeId,
     /// True once a packet is written.
     pub(super) is_heard: Arc<AtomicBool>,
+    /// True where only packets tell the rate, and what a parser says before them is a guess.
+    is_guessed: bool,
 }
 
 impl AudioTrack {
@@ -102,32 +109,46 @@ impl AudioTrack {
     /// nothing of in a way that makes the whole file unreadable, or fail.
     fn leave_out_silent(&self, muxer: &gst::Element, pad: &gst::Pad) {
         let is_heard = Arc::clone(&self.is_heard);
+        // What a parser guesses before the first packet the muxer would keep to.
+        let is_waiting = AtomicBool::new(self.is_guessed);
         let (muxer, pad) = (muxer.downgrade(), pad.downgrade());
         let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
-        self.end
-            .add_probe(kinds, move |end, info| match &info.data {
-                Some(gst::PadProbeData::Buffer(_)) => {
-                    is_heard.store(true, Ordering::SeqCst);
-                    gst::PadProbeReturn::Remove
+        self.end.add_probe(kinds, move |end, info| {
+            let Some(event) = info.event() else {
+                is_heard.store(true, Ordering::SeqCst);
+                if is_waiting.swap(false, Ordering::SeqCst) {
+                    tell_again(end);
                 }
-                Some(gst::PadProbeData::Event(event)) if event.type_() == gst::EventType::Eos => {
+                return gst::PadProbeReturn::Remove;
+            };
+            let is_passed = match event.view() {
+                gst::EventView::StreamStart(_) => true,
+                gst::EventView::Eos(_) => {
                     if let (Some(muxer), Some(pad)) = (muxer.upgrade(), pad.upgrade())
                         && end.unlink(&pad).is_ok()
                     {
                         muxer.release_request_pad(&pad);
                     }
-                    drop(info.data.take());
-                    gst::PadProbeReturn::Handled
+                    false
                 }
-                // A parser passes gaps on before it knows of any segment, which muxers measure them by.
-                Some(gst::PadProbeData::Event(event))
-                    if event.type_() == gst::EventType::Gap && segment_of(end).is_none() =>
-                {
-                    drop(info.data.take());
-                    gst::PadProbeReturn::Handled
+                gst::EventView::Gap(gap) => {
+                    let segment = segment_of(end);
+                    let running = segment.and_then(|segment| segment.to_running_time(gap.get().0));
+                    let is_long = running.is_some_and(|running| running > LONGEST_SILENCE);
+                    if is_long && is_waiting.swap(false, Ordering::SeqCst) {
+                        tell_again(end);
+                    }
+                    // A parser passes gaps on before it knows of any segment, which muxers measure them by.
+                    running.is_some() && !is_waiting.load(Ordering::SeqCst)
                 }
-                _ => gst::PadProbeReturn::Ok,
-            });
+                _ => !event.is_sticky() || !is_waiting.load(Ordering::SeqCst),
+            };
+            if is_passed {
+                return gst::PadProbeReturn::Ok;
+            }
+            drop(info.data.take());
+            gst::PadProbeReturn::Handled
+        });
     }
 
     /// Lets packets flow.
@@ -218,7 +239,24 @@ pub(super) fn attach(
         end,
         gate,
         is_heard: Arc::default(),
+        is_guessed: rate(told).is_none(),
     })
+}
+
+/// Sends what `pad` was told of its stream once more, from the caps on.
+fn tell_again(pad: &gst::Pad) {
+    let mut events = Vec::new();
+    pad.sticky_events_foreach(|event| {
+        if event.type_() != gst::EventType::StreamStart {
+            // The same event is not sent twice.
+            events.push(event.copy());
+        }
+        ControlFlow::Continue(gst::EventForeachAction::Keep)
+    });
+    for event in events {
+        // A refusal comes back with the packet.
+        let _ = pad.push_event(event);
+    }
 }
 
 /// Tells `behind` of the end of a stream that brought no packet to `start`: decoders between them take that for a failure.
@@ -238,31 +276,41 @@ fn pass_silence_by(start: &gst::Pad, behind: &gst::Pad) {
     });
 }
 
-/// Fails where packets that pass `end` change their rate or channels, which a file says once.
+/// Fails where packets that pass `end` change their kind, rate or channels, which a file says once.
 fn refuse_changes(end: &gst::Pad, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
-    let first = Mutex::new(None);
-    end.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-        let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view()) else {
-            return gst::PadProbeReturn::Ok;
-        };
-        let now = caps.caps_owned();
-        let mut first = lock(&first);
-        let before = first.get_or_insert_with(|| now.clone());
-        let number = |caps: &gst::Caps, name| caps.structure(0)?.get::<i32>(name).ok();
-        let changes = |name| {
-            let numbers = number(before, name).zip(number(&now, name));
-            numbers.is_some_and(|(before, now)| before != now)
-        };
-        if changes("rate") || changes("channels") {
-            shared.fail(Failure::new(format!(
-                "sound changes on the way from {} to {} and cannot be copied into one track; --audio encode converts it",
-                describe(before),
-                describe(&now)
-            )));
+    // What is said before the first packet may be a guess.
+    let of_packets = Mutex::new(None);
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    end.add_probe(kinds, move |pad, info| {
+        let mut of_packets = lock(&of_packets);
+        match (&info.data, &*of_packets) {
+            (Some(gst::PadProbeData::Buffer(_)), None) => *of_packets = pad.current_caps(),
+            (Some(gst::PadProbeData::Event(event)), Some(before)) => {
+                if let gst::EventView::Caps(now) = event.view()
+                    && differ(before, now.caps())
+                {
+                    shared.fail(Failure::new(format!(
+                        "sound changes on the way from {} to {} and cannot be copied into one track; \
+                         --audio encode converts it",
+                        describe(before),
+                        describe(&now.caps_owned())
+                    )));
+                }
+            }
+            _ => {}
         }
         gst::PadProbeReturn::Ok
     });
+}
+
+/// True where one track cannot hold packets of both.
+fn differ(before: &gst::Caps, now: &gst::CapsRef) -> bool {
+    let number = |caps: &gst::CapsRef, name| caps.structure(0)?.get::<i32>(name).ok();
+    ["layer", "rate", "channels"].into_iter().any(|name| {
+        let numbers = number(before, name).zip(number(now, name));
+        numbers.is_some_and(|(before, now)| before != now)
+    })
 }
 
 /// `caps` with the order of bytes that the file says: qtdemux 1.22 takes all samples of 32 bits and more for big-endian.
@@ -539,11 +587,14 @@ fn n_priming(encoder: &str) -> u32 {
     }
 }
 
+fn rate(caps: &gst::Caps) -> Option<u32> {
+    let rate = caps.structure(0)?.get::<i32>("rate").ok()?;
+    u32::try_from(rate).ok()
+}
+
 /// The rate at which sound of `caps` is encoded as AAC.
 fn aac_rate(caps: &gst::Caps) -> u32 {
-    let fields = caps.structure(0);
-    let rate = fields.and_then(|fields| fields.get::<i32>("rate").ok());
-    match rate.and_then(|rate| u32::try_from(rate).ok()) {
+    match rate(caps) {
         // Headers of AAC with SBR may say half of it.
         Some(rate @ (8_000 | 11_025 | 12_000 | 16_000 | 22_050 | 24_000)) => 2 * rate,
         Some(rate @ (32_000 | 44_100 | 64_000 | 88_200 | 96_000)) => rate,
@@ -593,8 +644,10 @@ fn encode_chain(
         chain.push(elements::capsfilter(&raw.build())?);
         priming = duration_from_ticks(n_priming(name).into(), rate);
     }
+    let encoder = elements::make(name)?;
+    timeline::end_later(&elements::static_pad(&encoder, "src")?, priming);
     chain.extend([
-        elements::make(name)?,
+        encoder,
         elements::make(parser)?,
         elements::capsfilter(accepted)?,
     ]);

@@ -722,6 +722,15 @@ pub(super) fn shift(pad: &gst::Pad, lead: Duration, delay: Duration, early: Dura
     });
 }
 
+/// Ends the segment of what flows through `pad` later by `priming`: an encoder gives what it took in so much later.
+pub(super) fn end_later(pad: &gst::Pad, priming: Duration) {
+    replace_segment(pad, move |old| {
+        let mut new = old.clone();
+        new.set_stop(old.stop()? + gst::ClockTime::try_from(priming).ok()?);
+        Some(new)
+    });
+}
+
 /// Keeps the segment of `stored` from the decoder, which would leave pictures out by it, and gives it to what comes out at
 /// `decoded`. Returns where the newest one is.
 pub(super) fn hide_segment(stored: &gst::Pad, decoded: &gst::Pad) -> Arc<Mutex<Option<Segment>>> {
