@@ -37,6 +37,23 @@ pub fn parse_list(changes: &str) -> Result<toml::Table> {
     Ok(table)
 }
 
+/// What is said of a value that has another type than its option, in one line and without the names of Rust's types.
+pub fn in_words(error: &impl std::fmt::Display) -> String {
+    const WORDS: [(&str, &str); 7] = [
+        ("expected usize", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected i64", "expected a whole number"),
+        ("expected f32", "expected a number"),
+        ("expected f64", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+    ];
+    let reason = error.to_string().trim().replace('\n', " ");
+    WORDS
+        .iter()
+        .fold(reason, |reason, (rust, words)| reason.replace(rust, words))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +68,19 @@ mod tests {
         check("[gradmask]\ngroups = 12", "gradmask.groups=12");
         check("[gradmask]\nweight = 'logit'", "gradmask.weight=logit");
         assert!(parse("steps").is_err());
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_told_in_words() {
+        #[derive(Debug, serde::Deserialize)]
+        #[expect(dead_code, reason = "only the failure to read it is looked at")]
+        struct Options {
+            groups: usize,
+        }
+        let error = toml::from_str::<Options>("groups = 'x'").unwrap_err();
+        let told = in_words(&error);
+        assert!(told.contains("expected a whole number"), "{told}");
+        assert!(!told.contains("usize") && !told.contains('\n'), "{told}");
     }
 
     #[test]

@@ -69,7 +69,12 @@ pub fn is_video_name(path: &Path) -> bool {
 }
 
 fn unreadable(path: &Path, error: &image::ImageError) -> Error {
-    Error::Media(format!("not a readable picture ({error}): {path:?}"))
+    // Some decoders end a line behind what they say.
+    let error = error.to_string();
+    Error::Media(format!(
+        "not a readable picture ({}): {path:?}",
+        error.trim_end()
+    ))
 }
 
 /// Reads a picture from the bytes of its file.

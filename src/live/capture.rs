@@ -157,7 +157,7 @@ impl Capture {
             }
             Address::NotAnAddress(_) => {
                 return Err(Error::Config(format!(
-                    "is no address of a stream, which has a scheme, a host and a path: {address}"
+                    "is no address of a stream, expected SCHEME://HOST:PORT/PATH with a port of at most 65535: {address}"
                 )));
             }
             Address::Index(_) | Address::Path(_) | Address::Name(_) => {

@@ -57,7 +57,7 @@ pub struct LiveArgs {
     /// Show no window.
     #[arg(long, conflicts_with = "window")]
     no_window: bool,
-    /// Record to this file, Matroska or MP4.
+    /// Record the picture to this file, Matroska or MP4, without sound.
     #[arg(long, value_name = "FILE.mkv")]
     record: Option<PathBuf>,
     /// Act as a camera for other programs through this V4L2 loopback device.
@@ -125,12 +125,17 @@ enum Policy {
     Exact,
 }
 
+/// Pixels to a side that no camera exceeds, and that GStreamer's elements still take.
+const MOST_PX: u32 = 16_384;
+
 fn size(text: &str) -> Result<(u32, u32), String> {
     let sides = text.split_once('x').and_then(|(width, height)| {
-        let side = |text: &str| text.parse().ok().filter(|&px| px > 0);
+        let side = |text: &str| text.parse().ok().filter(|px| (1..=MOST_PX).contains(px));
         Some((side(width)?, side(height)?))
     });
-    sides.ok_or_else(|| "expected width and height in pixels, as 640x480".into())
+    sides.ok_or_else(|| {
+        format!("expected width and height in pixels, as 640x480, each at most {MOST_PX}")
+    })
 }
 
 /// Refuses what is no device that takes frames, in words that its driver does not have.
@@ -480,6 +485,6 @@ mod tests {
     #[test]
     fn a_size_is_two_numbers() {
         assert_eq!(size("640x480"), Ok((640, 480)));
-        assert!(size("640").is_err() && size("0x480").is_err());
+        assert!(size("640").is_err() && size("0x480").is_err() && size("99999x99").is_err());
     }
 }

@@ -68,6 +68,8 @@ pub fn options_by_method(
                 bail!("--set takes METHOD.KEY=VALUE, got {change:?}");
             };
             if !is_asked(&method) {
+                // Says so where there is no such method at all.
+                method.parse::<Method>().context("--set")?;
                 bail!("--set {change:?} is for a method that is not asked for");
             }
             options.entry(method).or_default().extend(values);

@@ -57,7 +57,12 @@ pub fn run(args: &TeachArgs) -> anyhow::Result<Exit> {
     let sha256 = &model.backbone_sha256;
     models::save_taught_head(&args.out, &head, taught.examples(), sha256)?;
     for (name, n_examples) in taught.counts() {
-        println!("{name}: {n_examples} examples");
+        let noun = if n_examples == 1 {
+            "example"
+        } else {
+            "examples"
+        };
+        println!("{name}: {n_examples} {noun}");
     }
     match leave_one_out.of {
         0 => println!("no class has two examples, of which one could be left out to be answered"),

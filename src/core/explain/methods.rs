@@ -29,6 +29,7 @@ use super::tam::TransitionAttention;
 use super::tis::Tis;
 use super::vit_cx::VitCx;
 use super::{Explainer, Options};
+use crate::changes::in_words;
 use crate::error::{Error, Result, unknown};
 use crate::gates::Gates;
 use crate::interpreter::Interpreter;
@@ -537,8 +538,7 @@ impl Method {
     fn parse<T: DeserializeOwned>(self, options: toml::Table) -> Result<T> {
         options.try_into().map_err(|error: toml::de::Error| {
             // Its second line names the key.
-            let reason = error.to_string().trim().replace('\n', " ");
-            Error::Config(format!("method {self}: {reason}"))
+            Error::Config(format!("method {self}: {}", in_words(&error)))
         })
     }
 }

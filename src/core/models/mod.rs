@@ -569,6 +569,9 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
         ));
     };
     let lower = wanted.trim().to_lowercase();
+    if lower.is_empty() {
+        return Err("expected the name or the index of a class, got nothing".into());
+    }
     let names = |label: &str| -> Vec<String> {
         let label = label.to_lowercase();
         let synonyms = label.split(',').map(|name| name.trim().to_owned());

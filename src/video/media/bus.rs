@@ -48,7 +48,9 @@ impl Failure {
             || text.starts_with("GStreamer encountered");
         // These look for what a file is, and only that they found nothing is of interest.
         let seeks = ["parsebin", "typefind"].contains(&element.as_str());
-        let reason = match (generic && !detail.is_empty(), seeks) {
+        // Our own element says it in whole sentences.
+        let speaks_for_itself = seeks || element == "vitscope";
+        let reason = match (generic && !detail.is_empty(), speaks_for_itself) {
             (true, _) => format!("{element}: {text} ({})", detail.trim_end_matches('.')),
             (false, false) => format!("{element}: {text}"),
             (false, true) => text,

@@ -293,10 +293,17 @@ fn past_the_end(job: &FileJob, start: Pts, claimed: Option<Duration>) -> Error {
             job.input
         ));
     }
-    let at = claimed.map_or(String::new(), |end| format!(" at {} s", end.as_secs_f64()));
+    let Some(end) = claimed else {
+        return Error::Config(format!(
+            "no frame is shown from {} s on: {:?}",
+            start.secs(),
+            job.input
+        ));
+    };
     Error::Config(format!(
-        "the start at {} s lies past the end{at}: {:?}",
+        "the start at {} s lies past the end at {} s: {:?}",
         start.secs(),
+        end.as_secs_f64(),
         job.input
     ))
 }

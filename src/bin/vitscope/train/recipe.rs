@@ -142,7 +142,6 @@ pub(super) fn recipe<T: for<'de> Deserialize<'de>>(
         .try_into()
         .map_err(|err: toml::de::Error| {
             // Its second line names the key.
-            let reason = err.to_string().trim().replace('\n', " ");
-            anyhow!("recipe table {name:?}: {reason}")
+            anyhow!("recipe table {name:?}: {}", changes::in_words(&err))
         })
 }
