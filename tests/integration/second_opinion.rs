@@ -937,6 +937,30 @@ fn a_recording_behind_a_short_one_raises_no_alarm() {
 }
 
 #[test]
+fn sound_tracks_stay_in_their_order() {
+    let files = Files::new();
+    let codecs = |path: &Path| -> Vec<String> {
+        let contents = demux::read(path).unwrap();
+        let codecs = contents.of(Kind::Sound).map(|track| track.codec.clone());
+        codecs.collect()
+    };
+    for (name, first, second, extensions) in [
+        ("a.mov", "aac", "pcm_s16le", &["mov", "mkv"][..]),
+        ("b.mkv", "libmp3lame", "pcm_s16le", &["mkv"]),
+        ("c.mkv", "libopus", "flac", &["mkv"]),
+        ("e.ts", "mp2", "aac", &["mkv", "ts"]),
+    ] {
+        let sound = format!("-map 0 -map 1 -map 2 -c:a:0 {first} -c:a:1 {second}");
+        let input = files.make(name, &format!("{PICTURE} {SOUND} {SOUND} {sound} {H264}"));
+        for extension in extensions {
+            let job = FileJob::new(&input, files.path(&format!("{name}.{extension}")));
+            check(&job, "verified: ");
+            assert_eq!(codecs(&job.output), codecs(&input), "{name} {extension}");
+        }
+    }
+}
+
+#[test]
 fn tracks_begin_anew_together() {
     let files = Files::new();
     // The step back of the first track is too short to tell.

@@ -55,6 +55,8 @@ pub(super) struct AudioTrack {
     pub(super) is_heard: Arc<AtomicBool>,
     /// True where only packets tell the rate, and what a parser says before them is a guess.
     is_guessed: bool,
+    /// Its number in the source.
+    pub(super) number: Option<u64>,
 }
 
 impl AudioTrack {
@@ -240,6 +242,7 @@ pub(super) fn attach(
         gate,
         is_heard: Arc::default(),
         is_guessed: rate(told).is_none(),
+        number: timeline.number_of(pad),
     })
 }
 

@@ -368,7 +368,7 @@ impl Demuxed {
             }
             let mut tracks = lock(&self.tap.shared.tracks);
             if let Some(tracks) = tracks.as_mut() {
-                tracks.push(audio::attach(
+                let track = audio::attach(
                     &pipeline,
                     pad,
                     &caps,
@@ -376,7 +376,10 @@ impl Demuxed {
                     self.container,
                     &self.timeline,
                     &self.tap.shared,
-                )?);
+                )?;
+                // Uncompressed sound turns up first, for no parser holds it up.
+                let place = tracks.partition_point(|other| other.number <= track.number);
+                tracks.insert(place, track);
                 return Ok(());
             }
             self.tap.shared.n_late_tracks.fetch_add(1, Ordering::SeqCst);

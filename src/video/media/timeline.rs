@@ -456,6 +456,15 @@ impl Timeline {
         }
     }
 
+    /// The number of the track behind `pad`, by which a file's tracks are in order.
+    pub(super) fn number_of(&self, pad: &gst::Pad) -> Option<u64> {
+        let radix = match &self.kind {
+            Kind::Movie(_) | Kind::Matroska(..) => 10,
+            Kind::Other(_) => 16,
+        };
+        track_number(pad, radix)
+    }
+
     /// How long before zero the sound of `pad` begins that has this `lead`, where the header tells.
     pub(super) fn run_in_of(&self, pad: &gst::Pad, lead: Duration) -> Option<Duration> {
         if self.begins_late() {
