@@ -48,7 +48,8 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
         }
     };
     if let Some(folder) = inputs.iter().find(|input| input.is_dir()) {
-        bail!("is a folder, expected a picture: {folder:?}");
+        // Its name would be refused as that of an output.
+        picture::check_header(folder)?;
     }
     let targets = targets(inputs, out)?;
     let borrowed: Vec<&Path> = targets.iter().map(PathBuf::as_path).collect();

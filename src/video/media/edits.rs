@@ -121,9 +121,12 @@ fn apply(patches: &[Patch], buffer: &mut gst::Buffer) {
     }
 }
 
+fn unreadable() -> std::io::Error {
+    std::io::Error::other("the written file has no header that can be changed")
+}
+
 /// Shows all of the mp4 at `path`, whose header comes last, later by `delay`: muxers begin with what comes first.
 fn begin_later(path: &Path, delay: Duration) -> std::io::Result<()> {
-    let unreadable = || std::io::Error::other("the written file has no header that can be changed");
     let mut file = File::options().read(true).write(true).open(path)?;
     let timescale = Movie::header(path).ok_or_else(unreadable)?.timescale;
     let (moov, at) = mp4::read_moov(&mut file).ok_or_else(unreadable)?;
@@ -141,7 +144,6 @@ fn begin_later(path: &Path, delay: Duration) -> std::io::Result<()> {
 /// Leaves out of the mp4 at `path` what was announced as sound and brought no packet: muxers list it without a
 /// description, which players take for a broken file.
 pub(super) fn leave_out_silent(path: &Path) -> std::io::Result<()> {
-    let unreadable = || std::io::Error::other("the written file has no header that can be changed");
     let mut file = File::options().read(true).write(true).open(path)?;
     let (moov, at) = mp4::read_moov(&mut file).ok_or_else(unreadable)?;
     for track in mp4::silent_tracks(&moov, at) {
