@@ -1430,19 +1430,181 @@ fn sound_of_many_channels_comes_out() {
             &format!("{n_channels}.mov"),
             &format!("{FLASH} -f lavfi -i aevalsrc={beeps}:s=48000:d=4 {H264} -c:a pcm_s16le"),
         );
-        for extension in ["mp4", "mov", "mkv"] {
+        for extension in ["mp4", "ts", "webm", "mov", "mkv"] {
             let job = FileJob::new(&input, files.path(&format!("{n_channels}.out.{extension}")));
             check(&job, "verified: ");
-            assert!(
-                beep_after_flash(&job.output).abs() < 0.0015,
-                "{n_channels} {extension}"
-            );
-            if extension != "mp4" {
+            // Opus is heard a little before a sudden beep.
+            let tolerance = if extension == "webm" { 0.003 } else { 0.0015 };
+            let moved = beep_after_flash(&job.output).abs();
+            assert!(moved < tolerance, "{n_channels} {extension}: {moved} s");
+            let heard = match extension {
+                "mp4" | "ts" => 6,
+                _ => n_channels,
+            };
+            assert_eq!(channels(&job.output), heard, "{n_channels} {extension}");
+            if ["mov", "mkv"].contains(&extension) {
                 assert_eq!(
                     samples(&job.output),
                     samples(&input),
                     "{n_channels} {extension}"
                 );
+            }
+        }
+    }
+}
+
+/// ffmpeg's filter that takes the headers of a transport stream off AAC.
+const WITHOUT_ADTS: &str = "-bsf:a aac_adtstoasc";
+
+/// How many channels ffprobe's decoder finds in the sound.
+fn channels(path: &Path) -> usize {
+    let found = ffprobe(path, "-select_streams a:0 -show_entries stream=channels");
+    // A track of a transport stream is listed twice: in its program, too.
+    let first = found.lines().next().unwrap();
+    first.trim_matches(',').parse().unwrap()
+}
+
+#[test]
+fn layouts_without_a_number_in_adts_are_encoded_anew() {
+    let files = Files::new();
+    for (layout, is_copied) in [
+        ("mono", true),
+        ("3.0", true),
+        ("5.1", true),
+        ("7.1", true),
+        ("7.1(wide)", false),
+        ("2.1", false),
+        ("quad", false),
+        ("5.1(side)", false),
+        ("6.1", false),
+    ] {
+        let name = layout.replace(['(', ')'], "");
+        let sound = format!("{BEEP},aformat=channel_layouts={layout}");
+        let input = files.make(
+            &format!("{name}.mp4"),
+            &format!("{FLASH} {sound} {H264} -c:a aac"),
+        );
+        let job = FileJob::new(&input, files.path(&format!("{name}.ts")));
+        check(&job, "verified: ");
+        let heard = if is_copied { channels(&input) } else { 6 };
+        assert_eq!(channels(&job.output), heard, "{layout}");
+        let moved = beep_after_flash(&job.output) - beep_after_flash(&input);
+        assert!(moved.abs() < 0.0015, "{layout}: {moved} s");
+        let is_equal = sound_hash(&job.output, WITHOUT_ADTS) == sound_hash(&input, "");
+        assert_eq!(is_equal, is_copied, "{layout}");
+    }
+}
+
+#[test]
+fn seven_channels_and_bass_of_a_transport_stream_keep_their_number() {
+    let files = Files::new();
+    let sound = format!("{BEEP},aformat=channel_layouts=7.1");
+    let input = files.make("in.ts", &format!("{FLASH} {sound} {H264} -c:a aac"));
+    for extension in ["mp4", "mov", "mkv"] {
+        let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
+        check(&job, "verified: ");
+        assert_eq!(channels(&job.output), 8, "{extension}");
+        assert_eq!(
+            sound_hash(&job.output, ""),
+            sound_hash(&input, WITHOUT_ADTS),
+            "{extension}"
+        );
+    }
+}
+
+/// An encoder keeps the last samples before a gap, and would give them behind it.
+#[test]
+fn encoded_sound_stops_where_it_did() {
+    let files = Files::new();
+    let lost = "-bsf:a noise=drop='between(n\\,31\\,55)'";
+    let input = files.make(
+        "in.mkv",
+        &format!("{PICTURE} -f lavfi -i sine=500:r=48000:d=6 {H264} -c:a pcm_s16le {lost}"),
+    );
+    let before = silence(&input);
+    for extension in ["mp4", "mov", "ts", "mkv", "webm"] {
+        let job = FileJob {
+            audio: AudioMode::Encode,
+            ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+        };
+        check(&job, "verified: ");
+        // What ffmpeg plays of a codec's run-in moves all by as much.
+        let after = silence(&job.output);
+        let moved = [after.0 - before.0, after.1 - before.1];
+        assert!(
+            (moved[0] - moved[1]).abs() < 0.003,
+            "{extension}: {moved:?} s"
+        );
+        assert!(moved[0].abs() < 0.022, "{extension}: {moved:?} s");
+    }
+}
+
+/// Seconds at which the one silent part of the sound begins and ends, by ffmpeg, gaps included.
+fn silence(path: &Path) -> (f64, f64) {
+    let filters = "aresample=async=1,silencedetect=noise=-40dB:d=0.1";
+    let path = path.to_str().unwrap();
+    let args = ["-v", "info", "-i", path, "-af", filters, "-f", "null", "-"];
+    let log = String::from_utf8(run_tool("ffmpeg", &args).stderr).unwrap();
+    let after = |name: &str| -> f64 {
+        let rest = log.split(name).nth(1).unwrap().trim_start();
+        rest.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    (after("silence_start:"), after("silence_end:"))
+}
+
+#[test]
+fn aac_of_a_transport_stream_whose_layout_has_no_number_is_left_out_and_told() {
+    let files = Files::new();
+    let sound = format!("{BEEP},aformat=channel_layouts=quad");
+    let quad = files.make("quad.mp4", &format!("{FLASH} {sound} {H264} -c:a aac"));
+    let copy = format!("-i {} -c copy", quad.display());
+    for name in ["in.ts", "in.m2ts"] {
+        let input = files.make(name, &copy);
+        for (audio, complaint) in [
+            (AudioMode::Copy, Some("0 of 1 sound tracks came out")),
+            (AudioMode::Drop, None),
+        ] {
+            let job = FileJob {
+                audio,
+                overwrite: true,
+                ..FileJob::new(&input, files.path("out.mp4"))
+            };
+            let n_frames = run(&job).unwrap();
+            let verification = verify::compare(&job, None).unwrap().with_written(n_frames);
+            let said = verification.complaint();
+            assert_eq!(said.as_deref(), complaint, "{name}: {verification}");
+        }
+    }
+}
+
+/// Demuxers and parsers say less of E-AC-3 than its decoder does.
+#[test]
+fn channels_that_only_the_decoder_tells_are_encoded() {
+    let files = Files::new();
+    for (layout, n_channels) in [
+        ("stereo", 2),
+        ("quad", 4),
+        ("5.0(side)", 5),
+        ("5.1(side)", 6),
+    ] {
+        for from in ["mkv", "ts"] {
+            let name = layout.replace(['(', ')'], "");
+            let sound = format!("{BEEP},aformat=channel_layouts={layout}");
+            let input = files.make(
+                &format!("{name}.{from}"),
+                &format!("{FLASH} {sound} {H264} -c:a eac3"),
+            );
+            for extension in ["webm", "mkv", "mp4", "ts"] {
+                let job = FileJob {
+                    audio: AudioMode::Encode,
+                    ..FileJob::new(&input, files.path(&format!("{name}.{from}.{extension}")))
+                };
+                check(&job, "verified: ");
+                let heard = match extension {
+                    "mp4" | "ts" if n_channels > 2 => 6,
+                    _ => n_channels,
+                };
+                assert_eq!(channels(&job.output), heard, "{layout} {from} {extension}");
             }
         }
     }
@@ -1737,31 +1899,56 @@ fn a_range_begins_with_the_frame_that_is_shown_there() {
 }
 
 #[test]
-fn opus_in_an_mp4_says_its_delay() {
+fn opus_in_mp4_and_mov_says_its_delay() {
     let files = Files::new();
     let input = film(&files, "in.mkv", "libopus");
-    let job = FileJob {
-        start: Some(Pts(1_300_000_000)),
-        ..FileJob::new(&input, files.path("out.mp4"))
-    };
-    check(&job, "verified: ");
-    // Players leave out as much as the description says: 312 samples of 48,000 a second.
-    let first = ffprobe(
-        &job.output,
-        "-select_streams a -show_entries frame=pts_time",
+    let late = files.make(
+        "late.mkv",
+        &format!("{PICTURE} -itsoffset 0.3 {SOUND} {H264} -c:a libopus"),
     );
-    let first: f64 = first
-        .lines()
-        .next()
-        .unwrap()
-        .trim_end_matches(',')
-        .parse()
-        .unwrap();
-    assert!(first < 0.05, "{first}");
-    let bytes = std::fs::read(&job.output).unwrap();
-    // The header of the unfinished file is still there, before the one that counts.
-    let at = bytes.windows(4).rposition(|kind| kind == b"dOps").unwrap();
-    assert_eq!(bytes[at + 4..at + 12], [0, 1, 1, 0x38, 0, 0, 0xbb, 0x80]);
+    for (input, start, expected) in [(&input, Some(1.3), 0.0), (&late, None, 0.3)] {
+        for extension in ["mp4", "mov"] {
+            let job = FileJob {
+                start: start.map(|secs: f64| Pts((secs * 1e9) as u64)),
+                overwrite: true,
+                ..FileJob::new(input, files.path(&format!("out.{extension}")))
+            };
+            check(&job, "verified: ");
+            // Players leave out as much as the description says: 312 samples of 48,000 a second.
+            let first = ffprobe(
+                &job.output,
+                "-select_streams a -show_entries frame=pts_time",
+            );
+            let first: f64 = first
+                .lines()
+                .next()
+                .unwrap()
+                .trim_end_matches(',')
+                .parse()
+                .unwrap();
+            assert!(
+                (first - expected).abs() < 0.05,
+                "{extension}: {first} s, expected {expected} s"
+            );
+            let bytes = std::fs::read(&job.output).unwrap();
+            // The header of the unfinished file is still there, before the one that counts.
+            let at = bytes.windows(4).rposition(|kind| kind == b"dOps").unwrap();
+            assert_eq!(
+                bytes[at + 4..at + 12],
+                [0, 1, 1, 0x38, 0, 0, 0xbb, 0x80],
+                "{extension}"
+            );
+            let mut swapped = bytes;
+            swapped[at + 6..at + 8].reverse();
+            std::fs::write(&job.output, swapped).unwrap();
+            let complaint = verify::compare(&job, None).unwrap().complaint();
+            assert_eq!(
+                complaint.as_deref(),
+                Some("players leave out the first 298.7 ms of the sound, not 6.5 ms"),
+                "{extension}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use super::bytes::{be, hash};
-use super::sound::opus_duration;
+use super::sound::{self, opus_duration};
 use super::{Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, complete};
 
 const SEGMENT: u32 = 0x1853_8067;
@@ -164,9 +164,8 @@ impl Input {
 struct Entry {
     number: u64,
     kind: u64,
-    /// What `A_MS/ACM` stands for is uncompressed.
-    is_plain: bool,
     codec_id: String,
+    codec_private: Vec<u8>,
     codec_delay: i64,
     default_duration: i64,
     /// Bytes that every packet begins with, and that are left out of the file.
@@ -392,13 +391,11 @@ impl Segment {
             complete(kind, &mut entry.packets);
             Track {
                 kind,
-                codec: match entry.codec_id.as_str() {
-                    "A_MS/ACM" if entry.is_plain => "PCM".into(),
-                    id => codec(id),
-                },
+                codec: codec(&entry.codec_id, &entry.codec_private),
                 packets: entry.packets,
                 first_key: None,
                 breaks_off: entry.breaks_off,
+                left_out: sound::opus_left_out(&entry.codec_private),
                 bytes_hash: entry.digest.finish(),
                 unknown: entry.unknown,
             }
@@ -428,8 +425,7 @@ impl Entry {
                     let id = String::from_utf8_lossy(content);
                     entry.codec_id = id.trim_end_matches('\0').to_owned();
                 }
-                // The number that Windows has for a codec: plain samples, and those of telephones.
-                CODEC_PRIVATE => entry.is_plain = matches!(content, [1 | 3 | 6 | 7, 0, ..]),
+                CODEC_PRIVATE => entry.codec_private = content.to_vec(),
                 CODEC_DELAY => entry.codec_delay = number(),
                 DEFAULT_DURATION => entry.default_duration = number(),
                 ENCODINGS => {
@@ -554,8 +550,8 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-/// The codec behind a Matroska codec identifier.
-fn codec(id: &str) -> String {
+/// The codec behind a Matroska codec identifier and what its decoder is told.
+fn codec(id: &str, private: &[u8]) -> String {
     let name = match id {
         "V_MPEG4/ISO/AVC" => "H.264",
         "V_MPEGH/ISO/HEVC" => "H.265",
@@ -569,7 +565,9 @@ fn codec(id: &str) -> String {
         "A_AC3" => "AC-3",
         "A_EAC3" => "E-AC-3",
         "A_DTS" => "DTS",
-        _ if id.starts_with("A_AAC") => "AAC",
+        // The number that Windows has for a codec: plain samples, and those of telephones.
+        "A_MS/ACM" if matches!(private, [1 | 3 | 6 | 7, 0, ..]) => "PCM",
+        _ if id.starts_with("A_AAC") => sound::aac(private),
         _ if id.starts_with("A_AC3") => "AC-3",
         _ if id.starts_with("A_MPEG/L") => "MPEG audio",
         _ if id.starts_with("A_PCM") => "PCM",

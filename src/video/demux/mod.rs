@@ -77,6 +77,8 @@ pub struct Track {
     pub first_key: Option<i64>,
     /// True where the file ends within a packet of this track, which then is not among them.
     pub breaks_off: bool,
+    /// How much of the beginning its decoder is told to leave out, in nanoseconds, where the container says it of Opus.
+    pub left_out: Option<i64>,
     /// Digest of all bytes of sound: uncompressed sound has no packets to speak of.
     pub bytes_hash: u64,
     /// Why its packets are not known, where they are not.

@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use super::bytes::{be, be16, be32, hash};
-use super::{Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, nanos};
+use super::{Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, nanos, sound};
 
 /// A header above this size belongs to no video: a day of picture and sound has a tenth of it.
 const LARGEST_HEADER: u64 = 1 << 30;
@@ -151,6 +151,7 @@ struct TrackTables {
     defaults: Defaults,
     /// When the next fragment's first sample is decoded, where it does not say.
     next_decoded: i64,
+    left_out: Option<i64>,
     unknown: Option<&'static str>,
 }
 
@@ -457,6 +458,7 @@ impl Default for TrackTables {
             samples: Vec::new(),
             defaults: Defaults::default(),
             next_decoded: 0,
+            left_out: None,
             unknown: None,
         }
     }
@@ -503,6 +505,7 @@ impl TrackTables {
             codec: description.map_or(String::new(), |(code, entry)| codec(&code, entry)),
             timescale,
             edits: edits.0,
+            left_out: description.and_then(|(_, entry)| opus_left_out(entry)),
             unknown: match description {
                 Some(_) => edits.1,
                 // Players refuse the whole file.
@@ -618,6 +621,7 @@ impl TrackTables {
             packets,
             first_key: None,
             breaks_off: false,
+            left_out: self.left_out,
             bytes_hash: all_bytes.finish(),
             unknown: self.unknown,
         })
@@ -804,7 +808,8 @@ fn codec(code: &[u8; 4], entry: &[u8]) -> String {
             Some(0xad) => "Opus",
             Some(0xdd) => "Vorbis",
             None if code != b"mp4a" => "MPEG audio",
-            None | Some(0x40 | 0x66..=0x68) => "AAC",
+            Some(0x40) => sound::aac(specific_info(entry).unwrap_or_default()),
+            None | Some(0x66..=0x68) => "AAC",
             Some(_) => "other sound",
         },
         b".mp3" | b".mp2" => "MPEG audio",
@@ -821,23 +826,36 @@ fn codec(code: &[u8; 4], entry: &[u8]) -> String {
     name.into()
 }
 
-/// The object type of an `esds` box anywhere in a sample description (ISO/IEC 14496-1, 7.2.6).
+/// Nanoseconds that the decoder leaves out by a sample description's `dOps` box (Encapsulation of Opus in ISO Base Media
+/// File Format, 4.3.2).
+fn opus_left_out(entry: &[u8]) -> Option<i64> {
+    let at = entry.windows(4).position(|window| window == b"dOps")?;
+    // Version and number of channels follow the name.
+    let n_samples = be16(entry, at + 6)?;
+    Some(i64::from(n_samples) * 1_000_000_000 / sound::OPUS_RATE)
+}
+
+/// The object type of a sample description's `esds` box.
 fn object_type(entry: &[u8]) -> Option<u8> {
+    decoder_config(entry)?.first().copied()
+}
+
+/// What a sample description's `esds` box tells the decoder (ISO/IEC 14496-1, 7.2.6.6 and 7.2.6.7).
+fn specific_info(entry: &[u8]) -> Option<&[u8]> {
+    match descriptor(decoder_config(entry)?.get(13..)?)? {
+        (5, info) => Some(info),
+        _ => None,
+    }
+}
+
+/// The decoder's part of an `esds` box anywhere in a sample description (ISO/IEC 14496-1, 7.2.6).
+fn decoder_config(entry: &[u8]) -> Option<&[u8]> {
     let at = entry.windows(4).position(|window| window == b"esds")?;
     // Version and flags follow the name.
     let mut rest = entry.get(at + 8..)?;
     loop {
-        let (tag, mut content) = rest.split_first()?;
-        // A length of up to four bytes, of seven bits each.
-        for _ in 0..4 {
-            let (byte, after) = content.split_first()?;
-            content = after;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
-        match tag {
-            3 => {
+        match descriptor(rest)? {
+            (3, content) => {
                 let flags = *content.get(2)?;
                 let mut skipped = 3;
                 skipped += if flags & 0x80 != 0 { 2 } else { 0 };
@@ -847,8 +865,22 @@ fn object_type(entry: &[u8]) -> Option<u8> {
                 skipped += if flags & 0x20 != 0 { 2 } else { 0 };
                 rest = content.get(skipped..)?;
             }
-            4 => return content.first().copied(),
+            (4, content) => return Some(content),
             _ => return None,
         }
     }
+}
+
+/// The number of the descriptor that `bytes` begin with, and all behind its length.
+fn descriptor(bytes: &[u8]) -> Option<(u8, &[u8])> {
+    let (tag, mut content) = bytes.split_first()?;
+    // A length of up to four bytes, of seven bits each.
+    for _ in 0..4 {
+        let (byte, after) = content.split_first()?;
+        content = after;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    Some((*tag, content))
 }

@@ -535,6 +535,7 @@ impl Stream {
             codec: self.codec.into(),
             first_key: self.first_entry.filter(|_| self.kind == Kind::Picture),
             breaks_off: self.sound.breaks_off,
+            left_out: None,
             packets: self.packets,
             bytes_hash: self.sound.digest.finish(),
             unknown: self.unknown,

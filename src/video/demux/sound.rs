@@ -40,6 +40,26 @@ impl Framing {
     }
 }
 
+/// AAC by what its decoder is told (ISO/IEC 14496-3, 1.6.2.1): transport streams hold only layouts of channels that have
+/// a number of three bits.
+pub(super) fn aac(decoder_config: &[u8]) -> &'static str {
+    let configuration = be16(decoder_config, 0).map(|head| head >> 3 & 15);
+    match configuration {
+        Some(0 | 8..) => "AAC of a layout without a number",
+        _ => "AAC",
+    }
+}
+
+/// Nanoseconds that the decoder leaves out by Opus's own header (RFC 7845, 5.1); `None` where it is another's.
+pub(super) fn opus_left_out(header: &[u8]) -> Option<i64> {
+    let n_samples = header.strip_prefix(b"OpusHead")?.get(2..4)?;
+    let n_samples = u16::from_le_bytes(n_samples.try_into().ok()?);
+    Some(i64::from(n_samples) * 1_000_000_000 / OPUS_RATE)
+}
+
+/// Samples per second of Opus, whatever it was made from.
+pub(super) const OPUS_RATE: i64 = 48_000;
+
 /// Bytes that no header is longer than, but for Opus, whose header counts by 255.
 pub(super) const LONGEST_HEADER: usize = 300;
 

@@ -14,7 +14,7 @@ use super::bus::Failure;
 use super::container::Container;
 use super::elements;
 use super::job::{AudioMode, FileJob};
-use super::mp4::duration_from_ticks;
+use super::mp4::{duration_from_ticks, ticks_from_duration};
 use super::session::{Shared, lock};
 use super::timeline::{self, Segment, Timeline};
 use vitscope_core::error::{Error, Result};
@@ -31,6 +31,9 @@ const LONGEST_SILENCE: gst::ClockTime = gst::ClockTime::from_seconds(30);
 
 /// How long to wait for the first packet of sound whose begin only the packet tells.
 const FIRST_PACKET: Duration = Duration::from_secs(1);
+
+/// What encoders take for a gap rather than for times that are not exact.
+const SHORTEST_GAP: Duration = Duration::from_millis(40);
 
 /// How long before zero a track begins.
 enum Early {
@@ -173,7 +176,8 @@ pub(super) fn attach(
     let caps = &corrected(caps, timeline.is_little_endian(pad));
     let description = describe(caps);
     let accepted = container.audio_caps()?;
-    let copied = job.audio == AudioMode::Copy && holds(&accepted, caps);
+    let is_sayable = container != Container::MpegTs || adts_says(caps);
+    let copied = job.audio == AudioMode::Copy && holds(&accepted, caps) && is_sayable;
     if job.audio == AudioMode::Copy && !copied {
         tracing::warn!(
             sound = description,
@@ -342,9 +346,14 @@ fn relabel(caps: &gst::Caps) -> Result<gst::Element> {
 
 /// `caps` as decoders and converters want them.
 fn decodable(mut caps: gst::Caps) -> gst::Caps {
-    let Some(fields) = caps.make_mut().structure_mut(0) else {
-        return caps;
-    };
+    if let Some(fields) = caps.make_mut().structure_mut(0) {
+        place_channels(fields);
+    }
+    caps
+}
+
+/// Says where channels usually are, where nobody said: a converter refuses them otherwise.
+fn place_channels(fields: &mut gst::StructureRef) {
     if let Ok(n_channels) = fields.get::<i32>("channels")
         && fields
             .get::<gst::Bitmask>("channel-mask")
@@ -353,7 +362,6 @@ fn decodable(mut caps: gst::Caps) -> gst::Caps {
     {
         fields.set("channel-mask", gst::Bitmask::new(mask));
     }
-    caps
 }
 
 const FRONT: u64 = 0b11;
@@ -377,6 +385,23 @@ fn usual_channels(n_channels: i32) -> Option<u64> {
         _ => return None,
     })
 }
+
+/// Channels and positions that AAC has a number for, which every container can say and every player knows.
+const AAC_LAYOUTS: &[(i32, u64)] = &[(1, 0), (2, FRONT), (6, SURROUND)];
+
+/// Channels and positions of Opus and Vorbis.
+///
+/// Source: RFC 7845, 5.1.1.2.
+const XIPH_LAYOUTS: &[(i32, u64)] = &[
+    (1, 0),
+    (2, FRONT),
+    (3, FRONT | CENTER),
+    (4, FRONT | REAR),
+    (5, FRONT | CENTER | REAR),
+    (6, SURROUND),
+    (7, FRONT | CENTER | BASS | REAR_CENTER | SIDES),
+    (8, SURROUND | SIDES),
+];
 
 /// A queue that bridges the distance between sound and picture, and fails instead of hanging where that is too long.
 pub(super) fn lead_queue(shared: &Arc<Shared>, complaint: &'static str) -> Result<gst::Element> {
@@ -544,6 +569,29 @@ fn holds(accepted: &gst::Caps, caps: &gst::Caps) -> bool {
     accepted.can_intersect(&caps)
 }
 
+/// False for AAC of a layout that ADTS, as which transport streams hold it, has no number for.
+///
+/// Source: ISO/IEC 14496-3, 1.6.2.1 (`AudioSpecificConfig`) and table 1.19 (channel configurations).
+fn adts_says(caps: &gst::Caps) -> bool {
+    let config = caps
+        .structure(0)
+        .and_then(|fields| fields.get::<gst::Buffer>("codec_data").ok());
+    let Some(config) = config.filter(|_| is_aac(caps)) else {
+        return true;
+    };
+    config
+        .map_readable()
+        .is_ok_and(|config| matches!(channel_configuration(&config), Some(1..=7)))
+}
+
+/// The number that an `AudioSpecificConfig` gives the layout of its channels: zero where it describes it at length, none
+/// where object type or rate are written at length before it.
+fn channel_configuration(config: &[u8]) -> Option<u16> {
+    let head = u16::from_be_bytes(*config.first_chunk()?);
+    let (object_type, rate, configuration) = (head >> 11, head >> 7 & 15, head >> 3 & 15);
+    (object_type != 31 && rate != 15).then_some(configuration)
+}
+
 fn is_aac(caps: &gst::Caps) -> bool {
     let aac = gst::Caps::builder("audio/mpeg").field("mpegversion", gst::List::new([2, 4]));
     aac.build().can_intersect(caps)
@@ -564,11 +612,28 @@ fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element
     if !is_aac(caps) {
         return Ok(Vec::new());
     }
+    let parser = elements::make("aacparse")?;
+    elements::rewrite_caps(&elements::static_pad(&parser, "src")?, mend_configuration);
     Ok(vec![
-        elements::make("aacparse")?,
+        parser,
         // Stands in for the muxer, which the parser cannot ask before it exists.
         elements::capsfilter(accepted)?,
     ])
+}
+
+/// Writes 7, which means 7.1, where aacparse 1.22 writes the number of its channels, which means nothing.
+fn mend_configuration(fields: &mut gst::StructureRef) {
+    let Ok(config) = fields.get::<gst::Buffer>("codec_data") else {
+        return;
+    };
+    let Ok(config) = config.map_readable() else {
+        return;
+    };
+    if channel_configuration(&config) == Some(8) {
+        let mut mended = config.to_vec();
+        mended[1] = mended[1] & !(15 << 3) | 7 << 3;
+        fields.set("codec_data", gst::Buffer::from_slice(mended));
+    }
 }
 
 /// Encoders for `container`, best first, and the parser behind them.
@@ -623,38 +688,118 @@ fn encode_chain(
         .structure(0)
         .is_some_and(|fields| fields.name() != "audio/x-raw")
     {
-        chain.push(decoder(caps)?);
+        let decoder = decoder(caps)?;
+        // gst-libav 1.22 knows no name for half of the layouts that AAC describes at length.
+        elements::rewrite_caps(&elements::static_pad(&decoder, "src")?, place_channels);
+        chain.push(decoder);
     }
-    chain.extend([
-        elements::make("audioconvert")?,
-        elements::make("audioresample")?,
-    ]);
+    let mut raw = gst::Caps::builder("audio/x-raw");
     let mut priming = Duration::ZERO;
+    let mut layouts = XIPH_LAYOUTS;
     if n_priming(name) > 0 {
         let rate = aac_rate(caps);
-        let raw = gst::Caps::builder("audio/x-raw").field("rate", rate as i32);
-        let n_channels = caps
-            .structure(0)
-            .and_then(|fields| fields.get::<i32>("channels").ok());
-        // The encoder knows neither 2.1 nor more than 5.1.
-        let raw = match n_channels {
-            Some(3) => raw.field("channels", 2),
-            Some(7..) => raw
-                .field("channels", 6)
-                .field("channel-mask", gst::Bitmask::new(SURROUND)),
-            _ => raw,
-        };
-        chain.push(elements::capsfilter(&raw.build())?);
+        raw = raw.field("rate", rate as i32);
         priming = duration_from_ticks(n_priming(name).into(), rate);
+        layouts = AAC_LAYOUTS;
     }
+    let raw = raw.build();
+    let converter = elements::make("audioconvert")?;
+    let filter = elements::capsfilter(&raw)?;
+    settle_layout(
+        &elements::static_pad(&converter, "sink")?,
+        &filter,
+        raw,
+        layouts,
+    );
+    fill_gaps(&elements::static_pad(&filter, "src")?);
     let encoder = elements::make(name)?;
     timeline::end_later(&elements::static_pad(&encoder, "src")?, priming);
     chain.extend([
+        converter,
+        elements::make("audioresample")?,
+        filter,
         encoder,
         elements::make(parser)?,
         elements::capsfilter(accepted)?,
     ]);
     Ok((chain, priming))
+}
+
+/// Lets `filter` pass that one of `layouts` which holds all channels of the first sound that comes to `begin`, as `raw`
+/// otherwise: before it is decoded a file may say another number.
+fn settle_layout(
+    begin: &gst::Pad,
+    filter: &gst::Element,
+    raw: gst::Caps,
+    layouts: &'static [(i32, u64)],
+) {
+    let filter = filter.downgrade();
+    begin.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view()) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let n_channels = caps
+            .caps()
+            .structure(0)
+            .and_then(|fields| fields.get::<i32>("channels").ok())
+            .unwrap_or(2);
+        let mut settled = raw.clone();
+        if let (Some(fields), Some(filter)) =
+            (settled.make_mut().structure_mut(0), filter.upgrade())
+        {
+            let most = layouts.last().copied();
+            let holding = layouts.iter().copied().find(|(n, _)| *n >= n_channels);
+            if let Some((n_channels, mask)) = holding.or(most) {
+                fields.set("channels", n_channels);
+                // One channel has no position.
+                if n_channels > 1 {
+                    fields.set("channel-mask", gst::Bitmask::new(mask));
+                }
+            }
+            filter.set_property("caps", settled);
+        }
+        gst::PadProbeReturn::Remove
+    });
+}
+
+/// Puts silence where uncompressed sound stops for a while: encoders keep the last samples before a gap until sound comes
+/// behind it.
+fn fill_gaps(end: &gst::Pad) {
+    let ended_at = Mutex::new(None);
+    end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        let format = pad.current_caps().and_then(|caps| plain(&caps));
+        let (Some((rate, frame_len)), Some(buffer)) = (format, info.buffer()) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let Some(begin) = buffer.pts() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let len = buffer.size() as u64 / u64::from(frame_len);
+        let time = |n_samples: u64| duration_from_ticks(n_samples, rate);
+        let before = *lock(&ended_at);
+        let gap = before.and_then(|ended| Duration::from(begin).checked_sub(ended));
+        if let (Some(ended), Some(gap)) = (before, gap.filter(|gap| *gap > SHORTEST_GAP)) {
+            let n_missing = ticks_from_duration(gap, rate);
+            let mut n_filled = 0;
+            while n_filled < n_missing {
+                // No more than a second at once.
+                let n_silent = (n_missing - n_filled).min(rate.into());
+                let silence = vec![0_u8; (n_silent * u64::from(frame_len)) as usize];
+                let mut silence = gst::Buffer::from_slice(silence);
+                if let Some(silence) = silence.get_mut() {
+                    silence.set_pts(gst::ClockTime::try_from(ended + time(n_filled)).ok());
+                    silence.set_duration(gst::ClockTime::try_from(time(n_silent)).ok());
+                }
+                // Whoever refuses this refuses what follows, too.
+                if pad.push(silence).is_err() {
+                    break;
+                }
+                n_filled += n_silent;
+            }
+        }
+        *lock(&ended_at) = Some(Duration::from(begin) + time(len));
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// The highest ranked installed decoder for `caps`.

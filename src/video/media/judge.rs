@@ -390,6 +390,15 @@ impl Wanted {
         self.check_break(track, "a sound packet", judged);
         let expected = self.packets(track, origin.0);
         let copied = self.sound == AudioMode::Copy && track.codec == written.codec;
+        if let (true, Some(before), Some(after)) = (copied, track.left_out, written.left_out)
+            && after - before > SOUND_TOLERANCE
+        {
+            judged.complaints.push(format!(
+                "players leave out the first {:.1} ms of the sound, not {:.1} ms",
+                after as f64 / MILLI as f64,
+                before as f64 / MILLI as f64
+            ));
+        }
         match (expected.packets.is_empty(), written.packets.is_empty()) {
             (true, _) => {}
             (false, true) => judged
@@ -631,6 +640,7 @@ mod tests {
             packets: packets.collect(),
             first_key: None,
             breaks_off: false,
+            left_out: None,
             bytes_hash: 0,
             unknown: None,
         }

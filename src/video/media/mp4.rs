@@ -429,7 +429,7 @@ fn swapped_opus(media: Content) -> Option<Patch> {
         return None;
     }
     // Version and number of channels stand before them.
-    let numbers = description.skip(28)?.child(b"dOps")?.skip(2)?;
+    let numbers = sound_boxes(description)?.child(b"dOps")?.skip(2)?;
     if numbers.be32(2)? < HIGHEST_RATE {
         return None;
     }
@@ -445,14 +445,18 @@ fn swapped_opus(media: Content) -> Option<Patch> {
 /// Whether a sound track's description says that its samples begin with the low byte (QuickTime's `enda`).
 fn little_endian(media: Content) -> Option<bool> {
     let (_, description) = sample_description(media)?;
-    // 28 bytes of fixed fields, and more by their version, stand before the boxes of a sound's description.
+    let wave = sound_boxes(description)?.child(b"wave")?;
+    Some(wave.child(b"enda")?.bytes == [0, 1])
+}
+
+/// The boxes of a sound track's description: 28 bytes of fixed fields, and more by their version, stand before them.
+fn sound_boxes(description: Content) -> Option<Content> {
     let n_more = match description.bytes.get(8..10)? {
         [0, 1] => 16,
         [0, 2] => 36,
         _ => 0,
     };
-    let wave = description.skip(28 + n_more)?.child(b"wave")?;
-    Some(wave.child(b"enda")?.bytes == [0, 1])
+    description.skip(28 + n_more)
 }
 
 /// Whether the matrix in a track's header is (0, −1; −1, 0).

@@ -3,7 +3,8 @@
 //!
 //! ffmpeg and discs write DTS as stream type 0x82. tsdemux 1.22 knows it as 0x8a only, and leaves such sound out without a
 //! word. TrueHD, which is 0x83, it takes for uncompressed sound outside of discs, and fails. AAC and MPEG audio, which
-//! ffmpeg calls private data in `.m2ts`, it leaves out. So the list of tracks (ISO/IEC 13818-1, 2.4.4.8) is rewritten
+//! ffmpeg calls private data in `.m2ts`, it leaves out. aacparse 1.22 fails where a layout of channels has no number in
+//! the headers of AAC, as that of two languages in one track. So the list of tracks (ISO/IEC 13818-1, 2.4.4.8) is rewritten
 //! wherever it is read.
 
 use std::fs::File;
@@ -26,6 +27,8 @@ struct Kind {
     shown: u8,
     /// Whether a PES packet of this stream (its number, its content) is of the kind.
     is_in: fn(u8, &[u8]) -> bool,
+    /// What users are told where it is shown as something that tsdemux does not know, and leaves out.
+    told: Option<&'static str>,
 }
 
 const DTS: Kind = Kind {
@@ -33,33 +36,66 @@ const DTS: Kind = Kind {
     shown: 0x8a,
     // The begin of a frame (ETSI TS 102 114).
     is_in: |_, content| content.starts_with(&[0x7f, 0xfe, 0x80, 0x01]),
+    told: None,
 };
-/// What it is shown as tsdemux does not know, and leaves out.
 const TRUE_HD: Kind = Kind {
     written: 0x83,
-    shown: 0xe0,
+    shown: UNKNOWN,
     // The begin of a unit, behind its length and time.
     is_in: |_, content| content.get(4..8) == Some(&[0xf8, 0x72, 0x6f, 0xba]),
+    told: Some(TRUE_HD_IS_LEFT_OUT),
+};
+const UNNUMBERED_AAC: Kind = Kind {
+    written: 0x0f,
+    shown: UNKNOWN,
+    is_in: is_unnumbered_aac,
+    told: Some(
+        "leaving out AAC sound whose headers give the layout of its channels no number: GStreamer cannot tell its packets \
+         apart in a transport stream",
+    ),
+};
+const PRIVATE_UNNUMBERED_AAC: Kind = Kind {
+    written: PRIVATE_DATA,
+    ..UNNUMBERED_AAC
 };
 const AAC: Kind = Kind {
     written: PRIVATE_DATA,
     shown: 0x0f,
     is_in: |stream, content| is_mpeg_sound(stream, content) == Some(NO_LAYER),
+    told: None,
 };
 const MPEG_AUDIO: Kind = Kind {
     written: PRIVATE_DATA,
     shown: 0x03,
     is_in: |stream, content| is_mpeg_sound(stream, content).is_some_and(|layer| layer != NO_LAYER),
+    told: None,
 };
-const KINDS: [Kind; 4] = [DTS, TRUE_HD, AAC, MPEG_AUDIO];
+const KINDS: [Kind; 6] = [
+    DTS,
+    TRUE_HD,
+    UNNUMBERED_AAC,
+    PRIVATE_UNNUMBERED_AAC,
+    AAC,
+    MPEG_AUDIO,
+];
 
 const PRIVATE_DATA: u8 = 6;
+/// A stream type that tsdemux does not know.
+const UNKNOWN: u8 = 0xe0;
 
 /// Numbers of PES packets that hold MPEG's own kinds of sound (2.4.3.7).
 const MPEG_SOUND: std::ops::RangeInclusive<u8> = 0xc0..=0xdf;
 
 /// The layer bits of AAC's headers (ADTS).
 const NO_LAYER: u8 = 0;
+
+/// True where the layout of AAC's channels has no number in its header (ISO/IEC 13818-7, 6.2.1).
+fn is_unnumbered_aac(stream: u8, content: &[u8]) -> bool {
+    let [_, _, third, fourth, ..] = *content else {
+        return false;
+    };
+    is_mpeg_sound(stream, content) == Some(NO_LAYER) && (third & 1, fourth >> 6) == (0, 0)
+}
 
 /// The layer bits of the header that `content` begins with, where it is one of AAC or MPEG audio.
 fn is_mpeg_sound(stream: u8, content: &[u8]) -> Option<u8> {
@@ -138,9 +174,9 @@ impl Opening {
     /// the clock that it needs.
     pub(super) fn show(self: &Arc<Self>, filesrc: &gst::Element) {
         if let Some(renamed) = &self.renamed {
-            let mut streams = renamed.streams.iter();
-            if streams.any(|(_, kind_idx)| KINDS[*kind_idx].shown == TRUE_HD.shown) {
-                tracing::warn!("{TRUE_HD_IS_LEFT_OUT}");
+            let streams = renamed.streams.iter();
+            for told in streams.filter_map(|(_, kind_idx)| KINDS[*kind_idx].told) {
+                tracing::warn!("{told}");
             }
         }
         let is_changed = self.clock.as_ref().is_some_and(ProgramClock::is_changed);
