@@ -2,45 +2,8 @@
 
 use std::sync::Arc;
 
-use vitscope_video::pipeline::stages::{Finding, Image, Map};
-
-/// Edge of the picture by which scenes are told apart, in blocks.
-const BLOCKS: usize = 8;
-
-/// Mean difference of two pictures' blocks, of 255, from which on they are of two scenes.
-const CUT: f32 = 30.0;
-
-/// A picture's brightness, block by block.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Thumbnail(Vec<f32>);
-
-impl Thumbnail {
-    pub(super) fn new(image: &Image) -> Self {
-        let (width, height) = (
-            image.placement.image.width_px,
-            image.placement.image.height_px,
-        );
-        let mut sums = vec![0.0; BLOCKS * BLOCKS];
-        let mut counts = [0.0_f32; BLOCKS * BLOCKS];
-        for (pixel_idx, rgb) in image.rgb.chunks_exact(3).enumerate() {
-            let (x, y) = (pixel_idx % width.max(1), pixel_idx / width.max(1));
-            let block = (y * BLOCKS / height.max(1)) * BLOCKS + x * BLOCKS / width.max(1);
-            if let (Some(sum), Some(count)) = (sums.get_mut(block), counts.get_mut(block)) {
-                *sum += rgb.iter().map(|v| f32::from(*v)).sum::<f32>() / 3.0;
-                *count += 1.0;
-            }
-        }
-        for (sum, count) in sums.iter_mut().zip(counts) {
-            *sum /= count.max(1.0);
-        }
-        Self(sums)
-    }
-
-    fn is_of_another_scene(&self, other: &Self) -> bool {
-        let differences = self.0.iter().zip(&other.0).map(|(a, b)| (a - b).abs());
-        differences.sum::<f32>() / self.0.len() as f32 > CUT
-    }
-}
+use vitscope_core::frame::scene::Thumbnail;
+use vitscope_video::pipeline::stages::{Finding, Map};
 
 /// A moving mean over a stream's explanations.
 #[derive(Default)]
@@ -133,10 +96,7 @@ mod tests {
     }
 
     fn picture(value: u8) -> Thumbnail {
-        Thumbnail::new(&Image {
-            rgb: vec![value; 16 * 16 * 3],
-            placement: placement(),
-        })
+        Thumbnail::of_rgb(&[value; 16 * 16 * 3], 16)
     }
 
     #[test]

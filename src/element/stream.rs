@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use super::latency::Delay;
 use super::settings::{Settings, SyncMode};
-use super::smoothing::{Smoothing, Thumbnail};
+use super::smoothing::Smoothing;
 use super::statistics::Recent;
 use vitscope_core::explain::SharedMemory;
+use vitscope_core::frame::scene::Thumbnail;
 use vitscope_core::frame::{Frame, Pts};
 use vitscope_video::pipeline::stages::{Finding, Image, Turn};
 use vitscope_video::pipeline::worker::Answer;
@@ -271,7 +272,7 @@ impl<T: Awaits, B> Stream<T, B> {
                 Turn::Missed
             }
             Turn::Due(image) => {
-                let thumbnail = Thumbnail::new(&image);
+                let thumbnail = image.thumbnail();
                 let ticket = match settings.sync_mode {
                     SyncMode::Lossless => explains.submit(frame.seq, image, &self.memory),
                     SyncMode::Exact | SyncMode::Latest => {
@@ -304,7 +305,7 @@ impl<T: Awaits, B> Stream<T, B> {
         now: Instant,
     ) {
         let (seq, time) = (frame.seq, frame.pts);
-        let thumbnail = Thumbnail::new(&image);
+        let thumbnail = image.thumbnail();
         let since = self.asked.back().map(|asked| asked.ticket.taken());
         let is_soon_free = |since: Instant| {
             let worked = now.saturating_duration_since(since);

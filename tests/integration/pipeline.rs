@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use vitscope::explain::memory::Remembered;
-use vitscope::explain::{Detailed, Explainer, Pass, Target};
+use vitscope::explain::{Detailed, Explainer, Method, Parts, Pass, Target};
 use vitscope::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
 use vitscope::media::memory::{MemorySink, MemorySource};
 use vitscope::media::{Sink, Source};
@@ -155,6 +155,54 @@ fn view(explainer: impl Explainer + 'static) -> View {
         model: Arc::new(models::open(fixture("vit_a").to_str().unwrap(), &Device::Cpu).unwrap()),
         explainers: vec![Box::new(explainer)],
         targets: vec![Target::Predicted],
+    }
+}
+
+/// A method that sums over frames does not sum over two scenes, wherever in a batch the cut lies.
+#[test]
+fn nothing_of_the_scene_before_a_cut_is_in_the_maps_behind_it() {
+    let maps = |grays: &[u8], batch: usize| -> Vec<Vec<f32>> {
+        let options = "spread = 3".parse().unwrap();
+        let explainer = Method::GradMask
+            .build_with(Parts::default(), options)
+            .unwrap();
+        let mut maps = Vec::new();
+        let pipeline = Pipeline {
+            view: View {
+                explainers: vec![explainer],
+                ..view(Brightness::default())
+            },
+            overlay: Overlay {
+                mode: Mode::Original,
+                ..Overlay::default()
+            },
+            every: NonZeroU64::MIN,
+            batch: NonZeroUsize::new(batch).unwrap(),
+            is_video: true,
+            cancel: &NEVER,
+            on_frame: Box::new(|frame| {
+                let finding = frame.finding.as_ref().unwrap();
+                maps.push(finding.maps[0].attribution.clone());
+                Ok(())
+            }),
+        };
+        let frames = grays.iter().zip(0..).map(|(gray, seq)| frame(seq, *gray));
+        let mut source = MemorySource::new(frames.collect());
+        pipeline
+            .run(&mut source, Box::new(MemorySink::default()))
+            .unwrap();
+        maps
+    };
+    let (dark, bright) = ([20, 22, 24, 26, 24], [200, 204, 208, 212]);
+    let alone = maps(&bright, 1);
+    assert_ne!(alone[0], alone[1], "the method remembers frames");
+    for batch in [1, 4, 5] {
+        let both = maps(&[&dark[..], &bright].concat(), batch);
+        for (map, expected) in both[dark.len()..].iter().zip(&alone) {
+            for (score, expected) in map.iter().zip(expected) {
+                assert!((score - expected).abs() < 1e-5, "{batch}: {map:?}");
+            }
+        }
     }
 }
 

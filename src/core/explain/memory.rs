@@ -1,17 +1,22 @@
 //! What methods remember of the frames before. It belongs to a stream of frames, never to the method: streams that are
-//! explained together do not see each other's.
+//! explained together do not see each other's, and a cut to another scene empties it.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
+use crate::frame::scene::Thumbnail;
 
 /// What one stream's frames have left behind, for each method and target; empty for the first frame.
 ///
-/// A new scene or another video begins with a new one.
+/// Another video begins with a new one.
 #[derive(Clone, Debug, Default)]
-pub struct StreamMemory(Vec<MapMemory>);
+pub struct StreamMemory {
+    maps: Vec<MapMemory>,
+    /// The frame before, by which a cut is known.
+    last: Option<Thumbnail>,
+}
 
 /// The memory of a stream whose images wait on another thread.
 pub type SharedMemory = Arc<Mutex<StreamMemory>>;
@@ -55,6 +60,8 @@ pub struct Streams<'a> {
     memories: Vec<&'a mut StreamMemory>,
     /// Which of them each image belongs to.
     of_images: Vec<usize>,
+    /// Whether each image is the first of another scene than the one before.
+    begins_scene: Vec<bool>,
 }
 
 impl<'a> Streams<'a> {
@@ -67,7 +74,19 @@ impl<'a> Streams<'a> {
     pub fn several(memories: Vec<&'a mut StreamMemory>, of_images: Vec<usize>) -> Self {
         Self {
             memories,
+            begins_scene: vec![false; of_images.len()],
             of_images,
+        }
+    }
+
+    /// Lets the streams forget where a cut lies between an image and the one before; `thumbnails` are those of the images.
+    pub fn forget_at_cuts(&mut self, thumbnails: Vec<Thumbnail>) {
+        let images = self.of_images.iter().zip(&mut self.begins_scene);
+        for ((&stream_idx, begins_scene), thumbnail) in images.zip(thumbnails) {
+            if let Some(memory) = self.memories.get_mut(stream_idx) {
+                let last = memory.last.replace(thumbnail.clone());
+                *begins_scene = last.is_some_and(|last| thumbnail.is_of_another_scene(&last));
+            }
         }
     }
 
@@ -79,6 +98,7 @@ impl<'a> Streams<'a> {
         let Self {
             memories,
             of_images,
+            ..
         } = self;
         let memory = of_images
             .get(image_idx)
@@ -112,14 +132,15 @@ impl<'a> Streams<'a> {
     pub(super) fn of_map(&mut self, map_idx: usize, n_maps: usize) -> Remembered<'_> {
         let memories = self.memories.iter_mut().filter_map(|memory| {
             // Other methods than before have nothing to remember.
-            if memory.0.len() != n_maps {
-                memory.0 = vec![MapMemory::default(); n_maps];
+            if memory.maps.len() != n_maps {
+                memory.maps = vec![MapMemory::default(); n_maps];
             }
-            memory.0.get_mut(map_idx)
+            memory.maps.get_mut(map_idx)
         });
         Remembered {
             memories: memories.collect(),
             of_images: &self.of_images,
+            begins_scene: &self.begins_scene,
         }
     }
 }
@@ -128,6 +149,7 @@ impl<'a> Streams<'a> {
 pub struct Remembered<'a> {
     memories: Vec<&'a mut MapMemory>,
     of_images: &'a [usize],
+    begins_scene: &'a [bool],
 }
 
 impl Remembered<'_> {
@@ -138,19 +160,23 @@ impl Remembered<'_> {
         work(&mut Remembered {
             memories: memories.iter_mut().collect(),
             of_images: &of_images,
+            begins_scene: &[],
         })
     }
 
-    /// What is remembered of the stream that an image of the batch belongs to.
+    /// What is remembered of the stream that an image of the batch belongs to, to be asked for once per image.
     ///
     /// # Errors
     /// [`Error::Shape`] where there is no such image.
     pub fn of_image(&mut self, image_idx: usize) -> Result<&mut MapMemory> {
         let stream = self.of_images.get(image_idx);
-        let memory = stream.and_then(|&idx| self.memories.get_mut(idx));
-        memory
-            .map(|memory| &mut **memory)
-            .ok_or_else(|| no_stream(image_idx))
+        let memory = stream
+            .and_then(|&idx| self.memories.get_mut(idx))
+            .ok_or_else(|| no_stream(image_idx))?;
+        if self.begins_scene.get(image_idx) == Some(&true) {
+            **memory = MapMemory::default();
+        }
+        Ok(memory)
     }
 }
 
@@ -191,6 +217,32 @@ mod tests {
             "other methods begin anew"
         );
         assert!(again.of_map(0, 1).of_image(1).is_err());
+    }
+
+    #[test]
+    fn a_cut_within_a_batch_or_between_two_is_forgotten_for_every_map() {
+        let (dark, bright) = (
+            Thumbnail::of_rgb(&[20; 48], 4),
+            Thumbnail::of_rgb(&[200; 48], 4),
+        );
+        let mut memory = StreamMemory::default();
+        let mut counts = |thumbnails: &[&Thumbnail]| -> Vec<[usize; 2]> {
+            let mut streams = Streams::one(&mut memory, thumbnails.len());
+            streams.forget_at_cuts(thumbnails.iter().copied().cloned().collect());
+            let images = 0..thumbnails.len();
+            let of_map = |map_idx| -> Vec<usize> {
+                let mut remembered = streams.of_map(map_idx, 2);
+                images
+                    .clone()
+                    .map(|idx| count(&mut remembered, idx))
+                    .collect()
+            };
+            let [first, second] = [0, 1].map(of_map);
+            first.into_iter().zip(second).map(|(a, b)| [a, b]).collect()
+        };
+        assert_eq!(counts(&[&dark, &dark, &bright]), [[1, 1], [2, 2], [1, 1]]);
+        assert_eq!(counts(&[&bright]), [[2, 2]]);
+        assert_eq!(counts(&[&dark, &dark]), [[1, 1], [2, 2]]);
     }
 
     #[test]

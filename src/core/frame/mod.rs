@@ -13,6 +13,7 @@ pub mod placement;
 pub mod resize;
 #[doc(hidden)]
 pub mod rows;
+pub mod scene;
 #[doc(hidden)]
 pub mod tone_map;
 

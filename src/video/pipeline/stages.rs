@@ -17,6 +17,7 @@ use vitscope_core::explain::{
 };
 use vitscope_core::frame::placement::Placement;
 use vitscope_core::frame::resize::Resizer;
+use vitscope_core::frame::scene::Thumbnail;
 use vitscope_core::frame::{Frame, FrameSize};
 use vitscope_core::models::Model;
 use vitscope_core::vit::{Link, Stop};
@@ -61,6 +62,13 @@ pub struct Image {
     pub rgb: Vec<u8>,
     /// Where the image lies in the frame.
     pub placement: Placement,
+}
+
+impl Image {
+    /// By which a cut to another scene is known.
+    pub fn thumbnail(&self) -> Thumbnail {
+        Thumbnail::of_rgb(&self.rgb, self.placement.image.width_px)
+    }
 }
 
 /// A frame beside its image for the model.
@@ -394,6 +402,9 @@ impl View {
     ) -> Result<Vec<Scores>> {
         let vit = self.model.vit.under(stop);
         let tensor = self.model.images_from_rgb(images)?; // [batch, 3, height, width]
+        let (_, _, _, width_px) = tensor.dims4()?;
+        let thumbnails = images.iter().map(|rgb| Thumbnail::of_rgb(rgb, width_px));
+        streams.forget_at_cuts(thumbnails.collect());
         let Explanations {
             attributions,
             votes,
