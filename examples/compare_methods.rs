@@ -1,11 +1,11 @@
-//! Lays methods side by side: one picture in, a grid of maps out, and how far the methods agree.
+//! Compares methods on one image: draws a grid of maps and prints how well the methods agree.
 //!
 //! ```sh
 //! cargo run --release --example compare_methods -- IN.jpg OUT.png diffmask gradmask chefer gradcam
 //! ```
 //!
-//! One forward and one backward pass serve all methods that read them. Agreement is Spearman's rank correlation of the
-//! patches: 1 where two methods order them alike, 0 where they have nothing to do with each other.
+//! All methods share one forward and one backward pass. Agreement is Spearman's rank correlation over the patches: 1 if
+//! two methods rank them identically, 0 if the rankings are unrelated.
 #![expect(clippy::print_stdout, reason = "an example tells what it found")]
 
 use std::path::Path;
@@ -68,7 +68,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Position of each value in their order; equal values share the mean of theirs.
+/// Rank of each value; ties get the mean of their ranks.
 fn ranks(values: &[f32]) -> Vec<f64> {
     let rank = |value: &f32| {
         let below = values.iter().filter(|other| *other < value).count();
@@ -78,7 +78,7 @@ fn ranks(values: &[f32]) -> Vec<f64> {
     values.iter().map(rank).collect()
 }
 
-/// Pearson's correlation; 0 where one side does not vary.
+/// Pearson correlation; 0 if one side is constant.
 fn correlation(a: &[f64], b: &[f64]) -> f64 {
     let centered = |values: &[f64]| -> Vec<f64> {
         let mean = values.iter().sum::<f64>() / values.len() as f64;

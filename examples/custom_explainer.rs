@@ -1,12 +1,12 @@
-//! Implements a method of one's own and runs it in the pipeline.
+//! Implements a custom method and runs it in the pipeline.
 //!
 //! ```text
 //! frames in memory → patchify → explain (KeyNorm) → composite → frames in memory
 //! ```
 //!
-//! The method scores a patch by the length of its key in the last block: a patch with a long key can
-//! draw attention. Run: `cargo run --release --example custom_explainer`
-//! Prints how many frames were explained and drawn.
+//! The method scores a patch by the norm of its key in the last block, because a patch with a large key can
+//! attract attention. Run: `cargo run --release --example custom_explainer`
+//! Prints the number of frames that were explained and drawn.
 #![expect(clippy::print_stdout, reason = "an example tells what it found")]
 
 use std::num::{NonZeroU64, NonZeroUsize};

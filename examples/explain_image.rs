@@ -1,7 +1,7 @@
-//! Explains one picture with the embedded model and saves the overlay.
+//! Explains one image with the embedded model and saves the overlay.
 //!
 //! ```text
-//! picture → resize → model + gates → attribution → overlay → PNG
+//! image → resize → model + gates → attribution → overlay → PNG
 //! ```
 //!
 //! Run: `cargo run --release --example explain_image -- IN.jpg OUT.png`

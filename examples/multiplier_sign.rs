@@ -1,12 +1,12 @@
-//! Must DiffMask's multipliers rise or fall where the divergence exceeds the margin?
+//! Tests whether DiffMask's multipliers must rise or fall when the divergence exceeds the margin.
 //!
 //! ```sh
 //! cargo run --release --example multiplier_sign -- multiplier_sign.png
 //! ```
 //!
-//! Trains gates for the embedded `red-patches` model, three seeds each way, and draws the multipliers and the
-//! divergences. The objective is a maximum over the multipliers, so they must ascend; in the released code of
-//! Vision DiffMask the negation of their gradient is lost, and they descend. Takes ten minutes on one core.
+//! Trains gates for the embedded `red-patches` model with three seeds in each direction, and plots the multipliers and
+//! divergences. The objective is maximized over the multipliers, so they must ascend; the released Vision DiffMask
+//! code loses the negation of their gradient, so they descend. Takes ten minutes on one core.
 #![expect(clippy::print_stdout, reason = "an example tells what it found")]
 
 use std::path::Path;
@@ -20,7 +20,7 @@ use vitscope::{data, models};
 const SEEDS: u64 = 3;
 const STEPS: u64 = 3000;
 
-/// What is drawn: running means of single steps, and what binary masks do to test pictures.
+/// Plotted data: running means over steps, and the effect of binary masks on test images.
 const COLUMNS: &[&str] = &["lambda", "kl of sampled masks", "test kl", "test kept"];
 
 /// Weight of the newest step in a running mean.
@@ -50,7 +50,7 @@ fn main() -> Result<()> {
                 ascend,
                 steps: STEPS,
                 test_steps: 100,
-                // Both ways run to the end.
+                // Run both directions to the end.
                 patience: 0,
                 ..DiffMaskRecipe::default()
             };
