@@ -416,7 +416,7 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 out.mp4 --scores old.jsonl",
-        "the output exists and may not be overwritten (--overwrite): \"old.jsonl\"",
+        "the output already exists; use --overwrite to replace it: \"old.jsonl\"",
     );
     refused(
         "file in.mp4 out.mp4 --sheet no/sheet.png",
@@ -424,15 +424,15 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 out.mp4 --scores in.mp4 --overwrite",
-        "names a file that the command uses already: \"in.mp4\"",
+        "the command already uses this file: \"in.mp4\"",
     );
     refused(
         "file in.mp4 out.mp4 --sheet out.mp4",
-        "names a file that the command uses already: \"out.mp4\"",
+        "the command already uses this file: \"out.mp4\"",
     );
     refused(
         "file in.mp4 out.mp4 --scores a --sheet ./a",
-        "would be written over \"a\": \"./a\"",
+        "would overwrite \"a\": \"./a\"",
     );
     refused(
         "file in.mp4 new.mp4/",
@@ -446,11 +446,11 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 out.mp4 --sheet sheet.png/",
-        "is the name of a folder, expected a file to write: \"sheet.png/\"",
+        "the output is the name of a directory, expected a file to write: \"sheet.png/\"",
     );
     refused(
         "file in.mp4 out.mp4 --scores /dev/null --overwrite",
-        "is no regular file, expected a file to write: \"/dev/null\"",
+        "the output is not a regular file, expected a file to write: \"/dev/null\"",
     );
     assert_eq!("old", fs::read_to_string(bench.path("old.mp4")).unwrap());
 }
@@ -634,7 +634,7 @@ fn a_second_interrupt_stops_at_once_and_names_what_is_left() {
     let mut running = Running::start(&bench, args);
     running.wait_for_secs(0.5);
     running.signal("INT");
-    running.wait_for("once more to stop at once");
+    running.wait_for("press Ctrl-C again to abort");
     running.signal("INT");
     let (code, rest) = running.end();
     assert_eq!(Some(130), code, "{rest}");
@@ -848,7 +848,7 @@ fn pictures_that_cannot_be_are_refused() {
     refused("still a.png b.gif", "unknown extension", "\"b.gif\"");
     refused(
         "still a.png a.png",
-        "names a file that the command uses already",
+        "the command already uses this file",
         "\"a.png\"",
     );
     for out in ["folder.png", "."] {
@@ -860,12 +860,12 @@ fn pictures_that_cannot_be_are_refused() {
     }
     refused(
         "still a.png text.png new",
-        "expected a directory",
+        "expected an existing directory",
         "\"new\"",
     );
     refused(
         "still a.png ./a.png out",
-        "two results would have this name",
+        "two outputs would have this name",
         "\"out/a.png\"",
     );
 }
@@ -1029,7 +1029,7 @@ fn a_picture_given_as_a_video_is_sent_to_still() {
     bench.check_refused(
         "file a.png out.mp4",
         1,
-        "error: is a picture, expected a video; pictures are explained by `vitscope still`: \"a.png\"",
+        "error: the input is a picture, expected a video; use `vitscope still` for pictures: \"a.png\"",
     );
 }
 
@@ -1038,11 +1038,11 @@ fn a_recording_is_not_written_over_what_it_shows() {
     let bench = Bench::new(5);
     let before = fs::read(bench.path("in.mp4")).unwrap();
     std::os::unix::fs::symlink(bench.path("in.mp4"), bench.path("link.mp4")).unwrap();
-    let over = |out: &str| format!("would be written over \"in.mp4\": {out:?}");
+    let over = |out: &str| format!("would overwrite \"in.mp4\": {out:?}");
     for (out, told) in [
         (
             "in.mp4",
-            "names a file that the command uses already: \"in.mp4\"".to_owned(),
+            "the command already uses this file: \"in.mp4\"".to_owned(),
         ),
         ("./in.mp4", over("./in.mp4")),
         ("link.mp4", over("link.mp4")),
@@ -1137,7 +1137,7 @@ fn a_jpeg_that_ends_early_is_explained_and_the_run_incomplete() {
     let ended = bench.run("still cut.jpg b.png --progress none");
     assert_eq!(Some(3), ended.code, "{}", ended.stderr);
     assert_eq!(
-        "incomplete: the file ends early, and what is missing was explained as gray: \"cut.jpg\"",
+        "incomplete: the file is truncated, and its missing part was explained as gray: \"cut.jpg\"",
         ended.stderr.trim_end()
     );
     assert!(bench.path("b.png").exists());

@@ -158,7 +158,7 @@ fn teaching_says_how_many_examples_there_were_and_how_to_go_on() {
     assert!(
         again
             .stderr
-            .contains("may not be overwritten (--overwrite): \"head/head.safetensors\""),
+            .contains("use --overwrite to replace it: \"head/head.safetensors\""),
         "{}",
         again.stderr
     );

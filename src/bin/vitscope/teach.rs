@@ -38,7 +38,7 @@ pub fn run(args: &TeachArgs) -> anyhow::Result<Exit> {
     models::check_head_folder(&args.out)?;
     let path = args.out.join("head.safetensors");
     if path.exists() && !args.overwrite {
-        bail!("the output exists and may not be overwritten (--overwrite): {path:?}");
+        bail!("the output already exists; use --overwrite to replace it: {path:?}");
     }
     let reference = Reference {
         trained_parts: false,

@@ -45,7 +45,7 @@ pub(super) fn measure(
                     continue;
                 };
                 let report = run(path, model, method, batch)
-                    .with_context(|| format!("explaining {path:?}"))?;
+                    .with_context(|| format!("cannot explain {path:?}"))?;
                 let alone = timed.iter().find(|row| {
                     (row.model.as_str(), row.method.as_str(), row.batch)
                         == (model.name.as_str(), method.name(), batch.get())
