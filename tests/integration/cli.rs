@@ -239,7 +239,7 @@ fn a_shrunk_model_with_a_threshold_says_when_it_is_not_sure() {
     assert!(
         ended
             .stdout
-            .starts_with("wrote \"small\": weights 0.0 MB, before 0.1 MB, sha256 "),
+            .starts_with("wrote \"small\": weights 0.0 MB (before: 0.1 MB), sha256 "),
         "{}",
         ended.stdout
     );
@@ -250,7 +250,7 @@ fn a_shrunk_model_with_a_threshold_says_when_it_is_not_sure() {
     let config = config.replacen('{', "{\"not_sure_below\": 0.999,", 1);
     fs::write(bench.path("small/config.json"), config).unwrap();
     let inspected = bench.run("models inspect small").stdout;
-    let line = "threshold    \"not sure\" where the best class has a probability below 0.999\n";
+    let line = "threshold    \"not sure\" if the probability of the best class is below 0.999\n";
     assert!(inspected.contains(line), "{inspected}");
     let ended = bench.run("file in.mp4 out.mp4 --model small --scores - --progress none");
     let records = records(&ended.stdout);
@@ -1096,7 +1096,9 @@ fn a_run_is_read_from_a_file() {
     fs::write(bench.path("run.toml"), "command = \"file\"\nin =").unwrap();
     let ended = bench.run("run run.toml");
     assert!(
-        ended.stderr.starts_with("error: the run is malformed: "),
+        ended
+            .stderr
+            .starts_with("error: the run file is malformed: "),
         "{}",
         ended.stderr
     );
@@ -1202,7 +1204,7 @@ fn options_of_methods_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "--method gradmask --set rollout.discard=0.5",
-        "error: --set \"rollout.discard=0.5\" is for a method that is not asked for",
+        "error: --set \"rollout.discard=0.5\" is for a method that is not selected",
     );
     refused(
         "--method rollout --target cat",
@@ -1267,22 +1269,22 @@ fn live_refuses_what_makes_no_sense_before_anything_starts() {
     refused(
         "--gates nosuch",
         1,
-        "error: has no gates.safetensors, expected a folder with DiffMask gates: \"nosuch\"",
+        "error: no gates.safetensors found, expected a folder with DiffMask gates: \"nosuch\"",
     );
     refused(
         "--v4l2-out nosuch",
         1,
-        "error: no such device, expected a virtual camera of v4l2loopback: \"nosuch\"",
+        "error: no such device, expected a v4l2loopback virtual camera: \"nosuch\"",
     );
     refused(
         "--v4l2-out in.mp4",
         1,
-        "error: is no device, expected a virtual camera of v4l2loopback: \"in.mp4\"",
+        "error: not a device, expected a v4l2loopback virtual camera: \"in.mp4\"",
     );
     refused(
         "--target cat --target dog",
         1,
-        "error: live video is explained for one target, give --target once",
+        "error: live video supports one target, use --target only once",
     );
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -1335,7 +1337,7 @@ fn a_camera_that_is_unplugged_is_shown_again_when_it_is_back() {
     };
     running.wait_for("showing camera \"fakecam\"");
     kill("KILL", camera);
-    let lost = running.wait_for("trying again");
+    let lost = running.wait_for("retrying in");
     assert!(lost.contains("camera \"fakecam\""), "{lost}");
     let mut again = Command::new(plug_in)
         .env("XDG_RUNTIME_DIR", Path::new(plug_in).parent().unwrap())

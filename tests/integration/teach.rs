@@ -151,7 +151,10 @@ fn teaching_says_how_many_examples_there_were_and_how_to_go_on() {
         lines[2].starts_with("leave-one-out accuracy 1.0000 on 8 pictures"),
         "{lines:?}"
     );
-    let usage = format!("use it: vitscope live --model head --backbone {}", model());
+    let usage = format!(
+        "use it with: vitscope live --model head --backbone {}",
+        model()
+    );
     assert_eq!(lines[4], usage);
     let again = vitscope(path, &args);
     assert_eq!(again.code, Some(1));
