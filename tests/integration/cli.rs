@@ -1227,7 +1227,8 @@ fn bench_names_the_methods_that_there_are() {
     bench.check_refused_as_it_is(
         &format!("bench --model {} --method none", model.display()),
         1,
-        "error: unknown method \"none\", expected forward, backward, masked, all, or one of `vitscope methods`",
+        "error: unknown method \"none\", expected forward, backward, masked, all, or a method listed by \
+         `vitscope methods`",
     );
 }
 
@@ -1651,7 +1652,7 @@ fn videos_are_measured_frame_by_frame_and_as_a_whole() {
     bench.check_refused_as_it_is(
         "eval temporal --model cifar10 --data in.mp4 --methods diffmask --frames 1",
         1,
-        "error: video has only one frame, steadiness needs two: \"in.mp4\"",
+        "error: the video has only one frame, steadiness requires two: \"in.mp4\"",
     );
 }
 

@@ -19,7 +19,8 @@ const SOFT_MASK: &str = "soft-mask";
 pub(super) struct InsertionDeletionArgs {
     #[command(flatten)]
     suite: SuiteArgs,
-    /// Protocols, comma-separated: rise, tis, ia-vit and gradmask follow those papers; patches takes one patch at a time.
+    /// Protocols, comma-separated: rise, tis, ia-vit and gradmask follow those papers; patches changes one patch at a
+    /// time.
     #[arg(long, value_name = "PROTOCOL,…", value_delimiter = ',', default_value = PATCHES.name)]
     protocol: Vec<String>,
 }
