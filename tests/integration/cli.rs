@@ -432,7 +432,7 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 out.mp4 --scores a --sheet ./a",
-        "would overwrite \"a\": \"./a\"",
+        "the output would overwrite \"a\": \"./a\"",
     );
     refused(
         "file in.mp4 new.mp4/",
@@ -1038,7 +1038,7 @@ fn a_recording_is_not_written_over_what_it_shows() {
     let bench = Bench::new(5);
     let before = fs::read(bench.path("in.mp4")).unwrap();
     std::os::unix::fs::symlink(bench.path("in.mp4"), bench.path("link.mp4")).unwrap();
-    let over = |out: &str| format!("would overwrite \"in.mp4\": {out:?}");
+    let over = |out: &str| format!("the output would overwrite \"in.mp4\": {out:?}");
     for (out, told) in [
         (
             "in.mp4",

@@ -381,7 +381,7 @@ mod program {
         assert!(card.contains("\"jensen-shannon\""), "{card}");
 
         let head = run("train classifier --init base --freeze --out top");
-        assert!(head.contains("for --backbone base"), "{head}");
+        assert!(head.contains("use it with --backbone base"), "{head}");
         let looks_at = || {
             let inspected = stdout("models inspect wide --backbone base", folder.path());
             let input = inspected.lines().find(|line| line.starts_with("input"));

@@ -54,11 +54,11 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate explanations and classifiers.
     Eval(EvalArgs),
-    /// Time models and explanations on this machine.
+    /// Benchmark models and explanations on this machine.
     Bench(BenchArgs),
     /// List cameras.
     Devices,
-    /// Report what this machine has and lacks: GStreamer, encoders, cameras, GPU, models.
+    /// Check this machine for GStreamer, encoders, cameras, a GPU and models.
     Doctor,
     /// List methods with their source, requirements and cost.
     Methods(MethodsArgs),
@@ -272,7 +272,7 @@ pub fn png(text: &str) -> Result<PathBuf, String> {
     let path = report_path(text)?;
     match path.extension() {
         Some(extension) if extension.eq_ignore_ascii_case("png") => Ok(path),
-        _ => Err("expected a file name that ends in .png".into()),
+        _ => Err("expected a file name ending in .png".into()),
     }
 }
 
@@ -373,7 +373,7 @@ mod tests {
         for command in ["faithfulness --picture", "classifier --data a --confusions"] {
             let line = format!("vitscope eval {command} a.jpg");
             let error = Args::try_parse_from(line.split(' ')).unwrap_err();
-            assert!(error.to_string().contains("ends in .png"), "{error}");
+            assert!(error.to_string().contains("ending in .png"), "{error}");
         }
         assert_eq!(png("a.PNG"), Ok("a.PNG".into()));
     }

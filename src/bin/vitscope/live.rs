@@ -44,8 +44,8 @@ pub struct LiveArgs {
     /// Explain at most every Nth frame.
     #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more::<NonZeroU32>)]
     every: NonZeroU32,
-    /// With `--policy latest`, seconds until an explanation has faded out [default: 1, or twice the time that an
-    /// explanation takes, if longer].
+    /// With `--policy latest`, seconds until an explanation has faded out [default: 1, or twice the time per
+    /// explanation, whichever is longer].
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     max_age: Option<f64>,
     /// Share of the previous explanation to blend into the next, 0 to 1; scene changes reset it.

@@ -197,7 +197,7 @@ fn inspect(model: &Model) -> String {
         (
             "tokens",
             format!(
-                "{grid_h} x {grid_w} patches of {} px, and {n_special} special",
+                "{grid_h} x {grid_w} patches of {} px, plus {n_special} special",
                 config.patch_size
             ),
         ),

@@ -101,7 +101,7 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
             if other.as_os_str() == output.as_os_str() {
                 bail!("the command already uses this file: {output:?}");
             }
-            bail!("would overwrite {other:?}: {output:?}");
+            bail!("the output would overwrite {other:?}: {output:?}");
         }
         if output.symlink_metadata().is_ok() && !overwrite {
             bail!("the output already exists; use --overwrite to replace it: {output:?}");
@@ -155,7 +155,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (video, sidecar) = (folder.path().join("in.mp4"), folder.path().join("./in.mp4"));
         let error = check(&[&sidecar], &[&video], true).unwrap_err().to_string();
-        assert!(error.starts_with("would overwrite"), "{error}");
+        assert!(error.starts_with("the output would overwrite"), "{error}");
         let error = check(&[&video, &sidecar], &[], true)
             .unwrap_err()
             .to_string();
@@ -167,7 +167,7 @@ mod tests {
         let [a, part] = [Path::new("a"), Path::new("./a.part")];
         for (first, second) in [(a, part), (part, a)] {
             let error = check(&[first, second], &[], true).unwrap_err().to_string();
-            assert!(error.starts_with("would overwrite"), "{error}");
+            assert!(error.starts_with("the output would overwrite"), "{error}");
         }
     }
 

@@ -42,7 +42,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
         [inputs @ .., out] if !inputs.is_empty() => (out, inputs),
         alone => {
             let message = format!(
-                "expected input pictures followed by the picture or folder to write, <IN... OUT>, got only {alone:?}\n"
+                "expected input pictures followed by the picture or folder to write (<IN... OUT>), got only {alone:?}\n"
             );
             return Err(clap::Error::raw(ErrorKind::TooFewValues, message).into());
         }

@@ -314,7 +314,7 @@ impl ComparedArgs {
             }
         }
         if explainers.is_empty() {
-            bail!("no method supports the model");
+            bail!("no method works with this model");
         }
         Ok(explainers)
     }

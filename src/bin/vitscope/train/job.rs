@@ -400,7 +400,7 @@ fn told_of_ranking(done: &TrainedGates, who: &str, of_what: &str) -> Measured {
         card, agreement, ..
     } = done;
     let explained = card.explained.unwrap_or(f64::NAN);
-    println!("{who} explain {explained:.4} {of_what}, on test pictures");
+    println!("{who} explain {explained:.4} {of_what} on test pictures");
     println!(
         "cut at the margin: kl {:.4}, kept {:.4}, agreement {agreement:.4}",
         card.kl, card.l0
