@@ -981,7 +981,7 @@ fn methods_and_models_are_listed() {
     assert!(listed.stdout.contains("cifar10") && listed.stdout.contains("10 classes, gates"));
     let inspected = bench.run("models inspect cifar10").stdout;
     assert!(
-        inspected.contains("8 x 8 patches of 4 px, and 1 special"),
+        inspected.contains("8 x 8 patches of 4 px, plus 1 special"),
         "{inspected}"
     );
     assert!(

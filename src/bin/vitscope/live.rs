@@ -57,13 +57,13 @@ pub struct LiveArgs {
     /// Show no window.
     #[arg(long, conflicts_with = "window")]
     no_window: bool,
-    /// Record the picture, without sound, to this Matroska or MP4 file.
+    /// Record the video, without sound, to this Matroska or MP4 file.
     #[arg(long, value_name = "FILE.mkv")]
     record: Option<PathBuf>,
     /// Output to this V4L2 loopback device, a virtual camera for other programs.
     #[arg(long, value_name = "DEVICE")]
     v4l2_out: Option<PathBuf>,
-    /// Stream to this URL of an RTSP server.
+    /// Push the video to this RTSP URL.
     #[arg(long, value_name = "URL")]
     rtsp_out: Option<Address>,
     /// Write an HLS stream into this folder: live.m3u8 and the latest segments.

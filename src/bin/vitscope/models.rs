@@ -41,7 +41,7 @@ enum What {
     Shrink {
         /// Embedded model, folder with config.json and model.safetensors, or OWNER/NAME on Hugging Face.
         model: String,
-        /// Folder to write.
+        /// Output folder.
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
         /// Backbone model, if MODEL holds only a head.

@@ -23,10 +23,10 @@ const BATCH: usize = 16;
 /// Options of `vitscope train familiarity`.
 #[derive(Debug, clap::Args)]
 pub struct FamiliarityArgs {
-    /// Folder of the model; familiarity.safetensors is written there.
+    /// Folder of the model.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Output folder [default: the model's].
+    /// Output folder for familiarity.safetensors [default: the model's].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Pictures like the model's training data: a folder with one subfolder of pictures per class.
