@@ -29,8 +29,8 @@ pub(super) struct InsertionDeletionArgs {
 pub(super) struct PerturbationArgs {
     #[command(flatten)]
     suite: SuiteArgs,
-    /// Protocols, comma-separated: chefer and diffmask follow the papers of those names; soft-mask is the second routine
-    /// in the Vision DiffMask code.
+    /// Protocols, comma-separated: chefer and diffmask follow the papers of those names; soft-mask is the second
+    /// routine in the Vision DiffMask code.
     #[arg(
         long,
         value_name = "PROTOCOL,…",
