@@ -158,7 +158,7 @@ fn a_folder_per_class_is_measured_by_label_alias_and_file_name() {
         "top-1 accuracy 0.8000 on 10 pictures (95 % interval 0.4902 to 0.9433)\n",
         "top-5 accuracy 1.0000 on 10 pictures",
         "cup_of-coffee  0.7500 on 4  1.0000  boat, 1\n",
-        "left out: 2 classes that the model does not know: bed, book\n",
+        "skipped 2 classes that the model does not know: bed, book\n",
     ] {
         assert!(all.contains(expected), "{expected:?} is not in\n{all}");
     }
@@ -213,7 +213,7 @@ fn a_folder_per_class_is_measured_by_label_alias_and_file_name() {
         "{rest}"
     );
     assert!(
-        rest.contains("no threshold gives the sure answers an accuracy of 0.5\n"),
+        rest.contains("no threshold gives sure answers an accuracy of 0.5\n"),
         "{rest}"
     );
 }
@@ -234,7 +234,7 @@ fn the_printed_threshold_leaves_the_printed_share_of_right_answers() {
     assert!(chosen["right"]["accuracy"].as_f64().unwrap() >= 0.85);
     let again = stdout(&format!("{args} --not-sure-below {threshold}"), folder);
     assert_eq!(report()["not_sure_below"], chosen);
-    let sure = format!("sure from {threshold}: ");
+    let sure = format!("sure at or above {threshold}: ");
     assert!(again.contains(&sure), "{again}");
 }
 
@@ -256,7 +256,7 @@ fn unreadable_pictures_are_counted_and_named_and_end_nothing() {
         found.contains("top-1 accuracy 0.8000 on 10 pictures"),
         "{found}"
     );
-    assert!(found.contains("left out, as unreadable: 2\n"), "{found}");
+    assert!(found.contains("skipped as unreadable: 2\n"), "{found}");
     assert!(
         found.contains("A_header.png") && found.contains("A_cut.png"),
         "{found}"
@@ -316,7 +316,7 @@ fn data_of_another_shape_are_refused_in_one_sentence() {
     );
     check(
         "some --only A*",
-        "no picture is of a class that the model knows: \"some\"",
+        "no picture belongs to a class that the model knows: \"some\"",
     );
     check(
         "strange",
@@ -356,11 +356,11 @@ fn what_is_familiar_decides_which_answers_are_sure() {
     prepare(folder);
     let told = fit_familiarity(folder, 1.0);
     assert!(
-        told.starts_with("10 pictures say what is familiar, 8 are held out\n"),
+        told.starts_with("familiarity fitted on 10 pictures, 8 held out\n"),
         "{told}"
     );
     let trust = told.lines().find_map(|line| {
-        let rest = line.strip_prefix("sure from a trust of ")?;
+        let rest = line.strip_prefix("sure at a trust of at least ")?;
         rest.split_once(':').map(|(threshold, _)| threshold)
     });
     let threshold: f32 = trust.unwrap().parse().unwrap();
@@ -372,12 +372,12 @@ fn what_is_familiar_decides_which_answers_are_sure() {
     // The measurement counts by the same trust and the same threshold.
     let measured = stdout("eval classifier --model m --data data", folder);
     assert!(
-        measured.contains(&format!("\nsure from {threshold}: ")),
+        measured.contains(&format!("\nsure at or above {threshold}: ")),
         "{measured}"
     );
     let inspected = stdout("models inspect m", folder);
     assert!(
-        inspected.contains("how familiar the picture is"),
+        inspected.contains("the picture's familiarity"),
         "{inspected}"
     );
 
@@ -424,7 +424,7 @@ fn what_is_familiar_belongs_to_the_weights_that_it_was_measured_with() {
     let bytes = std::fs::read(&file).unwrap();
     let of_m = models::open(folder.join("m").to_str().unwrap(), &Device::Cpu).unwrap();
     let inspected = || stdout("models inspect m", folder);
-    assert!(inspected().contains("how familiar"));
+    assert!(inspected().contains("the picture's familiarity"));
 
     // Weights in 8 bits are other weights: they go without.
     let shrunk = stdout("models shrink m --out small", folder);
@@ -440,7 +440,7 @@ fn what_is_familiar_belongs_to_the_weights_that_it_was_measured_with() {
     // Measured anew, the old file is in nobody's way.
     let args = "train familiarity --model small --data data --held-out data --sure-accuracy 0.7";
     stdout(args, folder);
-    assert!(stdout("models inspect small", folder).contains("how familiar"));
+    assert!(stdout("models inspect small", folder).contains("the picture's familiarity"));
 
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     check_refused("models inspect m", folder, "familiarity.safetensors");

@@ -239,7 +239,7 @@ fn a_shrunk_model_with_a_threshold_says_when_it_is_not_sure() {
     assert!(
         ended
             .stdout
-            .starts_with("wrote \"small\": weights 0.0 MB, before 0.1 MB, sha256 "),
+            .starts_with("wrote \"small\": weights 0.0 MB (before: 0.1 MB), sha256 "),
         "{}",
         ended.stdout
     );
@@ -250,7 +250,7 @@ fn a_shrunk_model_with_a_threshold_says_when_it_is_not_sure() {
     let config = config.replacen('{', "{\"not_sure_below\": 0.999,", 1);
     fs::write(bench.path("small/config.json"), config).unwrap();
     let inspected = bench.run("models inspect small").stdout;
-    let line = "threshold    \"not sure\" where the best class has a probability below 0.999\n";
+    let line = "threshold    \"not sure\" if the probability of the best class is below 0.999\n";
     assert!(inspected.contains(line), "{inspected}");
     let ended = bench.run("file in.mp4 out.mp4 --model small --scores - --progress none");
     let records = records(&ended.stdout);
@@ -416,7 +416,7 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 out.mp4 --scores old.jsonl",
-        "the output exists and may not be overwritten (--overwrite): \"old.jsonl\"",
+        "the output already exists; use --overwrite to replace it: \"old.jsonl\"",
     );
     refused(
         "file in.mp4 out.mp4 --sheet no/sheet.png",
@@ -424,15 +424,15 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 out.mp4 --scores in.mp4 --overwrite",
-        "names a file that the command uses already: \"in.mp4\"",
+        "the command already uses this file: \"in.mp4\"",
     );
     refused(
         "file in.mp4 out.mp4 --sheet out.mp4",
-        "names a file that the command uses already: \"out.mp4\"",
+        "the command already uses this file: \"out.mp4\"",
     );
     refused(
         "file in.mp4 out.mp4 --scores a --sheet ./a",
-        "would be written over \"a\": \"./a\"",
+        "the output would overwrite \"a\": \"./a\"",
     );
     refused(
         "file in.mp4 new.mp4/",
@@ -446,11 +446,11 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 out.mp4 --sheet sheet.png/",
-        "is the name of a folder, expected a file to write: \"sheet.png/\"",
+        "the output is the name of a directory, expected a file to write: \"sheet.png/\"",
     );
     refused(
         "file in.mp4 out.mp4 --scores /dev/null --overwrite",
-        "is no regular file, expected a file to write: \"/dev/null\"",
+        "the output is not a regular file, expected a file to write: \"/dev/null\"",
     );
     assert_eq!("old", fs::read_to_string(bench.path("old.mp4")).unwrap());
 }
@@ -634,7 +634,7 @@ fn a_second_interrupt_stops_at_once_and_names_what_is_left() {
     let mut running = Running::start(&bench, args);
     running.wait_for_secs(0.5);
     running.signal("INT");
-    running.wait_for("once more to stop at once");
+    running.wait_for("press Ctrl-C again to abort");
     running.signal("INT");
     let (code, rest) = running.end();
     assert_eq!(Some(130), code, "{rest}");
@@ -848,7 +848,7 @@ fn pictures_that_cannot_be_are_refused() {
     refused("still a.png b.gif", "unknown extension", "\"b.gif\"");
     refused(
         "still a.png a.png",
-        "names a file that the command uses already",
+        "the command already uses this file",
         "\"a.png\"",
     );
     for out in ["folder.png", "."] {
@@ -860,12 +860,12 @@ fn pictures_that_cannot_be_are_refused() {
     }
     refused(
         "still a.png text.png new",
-        "expected a directory",
+        "expected an existing directory",
         "\"new\"",
     );
     refused(
         "still a.png ./a.png out",
-        "two results would have this name",
+        "two outputs would have this name",
         "\"out/a.png\"",
     );
 }
@@ -981,7 +981,7 @@ fn methods_and_models_are_listed() {
     assert!(listed.stdout.contains("cifar10") && listed.stdout.contains("10 classes, gates"));
     let inspected = bench.run("models inspect cifar10").stdout;
     assert!(
-        inspected.contains("8 x 8 patches of 4 px, and 1 special"),
+        inspected.contains("8 x 8 patches of 4 px, plus 1 special"),
         "{inspected}"
     );
     assert!(
@@ -1029,7 +1029,7 @@ fn a_picture_given_as_a_video_is_sent_to_still() {
     bench.check_refused(
         "file a.png out.mp4",
         1,
-        "error: is a picture, expected a video; pictures are explained by `vitscope still`: \"a.png\"",
+        "error: the input is a picture, expected a video; use `vitscope still` for pictures: \"a.png\"",
     );
 }
 
@@ -1038,11 +1038,11 @@ fn a_recording_is_not_written_over_what_it_shows() {
     let bench = Bench::new(5);
     let before = fs::read(bench.path("in.mp4")).unwrap();
     std::os::unix::fs::symlink(bench.path("in.mp4"), bench.path("link.mp4")).unwrap();
-    let over = |out: &str| format!("would be written over \"in.mp4\": {out:?}");
+    let over = |out: &str| format!("the output would overwrite \"in.mp4\": {out:?}");
     for (out, told) in [
         (
             "in.mp4",
-            "names a file that the command uses already: \"in.mp4\"".to_owned(),
+            "the command already uses this file: \"in.mp4\"".to_owned(),
         ),
         ("./in.mp4", over("./in.mp4")),
         ("link.mp4", over("link.mp4")),
@@ -1096,7 +1096,9 @@ fn a_run_is_read_from_a_file() {
     fs::write(bench.path("run.toml"), "command = \"file\"\nin =").unwrap();
     let ended = bench.run("run run.toml");
     assert!(
-        ended.stderr.starts_with("error: the run is malformed: "),
+        ended
+            .stderr
+            .starts_with("error: the run file is malformed: "),
         "{}",
         ended.stderr
     );
@@ -1137,7 +1139,7 @@ fn a_jpeg_that_ends_early_is_explained_and_the_run_incomplete() {
     let ended = bench.run("still cut.jpg b.png --progress none");
     assert_eq!(Some(3), ended.code, "{}", ended.stderr);
     assert_eq!(
-        "incomplete: the file ends early, and what is missing was explained as gray: \"cut.jpg\"",
+        "incomplete: the file is truncated, and its missing part was explained as gray: \"cut.jpg\"",
         ended.stderr.trim_end()
     );
     assert!(bench.path("b.png").exists());
@@ -1202,7 +1204,7 @@ fn options_of_methods_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "--method gradmask --set rollout.discard=0.5",
-        "error: --set \"rollout.discard=0.5\" is for a method that is not asked for",
+        "error: --set \"rollout.discard=0.5\" is for a method that is not selected",
     );
     refused(
         "--method rollout --target cat",
@@ -1225,7 +1227,8 @@ fn bench_names_the_methods_that_there_are() {
     bench.check_refused_as_it_is(
         &format!("bench --model {} --method none", model.display()),
         1,
-        "error: unknown method \"none\", expected forward, backward, masked, all, or one of `vitscope methods`",
+        "error: unknown method \"none\", expected forward, backward, masked, all, or a method listed by \
+         `vitscope methods`",
     );
 }
 
@@ -1267,22 +1270,22 @@ fn live_refuses_what_makes_no_sense_before_anything_starts() {
     refused(
         "--gates nosuch",
         1,
-        "error: has no gates.safetensors, expected a folder with DiffMask gates: \"nosuch\"",
+        "error: no gates.safetensors found, expected a folder with DiffMask gates: \"nosuch\"",
     );
     refused(
         "--v4l2-out nosuch",
         1,
-        "error: no such device, expected a virtual camera of v4l2loopback: \"nosuch\"",
+        "error: no such device, expected a v4l2loopback virtual camera: \"nosuch\"",
     );
     refused(
         "--v4l2-out in.mp4",
         1,
-        "error: is no device, expected a virtual camera of v4l2loopback: \"in.mp4\"",
+        "error: not a device, expected a v4l2loopback virtual camera: \"in.mp4\"",
     );
     refused(
         "--target cat --target dog",
         1,
-        "error: live video is explained for one target, give --target once",
+        "error: live video supports one target, use --target only once",
     );
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -1335,7 +1338,7 @@ fn a_camera_that_is_unplugged_is_shown_again_when_it_is_back() {
     };
     running.wait_for("showing camera \"fakecam\"");
     kill("KILL", camera);
-    let lost = running.wait_for("trying again");
+    let lost = running.wait_for("retrying in");
     assert!(lost.contains("camera \"fakecam\""), "{lost}");
     let mut again = Command::new(plug_in)
         .env("XDG_RUNTIME_DIR", Path::new(plug_in).parent().unwrap())
@@ -1649,7 +1652,7 @@ fn videos_are_measured_frame_by_frame_and_as_a_whole() {
     bench.check_refused_as_it_is(
         "eval temporal --model cifar10 --data in.mp4 --methods diffmask --frames 1",
         1,
-        "error: video has only one frame, steadiness needs two: \"in.mp4\"",
+        "error: the video has only one frame, steadiness requires two: \"in.mp4\"",
     );
 }
 

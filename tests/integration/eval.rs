@@ -266,7 +266,7 @@ mod program {
         );
         let log = String::from_utf8(fewer.stderr).unwrap();
         assert!(
-            log.contains("only 4 images of the 9 asked for: the test half of \"data\""),
+            log.contains("using only 4 of 9 images: the test half of \"data\""),
             "{log}"
         );
         let scores = std::fs::read_to_string(path.join("s.json")).unwrap();
@@ -295,7 +295,7 @@ mod program {
             "train diffmask --recipe train.toml --model m --set steps=2 --seed 4",
             folder.path(),
         );
-        assert!(trained.contains("gates in"), "{trained}");
+        assert!(trained.contains("wrote gates to"), "{trained}");
         for file in [
             "train.csv",
             "train.png",
@@ -352,7 +352,7 @@ mod program {
         let output = vitscope("eval faithfulness --model m --grids 2", folder.path());
         let log = String::from_utf8(output.stderr).unwrap();
         assert!(
-            output.status.success() && log.contains("left out: gradmask"),
+            output.status.success() && log.contains("skipped: gradmask"),
             "{log}"
         );
         let table = String::from_utf8(output.stdout).unwrap();
@@ -381,7 +381,7 @@ mod program {
         assert!(card.contains("\"jensen-shannon\""), "{card}");
 
         let head = run("train classifier --init base --freeze --out top");
-        assert!(head.contains("for --backbone base"), "{head}");
+        assert!(head.contains("use it with --backbone base"), "{head}");
         let looks_at = || {
             let inspected = stdout("models inspect wide --backbone base", folder.path());
             let input = inspected.lines().find(|line| line.starts_with("input"));
@@ -458,7 +458,7 @@ mod program {
         let refused = vitscope("train runs.toml --out runs", folder.path());
         let log = String::from_utf8(refused.stderr).unwrap();
         assert!(
-            log.contains("done by another recipe") && log.lines().count() == 1,
+            log.contains("trained with another recipe") && log.lines().count() == 1,
             "{log}"
         );
     }
@@ -540,7 +540,7 @@ mod program {
             ("eval faithfulness --model gone", "error: model is neither"),
             (
                 "train diffmask --model red-patches --data red-patches",
-                "error: training for a model that is not a folder needs --out: \"red-patches\"",
+                "error: training for a model that is not a folder requires --out: \"red-patches\"",
             ),
         ] {
             let output = vitscope(args, folder.path());

@@ -151,14 +151,17 @@ fn teaching_says_how_many_examples_there_were_and_how_to_go_on() {
         lines[2].starts_with("leave-one-out accuracy 1.0000 on 8 pictures"),
         "{lines:?}"
     );
-    let usage = format!("use it: vitscope live --model head --backbone {}", model());
+    let usage = format!(
+        "use it with: vitscope live --model head --backbone {}",
+        model()
+    );
     assert_eq!(lines[4], usage);
     let again = vitscope(path, &args);
     assert_eq!(again.code, Some(1));
     assert!(
         again
             .stderr
-            .contains("may not be overwritten (--overwrite): \"head/head.safetensors\""),
+            .contains("use --overwrite to replace it: \"head/head.safetensors\""),
         "{}",
         again.stderr
     );

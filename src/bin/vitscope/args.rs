@@ -46,19 +46,19 @@ pub enum Command {
     Live(Box<LiveArgs>),
     /// Explain pictures.
     Still(StillArgs),
-    /// Run what a TOML file says: a command and its options.
+    /// Run a command and its options from a TOML file.
     Run(RunArgs),
     /// Teach a model your own classes from a few pictures each.
     Teach(TeachArgs),
-    /// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
+    /// Train a classifier, DiffMask gates or an IA-ViT interpreter.
     Train(TrainArgs),
     /// Evaluate explanations and classifiers.
     Eval(EvalArgs),
-    /// Time models and explanations on this machine.
+    /// Benchmark models and explanations on this machine.
     Bench(BenchArgs),
     /// List cameras.
     Devices,
-    /// Report what this machine has and lacks: GStreamer, encoders, cameras, GPU, models.
+    /// Check this machine for GStreamer, encoders, cameras, a GPU and models.
     Doctor,
     /// List methods with their source, requirements and cost.
     Methods(MethodsArgs),
@@ -128,8 +128,8 @@ pub struct ExplainArgs {
     /// Set an option of a method, e.g. `--set gradmask.groups=12`.
     #[arg(long, value_name = "METHOD.KEY=VALUE")]
     pub set: Vec<String>,
-    /// Class to explain: `predicted`, a name, an index, or `contrast:A,B` for what speaks for A and against B. Repeat the
-    /// option to get one map per class.
+    /// Class to explain: `predicted`, a name, an index, or `contrast:A,B` for what favors A over B; repeat the option
+    /// for one map per class.
     #[arg(long, value_name = "CLASS", default_value = "predicted")]
     pub target: Vec<String>,
     /// Batch size.
@@ -146,13 +146,13 @@ pub struct ExplainArgs {
 /// What the model sees of a picture.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct InputArgs {
-    /// How a picture of another shape becomes the model's input: crop shows its middle, stretch all of it out of
-    /// proportion, pad all of it between black bars [default: the model's own rule].
+    /// How to fit a picture of another shape to the model's input: crop it to its center, stretch it, or pad it with
+    /// black bars [default: the model's own rule].
     #[arg(long = "input", alias = "resize", value_name = "HOW",
         value_parser = named::<Fit, _>(Fit::ALL.map(|fit| PossibleValue::new(fit.name()))))]
     pub fit: Option<Fit>,
-    /// Edge of the model's square input, a multiple of its patch size; positions are interpolated [default: the model's
-    /// own size].
+    /// Side length of the model's square input, a multiple of its patch size; position embeddings are interpolated
+    /// [default: the model's own size].
     #[arg(long, value_name = "PX", value_parser = one_or_more::<NonZeroUsize>)]
     pub input_size: Option<NonZeroUsize>,
 }
@@ -191,7 +191,7 @@ pub struct DrawArgs {
     /// Opacity of the hottest patch, 0 to 1.
     #[arg(long, default_value_t = Overlay::default().alpha, value_parser = share)]
     pub alpha: f32,
-    /// In mode mask, minimum heat of a patch to keep, 0 to 1.
+    /// Minimum heat of the patches that `--mode mask` keeps, 0 to 1.
     #[arg(long, default_value_t = Overlay::default().threshold, value_parser = share)]
     pub threshold: f32,
     /// How to upsample patches to pixels.
@@ -212,7 +212,7 @@ pub struct OutputArgs {
     /// Overwrite existing outputs.
     #[arg(long)]
     pub overwrite: bool,
-    /// Progress format on standard error; json and none also silence the log below warnings.
+    /// Progress format on standard error; json and none also limit the log to warnings and errors.
     #[arg(long, value_enum, default_value = "auto")]
     pub progress: ProgressMode,
     /// Print only errors and warnings.
@@ -272,7 +272,7 @@ pub fn png(text: &str) -> Result<PathBuf, String> {
     let path = report_path(text)?;
     match path.extension() {
         Some(extension) if extension.eq_ignore_ascii_case("png") => Ok(path),
-        _ => Err("expected a name that ends in .png".into()),
+        _ => Err("expected a file name ending in .png".into()),
     }
 }
 
@@ -281,7 +281,7 @@ pub fn positive(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
         .filter(|number: &f64| *number > 0.0 && number.is_finite())
-        .ok_or_else(|| "expected a number above 0".into())
+        .ok_or_else(|| "expected a number greater than 0".into())
 }
 
 /// A number from 0 to 1.
@@ -373,7 +373,7 @@ mod tests {
         for command in ["faithfulness --picture", "classifier --data a --confusions"] {
             let line = format!("vitscope eval {command} a.jpg");
             let error = Args::try_parse_from(line.split(' ')).unwrap_err();
-            assert!(error.to_string().contains("ends in .png"), "{error}");
+            assert!(error.to_string().contains("ending in .png"), "{error}");
         }
         assert_eq!(png("a.PNG"), Ok("a.PNG".into()));
     }

@@ -10,7 +10,7 @@ pub fn run() -> anyhow::Result<Exit> {
     media::init()?;
     let cameras = cameras()?;
     if cameras.is_empty() {
-        println!("no cameras");
+        println!("no cameras found");
     }
     for (index, camera) in cameras.iter().enumerate() {
         match &camera.path {

@@ -53,21 +53,21 @@ const ABILITIES: &[Ability] = &[
     extra("encode sound as AAC", &[&["avenc_aac", "voaacenc"]]),
     extra("encode sound as Opus", &[&["opusenc"]]),
     extra("cameras", &[&["v4l2src", "pipewiresrc", "libcamerasrc"]]),
-    extra("cameras of a desktop", &[&["pipewiresrc"]]),
-    extra("RTSP in", &[&["rtspsrc"]]),
-    extra("HTTP in", &[&["souphttpsrc"]]),
-    extra("the screen", &[&["ximagesrc"]]),
+    extra("cameras via PipeWire", &[&["pipewiresrc"]]),
+    extra("RTSP input", &[&["rtspsrc"]]),
+    extra("HTTP input", &[&["souphttpsrc"]]),
+    extra("screen capture", &[&["ximagesrc"]]),
     extra(
-        "a window",
+        "window",
         &[
             &["autovideosink"],
             &["ximagesink", "xvimagesink", "glimagesink", "waylandsink"],
         ],
     ),
-    extra("the browser page", &[&["jpegenc"]]),
-    extra("RTSP out", &[&["rtspclientsink"]]),
-    extra("HLS out", &[&["hlssink2"], &["x264enc", "openh264enc"]]),
-    extra("a virtual camera", &[&["v4l2sink"]]),
+    extra("web page", &[&["jpegenc"]]),
+    extra("RTSP output", &[&["rtspclientsink"]]),
+    extra("HLS output", &[&["hlssink2"], &["x264enc", "openh264enc"]]),
+    extra("virtual camera", &[&["v4l2sink"]]),
 ];
 
 /// Encoders, the best first, and the licence of the library behind each.
@@ -88,13 +88,13 @@ pub fn run() -> anyhow::Result<Exit> {
     println!("GStreamer     {}", media::version());
     match plugin_file() {
         Some(path) => println!("plugin        {}", path.display()),
-        None => println!("plugin        not installed for gst-launch-1.0; `make plugin` does that"),
+        None => println!("plugin        not installed for gst-launch-1.0; run `make plugin`"),
     }
     compute();
     cached_models();
     memory();
     match cameras()?.len() {
-        0 => println!("cameras       none that GStreamer sees"),
+        0 => println!("cameras       none found by GStreamer"),
         n_cameras => println!("cameras       {n_cameras}, see `vitscope devices`"),
     }
     println!("\nencoders");
@@ -111,7 +111,7 @@ pub fn run() -> anyhow::Result<Exit> {
     match whole {
         true => Ok(Exit::Whole),
         false => {
-            println!("\nvideo files cannot be explained before what is missing is installed");
+            println!("\nvideo files cannot be explained until the missing elements are installed");
             Ok(Exit::Failed)
         }
     }

@@ -48,12 +48,12 @@ pub fn set(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let program = std::env::current_exe().context("the program does not find itself")?;
+    let program = std::env::current_exe().context("cannot find the program's own executable")?;
     let error = std::process::Command::new(program)
         .args(std::env::args_os().skip(1))
         .envs(wanted)
         .exec();
-    Err(error).context("the program cannot start again with its environment")
+    Err(error).context("cannot restart the program with its environment variables")
 }
 
 /// Makes rayon use `threads` threads; to be called before anything else.
@@ -65,5 +65,5 @@ pub fn set(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads.get())
         .build_global()
-        .context("--threads cannot be set")
+        .context("cannot set the number of threads (--threads)")
 }

@@ -101,7 +101,7 @@ mod tests {
             name: stage,
             source,
         })
-        .context("explaining \"in.mp4\"")
+        .context("cannot explain \"in.mp4\"")
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
     fn a_cause_is_told_once() {
         let error = failed("vitscope-explain", Error::Config("no such class".into()));
         assert_eq!(
-            "explaining \"in.mp4\": stage vitscope-explain failed: no such class",
+            "cannot explain \"in.mp4\": stage vitscope-explain failed: no such class",
             sentence(&error)
         );
     }

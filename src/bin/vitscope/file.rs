@@ -41,7 +41,7 @@ pub struct FileArgs {
     /// x265 and vp9 keep 10 bits per sample.
     #[arg(long)]
     codec: Option<VideoCodec>,
-    /// HDR video: tone-map it to SDR, or keep it, in H.265 (VP9 in WebM).
+    /// HDR video: tone-map it to SDR, or keep it and encode it as H.265 (VP9 in WebM).
     #[arg(long, value_name = "HOW", default_value = "tone-map")]
     hdr: HdrMode,
     /// Quantizer, 0 (best quality) to 51 [default: 21].
@@ -60,7 +60,7 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     let input = media::local_file(&args.input)?;
     if outputs::picture_format(&input).is_ok() {
         bail!(
-            "is a picture, expected a video; pictures are explained by `vitscope still`: {input:?}"
+            "the input is a picture, expected a video; use `vitscope still` for pictures: {input:?}"
         );
     }
     let job = FileJob {
@@ -98,11 +98,11 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
                 eprintln!("unfinished output left in {part:?}");
             }
         })
-        .with_context(|| format!("explaining {:?}", args.input))?;
+        .with_context(|| format!("cannot explain {:?}", args.input))?;
     let n_late_tracks = source.n_late_tracks();
     drop(source);
     if report.counts.frames == 0 {
-        eprintln!("interrupted before the first frame: nothing is written");
+        eprintln!("interrupted before the first frame; no output was written");
         return Ok(Exit::Interrupted);
     }
     let beside = side.finish()?;
@@ -111,7 +111,7 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
         say(&args.outputs, &format!("wrote {path:?}"));
     }
     let verification = verify::compare(&job, report.interrupted_at)
-        .with_context(|| format!("reading {:?} again", args.output))?
+        .with_context(|| format!("cannot read back {:?}", args.output))?
         .with_written(report.counts.frames)
         .with_late_tracks(n_late_tracks);
     say(&args.outputs, &verification.to_string());
@@ -121,8 +121,12 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     }
     let unexplained = report.counts.unexplained;
     if unexplained > 0 {
-        let noun = if unexplained == 1 { "frame" } else { "frames" };
-        eprintln!("incomplete: {unexplained} {noun} stayed unexplained");
+        let noun = if unexplained == 1 {
+            "frame has"
+        } else {
+            "frames have"
+        };
+        eprintln!("incomplete: {unexplained} {noun} no explanation");
     }
     Ok(if let Some(end) = report.interrupted_at {
         eprintln!("interrupted at {:.3} s", end.secs());

@@ -14,7 +14,7 @@ pub fn flag(unfinished: Vec<PathBuf>) -> anyhow::Result<Arc<AtomicBool>> {
     let raised = Arc::clone(&flag);
     ctrlc::set_handler(move || {
         if !raised.swap(true, Ordering::SeqCst) {
-            eprintln!("interrupted: finishing what is done; once more to stop at once");
+            eprintln!("interrupted: finishing; press Ctrl-C again to abort");
             return;
         }
         for path in unfinished.iter().filter(|path| path.exists()) {

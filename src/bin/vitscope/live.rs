@@ -29,7 +29,7 @@ pub struct LiveArgs {
     /// `test:` followed by a pattern of GStreamer's videotestsrc.
     #[arg(value_name = "SRC", default_value = "0")]
     source: Address,
-    /// Play a video file again from its beginning whenever it ends.
+    /// Loop a video file.
     #[arg(long = "loop")]
     again: bool,
     /// Request this frame size from the camera.
@@ -38,14 +38,14 @@ pub struct LiveArgs {
     /// Request this frame rate from the camera.
     #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroU32>)]
     fps: Option<NonZeroU32>,
-    /// Which explanation a frame shows: the latest one, without waiting, or exactly its own, which delays all frames.
+    /// Explanation that each frame shows: the latest one, without delay, or exactly its own, which delays all frames.
     #[arg(long, value_enum, default_value = "latest")]
     policy: Policy,
     /// Explain at most every Nth frame.
     #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more::<NonZeroU32>)]
     every: NonZeroU32,
-    /// With `--policy latest`, seconds until an explanation has faded out [default: 1, or twice the time of an explanation
-    /// if that is longer].
+    /// With `--policy latest`, seconds until an explanation has faded out [default: 1, or twice the time per
+    /// explanation, whichever is longer].
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     max_age: Option<f64>,
     /// Share of the previous explanation to blend into the next, 0 to 1; scene changes reset it.
@@ -57,19 +57,19 @@ pub struct LiveArgs {
     /// Show no window.
     #[arg(long, conflicts_with = "window")]
     no_window: bool,
-    /// Record the picture to this file, Matroska or MP4, without sound.
+    /// Record the video, without sound, to this Matroska or MP4 file.
     #[arg(long, value_name = "FILE.mkv")]
     record: Option<PathBuf>,
-    /// Act as a camera for other programs through this V4L2 loopback device.
+    /// Output to this V4L2 loopback device, a virtual camera for other programs.
     #[arg(long, value_name = "DEVICE")]
     v4l2_out: Option<PathBuf>,
-    /// Push to this RTSP server URL.
+    /// Push the video to this RTSP URL.
     #[arg(long, value_name = "URL")]
     rtsp_out: Option<Address>,
     /// Write an HLS stream into this folder: live.m3u8 and the latest segments.
     #[arg(long, value_name = "FOLDER")]
     hls: Option<PathBuf>,
-    /// Serve a web page with the video, controls and the model's answers; a port alone means this machine only.
+    /// Serve a web page with the video, controls and the model's answers; a port alone serves this machine only.
     #[arg(long, value_name = "HOST:PORT", num_args = 0..=1, default_missing_value = "8080", value_parser = served)]
     serve: Option<SocketAddr>,
     /// Token that browsers pass as /?token=TOKEN; required to serve other machines.
@@ -87,20 +87,22 @@ pub struct LiveArgs {
     /// Write one JSON record per frame to a file, `-` (standard output), tcp://HOST:PORT or unix:PATH.
     #[arg(long, value_name = "FILE.jsonl")]
     scores: Option<PathBuf>,
-    /// Save frames into this folder at intervals, to train gates on later (`vitscope train diffmask`).
+    /// Save frames into this folder at intervals, as training data for `vitscope train diffmask`.
     #[arg(long, value_name = "FOLDER")]
     collect: Option<PathBuf>,
     /// Interval between saved frames, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "1", requires = "collect", value_parser = positive)]
     collect_every: f64,
-    /// Folder with DiffMask gates for the model. If gates change, here or in the model's folder, they are reloaded.
+    /// Folder with DiffMask gates for the model; gates that change, here or in the model's folder, are reloaded.
     #[arg(long, value_name = "FOLDER")]
     gates: Option<PathBuf>,
-    /// Teach the model your own classes: keys 1 to 9 (or the web page) add the current picture as an example of a class, u
-    /// undoes the last one, w writes head.safetensors into this folder. An existing head there is taught further.
+    /// Teach the model your own classes, and save them as head.safetensors in this folder.
+    ///
+    /// Keys 1 to 9 (or the web page) add the current picture as an example of a class, u undoes the last example, and w
+    /// saves. If the folder already contains a head, teaching continues from it.
     #[arg(long, value_name = "FOLDER")]
     teach: Option<PathBuf>,
-    /// Names of the classes to teach, in the order of the keys, after those of an existing head.
+    /// Names of the classes to teach, in the order of the keys; they follow those of an existing head.
     #[arg(long, value_name = "NAME,…", requires = "teach", value_delimiter = ',')]
     classes: Vec<String>,
     /// Overwrite existing outputs.
@@ -134,7 +136,7 @@ fn size(text: &str) -> Result<(u32, u32), String> {
         Some((side(width)?, side(height)?))
     });
     sides.ok_or_else(|| {
-        format!("expected width and height in pixels, as 640x480, each at most {MOST_PX}")
+        format!("expected width and height in pixels, such as 640x480, each at most {MOST_PX}")
     })
 }
 
@@ -142,8 +144,8 @@ fn size(text: &str) -> Result<(u32, u32), String> {
 fn check_video_device(path: &Path) -> anyhow::Result<()> {
     match path.metadata() {
         Ok(metadata) if metadata.file_type().is_char_device() => Ok(()),
-        Ok(_) => bail!("is no device, expected a virtual camera of v4l2loopback: {path:?}"),
-        Err(_) => bail!("no such device, expected a virtual camera of v4l2loopback: {path:?}"),
+        Ok(_) => bail!("not a device, expected a v4l2loopback virtual camera: {path:?}"),
+        Err(_) => bail!("no such device, expected a v4l2loopback virtual camera: {path:?}"),
     }
 }
 
@@ -173,7 +175,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
         .as_deref()
         .filter(|folder| !folder.join("gates.safetensors").is_file())
     {
-        bail!("has no gates.safetensors, expected a folder with DiffMask gates: {folder:?}");
+        bail!("no gates.safetensors found, expected a folder with DiffMask gates: {folder:?}");
     }
     let folders = [&args.collect, &args.teach, &args.hls];
     if let Some(folder) = folders
@@ -181,7 +183,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
         .flatten()
         .find(|folder| files::is_address(folder))
     {
-        bail!("is an address, expected a folder to write into: {folder:?}");
+        bail!("the output is a URL, expected a folder to write into: {folder:?}");
     }
     if let Some(folder) = args.hls.as_deref().filter(|folder| !folder.is_dir()) {
         bail!("the output's directory does not exist: {folder:?}");
@@ -190,10 +192,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
         check_video_device(device)?;
     }
     if args.again && !matches!(args.source, Address::File(_)) {
-        bail!(
-            "only a video file is played again: --loop with {}",
-            args.source
-        );
+        bail!("--loop supports only video files, got {}", args.source);
     }
     let goes_elsewhere = [&args.record, &args.v4l2_out, &args.hls]
         .iter()
@@ -244,7 +243,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
         eprintln!("{}", summary(&status, front.started.elapsed()));
     }
     if status.frames == 0 {
-        eprintln!("{}: no frame has come", args.source);
+        eprintln!("{}: no frame arrived", args.source);
         return Ok(Exit::Incomplete);
     }
     Ok(Exit::Whole)
@@ -280,23 +279,23 @@ impl Audience for Front<'_> {
                     Some(_) => "?token=…",
                     None => "",
                 };
-                eprintln!("page at http://{address}/{token}");
+                eprintln!("web page: http://{address}/{token}");
             }
             Event::Connected => {
                 let keys = match self.keyboard {
                     Some(_) => {
-                        "; space freezes, s snapshot, m method, o opacity, t target, q quits"
+                        "; keys: space freeze, s snapshot, m method, o opacity, t target, q quit"
                     }
                     None => "",
                 };
                 let teaching = match (&self.keyboard, &self.args.teach) {
-                    (Some(_), Some(_)) => "; 1 to 9 teach, u takes back, w saves",
+                    (Some(_), Some(_)) => "; teaching: 1 to 9 add an example, u undo, w save",
                     _ => "",
                 };
                 eprintln!("showing {source}{keys}{teaching}");
             }
             Event::Lost { reason, wait } => {
-                eprintln!("{reason}; trying again in {:.1} s", wait.as_secs_f64());
+                eprintln!("{reason}; retrying in {:.1} s", wait.as_secs_f64());
             }
             Event::Problem(problem) => eprintln!("{problem}"),
             Event::Taught(progress) => {
@@ -304,14 +303,14 @@ impl Audience for Front<'_> {
                 self.unsaved = progress.unsaved;
                 match &self.args.teach {
                     Some(folder) if is_saved => eprintln!(
-                        "wrote {:?}; use it: vitscope live {}",
+                        "wrote {:?}; use it with: vitscope live {}",
                         folder.join("head.safetensors"),
                         head_usage(folder, &self.args.explain)
                     ),
                     _ => eprintln!("{progress}"),
                 }
             }
-            Event::Reloading => eprintln!("the gates have changed and are taken over"),
+            Event::Reloading => eprintln!("the gates have changed; reloading them"),
             Event::Ending => (),
             Event::Status(status) => tracing::debug!(
                 frames = status.frames,
@@ -355,11 +354,11 @@ fn summary(status: &Status, took: Duration) -> String {
     }
     let delay = match status.delay.as_millis() {
         0 => String::new(),
-        millis => format!("; each frame is shown {millis} ms later for it"),
+        millis => format!("; this delays each frame by {millis} ms"),
     };
     format!(
-        "{frames}, {} explained ({:.1} per second), {} while the model was busy; an explanation takes {:.0} ms, \
-         99 of 100 at most {:.0} ms{delay}",
+        "{frames}, {} explained ({:.1} per second), {} skipped while the model was busy; explanation time: \
+         median {:.0} ms, p99 {:.0} ms{delay}",
         status.explained,
         rate(status.explained),
         status.skipped,
@@ -372,11 +371,11 @@ fn summary(status: &Status, took: Duration) -> String {
 fn properties(args: &LiveArgs) -> anyhow::Result<Vec<(&'static str, String)>> {
     let (explain, draw) = (&args.explain, &args.draw);
     if explain.target.len() > 1 {
-        bail!("live video is explained for one target, give --target once");
+        bail!("live video supports one target, use --target only once");
     }
     if draw.mode == Mode::SideBySide || draw.upsample == Upsample::Nearest {
         bail!(
-            "live video takes neither --mode side-by-side (give two methods) nor --upsample nearest"
+            "live video supports neither --mode side-by-side (use two methods) nor --upsample nearest"
         );
     }
     let policy = match args.policy {
@@ -479,7 +478,7 @@ mod tests {
         let told = |status: &Status| summary(status, Duration::from_secs(1));
         assert_eq!(told(&status), "29 frames (29.0 per second), none explained");
         status.explained = 1;
-        assert!(told(&status).contains("an explanation takes"));
+        assert!(told(&status).contains("explanation time: median"));
     }
 
     #[test]

@@ -9,10 +9,10 @@ const WIDTH: usize = 100;
 
 /// What the columns mean.
 const LEGEND: &str = "\
-class      the map is of one class, which --target names
+class      whether the map explains one class, set with --target
 needs      parts that must be trained for the model
-forwards   passes of the model per frame: L blocks, N patches, D channels; backward passes likewise
-pace       A: a few passes, as live as the model; B: about ten; C: dozens to hundreds; D: thousands";
+forwards   forward passes per frame, for L blocks, N patches, D channels; backwards likewise
+pace       A: a few passes, suited to live video; B: about ten; C: dozens to hundreds; D: thousands";
 
 /// Options of `vitscope methods`.
 #[derive(Debug, clap::Args)]
@@ -42,14 +42,14 @@ fn print_method(method: Method) {
         entry.forwards, entry.backwards, entry.pace
     );
     if let Some(part) = method.trained_part() {
-        println!("    needs {part} that are trained for the model");
+        println!("    needs {part} trained for the model");
     }
     let options = method.options();
     let Some(MethodOption { key, default, .. }) = options.first() else {
         println!("\nIt has no options.");
         return;
     };
-    println!("\noptions, each with its default:");
+    println!("\noptions with their defaults:");
     for option in &options {
         match option.default.as_str() {
             "" => println!("  {}", option.key),
@@ -64,7 +64,7 @@ fn print_method(method: Method) {
         }
     }
     println!(
-        "\nSet one by `--set {method}.{key}={default}`, in `vitscope eval` by `--methods {method}+{key}={default}`."
+        "\nSet one with `--set {method}.{key}={default}` or, in `vitscope eval`, `--methods {method}+{key}={default}`."
     );
 }
 
@@ -99,7 +99,7 @@ fn print_table() {
             println!("    {line}");
         }
     }
-    println!("\n{LEGEND}\n\n`vitscope methods NAME` shows the options of one.");
+    println!("\n{LEGEND}\n\n`vitscope methods NAME` shows the options of a method.");
 }
 
 /// The words of `text` in lines that fit behind the indent.

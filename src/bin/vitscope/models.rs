@@ -34,14 +34,14 @@ enum What {
         #[arg(long, value_name = "MODEL")]
         backbone: Option<String>,
     },
-    /// Write a copy of a model with 8-bit weights, a quarter the size of single precision.
+    /// Write a copy of a model with 8-bit weights, a quarter of the size in single precision.
     ///
-    /// Gates, interpreter and familiarity belong to the original weights and are left out. Train new ones for the new
-    /// folder; if MODEL has 8-bit weights already, its gates and interpreter are shrunk instead.
+    /// Gates, interpreter and familiarity are left out because they depend on the original weights. Train new ones for
+    /// the new folder. If MODEL already has 8-bit weights, its gates and interpreter are shrunk instead.
     Shrink {
         /// Embedded model, folder with config.json and model.safetensors, or OWNER/NAME on Hugging Face.
         model: String,
-        /// Folder to write.
+        /// Output folder.
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
         /// Backbone model, if MODEL holds only a head.
@@ -109,12 +109,12 @@ fn shrunk_summary(shrunk: &Shrunk, folder: &Path) -> String {
     let left_out = match shrunk.left_out.as_slice() {
         [] => String::new(),
         parts => format!(
-            "; left out: {}, which belong to the original weights",
+            "; left out: {}, which depend on the original weights",
             parts.join(" and ")
         ),
     };
     format!(
-        "wrote {folder:?}: weights {:.1} MB, before {:.1} MB, sha256 {}{left_out}",
+        "wrote {folder:?}: weights {:.1} MB (before: {:.1} MB), sha256 {}{left_out}",
         megabytes(shrunk.after),
         megabytes(shrunk.before),
         shrunk.weights_sha256
@@ -131,7 +131,7 @@ fn inspect(model: &Model) -> String {
         Some(Head::ClassToken) => "reads the class token",
         Some(Head::ClassTokenAndPatchMean) => "reads the class token and the mean of the patches",
         Some(Head::ClassAndDistillationTokens) => {
-            "the mean of two, of class and distillation token"
+            "averages two heads, on the class token and on the distillation token"
         }
         Some(Head::ImageEmbedding { .. }) => "compares the image embedding with class vectors",
     };
@@ -148,15 +148,15 @@ fn inspect(model: &Model) -> String {
             )
         }
         (Some(_), None) => "DiffMask".to_owned(),
-        (None, _) => "none; `vitscope train diffmask` makes them".to_owned(),
+        (None, _) => "none; train them with `vitscope train diffmask`".to_owned(),
     };
     let interpreter = match &model.interpreter_card {
         Some(card) => format!(
-            "IA-ViT, names the model's class on {:.1} % of its test pictures, KL {:.3} nats",
+            "IA-ViT, agrees with the model on {:.1} % of its test pictures, KL {:.3} nats",
             100.0 * card.agreement,
             card.kl
         ),
-        None => "none; `vitscope train ia-vit` makes one".to_owned(),
+        None => "none; train one with `vitscope train ia-vit`".to_owned(),
     };
     let methods: Vec<&str> = Method::ALL
         .iter()
@@ -166,11 +166,11 @@ fn inspect(model: &Model) -> String {
     let threshold = model.sure_from().map(|threshold| {
         let what = match model.familiarity {
             Some(_) => {
-                "the answer can be trusted, by its probability and how familiar the picture is, less than"
+                "trust in the answer, from its probability and the picture's familiarity, is below"
             }
-            None => "the best class has a probability below",
+            None => "the probability of the best class is below",
         };
-        ("threshold", format!("\"not sure\" where {what} {threshold}"))
+        ("threshold", format!("\"not sure\" if {what} {threshold}"))
     });
     let lines = [
         ("model", format!("{:?}", model.name)),
@@ -197,7 +197,7 @@ fn inspect(model: &Model) -> String {
         (
             "tokens",
             format!(
-                "{grid_h} x {grid_w} patches of {} px, and {n_special} special",
+                "{grid_h} x {grid_w} patches of {} px, plus {n_special} special",
                 config.patch_size
             ),
         ),
@@ -220,12 +220,12 @@ fn inspect(model: &Model) -> String {
 fn fitted(rule: ResizeRule) -> String {
     match rule {
         ResizeRule::Stretch(_) => "the whole picture, stretched".to_owned(),
-        ResizeRule::Pad(_) => "the whole picture between black bars".to_owned(),
+        ResizeRule::Pad(_) => "the whole picture, padded with black bars".to_owned(),
         ResizeRule::ShortestEdge { edge_px, .. } => {
-            format!("the middle of the picture, its shorter edge brought to {edge_px} px")
+            format!("the center of the picture, its shorter edge scaled to {edge_px} px")
         }
         ResizeRule::StretchThenCrop { resize, .. } => format!(
-            "the middle of the picture stretched to {} x {} px",
+            "the picture stretched to {} x {} px, then cropped to its center",
             resize.width_px, resize.height_px
         ),
     }
@@ -254,7 +254,7 @@ fn classes(config: &VitConfig) -> String {
         0 => "none".to_owned(),
         n if config.multi_label => {
             format!(
-                "{n}, of which any number may apply: {}{more}",
+                "{n}, any number of which may apply: {}{more}",
                 shown.join(", ")
             )
         }

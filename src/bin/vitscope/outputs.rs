@@ -76,10 +76,10 @@ impl Drop for Output {
 pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Result<()> {
     for (output_idx, output) in outputs.iter().enumerate() {
         if is_address(output) {
-            bail!("is an address, expected a file to write: {output:?}");
+            bail!("the output is a URL, expected a file to write: {output:?}");
         }
         if is_folder_name(output) {
-            bail!("is the name of a folder, expected a file to write: {output:?}");
+            bail!("the output is the name of a directory, expected a file to write: {output:?}");
         }
         let folder = folder_of(output);
         if !folder.is_dir() {
@@ -87,10 +87,10 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
         }
         // Renaming a complete file over a device would replace the device.
         if output.metadata().is_ok_and(|metadata| !metadata.is_file()) {
-            bail!("is no regular file, expected a file to write: {output:?}");
+            bail!("the output is not a regular file, expected a file to write: {output:?}");
         }
         if outputs[..output_idx].contains(output) {
-            bail!("two results would have this name: {output:?}");
+            bail!("two outputs would have this name: {output:?}");
         }
         let mut others = taken.iter().chain(&outputs[..output_idx]);
         let collides = |other: &&&Path| {
@@ -99,12 +99,12 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
         };
         if let Some(other) = others.find(collides) {
             if other.as_os_str() == output.as_os_str() {
-                bail!("names a file that the command uses already: {output:?}");
+                bail!("the command already uses this file: {output:?}");
             }
-            bail!("would be written over {other:?}: {output:?}");
+            bail!("the output would overwrite {other:?}: {output:?}");
         }
         if output.symlink_metadata().is_ok() && !overwrite {
-            bail!("the output exists and may not be overwritten (--overwrite): {output:?}");
+            bail!("the output already exists; use --overwrite to replace it: {output:?}");
         }
     }
     Ok(())
@@ -155,11 +155,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (video, sidecar) = (folder.path().join("in.mp4"), folder.path().join("./in.mp4"));
         let error = check(&[&sidecar], &[&video], true).unwrap_err().to_string();
-        assert!(error.starts_with("would be written over"), "{error}");
+        assert!(error.starts_with("the output would overwrite"), "{error}");
         let error = check(&[&video, &sidecar], &[], true)
             .unwrap_err()
             .to_string();
-        assert!(error.starts_with("two results"), "{error}");
+        assert!(error.starts_with("two outputs"), "{error}");
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
         let [a, part] = [Path::new("a"), Path::new("./a.part")];
         for (first, second) in [(a, part), (part, a)] {
             let error = check(&[first, second], &[], true).unwrap_err().to_string();
-            assert!(error.starts_with("would be written over"), "{error}");
+            assert!(error.starts_with("the output would overwrite"), "{error}");
         }
     }
 

@@ -34,7 +34,7 @@ macro_rules! eprintln {
 pub fn out(text: Arguments<'_>) {
     match stdout().write_fmt(text) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            eprintln!("error: standard output cannot be written: {error}");
+            eprintln!("error: cannot write to standard output: {error}");
             std::process::exit(Exit::Failed as i32);
         }
         _ => (),

@@ -10,13 +10,13 @@ use serde::Serialize;
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ProgressMode {
-    /// A bar on a terminal, else `plain`.
+    /// A progress bar on a terminal, otherwise `plain`.
     Auto,
-    /// A line every five seconds.
+    /// One line every five seconds.
     Plain,
-    /// A JSON object a line, four a second and one for the last frame.
+    /// JSON Lines: four objects per second, and one for the last frame.
     Json,
-    /// Nothing.
+    /// No progress.
     None,
 }
 

@@ -18,10 +18,10 @@ use crate::toml_file;
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct RunArgs {
-    /// The run: its command, and a key per option, named as on the command line.
+    /// TOML file with a command and a key per option, named as on the command line.
     #[arg(value_name = "FILE.toml")]
     file: PathBuf,
-    /// Options that replace the file's, e.g. `--overwrite --target dog`.
+    /// Options that override the file's, e.g. `--overwrite --target dog`.
     #[arg(
         value_name = "OPTION",
         trailing_var_arg = true,
@@ -31,8 +31,8 @@ pub struct RunArgs {
 }
 
 const EXAMPLE: &str = "\
-Arguments without a name are keys in lower case (`in`, `out`, `src`). A method may be a table with its options.
-Paths are relative to the folder that the program runs in. pipelines/ has files to start from.
+Positional arguments are lowercase keys (`in`, `out`, `src`). A method may be a table with its options.
+Paths are relative to the current directory. See pipelines/ for examples.
 
   command = \"file\"
   in = \"street.mp4\"
@@ -51,14 +51,16 @@ const METHOD: &str = "method";
 /// Where the file cannot be read, or has a key or a kind of value that its command does not know.
 pub fn expand(args: &RunArgs) -> anyhow::Result<Vec<OsString>> {
     let path = &args.file;
-    let table: Table = toml_file::read(path, "the run")?;
+    let table: Table = toml_file::read(path, "the run file")?;
     command_line(&table, &args.options).with_context(|| format!("{path:?}"))
 }
 
 fn command_line(table: &Table, replaced: &[OsString]) -> anyhow::Result<Vec<OsString>> {
     let (words, command) = command_of(table)?;
     if let Some(word) = argument_in(&command, replaced) {
-        bail!("unexpected argument {word:?}; files stand in the run, and options may follow it");
+        bail!(
+            "unexpected argument {word:?}; only options may follow the run file, which names all inputs and outputs"
+        );
     }
     let replaced_keys = keys_of(replaced, &command);
     let positionals: Vec<String> = command
@@ -223,7 +225,7 @@ fn methods_of(methods: &[Value]) -> anyhow::Result<Vec<String>> {
             Value::Table(table) => {
                 let Some(Value::String(name)) = table.get("name") else {
                     bail!(
-                        "a table in {METHOD:?} needs a name, such as {{ name = \"gradmask\", groups = 12 }}"
+                        "a table in {METHOD:?} needs a name, as in {{ name = \"gradmask\", groups = 12 }}"
                     );
                 };
                 let options = table.iter().filter(|(key, _)| *key != "name");

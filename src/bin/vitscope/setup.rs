@@ -70,7 +70,7 @@ pub fn options_by_method(
             if !is_asked(&method) {
                 // Says so where there is no such method at all.
                 method.parse::<Method>().context("--set")?;
-                bail!("--set {change:?} is for a method that is not asked for");
+                bail!("--set {change:?} is for a method that is not selected");
             }
             options.entry(method).or_default().extend(values);
         }

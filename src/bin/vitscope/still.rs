@@ -24,8 +24,8 @@ use crate::{interrupt, setup};
 /// Options of `vitscope still`.
 #[derive(Debug, clap::Args)]
 pub struct StillArgs {
-    /// PNG or JPEG pictures to explain (transparent parts become white), then the picture to write, or for several pictures
-    /// an existing folder to write into.
+    /// PNG or JPEG pictures to explain (transparent areas become white), then the picture to write or, for several
+    /// pictures, an existing output folder.
     #[arg(value_name = "IN... OUT", num_args = 1.., required = true)]
     paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
         [inputs @ .., out] if !inputs.is_empty() => (out, inputs),
         alone => {
             let message = format!(
-                "expected pictures, and then the picture or the folder to write, as <IN... OUT>, got only {alone:?}\n"
+                "expected input pictures followed by the picture or folder to write (<IN... OUT>), got only {alone:?}\n"
             );
             return Err(clap::Error::raw(ErrorKind::TooFewValues, message).into());
         }
@@ -58,7 +58,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     side::check(&args.outputs, &[borrowed, taken].concat())?;
     for input in inputs {
         if is_address(input) {
-            bail!("is an address, expected a file with a picture: {input:?}");
+            bail!("the input is a URL, expected a picture file: {input:?}");
         }
         // The header is enough to refuse what is no picture before anything is written.
         picture::check_header(input)?;
@@ -92,9 +92,9 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     };
     let report = pipeline
         .run(&mut source, Box::new(sink))
-        .context("explaining pictures")?;
+        .context("cannot explain the pictures")?;
     if report.counts.frames == 0 {
-        eprintln!("interrupted before the first picture: nothing is written");
+        eprintln!("interrupted before the first picture; no output was written");
         return Ok(Exit::Interrupted);
     }
     let beside = side.finish()?;
@@ -105,11 +105,16 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     }
     let unexplained = report.counts.unexplained;
     if unexplained > 0 {
-        eprintln!("incomplete: {unexplained} pictures stayed unexplained");
+        let noun = if unexplained == 1 {
+            "picture has"
+        } else {
+            "pictures have"
+        };
+        eprintln!("incomplete: {unexplained} {noun} no explanation");
     }
     for path in &source.cut {
         eprintln!(
-            "incomplete: the file ends early, and what is missing was explained as gray: {path:?}"
+            "incomplete: the file is truncated, and its missing part was explained as gray: {path:?}"
         );
     }
     Ok(if report.interrupted_at.is_some() {
@@ -128,12 +133,12 @@ fn targets(inputs: &[PathBuf], out: &Path) -> anyhow::Result<Vec<PathBuf>> {
         vec![out.to_owned()]
     } else {
         if !out.is_dir() {
-            bail!("expected a directory that exists, for several pictures: {out:?}");
+            bail!("expected an existing directory for the output of several pictures: {out:?}");
         }
         let target = |input: &PathBuf| {
             let name = input
                 .file_name()
-                .with_context(|| format!("has no file name: {input:?}"))?;
+                .with_context(|| format!("the path has no file name: {input:?}"))?;
             Ok(out.join(name))
         };
         inputs.iter().map(target).collect::<anyhow::Result<_>>()?
@@ -185,7 +190,7 @@ impl Sink for PictureSink {
         let (format, output) = self
             .waiting
             .pop_front()
-            .ok_or_else(|| Error::Media("more pictures came than were asked for".into()))?;
+            .ok_or_else(|| Error::Media("more pictures arrived than were requested".into()))?;
         let picture = overlay::image_from_frame(&frame)?;
         let mut file = std::io::BufWriter::new(output.create()?);
         picture

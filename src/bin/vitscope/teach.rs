@@ -19,7 +19,7 @@ pub struct TeachArgs {
     /// Write head.safetensors into this folder.
     #[arg(long, value_name = "HEAD")]
     out: PathBuf,
-    /// Model whose features to use; it does not change.
+    /// Model whose features the head uses; it does not change.
     #[arg(long, value_name = "MODEL", default_value = models::DEFAULT)]
     model: String,
     /// Backbone model, if --model holds only a head, an adapter or gates.
@@ -38,7 +38,7 @@ pub fn run(args: &TeachArgs) -> anyhow::Result<Exit> {
     models::check_head_folder(&args.out)?;
     let path = args.out.join("head.safetensors");
     if path.exists() && !args.overwrite {
-        bail!("the output exists and may not be overwritten (--overwrite): {path:?}");
+        bail!("the output already exists; use --overwrite to replace it: {path:?}");
     }
     let reference = Reference {
         trained_parts: false,
@@ -65,17 +65,17 @@ pub fn run(args: &TeachArgs) -> anyhow::Result<Exit> {
         println!("{name}: {n_examples} {noun}");
     }
     match leave_one_out.of {
-        0 => println!("no class has two examples, of which one could be left out to be answered"),
+        0 => println!("no leave-one-out accuracy: no class has two examples"),
         _ => println!(
             "leave-one-out accuracy {}",
             crate::train::accuracy(leave_one_out)
         ),
     }
     println!("wrote {path:?}");
-    println!("use it: vitscope live {}", usage(args));
+    println!("use it with: vitscope live {}", usage(args));
     let unreadable = folder.unreadable();
     for reason in &unreadable {
-        eprintln!("picture left out: {reason}");
+        eprintln!("skipped picture: {reason}");
     }
     Ok(match unreadable.len() {
         0 => Exit::Whole,

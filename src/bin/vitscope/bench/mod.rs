@@ -30,8 +30,8 @@ pub struct BenchArgs {
         default_value = "vit-ti/16,vit-s/16,vit-b/16"
     )]
     model: Vec<String>,
-    /// Methods to time, or `forward` (the plain model), `backward` (with gradients everywhere in the model), `masked` (masked
-    /// copies of a picture, as for a deletion curve); `all` is `forward` and all methods.
+    /// Methods to time, or `forward` (the plain model), `backward` (with gradients throughout the model) or `masked`
+    /// (masked copies of a picture, as for a deletion curve); `all` means `forward` and all methods.
     #[arg(
         long,
         value_name = "METHOD,…",
@@ -93,7 +93,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
         let figures = Figures { passes, videos };
         let text = serde_json::to_string_pretty(&figures)? + "\n";
         write_whole(path, text.as_bytes())?;
-        println!("figures in {path:?}");
+        println!("wrote figures to {path:?}");
     }
     Ok(Exit::Whole)
 }

@@ -123,7 +123,8 @@ pub(super) fn method(name: &str) -> anyhow::Result<Option<Method>> {
     }
     let Ok(method) = name.parse() else {
         bail!(
-            "unknown method {name:?}, expected {FORWARD}, {BACKWARD}, {MASKED}, all, or one of `vitscope methods`"
+            "unknown method {name:?}, expected {FORWARD}, {BACKWARD}, {MASKED}, all, or a method listed by \
+             `vitscope methods`"
         );
     };
     Ok(Some(method))
@@ -161,8 +162,9 @@ impl<'a> Case<'a> {
             Work::Backward => {
                 let mut probe = Probe::new(Site::all(vit.n_blocks()));
                 let logits = vit.forward_with(images, &mut probe)?.logits;
-                let logits =
-                    logits.context("a model without a head has no class to differentiate")?;
+                let logits = logits.context(
+                    "the model has no head, so there is no class score to differentiate",
+                )?;
                 let strongest = logits.max(D::Minus1)?.sum_all()?;
                 let grads = vitscope::kernels::in_pool(|| strongest.backward())?;
                 probe.gradient(Site::PatchEmbeddings, &grads)?

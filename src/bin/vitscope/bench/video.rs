@@ -45,7 +45,7 @@ pub(super) fn measure(
                     continue;
                 };
                 let report = run(path, model, method, batch)
-                    .with_context(|| format!("explaining {path:?}"))?;
+                    .with_context(|| format!("cannot explain {path:?}"))?;
                 let alone = timed.iter().find(|row| {
                     (row.model.as_str(), row.method.as_str(), row.batch)
                         == (model.name.as_str(), method.name(), batch.get())
@@ -98,7 +98,7 @@ pub(super) fn table(figures: &[Figures]) -> String {
     let model = width(figures.iter().map(|row| row.model.as_str()));
     let method = width(figures.iter().map(|row| row.method.as_str()));
     let mut text = format!(
-        "{:model$}  {:method$}  batch  frames  frames/s  of alone  ms a frame:",
+        "{:model$}  {:method$}  batch  frames  frames/s  of alone  ms per frame:",
         "model", "method"
     );
     for stage in STAGES {
@@ -107,7 +107,7 @@ pub(super) fn table(figures: &[Figures]) -> String {
     text += "\n";
     for row in figures {
         text += &format!(
-            "{:model$}  {:method$}  {:5}  {:6}  {:8.1}  {:8.2}             ",
+            "{:model$}  {:method$}  {:5}  {:6}  {:8.1}  {:8.2}               ",
             row.model, row.method, row.batch, row.frames, row.frames_per_s, row.of_explainer_alone
         );
         for ms in row.stage_ms {

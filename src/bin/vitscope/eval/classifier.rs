@@ -35,14 +35,14 @@ pub(super) struct ClassifierArgs {
     /// CIFAR-10 (its test half), or a folder with one subfolder of pictures per class.
     #[arg(long, value_name = "DATA")]
     data: String,
-    /// Use only pictures whose file name matches, such as 'A_*'; repeat the option for more patterns.
+    /// Use only pictures whose file names match, e.g. 'A_*'; repeat the option for more patterns.
     #[arg(long, value_name = "GLOB")]
     only: Vec<Pattern>,
-    /// Skip pictures whose file name matches; repeat the option for more patterns.
+    /// Skip pictures whose file names match; repeat the option for more patterns.
     #[arg(long, value_name = "GLOB")]
     except: Vec<Pattern>,
-    /// Treat answers below this probability, or below this trust if the model knows what is familiar, as not sure [default:
-    /// the model's own threshold].
+    /// Count answers below this probability as not sure, or below this trust if the model measures familiarity
+    /// [default: the model's own threshold].
     #[arg(long, value_name = "P", value_parser = probability)]
     not_sure_below: Option<f64>,
     /// Print the smallest threshold at which sure answers reach this accuracy.
@@ -194,7 +194,7 @@ pub(super) fn run(args: &ClassifierArgs) -> anyhow::Result<Exit> {
     bar.finish_and_clear();
     if predictions.is_empty() {
         bail!(
-            "no picture is of a class that the model knows: {:?}",
+            "no picture belongs to a class that the model knows: {:?}",
             args.data
         );
     }
@@ -251,16 +251,16 @@ impl Found<'_> {
             println!("{}", sure_line(name, &self.predictions, threshold));
         };
         if let Some(threshold) = self.not_sure_below {
-            print_sure("sure from", threshold);
+            print_sure("sure at or above", threshold);
         }
         let wanted = args.sure_accuracy;
         match threshold_for(&self.predictions, wanted) {
-            Some(threshold) => print_sure(&format!("accuracy {wanted} from"), threshold),
-            None => println!("no threshold gives the sure answers an accuracy of {wanted}"),
+            Some(threshold) => print_sure(&format!("accuracy {wanted} at or above"), threshold),
+            None => println!("no threshold gives sure answers an accuracy of {wanted}"),
         }
         if !self.unknown.is_empty() {
             println!(
-                "left out: {} classes that the model does not know: {}",
+                "skipped {} classes that the model does not know: {}",
                 self.unknown.len(),
                 listed(&self.unknown)
             );
@@ -271,18 +271,18 @@ impl Found<'_> {
     fn write(&self, args: &ClassifierArgs) -> anyhow::Result<()> {
         if let Some(path) = &args.csv {
             write_whole(path, csv(&self.scores).as_bytes())?;
-            println!("classes in {path:?}");
+            println!("wrote classes to {path:?}");
         }
         if let Some(path) = &args.confusions {
             let title = format!("Most confused classes of {}", self.model.name);
             self.confusions
                 .save_png(self.model.labels(), &title, path)?;
-            println!("confusions in {path:?}");
+            println!("wrote confusions to {path:?}");
         }
         if let Some(path) = &args.json {
             let text = serde_json::to_string_pretty(&self.report(args))? + "\n";
             write_whole(path, text.as_bytes())?;
-            println!("scores in {path:?}");
+            println!("wrote scores to {path:?}");
         }
         Ok(())
     }

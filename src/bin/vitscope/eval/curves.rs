@@ -19,7 +19,8 @@ const SOFT_MASK: &str = "soft-mask";
 pub(super) struct InsertionDeletionArgs {
     #[command(flatten)]
     suite: SuiteArgs,
-    /// Protocols, comma-separated: rise, tis, ia-vit and gradmask follow those papers; patches takes one patch at a time.
+    /// Protocols, comma-separated: rise, tis, ia-vit and gradmask follow the papers of those names; patches changes one
+    /// patch at a time.
     #[arg(long, value_name = "PROTOCOL,…", value_delimiter = ',', default_value = PATCHES.name)]
     protocol: Vec<String>,
 }
@@ -28,8 +29,8 @@ pub(super) struct InsertionDeletionArgs {
 pub(super) struct PerturbationArgs {
     #[command(flatten)]
     suite: SuiteArgs,
-    /// Protocols, comma-separated: chefer and diffmask follow those papers; soft-mask is the second routine of Vision
-    /// DiffMask's code.
+    /// Protocols, comma-separated: chefer and diffmask follow the papers of those names; soft-mask is the second
+    /// routine in the Vision DiffMask code.
     #[arg(
         long,
         value_name = "PROTOCOL,…",

@@ -18,13 +18,13 @@ use crate::exit::Exit;
 pub(super) struct GatesArgs {
     #[command(flatten)]
     asked: AskedArgs,
-    /// Pictures to mask: a data set (its test half), a folder of pictures or videos, or a video. Needs no labels.
+    /// Pictures to mask: a data set (its test half), a folder of pictures or videos, or a video; labels are not needed.
     #[arg(long, value_name = "DATA")]
     data: String,
     /// Use only the first N pictures.
     #[arg(long, value_name = "N", default_value = "1000", value_parser = one_or_more::<NonZeroUsize>)]
     pictures: NonZeroUsize,
-    /// Largest divergence, in nats, of a masked answer that counts as preserved.
+    /// Largest divergence, in nats, at which a masked answer counts as preserved.
     #[arg(long, value_name = "NATS", default_value_t = MARGIN, value_parser = positive)]
     margin: f64,
     /// Random seed of the random masks.

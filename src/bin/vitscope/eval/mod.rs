@@ -38,7 +38,7 @@ use crate::exit::Exit;
 use crate::setup;
 use crate::train::print_left_out;
 
-/// Score explanations, and classifiers.
+/// Evaluate explanations and classifiers.
 #[derive(Debug, clap::Args)]
 pub struct EvalArgs {
     #[command(subcommand)]
@@ -50,37 +50,37 @@ pub struct EvalArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Do methods find exactly the red cells?
+    /// Check whether methods find exactly the red cells of a grid.
     Faithfulness(FaithfulnessArgs),
-    /// How fast does the class vanish, or appear, when the top-rated pixels are deleted, or inserted?
+    /// Measure how fast the class vanishes or appears as the top-rated pixels are deleted or inserted.
     InsertionDeletion(curves::InsertionDeletionArgs),
-    /// How long does the class survive when the top-rated, or lowest-rated, patches are removed?
+    /// Measure how long the class survives as the top-rated or lowest-rated patches are removed.
     Perturbation(curves::PerturbationArgs),
-    /// How fast does the class vanish when hidden pixels are imputed from their surroundings?
+    /// Measure how fast the class vanishes as pixels are hidden and imputed from their surroundings.
     Road(SuiteArgs),
-    /// Do groups of pixels matter as much as their salience says?
+    /// Check whether groups of pixels matter as much as their salience suggests.
     Saco(SuiteArgs),
-    /// What are the top-rated patches worth on their own, and what is left without them?
+    /// Measure what remains of the answer with only the top-rated patches, and without them.
     Sufficiency(SuiteArgs),
-    /// Does the map peak, and lie, inside the object's box?
+    /// Check whether the map peaks and lies inside the object's box.
     Pointing(objects::PointingArgs),
-    /// Does the map segment the object?
+    /// Measure how well the map segments the object.
     Segmentation(objects::SegmentationArgs),
-    /// How much does the map change when the picture hardly changes?
+    /// Measure how much the map changes when the picture hardly changes.
     Sensitivity(SuiteArgs),
-    /// Does the map depend on the model's weights, and on the class?
+    /// Check whether the map depends on the model's weights and on the class.
     Sanity(SuiteArgs),
-    /// How concise is the map?
+    /// Measure how concise the map is.
     Sparseness(SuiteArgs),
-    /// How steady are the maps of a video, and how faithful?
+    /// Measure how steady and how faithful the maps of a video are.
     Temporal(temporal::TemporalArgs),
-    /// How much time and memory does a map take?
+    /// Measure the time and memory that a map takes.
     Latency(SuiteArgs),
-    /// How often does the model name the right class?
+    /// Measure the model's accuracy and calibration.
     Classifier(classifier::ClassifierArgs),
-    /// How do the gates' masks change the model's answers?
+    /// Measure how the gates' masks change the model's answers.
     Gates(gates::GatesArgs),
-    /// Does the classifier treat two groups alike?
+    /// Check whether the classifier treats two groups alike.
     Fairness(FairnessArgs),
 }
 
@@ -89,7 +89,7 @@ struct FairnessArgs {
     /// Embedded model, folder, or OWNER/NAME on Hugging Face.
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// `biased-patches`, or `celeba:FOLDER,CLASS,GROUP` with the names of two attributes; uses the test half.
+    /// `biased-patches`, or `celeba:FOLDER,CLASS,GROUP`, where CLASS and GROUP are attributes; uses the test half.
     #[arg(long, value_name = "DATA")]
     data: String,
     /// Favorable answer [default: the last class of the data].
@@ -232,7 +232,7 @@ fn tell_left_out(data: &dyn Dataset) {
 fn gates_of<'a>(model: &'a Model, name: &str) -> anyhow::Result<&'a Gates> {
     let gates = model.gates.as_ref();
     gates.with_context(|| {
-        format!("model has no gates, train them with `vitscope train diffmask`: {name:?}")
+        format!("model has no gates; train them with `vitscope train diffmask`: {name:?}")
     })
 }
 
@@ -247,7 +247,7 @@ fn run_fairness(args: &FairnessArgs) -> anyhow::Result<Exit> {
     let data = data::open_grouped(&args.data, Split::Test, rule, resampling, 0)?;
     if data.size() != rule.image_size() {
         bail!(
-            "the model sees pictures of another size than {:?}",
+            "the pictures are not of the model's input size: {:?}",
             args.data
         );
     }
@@ -257,7 +257,12 @@ fn run_fairness(args: &FairnessArgs) -> anyhow::Result<Exit> {
         Some(name) => names
             .iter()
             .position(|known| known.eq_ignore_ascii_case(name))
-            .with_context(|| format!("classes are {}, not {name:?}", names.join(", ")))?,
+            .with_context(|| {
+                format!(
+                    "unknown class {name:?}, expected one of {}",
+                    names.join(", ")
+                )
+            })?,
     };
     let classes = classes_by_name(model.labels(), names)?;
     let batch = args.batch.get();
@@ -302,7 +307,9 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
     let patch_px = model.vit.config().patch_size;
     let (rows, columns) = model.grid();
     if rows != columns {
-        bail!("the red-patches task needs a square grid, the model has {rows}×{columns}");
+        bail!(
+            "the red-patches task requires a square grid of patches, the model has {rows}×{columns}"
+        );
     }
     let grids = RedPatches::new(rows, patch_px, args.grids.get(), args.seed, Split::Test)?;
     let more = more_gates(args, &model, folder.as_deref())?;
@@ -355,11 +362,11 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
         }
     );
     print!("{}", table(&scores));
-    println!("\nAs many best-rated cells as keep the divergence within {MARGIN} nats");
+    println!("\nFewest top-rated cells that keep the divergence within {MARGIN} nats");
     print!("{}", table(&at_margin));
     if let Some(path) = &args.picture {
         draw(args, &grids, (rows, columns), &scores, &examples, path)?;
-        println!("picture in {path:?}");
+        println!("wrote picture to {path:?}");
     }
     if let Some(path) = &args.json {
         let report = Report {
@@ -372,7 +379,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
         let mut text = serde_json::to_string_pretty(&report)?;
         text.push('\n');
         write_whole(path, text.as_bytes())?;
-        println!("scores in {path:?}");
+        println!("wrote scores to {path:?}");
     }
     Ok(Exit::Whole)
 }
@@ -404,7 +411,7 @@ fn others(asked: &[Method], model: &Model) -> anyhow::Result<Vec<Box<dyn Explain
         }
         match usable(*method, model) {
             Ok(explainer) => others.push(explainer),
-            Err(error) if asked.is_empty() => eprintln!("left out: {error}"),
+            Err(error) if asked.is_empty() => eprintln!("skipped: {error}"),
             Err(error) => return Err(error),
         }
     }

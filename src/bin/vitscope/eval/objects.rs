@@ -15,7 +15,7 @@ pub(super) struct PointingArgs {
     /// `--data` must hold a `boxes.json`.
     #[command(flatten)]
     suite: SuiteArgs,
-    /// Tolerance around a box for the peak, in pixels of the model's input.
+    /// Tolerance around the box for the map's peak, in pixels of the model's input.
     #[arg(long, value_name = "PX", default_value = "0")]
     tolerance: usize,
 }

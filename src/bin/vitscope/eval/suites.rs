@@ -47,7 +47,7 @@ pub(super) struct ComparedArgs {
     /// `METHOD+KEY=VALUE` sets an option.
     #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
     methods: Vec<String>,
-    /// Random seed, of the random map and of noise.
+    /// Random seed of the random map and of noise.
     #[arg(long, default_value = "0")]
     pub seed: u64,
     /// Save progress to this file, and resume from it if it exists.
@@ -139,7 +139,7 @@ pub(super) fn run(
     let indices: Vec<usize> = (0..data.len().min(n_wanted)).collect();
     if args.images.is_some() && indices.len() < n_wanted {
         eprintln!(
-            "only {} images of the {n_wanted} asked for: the test half of {:?} has no more",
+            "using only {} of {n_wanted} images: the test half of {:?} has no more",
             indices.len(),
             args.data
         );
@@ -226,15 +226,17 @@ impl ComparedArgs {
         for protocol in tables::protocols(&summaries) {
             println!("{}", tables::table(protocol, &summaries));
         }
-        println!("* better than every control, p < {LEVEL} by paired sign flips after Holm");
+        println!(
+            "* better than every control, p < {LEVEL} (paired sign-flip tests with Holm correction)"
+        );
         if let Some(path) = &self.csv {
             let text = tables::csv(&found.measures, &found.rows);
             write_whole(path, text.as_bytes())?;
-            println!("values in {path:?}");
+            println!("wrote values to {path:?}");
         }
         if let Some(path) = &self.html {
             write_whole(path, self.page(found, &summaries, examples)?.as_bytes())?;
-            println!("page in {path:?}");
+            println!("wrote page to {path:?}");
         }
         if let Some(path) = &self.json {
             let report = Report {
@@ -249,7 +251,7 @@ impl ComparedArgs {
             };
             let text = serde_json::to_string_pretty(&report)? + "\n";
             write_whole(path, text.as_bytes())?;
-            println!("scores in {path:?}");
+            println!("wrote scores to {path:?}");
         }
         Ok(Exit::Whole)
     }
@@ -275,7 +277,7 @@ impl ComparedArgs {
             ("Command", found.command.clone()),
             ("Version", env!("CARGO_PKG_VERSION").to_owned()),
             ("Model", self.asked.model.clone()),
-            ("SHA-256 of its weights", found.model.weights_sha256.clone()),
+            ("SHA-256 of the weights", found.model.weights_sha256.clone()),
             ("Data", found.data.clone()),
             ("Measured on", format!("{} {}", found.n_samples, found.of)),
             ("Seed", self.seed.to_string()),
@@ -308,11 +310,11 @@ impl ComparedArgs {
             }
             match usable(method, model) {
                 Ok(explainer) => explainers.push((method.to_string(), explainer)),
-                Err(error) => eprintln!("left out: {error}"),
+                Err(error) => eprintln!("skipped: {error}"),
             }
         }
         if explainers.is_empty() {
-            bail!("no method goes with the model");
+            bail!("no method works with this model");
         }
         Ok(explainers)
     }
@@ -333,10 +335,7 @@ fn explainer(text: &str, model: &Model) -> anyhow::Result<(String, Box<dyn Expla
     let explainers = setup::explainers(&[name.parse()?], &changes, model.parts())?;
     setup::rehearse(&explainers, model)?;
     let explainer = explainers.into_iter().next();
-    Ok((
-        text.to_owned(),
-        explainer.context("no method is asked for")?,
-    ))
+    Ok((text.to_owned(), explainer.context("no method given")?))
 }
 
 /// How many of `n` pictures are done.

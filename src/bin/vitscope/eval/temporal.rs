@@ -101,7 +101,7 @@ fn measure(
             args.frames.get(),
         )?;
         if frames.len() < 2 {
-            bail!("video has only one frame, steadiness needs two: {path:?}");
+            bail!("the video has only one frame, steadiness requires two: {path:?}");
         }
         Ok(frames)
     };

@@ -23,19 +23,19 @@ const BATCH: usize = 16;
 /// Options of `vitscope train familiarity`.
 #[derive(Debug, clap::Args)]
 pub struct FamiliarityArgs {
-    /// Folder of the model; familiarity.safetensors is written there.
+    /// Folder of the model.
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Output folder [default: the model's].
+    /// Output folder for familiarity.safetensors [default: the model's].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Pictures like those that the model learned from: a folder with one subfolder of pictures per class.
+    /// Pictures like the model's training data: a folder with one subfolder of pictures per class.
     #[arg(long, value_name = "FOLDER")]
     data: String,
-    /// Pictures that it did not learn from, likewise.
+    /// Pictures that the model was not trained on, in the same layout.
     #[arg(long, value_name = "FOLDER")]
     held_out: String,
-    /// Skip held-out pictures whose file name matches; repeat the option for more patterns.
+    /// Skip held-out pictures whose file names match; repeat the option for more patterns.
     #[arg(long, value_name = "GLOB")]
     except: Vec<Pattern>,
     /// Choose the threshold at which sure answers reach this accuracy.
@@ -84,7 +84,10 @@ pub fn run(args: &FamiliarityArgs) -> anyhow::Result<Exit> {
     fitted.familiarity.save(out, &model.weights_sha256)?;
     print(&fitted, args.sure_accuracy);
     print_left_out([learned.unreadable(), held.unreadable()].concat());
-    println!("familiarity in {:?}", out.join("familiarity.safetensors"));
+    println!(
+        "wrote familiarity to {:?}",
+        out.join("familiarity.safetensors")
+    );
     Ok(Exit::Whole)
 }
 
@@ -103,13 +106,20 @@ fn print(fitted: &Fitted, sure_accuracy: f64) {
         })
         .collect();
     println!(
-        "{n_learned} pictures say what is familiar, {} are held out",
+        "familiarity fitted on {n_learned} pictures, {} held out",
         held.len()
     );
     if let Some(threshold) = threshold_for(&by_probability, sure_accuracy) {
-        let line = sure_line("sure from a probability of", &by_probability, threshold);
+        let line = sure_line(
+            "sure at a probability of at least",
+            &by_probability,
+            threshold,
+        );
         println!("{line}");
     }
     let threshold = decimal(familiarity.sure_from);
-    println!("{}", sure_line("sure from a trust of", held, threshold));
+    println!(
+        "{}",
+        sure_line("sure at a trust of at least", held, threshold)
+    );
 }

@@ -136,7 +136,7 @@ impl Job<'_> {
         );
         print_unreadable(&halves);
         println!(
-            "sha256 {sha256} of {:?}",
+            "wrote {:?}, sha256 {sha256}",
             self.out.join("model.safetensors")
         );
         Ok(Some(measured))
@@ -146,13 +146,13 @@ impl Job<'_> {
         let recipe: ProbeRecipe = self.recipe(&self.file.probe, "probe")?;
         let mut model = open_without_parts(init.into())?;
         if model.own_head {
-            bail!("model has a head of its own beside it, and so is no backbone: {init:?}");
+            bail!("the model has a separate head, so it cannot serve as a backbone: {init:?}");
         }
         if recipe.input_px > 0 {
             let patch_px = model.vit.config().patch_size;
             if !recipe.input_px.is_multiple_of(patch_px) {
                 bail!(
-                    "input-px is {}, expected a multiple of the model's patches of {patch_px} px",
+                    "input-px is {}, expected a multiple of the model's patch size, {patch_px} px",
                     recipe.input_px
                 );
             }
@@ -182,7 +182,7 @@ impl Job<'_> {
         println!("test accuracy {}", accuracy(done.test));
         print_unreadable(&frozen.halves);
         println!(
-            "head in {:?}, for --backbone {init}",
+            "wrote head to {:?}; use it with --backbone {init}",
             self.out.join("head.safetensors")
         );
         Ok(Some(measured([("test accuracy", done.test.share())])))
@@ -218,14 +218,14 @@ impl Job<'_> {
         let measured = match &recipe {
             GateRecipe::Published(recipe) => told_of_voting(&done, recipe.margin),
             GateRecipe::Shapley(_) => {
-                told_of_ranking(&done, "scores", "of what masked answers differ by")
+                told_of_ranking(&done, "scores", "of the variance of masked answers")
             }
             GateRecipe::Order(_) => told_of_ranking(&done, "gates", "of the teacher's order"),
         };
         print_unreadable(&frozen.halves);
-        print!("gates in {:?}", self.out.join("gates.safetensors"));
+        print!("wrote gates to {:?}", self.out.join("gates.safetensors"));
         match &recipe {
-            GateRecipe::Published(_) => println!(", report in {:?}", self.out.join("report.html")),
+            GateRecipe::Published(_) => println!(", report to {:?}", self.out.join("report.html")),
             GateRecipe::Shapley(_) | GateRecipe::Order(_) => println!(),
         }
         Ok(Some(measured))
@@ -248,7 +248,7 @@ impl Job<'_> {
         let measured = told(done.fidelity);
         print_unreadable(&frozen.halves);
         println!(
-            "interpreter in {:?}",
+            "wrote interpreter to {:?}",
             self.out.join("interpreter.safetensors")
         );
         Ok(Some(measured))
@@ -276,7 +276,7 @@ impl Job<'_> {
         seed: u64,
     ) -> anyhow::Result<Halves> {
         let Some(reference) = self.data.or(self.file.data.as_deref()) else {
-            bail!("no data: pass --data, or a recipe that names it");
+            bail!("no data, pass --data or a recipe with the key `data`");
         };
         Ok(data::open(reference, rule, resampling, seed)?)
     }
@@ -304,7 +304,7 @@ impl Job<'_> {
 fn check_exclusive(config: &VitConfig) -> anyhow::Result<()> {
     match config.link() {
         Link::Sigmoid if config.multi_label => bail!(
-            "several classes of the model may apply at once, expected a model that names exactly one"
+            "several classes of the model may apply at once, expected a model that predicts exactly one"
         ),
         Link::Sigmoid => bail!("the model has one class, expected at least two"),
         Link::Softmax => Ok(()),
@@ -383,7 +383,7 @@ fn told_of_voting(done: &TrainedGates, margin: f64) -> Measured {
     );
     if card.kl > margin {
         println!(
-            "the margin of {margin} is not met: train longer, or start with another masked-share"
+            "the margin of {margin} is not met; train longer, or start with a different masked-share"
         );
     }
     measured([
@@ -400,7 +400,7 @@ fn told_of_ranking(done: &TrainedGates, who: &str, of_what: &str) -> Measured {
         card, agreement, ..
     } = done;
     let explained = card.explained.unwrap_or(f64::NAN);
-    println!("{who} explain {explained:.4} {of_what}, on test pictures");
+    println!("{who} explain {explained:.4} {of_what} on test pictures");
     println!(
         "cut at the margin: kl {:.4}, kept {:.4}, agreement {agreement:.4}",
         card.kl, card.l0
@@ -436,7 +436,7 @@ pub fn print_left_out(reasons: Vec<String>) {
     if reasons.is_empty() {
         return;
     }
-    println!("left out, as unreadable: {}", reasons.len());
+    println!("skipped as unreadable: {}", reasons.len());
     for reason in reasons {
         println!("  {reason}");
     }

@@ -28,7 +28,7 @@ use job::{Job, Joint, Measured, range};
 
 pub use job::{accuracy, print_left_out};
 
-/// Train a classifier, DiffMask gates for a model, or IA-ViT's interpreter.
+/// Train a classifier, DiffMask gates or an IA-ViT interpreter.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct TrainArgs {
@@ -40,16 +40,16 @@ pub struct TrainArgs {
 
 #[derive(Debug, clap::Args)]
 struct RunsArgs {
-    /// Recipe with [[run]] tables; runs all that are not complete yet.
+    /// Recipe with [[run]] tables; every run that is not complete yet is trained.
     #[arg(value_name = "FILE.toml")]
     file: Option<PathBuf>,
-    /// Training data of all runs [default: the recipe's].
+    /// Training data for all runs [default: the recipe's].
     #[arg(long, value_name = "DATA", requires = "file")]
     data: Option<String>,
-    /// Output folder of all runs.
+    /// Output folder for all runs.
     #[arg(long, value_name = "FOLDER", requires = "file")]
     out: Option<PathBuf>,
-    /// Number of compute threads; equal numbers give bit-identical runs [default: one per core].
+    /// Number of compute threads; runs with equal numbers are bit-identical [default: one per core].
     #[arg(long, value_name = "N", requires = "file", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
 }
@@ -60,9 +60,9 @@ enum What {
     Classifier(ClassifierArgs),
     /// Train DiffMask gates for a frozen model.
     Diffmask(DiffMaskArgs),
-    /// Train IA-ViT's interpreter, for a frozen model or, without --model, jointly with a new one.
+    /// Train an IA-ViT interpreter for a frozen model or, without --model, jointly with a new model.
     IaVit(IaVitArgs),
-    /// Measure what a model finds familiar, so that it calls pictures "unfamiliar" that are unlike those it learned from.
+    /// Measure which pictures are familiar to a model, so that it calls others "unfamiliar".
     Familiarity(familiarity::FamiliarityArgs),
 }
 
@@ -71,7 +71,7 @@ struct ClassifierArgs {
     /// Output folder; a killed run resumes from there.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Start from this model instead of from scratch; the new model keeps its size and takes the classes of the data.
+    /// Start from this model instead of from scratch; its size is kept, its classes become those of the data.
     #[arg(long, value_name = "MODEL")]
     init: Option<String>,
     /// Freeze the model of --init and train only a linear head on it; use the result with --backbone.
@@ -89,10 +89,10 @@ struct DiffMaskArgs {
     /// Backbone model, if --model holds only a head or an adapter.
     #[arg(long, value_name = "MODEL")]
     backbone: Option<String>,
-    /// Output folder of the gates and training files [default: the model's].
+    /// Output folder for the gates and training files [default: the model's].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Train gates with N seeds: the first in the output folder, the others in its `seeds/SEED`.
+    /// Train gates with N seeds; the first goes into the output folder, the others into its `seeds/SEED`.
     #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more::<NonZeroU64>)]
     seeds: NonZeroU64,
     #[command(flatten)]
@@ -107,10 +107,10 @@ struct IaVitArgs {
     /// Backbone model, if --model holds only a head or an adapter.
     #[arg(long, value_name = "MODEL", requires = "model")]
     backbone: Option<String>,
-    /// For joint training: start from this model instead of from scratch.
+    /// In joint training, start from this model instead of from scratch.
     #[arg(long, value_name = "MODEL", conflicts_with = "model")]
     init: Option<String>,
-    /// Output folder of the interpreter, the training files and any new model [default: the model's].
+    /// Output folder for the interpreter, the training files and any new model [default: the model's].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -126,7 +126,8 @@ struct CommonArgs {
     /// Recipe: a TOML file with `data` and the tables `classifier`, `probe`, `diffmask` and `ia-vit`.
     #[arg(long, value_name = "FILE.toml")]
     recipe: Option<PathBuf>,
-    /// Override a key of the recipe's table, e.g. `--set steps=2000`; `ia-vit.KEY=VALUE` if a classifier is trained too.
+    /// Override a key of the recipe's table, e.g. `--set steps=2000`; in joint training, `ia-vit.KEY=VALUE` overrides a
+    /// key of the interpreter's table.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Random seed [default: the recipe's, else 0].
@@ -135,7 +136,7 @@ struct CommonArgs {
     /// Steps between checkpoints [default: the recipe's].
     #[arg(long, value_name = "STEPS")]
     checkpoint: Option<u64>,
-    /// Number of compute threads; equal numbers give bit-identical runs [default: one per core].
+    /// Number of compute threads; runs with equal numbers are bit-identical [default: one per core].
     #[arg(long, value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
 }
@@ -159,7 +160,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
         return match &args.runs.file {
             Some(path) => runs::run(path, &args.runs),
             None => bail!(
-                "nothing to train: name what (`vitscope train --help`), or a recipe with runs"
+                "nothing to train, expected a subcommand (see `vitscope train --help`) or a recipe with runs"
             ),
         };
     };
@@ -179,7 +180,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
             (None, Some(out)) => one(&args.common, out, |job| {
                 job.classifier(Joint::WithInterpreter, args.init.as_deref())
             }),
-            (None, None) => bail!("--model or --out is needed"),
+            (None, None) => bail!("--model or --out is required"),
         },
     }
 }
@@ -210,7 +211,7 @@ fn output_folder<'a>(
     if !model.is_dir() {
         // Where there is no such model, that is what is wrong.
         models::open(reference, &Device::Cpu)?;
-        bail!("training for a model that is not a folder needs --out: {model:?}");
+        bail!("training for a model that is not a folder requires --out: {model:?}");
     }
     Ok(model)
 }
@@ -280,7 +281,7 @@ impl CommonArgs {
 
 fn interrupted(folder: &Path) -> Exit {
     println!(
-        "interrupted; the same command goes on from {:?}",
+        "interrupted; repeat the command to resume from {:?}",
         Checkpoint::path(folder)
     );
     Exit::Interrupted

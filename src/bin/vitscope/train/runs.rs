@@ -30,11 +30,11 @@ struct Done {
 
 pub(super) fn run(path: &Path, args: &RunsArgs) -> anyhow::Result<Exit> {
     let Some(out) = &args.out else {
-        bail!("--out is needed, the folder of all runs");
+        bail!("--out is required: the output folder for all runs");
     };
     let file = recipe::read(Some(path))?;
     if file.run.is_empty() {
-        bail!("recipe has no runs, expected tables [[run]]: {path:?}");
+        bail!("the recipe has no runs, expected [[run]] tables: {path:?}");
     }
     let folders: Vec<(&Run, u64, PathBuf)> = file
         .run
@@ -97,11 +97,11 @@ fn train(job: Job<'_>, run: &Run) -> anyhow::Result<Option<Measured>> {
         (Trained::Diffmask, Some(model)) => job.gates(model.as_str().into()),
         (Trained::Classifier, Some(_)) => {
             bail!(
-                "run {:?} trains a model: it goes on from `init`, not `model`",
+                "run {:?} trains a classifier, which starts from `init`, not `model`",
                 run.name
             )
         }
-        (Trained::Diffmask, None) => bail!("run {:?} needs a model", run.name),
+        (Trained::Diffmask, None) => bail!("run {:?} requires `model`", run.name),
     }
 }
 
@@ -127,7 +127,9 @@ fn done_before(folder: &Path, went_by: &str) -> anyhow::Result<Option<Measured>>
     let text = std::fs::read_to_string(&path).with_context(|| format!("{path:?}"))?;
     let done: Done = serde_json::from_str(&text).with_context(|| format!("{path:?}"))?;
     if done.recipe != went_by {
-        bail!("the run was done by another recipe; remove it to do it anew: {folder:?}");
+        bail!(
+            "the run was trained with another recipe; remove its folder to train it again: {folder:?}"
+        );
     }
     Ok(Some(done.measured))
 }
