@@ -432,7 +432,7 @@ fn what_is_familiar_belongs_to_the_weights_that_it_was_measured_with() {
     assert!(!folder.join("small/familiarity.safetensors").exists());
     std::fs::write(folder.join("small/familiarity.safetensors"), &bytes).unwrap();
     let of_small = format!(
-        "the familiarity belongs to weights with sha256 {:?}, the model's have",
+        "the familiarity file was made for weights with sha256 {:?}, but the model's weights have",
         of_m.weights_sha256
     );
     check_refused("models inspect small", folder, &of_small);

@@ -157,7 +157,9 @@ pub fn best_kept(ranking: &[usize], n_kept: usize) -> Vec<bool> {
 
 /// Logits, or the error of a model without a classifier.
 pub fn logits(logits: Option<Tensor>) -> Result<Tensor> {
-    logits.ok_or_else(|| Error::Model("the model has no classifier, so no answer to keep".into()))
+    logits.ok_or_else(|| {
+        Error::Model("the model has no classifier, so there is no output to preserve".into())
+    })
 }
 
 /// The answer to images of the size of `images` of which no patch is left, `[1, classes]`, without a graph.

@@ -155,7 +155,10 @@ impl FrozenVotes {
 
     fn check(&self, n_states: usize) -> Result<()> {
         if n_states != self.votes.len() {
-            candle_core::bail!("there are {} gates for {n_states} states", self.votes.len());
+            candle_core::bail!(
+                "got {} gates for {n_states} states, expected one per state",
+                self.votes.len()
+            );
         }
         Ok(())
     }

@@ -168,8 +168,8 @@ fn asked_of(model: &Model, input: Input) -> Result<Preprocessor> {
         let fits = edge_px.is_multiple_of(patch_px) && edge_px <= MOST_PATCHES_ACROSS * patch_px;
         if edge_px == 0 || !fits {
             return Err(Error::Config(format!(
-                "input size is {edge_px} px, expected a multiple of {patch_px}, the model's patch size, from {patch_px} to \
-                 {}",
+                "input size is {edge_px} px, expected a multiple of the model's patch size {patch_px}, from \
+                {patch_px} to {}",
                 MOST_PATCHES_ACROSS * patch_px
             )));
         }
@@ -200,7 +200,8 @@ fn folder(reference: &str) -> Result<&Path> {
     match path.is_dir() {
         true => Ok(path),
         false => Err(Error::Model(format!(
-            "over a backbone goes a folder with a head, an adapter or gates, and there is none: {reference:?}"
+            "with a backbone, the model must be a folder with a head, an adapter or gates, and there is no such \
+            folder: {reference:?}"
         ))),
     }
 }
@@ -226,7 +227,7 @@ fn find(reference: &str) -> Result<Files> {
 fn not_found(reference: &str) -> String {
     let path = Path::new(reference);
     if path.is_file() {
-        return format!("a model is a folder, and this is a file: {path:?}");
+        return format!("expected a model folder, got a file: {path:?}");
     }
     let embedded: Vec<&str> = embedded_names().collect();
     let embedded = match embedded.as_slice() {
@@ -237,7 +238,7 @@ fn not_found(reference: &str) -> String {
     if is_hub_id(reference) {
         return format!(
             "model is {tried}, and this program was built without the feature `hub`; save the model's {CONFIG}, \
-             {PREPROCESSOR} and {WEIGHTS} in a folder and pass that: {reference:?}"
+             {PREPROCESSOR} and {WEIGHTS} in a folder and pass that folder: {reference:?}"
         );
     }
     format!("model is {tried}: {reference:?}")
@@ -383,7 +384,7 @@ fn not_sure_below(config: &str) -> Result<Option<f32>> {
     match value.as_f64().map(|threshold| threshold as f32) {
         Some(threshold) if (0.0..1.0).contains(&threshold) => Ok(Some(threshold)),
         _ => Err(Error::Model(format!(
-            "field {NOT_SURE_BELOW:?} is {value}, not a number from 0 to below 1"
+            "field {NOT_SURE_BELOW:?} is {value}, expected a number of at least 0 and below 1"
         ))),
     }
 }
@@ -394,13 +395,13 @@ fn fit(preprocessor: Preprocessor, config: &VitConfig) -> Result<Preprocessor> {
     let patch = config.patch_size;
     if config.num_channels != 3 {
         return Err(Error::Model(format!(
-            "config says {} channels, pictures have 3",
+            "config specifies {} channels, but pictures have 3",
             config.num_channels
         )));
     }
     if !(size.width_px.is_multiple_of(patch) && size.height_px.is_multiple_of(patch)) {
         return Err(Error::Model(format!(
-            "images are {} x {} px, config says patches of {patch} px, which does not divide them",
+            "images are {} x {} px, which is not a multiple of config's patch size of {patch} px",
             size.width_px, size.height_px
         )));
     }
@@ -565,7 +566,7 @@ const MAX_LISTED: usize = 12;
 fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
     let Some(last) = labels.len().checked_sub(1) else {
         return Err(format!(
-            "model has no classifier, and so no class {wanted:?}"
+            "model has no classifier, so it has no class {wanted:?}"
         ));
     };
     let lower = wanted.trim().to_lowercase();
@@ -593,7 +594,7 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
                     .map(|&index| numbered(index, &labels[index]))
                     .collect();
                 return Err(format!(
-                    "{wanted:?} is the name of the classes {}, expected an index",
+                    "{wanted:?} is the name of several classes: {}; pass an index instead",
                     several.join(", ")
                 ));
             }
@@ -602,7 +603,7 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
     if let Ok(index) = lower.parse::<i128>() {
         return match usize::try_from(index) {
             Ok(index) if index <= last => Ok(index),
-            _ => Err(format!("class index {index} is not between 0 and {last}")),
+            _ => Err(format!("class index must be from 0 to {last}, got {index}")),
         };
     }
     if labels.len() <= MAX_LISTED {
@@ -611,7 +612,10 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
             .enumerate()
             .map(|(index, label)| numbered(index, label))
             .collect();
-        return Err(format!("classes are {}, not {wanted:?}", labels.join(", ")));
+        return Err(format!(
+            "expected one of the classes {}, got {wanted:?}",
+            labels.join(", ")
+        ));
     }
     let mut near: Vec<(usize, String)> = labels
         .iter()
@@ -686,10 +690,13 @@ mod tests {
         let few = labels(&["bird", "dog"]);
         assert_eq!(
             refused(&few, "cat"),
-            "classes are \"bird\" (0), \"dog\" (1), not \"cat\""
+            "expected one of the classes \"bird\" (0), \"dog\" (1), got \"cat\""
         );
-        assert_eq!(refused(&few, "2"), "class index 2 is not between 0 and 1");
-        assert_eq!(refused(&few, "-1"), "class index -1 is not between 0 and 1");
+        assert_eq!(refused(&few, "2"), "class index must be from 0 to 1, got 2");
+        assert_eq!(
+            refused(&few, "-1"),
+            "class index must be from 0 to 1, got -1"
+        );
         assert!(refused(&[], "0").contains("no classifier"));
         assert!(refused(&many(), "egyptain cat").contains("\"Egyptian cat\" (21)"));
         assert!(refused(&many(), "crane").contains("\"crane\" (22), \"crane\" (23)"));

@@ -294,7 +294,7 @@ impl Vit {
         match self.blocks.get(block_idx) {
             Some(block) => Ok(block),
             None => candle_core::bail!(
-                "there is no block {block_idx}, the model has {}",
+                "there is no block {block_idx}; the model has {} blocks",
                 self.blocks.len()
             ),
         }

@@ -232,7 +232,7 @@ fn tell_left_out(data: &dyn Dataset) {
 fn gates_of<'a>(model: &'a Model, name: &str) -> anyhow::Result<&'a Gates> {
     let gates = model.gates.as_ref();
     gates.with_context(|| {
-        format!("model has no gates, train them with `vitscope train diffmask`: {name:?}")
+        format!("model has no gates; train them with `vitscope train diffmask`: {name:?}")
     })
 }
 
