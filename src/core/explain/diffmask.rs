@@ -113,7 +113,7 @@ impl DiffMask {
     ) -> Result<Self> {
         if !(options.margin > 0.0 && options.margin.is_finite()) {
             return Err(Error::Config(format!(
-                "diffmask: margin is {}, expected nats above 0",
+                "diffmask: margin must be above 0 nats, got {}",
                 options.margin
             )));
         }
@@ -273,7 +273,7 @@ impl DiffMask {
     fn cut(&self, pass: &Pass<'_>, mask: &Tensor) -> Result<Tensor> {
         let Some(original) = pass.logits() else {
             return Err(Error::Model(
-                "a cut at the margin keeps the model's answer, and the model has no head, expected diffmask.cut=none"
+                "diffmask.cut=margin preserves the model's output, but the model has no head; use diffmask.cut=none"
                     .into(),
             ));
         };
@@ -345,7 +345,8 @@ fn smooths(normalization: Option<Normalization>, smooth: f32) -> Result<Option<S
     }
     let Some(normalization) = normalization else {
         return Err(Error::Config(
-            "diffmask: to smooth masks, it must be known how pictures are normalized".into(),
+            "diffmask: smoothing masks requires the model's image normalization, which is unknown"
+                .into(),
         ));
     };
     let smoother = Smoother::new(Smoothing {
@@ -354,7 +355,7 @@ fn smooths(normalization: Option<Normalization>, smooth: f32) -> Result<Option<S
     });
     let smoother = smoother.map_err(|_| {
         Error::Config(format!(
-            "diffmask: smooth is {smooth}, expected a share from 0 to below 1"
+            "diffmask: smooth must be at least 0 and below 1, got {smooth}"
         ))
     })?;
     Ok(Some(Smooths {

@@ -175,7 +175,8 @@ impl Way<'_> {
     /// `[patches]`, after `steps` points.
     fn attribution(&self, steps: usize) -> Result<Vec<f32>> {
         let sum = self.sum.as_ref();
-        let sum = sum.ok_or_else(|| Error::Config("no image to differentiate at".into()))?;
+        let sum =
+            sum.ok_or_else(|| Error::Config("there is no image to compute gradients for".into()))?;
         let mean = (sum / steps as f64)?;
         Ok((&self.embeddings * mean)?
             .sum(D::Minus1)?
@@ -211,8 +212,8 @@ impl IntegratedGradients {
         }
         if is_far(&found) {
             tracing::warn!(
-                "integrated gradients add up to {:.3} after {steps} steps, and the score rises by {due:.3}; \
-                 more steps are allowed by integrated-gradients.most-steps",
+                "integrated gradients sum to {:.3} after {steps} steps, but the score rises by {due:.3}; raise \
+                integrated-gradients.most-steps to allow more steps",
                 total(&found)
             );
         }
@@ -325,7 +326,8 @@ fn mean_gradient(
         });
         n_images += 1;
     }
-    let sum = sum.ok_or_else(|| Error::Config("no image to differentiate at".into()))?;
+    let sum =
+        sum.ok_or_else(|| Error::Config("there is no image to compute gradients for".into()))?;
     Ok((sum / n_images as f64)?)
 }
 

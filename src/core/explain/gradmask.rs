@@ -225,14 +225,14 @@ impl GradMask {
         let dim = pass.vit().config().hidden_size;
         if !dim.is_multiple_of(self.groups) {
             return Err(Error::Config(format!(
-                "gradmask: {} groups do not divide the model's {dim} channels",
+                "gradmask: the model's {dim} channels cannot be divided into {} equal groups",
                 self.groups
             )));
         }
         let mut masks = vec![Vec::new(); pass.images().dim(0)?];
         if self.blocks(pass.vit().n_blocks()).is_empty() {
             return Err(Error::Config(format!(
-                "gradmask: layers {:?} leave none of the model's {} blocks",
+                "gradmask: layers {:?} selects none of the model's {} blocks",
                 self.layers,
                 pass.vit().n_blocks()
             )));

@@ -82,7 +82,7 @@ impl Explainer for IaVit {
         let (known, n_patches) = (self.interpreter.shape(), patches.dim(1)?);
         if known.pooling == Pooling::Position && n_patches != known.patches {
             return Err(Error::Model(format!(
-                "interpreter reads {} patches by their positions, and the image has {n_patches}",
+                "interpreter has positions for {} patches, but the image has {n_patches} patches",
                 known.patches
             )));
         }

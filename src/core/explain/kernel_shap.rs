@@ -75,7 +75,7 @@ impl Options for KernelShap {
     fn check(&self) -> Result<()> {
         if self.samples < 2 {
             return Err(Error::Config(format!(
-                "kernel-shap: samples must be at least 2, one pair, got {}",
+                "kernel-shap: samples must be at least 2 (one pair), got {}",
                 self.samples
             )));
         }
@@ -266,13 +266,13 @@ fn finite(scores: Vec<f32>, of_what: &str) -> Result<Vec<f32>> {
     match scores.iter().find(|score| !score.is_finite()) {
         None => Ok(scores),
         Some(score) => Err(Error::Model(format!(
-            "kernel-shap: the model's score {of_what} is {score}, choose another occlusion"
+            "kernel-shap: the model's score {of_what} is {score}; choose another occlusion"
         ))),
     }
 }
 
 fn miscounted(n_scores: usize, n_subsets: usize) -> Error {
     Error::Model(format!(
-        "kernel-shap: {n_scores} scores of {n_subsets} subsets, expected one of each"
+        "kernel-shap: got {n_scores} scores for {n_subsets} subsets, expected one per subset"
     ))
 }

@@ -257,14 +257,14 @@ impl Method {
         match self {
             Self::DiffMask => entry(
                 "diffmask",
-                "patches that trained gates keep, or rank by their worth to the class",
+                "patches that trained gates keep or rank by their contribution to the class",
                 "Vision DiffMask, arXiv:2304.06391",
                 ("1", "0"),
                 Pace::A,
             ),
             Self::IaVit => entry(
                 "ia-vit",
-                "attention of a layer trained to answer as the model does",
+                "attention of a student layer trained to imitate the model",
                 "IA-ViT, arXiv:2309.08035",
                 ("1", "0"),
                 Pace::A,
@@ -321,7 +321,7 @@ impl Method {
             ),
             Self::LeGrad => entry(
                 "legrad",
-                "gradient of the class score after each block, in its attention",
+                "gradient of each block's class score with respect to its attention",
                 "LeGrad, arXiv:2404.03214",
                 ("2", "1"),
                 Pace::A,
@@ -363,7 +363,7 @@ impl Method {
             ),
             Self::BeyondIntuition => entry(
                 "beyond-intuition",
-                "heads that matter, times integrated gradients",
+                "attention of important heads, times integrated gradients",
                 "Beyond Intuition, ICML 2023",
                 ("21", "21"),
                 Pace::C,
@@ -391,7 +391,7 @@ impl Method {
             ),
             Self::SmoothGrad => entry(
                 "smoothgrad",
-                "mean gradient over noisy copies",
+                "mean gradient over noisy copies of the image",
                 "arXiv:1706.03825",
                 ("51", "50"),
                 Pace::C,
@@ -420,21 +420,21 @@ impl Method {
             ),
             Self::ScoreCam => entry(
                 "score-cam",
-                "channels as masks, weighted by the class's probability",
+                "channels used as masks, weighted by the class's probability",
                 "Score-CAM, arXiv:1910.01279",
                 ("1 + D", "0"),
                 Pace::C,
             ),
             Self::VitCx => entry(
                 "vit-cx",
-                "clusters of channels as masks, weighted by the class's probability",
+                "clusters of channels used as masks, weighted by the class's probability",
                 "ViT-CX, arXiv:2211.03064",
                 ("2 + 2 × clusters", "0"),
                 Pace::C,
             ),
             Self::Tis => entry(
                 "tis",
-                "clusters of all blocks' features as masks of tokens",
+                "clusters of all blocks' features used as token masks",
                 "TiS, ICCV workshops 2023",
                 ("1 + 1024 / 2", "0"),
                 Pace::C,
@@ -491,7 +491,7 @@ impl Method {
                 let options: DiffMaskOptions = self.parse(options)?;
                 let gates = parts.gates.ok_or_else(|| {
                     Error::Model(
-                        "model has no gates, train them with `vitscope train diffmask` or choose another method"
+                        "model has no gates; train them with `vitscope train diffmask` or choose another method"
                             .into(),
                     )
                 })?;
@@ -502,7 +502,7 @@ impl Method {
                 let options: IaVitOptions = self.parse(options)?;
                 let interpreter = parts.interpreter.ok_or_else(|| {
                     Error::Model(
-                        "model has no interpreter, train one with `vitscope train ia-vit` or choose another method"
+                        "model has no interpreter; train one with `vitscope train ia-vit` or choose another method"
                             .into(),
                     )
                 })?;

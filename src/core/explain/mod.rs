@@ -329,7 +329,8 @@ impl Target {
             Self::Contrast(class, other) => format!("class {class} against class {other}"),
         };
         Err(Error::Config(format!(
-            "method {method:?} explains the whole answer, not one class, asked for {asked}; {} explains classes",
+            "method {method:?} explains the whole output, not a single class, but {asked} was requested; {} explains \
+            classes",
             Method::Chefer
         )))
     }
@@ -354,7 +355,7 @@ fn last_block(vit: &Vit) -> Result<usize> {
 }
 
 fn no_blocks() -> Error {
-    Error::Model("a model without blocks has nothing to explain by".into())
+    Error::Model("the model has no blocks, so there is nothing to explain".into())
 }
 
 /// The rows of the class token's query.

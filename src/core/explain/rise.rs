@@ -50,7 +50,7 @@ impl Options for Rise {
     fn check(&self) -> Result<()> {
         if self.masks == 0 || self.cells == 0 || !(self.keep > 0.0 && self.keep <= 1.0) {
             return Err(Error::Config(format!(
-                "masks and cells must be at least 1 and keep above 0 and at most 1, got {}, {} and {}",
+                "masks and cells must be at least 1, and keep must be above 0 and at most 1, got {}, {} and {}",
                 self.masks, self.cells, self.keep
             )));
         }

@@ -54,7 +54,7 @@ impl Options for Tis {
             return Ok(());
         }
         Err(Error::Config(format!(
-            "tis: clusters must be at least 1 and keep above 0 and at most 1, got {} and {}",
+            "tis: clusters must be at least 1, and keep must be above 0 and at most 1, got {} and {}",
             self.clusters, self.keep
         )))
     }

@@ -56,7 +56,7 @@ impl Options for VitCx {
             return Ok(());
         }
         Err(Error::Config(format!(
-            "vit-cx: distance must lie between 0 and 2 and noise be at least 0, got {} and {}",
+            "vit-cx: distance must be between 0 and 2, and noise must be at least 0, got {} and {}",
             self.distance, self.noise
         )))
     }

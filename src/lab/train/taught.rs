@@ -115,7 +115,7 @@ impl Taught {
     /// # Errors
     /// [`Error::Model`] where there are more classes or examples than can be taught, or of another width.
     pub fn from_examples(width: usize, known: HeadExamples) -> Result<Self> {
-        let refused = |error| Error::Model(format!("the head cannot be taught more: {error}"));
+        let refused = |error| Error::Model(format!("the head cannot be taught further: {error}"));
         let mut taught = Self::new(width);
         for name in &known.classes {
             taught.add_class(name).map_err(refused)?;

@@ -144,7 +144,7 @@ fn validate(recipe: &OrderRecipe, subject: Subject<'_>) -> Result<()> {
     }
     if subject.vit.config().head().is_none() {
         return Err(Error::Model(
-            "the model has no classifier, so no class to order patches for".into(),
+            "the model has no classifier, so there is no class to order patches for".into(),
         ));
     }
     check_positive(&[("lr", recipe.lr), ("margin", recipe.margin)])?;

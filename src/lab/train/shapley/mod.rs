@@ -168,7 +168,7 @@ fn validate(recipe: &ShapleyRecipe, subject: Subject<'_>) -> Result<()> {
     }
     if subject.vit.config().head().is_none() {
         return Err(Error::Model(
-            "the model has no classifier, so no class to score patches for".into(),
+            "the model has no classifier, so there is no class to score patches for".into(),
         ));
     }
     check_positive(&[("lr", recipe.lr), ("margin", recipe.margin)])?;
