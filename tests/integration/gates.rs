@@ -398,7 +398,7 @@ fn gates_of_other_weights_or_other_sizes_are_refused() {
     };
     let message = refused(&small_config(), "cd34");
     assert!(
-        message.contains("\"ab12\", the model's have \"cd34\""),
+        message.contains("\"ab12\", but the model's weights have sha256 \"cd34\""),
         "{message}"
     );
     let deeper = VitConfig {

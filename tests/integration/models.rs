@@ -400,7 +400,7 @@ fn a_model_that_is_nowhere_is_answered_with_what_was_tried() {
     );
     let file = fixture("vit_a").join("config.json");
     let message = refused(file.to_str().unwrap());
-    assert!(message.contains("this is a file"), "{message}");
+    assert!(message.contains("got a file"), "{message}");
 }
 
 #[test]

@@ -196,7 +196,7 @@ fn what_cannot_be_taught_is_one_sentence_and_leaves_nothing() {
         "loose",
         "head",
         &model,
-        "expected a folder of pictures for each class",
+        "expected one folder of pictures per class",
     );
     check(
         "broken",
@@ -217,7 +217,7 @@ fn what_cannot_be_taught_is_one_sentence_and_leaves_nothing() {
         "one",
         "head",
         clip.to_str().unwrap(),
-        "CLIP answers by class vectors",
+        "CLIP classifies by class vectors",
     );
 }
 

@@ -98,7 +98,7 @@ pub fn train(
     let classes = subject.train.classes();
     if classes.len() < 2 || classes != subject.test.classes() {
         return Err(Error::Data(format!(
-            "a classifier needs labels of at least two classes, the same in both halves, {:?} has {}",
+            "a classifier needs labels of at least two classes, the same in both splits, but {:?} has {}",
             subject.train.name(),
             classes.len()
         )));
@@ -156,7 +156,7 @@ impl<'a> ProbeTrainer<'a> {
             Head::ClassToken | Head::ClassAndDistillationTokens => config.hidden_size,
             Head::ImageEmbedding { .. } => {
                 return Err(Error::Model(
-                    "CLIP answers by class vectors and has no linear head to train".into(),
+                    "CLIP classifies by class vectors and has no linear head to train".into(),
                 ));
             }
         };

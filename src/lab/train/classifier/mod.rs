@@ -147,14 +147,14 @@ impl ClassifierRecipe {
         }
         if train.classes().len() < 2 {
             return Err(Error::Data(format!(
-                "a classifier needs labels of at least two classes, {:?} has {}",
+                "a classifier needs labels of at least two classes, but {:?} has {}",
                 train.name(),
                 train.classes().len()
             )));
         }
         let size = train.size();
         if size.width_px != size.height_px {
-            return refuse(format!("pictures must be square to train on, got {size:?}"));
+            return refuse(format!("training requires square pictures, got {size:?}"));
         }
         if self.batch == 0 || self.epochs == 0 {
             return refuse("batch and epochs must be at least 1".into());

@@ -140,7 +140,7 @@ fn validate(recipe: &OrderRecipe, subject: Subject<'_>) -> Result<()> {
     subject.check()?;
     let wrong = |message: String| Err(Error::Config(message));
     if recipe.objective != Objective::Order {
-        return wrong("objective must be \"order\" for gates that order".into());
+        return wrong("objective must be \"order\" for ordering gates".into());
     }
     if subject.vit.config().head().is_none() {
         return Err(Error::Model(
@@ -169,7 +169,7 @@ fn validate(recipe: &OrderRecipe, subject: Subject<'_>) -> Result<()> {
         }
     }
     if subject.n_patches() < 2 {
-        return wrong("a model of one patch has nothing to order".into());
+        return wrong("the model has only one patch, so there is nothing to order".into());
     }
     Ok(())
 }

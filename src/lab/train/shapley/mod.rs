@@ -164,7 +164,7 @@ fn validate(recipe: &ShapleyRecipe, subject: Subject<'_>) -> Result<()> {
     subject.check()?;
     let wrong = |message: String| Err(Error::Config(message));
     if recipe.objective != Objective::Shapley {
-        return wrong("objective must be \"shapley\" for gates that rank".into());
+        return wrong("objective must be \"shapley\" for ranking gates".into());
     }
     if subject.vit.config().head().is_none() {
         return Err(Error::Model(
@@ -177,26 +177,26 @@ fn validate(recipe: &ShapleyRecipe, subject: Subject<'_>) -> Result<()> {
     }
     if recipe.teacher_steps >= recipe.steps {
         return wrong(format!(
-            "teacher-steps are the first of the steps and must be fewer, got {} of {}",
+            "teacher-steps are the first of all steps and must be fewer than steps, got {} of {}",
             recipe.teacher_steps, recipe.steps
         ));
     }
     if subject.n_patches() < 2 {
-        return wrong("a model of one patch has nothing to rank".into());
+        return wrong("the model has only one patch, so there is nothing to rank".into());
     }
     let weights = || recipe.fills.values();
     if weights().any(|weight| !(*weight >= 0.0 && weight.is_finite()))
         || weights().sum::<f64>() <= 0.0
     {
         return wrong(format!(
-            "fills need weights of at least 0 that do not add up to 0, got {:?}",
+            "fills need weights of at least 0 with a sum above 0, got {:?}",
             recipe.fills
         ));
     }
     let (policy, blobs) = (recipe.policy_share, recipe.blob_share);
     if !(policy >= 0.0 && blobs >= 0.0 && policy + blobs <= 1.0) {
         return wrong(format!(
-            "policy-share and blob-share must be at least 0 and at most 1 together, got {policy} and {blobs}"
+            "policy-share and blob-share must each be at least 0 and sum to at most 1, got {policy} and {blobs}"
         ));
     }
     Ok(())
