@@ -1550,7 +1550,7 @@ fn a_run_that_was_cut_off_goes_on_and_says_the_same() {
         fixture("vit_a").display()
     ));
     assert_eq!(Some(1), ended.code);
-    let refusal = "error: file is of another run, expected one of";
+    let refusal = "error: file belongs to another run, expected one with settings";
     assert!(ended.stderr.starts_with(refusal), "{}", ended.stderr);
 }
 

@@ -174,7 +174,7 @@ pub fn score(
     let n_cells = grids.red_cells(0)?.len();
     if n_cells != n_patches {
         return Err(Error::Data(format!(
-            "a grid has {n_cells} cells, the model sees {n_patches} patches"
+            "a grid has {n_cells} cells, but the model sees {n_patches} patches"
         )));
     }
     let mut found = Vec::with_capacity(grids.len());

@@ -18,7 +18,7 @@ pub(super) fn section(measures: &[&Summary], keys: &Keys<'_>) -> Result<String> 
         .map(|summary| differences(summary))
         .collect();
     if !differences.is_empty() {
-        let _ = write!(body, "<h3>Which rows differ</h3>\n{differences}");
+        let _ = write!(body, "<h3>Significant differences</h3>\n{differences}");
     }
     Ok(body)
 }
@@ -35,7 +35,7 @@ fn table(measures: &[&Summary]) -> String {
     names.sort_by_key(|&(_, is_control)| is_control);
 
     let mut table = opened_region(&format!(
-        "Results of {}",
+        "Results for {}",
         measures.first().map_or("", |m| &m.protocol)
     ));
     table += "<table>\n<thead><tr><th scope=\"col\">method</th>";
