@@ -43,17 +43,18 @@ use crate::gates::{
 };
 use crate::vit::Vit;
 
-/// What becomes of the keep probabilities.
+/// How keep probabilities are turned into a mask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cut {
-    /// They are shown.
+    /// They are shown as they are.
     #[default]
     None,
-    /// What is kept more likely than not is 1, the rest 0; of gates that rank, what speaks for the class. With `smooth`,
-    /// it takes more to change than to stay.
+    /// Patches that are more likely kept than not become 1, the others 0. With ranking gates, patches that support the
+    /// class become 1. With `smooth`, the cut has hysteresis.
     Likely,
-    /// As few of the likeliest patches are 1 as the answer can be kept with, class and margin, the others 0.
+    /// The smallest number of most likely patches that preserves the output, class and margin, becomes 1; the others
+    /// become 0.
     Margin,
 }
 
@@ -61,13 +62,13 @@ pub enum Cut {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiffMaskOptions {
-    /// What becomes of the keep probabilities.
+    /// How keep probabilities are turned into a mask.
     pub cut: Cut,
-    /// Divergence of a masked answer, in nats, that counts as keeping it.
+    /// Largest divergence from the original output, in nats, at which a masked output counts as preserved.
     pub margin: f64,
-    /// Each gate tells what it says of each patch.
+    /// Also output the vote of each gate for each patch.
     pub votes: bool,
-    /// Share of the mask of the frame before that stays, for the frames of one video in their order; 0 for none.
+    /// Share of the previous frame's mask that is kept, for consecutive frames of one video; 0 turns smoothing off.
     pub smooth: f32,
 }
 

@@ -42,15 +42,15 @@ pub struct Saliency {}
 #[serde(deny_unknown_fields)]
 pub struct GradientInput {}
 
-/// Explains by gradients on the way from gray to the image.
+/// Explains by gradients along the path from gray to the image.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct IntegratedGradients {
-    /// Points on the way, to begin with.
+    /// Initial number of points on the path.
     pub steps: usize,
-    /// How far the sum may be from the rise of the score, as a share of it; 0 takes `steps` points and no more.
+    /// Largest deviation of the sum from the rise of the score, as a share of the rise; 0 always uses `steps` points.
     pub tolerance: f64,
-    /// Points on the way at most, where the sum is too far off.
+    /// Largest number of points on the path, used if the sum deviates too much.
     pub most_steps: usize,
 }
 
@@ -72,7 +72,7 @@ pub struct SmoothGrad {
     pub copies: usize,
     /// Standard deviation of the noise, as a share of the image's range.
     pub noise: f64,
-    /// Seed of the noise, which is the same for all images.
+    /// Seed of the noise; all images get the same noise.
     pub seed: u64,
 }
 

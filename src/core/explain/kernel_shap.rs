@@ -44,15 +44,15 @@ const PAIRS_AT_ONCE: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KernelShap {
-    /// Masked passes per picture, at most; they come in pairs.
+    /// Largest number of masked forward passes per picture; they run in pairs.
     pub samples: usize,
-    /// What becomes of patches that are not in a subset.
+    /// How patches outside a subset are hidden.
     pub occlusion: Occlusion,
-    /// What is shared out.
+    /// Score that is divided among the patches.
     pub score: Score,
-    /// Pull to even shares, in pairs a patch.
+    /// Regularization toward equal shares, in pairs per patch.
     pub ridge: f64,
-    /// Largest standard error that ends the search, as a share of the map's range; 0 asks for all samples.
+    /// Standard error at which sampling stops, as a share of the map's range; 0 always takes all samples.
     pub tolerance: f64,
     /// Seed of the subsets.
     pub seed: u64,

@@ -31,9 +31,9 @@ pub enum Occlusion {
     PixelMean,
     /// Their pixels are blurred.
     PixelBlur,
-    /// Their tokens are left out behind the position embedding: the model sees a shorter sequence.
+    /// Their tokens are removed after the position embedding, so the model sees a shorter sequence.
     TokenDrop,
-    /// Their tokens become zeros behind the position embedding.
+    /// Their tokens become zeros after the position embedding.
     TokenZero,
 }
 
@@ -53,10 +53,10 @@ impl Occlusion {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Score {
-    /// The class's probability; the logit where the model has one class only, whose probability saturates.
+    /// The class's probability, or the logit if the model has only one class, because its probability saturates.
     #[default]
     Prob,
-    /// Logarithm of it.
+    /// The logarithm of that probability.
     LogProb,
     /// The logit.
     Logit,

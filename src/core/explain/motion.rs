@@ -40,14 +40,14 @@ const SAME: f32 = 0.05;
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
 pub struct Smoothing {
-    /// Share of the old logit that stays where a patch is wholly seen, from 0 (none) to below 1.
+    /// Share of the old logit that is kept for a fully visible patch, from 0 (no smoothing) to below 1.
     pub keep: f32,
-    /// Probability from which on a patch enters the binary mask.
+    /// Probability at which a patch enters the binary mask.
     pub enter: f32,
-    /// Probability below which it leaves the mask again. A patch without a past is in the mask from the middle of both
-    /// on.
+    /// Probability below which a patch leaves the mask. A patch without history is in the mask from the middle of
+    /// `enter` and `leave` on.
     pub leave: f32,
-    /// Least share of a frame's pixels that the frame before shows too; with less of them, the scene is another one.
+    /// Smallest share of a frame's pixels that the previous frame also shows; below it, the frame starts a new scene.
     pub cut: f32,
 }
 

@@ -27,7 +27,7 @@ use crate::rng::Rng;
 pub struct Rise {
     /// Number of masks.
     pub masks: usize,
-    /// Cells along an edge of the random grid.
+    /// Cells along each side of the random grid.
     pub cells: usize,
     /// Share of cells that are kept.
     pub keep: f32,

@@ -27,13 +27,13 @@ use crate::vit::{Site, Vit};
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tis {
-    /// Masks, at most.
+    /// Largest number of masks.
     pub clusters: usize,
     /// Share of the patches that each mask keeps.
     pub keep: f32,
-    /// Steps of k-means.
+    /// Iterations of k-means.
     pub iterations: usize,
-    /// Seed of the first centroids.
+    /// Seed of the initial centroids.
     pub seed: u64,
 }
 

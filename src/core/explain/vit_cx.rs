@@ -32,9 +32,9 @@ use crate::vit::Vit;
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct VitCx {
-    /// Cosine distance up to which channels are alike.
+    /// Largest cosine distance at which channels belong to one cluster.
     pub distance: f32,
-    /// Standard deviation of the noise, in normalized pixels.
+    /// Standard deviation of the noise, in normalized pixel values.
     pub noise: f32,
     /// Seed of the noise.
     pub seed: u64,
