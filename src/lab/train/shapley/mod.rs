@@ -46,10 +46,10 @@ use trainer::RankingTrainer;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::gates::{MARGIN, Objective};
 
-/// What a run measures: at each step on its batch, and now and then on test pictures.
+/// Measurements of a run: at each step on its batch, and at intervals on test pictures.
 pub const COLUMNS: &[&str] = &["loss", "explained", "test explained"];
 
-/// How patches are taken away.
+/// How patches are removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fill {
@@ -61,21 +61,21 @@ pub enum Fill {
     Mean,
     /// Their pixels are blurred.
     Blur,
-    /// Their tokens are left out: the model sees a shorter sequence.
+    /// Their tokens are removed, so the model sees a shorter sequence.
     Drop,
 }
 
-/// How ranking gates are trained.
+/// Recipe for training ranking gates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ShapleyRecipe {
-    /// [`Objective::Shapley`]; tells this recipe from the published one.
+    /// [`Objective::Shapley`]; distinguishes this recipe from the published one.
     pub objective: Objective,
     /// Seed of the gates, the order of the pictures and the subsets.
     pub seed: u64,
     /// Updates of the gates.
     pub steps: u64,
-    /// How many of them, the first, learn from a gradient method.
+    /// Number of updates, at the start, that learn from a gradient method.
     pub teacher_steps: u64,
     /// Pictures per step.
     pub batch: usize,
@@ -83,9 +83,9 @@ pub struct ShapleyRecipe {
     pub pairs: usize,
     /// Hidden units of both layers.
     pub hidden: usize,
-    /// Weight of each way of removal, one of which is drawn per step.
+    /// Weight of each kind of removal; one kind is drawn per step.
     pub fills: BTreeMap<Fill, f64>,
-    /// Share of the pairs that are cut from the scores so far.
+    /// Share of the pairs that are cut by the current scores.
     pub policy_share: f64,
     /// Share of the pairs that are blobs.
     pub blob_share: f64,
@@ -93,13 +93,14 @@ pub struct ShapleyRecipe {
     pub lr: f64,
     /// Decoupled weight decay of matrices.
     pub weight_decay: f64,
-    /// Steps until it is reached.
+    /// Warmup steps until the learning rate is reached.
     pub warmup_steps: u64,
-    /// Divergence of a masked answer, in nats, that counts as keeping it when the kept share is measured.
+    /// Largest divergence from the original output, in nats, at which a masked output counts as preserved when the kept
+    /// share is measured.
     pub margin: f64,
     /// Steps between measurements on test pictures.
     pub test_steps: u64,
-    /// Test pictures that are measured on.
+    /// Number of test pictures to measure on.
     pub test_pictures: usize,
     /// Steps between checkpoints.
     pub checkpoint_steps: u64,
