@@ -91,8 +91,8 @@ pub enum Start {
     Model,
 }
 
-/// Recipe for training an interpreter. Those up to `test_pictures` are for frozen models only: in joint training the
-/// classifier's recipe says them.
+/// Recipe for training an interpreter. Keys up to `test_pictures` apply only to frozen models; in joint training, the
+/// classifier's recipe sets them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct IaVitRecipe {
