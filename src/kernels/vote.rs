@@ -1,4 +1,4 @@
-//! A small network that looks at two tensors and gives one number a row, as DiffMask's gates do.
+//! A small network that looks at two tensors and gives one number per row, as DiffMask's gates do.
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;

@@ -324,9 +324,9 @@ impl Explainer for GradMask {
 /// Masks of an image, added up.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sums {
-    /// Σ w M, one value a patch.
+    /// Σ w M, one value per patch.
     pub(super) weighted: Vec<f32>,
-    /// Σ M, one value a patch.
+    /// Σ M, one value per patch.
     pub(super) covered: Vec<f32>,
 }
 

@@ -14,7 +14,7 @@
 //! | w(z) | weight of a subset: its share over how likely it is drawn | k(n) / q(n) |
 //! | map | least squares with the efficiency constraint, see [`shapley`](super::shapley) | |
 //!
-//! Subsets are drawn in pairs with their complements, which have the same weight. The ridge counts as `ridge` pairs a patch
+//! Subsets are drawn in pairs with their complements, which have the same weight. The ridge counts as `ridge` pairs per patch
 //! in which all patches have even shares: λ = `ridge` · N / 4, as a pair adds 1/4 to the normal matrix' diagonal. More
 //! samples make it matter less. Where all subsets are no more than `samples`, each is asked once, without a ridge: the
 //! values are exact.

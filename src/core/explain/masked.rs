@@ -126,7 +126,7 @@ impl<'a> Copies<'a> {
         Ok(self.score(logits.transpose()?, score)?[0])
     }
 
-    /// Scores under masks of one value a patch; for tokens a patch is hidden where that is below one half.
+    /// Scores under masks of one value per patch; for tokens a patch is hidden where that is below one half.
     pub(super) fn scores(&self, masks: &[Vec<f32>], score: Score) -> Result<Vec<f32>> {
         match &self.hidden {
             Some(hidden) => self.scores_of_tokens(hidden, masks, score),
@@ -371,7 +371,7 @@ pub fn blurred(
     )
 }
 
-/// Sums masks by their weights: `Σ weight · mask`, one value a patch.
+/// Sums masks by their weights: `Σ weight · mask`, one value per patch.
 pub(super) fn weighted_sum(masks: &[Vec<f32>], weights: &[f32], n_patches: usize) -> Vec<f32> {
     let mut sum = vec![0f32; n_patches];
     for (mask, &weight) in masks.iter().zip(weights) {

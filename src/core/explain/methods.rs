@@ -120,9 +120,9 @@ pub struct Entry {
     pub summary: &'static str,
     /// Where it was published.
     pub paper: &'static str,
-    /// Forward passes a frame, as a formula of blocks (L), patches (N) and width (D).
+    /// Forward passes per frame, as a formula of blocks (L), patches (N) and width (D).
     pub forwards: &'static str,
-    /// Backward passes a frame.
+    /// Backward passes per frame.
     pub backwards: &'static str,
     /// How fast it is.
     pub pace: Pace,

@@ -1,7 +1,7 @@
 //! The forward and backward passes that explainers share.
 //!
 //! Each explainer says which tensors and gradients it [`Needs`]. One [`Forward`] pass serves all of them,
-//! and one backward pass a target, which makes a [`Pass`] of it.
+//! and one backward pass per target, which makes a [`Pass`] of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

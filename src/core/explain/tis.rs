@@ -4,7 +4,7 @@
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
-//! | f | channels of all blocks' outputs, one value a patch | |
+//! | f | channels of all blocks' outputs, one value per patch | |
 //! | Mₖ | masks | the `keep` share of patches with the highest values of a k-means centroid of f |
 //! | w | | p of the class with only the mask's tokens in the sequence |
 //! | map | | Σ w M / Σ M; 0 where no mask keeps a patch |

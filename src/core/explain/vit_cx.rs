@@ -130,7 +130,7 @@ fn clustered(channels: &[Vec<f32>], distance: f32) -> Vec<Vec<f32>> {
         let others = channels.iter().skip(channel_idx + 1);
         distances.extend(others.map(|other| cosine_distance(channel, other)));
     }
-    // Sums of clusters by kodama's numbers: channels first, then one a step; what was joined is taken.
+    // Sums of clusters by kodama's numbers: channels first, then one per step; what was joined is taken.
     let mut clusters: Vec<Option<Vec<f32>>> = channels.iter().cloned().map(Some).collect();
     for step in linkage(&mut distances, n, Linkage::Complete).steps() {
         if step.dissimilarity > distance {

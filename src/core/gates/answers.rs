@@ -60,7 +60,7 @@ pub fn tensor_from_masks(masks: &[Vec<bool>], device: &Device) -> TensorResult<T
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
 /// - `original`: logits of the whole images, `[batch, classes]`
-/// - `masks`: one a patch, image by image, true keeps
+/// - `masks`: one per patch, image by image, true keeps
 ///
 /// # Errors
 /// Fails where a shape does not fit the model, or the model has no classifier.
@@ -97,7 +97,7 @@ pub fn masked_answers(
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
 /// - `original`: logits of the whole images, `[batch, classes]`
-/// - `attributions`: one a patch, image by image
+/// - `attributions`: one per patch, image by image
 ///
 /// # Errors
 /// Fails where a shape does not fit the model, or the model has no classifier.

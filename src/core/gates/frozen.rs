@@ -164,7 +164,7 @@ impl FrozenVotes {
     }
 
     /// # Shapes
-    /// - `votes`: one a gate, each `[batch, patches]`
+    /// - `votes`: one per gate, each `[batch, patches]`
     /// - result: `[gates, batch, patches]`
     fn log_keep_from_votes(&self, votes: &[Tensor]) -> Result<Tensor> {
         let votes = Tensor::stack(votes, 0)?; // [gates, batch, patches]

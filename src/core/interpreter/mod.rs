@@ -38,7 +38,7 @@ pub enum Pooling {
     /// A classifier of the mean over patches (the authors' Dog & Cat notebook).
     #[default]
     Mean,
-    /// One number a patch, and a classifier of those (their CIFAR-10 notebook): for one number of patches only.
+    /// One number per patch, and a classifier of those (their CIFAR-10 notebook): for one number of patches only.
     Position,
 }
 

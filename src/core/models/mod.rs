@@ -56,7 +56,7 @@ use head::HeadFile;
 /// Key of [`Model::not_sure_below`] in `config.json`.
 const NOT_SURE_BELOW: &str = "not_sure_below";
 
-/// Patches a side that an input size may ask for: attention takes memory by the fourth power.
+/// Largest input size in patches per side; the memory of attention grows with its fourth power.
 const MOST_PATCHES_ACROSS: usize = 64;
 
 /// A model with everything in its folder.

@@ -55,7 +55,7 @@ impl Threshold {
     /// # Shapes
     /// - `images`: `[batch, 3, height, width]`
     /// - `original`: logits of the whole images, `[batch, classes]`
-    /// - `attributions`: one a patch, image by image
+    /// - `attributions`: one per patch, image by image
     fn masks(
         self,
         vit: &Vit,

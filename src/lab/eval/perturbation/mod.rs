@@ -80,7 +80,7 @@ impl Suite for Perturbation {
     }
 }
 
-/// For each run of a protocol, one curve a subject, for its map of one score a patch.
+/// For each run of a protocol, one curve per subject, for its map of one score per patch.
 ///
 /// Runs that change the same pixels in the same way share the model's answers.
 ///

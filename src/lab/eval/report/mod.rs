@@ -75,7 +75,7 @@ pub struct GalleryRow {
     pub caption: String,
     /// The picture.
     pub picture: RgbImage,
-    /// The drawn maps, one a method.
+    /// The drawn maps, one per method.
     pub maps: Vec<RgbImage>,
 }
 
@@ -84,7 +84,7 @@ pub struct GalleryRow {
 pub struct Speed {
     /// Name of the row.
     pub name: String,
-    /// Median milliseconds an image.
+    /// Median milliseconds per image.
     pub ms: f64,
 }
 

@@ -11,7 +11,7 @@ use super::Gallery;
 use super::text::{escaped, opened_region};
 use vitscope_core::error::{Error, Result};
 
-/// A row a picture, a column a method.
+/// One row per picture, one column per method.
 pub(super) fn section(gallery: &Gallery) -> Result<String> {
     if gallery.rows.is_empty() {
         return Ok(String::new());

@@ -23,7 +23,7 @@ pub(super) fn section(measures: &[&Summary], keys: &Keys<'_>) -> Result<String> 
     Ok(body)
 }
 
-/// A row a method, then a row a control; a column a measure.
+/// One row per method, then one row per control; one column per measure.
 fn table(measures: &[&Summary]) -> String {
     let mut names: Vec<(&str, bool)> = Vec::new();
     for row in measures.iter().flat_map(|summary| &summary.rows) {
