@@ -37,7 +37,7 @@ pub(crate) fn from_bytes<C: Card>(
     if !card.base_sha256().eq_ignore_ascii_case(base_sha256) {
         return Err(Error::Model(format!(
             "{name}.safetensors was trained for weights with sha256 {:?}, but the model's weights have sha256 \
-            {base_sha256:?}",
+             {base_sha256:?}",
             card.base_sha256()
         )));
     }

@@ -1207,7 +1207,7 @@ fn options_of_methods_that_cannot_be_are_refused_before_anything_is_written() {
     refused(
         "--method rollout --target cat",
         "error: method \"rollout\" explains the whole output, not a single class, but class 2 was requested; chefer \
-        explains classes",
+         explains classes",
     );
     refused(
         "--method chefer --target contrast:cat",

@@ -213,7 +213,7 @@ impl IntegratedGradients {
         if is_far(&found) {
             tracing::warn!(
                 "integrated gradients sum to {:.3} after {steps} steps, but the score rises by {due:.3}; raise \
-                integrated-gradients.most-steps to allow more steps",
+                 integrated-gradients.most-steps to allow more steps",
                 total(&found)
             );
         }

@@ -330,7 +330,7 @@ impl Target {
         };
         Err(Error::Config(format!(
             "method {method:?} explains the whole output, not a single class, but {asked} was requested; {} explains \
-            classes",
+             classes",
             Method::Chefer
         )))
     }

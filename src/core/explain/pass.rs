@@ -123,7 +123,7 @@ impl<'a> Forward<'a> {
         if explains_classes && self.logits.is_none() {
             return Err(Error::Model(format!(
                 "method {method:?} explains a class, but the model has no head; use a method that needs no class, \
-                such as rollout"
+                 such as rollout"
             )));
         }
         Ok(())

@@ -57,7 +57,7 @@ impl Explainer for ReciproCam {
         if vit.config().head() == Some(Head::ClassTokenAndPatchMean) {
             return Err(Error::Model(
                 "recipro-cam requires a head that reads only the class token, but the model's head also reads the \
-                patches"
+                 patches"
                     .into(),
             ));
         }

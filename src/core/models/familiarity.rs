@@ -82,7 +82,7 @@ impl Familiarity {
             Some(base) => {
                 return refuse(format!(
                     "the familiarity file was made for weights with sha256 {base:?}, but the model's weights have \
-                    sha256 {weights_sha256:?}"
+                     sha256 {weights_sha256:?}"
                 ));
             }
             None => {

@@ -94,7 +94,7 @@ impl Files {
         if folder.join(ADAPTER_CONFIG).exists() && !folder.join(CONFIG).exists() {
             return Err(Error::Model(format!(
                 "model folder contains only an adapter; pass the model that the adapter was trained for as its \
-                backbone: \
+                 backbone: \
                  {folder:?}"
             )));
         }

@@ -97,7 +97,7 @@ impl HeadFile {
         match &self.backbone_sha256 {
             Some(expected) if !expected.eq_ignore_ascii_case(weights_sha256) => refuse(format!(
                 "the head was trained for weights with sha256 {expected:?}, but the model's weights have sha256 \
-                {weights_sha256:?}"
+                 {weights_sha256:?}"
             )),
             _ => Ok(()),
         }
@@ -166,7 +166,7 @@ fn reads(config: &VitConfig, width: usize) -> Result<Head> {
         _ if width == 2 * dim => Ok(Head::ClassTokenAndPatchMean),
         _ => refuse(format!(
             "the classifier reads {width} features, but the model has {dim} per token; {dim} (class token) and {} \
-            (class token and mean of the patches) are supported",
+             (class token and mean of the patches) are supported",
             2 * dim
         )),
     }

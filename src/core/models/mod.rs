@@ -169,7 +169,7 @@ fn asked_of(model: &Model, input: Input) -> Result<Preprocessor> {
         if edge_px == 0 || !fits {
             return Err(Error::Config(format!(
                 "input size is {edge_px} px, expected a multiple of the model's patch size {patch_px}, from \
-                {patch_px} to {}",
+                 {patch_px} to {}",
                 MOST_PATCHES_ACROSS * patch_px
             )));
         }
@@ -201,7 +201,7 @@ fn folder(reference: &str) -> Result<&Path> {
         true => Ok(path),
         false => Err(Error::Model(format!(
             "with a backbone, the model must be a folder with a head, an adapter or gates, and there is no such \
-            folder: {reference:?}"
+             folder: {reference:?}"
         ))),
     }
 }

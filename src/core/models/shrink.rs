@@ -48,7 +48,7 @@ pub fn shrink<'a>(reference: impl Into<Reference<'a>>, folder: &Path) -> Result<
     if whole.adapter.is_some() {
         return Err(Error::Model(format!(
             "the model has an adapter, but only complete weights can be shrunk; merge it with peft's \
-            merge_and_unload: {:?}",
+             merge_and_unload: {:?}",
             reference.model
         )));
     }

@@ -48,7 +48,7 @@ impl RedPatches {
         if grid == 0 || cell_px == 0 || len == 0 {
             return Err(Error::Data(format!(
                 "red patches need at least 1 grid, 1 cell and 1 px per cell, got {len} grids of {grid}×{grid} cells \
-                of {cell_px} px"
+                 of {cell_px} px"
             )));
         }
         Ok(Self {

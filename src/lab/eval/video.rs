@@ -107,7 +107,7 @@ pub fn measures() -> Vec<Measure> {
     add(
         "flicker",
         "half the absolute difference of consecutive maps normalized to sum 1; compensated: motion-compensated by \
-        optical flow; still: one frame with noise of 2/255",
+         optical flow; still: one frame with noise of 2/255",
         &[
             ("flicker", false),
             ("compensated", false),
@@ -117,7 +117,7 @@ pub fn measures() -> Vec<Measure> {
     add(
         "warped error",
         "mean squared difference along the optical flow divided by the variance, for maps normalized to sum 1 and \
-        maps scaled to 0 to 1",
+         maps scaled to 0 to 1",
         &[("of sum 1", false), ("0 to 1", false)],
     );
     add(
@@ -147,7 +147,7 @@ pub fn measures() -> Vec<Measure> {
     add(
         "video",
         "patches of all frames in one order, 20 steps, mean probability of the video's class; filled with zeros or \
-        an 11 px blur",
+         an 11 px blur",
         &[("deletion", false), ("insertion", true)],
     );
     measures

@@ -142,7 +142,7 @@ impl Taught {
         if data.len() > MOST_EXAMPLES {
             return Err(Error::Data(format!(
                 "{:?} has {} pictures, but at most {MOST_EXAMPLES} can be taught; use `vitscope train classifier \
-                --freeze` for more",
+                 --freeze` for more",
                 data.name(),
                 data.len()
             )));

@@ -53,7 +53,7 @@ pub(super) fn figure(summary: &Summary, keys: &Keys<'_>) -> Result<String> {
     };
     let mut figure = format!(
         "<figure class=\"chart\">\n<figcaption><h3>{measure}</h3>\n<span class=\"soft\">Mean curve over images for \
-        each row{order}. Point at a name to highlight its line.</span></figcaption>\n\
+         each row{order}. Point at a name to highlight its line.</span></figcaption>\n\
          <div class=\"plot\">\n{svg}</div>\n<ol class=\"key\">\n"
     );
     for row in rows {

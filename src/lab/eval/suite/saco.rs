@@ -21,7 +21,7 @@ impl Suite for Saco {
     fn measures(&self) -> Vec<Measure> {
         let settings = format!(
             "{} groups of pixels by bilinear scores, each replaced by the picture's mean color; probability of the \
-            predicted class",
+             predicted class",
             self.n_groups
         );
         vec![Measure::mean("saco", "saco", Some(true), &settings)]

@@ -52,7 +52,7 @@ impl Sanity {
 impl Suite for Sanity {
     fn measures(&self) -> Vec<Measure> {
         let cascade = "the model's map and that of the model with weights randomized from the classifier down; mean \
-        over all stages";
+                       over all stages";
         let n_stages = self.randomized.len();
         let axis: Vec<f64> = (1..=n_stages)
             .map(|stage| stage as f64 / n_stages as f64)

@@ -17,7 +17,7 @@ pub struct SoftMask {
 impl Suite for SoftMask {
     fn measures(&self) -> Vec<Measure> {
         let settings = "soft mask on patch embeddings: scores from 0 to 1 unchanged, other scores divided by their \
-        map's maximum, negative scores set to 0";
+                        map's maximum, negative scores set to 0";
         [
             ("KL", Some(false)),
             ("accuracy", Some(true)),

@@ -33,7 +33,7 @@ impl Start {
         if self.config.family == Family::Clip {
             return Err(Error::Model(
                 "CLIP's image encoder can be read but not saved, so it cannot be trained; train a linear head for it \
-                instead".into(),
+                 instead".into(),
             ));
         }
         let (mut config, mut weights) = (self.config.clone(), self.weights.clone());

@@ -198,7 +198,7 @@ fn html(
         histogram("KL(original ‖ masked), nats", &kl, highest)
     );
     page += "<h2>Votes by depth</h2>\n<p>Mean of the mask when only the gates up to a state vote. States are the \
-    patch embeddings, the input of each block and the output of the last block.\n";
+             patch embeddings, the input of each block and the output of the last block.\n";
     page += &bars(&found.kept_by_depth, "state");
     let _ = write!(
         page,
