@@ -183,7 +183,7 @@ impl Options for GradMask {
             return refuse("layers must be at least 1 block, got 0");
         }
         if !(0.0..=1.0).contains(&self.merge) {
-            return refuse("merge must lie between 0 and 1");
+            return refuse("merge must be between 0 and 1");
         }
         let quantiles = match &self.threshold {
             Threshold::Mean => return Ok(()),
@@ -192,7 +192,7 @@ impl Options for GradMask {
         };
         let all_shares = quantiles.iter().all(|share| (0.0..=1.0).contains(share));
         if quantiles.is_empty() || !all_shares {
-            return refuse("quantiles must lie between 0 and 1");
+            return refuse("quantiles must be between 0 and 1");
         }
         Ok(())
     }

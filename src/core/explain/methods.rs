@@ -1,4 +1,4 @@
-//! The table of methods: what each is called, where it comes from, what it needs and what it costs.
+//! The table of methods, with name, source, requirements and cost of each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -101,13 +101,13 @@ pub enum Method {
 /// How fast a method is on video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// A few passes of the model: as live as the model.
+    /// A few passes: fast enough for live video if the model is.
     A,
-    /// Ten passes or so.
+    /// About ten passes.
     B,
-    /// Dozens to hundreds: offline, or every so many frames.
+    /// Dozens to hundreds of passes: offline, or every few frames.
     C,
-    /// Thousands: single pictures.
+    /// Thousands of passes: single pictures.
     D,
 }
 
@@ -116,7 +116,7 @@ pub enum Pace {
 pub struct Entry {
     /// Name on the command line and in the sidecar.
     pub name: &'static str,
-    /// One line on what it does.
+    /// Summary in one line.
     pub summary: &'static str,
     /// Where it was published.
     pub paper: &'static str,
@@ -133,22 +133,22 @@ pub struct Entry {
 pub struct MethodOption {
     /// Its name.
     pub key: String,
-    /// Its value where nobody sets it, as TOML.
+    /// Its default value, as TOML.
     pub default: String,
-    /// The words that it takes; none where it takes numbers or something composed.
+    /// The words it accepts; empty if it takes numbers or composite values.
     pub words: Vec<String>,
     /// What it does.
     pub help: String,
 }
 
-/// What a model brings along for the methods that need trained parts.
+/// Trained parts of a model, for the methods that need them.
 #[derive(Clone, Copy, Default)]
 pub struct Parts<'a> {
     /// DiffMask gates for this model's weights.
     pub gates: Option<&'a Gates>,
     /// IA-ViT's interpreter for this model's weights.
     pub interpreter: Option<&'a Interpreter>,
-    /// How its pictures are normalized.
+    /// Normalization of its pictures.
     pub normalization: Option<Normalization>,
 }
 
@@ -218,7 +218,7 @@ macro_rules! by_options {
 }
 
 impl Method {
-    /// Every method, best known families first.
+    /// All methods, best-known families first.
     pub const ALL: &'static [Self] = &[
         Self::DiffMask,
         Self::IaVit,
@@ -461,7 +461,7 @@ impl Method {
         self.entry().name
     }
 
-    /// The part that must have been trained for the model.
+    /// The part that must be trained for the model, if any.
     pub const fn trained_part(self) -> Option<&'static str> {
         match self {
             Self::DiffMask => Some("gates"),
@@ -481,8 +481,8 @@ impl Method {
     /// The explainer; the keys of `options` are the fields of its type, in kebab case.
     ///
     /// # Errors
-    /// [`Error::Model`] where `parts` lacks what the method needs; [`Error::Config`] where an option is unknown or
-    /// out of range.
+    /// [`Error::Model`] if `parts` lacks a part that the method needs; [`Error::Config`] if an option is unknown or out
+    /// of range.
     pub fn build_with(self, parts: Parts<'_>, options: toml::Table) -> Result<Box<dyn Explainer>> {
         by_options!(
             self,
@@ -511,7 +511,7 @@ impl Method {
         )
     }
 
-    /// The options that [`build_with`](Self::build_with) takes, in the order of their names.
+    /// The options of [`build_with`](Self::build_with), sorted by name.
     pub fn options(self) -> Vec<MethodOption> {
         by_options!(
             self,
