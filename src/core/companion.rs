@@ -36,7 +36,8 @@ pub(crate) fn from_bytes<C: Card>(
         .map_err(|err| Error::Model(format!("{name}.json is malformed: {err}")))?;
     if !card.base_sha256().eq_ignore_ascii_case(base_sha256) {
         return Err(Error::Model(format!(
-            "{name} belong to weights with sha256 {:?}, the model's have {base_sha256:?}",
+            "{name}.safetensors was trained for weights with sha256 {:?}, but the model's weights have sha256 \
+             {base_sha256:?}",
             card.base_sha256()
         )));
     }

@@ -1,8 +1,8 @@
-//! The library's one error type, its variants chosen by who must act.
+//! The library's error type, with one variant per kind of cause.
 
 use std::path::PathBuf;
 
-/// What went wrong, for whoever can do something about it.
+/// An error of the library.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,7 +26,7 @@ pub enum Error {
         /// What the stage returned.
         source: Box<Error>,
     },
-    /// A tensor has another shape than its receiver expects.
+    /// A tensor does not have the expected shape.
     #[error("expected shape {expected}, got {got}")]
     Shape {
         /// In words or as a list of sizes.
@@ -60,7 +60,7 @@ impl Error {
 /// `Result` with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The value called `name`, or an error for people who mistyped it.
+/// The value called `name`, or an error with suggestions.
 pub fn by_name<T: Copy>(
     what: &str,
     name: &str,
@@ -73,7 +73,7 @@ pub fn by_name<T: Copy>(
         .ok_or_else(|| Error::Config(unknown(what, name, all.iter().copied().map(name_of))))
 }
 
-/// Says which of `known` a mistyped `name` may mean, or which there are.
+/// Error message for a mistyped `name`, with the nearest names in `known` or all of them.
 pub fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.collect();
     let is_near = |known: &&str| {
@@ -95,7 +95,7 @@ pub fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>)
     }
 }
 
-/// Names to choose from in one sentence.
+/// Largest number of suggested names.
 const MOST_NEAR: usize = 3;
 
 #[cfg(test)]

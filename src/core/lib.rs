@@ -1,6 +1,6 @@
-//! Vision Transformers that can be looked into, and the methods that explain them.
+//! Vision Transformers with inspectable internals, and the methods that explain them.
 //!
-//! A module imports from the layers below its own only.
+//! A module imports only from the layers below its own.
 //!
 //! | layer | modules |
 //! |---|---|

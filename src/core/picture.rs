@@ -44,13 +44,13 @@ pub fn check_header(path: &Path) -> Result<()> {
                 Error::Config(format!("no such file, expected a picture: {path:?}"))
             }
             ErrorKind::IsADirectory => {
-                Error::Config(format!("is a folder, expected a picture: {path:?}"))
+                Error::Config(format!("expected a picture, got a folder: {path:?}"))
             }
             _ => Error::io(path, error),
         })?;
     if is_video_name(path) && reader.format().is_none() {
         return Err(Error::Config(format!(
-            "is a video, expected a picture; videos are explained by `vitscope file`: {path:?}"
+            "expected a picture, got a video; use `vitscope file` to explain a video: {path:?}"
         )));
     }
     let size = reader.into_dimensions();

@@ -49,7 +49,7 @@ pub(crate) fn tensors_where(
     wanted: impl Fn(&str) -> bool,
 ) -> Result<HashMap<String, Tensor>> {
     let file = SafeTensors::deserialize(bytes)
-        .map_err(|error| Error::Model(format!("not a whole safetensors file ({error})")))?;
+        .map_err(|error| Error::Model(format!("not a complete safetensors file ({error})")))?;
     // In order, so that of several errors always the same one is told.
     let views: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
     let mut tensors = HashMap::with_capacity(views.len());
@@ -62,7 +62,7 @@ pub(crate) fn tensors_where(
             let is_stored = views.get(matrix).map(TensorView::dtype) == Some(Dtype::I8);
             if !is_stored {
                 return refuse(format!(
-                    "tensor {name:?} holds scales, and there is no tensor {matrix:?} of type I8"
+                    "tensor {name:?} contains scales, but there is no tensor {matrix:?} of type I8"
                 ));
             }
             continue;
@@ -96,7 +96,7 @@ fn f32_from_view(name: &str, view: &TensorView) -> Result<Tensor> {
         Dtype::F64 => DType::F64,
         other => {
             return refuse(format!(
-                "tensor {name:?} is of type {other:?}, supported are F32, F16, BF16, F64 and, for matrices, I8"
+                "tensor {name:?} has type {other:?}, but only F32, F16, BF16, F64 and, for matrices, I8 are supported"
             ));
         }
     };
@@ -109,19 +109,19 @@ fn f32_from_rows(name: &str, view: &TensorView, scales: Option<&TensorView>) -> 
     let shape = view.shape();
     let (&[n_rows, ref row @ ..], true) = (shape, shape.len() > 1) else {
         return refuse(format!(
-            "tensor {name:?} is of type I8 and of shape {shape:?}, expected a matrix"
+            "tensor {name:?} has type I8 and shape {shape:?}, expected a matrix"
         ));
     };
     let scales_name = format!("{name}{SCALE}");
     let Some(scales) = scales else {
         return refuse(format!(
-            "tensor {name:?} is of type I8, and there is no tensor {scales_name:?} with its {n_rows} scales"
+            "tensor {name:?} has type I8, but there is no tensor {scales_name:?} with its {n_rows} scales"
         ));
     };
     let scales = f32_from_view(&scales_name, scales)?;
     if scales.dims() != [n_rows] {
         return refuse(format!(
-            "tensor {scales_name:?} has shape {:?}, expected [{n_rows}], a scale per row of {name:?}",
+            "tensor {scales_name:?} has shape {:?}, expected [{n_rows}], one scale per row of {name:?}",
             scales.dims()
         ));
     }
@@ -138,7 +138,9 @@ fn finite(name: &str, tensor: Tensor) -> Result<Tensor> {
     // One infinite or undefined weight makes the sum so; a sum of finite weights cannot overflow
     // unless they are as useless.
     if !tensor.sum_all()?.to_scalar::<f32>()?.is_finite() {
-        return refuse(format!("tensor {name:?} holds values that are not finite"));
+        return refuse(format!(
+            "tensor {name:?} contains values that are not finite"
+        ));
     }
     Ok(tensor)
 }
@@ -176,7 +178,7 @@ pub(crate) fn bytes_in_8_bits(
         } else {
             if finite(name, tensor.to_dtype(DType::F16)?.to_dtype(DType::F32)?).is_err() {
                 return refuse(format!(
-                    "tensor {name:?} holds values beyond ±65504, the largest of half precision"
+                    "tensor {name:?} contains values beyond ±65504, the limit of half precision"
                 ));
             }
             stored.push(Stored::floats(name, tensor, Precision::F16)?);
@@ -248,7 +250,7 @@ impl Stored {
 }
 
 fn file_bytes(stored: &[Stored], metadata: HashMap<String, String>) -> Result<Vec<u8>> {
-    let invalid = |error| Error::Model(format!("weights cannot be stored ({error})"));
+    let invalid = |error| Error::Model(format!("weights cannot be written ({error})"));
     let mut views = Vec::with_capacity(stored.len());
     for tensor in stored {
         let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
@@ -260,7 +262,7 @@ fn file_bytes(stored: &[Stored], metadata: HashMap<String, String>) -> Result<Ve
 /// What a safetensors file says of itself.
 pub(crate) fn metadata(bytes: &[u8]) -> Result<HashMap<String, String>> {
     let (_, header) = SafeTensors::read_metadata(bytes)
-        .map_err(|error| Error::Model(format!("not a whole safetensors file ({error})")))?;
+        .map_err(|error| Error::Model(format!("not a complete safetensors file ({error})")))?;
     Ok(header.metadata().clone().unwrap_or_default())
 }
 
@@ -325,7 +327,7 @@ mod tests {
     fn a_file_cut_anywhere_is_refused() {
         let bytes = bytes_from_tensors(&ramp(), Precision::F32).unwrap();
         for end in 0..bytes.len() {
-            check_refused(&bytes[..end], "not a whole safetensors file");
+            check_refused(&bytes[..end], "not a complete safetensors file");
         }
     }
 
@@ -341,12 +343,12 @@ mod tests {
             "7",
         ];
         for lie in lies {
-            check_refused(&claim(lie), "not a whole safetensors file");
+            check_refused(&claim(lie), "not a complete safetensors file");
         }
-        check_refused(&[0xff; 64], "not a whole safetensors file");
+        check_refused(&[0xff; 64], "not a complete safetensors file");
         check_refused(
             &claim(r#"{"dtype":"I64","shape":[1],"data_offsets":[0,8]}"#),
-            "\"x\" is of type I64",
+            "\"x\" has type I64",
         );
     }
 
@@ -356,7 +358,7 @@ mod tests {
         let data = [f32::NAN.to_le_bytes(), 1f32.to_le_bytes()].concat();
         check_refused(
             &file(header, &data),
-            "\"x\" holds values that are not finite",
+            "\"x\" contains values that are not finite",
         );
     }
 
@@ -418,17 +420,17 @@ mod tests {
         };
         check(
             file_of(&[("w", Dtype::I8, &[2, 2], &[1, 2, 3, 4])]),
-            "tensor \"w\" is of type I8, and there is no tensor \"w.scale\" with its 2 scales",
+            "tensor \"w\" has type I8, but there is no tensor \"w.scale\" with its 2 scales",
         );
         check(
             with_scale(Dtype::F32, &[3], &f32_bytes(&[1.0; 3])),
-            "tensor \"w.scale\" has shape [3], expected [2], a scale per row of \"w\"",
+            "tensor \"w.scale\" has shape [3], expected [2], one scale per row of \"w\"",
         );
         check(
             with_scale(Dtype::F32, &[2, 1], &ones),
-            "tensor \"w.scale\" has shape [2, 1], expected [2], a scale per row of \"w\"",
+            "tensor \"w.scale\" has shape [2, 1], expected [2], one scale per row of \"w\"",
         );
-        let not_finite = "tensor \"w.scale\" holds values that are not finite";
+        let not_finite = "tensor \"w.scale\" contains values that are not finite";
         check(
             with_scale(Dtype::F32, &[2], &f32_bytes(&[1.0, f32::INFINITY])),
             not_finite,
@@ -439,14 +441,16 @@ mod tests {
         );
         check(
             with_scale(Dtype::F32, &[2], &f32_bytes(&[1.0, f32::MAX])),
-            "tensor \"w\" holds values that are not finite",
+            "tensor \"w\" contains values that are not finite",
         );
-        let unsupported = "is of type I8, supported are F32, F16, BF16, F64 and, for matrices, I8";
+        let unsupported =
+            "has type I8, but only F32, F16, BF16, F64 and, for matrices, I8 are supported";
         check(
             with_scale(Dtype::I8, &[2], &[1, 1]),
             &format!("tensor \"w.scale\" {unsupported}"),
         );
-        let no_matrix = "tensor \"w.scale\" holds scales, and there is no tensor \"w\" of type I8";
+        let no_matrix =
+            "tensor \"w.scale\" contains scales, but there is no tensor \"w\" of type I8";
         check(file_of(&[("w.scale", Dtype::F32, &[2], &ones)]), no_matrix);
         check(
             file_of(&[
@@ -460,7 +464,7 @@ mod tests {
                 ("w", Dtype::I8, &[2], &[1, 2]),
                 ("w.scale", Dtype::F32, &[2], &ones),
             ]),
-            "tensor \"w\" is of type I8 and of shape [2], expected a matrix",
+            "tensor \"w\" has type I8 and shape [2], expected a matrix",
         );
     }
 

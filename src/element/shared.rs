@@ -81,7 +81,7 @@ pub(super) fn open(
         }
         Some((_, sha256)) => {
             return Err(Error::Model(format!(
-                "the head belongs to weights with sha256 {sha256:?}, the model's have {:?}",
+                "the head was trained for weights with sha256 {sha256:?}, but the model's weights have sha256 {:?}",
                 model.backbone_sha256
             )));
         }

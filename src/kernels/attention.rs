@@ -68,7 +68,7 @@ pub fn mix(probabilities: &Tensor, v: &Tensor) -> Result<Tensor> {
     let dim = check(&[v], heads)?;
     if probabilities.dims() != [batch, heads, queries, tokens] {
         candle_core::bail!(
-            "attention: probabilities {:?} and v {:?} do not fit",
+            "attention: probabilities {:?} and v {:?} do not match",
             probabilities.shape(),
             v.shape()
         );
@@ -93,7 +93,7 @@ fn check(xs: &[&Tensor], heads: usize) -> Result<usize> {
         {
             Ok(*dim)
         }
-        _ => candle_core::bail!("attention: shapes {shapes:?} and {heads} heads do not fit"),
+        _ => candle_core::bail!("attention: shapes {shapes:?} and {heads} heads do not match"),
     }
 }
 

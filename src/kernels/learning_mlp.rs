@@ -40,7 +40,7 @@ pub(super) fn forward(
     let fits = norm_weight.dims() == [dim] && norm_bias.dims() == [dim];
     if xs.dims().last() != Some(&dim) || !fits || down.dims()? != (hidden_dim, dim) {
         candle_core::bail!(
-            "mlp: xs {:?}, norm {:?}, up {:?} and down {:?} do not fit",
+            "mlp: xs {:?}, norm {:?}, up {:?} and down {:?} do not match",
             xs.shape(),
             norm_weight.shape(),
             (dim, hidden_dim),
@@ -144,7 +144,7 @@ impl CustomOp2 for LearningMlp {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let Some(kept) = self.kept.get() else {
-            candle_core::bail!("mlp: nothing was kept for the backward pass");
+            candle_core::bail!("mlp: no values were saved for the backward pass");
         };
         let mut grad_xs = vec![0f32; xs.elem_count()];
         let grad_flat = with_f32(xs, |xs| {

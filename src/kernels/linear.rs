@@ -78,7 +78,7 @@ impl Linear {
         let (out_dim, in_dim) = self.weight.dims2()?;
         if xs.dims().last() != Some(&in_dim) || self.bias.dims() != [out_dim] {
             candle_core::bail!(
-                "linear: xs {:?}, weight {:?} and bias {:?} do not fit",
+                "linear: xs {:?}, weight {:?} and bias {:?} do not match",
                 xs.shape(),
                 self.weight.shape(),
                 self.bias.shape()

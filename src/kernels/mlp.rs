@@ -153,7 +153,7 @@ impl Operands {
         let (dim, hidden_dim) = mlp.up.dims()?;
         if row_len != dim || norm.dim() != dim || mlp.down.dims()? != (hidden_dim, dim) {
             candle_core::bail!(
-                "mlp: rows of {row_len}, norm of {}, up {:?} and down {:?} do not fit",
+                "mlp: rows of {row_len}, norm of {}, up {:?} and down {:?} do not match",
                 norm.dim(),
                 (dim, hidden_dim),
                 mlp.down.dims()?
@@ -287,7 +287,7 @@ impl CustomOp1 for FusedMlp {
 
     fn bwd(&self, xs: &Tensor, _ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let Some(kept) = self.kept.as_ref().and_then(OnceLock::get) else {
-            candle_core::bail!("mlp: nothing was kept for the backward pass");
+            candle_core::bail!("mlp: no values were saved for the backward pass");
         };
         let operands = Operands::new(&self.mlp, xs.dims().last().copied().unwrap_or(0))?;
         let up = self.mlp.up.packed(Side::Backward)?;

@@ -17,7 +17,7 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
     let dim = weight.dims1()?;
     if xs.dims().last() != Some(&dim) || bias.dims() != [dim] {
         candle_core::bail!(
-            "layer_norm: xs {:?}, weight {:?} and bias {:?} do not fit",
+            "layer_norm: xs {:?}, weight {:?} and bias {:?} do not match",
             xs.shape(),
             weight.shape(),
             bias.shape()

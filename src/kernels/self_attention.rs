@@ -80,7 +80,7 @@ impl<'a> Operands<'a> {
         let divides = op.heads > 0 && dim.is_multiple_of(op.heads);
         if norm.dim() != dim || !divides || !maps.into_iter().all(fits) {
             candle_core::bail!(
-                "self-attention: norm of {}, {} heads and projections of {:?} do not fit rows of {dim}",
+                "self-attention: norm of {}, {} heads and projections of {:?} do not match rows of {dim}",
                 norm.dim(),
                 op.heads,
                 q.dims()?

@@ -1,4 +1,4 @@
-//! A small network that looks at two tensors and gives one number a row, as DiffMask's gates do.
+//! A small network that looks at two tensors and gives one number per row, as DiffMask's gates do.
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
@@ -38,7 +38,7 @@ impl Vote {
         let (in_dim, hidden_dim) = self.first.dims()?;
         if (batch, dim) != (ys_batch, ys_dim) || tokens < n || dim != in_dim {
             candle_core::bail!(
-                "vote: xs {:?} and ys {:?} do not fit maps of {in_dim}",
+                "vote: xs {:?} and ys {:?} do not match maps of {in_dim}",
                 xs.shape(),
                 ys.shape()
             );
@@ -54,7 +54,7 @@ impl Vote {
         }
         if self.own.dims()? != (dim, hidden_dim) || self.out.dims()? != (hidden_dim, 1) {
             candle_core::bail!(
-                "vote: maps {:?}, {:?} and {:?} do not fit",
+                "vote: maps {:?}, {:?} and {:?} do not match",
                 (in_dim, hidden_dim),
                 self.own.dims()?,
                 self.out.dims()?

@@ -293,26 +293,23 @@ fn data_of_another_shape_are_refused_in_one_sentence() {
     };
     check(
         "split",
-        "expected a folder per class, and \"train\" holds folders; pass the part to measure on: \"split\"",
+        "expected a folder per class, but \"train\" contains folders; pass the part to measure on: \"split\"",
     );
     check(
         "flat",
-        "expected a folder per class, and pictures lie in the folder itself: \"flat\"",
+        "expected a folder per class, but the folder itself contains pictures: \"flat\"",
     );
-    check(
-        "flat/A.png",
-        "expected a folder per class, and this is a file",
-    );
-    check("beside", "picture lies beside the folders of classes");
+    check("flat/A.png", "expected a folder per class, got a file");
+    check("beside", "picture lies beside the class folders");
     check("empty", "folder has no pictures");
     check("gone", "no such folder: \"gone\"");
     check(
         "red-patches --only A_*",
-        "pictures have no file names to choose by",
+        "pictures have no file names to select by",
     );
     check(
         "some --only C_*",
-        "none of the names of 2 pictures is asked for: \"some\"",
+        "none of the 2 pictures has a requested file name: \"some\"",
     );
     check(
         "some --only A*",
@@ -432,7 +429,7 @@ fn what_is_familiar_belongs_to_the_weights_that_it_was_measured_with() {
     assert!(!folder.join("small/familiarity.safetensors").exists());
     std::fs::write(folder.join("small/familiarity.safetensors"), &bytes).unwrap();
     let of_small = format!(
-        "the familiarity belongs to weights with sha256 {:?}, the model's have",
+        "the familiarity file was made for weights with sha256 {:?}, but the model's weights have",
         of_m.weights_sha256
     );
     check_refused("models inspect small", folder, &of_small);

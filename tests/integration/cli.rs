@@ -243,7 +243,7 @@ fn a_shrunk_model_with_a_threshold_says_when_it_is_not_sure() {
         "{}",
         ended.stdout
     );
-    let exists = "error: expected a folder that does not exist yet: \"small\"";
+    let exists = "error: output folder exists already: \"small\"";
     bench.check_refused_as_it_is(&shrink, 1, exists);
 
     let config = fs::read_to_string(bench.path("small/config.json")).unwrap();
@@ -281,7 +281,7 @@ fn a_model_without_a_head_shows_its_map_and_no_class() {
     bench.check_refused(
         "file in.mp4 new.mp4 --model model --target bird",
         1,
-        "error: model has no classifier, and so no class \"bird\"",
+        "error: model has no classifier, so it has no class \"bird\"",
     );
 }
 
@@ -595,7 +595,7 @@ fn a_target_that_is_no_class_is_refused() {
     bench.check_refused(
         "file in.mp4 out.mp4 --target 5",
         1,
-        "error: class index 5 is not between 0 and 4",
+        "error: class index must be from 0 to 4, got 5",
     );
     bench.check_refused(
         "file in.mp4 out.mp4 --target brid",
@@ -789,11 +789,11 @@ fn a_picture_of_another_shape_is_cropped_stretched_or_padded() {
     for (size, error) in [
         (
             "30",
-            "error: input size is 30 px, expected a multiple of 8, the model's patch size, from 8 to 512",
+            "error: input size is 30 px, expected a multiple of the model's patch size 8, from 8 to 512",
         ),
         (
             "520",
-            "error: input size is 520 px, expected a multiple of 8, the model's patch size, from 8 to 512",
+            "error: input size is 520 px, expected a multiple of the model's patch size 8, from 8 to 512",
         ),
     ] {
         bench.check_refused(
@@ -832,7 +832,7 @@ fn pictures_that_cannot_be_are_refused() {
     );
     refused(
         "still in.mp4 b.png",
-        "is a video, expected a picture; videos are explained by `vitscope file`: ",
+        "expected a picture, got a video; use `vitscope file` to explain a video: ",
         "\"in.mp4\"",
     );
     refused(
@@ -854,7 +854,7 @@ fn pictures_that_cannot_be_are_refused() {
     for out in ["folder.png", "."] {
         refused(
             &format!("still . {out}"),
-            "is a folder, expected a picture",
+            "expected a picture, got a folder",
             "\".\"",
         );
     }
@@ -1208,7 +1208,8 @@ fn options_of_methods_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "--method rollout --target cat",
-        "error: method \"rollout\" explains the whole answer, not one class, asked for class 2; chefer explains classes",
+        "error: method \"rollout\" explains the whole output, not a single class, but class 2 was requested; chefer \
+         explains classes",
     );
     refused(
         "--method chefer --target contrast:cat",
@@ -1552,7 +1553,7 @@ fn a_run_that_was_cut_off_goes_on_and_says_the_same() {
         fixture("vit_a").display()
     ));
     assert_eq!(Some(1), ended.code);
-    let refusal = "error: file is of another run, expected one of";
+    let refusal = "error: file belongs to another run, expected one with settings";
     assert!(ended.stderr.starts_with(refusal), "{}", ended.stderr);
 }
 

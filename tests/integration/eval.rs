@@ -149,7 +149,7 @@ fn a_grid_of_another_size_than_the_model_s_is_refused() {
     assert!(
         message
             .to_string()
-            .contains("4 cells, the model sees 9 patches")
+            .contains("4 cells, but the model sees 9 patches")
     );
 }
 
@@ -479,7 +479,7 @@ mod program {
         let refused = vitscope("eval fairness --model m --data red-patches", folder.path());
         let log = String::from_utf8(refused.stderr).unwrap();
         assert!(
-            log.contains("belong to no groups") && log.lines().count() == 1,
+            log.contains("pictures have no groups") && log.lines().count() == 1,
             "{log}"
         );
     }

@@ -149,7 +149,7 @@ fn relevance_of_attention_is_that_of_pytorch() {
         refused
             .unwrap_err()
             .to_string()
-            .contains("class token only")
+            .contains("only the class token")
     );
 }
 
@@ -364,7 +364,7 @@ fn every_method_goes_with_models_of_every_family_or_says_why_not() {
                     assert_near(&first, &alone, 1e-4, &format!("{method} on {name}"));
                 }
                 Err(error) => {
-                    assert!(error.to_string().contains("needs a head"), "{error}");
+                    assert!(error.to_string().contains("requires a head"), "{error}");
                     refused.push((method, name));
                 }
             }
@@ -469,7 +469,8 @@ fn targets_that_have_no_meaning_are_refused() {
         explained.unwrap_err().to_string()
     };
     assert!(
-        refused(Method::Rollout, Target::Class(1)).contains("not one class, asked for class 1")
+        refused(Method::Rollout, Target::Class(1))
+            .contains("not a single class, but class 1 was requested")
     );
     let contrast = Target::Contrast(0, 1);
     assert!(refused(Method::Rollout, contrast).contains("class 0 against class 1"));
@@ -485,7 +486,7 @@ fn groups_that_do_not_divide_the_width_are_refused() {
         build(Method::GradMask, "groups = 3").explain(&vit, &small_images(1), Target::Predicted);
     let error = explained.unwrap_err().to_string();
     assert_eq!(
-        "gradmask: 3 groups do not divide the model's 16 channels",
+        "gradmask: the model's 16 channels cannot be divided into 3 equal groups",
         error
     );
 }

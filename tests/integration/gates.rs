@@ -328,7 +328,10 @@ fn a_cut_that_means_nothing_is_refused() {
     };
     let build = |options: &str| Method::DiffMask.build_with(parts, options.parse().unwrap());
     let message = build("margin = -0.1").err().unwrap().to_string();
-    assert!(message.contains("margin is -0.1, expected"), "{message}");
+    assert!(
+        message.contains("margin must be above 0 nats, got -0.1"),
+        "{message}"
+    );
     let message = build("cut = 'half'").err().unwrap().to_string();
     assert!(
         message.contains("`half`") && message.contains("`margin`"),
@@ -395,7 +398,7 @@ fn gates_of_other_weights_or_other_sizes_are_refused() {
     };
     let message = refused(&small_config(), "cd34");
     assert!(
-        message.contains("\"ab12\", the model's have \"cd34\""),
+        message.contains("\"ab12\", but the model's weights have sha256 \"cd34\""),
         "{message}"
     );
     let deeper = VitConfig {
@@ -404,7 +407,7 @@ fn gates_of_other_weights_or_other_sizes_are_refused() {
     };
     let message = refused(&deeper, "ab12");
     assert!(
-        message.contains("5 states of 16 features, the model has 6 of 16"),
+        message.contains("5 states of 16 features, but the model has 6 states of 16 features"),
         "{message}"
     );
 }
@@ -531,14 +534,17 @@ fn smoothing_that_means_nothing_is_refused() {
         ..Parts::default()
     };
     let message = error(unknown, "smooth = 0.5");
-    assert!(message.contains("how pictures are normalized"), "{message}");
+    assert!(
+        message.contains("image normalization, which is unknown"),
+        "{message}"
+    );
     let known = Parts {
         normalization: Some(([0.5; 3], [0.5; 3])),
         ..unknown
     };
     let message = error(known, "smooth = 1.0");
     assert!(
-        message.contains("smooth is 1, expected a share"),
+        message.contains("smooth must be at least 0 and below 1, got 1"),
         "{message}"
     );
 }

@@ -328,7 +328,7 @@ fn options_that_make_no_sense_are_refused() {
     let refused = |options: &str| build(options).err().unwrap().to_string();
     for samples in [0, 1] {
         assert_eq!(
-            format!("kernel-shap: samples must be at least 2, one pair, got {samples}"),
+            format!("kernel-shap: samples must be at least 2 (one pair), got {samples}"),
             refused(&format!("samples = {samples}"))
         );
     }
@@ -355,7 +355,7 @@ fn a_model_that_says_nothing_of_no_patches_is_refused_before_a_run() {
         rehearse_all(&explainers, &model.vit, &images, &[Target::Predicted])
     };
     assert_eq!(
-        "kernel-shap: the model's score without any patch is NaN, choose another occlusion",
+        "kernel-shap: the model's score without any patch is NaN; choose another occlusion",
         rehearse("occlusion = 'token-drop'")
             .unwrap_err()
             .to_string()

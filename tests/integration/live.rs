@@ -409,7 +409,8 @@ fn keys_change_opacity_and_method_and_say_what_cannot_be_done() {
     );
     // Rollout explains no class; the method after it does.
     let problems = problems(&events);
-    let expected = "method \"rollout\" explains the whole answer, not one class, asked for class 0; chefer explains classes";
+    let expected = "method \"rollout\" explains the whole output, not a single class, but class 0 was requested; \
+                    chefer explains classes";
     assert_eq!(problems, [expected]);
 }
 

@@ -210,7 +210,7 @@ fn a_lora_adapter_beside_the_weights_is_applied() {
         refused
             .unwrap_err()
             .to_string()
-            .contains("an adapter lies beside")
+            .contains("the model has an adapter")
     );
     let settings = folder.path().join("adapter_config.json");
     let text = fs::read(&settings).unwrap();
@@ -230,11 +230,11 @@ fn a_lora_adapter_beside_the_weights_is_applied() {
     let message = open(folder.path()).err().unwrap();
     check_message(
         &message,
-        "no adapter_model.safetensors, but adapter_config.json",
+        "no adapter_model.safetensors, but it has adapter_config.json",
         folder.path(),
     );
     let message = open(&fixture("vit_a_lora")).err().unwrap();
-    check_message(&message, "holds an adapter only", &fixture("vit_a_lora"));
+    check_message(&message, "contains only an adapter", &fixture("vit_a_lora"));
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn a_lora_adapter_goes_over_a_backbone() {
     let message = over(folder.path(), adapted.path()).err().unwrap();
     check_message(
         &message,
-        "the backbone has an adapter already",
+        "the backbone already has an adapter",
         folder.path(),
     );
 }
@@ -400,7 +400,7 @@ fn a_model_that_is_nowhere_is_answered_with_what_was_tried() {
     );
     let file = fixture("vit_a").join("config.json");
     let message = refused(file.to_str().unwrap());
-    assert!(message.contains("this is a file"), "{message}");
+    assert!(message.contains("got a file"), "{message}");
 }
 
 #[test]
@@ -447,7 +447,7 @@ fn broken_configurations_are_refused_by_field() {
     check_refused(
         preprocessor,
         replace("\"width\": 32", "\"width\": 36"),
-        "images are 36 x 32 px, config says patches of 8 px",
+        "images are 36 x 32 px, which is not a multiple of config's patch size of 8 px",
     );
 }
 
@@ -464,7 +464,7 @@ fn weights_that_do_not_fit_are_refused_by_their_first_tensor() {
     refused(
         "\"intermediate_size\": 64",
         "\"intermediate_size\": 96",
-        "\"encoder.layer.0.intermediate.dense.weight\" has shape [64, 32], config says [96, 32]",
+        "\"encoder.layer.0.intermediate.dense.weight\" has shape [64, 32], but config implies [96, 32]",
     );
     refused(
         "\"num_hidden_layers\": 3",
@@ -474,24 +474,24 @@ fn weights_that_do_not_fit_are_refused_by_their_first_tensor() {
     refused(
         "\"num_hidden_layers\": 3",
         "\"num_hidden_layers\": 2",
-        "has no place in the model that config describes (2 blocks)",
+        "does not belong to the model that config describes (2 blocks)",
     );
     refused(
         "\"4\": \"ship\"",
         "\"4\": \"ship\", \"5\": \"deer\"",
-        "weights have 5 classes, config says 6",
+        "weights have 5 classes, but config specifies 6",
     );
     refused(
         "\"image_size\": 32",
         "\"image_size\": 64",
-        "\"embeddings.position_embeddings\" has shape [1, 17, 32], config says [1, 65, 32]",
+        "\"embeddings.position_embeddings\" has shape [1, 17, 32], but config implies [1, 65, 32]",
     );
 }
 
 #[test]
 fn cut_weights_are_refused() {
     let weights = "model.safetensors";
-    let expected = "not a whole safetensors file";
+    let expected = "not a complete safetensors file";
     check_refused(weights, |_| Vec::new(), expected);
     check_refused(weights, |bytes| bytes[..7].to_vec(), expected);
     check_refused(weights, |bytes| bytes[..1000].to_vec(), expected);
@@ -640,10 +640,15 @@ fn heads_that_do_not_fit_are_refused_in_words() {
     check("vit_a", fits, Some(r#"["a"]"#), "names 1 classes");
     check("vit_a", fits, Some("a, b, c"), "not a JSON list of names");
     let two: &[(&str, &Tensor)] = &[("a.weight", weight), ("b.weight", weight)];
-    check("vit_a", two, None, "one weight and one bias");
+    check(
+        "vit_a",
+        two,
+        None,
+        "expected one weight and at most one bias",
+    );
     check("clip", fits, None, "has 20");
     let biased: &[(&str, &Tensor)] = &[("weight", &ramp(&[3, 20])), ("bias", bias)];
-    check("clip", biased, None, "class vectors have no bias");
+    check("clip", biased, None, "class vectors take no bias");
 }
 
 #[test]
@@ -668,11 +673,11 @@ fn a_folder_with_a_head_only_stands_on_its_backbone() {
     assert!(open(backbone).unwrap().labels().is_empty());
 
     let message = open(top).err().unwrap();
-    check_message(&message, "needs the model that it was made for", top);
+    check_message(&message, "pass the model that the head was made for", top);
     let message = open_over(backbone, top).err().unwrap();
-    assert!(message.contains("holds a head only"), "{message}");
+    assert!(message.contains("contains only a head"), "{message}");
     let message = open_over(backbone, backbone).err().unwrap();
-    check_message(&message, "takes no backbone", backbone);
+    check_message(&message, "cannot be combined with a backbone", backbone);
     fs::remove_file(top.join("head.safetensors")).unwrap();
     let message = open_over(top, backbone).err().unwrap();
     check_message(
@@ -698,7 +703,11 @@ fn a_head_says_at_which_size_it_looks() {
     assert_eq!(open_over().unwrap().preprocessor.mean, own.mean);
 
     let message = open(top.path()).err().unwrap();
-    check_message(&message, "needs the model that it was made for", top.path());
+    check_message(
+        &message,
+        "pass the model that the head was made for",
+        top.path(),
+    );
     save_preprocessor(top.path(), &own.at_square(63)).unwrap();
     check_message(&open_over().err().unwrap(), "63 x 63 px", &file);
     fs::write(&file, "{").unwrap();
@@ -718,7 +727,12 @@ fn half_a_clip_is_not_saved() {
         &tensors,
         precision,
     );
-    assert!(refused.unwrap_err().to_string().contains("only read"));
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("read but not saved")
+    );
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
@@ -761,8 +775,9 @@ fn a_threshold_is_a_probability_for_the_models_own_classifier() {
         }
     };
     for value in ["1", "-0.1", "0.99999999999", "\"0.42\"", "[0.42]", "true"] {
-        let expected =
-            format!("field \"not_sure_below\" is {value}, not a number from 0 to below 1");
+        let expected = format!(
+            "field \"not_sure_below\" is {value}, expected a number of at least 0 and below 1"
+        );
         check_refused(config, with(value), &expected);
     }
     let folder = copy_of("vit_a");
@@ -899,7 +914,7 @@ fn gates_are_left_out_until_the_weights_are_in_8_bits() {
     assert!(
         refused
             .to_string()
-            .starts_with("the model's weights are in 8 bits already: ")
+            .starts_with("the model's weights are 8-bit already: ")
     );
 
     add_gates(&small, &told.weights_sha256);
@@ -934,11 +949,7 @@ fn what_cannot_be_shrunk_leaves_nothing() {
     let error = models::shrink(model, parent.path())
         .unwrap_err()
         .to_string();
-    check_message(
-        &error,
-        "expected a folder that does not exist yet",
-        parent.path(),
-    );
+    check_message(&error, "output folder exists already", parent.path());
 
     // 1e5 is finite in single precision and not in half.
     let (folder, out) = (copy_of("vit_a"), parent.path().join("out"));
@@ -953,7 +964,7 @@ fn what_cannot_be_shrunk_leaves_nothing() {
         .unwrap_err()
         .to_string();
     let expected =
-        "tensor \"vit.layernorm.bias\" holds values beyond ±65504, the largest of half precision";
+        "tensor \"vit.layernorm.bias\" contains values beyond ±65504, the limit of half precision";
     check_message(&error, expected, &path);
     assert!(names_in(parent.path()).is_empty());
 }
@@ -991,7 +1002,11 @@ fn gates_open_with_their_weights_and_with_no_others() {
     let gates = folder.path().join("gates.safetensors");
     add_gates(folder.path(), &"0".repeat(64));
     let message = open(folder.path()).err().unwrap();
-    check_message(&message, "gates belong to weights with sha256", &gates);
+    check_message(
+        &message,
+        "gates.safetensors was trained for weights with sha256",
+        &gates,
+    );
     assert!(message.contains(&sha256), "{message}");
 
     fs::write(&gates, b"no gates").unwrap();
@@ -1000,7 +1015,7 @@ fn gates_open_with_their_weights_and_with_no_others() {
     let message = open(folder.path()).err().unwrap();
     check_message(
         &message,
-        "no gates.safetensors, but gates.json",
+        "no gates.safetensors, but it has gates.json",
         folder.path(),
     );
 }

@@ -199,7 +199,7 @@ fn what_cannot_be_taught_is_one_sentence_and_leaves_nothing() {
         "loose",
         "head",
         &model,
-        "expected a folder of pictures for each class",
+        "expected one folder of pictures per class",
     );
     check(
         "broken",
@@ -213,14 +213,14 @@ fn what_cannot_be_taught_is_one_sentence_and_leaves_nothing() {
         "one",
         &model,
         &model,
-        "a head gets a folder of its own, and there is a config.json",
+        "a head needs a folder of its own, but this folder contains a config.json",
     );
     let clip = fixture("clip");
     check(
         "one",
         "head",
         clip.to_str().unwrap(),
-        "CLIP answers by class vectors",
+        "CLIP classifies by class vectors",
     );
 }
 
@@ -657,7 +657,7 @@ fn examples_are_taken_back_saved_and_taught_on() {
     live.properties[0].1 = other.to_str().unwrap().into();
     let error = press(&live, &[Key::Quit]).unwrap_err().to_string();
     assert!(
-        error.contains("the head belongs to weights with sha256"),
+        error.contains("the head was trained for weights with sha256"),
         "{error}"
     );
     assert!(
@@ -676,5 +676,8 @@ fn a_head_is_not_written_into_a_model_s_folder_by_live_video_either() {
     let mut live = live(folder.path(), &model());
     live.teach.as_mut().unwrap().folder = fixture("vit_a");
     let error = press(&live, &[Key::Quit]).unwrap_err().to_string();
-    assert!(error.contains("a head gets a folder of its own"), "{error}");
+    assert!(
+        error.contains("a head needs a folder of its own"),
+        "{error}"
+    );
 }

@@ -592,7 +592,7 @@ fn recipes_of_interpreters_are_refused_in_one_sentence() {
     });
     assert_eq!(
         message,
-        "start = \"model\" needs a model with one linear classifier, and pooling = \"mean\""
+        "start = \"model\" requires a model with one linear classifier, and pooling = \"mean\""
     );
 }
 

@@ -24,11 +24,11 @@ use super::{Explainer, Needs, Options, Pass, attention_sites};
 use crate::error::Result;
 use crate::vit::Vit;
 
-/// Explains by heads that matter, and what is made of them.
+/// Explains by important heads and their integrated gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BeyondIntuition {
-    /// The first block that counts, from 0.
+    /// Index of the first block that contributes, from 0.
     pub start: usize,
 }
 

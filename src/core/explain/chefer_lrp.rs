@@ -67,7 +67,7 @@ impl Explainer for CheferLrp {
         let vit = pass.vit();
         if vit.config().head() != Some(Head::ClassToken) {
             return Err(Error::Model(
-                "chefer-lrp needs a head that reads the class token only, and the model's reads more".into(),
+                "chefer-lrp requires a head that reads only the class token, but the model's head reads more".into(),
             ));
         }
         let mut relevance = of_tokens(pass)?; // [batch, tokens, dim]

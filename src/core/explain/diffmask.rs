@@ -43,17 +43,18 @@ use crate::gates::{
 };
 use crate::vit::Vit;
 
-/// What becomes of the keep probabilities.
+/// How keep probabilities are turned into a mask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cut {
-    /// They are shown.
+    /// They are shown as they are.
     #[default]
     None,
-    /// What is kept more likely than not is 1, the rest 0; of gates that rank, what speaks for the class. With `smooth`,
-    /// it takes more to change than to stay.
+    /// Patches that are more likely kept than not become 1, the others 0. With ranking gates, patches that support the
+    /// class become 1. With `smooth`, the cut has hysteresis.
     Likely,
-    /// As few of the likeliest patches are 1 as the answer can be kept with, class and margin, the others 0.
+    /// The smallest number of most likely patches that preserves the output, class and margin, becomes 1; the others
+    /// become 0.
     Margin,
 }
 
@@ -61,13 +62,13 @@ pub enum Cut {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiffMaskOptions {
-    /// What becomes of the keep probabilities.
+    /// How keep probabilities are turned into a mask.
     pub cut: Cut,
-    /// Divergence of a masked answer, in nats, that counts as keeping it.
+    /// Largest divergence from the original output, in nats, at which a masked output counts as preserved.
     pub margin: f64,
-    /// Each gate tells what it says of each patch.
+    /// Also output the vote of each gate for each patch.
     pub votes: bool,
-    /// Share of the mask of the frame before that stays, for the frames of one video in their order; 0 for none.
+    /// Share of the previous frame's mask that is kept, for consecutive frames of one video; 0 turns smoothing off.
     pub smooth: f32,
 }
 
@@ -113,7 +114,7 @@ impl DiffMask {
     ) -> Result<Self> {
         if !(options.margin > 0.0 && options.margin.is_finite()) {
             return Err(Error::Config(format!(
-                "diffmask: margin is {}, expected nats above 0",
+                "diffmask: margin must be above 0 nats, got {}",
                 options.margin
             )));
         }
@@ -273,7 +274,7 @@ impl DiffMask {
     fn cut(&self, pass: &Pass<'_>, mask: &Tensor) -> Result<Tensor> {
         let Some(original) = pass.logits() else {
             return Err(Error::Model(
-                "a cut at the margin keeps the model's answer, and the model has no head, expected diffmask.cut=none"
+                "diffmask.cut=margin preserves the model's output, but the model has no head; use diffmask.cut=none"
                     .into(),
             ));
         };
@@ -345,7 +346,8 @@ fn smooths(normalization: Option<Normalization>, smooth: f32) -> Result<Option<S
     }
     let Some(normalization) = normalization else {
         return Err(Error::Config(
-            "diffmask: to smooth masks, it must be known how pictures are normalized".into(),
+            "diffmask: smoothing masks requires the model's image normalization, which is unknown"
+                .into(),
         ));
     };
     let smoother = Smoother::new(Smoothing {
@@ -354,7 +356,7 @@ fn smooths(normalization: Option<Normalization>, smooth: f32) -> Result<Option<S
     });
     let smoother = smoother.map_err(|_| {
         Error::Config(format!(
-            "diffmask: smooth is {smooth}, expected a share from 0 to below 1"
+            "diffmask: smooth must be at least 0 and below 1, got {smooth}"
         ))
     })?;
     Ok(Some(Smooths {

@@ -42,15 +42,15 @@ pub struct Saliency {}
 #[serde(deny_unknown_fields)]
 pub struct GradientInput {}
 
-/// Explains by gradients on the way from gray to the image.
+/// Explains by gradients along the path from gray to the image.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct IntegratedGradients {
-    /// Points on the way, to begin with.
+    /// Initial number of points on the path.
     pub steps: usize,
-    /// How far the sum may be from the rise of the score, as a share of it; 0 takes `steps` points and no more.
+    /// Largest deviation of the sum from the rise of the score, as a share of the rise; 0 always uses `steps` points.
     pub tolerance: f64,
-    /// Points on the way at most, where the sum is too far off.
+    /// Largest number of points on the path, used if the sum deviates too much.
     pub most_steps: usize,
 }
 
@@ -72,7 +72,7 @@ pub struct SmoothGrad {
     pub copies: usize,
     /// Standard deviation of the noise, as a share of the image's range.
     pub noise: f64,
-    /// Seed of the noise, which is the same for all images.
+    /// Seed of the noise; all images get the same noise.
     pub seed: u64,
 }
 
@@ -175,7 +175,8 @@ impl Way<'_> {
     /// `[patches]`, after `steps` points.
     fn attribution(&self, steps: usize) -> Result<Vec<f32>> {
         let sum = self.sum.as_ref();
-        let sum = sum.ok_or_else(|| Error::Config("no image to differentiate at".into()))?;
+        let sum =
+            sum.ok_or_else(|| Error::Config("there is no image to compute gradients for".into()))?;
         let mean = (sum / steps as f64)?;
         Ok((&self.embeddings * mean)?
             .sum(D::Minus1)?
@@ -211,8 +212,8 @@ impl IntegratedGradients {
         }
         if is_far(&found) {
             tracing::warn!(
-                "integrated gradients add up to {:.3} after {steps} steps, and the score rises by {due:.3}; \
-                 more steps are allowed by integrated-gradients.most-steps",
+                "integrated gradients sum to {:.3} after {steps} steps, but the score rises by {due:.3}; raise \
+                 integrated-gradients.most-steps to allow more steps",
                 total(&found)
             );
         }
@@ -325,7 +326,8 @@ fn mean_gradient(
         });
         n_images += 1;
     }
-    let sum = sum.ok_or_else(|| Error::Config("no image to differentiate at".into()))?;
+    let sum =
+        sum.ok_or_else(|| Error::Config("there is no image to compute gradients for".into()))?;
     Ok((sum / n_images as f64)?)
 }
 

@@ -61,9 +61,9 @@ pub enum Layers {
     /// All but the last.
     #[default]
     DropLast,
-    /// The last so many.
+    /// The last N blocks.
     Last(usize),
-    /// Every so many, from the first.
+    /// Every Nth block, starting with the first.
     Stride(usize),
 }
 
@@ -78,44 +78,44 @@ pub enum Vote {
     GradTimesAct,
 }
 
-/// From which vote on a patch is kept.
+/// Smallest vote at which a patch is kept.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Threshold {
     /// The mean of the patches' votes.
     #[default]
     Mean,
-    /// A quantile of them, 0 to 1.
+    /// A quantile of the votes, from 0 to 1.
     Quantile(f32),
-    /// Several quantiles, which make as many masks.
+    /// Several quantiles, one mask for each.
     MultiQuantile(Vec<f32>),
 }
 
-/// What a mask counts.
+/// Weight of each mask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Weight {
     /// The class's probability under the mask.
     #[default]
     Prob,
-    /// The logarithm of it.
+    /// The logarithm of that probability.
     LogProb,
     /// The class's logit under the mask.
     Logit,
-    /// The probability under the mask, less that with all patches hidden.
+    /// The probability under the mask minus the probability with all patches hidden.
     ProbDrop,
-    /// The same for all masks: the gradients alone.
+    /// The same weight for all masks, so only the gradients count.
     One,
 }
 
-/// What becomes of patches that many masks keep.
+/// Correction for patches that many masks keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Coverage {
     /// They count as often as they are kept.
     #[default]
     None,
-    /// The map is divided by how many masks keep a patch; what none keeps is 0.
+    /// The map is divided by the number of masks that keep a patch; patches that no mask keeps are 0.
     Divide,
 }
 
@@ -123,28 +123,29 @@ pub enum Coverage {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct GradMask {
-    /// Groups of channels a projection, which must divide the model's width.
+    /// Channel groups per projection; must divide the model's width.
     pub groups: usize,
     /// Projections that vote.
     pub matrices: Vec<Matrix>,
     /// Blocks that vote.
     pub layers: Layers,
-    /// What of them votes.
+    /// Values that vote: gradients, or gradients times activations.
     pub vote: Vote,
-    /// True where negative votes count as none.
+    /// Ignore negative votes.
     pub relu: bool,
-    /// From which vote on a patch is kept.
+    /// Smallest vote at which a patch is kept.
     pub threshold: Threshold,
-    /// What becomes of hidden patches.
+    /// How patches are hidden.
     pub occlusion: Occlusion,
-    /// What a mask counts.
+    /// Weight of each mask.
     pub weight: Weight,
-    /// What becomes of patches that many masks keep.
+    /// Correction for patches that many masks keep.
     pub coverage: Coverage,
-    /// Masks whose intersection over union is above this are one mask that counts as often; 1 keeps all.
+    /// Masks with an intersection over union above this value are merged, and the merged mask counts as often; 1 merges
+    /// no masks.
     pub merge: f32,
-    /// Frames of a video over which the masks are spread: each is asked about its share of them, on top of a moving sum. 1
-    /// asks about all.
+    /// Number of video frames over which the masks are spread. Each frame runs its share of them and adds it to a
+    /// moving sum; 1 runs all masks on every frame.
     pub spread: usize,
 }
 
@@ -182,7 +183,7 @@ impl Options for GradMask {
             return refuse("layers must be at least 1 block, got 0");
         }
         if !(0.0..=1.0).contains(&self.merge) {
-            return refuse("merge must lie between 0 and 1");
+            return refuse("merge must be between 0 and 1");
         }
         let quantiles = match &self.threshold {
             Threshold::Mean => return Ok(()),
@@ -191,7 +192,7 @@ impl Options for GradMask {
         };
         let all_shares = quantiles.iter().all(|share| (0.0..=1.0).contains(share));
         if quantiles.is_empty() || !all_shares {
-            return refuse("quantiles must lie between 0 and 1");
+            return refuse("quantiles must be between 0 and 1");
         }
         Ok(())
     }
@@ -225,14 +226,14 @@ impl GradMask {
         let dim = pass.vit().config().hidden_size;
         if !dim.is_multiple_of(self.groups) {
             return Err(Error::Config(format!(
-                "gradmask: {} groups do not divide the model's {dim} channels",
+                "gradmask: the model's {dim} channels cannot be divided into {} equal groups",
                 self.groups
             )));
         }
         let mut masks = vec![Vec::new(); pass.images().dim(0)?];
         if self.blocks(pass.vit().n_blocks()).is_empty() {
             return Err(Error::Config(format!(
-                "gradmask: layers {:?} leave none of the model's {} blocks",
+                "gradmask: layers {:?} selects none of the model's {} blocks",
                 self.layers,
                 pass.vit().n_blocks()
             )));
@@ -323,9 +324,9 @@ impl Explainer for GradMask {
 /// Masks of an image, added up.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sums {
-    /// Σ w M, one value a patch.
+    /// Σ w M, one value per patch.
     pub(super) weighted: Vec<f32>,
-    /// Σ M, one value a patch.
+    /// Σ M, one value per patch.
     pub(super) covered: Vec<f32>,
 }
 

@@ -28,10 +28,10 @@ use crate::vit::{Site, Vit};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Map {
-    /// What is attended to, whatever the class.
+    /// Attention, independent of the class.
     #[default]
     Attention,
-    /// What speaks for a class.
+    /// Contribution of each patch to a class.
     Class,
 }
 
@@ -39,7 +39,7 @@ pub enum Map {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct IaVitOptions {
-    /// Which map is shown.
+    /// Map to show: `attention`, or `class` for the contribution of each patch to a class.
     pub map: Map,
 }
 
@@ -82,7 +82,7 @@ impl Explainer for IaVit {
         let (known, n_patches) = (self.interpreter.shape(), patches.dim(1)?);
         if known.pooling == Pooling::Position && n_patches != known.patches {
             return Err(Error::Model(format!(
-                "interpreter reads {} patches by their positions, and the image has {n_patches}",
+                "interpreter has positions for {} patches, but the image has {n_patches} patches",
                 known.patches
             )));
         }

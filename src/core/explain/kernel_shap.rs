@@ -14,7 +14,7 @@
 //! | w(z) | weight of a subset: its share over how likely it is drawn | k(n) / q(n) |
 //! | map | least squares with the efficiency constraint, see [`shapley`](super::shapley) | |
 //!
-//! Subsets are drawn in pairs with their complements, which have the same weight. The ridge counts as `ridge` pairs a patch
+//! Subsets are drawn in pairs with their complements, which have the same weight. The ridge counts as `ridge` pairs per patch
 //! in which all patches have even shares: λ = `ridge` · N / 4, as a pair adds 1/4 to the normal matrix' diagonal. More
 //! samples make it matter less. Where all subsets are no more than `samples`, each is asked once, without a ridge: the
 //! values are exact.
@@ -44,15 +44,15 @@ const PAIRS_AT_ONCE: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KernelShap {
-    /// Masked passes per picture, at most; they come in pairs.
+    /// Largest number of masked forward passes per picture; they run in pairs.
     pub samples: usize,
-    /// What becomes of patches that are not in a subset.
+    /// How patches outside a subset are hidden.
     pub occlusion: Occlusion,
-    /// What is shared out.
+    /// Score that is divided among the patches.
     pub score: Score,
-    /// Pull to even shares, in pairs a patch.
+    /// Regularization toward equal shares, in pairs per patch.
     pub ridge: f64,
-    /// Largest standard error that ends the search, as a share of the map's range; 0 asks for all samples.
+    /// Standard error at which sampling stops, as a share of the map's range; 0 always takes all samples.
     pub tolerance: f64,
     /// Seed of the subsets.
     pub seed: u64,
@@ -75,7 +75,7 @@ impl Options for KernelShap {
     fn check(&self) -> Result<()> {
         if self.samples < 2 {
             return Err(Error::Config(format!(
-                "kernel-shap: samples must be at least 2, one pair, got {}",
+                "kernel-shap: samples must be at least 2 (one pair), got {}",
                 self.samples
             )));
         }
@@ -266,13 +266,13 @@ fn finite(scores: Vec<f32>, of_what: &str) -> Result<Vec<f32>> {
     match scores.iter().find(|score| !score.is_finite()) {
         None => Ok(scores),
         Some(score) => Err(Error::Model(format!(
-            "kernel-shap: the model's score {of_what} is {score}, choose another occlusion"
+            "kernel-shap: the model's score {of_what} is {score}; choose another occlusion"
         ))),
     }
 }
 
 fn miscounted(n_scores: usize, n_subsets: usize) -> Error {
     Error::Model(format!(
-        "kernel-shap: {n_scores} scores of {n_subsets} subsets, expected one of each"
+        "kernel-shap: got {n_scores} scores for {n_subsets} subsets, expected one per subset"
     ))
 }

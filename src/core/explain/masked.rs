@@ -31,9 +31,9 @@ pub enum Occlusion {
     PixelMean,
     /// Their pixels are blurred.
     PixelBlur,
-    /// Their tokens are left out behind the position embedding: the model sees a shorter sequence.
+    /// Their tokens are removed after the position embedding, so the model sees a shorter sequence.
     TokenDrop,
-    /// Their tokens become zeros behind the position embedding.
+    /// Their tokens become zeros after the position embedding.
     TokenZero,
 }
 
@@ -53,10 +53,10 @@ impl Occlusion {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Score {
-    /// The class's probability; the logit where the model has one class only, whose probability saturates.
+    /// The class's probability, or the logit if the model has only one class, because its probability saturates.
     #[default]
     Prob,
-    /// Logarithm of it.
+    /// The logarithm of that probability.
     LogProb,
     /// The logit.
     Logit,
@@ -126,7 +126,7 @@ impl<'a> Copies<'a> {
         Ok(self.score(logits.transpose()?, score)?[0])
     }
 
-    /// Scores under masks of one value a patch; for tokens a patch is hidden where that is below one half.
+    /// Scores under masks of one value per patch; for tokens a patch is hidden where that is below one half.
     pub(super) fn scores(&self, masks: &[Vec<f32>], score: Score) -> Result<Vec<f32>> {
         match &self.hidden {
             Some(hidden) => self.scores_of_tokens(hidden, masks, score),
@@ -371,7 +371,7 @@ pub fn blurred(
     )
 }
 
-/// Sums masks by their weights: `Σ weight · mask`, one value a patch.
+/// Sums masks by their weights: `Σ weight · mask`, one value per patch.
 pub(super) fn weighted_sum(masks: &[Vec<f32>], weights: &[f32], n_patches: usize) -> Vec<f32> {
     let mut sum = vec![0f32; n_patches];
     for (mask, &weight) in masks.iter().zip(weights) {

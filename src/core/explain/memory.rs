@@ -182,8 +182,8 @@ impl Remembered<'_> {
 
 fn no_stream(image_idx: usize) -> Error {
     Error::Shape {
-        expected: "a stream for each image of the batch".into(),
-        got: format!("none for image {image_idx}"),
+        expected: "one stream per image of the batch".into(),
+        got: format!("no stream for image {image_idx}"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The table of methods: what each is called, where it comes from, what it needs and what it costs.
+//! The table of methods, with name, source, requirements and cost of each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -101,13 +101,13 @@ pub enum Method {
 /// How fast a method is on video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// A few passes of the model: as live as the model.
+    /// A few passes: fast enough for live video if the model is.
     A,
-    /// Ten passes or so.
+    /// About ten passes.
     B,
-    /// Dozens to hundreds: offline, or every so many frames.
+    /// Dozens to hundreds of passes: offline, or every few frames.
     C,
-    /// Thousands: single pictures.
+    /// Thousands of passes: single pictures.
     D,
 }
 
@@ -116,13 +116,13 @@ pub enum Pace {
 pub struct Entry {
     /// Name on the command line and in the sidecar.
     pub name: &'static str,
-    /// One line on what it does.
+    /// Summary in one line.
     pub summary: &'static str,
     /// Where it was published.
     pub paper: &'static str,
-    /// Forward passes a frame, as a formula of blocks (L), patches (N) and width (D).
+    /// Forward passes per frame, as a formula of blocks (L), patches (N) and width (D).
     pub forwards: &'static str,
-    /// Backward passes a frame.
+    /// Backward passes per frame.
     pub backwards: &'static str,
     /// How fast it is.
     pub pace: Pace,
@@ -133,22 +133,22 @@ pub struct Entry {
 pub struct MethodOption {
     /// Its name.
     pub key: String,
-    /// Its value where nobody sets it, as TOML.
+    /// Its default value, as TOML.
     pub default: String,
-    /// The words that it takes; none where it takes numbers or something composed.
+    /// The words it accepts; empty if it takes numbers or composite values.
     pub words: Vec<String>,
     /// What it does.
     pub help: String,
 }
 
-/// What a model brings along for the methods that need trained parts.
+/// Trained parts of a model, for the methods that need them.
 #[derive(Clone, Copy, Default)]
 pub struct Parts<'a> {
     /// DiffMask gates for this model's weights.
     pub gates: Option<&'a Gates>,
     /// IA-ViT's interpreter for this model's weights.
     pub interpreter: Option<&'a Interpreter>,
-    /// How its pictures are normalized.
+    /// Normalization of its pictures.
     pub normalization: Option<Normalization>,
 }
 
@@ -218,7 +218,7 @@ macro_rules! by_options {
 }
 
 impl Method {
-    /// Every method, best known families first.
+    /// All methods, best-known families first.
     pub const ALL: &'static [Self] = &[
         Self::DiffMask,
         Self::IaVit,
@@ -257,14 +257,14 @@ impl Method {
         match self {
             Self::DiffMask => entry(
                 "diffmask",
-                "patches that trained gates keep, or rank by their worth to the class",
+                "patches that trained gates keep or rank by their contribution to the class",
                 "Vision DiffMask, arXiv:2304.06391",
                 ("1", "0"),
                 Pace::A,
             ),
             Self::IaVit => entry(
                 "ia-vit",
-                "attention of a layer trained to answer as the model does",
+                "attention of a student layer trained to imitate the model",
                 "IA-ViT, arXiv:2309.08035",
                 ("1", "0"),
                 Pace::A,
@@ -321,7 +321,7 @@ impl Method {
             ),
             Self::LeGrad => entry(
                 "legrad",
-                "gradient of the class score after each block, in its attention",
+                "gradient of each block's class score with respect to its attention",
                 "LeGrad, arXiv:2404.03214",
                 ("2", "1"),
                 Pace::A,
@@ -363,7 +363,7 @@ impl Method {
             ),
             Self::BeyondIntuition => entry(
                 "beyond-intuition",
-                "heads that matter, times integrated gradients",
+                "attention of important heads, times integrated gradients",
                 "Beyond Intuition, ICML 2023",
                 ("21", "21"),
                 Pace::C,
@@ -391,7 +391,7 @@ impl Method {
             ),
             Self::SmoothGrad => entry(
                 "smoothgrad",
-                "mean gradient over noisy copies",
+                "mean gradient over noisy copies of the image",
                 "arXiv:1706.03825",
                 ("51", "50"),
                 Pace::C,
@@ -420,21 +420,21 @@ impl Method {
             ),
             Self::ScoreCam => entry(
                 "score-cam",
-                "channels as masks, weighted by the class's probability",
+                "channels used as masks, weighted by the class's probability",
                 "Score-CAM, arXiv:1910.01279",
                 ("1 + D", "0"),
                 Pace::C,
             ),
             Self::VitCx => entry(
                 "vit-cx",
-                "clusters of channels as masks, weighted by the class's probability",
+                "clusters of channels used as masks, weighted by the class's probability",
                 "ViT-CX, arXiv:2211.03064",
                 ("2 + 2 × clusters", "0"),
                 Pace::C,
             ),
             Self::Tis => entry(
                 "tis",
-                "clusters of all blocks' features as masks of tokens",
+                "clusters of all blocks' features used as token masks",
                 "TiS, ICCV workshops 2023",
                 ("1 + 1024 / 2", "0"),
                 Pace::C,
@@ -461,7 +461,7 @@ impl Method {
         self.entry().name
     }
 
-    /// The part that must have been trained for the model.
+    /// The part that must be trained for the model, if any.
     pub const fn trained_part(self) -> Option<&'static str> {
         match self {
             Self::DiffMask => Some("gates"),
@@ -481,8 +481,8 @@ impl Method {
     /// The explainer; the keys of `options` are the fields of its type, in kebab case.
     ///
     /// # Errors
-    /// [`Error::Model`] where `parts` lacks what the method needs; [`Error::Config`] where an option is unknown or
-    /// out of range.
+    /// [`Error::Model`] if `parts` lacks a part that the method needs; [`Error::Config`] if an option is unknown or out
+    /// of range.
     pub fn build_with(self, parts: Parts<'_>, options: toml::Table) -> Result<Box<dyn Explainer>> {
         by_options!(
             self,
@@ -491,7 +491,7 @@ impl Method {
                 let options: DiffMaskOptions = self.parse(options)?;
                 let gates = parts.gates.ok_or_else(|| {
                     Error::Model(
-                        "model has no gates, train them with `vitscope train diffmask` or choose another method"
+                        "model has no gates; train them with `vitscope train diffmask` or choose another method"
                             .into(),
                     )
                 })?;
@@ -502,7 +502,7 @@ impl Method {
                 let options: IaVitOptions = self.parse(options)?;
                 let interpreter = parts.interpreter.ok_or_else(|| {
                     Error::Model(
-                        "model has no interpreter, train one with `vitscope train ia-vit` or choose another method"
+                        "model has no interpreter; train one with `vitscope train ia-vit` or choose another method"
                             .into(),
                     )
                 })?;
@@ -511,7 +511,7 @@ impl Method {
         )
     }
 
-    /// The options that [`build_with`](Self::build_with) takes, in the order of their names.
+    /// The options of [`build_with`](Self::build_with), sorted by name.
     pub fn options(self) -> Vec<MethodOption> {
         by_options!(
             self,

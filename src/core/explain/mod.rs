@@ -1,7 +1,7 @@
 //! Explainers: each scores the patches of an image by how much they matter to the model.
 //!
-//! One file a method family; [`methods`] is the table of all. Methods that read the same forward and backward
-//! pass share it: see [`pass`].
+//! Each method family has one file, and [`methods`] lists all methods. Methods that read the same forward and backward
+//! pass share it; see [`pass`].
 
 pub mod agcam;
 pub mod attention;
@@ -45,7 +45,7 @@ pub use range::Range;
 use crate::error::{Error, Result};
 use crate::vit::{Site, Vit};
 
-/// The class that is explained.
+/// The class to explain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Target {
     /// The class with the highest logit.
@@ -53,11 +53,11 @@ pub enum Target {
     Predicted,
     /// A class by index.
     Class(usize),
-    /// What speaks for the first class and against the second.
+    /// Evidence for the first class and against the second.
     Contrast(usize, usize),
 }
 
-/// What an explainer found. The logits come along so that nobody runs the model twice.
+/// The result of an explainer. It includes the logits, so the model need not run again.
 #[derive(Clone, Debug)]
 pub struct Explanation {
     /// `[batch, patches]`, raw scores, higher is more important.
@@ -66,20 +66,20 @@ pub struct Explanation {
     pub logits: Option<Tensor>,
 }
 
-/// An attribution, and how it came about.
+/// An attribution with details of its computation.
 #[derive(Clone, Debug)]
 pub struct Detailed {
     /// `[batch, patches]`, raw scores, higher is more important.
     pub attribution: Tensor,
-    /// `[parts, batch, patches]`, in [0, 1]: what each of the method's own parts says of each patch, where it was asked to
-    /// tell: DiffMask's gates.
+    /// `[parts, batch, patches]`, in [0, 1]: the score of each patch by each part of the method (DiffMask's gates), if
+    /// requested.
     pub votes: Option<Tensor>,
-    /// `[batch, patches]`: the attribution of each image alone, where it is smoothed over the frames of a video.
+    /// `[batch, patches]`: the attribution of each image alone, if the method smooths over the frames of a video.
     pub unsmoothed: Option<Tensor>,
 }
 
 impl From<Tensor> for Detailed {
-    /// An attribution with nothing beside it.
+    /// An attribution without details.
     fn from(attribution: Tensor) -> Self {
         Self {
             attribution,
@@ -91,37 +91,37 @@ impl From<Tensor> for Detailed {
 
 /// Scores the patches of an image by their importance.
 ///
-/// An explainer does not change the model, and gives the same answer for the same image and target. What a method for
-/// videos remembers of the frames before is [handed to it](Self::follow).
+/// An explainer does not change the model and returns the same result for the same image and target. Methods for videos
+/// get their memory of previous frames [as an argument](Self::follow).
 pub trait Explainer: Send + Sync {
     /// Name on the command line and in the sidecar: lower case, no spaces.
     fn name(&self) -> &'static str;
 
-    /// True where the method tells classes apart; others are asked for [`Target::Predicted`] only.
+    /// True if the method distinguishes classes; other methods support only [`Target::Predicted`].
     fn explains_classes(&self) -> bool {
         false
     }
 
-    /// How attributions become colors.
+    /// Range of attributions that is mapped to colors.
     fn range(&self) -> Range {
         Range::Percentile
     }
 
-    /// What it reads of the pass that all methods share; nothing but the logits where it runs the model itself.
+    /// Tensors that the method reads from the shared pass; only the logits if it runs the model itself.
     fn needs(&self, _vit: &Vit) -> Needs {
         Needs::default()
     }
 
-    /// Explains a batch by a pass that kept what the method [`needs`](Self::needs), each image alone.
+    /// Explains each image of a batch from a pass that recorded what the method [`needs`](Self::needs).
     ///
     /// # Shapes
     /// - result: `[batch, patches]`, raw scores, higher is more important
     ///
     /// # Errors
-    /// Fails where model and method do not go together.
+    /// Fails if the method does not support the model.
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor>;
 
-    /// The attribution, with what the method has to tell beside it.
+    /// The attribution with the method's details.
     ///
     /// # Errors
     /// As [`attribution`](Self::attribution).
@@ -129,8 +129,8 @@ pub trait Explainer: Send + Sync {
         self.attribution(pass).map(Detailed::from)
     }
 
-    /// Explains frames of videos, each with what the frames before of its video have left; each alone, where the method
-    /// remembers nothing.
+    /// Explains frames of videos, each with the memory of its video's previous frames. Methods without memory explain
+    /// each frame alone.
     ///
     /// # Errors
     /// As [`attribution`](Self::attribution).
@@ -138,11 +138,11 @@ pub trait Explainer: Send + Sync {
         self.detailed(pass)
     }
 
-    /// Tries the method before a run, to find out what would fail on every image; those of many passes try less, and
-    /// return nothing.
+    /// Tries the method before a run, to find errors that would occur on every image. Methods of many passes try only a
+    /// part and return no map.
     ///
     /// # Shapes
-    /// - result: as that of [`attribution`](Self::attribution)
+    /// - result: as for [`attribution`](Self::attribution)
     ///
     /// # Errors
     /// As [`attribution`](Self::attribution).
@@ -150,19 +150,19 @@ pub trait Explainer: Send + Sync {
         self.attribution(pass).map(Some)
     }
 
-    /// Explains a batch by a pass of its own.
+    /// Explains a batch with its own forward and backward pass.
     ///
     /// # Shapes
     /// - `images`: `[batch, 3, height, width]`, normalized for `vit`
     ///
     /// # Errors
-    /// Fails where `images` does not fit the model, or the target has no meaning for the method.
+    /// Fails if `images` does not match the model, or if the method does not support the target.
     fn explain(&self, vit: &Vit, images: &Tensor, target: Target) -> Result<Explanation> {
         explain_by(self, vit, images, target, |pass| self.attribution(pass))
     }
 
-    /// The same for frames of videos, each with what the frames before of its video have left; `streams` remember nothing of
-    /// other methods.
+    /// Like [`explain`](Self::explain), for frames of videos, each with the memory of its video's previous frames.
+    /// `streams` must not hold the memory of other methods.
     ///
     /// # Errors
     /// As [`explain`](Self::explain), and [`Error::Shape`] where `streams` are not those of `images`.
@@ -180,7 +180,7 @@ pub trait Explainer: Send + Sync {
     }
 }
 
-/// Explains by what `attribution` makes of a pass of its own.
+/// Runs a forward and backward pass and explains it by `attribution`.
 fn explain_by<E: Explainer + ?Sized>(
     explainer: &E,
     vit: &Vit,
@@ -198,14 +198,14 @@ fn explain_by<E: Explainer + ?Sized>(
     })
 }
 
-/// What several explainers found on the same images.
+/// The results of several explainers on the same images.
 #[derive(Clone, Debug)]
 pub struct Explanations {
     /// `[batch, patches]` for each target of the first explainer, then of the second, and so on.
     pub attributions: Vec<Tensor>,
     /// [Votes](Detailed::votes) for each of them.
     pub votes: Vec<Option<Tensor>>,
-    /// What each of them is [without smoothing](Detailed::unsmoothed), where it is smoothed.
+    /// Each of them [without smoothing](Detailed::unsmoothed), if it is smoothed.
     pub unsmoothed: Vec<Option<Tensor>>,
     /// `[batch, classes]` of the unmasked images; `None` where the model has no head.
     pub logits: Option<Tensor>,
@@ -213,8 +213,8 @@ pub struct Explanations {
     pub class_token: Tensor,
 }
 
-/// Explains a batch by all `explainers` for all `targets`, each image alone: one forward pass, and one backward pass a
-/// target.
+/// Explains each image of a batch by all `explainers` for all `targets`, with one forward pass and one backward pass
+/// per target.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`, normalized for `vit`
@@ -231,14 +231,14 @@ pub fn explain_all(
     each(explainers, vit, images, targets, explain).map(Explanations::from)
 }
 
-/// The same for frames of videos, each with what the frames before of its video have left.
+/// Like [`explain_all`], for frames of videos, each with the memory of its video's previous frames.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`, normalized for `vit`
 ///
 /// # Errors
-/// As [`Explainer::explain`], and [`Error::Shape`] where `streams` are not those of `images`. Some frames may be remembered
-/// then; see [`Streams::attempt`].
+/// As [`Explainer::explain`], and [`Error::Shape`] where `streams` are not those of `images`. In that case, some frames
+/// may already be in memory; see [`Streams::attempt`].
 pub fn follow_all(
     explainers: &[Box<dyn Explainer>],
     vit: &Vit,
@@ -253,7 +253,7 @@ pub fn follow_all(
     each(explainers, vit, images, targets, follow).map(Explanations::from)
 }
 
-/// What was found for each explainer and target, the logits and the class tokens.
+/// The results for each explainer and target, the logits and the class tokens.
 type Found<T> = (Vec<T>, Option<Tensor>, Tensor);
 
 impl From<Found<Detailed>> for Explanations {
@@ -320,7 +320,7 @@ fn each<T>(
 }
 
 impl Target {
-    /// Fails where a method that explains the whole answer is asked for a class.
+    /// Fails if a method that explains the whole output is asked for a class.
     pub fn check_for(self, method: &str, explains_classes: bool) -> Result<()> {
         let asked = match self {
             _ if explains_classes => return Ok(()),
@@ -329,7 +329,8 @@ impl Target {
             Self::Contrast(class, other) => format!("class {class} against class {other}"),
         };
         Err(Error::Config(format!(
-            "method {method:?} explains the whole answer, not one class, asked for {asked}; {} explains classes",
+            "method {method:?} explains the whole output, not a single class, but {asked} was requested; {} explains \
+             classes",
             Method::Chefer
         )))
     }
@@ -337,7 +338,7 @@ impl Target {
 
 /// An explainer that is its own options, read from a table.
 trait Options: Explainer {
-    /// Fails where an option is out of range.
+    /// Fails if an option is out of range.
     fn check(&self) -> Result<()> {
         Ok(())
     }
@@ -354,7 +355,7 @@ fn last_block(vit: &Vit) -> Result<usize> {
 }
 
 fn no_blocks() -> Error {
-    Error::Model("a model without blocks has nothing to explain by".into())
+    Error::Model("the model has no blocks, so there is nothing to explain".into())
 }
 
 /// The rows of the class token's query.

@@ -40,14 +40,14 @@ const SAME: f32 = 0.05;
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
 pub struct Smoothing {
-    /// Share of the old logit that stays where a patch is wholly seen, from 0 (none) to below 1.
+    /// Share of the old logit that is kept for a fully visible patch, from 0 (no smoothing) to below 1.
     pub keep: f32,
-    /// Probability from which on a patch enters the binary mask.
+    /// Probability at which a patch enters the binary mask.
     pub enter: f32,
-    /// Probability below which it leaves the mask again. A patch without a past is in the mask from the middle of both
-    /// on.
+    /// Probability below which a patch leaves the mask. A patch without history is in the mask from the middle of
+    /// `enter` and `leave` on.
     pub leave: f32,
-    /// Least share of a frame's pixels that the frame before shows too; with less of them, the scene is another one.
+    /// Smallest share of a frame's pixels that the previous frame also shows; below it, the frame starts a new scene.
     pub cut: f32,
 }
 
@@ -67,18 +67,18 @@ impl Default for Smoothing {
 impl Smoothing {
     fn check(&self) -> Result<()> {
         let wrong = if !(0.0..1.0).contains(&self.keep) {
-            format!("keep must be from 0 to below 1, not {:?}", self.keep)
+            format!("keep must be at least 0 and below 1, got {:?}", self.keep)
         } else if !(0.0 <= self.leave && self.leave <= self.enter && self.enter <= 1.0) {
             let (leave, enter) = (self.leave, self.enter);
             format!(
-                "leave must not be above enter, and both from 0 to 1, not {leave:?} and {enter:?}"
+                "leave must not exceed enter, and both must be from 0 to 1, got {leave:?} and {enter:?}"
             )
         } else if !(0.0..=1.0).contains(&self.cut) {
-            format!("cut must be from 0 to 1, not {:?}", self.cut)
+            format!("cut must be from 0 to 1, got {:?}", self.cut)
         } else {
             return Ok(());
         };
-        Err(Error::Config(format!("smoothing of masks: {wrong}")))
+        Err(Error::Config(format!("mask smoothing: {wrong}")))
     }
 }
 
@@ -263,7 +263,7 @@ fn check(logits: &[f32], (rows, columns): (usize, usize)) -> Result<()> {
         });
     }
     match logits.iter().find(|logit| !logit.is_finite()) {
-        Some(logit) => Err(Error::Data(format!("a logit of a mask is {logit:?}"))),
+        Some(logit) => Err(Error::Data(format!("a mask logit is {logit:?}"))),
         None => Ok(()),
     }
 }

@@ -25,9 +25,9 @@ use crate::vit::Vit;
 pub struct Occluding {
     /// Edge of the window in patches.
     pub window: usize,
-    /// What becomes of hidden patches.
+    /// How patches are hidden.
     pub occlusion: Occlusion,
-    /// What falls.
+    /// Score whose drop is measured.
     pub score: Score,
 }
 

@@ -1,7 +1,7 @@
 //! The forward and backward passes that explainers share.
 //!
 //! Each explainer says which tensors and gradients it [`Needs`]. One [`Forward`] pass serves all of them,
-//! and one backward pass a target, which makes a [`Pass`] of it.
+//! and one backward pass per target, which makes a [`Pass`] of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -122,7 +122,8 @@ impl<'a> Forward<'a> {
     pub(super) fn check_head_for(&self, method: &str, explains_classes: bool) -> Result<()> {
         if explains_classes && self.logits.is_none() {
             return Err(Error::Model(format!(
-                "method {method:?} explains a class and the model has no head, expected a method of the whole answer as rollout"
+                "method {method:?} explains a class, but the model has no head; use a method that needs no class, \
+                 such as rollout"
             )));
         }
         Ok(())
@@ -208,7 +209,7 @@ impl<'a> Pass<'a> {
     pub fn gradient(&self, site: Site) -> Result<&Tensor> {
         self.gradients
             .get(&site)
-            .ok_or_else(|| Error::Model(format!("no gradient was asked for at {site:?}")))
+            .ok_or_else(|| Error::Model(format!("no gradient was requested at {site:?}")))
     }
 
     /// `[batch, classes]`: the explained score is the sum of the logits by these.
@@ -249,7 +250,7 @@ impl Target {
         let mut add = |image_idx: usize, class: usize, weight: f32| {
             if class >= n_classes {
                 return Err(Error::Config(format!(
-                    "target is class {class}, the model has {n_classes} classes"
+                    "target is class {class}, but the model has only {n_classes} classes"
                 )));
             }
             weights[image_idx * n_classes + class] += weight;
@@ -276,5 +277,5 @@ impl Target {
 }
 
 fn headless() -> Error {
-    Error::Model("the method explains a class, and the model has no head".into())
+    Error::Model("the method explains a class, but the model has no head".into())
 }

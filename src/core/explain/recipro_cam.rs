@@ -56,7 +56,8 @@ impl Explainer for ReciproCam {
         let vit = pass.vit();
         if vit.config().head() == Some(Head::ClassTokenAndPatchMean) {
             return Err(Error::Model(
-                "recipro-cam needs a head that reads the class token only, and the model's reads the patches too"
+                "recipro-cam requires a head that reads only the class token, but the model's head also reads the \
+                 patches"
                     .into(),
             ));
         }

@@ -27,7 +27,7 @@ use crate::rng::Rng;
 pub struct Rise {
     /// Number of masks.
     pub masks: usize,
-    /// Cells along an edge of the random grid.
+    /// Cells along each side of the random grid.
     pub cells: usize,
     /// Share of cells that are kept.
     pub keep: f32,
@@ -50,7 +50,7 @@ impl Options for Rise {
     fn check(&self) -> Result<()> {
         if self.masks == 0 || self.cells == 0 || !(self.keep > 0.0 && self.keep <= 1.0) {
             return Err(Error::Config(format!(
-                "masks and cells must be at least 1 and keep above 0 and at most 1, got {}, {} and {}",
+                "masks and cells must be at least 1, and keep must be above 0 and at most 1, got {}, {} and {}",
                 self.masks, self.cells, self.keep
             )));
         }

@@ -30,7 +30,7 @@ use super::{Explainer, Needs, Options, Pass, attention_sites, no_blocks};
 use crate::error::{Error, Result};
 use crate::vit::{Site, Vit};
 
-/// How the heads of a block become one attention matrix.
+/// How the heads of a block are combined into one attention matrix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeadFusion {
@@ -47,9 +47,9 @@ pub enum HeadFusion {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rollout {
-    /// How the heads of a block become one.
+    /// How the heads of a block are combined.
     fusion: HeadFusion,
-    /// Share of the lowest attention that counts as none, from 0 to below 1.
+    /// Share of the lowest attention values that are discarded, from 0 to below 1.
     discard: f64,
 }
 

@@ -4,7 +4,7 @@
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
-//! | f | channels of all blocks' outputs, one value a patch | |
+//! | f | channels of all blocks' outputs, one value per patch | |
 //! | Mₖ | masks | the `keep` share of patches with the highest values of a k-means centroid of f |
 //! | w | | p of the class with only the mask's tokens in the sequence |
 //! | map | | Σ w M / Σ M; 0 where no mask keeps a patch |
@@ -27,13 +27,13 @@ use crate::vit::{Site, Vit};
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tis {
-    /// Masks, at most.
+    /// Largest number of masks.
     pub clusters: usize,
     /// Share of the patches that each mask keeps.
     pub keep: f32,
-    /// Steps of k-means.
+    /// Iterations of k-means.
     pub iterations: usize,
-    /// Seed of the first centroids.
+    /// Seed of the initial centroids.
     pub seed: u64,
 }
 
@@ -54,7 +54,7 @@ impl Options for Tis {
             return Ok(());
         }
         Err(Error::Config(format!(
-            "tis: clusters must be at least 1 and keep above 0 and at most 1, got {} and {}",
+            "tis: clusters must be at least 1, and keep must be above 0 and at most 1, got {} and {}",
             self.clusters, self.keep
         )))
     }

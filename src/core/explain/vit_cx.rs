@@ -32,9 +32,9 @@ use crate::vit::Vit;
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct VitCx {
-    /// Cosine distance up to which channels are alike.
+    /// Largest cosine distance at which channels belong to one cluster.
     pub distance: f32,
-    /// Standard deviation of the noise, in normalized pixels.
+    /// Standard deviation of the noise, in normalized pixel values.
     pub noise: f32,
     /// Seed of the noise.
     pub seed: u64,
@@ -56,7 +56,7 @@ impl Options for VitCx {
             return Ok(());
         }
         Err(Error::Config(format!(
-            "vit-cx: distance must lie between 0 and 2 and noise be at least 0, got {} and {}",
+            "vit-cx: distance must be between 0 and 2, and noise must be at least 0, got {} and {}",
             self.distance, self.noise
         )))
     }
@@ -130,7 +130,7 @@ fn clustered(channels: &[Vec<f32>], distance: f32) -> Vec<Vec<f32>> {
         let others = channels.iter().skip(channel_idx + 1);
         distances.extend(others.map(|other| cosine_distance(channel, other)));
     }
-    // Sums of clusters by kodama's numbers: channels first, then one a step; what was joined is taken.
+    // Sums of clusters by kodama's numbers: channels first, then one per step; what was joined is taken.
     let mut clusters: Vec<Option<Vec<f32>>> = channels.iter().cloned().map(Some).collect();
     for step in linkage(&mut distances, n, Linkage::Complete).steps() {
         if step.dissimilarity > distance {

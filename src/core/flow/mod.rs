@@ -55,7 +55,7 @@ impl Gray {
     pub fn new(width_px: usize, height_px: usize, values: Vec<f32>) -> Result<Self> {
         check_len((width_px, height_px), values.len())?;
         if let Some(value) = values.iter().find(|value| !(0.0..=1.0).contains(*value)) {
-            let message = format!("gray values are from 0 to 1, not {value:?}");
+            let message = format!("gray values must be from 0 to 1, got {value:?}");
             return Err(Error::Data(message));
         }
         Ok(Self {
@@ -95,7 +95,7 @@ impl Flow {
             .iter()
             .find(|[x, y]| !(x.is_finite() && y.is_finite()))
         {
-            return Err(Error::Data(format!("a vector of a flow is {vector:?}")));
+            return Err(Error::Data(format!("a flow vector is {vector:?}")));
         }
         Ok(Self {
             width_px,

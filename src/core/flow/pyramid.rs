@@ -51,7 +51,7 @@ pub fn flow(from: &Gray, to: &Gray, options: &FlowOptions) -> Result<Flow> {
     check_same(from.size_px(), to.size_px())?;
     let positive = options.lambda.is_finite() && options.lambda > 0.0;
     if !positive || options.warps == 0 || options.iterations == 0 {
-        let message = format!("options of a flow must be positive, got {options:?}");
+        let message = format!("flow options must be positive, got {options:?}");
         return Err(Error::Config(message));
     }
     let mut finer = Vec::new();

@@ -162,7 +162,7 @@ impl Scaler {
                 .flat_map(|pixel| [pixel[2], pixel[1], pixel[0]])
                 .collect()),
             PixelFormat::I420Deep => Err(Error::Shape {
-                expected: "a picture of 8 bits".into(),
+                expected: "an 8-bit picture".into(),
                 got: "10 bits".into(),
             }),
             PixelFormat::I420 => {

@@ -27,7 +27,7 @@ pub fn check(layout: &PixelLayout) -> Result<()> {
         let (n_rows, row_len) = layout.plane_extent(plane_idx);
         if n_rows > 1 && plane.stride < row_len {
             return Err(Error::Shape {
-                expected: format!("at least {row_len} bytes a row in plane {plane_idx}"),
+                expected: format!("at least {row_len} bytes per row in plane {plane_idx}"),
                 got: format!("stride {}", plane.stride),
             });
         }
@@ -112,7 +112,7 @@ mod tests {
         let error = check(&layout).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "expected shape at least 9 bytes a row in plane 0, got stride 8"
+            "expected shape at least 9 bytes per row in plane 0, got stride 8"
         );
     }
 

@@ -60,7 +60,7 @@ pub fn tensor_from_masks(masks: &[Vec<bool>], device: &Device) -> TensorResult<T
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
 /// - `original`: logits of the whole images, `[batch, classes]`
-/// - `masks`: one a patch, image by image, true keeps
+/// - `masks`: one per patch, image by image, true keeps
 ///
 /// # Errors
 /// Fails where a shape does not fit the model, or the model has no classifier.
@@ -97,7 +97,7 @@ pub fn masked_answers(
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
 /// - `original`: logits of the whole images, `[batch, classes]`
-/// - `attributions`: one a patch, image by image
+/// - `attributions`: one per patch, image by image
 ///
 /// # Errors
 /// Fails where a shape does not fit the model, or the model has no classifier.
@@ -157,7 +157,9 @@ pub fn best_kept(ranking: &[usize], n_kept: usize) -> Vec<bool> {
 
 /// Logits, or the error of a model without a classifier.
 pub fn logits(logits: Option<Tensor>) -> Result<Tensor> {
-    logits.ok_or_else(|| Error::Model("the model has no classifier, so no answer to keep".into()))
+    logits.ok_or_else(|| {
+        Error::Model("the model has no classifier, so there is no output to preserve".into())
+    })
 }
 
 /// The answer to images of the size of `images` of which no patch is left, `[1, classes]`, without a graph.

@@ -147,7 +147,7 @@ fn read(
     let needed = GateSizes::new(vit.config());
     if (card.states, card.dim) != (needed.states, needed.dim) {
         return Err(Error::Model(format!(
-            "gates are for {} states of {} features, the model has {} of {}",
+            "gates are for {} states of {} features, but the model has {} states of {} features",
             card.states, card.dim, needed.states, needed.dim
         )));
     }

@@ -133,7 +133,9 @@ fn take(
         .forward_from(first_block, &read.contiguous()?, &mut taps)?
         .logits
     else {
-        candle_core::bail!("the model has no classifier, so no class to take from patches for");
+        candle_core::bail!(
+            "the model has no classifier, so there is no class to compute patch contributions for"
+        );
     };
     let (_, (record, probe)) = taps;
     let grads = kernels::in_pool(|| logits.mul(weights)?.sum_all()?.backward())?;

@@ -155,13 +155,16 @@ impl FrozenVotes {
 
     fn check(&self, n_states: usize) -> Result<()> {
         if n_states != self.votes.len() {
-            candle_core::bail!("there are {} gates for {n_states} states", self.votes.len());
+            candle_core::bail!(
+                "got {} gates for {n_states} states, expected one per state",
+                self.votes.len()
+            );
         }
         Ok(())
     }
 
     /// # Shapes
-    /// - `votes`: one a gate, each `[batch, patches]`
+    /// - `votes`: one per gate, each `[batch, patches]`
     /// - result: `[gates, batch, patches]`
     fn log_keep_from_votes(&self, votes: &[Tensor]) -> Result<Tensor> {
         let votes = Tensor::stack(votes, 0)?; // [gates, batch, patches]

@@ -18,7 +18,7 @@
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | u | logit | m·tanh(W₂ tanh(W₁\[h₀; hᵢ\] + b₁) + b₂) + a |
-//! | m, a | [`stretch`](VotingGates::stretch), `offset` | m is constant, a is learned, one a gate |
+//! | m, a | [`stretch`](VotingGates::stretch), `offset` | m is constant, a is learned, one per gate |
 //! | z | sample | clamp(s·(r−l)+l, 0, 1), s = σ((u + ln n − ln(1−n))/τ), n uniform |
 //! | P(z≠0) | keep probability | σ(u − τ·ln(−l/r)) |
 //! | q⁽ᵏ⁾ | mask of depth k | Πᵢ₌₀..ₖ P(zᵢ≠0) |

@@ -122,12 +122,12 @@ impl OrderGates {
     pub fn load(vit: &Vit, hidden: usize, tensors: &HashMap<String, Tensor>) -> Result<Self> {
         if vit.config().head().is_none() {
             return Err(Error::Model(
-                "the model has no classifier, so no class to order patches for".into(),
+                "the model has no classifier, so there is no class to order patches for".into(),
             ));
         }
         let sizes = OrderSizes::new(vit.config(), hidden);
         let shapes = sizes.shapes();
-        check_names("gates that order", &shapes, tensors)?;
+        check_names("ordering gates", &shapes, tensors)?;
         let tensor = |name: &str| tensor_of(name, &shapes, tensors);
         let linear = |layer: &str| -> Result<Linear> {
             let part = |which: &str| tensor(&format!("{layer}.{which}"));

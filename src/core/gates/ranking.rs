@@ -144,7 +144,7 @@ impl RankingGates {
         let sizes = RankingSizes::new(vit.config(), hidden);
         let Some(class_weights) = vit.class_weights()? else {
             return Err(Error::Model(
-                "the model has no classifier, so no class to score patches for".into(),
+                "the model has no classifier, so there is no class to score patches for".into(),
             ));
         };
         let shapes = sizes.shapes();
@@ -237,11 +237,11 @@ impl RankingGates {
     fn look(&self, states: &[Tensor], answer: &Tensor) -> TensorResult<Seen> {
         let RankingSizes { dim, hidden, .. } = self.sizes;
         let Some(first) = states.first() else {
-            candle_core::bail!("gates need the states of a clean pass");
+            candle_core::bail!("gates require the states of an unmasked forward pass");
         };
         if states.len() != self.sizes.states {
             candle_core::bail!(
-                "gates for {} states are asked about {}",
+                "gates for {} states were given {} states",
                 self.sizes.states,
                 states.len()
             );

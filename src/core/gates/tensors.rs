@@ -32,7 +32,9 @@ pub(super) fn check_names(
 ) -> Result<()> {
     let known = |name: &str| shapes.iter().any(|(known, _)| *known == name);
     match tensors.keys().filter(|name| !known(name)).min() {
-        Some(name) => Err(Error::Model(format!("{whose} have no tensor {name:?}"))),
+        Some(name) => Err(Error::Model(format!(
+            "unexpected tensor {name:?} in {whose}"
+        ))),
         None => Ok(()),
     }
 }
@@ -50,7 +52,7 @@ pub(super) fn tensor_of(
         .ok_or_else(|| Error::Model(format!("gates lack tensor {name:?}")))?;
     if tensor.dims() != shape {
         return Err(Error::Model(format!(
-            "gate tensor {name:?} has shape {:?}, the model needs {shape:?}",
+            "gate tensor {name:?} has shape {:?}, but the model needs {shape:?}",
             tensor.dims()
         )));
     }

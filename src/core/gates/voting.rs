@@ -180,7 +180,7 @@ impl VotingGates {
             .min()
         {
             return Err(Error::Model(format!(
-                "gates for {} states have no tensor {name:?}",
+                "unexpected tensor {name:?} in gates for {} states",
                 sizes.states
             )));
         }
@@ -193,7 +193,7 @@ impl VotingGates {
             };
             if tensor.dims() != shape {
                 return Err(Error::Model(format!(
-                    "gate tensor {name:?} has shape {:?}, the model needs {shape:?}",
+                    "gate tensor {name:?} has shape {:?}, but the model needs {shape:?}",
                     tensor.dims()
                 )));
             }
@@ -254,11 +254,11 @@ impl VotingGates {
     /// Fails where the states do not fit.
     pub fn logits(&self, states: &[Tensor], depth: usize) -> TensorResult<Vec<Tensor>> {
         let Some(first) = states.first() else {
-            candle_core::bail!("gates need the states of a clean pass");
+            candle_core::bail!("gates require the states of an unmasked forward pass");
         };
         if states.len() <= depth || self.gates.len() <= depth {
             candle_core::bail!(
-                "depth {depth} needs as many gates and states, have {} and {}",
+                "depth {depth} is out of range for {} gates and {} states",
                 self.gates.len(),
                 states.len()
             );
@@ -431,7 +431,7 @@ mod tests {
             .map(|err| err.to_string());
         assert_eq!(
             message.as_deref(),
-            Some("gate tensor \"baseline\" has shape [9], the model needs [8]")
+            Some("gate tensor \"baseline\" has shape [9], but the model needs [8]")
         );
     }
 

@@ -61,7 +61,7 @@ impl Interpreter {
         };
         if found != needed {
             return Err(Error::Model(format!(
-                "interpreter is for {} features and {} classes, the model has {} and {}",
+                "interpreter is for {} features and {} classes, but the model has {} features and {} classes",
                 found.dim, found.classes, needed.dim, needed.classes
             )));
         }

@@ -38,7 +38,7 @@ pub enum Pooling {
     /// A classifier of the mean over patches (the authors' Dog & Cat notebook).
     #[default]
     Mean,
-    /// One number a patch, and a classifier of those (their CIFAR-10 notebook): for one number of patches only.
+    /// One number per patch, and a classifier of those (their CIFAR-10 notebook): for one number of patches only.
     Position,
 }
 
@@ -156,7 +156,7 @@ impl Interpreter {
                     .ok_or_else(|| Error::Model(format!("interpreter lacks tensor {name:?}")))?;
                 if tensor.dims() != expected {
                     return Err(Error::Model(format!(
-                        "interpreter tensor {name:?} has shape {:?}, the model needs {expected:?}",
+                        "interpreter tensor {name:?} has shape {:?}, but the model needs {expected:?}",
                         tensor.dims()
                     )));
                 }
@@ -167,7 +167,7 @@ impl Interpreter {
         }
         if tensors.len() > 2 * maps.len() {
             return Err(Error::Model(format!(
-                "interpreter has {} tensors, and {} belong to it",
+                "interpreter has {} tensors, expected {}",
                 tensors.len(),
                 2 * maps.len()
             )));

@@ -61,7 +61,7 @@ impl Scale {
         let fields = Fields(&root);
         let kind = fields.required("peft_type")?;
         if kind != "LORA" {
-            return refuse(format!("peft_type is {kind}, supported is LORA"));
+            return refuse(format!("peft_type is {kind}, but only LORA is supported"));
         }
         let is_set = |value: &&Value| match value {
             Value::Bool(flag) => *flag,
@@ -80,7 +80,7 @@ impl Scale {
             && !INITIAL.contains(&initial.as_str())
         {
             return refuse(format!(
-                "init_lora_weights is {initial:?}, which changes the model's weights before the training; merge the \
+                "init_lora_weights is {initial:?}, which changes the model's weights before training; merge the \
                  adapter with peft's merge_and_unload"
             ));
         }
@@ -143,12 +143,12 @@ impl Adapter {
         for (name, change) in BTreeMap::from_iter(self.changes) {
             let Some(weight) = tensors.get_mut(&name) else {
                 return refuse(format!(
-                    "the adapter changes {name:?}, which the model lacks"
+                    "the adapter changes {name:?}, which the model does not have"
                 ));
             };
             if weight.dims() != change.dims() {
                 return refuse(format!(
-                    "the adapter changes {name:?} by shape {:?}, and the model has {:?}",
+                    "the adapter's change to {name:?} has shape {:?}, but the model's tensor has shape {:?}",
                     change.dims(),
                     weight.dims()
                 ));
@@ -166,7 +166,7 @@ fn change(stem: &str, a: &Tensor, b: &Tensor, scale: &Scale) -> Result<Tensor> {
     };
     if rank == 0 || of_rank != rank || b.elem_count() != outputs * rank {
         return refuse(format!(
-            "{stem:?} has lora_A of shape {:?} and lora_B of shape {:?}, which do not multiply",
+            "{stem:?} has lora_A of shape {:?} and lora_B of shape {:?}, which cannot be multiplied",
             a.dims(),
             b.dims()
         ));

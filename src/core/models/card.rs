@@ -63,7 +63,7 @@ impl ModelCard {
         let digest = digest.trim_matches('`').to_lowercase();
         if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(Error::Model(format!(
-                "card's sha256 is {digest:?}, not 64 hexadecimal digits"
+                "card's sha256 is {digest:?}, expected 64 hexadecimal digits"
             )));
         }
         Ok(Self {
@@ -71,7 +71,7 @@ impl ModelCard {
             seed: seed
                 .trim_matches('`')
                 .parse()
-                .map_err(|_| Error::Model(format!("card's seed is {seed:?}, not a number")))?,
+                .map_err(|_| Error::Model(format!("card's seed is {seed:?}, expected a number")))?,
             command: field("command")?.to_owned(),
             accuracy: field("accuracy")?.to_owned(),
             known_failures: field("known failures")?.to_owned(),
@@ -95,7 +95,7 @@ impl ModelCard {
         let found = sha256_hex(&bytes);
         if found != card.sha256 {
             return Err(Error::Model(format!(
-                "weights have sha256 {found:?}, card says {:?}: {path:?}",
+                "weights have sha256 {found:?}, but the card states {:?}: {path:?}",
                 card.sha256
             )));
         }

@@ -26,7 +26,7 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device> {
         if !cfg!(feature = "cuda") && matches!(self, Self::Cuda(_)) {
             return Err(Error::Config(
-                "this program was built without CUDA, which takes `cargo build --features cuda`"
+                "this program was built without CUDA; rebuild it with `cargo build --features cuda`"
                     .into(),
             ));
         }

@@ -81,7 +81,8 @@ impl Familiarity {
             Some(base) if base.eq_ignore_ascii_case(weights_sha256) => {}
             Some(base) => {
                 return refuse(format!(
-                    "the familiarity belongs to weights with sha256 {base:?}, the model's have {weights_sha256:?}"
+                    "the familiarity file was made for weights with sha256 {base:?}, but the model's weights have \
+                     sha256 {weights_sha256:?}"
                 ));
             }
             None => {
@@ -94,7 +95,7 @@ impl Familiarity {
         let mut take = |name: &str, shape: &[usize]| match tensors.remove(name) {
             Some(tensor) if tensor.dims() == shape => Ok(tensor.to_dtype(DType::F32)?),
             Some(tensor) => Err(Error::Model(format!(
-                "tensor {name:?} has shape {:?}, the model needs {shape:?}",
+                "tensor {name:?} has shape {:?}, but the model needs {shape:?}",
                 tensor.dims()
             ))),
             None => Err(Error::Model(format!("tensor {name:?} is missing"))),
@@ -104,14 +105,14 @@ impl Familiarity {
         let coefficients: Vec<f32> = take(COEFFICIENTS, &[3])?.to_vec1()?;
         let sure_from: Vec<f32> = take(SURE_FROM, &[1])?.to_vec1()?;
         if let Some(name) = tensors.keys().min() {
-            return refuse(format!("there is no tensor {name:?} in a familiarity"));
+            return refuse(format!("unexpected tensor {name:?} in a familiarity file"));
         }
         let (&[a, b, k], &[sure_from]) = (coefficients.as_slice(), sure_from.as_slice()) else {
-            return refuse("the familiarity is damaged".into());
+            return refuse("the familiarity file is damaged".into());
         };
         if !(0.0..=1.0).contains(&sure_from) {
             return refuse(format!(
-                "{SURE_FROM:?} is {sure_from}, not a number from 0 to 1"
+                "{SURE_FROM:?} is {sure_from}, expected a number from 0 to 1"
             ));
         }
         let coefficients = [a, b, k].map(f64::from);
@@ -131,8 +132,9 @@ impl Familiarity {
             (SURE_FROM, Tensor::new(&[self.sure_from], &Device::Cpu)?),
         ];
         let metadata = HashMap::from([(BASE.to_owned(), weights_sha256.to_owned())]);
-        let bytes = safetensors::serialize(tensors, Some(metadata))
-            .map_err(|error| Error::Model(format!("the familiarity cannot be stored ({error})")))?;
+        let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| {
+            Error::Model(format!("the familiarity file cannot be written ({error})"))
+        })?;
         fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
         write_whole(&folder.join(FAMILIARITY), &bytes)
     }

@@ -87,13 +87,14 @@ impl Files {
     pub(super) fn read(folder: &Path) -> Result<Self> {
         if folder.join(HEAD).exists() && !OWN.iter().any(|file| folder.join(file).exists()) {
             return Err(Error::Model(format!(
-                "model folder holds a head only, and so needs the model that it was made for as its backbone: \
+                "model folder contains only a head; pass the model that the head was made for as its backbone: \
                  {folder:?}"
             )));
         }
         if folder.join(ADAPTER_CONFIG).exists() && !folder.join(CONFIG).exists() {
             return Err(Error::Model(format!(
-                "model folder holds an adapter only, and so needs the model that it was trained for as its backbone: \
+                "model folder contains only an adapter; pass the model that the adapter was trained for as its \
+                 backbone: \
                  {folder:?}"
             )));
         }
@@ -128,7 +129,7 @@ impl Files {
     pub(super) fn under(self, folder: &Path) -> Result<Self> {
         if let Some(file) = OWN.into_iter().find(|file| folder.join(file).exists()) {
             return Err(Error::Model(format!(
-                "model folder has a {file} of its own and so takes no backbone: {folder:?}"
+                "model folder has its own {file} and cannot be combined with a backbone: {folder:?}"
             )));
         }
         // Gates belong to a head of the backbone's too, where there is one.
@@ -136,7 +137,7 @@ impl Files {
         let adapter = pair(folder, ADAPTER, ADAPTER_CONFIG)?;
         if adapter.is_some() && self.adapter.is_some() {
             return Err(Error::Model(format!(
-                "the backbone has an adapter already, and one is supported: {folder:?}"
+                "the backbone already has an adapter, and only one is supported: {folder:?}"
             )));
         }
         let mut files = self.with_additions(folder)?;
@@ -266,8 +267,8 @@ fn pair(folder: &Path, weights: &str, card: &str) -> Result<Option<(Bytes, Bytes
     match (optional(folder, weights)?, optional(folder, card)?) {
         (Some(weights), Some(card)) => Ok(Some((weights, card))),
         (None, None) => Ok(None),
-        (Some(_), None) => Err(missing(folder, card, &format!(", but {weights}"))),
-        (None, Some(_)) => Err(missing(folder, weights, &format!(", but {card}"))),
+        (Some(_), None) => Err(missing(folder, card, &format!(", but it has {weights}"))),
+        (None, Some(_)) => Err(missing(folder, weights, &format!(", but it has {card}"))),
     }
 }
 
@@ -319,7 +320,7 @@ fn no_preprocessor(folder: &Path, config: &[u8]) -> Error {
         return blamed(folder, CONFIG, &error);
     }
     let hint = format!(
-        " and no {IMAGE_PROCESSOR:?} in a {PROCESSOR}, without which the size and scale of the model's input are unknown"
+        " and no {IMAGE_PROCESSOR:?} in a {PROCESSOR}, so the size and scale of the model's input are unknown"
     );
     missing(folder, PREPROCESSOR, &hint)
 }
@@ -337,9 +338,9 @@ pub(super) fn weights_elsewhere(missing: &str, exists: impl Fn(&str) -> bool) ->
     if missing != WEIGHTS {
         ""
     } else if exists("model.safetensors.index.json") {
-        ", only weights in several files, which are not supported"
+        ", only weights sharded over several files, which are not supported"
     } else if exists("pytorch_model.bin") {
-        ", only pytorch_model.bin, which transformers can save as safetensors"
+        ", only pytorch_model.bin, which transformers can convert to safetensors"
     } else {
         ""
     }
@@ -364,7 +365,7 @@ pub fn save_folder(
     config.validate()?;
     if config.family == Family::Clip {
         return Err(Error::Model(
-            "half a CLIP cannot be saved, only read".into(),
+            "CLIP's image encoder can be read but not saved".into(),
         ));
     }
     names::check(config, tensors)?;

@@ -59,7 +59,7 @@ impl HeadFile {
             let leaf = name.rsplit('.').next().unwrap_or_default();
             if !matches!(leaf, "weight" | "bias") || tensors.insert(leaf.into(), tensor).is_some() {
                 return refuse(format!(
-                    "tensor {name:?} is none of one weight and one bias"
+                    "unexpected tensor {name:?}, expected one weight and at most one bias"
                 ));
             }
         }
@@ -68,7 +68,7 @@ impl HeadFile {
         };
         let &[classes, _] = weight.dims() else {
             return refuse(format!(
-                "tensor \"weight\" has shape {:?}, not [classes, width]",
+                "tensor \"weight\" has shape {:?}, expected [classes, width]",
                 weight.dims()
             ));
         };
@@ -77,7 +77,7 @@ impl HeadFile {
             && bias.dims() != [classes]
         {
             return refuse(format!(
-                "tensor \"bias\" has shape {:?}, and \"weight\" has {classes} classes",
+                "tensor \"bias\" has shape {:?}, but \"weight\" has {classes} classes",
                 bias.dims()
             ));
         }
@@ -96,7 +96,8 @@ impl HeadFile {
     pub(super) fn check_backbone(&self, weights_sha256: &str) -> Result<()> {
         match &self.backbone_sha256 {
             Some(expected) if !expected.eq_ignore_ascii_case(weights_sha256) => refuse(format!(
-                "the head belongs to weights with sha256 {expected:?}, the model's have {weights_sha256:?}"
+                "the head was trained for weights with sha256 {expected:?}, but the model's weights have sha256 \
+                 {weights_sha256:?}"
             )),
             _ => Ok(()),
         }
@@ -114,7 +115,9 @@ impl HeadFile {
         }
         let (weight, bias) = match (reads, self.bias) {
             (Head::ImageEmbedding { .. }, Some(_)) => {
-                return refuse("class vectors have no bias, and there is a tensor \"bias\"".into());
+                return refuse(
+                    "class vectors take no bias, but the file has a tensor \"bias\"".into(),
+                );
             }
             (Head::ImageEmbedding { .. }, None) => {
                 let scale = Tensor::new(LOGIT_SCALE, self.weight.device())?;
@@ -157,13 +160,13 @@ fn reads(config: &VitConfig, width: usize) -> Result<Head> {
     match config.reads {
         Head::ImageEmbedding { projection_dim } if width == projection_dim => Ok(config.reads),
         Head::ImageEmbedding { projection_dim } => refuse(format!(
-            "class vectors have {width} numbers, and the model's image embedding has {projection_dim}"
+            "class vectors have {width} dimensions, but the model's image embedding has {projection_dim}"
         )),
         _ if width == dim => Ok(Head::ClassToken),
         _ if width == 2 * dim => Ok(Head::ClassTokenAndPatchMean),
         _ => refuse(format!(
-            "the classifier reads {width} features, and the model has {dim} a token: {dim} (class token) and \
-             {} (and mean of the patches) are supported",
+            "the classifier reads {width} features, but the model has {dim} per token; {dim} (class token) and {} \
+             (class token and mean of the patches) are supported",
             2 * dim
         )),
     }
@@ -186,13 +189,15 @@ impl LinearHead {
         let (classes, width) = self.weight.dims2()?;
         let reads = match reads(vit.config(), width)? {
             Head::ImageEmbedding { .. } => {
-                return refuse("CLIP answers by class vectors and takes no linear head".into());
+                return refuse(
+                    "CLIP classifies by class vectors and does not support a linear head".into(),
+                );
             }
             reads => reads,
         };
         if self.bias.dims() != [classes] || self.labels.len() != classes {
             return refuse(format!(
-                "the classifier has {classes} classes, {:?} biases and {} names",
+                "the classifier has {classes} classes but {:?} biases and {} names",
                 self.bias.dims(),
                 self.labels.len()
             ));
@@ -237,7 +242,7 @@ pub fn check_head_folder(folder: &Path) -> Result<()> {
     let mut others = OWN.iter().chain(&INPUT).chain(&[GATES, INTERPRETER]);
     match others.find(|file| folder.join(file).exists()) {
         Some(file) => refuse(format!(
-            "a head gets a folder of its own, and there is a {file}: {folder:?}"
+            "a head needs a folder of its own, but this folder contains a {file}: {folder:?}"
         )),
         None => Ok(()),
     }
@@ -260,7 +265,7 @@ pub fn read_head(folder: &Path, backbone_sha256: &str) -> Result<Option<HeadExam
         let head = HeadFile::from_bytes(&bytes, &Device::Cpu)?;
         head.check_backbone(backbone_sha256)?;
         head.examples.map_or_else(
-            || refuse("the head holds no examples, and so cannot be taught more".into()),
+            || refuse("the head contains no examples, so it cannot be taught further".into()),
             Ok,
         )
     };
@@ -343,7 +348,7 @@ fn json(value: &impl Serialize) -> Result<String> {
 }
 
 fn not_stored(reason: &dyn std::fmt::Display) -> Error {
-    Error::Model(format!("the head cannot be stored ({reason})"))
+    Error::Model(format!("the head cannot be written ({reason})"))
 }
 
 /// What a head of this width was taught.
@@ -355,7 +360,7 @@ fn examples(
     let text = metadata.get(EXAMPLES).map_or("", String::as_str);
     let ExamplesEntry { classes, labels } = serde_json::from_str(text).map_err(|error| {
         Error::Model(format!(
-            "metadata {EXAMPLES:?} does not say what the examples are ({error})"
+            "metadata {EXAMPLES:?} does not describe the examples ({error})"
         ))
     })?;
     if features.dims() != [labels.len(), width] {
@@ -367,7 +372,7 @@ fn examples(
     }
     if let Some(label) = labels.iter().find(|label| **label >= classes.len()) {
         return refuse(format!(
-            "metadata {EXAMPLES:?} has {} classes and an example of class {label}",
+            "metadata {EXAMPLES:?} has {} classes but an example of class {label}",
             classes.len()
         ));
     }
@@ -407,7 +412,7 @@ fn labels(metadata: &HashMap<String, String>, classes: usize) -> Result<Vec<Stri
     })?;
     if labels.len() != classes {
         return refuse(format!(
-            "metadata {LABELS:?} names {} classes, and \"weight\" has {classes}",
+            "metadata {LABELS:?} names {} classes, but \"weight\" has {classes}",
             labels.len()
         ));
     }

@@ -184,7 +184,7 @@ fn reason(error: &ApiError) -> String {
         .iter()
         .any(|status| text.ends_with(status))
     {
-        true => format!("{text}: the hub has no such model, or not for everybody"),
+        true => format!("{text}: the hub has no such model, or access to it is restricted"),
         false => text,
     }
 }

@@ -1,13 +1,13 @@
-//! Models by reference: an embedded name, a folder as Hugging Face lays it out, or a model of its hub.
+//! Models by reference: an embedded name, a folder in Hugging Face's layout, or a model on the Hugging Face hub.
 //!
-//! A folder holds `config.json`, `preprocessor_config.json` or `processor_config.json`, and `model.safetensors`, and may
-//! hold a LoRA adapter for these weights (`adapter_config.json`, `adapter_model.safetensors`), a classifier of its own
-//! ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`)
-//! and IA-ViT's interpreter (`interpreter.safetensors`, `interpreter.json`); the latter two are refused if
-//! they belong to other weights, and so is what the model finds familiar ([`familiarity.safetensors`](familiarity)).
-//! A folder with such parts only stands on another model, its backbone, and may say how pictures become that model's
-//! input. The backbone's gates still explain where the folder has none and no adapter.
-//! What is embedded and what the hub has goes the same way.
+//! A folder contains `config.json`, `preprocessor_config.json` or `processor_config.json`, and `model.safetensors`. It
+//! may also contain a LoRA adapter for these weights (`adapter_config.json`, `adapter_model.safetensors`), its own
+//! classifier ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`), IA-ViT's interpreter
+//! (`interpreter.safetensors`, `interpreter.json`) and data on familiar pictures
+//! ([`familiarity.safetensors`](familiarity)). The last three are refused if they belong to other weights. A folder
+//! with only such parts needs another model as its backbone and may specify that model's preprocessing. The backbone's
+//! gates still apply if the folder has no gates and no adapter. Embedded models and models of the hub are read in the
+//! same way.
 
 mod adapter;
 pub mod card;
@@ -56,28 +56,28 @@ use head::HeadFile;
 /// Key of [`Model::not_sure_below`] in `config.json`.
 const NOT_SURE_BELOW: &str = "not_sure_below";
 
-/// Patches a side that an input size may ask for: attention takes memory by the fourth power.
+/// Largest input size in patches per side; the memory of attention grows with its fourth power.
 const MOST_PATCHES_ACROSS: usize = 64;
 
-/// A model with all that lies in its folder.
+/// A model with everything in its folder.
 pub struct Model {
-    /// Embedded name, folder or hub id, as it was given.
+    /// Embedded name, folder or hub id, as given.
     pub name: String,
     /// The Vision Transformer.
     pub vit: Vit,
-    /// How pictures become its input.
+    /// Preprocessing of pictures for the model.
     pub preprocessor: Preprocessor,
-    /// Hash of `model.safetensors`, and of an adapter and `head.safetensors` behind it where there are such, in lower-case
+    /// Hash of `model.safetensors` followed by the adapter and `head.safetensors`, if present, in lower-case
     /// hexadecimal.
     pub weights_sha256: String,
-    /// The same without the head: what a head or gates of the backbone belong to.
+    /// The hash without the head, to which a head or the backbone's gates belong.
     pub backbone_sha256: String,
-    /// Whether its classifier is that of a `head.safetensors`.
+    /// Whether its classifier comes from a `head.safetensors`.
     pub own_head: bool,
-    /// Probability of the most probable class below which the model's answer is "not sure", as measured for its own
-    /// classifier; of no effect beside a [`familiarity`](Self::familiarity).
+    /// Probability of the most probable class below which the model's answer is "not sure", measured for its own
+    /// classifier. It has no effect if the model has a [`familiarity`](Self::familiarity).
     pub not_sure_below: Option<f32>,
-    /// What its own classifier has learned looks like, and how far answers can be trusted.
+    /// Statistics of the pictures that its own classifier learned from, and the trust in its predictions.
     pub familiarity: Option<Familiarity>,
     /// DiffMask gates for exactly these weights, or for those of the backbone under a head.
     pub gates: Option<Gates>,
@@ -87,16 +87,16 @@ pub struct Model {
     pub interpreter: Option<Interpreter>,
     /// How the interpreter was trained.
     pub interpreter_card: Option<InterpreterCard>,
-    /// The model as it was opened, where [`with_head`](Self::with_head) put another classifier on it.
+    /// The model as opened, if [`with_head`](Self::with_head) replaced its classifier.
     pub untaught: Option<Arc<Self>>,
 }
 
-/// The weights of a model by name, for training that goes on from them.
+/// The weights of a model by name, as a start for training.
 #[derive(Debug)]
 pub struct ModelWeights {
     /// The model's shape.
     pub config: VitConfig,
-    /// How pictures become its input.
+    /// Preprocessing of pictures for the model.
     pub preprocessor: Preprocessor,
     /// The weights under canonical names.
     pub tensors: HashMap<String, Tensor>,
@@ -106,25 +106,25 @@ pub struct ModelWeights {
     pub backbone_sha256: String,
 }
 
-/// Name of the model that explains where none is asked for; part of builds with the feature `embedded-models`.
+/// Name of the default model, included in builds with the feature `embedded-models`.
 pub const DEFAULT: &str = "everyday";
 
-/// Names of the models that are part of this build.
+/// Names of the models embedded in this build.
 pub fn embedded_names() -> impl Iterator<Item = &'static str> {
     embedded::MODELS.iter().map(|model| model.name)
 }
 
-/// Which model to open. A text is one without a backbone, gates and all.
+/// The model to open. A string refers to a model without a backbone, with all its trained parts.
 #[derive(Clone, Copy, Debug)]
 pub struct Reference<'a> {
     /// Embedded name, folder or hub id; `./NAME` is always a folder.
     pub model: &'a str,
-    /// The model that stands under a folder with head, gates or interpreter only.
+    /// Backbone model, if `model` is a folder with only a head, an adapter, gates or an interpreter.
     pub backbone: Option<&'a str>,
-    /// Whether gates, interpreter and familiarity are read; where new ones are wanted, it does not matter whose the old
-    /// ones are.
+    /// Whether to read gates, interpreter and familiarity. If not, parts of other weights are not refused, so they can
+    /// be replaced.
     pub trained_parts: bool,
-    /// What is asked of the model's input, in place of what its preprocessor says.
+    /// Settings of the model's input that override its preprocessor.
     pub input: Input,
 }
 
@@ -140,7 +140,7 @@ impl<'a> From<&'a str> for Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// A model, gates and all, over a backbone where one is given.
+    /// A model with all its trained parts, over a backbone if there is one.
     pub fn over(model: &'a str, backbone: Option<&'a str>) -> Self {
         Self {
             backbone,
@@ -149,7 +149,7 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// Opens a model. One of the hub is downloaded if it is not in the hub's cache.
+/// Opens a model. A model of the hub is downloaded if it is not in the hub's cache.
 ///
 /// # Errors
 /// [`Error::Model`] if there is no such model, listing what was tried, or if one of its files is
@@ -161,15 +161,15 @@ pub fn open<'a>(reference: impl Into<Reference<'a>>, device: &Device) -> Result<
     Ok(model)
 }
 
-/// The preprocessor with what is asked of the input.
+/// The preprocessor with the requested input settings.
 fn asked_of(model: &Model, input: Input) -> Result<Preprocessor> {
     let patch_px = model.vit.config().patch_size;
     if let Some(edge_px) = input.edge_px {
         let fits = edge_px.is_multiple_of(patch_px) && edge_px <= MOST_PATCHES_ACROSS * patch_px;
         if edge_px == 0 || !fits {
             return Err(Error::Config(format!(
-                "input size is {edge_px} px, expected a multiple of {patch_px}, the model's patch size, from {patch_px} to \
-                 {}",
+                "input size is {edge_px} px, expected a multiple of the model's patch size {patch_px}, from \
+                 {patch_px} to {}",
                 MOST_PATCHES_ACROSS * patch_px
             )));
         }
@@ -200,7 +200,8 @@ fn folder(reference: &str) -> Result<&Path> {
     match path.is_dir() {
         true => Ok(path),
         false => Err(Error::Model(format!(
-            "over a backbone goes a folder with a head, an adapter or gates, and there is none: {reference:?}"
+            "with a backbone, the model must be a folder with a head, an adapter or gates, and there is no such \
+             folder: {reference:?}"
         ))),
     }
 }
@@ -226,7 +227,7 @@ fn find(reference: &str) -> Result<Files> {
 fn not_found(reference: &str) -> String {
     let path = Path::new(reference);
     if path.is_file() {
-        return format!("a model is a folder, and this is a file: {path:?}");
+        return format!("expected a model folder, got a file: {path:?}");
     }
     let embedded: Vec<&str> = embedded_names().collect();
     let embedded = match embedded.as_slice() {
@@ -237,7 +238,7 @@ fn not_found(reference: &str) -> String {
     if is_hub_id(reference) {
         return format!(
             "model is {tried}, and this program was built without the feature `hub`; save the model's {CONFIG}, \
-             {PREPROCESSOR} and {WEIGHTS} in a folder and pass that: {reference:?}"
+             {PREPROCESSOR} and {WEIGHTS} in a folder and pass that folder: {reference:?}"
         );
     }
     format!("model is {tried}: {reference:?}")
@@ -257,7 +258,7 @@ fn is_hub_id(reference: &str) -> bool {
         .is_some_and(|(owner, name)| word(owner) && word(name))
 }
 
-/// Opens a model's weights, as [`open`] does a model.
+/// Opens a model's weights, as [`open`] opens a model.
 ///
 /// # Errors
 /// As [`open`].
@@ -383,24 +384,24 @@ fn not_sure_below(config: &str) -> Result<Option<f32>> {
     match value.as_f64().map(|threshold| threshold as f32) {
         Some(threshold) if (0.0..1.0).contains(&threshold) => Ok(Some(threshold)),
         _ => Err(Error::Model(format!(
-            "field {NOT_SURE_BELOW:?} is {value}, not a number from 0 to below 1"
+            "field {NOT_SURE_BELOW:?} is {value}, expected a number of at least 0 and below 1"
         ))),
     }
 }
 
-/// Checks that the model takes what the preprocessor makes.
+/// Checks that the model accepts the preprocessor's output.
 fn fit(preprocessor: Preprocessor, config: &VitConfig) -> Result<Preprocessor> {
     let size = preprocessor.image_size();
     let patch = config.patch_size;
     if config.num_channels != 3 {
         return Err(Error::Model(format!(
-            "config says {} channels, pictures have 3",
+            "config specifies {} channels, but pictures have 3",
             config.num_channels
         )));
     }
     if !(size.width_px.is_multiple_of(patch) && size.height_px.is_multiple_of(patch)) {
         return Err(Error::Model(format!(
-            "images are {} x {} px, config says patches of {patch} px, which does not divide them",
+            "images are {} x {} px, which is not a multiple of config's patch size of {patch} px",
             size.width_px, size.height_px
         )));
     }
@@ -408,7 +409,7 @@ fn fit(preprocessor: Preprocessor, config: &VitConfig) -> Result<Preprocessor> {
 }
 
 impl Model {
-    /// What was trained for the model, for methods that need it.
+    /// The parts trained for the model, for methods that need them.
     pub fn parts(&self) -> Parts<'_> {
         Parts {
             gates: self.gates.as_ref(),
@@ -422,8 +423,8 @@ impl Model {
         &self.vit.config().labels
     }
 
-    /// The least trust, or without a [`familiarity`](Self::familiarity) the least probability, of an answer that counts as
-    /// sure.
+    /// The smallest trust at which a prediction counts as sure, or the smallest probability without a
+    /// [`familiarity`](Self::familiarity).
     pub fn sure_from(&self) -> Option<f32> {
         let trust = self.familiarity.as_ref();
         trust.map_or(self.not_sure_below, |familiarity| {
@@ -440,7 +441,7 @@ impl Model {
     /// Pictures of the preprocessor's size as a normalized batch on the model's device.
     ///
     /// # Shapes
-    /// - `rgb`: one `[height, width, 3]` a picture, red first
+    /// - `rgb`: one `[height, width, 3]` per picture, red first
     /// - result: `[batch, 3, height, width]`
     ///
     /// # Errors
@@ -450,9 +451,9 @@ impl Model {
         self.preprocessor.images_from_rgb(rgb, device)
     }
 
-    /// The same model with another classifier over the same weights; gates that explain the backbone go on.
+    /// The same model with another classifier over the same weights; gates that explain the backbone remain.
     ///
-    /// Tensors are shared. `weights_sha256` becomes the hash of the backbone's and the head's values.
+    /// Tensors are shared. `weights_sha256` becomes the hash of the values of backbone and head.
     ///
     /// # Errors
     /// [`Error::Model`] where the head does not fit the model.
@@ -489,14 +490,14 @@ impl Model {
         Arc::clone(self.untaught.as_ref().unwrap_or(self))
     }
 
-    /// Whether the gates, where there are some, were trained to keep another classifier's answer than the model's own.
+    /// Whether the model has gates that were trained to preserve another classifier's output.
     fn has_foreign_gates(&self) -> bool {
         let own = |card: &GateCard| card.base_sha256.eq_ignore_ascii_case(&self.weights_sha256);
         self.gate_card.as_ref().is_some_and(|card| !own(card))
     }
 
-    /// The method that explains it where none is asked for: the gates if it has some that were trained for its answers,
-    /// else the relevance of its classes, or what it attends to if it has none.
+    /// The default method: DiffMask if the model has gates that were trained for its outputs; otherwise a method that
+    /// explains classes, or attention if the model has no classifier.
     pub fn default_method(&self) -> Method {
         match self.vit.config().head() {
             _ if self.gates.is_some() && !self.has_foreign_gates() => Method::DiffMask,
@@ -505,7 +506,7 @@ impl Model {
         }
     }
 
-    /// What a person asks to see explained: `predicted`, a class by name or index, or `contrast:A,B` with two of them.
+    /// Parses a target: `predicted`, a class by name or index, or `contrast:A,B` with two classes.
     ///
     /// # Errors
     /// [`Error::Model`] as [`class_index`](Self::class_index), [`Error::Config`] where the contrast has no second class, or the same one.
@@ -530,7 +531,7 @@ impl Model {
         Ok(Target::Contrast(class, other))
     }
 
-    /// One gray picture, to try something on that needs no particular one.
+    /// One gray picture, for trials that need no particular picture.
     ///
     /// # Shapes
     /// - result: `[1, 3, height, width]`
@@ -542,9 +543,9 @@ impl Model {
         self.images_from_rgb(&[vec![128; 3 * size.width_px * size.height_px]])
     }
 
-    /// The class of this name (whatever its case), or of this index.
+    /// The class with this name (ignoring case) or index.
     ///
-    /// Where a label lists synonyms, as ImageNet's do (`"tabby, tabby cat"`), each of them is a name.
+    /// If a label lists synonyms, as in ImageNet (`"tabby, tabby cat"`), each synonym is a name.
     ///
     /// # Errors
     /// [`Error::Model`] if the model has no classifier, or no such class; near names or the range
@@ -565,7 +566,7 @@ const MAX_LISTED: usize = 12;
 fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
     let Some(last) = labels.len().checked_sub(1) else {
         return Err(format!(
-            "model has no classifier, and so no class {wanted:?}"
+            "model has no classifier, so it has no class {wanted:?}"
         ));
     };
     let lower = wanted.trim().to_lowercase();
@@ -593,7 +594,7 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
                     .map(|&index| numbered(index, &labels[index]))
                     .collect();
                 return Err(format!(
-                    "{wanted:?} is the name of the classes {}, expected an index",
+                    "{wanted:?} is the name of several classes: {}; pass an index instead",
                     several.join(", ")
                 ));
             }
@@ -602,7 +603,7 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
     if let Ok(index) = lower.parse::<i128>() {
         return match usize::try_from(index) {
             Ok(index) if index <= last => Ok(index),
-            _ => Err(format!("class index {index} is not between 0 and {last}")),
+            _ => Err(format!("class index must be from 0 to {last}, got {index}")),
         };
     }
     if labels.len() <= MAX_LISTED {
@@ -611,7 +612,10 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
             .enumerate()
             .map(|(index, label)| numbered(index, label))
             .collect();
-        return Err(format!("classes are {}, not {wanted:?}", labels.join(", ")));
+        return Err(format!(
+            "expected one of the classes {}, got {wanted:?}",
+            labels.join(", ")
+        ));
     }
     let mut near: Vec<(usize, String)> = labels
         .iter()
@@ -686,10 +690,13 @@ mod tests {
         let few = labels(&["bird", "dog"]);
         assert_eq!(
             refused(&few, "cat"),
-            "classes are \"bird\" (0), \"dog\" (1), not \"cat\""
+            "expected one of the classes \"bird\" (0), \"dog\" (1), got \"cat\""
         );
-        assert_eq!(refused(&few, "2"), "class index 2 is not between 0 and 1");
-        assert_eq!(refused(&few, "-1"), "class index -1 is not between 0 and 1");
+        assert_eq!(refused(&few, "2"), "class index must be from 0 to 1, got 2");
+        assert_eq!(
+            refused(&few, "-1"),
+            "class index must be from 0 to 1, got -1"
+        );
         assert!(refused(&[], "0").contains("no classifier"));
         assert!(refused(&many(), "egyptain cat").contains("\"Egyptian cat\" (21)"));
         assert!(refused(&many(), "crane").contains("\"crane\" (22), \"crane\" (23)"));

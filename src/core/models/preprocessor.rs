@@ -155,7 +155,7 @@ impl Preprocessor {
                 Some(crop),
             ),
             ResizeRule::Pad(_) => {
-                let message = "a preprocessor_config.json cannot say that pictures are padded";
+                let message = "preprocessor_config.json cannot describe padding of pictures";
                 return Err(Error::Config(message.into()));
             }
         };
@@ -263,7 +263,7 @@ fn defaults(fields: Fields, family: Family) -> Result<Defaults> {
             number_is_square: false,
         }),
         _ => refuse(format!(
-            "image_processor_type is {}, supported are ViT, DeiT, Bit and CLIP image processors",
+            "image_processor_type is {}, but only ViT, DeiT, Bit and CLIP image processors are supported",
             named.unwrap_or(&Value::Null)
         )),
     }
@@ -280,7 +280,7 @@ fn resampling(fields: Fields, defaults: &Defaults) -> Result<Resampling> {
         (Some(2), _) | (_, Some("bilinear")) => Ok(Resampling::Bilinear),
         (Some(3), _) | (_, Some("bicubic")) => Ok(Resampling::Bicubic),
         _ => refuse(format!(
-            "field \"resample\" is {filter}, supported are 0 (nearest), 1 (lanczos), 2 (bilinear) and 3 (bicubic)"
+            "field \"resample\" is {filter}, expected 0 (nearest), 1 (lanczos), 2 (bilinear) or 3 (bicubic)"
         )),
     }
 }
@@ -299,7 +299,9 @@ fn check_padding(fields: Fields, size: FrameSize) -> Result<()> {
 
 fn rule(fields: Fields, defaults: &Defaults) -> Result<ResizeRule> {
     if !fields.flag("do_resize", true)? {
-        return refuse("do_resize is false, but frames must be brought to the model's size".into());
+        return refuse(
+            "do_resize is false, but frames must be resized to the model's input size".into(),
+        );
     }
     let size = fields.given("size")?.unwrap_or(&defaults.size);
     let resize = match (size, defaults.number_is_square) {
@@ -332,7 +334,7 @@ fn rule(fields: Fields, defaults: &Defaults) -> Result<ResizeRule> {
         (Ok(resize), Some(crop)) => Ok(ResizeRule::StretchThenCrop { resize, crop }),
         (Err(edge_px), Some(crop)) => Ok(ResizeRule::ShortestEdge { edge_px, crop }),
         (Err(_), None) => refuse(format!(
-            "size is {size} without a centre crop, so that the model's input would vary in size"
+            "size is {size} without a center crop, so the model's input would vary in size"
         )),
     }
 }

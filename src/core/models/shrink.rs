@@ -41,13 +41,13 @@ pub fn shrink<'a>(reference: impl Into<Reference<'a>>, folder: &Path) -> Result<
     let reference = reference.into();
     if folder.symlink_metadata().is_ok() {
         return Err(Error::Model(format!(
-            "expected a folder that does not exist yet: {folder:?}"
+            "output folder exists already: {folder:?}"
         )));
     }
     let whole = files(&reference)?;
     if whole.adapter.is_some() {
         return Err(Error::Model(format!(
-            "an adapter lies beside the model's weights, and only whole weights are shrunk; merge it with peft's \
+            "the model has an adapter, but only complete weights can be shrunk; merge it with peft's \
              merge_and_unload: {:?}",
             reference.model
         )));
@@ -65,7 +65,7 @@ pub fn shrink<'a>(reference: impl Into<Reference<'a>>, folder: &Path) -> Result<
         (with_small_parts(whole)?, [None; 3])
     } else {
         return Err(Error::Model(format!(
-            "the model's weights are in 8 bits already: {:?}",
+            "the model's weights are 8-bit already: {:?}",
             reference.model
         )));
     };

@@ -211,7 +211,7 @@ impl VitConfig {
         if timm.is_some() || fields.value("pretrained_cfg").is_some() {
             let name = timm.map_or_else(String::new, |name| format!(" of {name}"));
             return refuse(format!(
-                "timm's configuration{name}, not a Hugging Face config.json"
+                "expected a Hugging Face config.json, got timm's configuration{name}"
             ));
         }
         let family = family(fields)?;
@@ -220,7 +220,7 @@ impl VitConfig {
             .filter(|pool| pool.as_str() != Some("token"))
         {
             return refuse(format!(
-                "global_pool is {pool}, supported is \"token\": the classifier reads the class token"
+                "global_pool is {pool}, but only \"token\" is supported: the classifier reads the class token"
             ));
         }
         if fields.flag("use_swiglu_ffn", false)? {
@@ -383,7 +383,7 @@ impl VitConfig {
         }
         if self.family.is_dinov2() && !self.intermediate_size.is_multiple_of(dim) {
             return refuse(format!(
-                "intermediate_size {} is not a multiple of hidden_size {dim}, as dinov2 needs",
+                "intermediate_size {} is not a multiple of hidden_size {dim}, as dinov2 requires",
                 self.intermediate_size
             ));
         }
@@ -463,7 +463,7 @@ fn family(fields: Fields) -> Result<Family> {
     family.ok_or_else(|| {
         let known = Family::ALL.map(Family::model_type).join(", ");
         Error::Model(format!(
-            "model_type is {name}, supported are {known}, {CLIP}"
+            "model_type is {name}, expected one of {known}, {CLIP}"
         ))
     })
 }
@@ -494,7 +494,9 @@ fn activation(fields: Fields) -> Result<Activation> {
         .find(|known| name == activation_name(*known));
     found.ok_or_else(|| {
         let known = known.map(activation_name).join(" and ");
-        Error::Model(format!("hidden_act is {name}, supported are {known}"))
+        Error::Model(format!(
+            "hidden_act is {name}, but only {known} are supported"
+        ))
     })
 }
 
@@ -522,7 +524,7 @@ fn image_half(root: &Map<String, Value>) -> Result<Map<String, Value>> {
     let architecture = architecture(whole)?;
     if architecture.contains("ForImageClassification") {
         return refuse(format!(
-            "{architecture} is not supported; take the CLIP under it, with class vectors of its own"
+            "{architecture} is not supported; use the underlying CLIP model with separate class vectors"
         ));
     }
     let given = match whole.value("vision_config") {
@@ -580,8 +582,12 @@ fn labels(fields: Fields) -> Result<Vec<String>> {
     (0..n_classes)
         .map(|index| match names.get(&index.to_string()) {
             Some(Value::String(name)) => Ok(name.clone()),
-            Some(other) => refuse(format!("id2label names class {index} {other}, not a text")),
-            None => refuse(format!("id2label has {n_classes} classes but not {index}")),
+            Some(other) => refuse(format!(
+                "id2label maps class {index} to {other}, expected a string"
+            )),
+            None => refuse(format!(
+                "id2label has {n_classes} classes but no class {index}"
+            )),
         })
         .collect()
 }
@@ -596,10 +602,10 @@ fn multi_label(fields: Fields) -> Result<bool> {
         Some(kind) if kind == MULTI_LABEL => Ok(true),
         Some(kind) if kind == "single_label_classification" => Ok(false),
         Some(kind) if kind == "regression" => refuse(
-            "problem_type is \"regression\", whose outputs are no probabilities of classes".into(),
+            "problem_type is \"regression\", but its outputs are not class probabilities".into(),
         ),
         Some(other) => refuse(format!(
-            "problem_type is {other}, supported are {MULTI_LABEL} and single_label_classification"
+            "problem_type is {other}, expected {MULTI_LABEL} or single_label_classification"
         )),
     }
 }
@@ -617,7 +623,7 @@ fn label_aliases(fields: Fields) -> Result<BTreeMap<String, String>> {
     let aliases = aliases.iter().map(|(alias, label)| match label.as_str() {
         Some(label) => Ok((alias.clone(), label.to_owned())),
         None => refuse(format!(
-            "label_aliases maps {alias:?} to {label}, not a text"
+            "label_aliases maps {alias:?} to {label}, expected a string"
         )),
     });
     aliases.collect()
@@ -732,7 +738,10 @@ mod tests {
         assert_eq!(link("\"single_label_classification\""), Link::Softmax);
         assert_eq!(link("\"multi_label_classification\""), Link::Sigmoid);
         let message = kind("\"regression\"").unwrap_err().to_string();
-        assert!(message.contains("no probabilities of classes"), "{message}");
+        assert!(
+            message.contains("its outputs are not class probabilities"),
+            "{message}"
+        );
         let one = VitConfig {
             labels: vec!["defect".into()],
             ..VitConfig::default()

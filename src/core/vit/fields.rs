@@ -36,7 +36,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn given(self, field: &str) -> Result<Option<&'a Value>> {
         match self.0.get(field) {
             Some(Value::Null) => Err(Error::Model(format!(
-                "field {field:?} is null, expected a value, or no such field for the default"
+                "field {field:?} is null; set a value, or remove the field to use the default"
             ))),
             value => Ok(value),
         }
@@ -68,7 +68,7 @@ impl<'a> Fields<'a> {
             None => size_of(field, value),
             Some([height, width]) if height == width => size_of(field, height),
             Some(_) => Err(Error::Model(format!(
-                "field {field:?} is {value}, only squares are supported"
+                "field {field:?} is {value}, but only squares are supported"
             ))),
         }
     }

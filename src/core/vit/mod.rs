@@ -1,8 +1,7 @@
 //! The Vision Transformer (Dosovitskiy et al., arXiv:2010.11929): tensors in, tensors out.
 //!
-//! One implementation serves training, inference and explaining. It knows nothing of frames, files or
-//! threads. What happens inside is seen, probed and replaced through a [`Tap`], and every tap site
-//! passes gradients.
+//! One implementation serves training, inference and explanation. It is independent of frames, files and threads. A
+//! [`Tap`] reads, probes and replaces its intermediate tensors, and every tap site passes gradients.
 //!
 //! Sizes, in this module and everywhere else:
 //!
@@ -78,7 +77,7 @@ pub struct Vit {
 impl Vit {
     /// Builds the model over `weights`, under the canonical names of [`names`].
     ///
-    /// The tensors are used as they are: over plain tensors the model is frozen, over variables it learns.
+    /// The tensors are used as they are: with plain tensors the model is frozen, with variables it can be trained.
     ///
     /// # Errors
     /// Names the first tensor that is missing or has another shape than `config` says, with both shapes.
@@ -116,7 +115,7 @@ impl Vit {
         })
     }
 
-    /// The same weights, gone backward through by other rules.
+    /// The same weights with other rules for the backward pass.
     #[must_use]
     pub fn with_rules(&self, rules: Rules) -> Self {
         Self {
@@ -125,7 +124,7 @@ impl Vit {
         }
     }
 
-    /// The same weights, which compute only until `stop` is requested and fail from then on.
+    /// The same weights; once `stop` is requested, forward passes fail.
     #[must_use]
     pub fn under(&self, stop: &Stop) -> Self {
         Self {
@@ -134,7 +133,8 @@ impl Vit {
         }
     }
 
-    /// The same weights under a linear classifier of what `reads` says: the class token, and maybe the mean of the patches.
+    /// The same weights with a linear classifier of the features in `reads`: the class token, optionally with the mean
+    /// of the patches.
     ///
     /// # Shapes
     /// - `weight`: `[classes, dim]` or `[classes, 2 · dim]`
@@ -219,9 +219,9 @@ impl Vit {
         kernels::in_pool(|| self.forward_here(images, tap))
     }
 
-    /// Runs the model from the input of block `first_block` on; from behind the last one, only norm and head.
+    /// Runs the model from the input of block `first_block`; after the last block, only norm and head.
     ///
-    /// The number of tokens is free: tokens may have been taken out.
+    /// The number of tokens is free, so tokens may have been removed.
     ///
     /// # Shapes
     /// - `xs`: `[batch, tokens, dim]`
@@ -237,14 +237,14 @@ impl Vit {
         kernels::in_pool(|| self.encode(first_block, xs.clone(), tap))
     }
 
-    /// What block `block_idx` makes of tokens whose attention has mixed values already.
+    /// Completes block `block_idx` for tokens whose attention has already mixed the values.
     ///
     /// # Shapes
     /// - `xs`, the block's input, and `mixed`: `[batch, tokens, dim]`
     /// - result: `[batch, tokens, dim]`
     ///
     /// # Errors
-    /// Fails where there is no such block, or the shapes do not fit.
+    /// Fails if there is no such block or the shapes do not match.
     pub fn finish_block(&self, block_idx: usize, xs: &Tensor, mixed: &Tensor) -> Result<Tensor> {
         kernels::in_pool(|| self.block(block_idx)?.finish(xs, mixed))
     }
@@ -257,7 +257,7 @@ impl Vit {
         Ok(self.block(block_idx)?.key_value_biases())
     }
 
-    /// Bias of the patch embedding, `[dim]`: what black (zero) pixels become.
+    /// Bias of the patch embedding, `[dim]`, which is the embedding of black (zero) pixels.
     pub fn patch_bias(&self) -> &Tensor {
         self.patch_embedding.bias()
     }
@@ -268,7 +268,7 @@ impl Vit {
         Ok(self.block(block_idx)?.parts())
     }
 
-    /// What the classifier multiplies the features that it reads with, one row per class; `None` without a classifier.
+    /// The classifier's weights, one row per class; `None` without a classifier.
     ///
     /// # Shapes
     /// - result: `[classes, width]`, see [`Head::width`]
@@ -279,12 +279,12 @@ impl Vit {
         self.classifier.as_ref().map(Classifier::weight).transpose()
     }
 
-    /// The classifier, where it is a linear map of the class token, or of that and the mean of the patches.
+    /// The classifier, if it is a linear map of the class token, with or without the mean of the patches.
     pub fn linear_classifier(&self) -> Option<&Linear> {
         self.classifier.as_ref()?.linear()
     }
 
-    /// The classifier, where it reads the class token and nothing else.
+    /// The classifier, if it reads only the class token.
     #[cfg(feature = "lrp")]
     pub(crate) fn classifier_of_class_token(&self) -> Option<&Linear> {
         self.classifier.as_ref()?.of_class_token()
@@ -294,7 +294,7 @@ impl Vit {
         match self.blocks.get(block_idx) {
             Some(block) => Ok(block),
             None => candle_core::bail!(
-                "there is no block {block_idx}, the model has {}",
+                "there is no block {block_idx}; the model has {} blocks",
                 self.blocks.len()
             ),
         }

@@ -124,10 +124,10 @@ pub fn check(config: &VitConfig, weights: &HashMap<String, Tensor>) -> Result<()
         }
         let message = match (name.as_str(), tensor.dims(), shape.as_slice()) {
             ("classifier.weight", [found, width], [classes, expected]) if width == expected => {
-                format!("weights have {found} classes, config says {classes}")
+                format!("weights have {found} classes, but config specifies {classes}")
             }
             (_, found, _) => {
-                format!("tensor {name:?} has shape {found:?}, config says {shape:?}")
+                format!("tensor {name:?} has shape {found:?}, but config implies {shape:?}")
             }
         };
         return Err(Error::Model(message));
@@ -141,7 +141,7 @@ pub fn check(config: &VitConfig, weights: &HashMap<String, Tensor>) -> Result<()
     match foreign.first() {
         None => Ok(()),
         Some(name) => Err(Error::Model(format!(
-            "tensor {name:?} has no place in the model that config describes ({} blocks)",
+            "tensor {name:?} does not belong to the model that config describes ({} blocks)",
             config.num_hidden_layers
         ))),
     }
@@ -184,7 +184,7 @@ pub fn renamed(weights: HashMap<String, Tensor>) -> Result<HashMap<String, Tenso
             Name::Unused => continue,
             Name::Unknown => {
                 return Err(Error::Model(format!(
-                    "tensor {name:?} belongs to no part of a Vision Transformer known here"
+                    "tensor {name:?} is not part of any supported Vision Transformer"
                 )));
             }
             Name::One(to) => vec![(to.clone(), embedding_of_batch(&to, tensor)?)],
@@ -193,7 +193,7 @@ pub fn renamed(weights: HashMap<String, Tensor>) -> Result<HashMap<String, Tenso
         for (to, tensor) in parts {
             if canonical.insert(to.clone(), tensor).is_some() {
                 return Err(Error::Model(format!(
-                    "two tensors stand for {to:?}, one of them {name:?}"
+                    "two tensors map to {to:?}, one of them {name:?}"
                 )));
             }
         }
@@ -396,7 +396,7 @@ fn split_qkv(name: &str, block: &str, leaf: &str, joint: &Tensor) -> Result<Vec<
     let rows = joint.dims().first().copied().unwrap_or(0);
     if rows == 0 || !rows.is_multiple_of(3) {
         return Err(Error::Model(format!(
-            "tensor {name:?} has shape {:?}, which does not split into query, key and value",
+            "tensor {name:?} has shape {:?}, which cannot be split into query, key and value",
             joint.dims()
         )));
     }
@@ -588,7 +588,7 @@ mod tests {
         let deeper = other(|config| config.num_hidden_layers = 3);
         check_refused(
             deeper,
-            "\"encoder.layer.2.attention.attention.key.bias\" has no place",
+            "\"encoder.layer.2.attention.attention.key.bias\" does not belong",
         );
         let shallower = other(|config| config.num_hidden_layers = 1);
         check_refused(
@@ -598,15 +598,15 @@ mod tests {
         let wider = other(|config| config.hidden_size = 8);
         check_refused(
             wider,
-            "\"embeddings.cls_token\" has shape [1, 1, 8], config says [1, 1, 6]",
+            "\"embeddings.cls_token\" has shape [1, 1, 8], but config implies [1, 1, 6]",
         );
         let classes = other(|config| config.labels.push("c".into()));
-        check_refused(classes, "weights have 3 classes, config says 2");
+        check_refused(classes, "weights have 3 classes, but config specifies 2");
         let mut twice = zeros(&small());
         twice.insert("norm.bias".into(), twice["layernorm.bias"].clone());
-        check_refused(twice, "two tensors stand for \"layernorm.bias\"");
+        check_refused(twice, "two tensors map to \"layernorm.bias\"");
         let mut pooled = zeros(&small());
         pooled.insert("fc_norm.bias".into(), pooled["layernorm.bias"].clone());
-        check_refused(pooled, "\"fc_norm.bias\" belongs to no part");
+        check_refused(pooled, "\"fc_norm.bias\" is not part");
     }
 }

@@ -42,7 +42,7 @@ impl PatchEmbedding {
         let fits = |edge_px: usize| edge_px > 0 && edge_px.is_multiple_of(patch_px);
         if channels != self.channels || !fits(height_px) || !fits(width_px) {
             candle_core::bail!(
-                "the model takes images of {} channels and multiples of {patch_px} px, got {:?}",
+                "the model expects images of {} channels and sides that are multiples of {patch_px} px, got {:?}",
                 self.channels,
                 images.shape()
             );

@@ -26,7 +26,9 @@ impl Stop {
     /// Fails once it was made.
     pub(super) fn check(&self) -> Result<()> {
         if self.is_requested() {
-            candle_core::bail!("nobody waits for the answer any more");
+            candle_core::bail!(
+                "the computation was canceled because its result is no longer needed"
+            );
         }
         Ok(())
     }

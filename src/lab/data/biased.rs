@@ -58,7 +58,7 @@ impl BiasedPatches {
     pub fn new(len: usize, bias: f32, slope: f32, seed: u64, split: Split) -> Result<Self> {
         if len == 0 || !(0.0..=1.0).contains(&bias) {
             return Err(Error::Data(format!(
-                "biased patches need grids and a bias from 0 to 1, asked for {len} grids and a bias of {bias}"
+                "biased patches need at least 1 grid and a bias from 0 to 1, got {len} grids and a bias of {bias}"
             )));
         }
         Ok(Self {

@@ -127,7 +127,7 @@ impl Dataset for Boxed {
         let size = (picture.size.width_px, picture.size.height_px);
         if size != (entry.width, entry.height) {
             return Err(Error::Data(format!(
-                "picture is {} x {} pixels, its boxes are for {} x {}: {path:?}",
+                "picture is {} x {} pixels, but its boxes are for {} x {} pixels: {path:?}",
                 size.0, size.1, entry.width, entry.height
             )));
         }
@@ -196,7 +196,7 @@ mod tests {
         let error = |list: &str| open(list).err().unwrap().to_string();
         assert!(error("[]").contains("is empty"));
         assert!(error("{}").contains("is malformed"));
-        assert!(error(&list(9)).contains("8 x 8 pixels, its boxes are for 9 x 8"));
+        assert!(error(&list(9)).contains("8 x 8 pixels, but its boxes are for 9 x 8 pixels"));
         let folder = tempfile::tempdir().unwrap();
         assert!(Boxed::open(folder.path(), RULE, Resampling::Bilinear).is_err());
     }

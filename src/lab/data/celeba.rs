@@ -76,7 +76,7 @@ impl CelebA {
             .collect();
         if faces.is_empty() {
             return Err(Error::Data(format!(
-                "CelebA has no faces of this half: {folder:?}"
+                "CelebA has no faces in this split: {folder:?}"
             )));
         }
         Ok(Self {
@@ -128,7 +128,7 @@ fn table(folder: &Path, stem: &str) -> Result<Table> {
             _ if cells.is_empty() => (),
             _ => {
                 return Err(Error::Data(format!(
-                    "CelebA's list is malformed in line {}: {path:?}",
+                    "CelebA's list is malformed at line {}: {path:?}",
                     line_idx + 1
                 )));
             }

@@ -90,7 +90,7 @@ impl Cifar {
             let n_photos = rgb.len() / (3 * N_PIXELS);
             if labels.len() != n_photos {
                 return Err(Error::Data(format!(
-                    "sheets hold {n_photos} photos, labels are {}: {path:?}",
+                    "sheets contain {n_photos} photos, but there are {} labels: {path:?}",
                     labels.len()
                 )));
             }
@@ -100,7 +100,7 @@ impl Cifar {
             .position(|&label| usize::from(label) >= CLASSES.len())
         {
             return Err(Error::Data(format!(
-                "photo {position} has label {}, CIFAR-10 has {} classes: {folder:?}",
+                "photo {position} has label {}, but CIFAR-10 has only {} classes: {folder:?}",
                 labels[position],
                 CLASSES.len()
             )));
@@ -177,7 +177,7 @@ fn find_batches(folder: &Path, split: Split) -> Result<(PathBuf, &'static str)> 
         }
     }
     Err(Error::Data(format!(
-        "folder has no CIFAR-10, neither {:?} nor {:?}: {folder:?}",
+        "folder does not contain CIFAR-10, neither {:?} nor {:?}: {folder:?}",
         format!("{first}.bin"),
         format!("{first}.png"),
     )))
@@ -214,7 +214,7 @@ fn append_sheet(path: &Path, rgb: &mut Vec<u8>) -> Result<()> {
         .into_rgb8();
     if sheet.width() as usize != N_PIXELS {
         return Err(Error::Data(format!(
-            "sheet is {} pixels wide, a photo has {N_PIXELS}: {path:?}",
+            "sheet is {} pixels wide, but a photo has {N_PIXELS} pixels: {path:?}",
             sheet.width()
         )));
     }
@@ -329,7 +329,10 @@ mod tests {
         let folder = npm_package(2);
         fs::write(folder.path().join("test_lables.json"), "[1,2,3]").expect("a writable folder");
         let message = message(Cifar::open(folder.path(), Split::Test));
-        assert!(message.contains("2 photos, labels are 3"), "{message}");
+        assert!(
+            message.contains("2 photos, but there are 3 labels"),
+            "{message}"
+        );
     }
 
     #[test]

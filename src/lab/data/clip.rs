@@ -1,4 +1,4 @@
-//! Frames of a video as pictures without labels: some a second, and none that hardly differs from the one before.
+//! Frames of a video as pictures without labels: some per second, skipping frames that hardly differ from the previous one.
 
 use super::{Dataset, Picture, out_of_range};
 use vitscope_core::error::{Error, Result};
@@ -163,7 +163,7 @@ mod tests {
         height_px: 8,
     };
 
-    /// Frames of one gray each, at 10 a second.
+    /// Frames of one gray each, at 10 per second.
     fn source(grays: impl IntoIterator<Item = u8>) -> MemorySource {
         let layout = Arc::new(PixelLayout::packed(PixelFormat::Rgb, SIZE));
         let frames = grays.into_iter().enumerate().map(|(index, gray)| {

@@ -61,7 +61,7 @@ impl Folder {
         } else {
             if let Some(path) = loose.first() {
                 return Err(Error::Data(format!(
-                    "picture lies beside the folders of classes: {path:?}"
+                    "picture lies beside the class folders, expected inside one of them: {path:?}"
                 )));
             }
             for class in folders {
@@ -82,7 +82,7 @@ impl Folder {
         files.retain(|(path, _)| is_chosen(&file_name(path)));
         if files.is_empty() {
             return Err(Error::Data(format!(
-                "none of the names of {n_files} pictures is asked for: {folder:?}"
+                "none of the {n_files} pictures has a requested file name: {folder:?}"
             )));
         }
         let mut unreadable = BTreeMap::new();

@@ -44,7 +44,7 @@ impl Picture {
     pub fn into_image(self) -> Result<RgbImage> {
         let (width_px, height_px) = (self.size.width_px as u32, self.size.height_px as u32);
         RgbImage::from_raw(width_px, height_px, self.rgb)
-            .ok_or_else(|| Error::Data("picture has not as many bytes as pixels".into()))
+            .ok_or_else(|| Error::Data("picture's number of bytes does not match its size".into()))
     }
 
     /// The picture at the size of `rule`.
@@ -189,7 +189,7 @@ pub fn images_from_pictures(
 /// The error for an index past the end.
 fn out_of_range(name: &str, index: usize, len: usize) -> Error {
     Error::Data(format!(
-        "{name} has {len} pictures, there is none at {index}"
+        "{name} has {len} pictures and none at index {index}"
     ))
 }
 

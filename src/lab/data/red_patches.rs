@@ -47,7 +47,8 @@ impl RedPatches {
     pub fn new(grid: usize, cell_px: usize, len: usize, seed: u64, split: Split) -> Result<Self> {
         if grid == 0 || cell_px == 0 || len == 0 {
             return Err(Error::Data(format!(
-                "red patches need cells and grids, asked for {len} grids of {grid}×{grid} cells of {cell_px} px"
+                "red patches need at least 1 grid, 1 cell and 1 px per cell, got {len} grids of {grid}×{grid} cells \
+                 of {cell_px} px"
             )));
         }
         Ok(Self {

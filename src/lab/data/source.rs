@@ -133,7 +133,7 @@ pub fn open_labeled(
     if reference == RED_PATCHES || is_grouped(reference) || cifar::is_cifar(folder) {
         if is_chosen.is_some() {
             return Err(Error::Data(format!(
-                "pictures have no file names to choose by, expected a folder per class: {reference:?}"
+                "pictures have no file names to select by, expected a folder per class: {reference:?}"
             )));
         }
         let halves = open(reference, rule, resampling, 0)?;
@@ -141,7 +141,7 @@ pub fn open_labeled(
     }
     if folder.is_file() {
         return Err(Error::Data(format!(
-            "expected a folder per class, and this is a file: {folder:?}"
+            "expected a folder per class, got a file: {folder:?}"
         )));
     }
     let halves = [folder.join("train"), folder.join("test")];
@@ -153,12 +153,12 @@ pub fn open_labeled(
     let (classes, loose) = folder::list(folder)?;
     if classes.is_empty() && !loose.is_empty() {
         return Err(Error::Data(format!(
-            "expected a folder per class, and pictures lie in the folder itself: {folder:?}"
+            "expected a folder per class, but the folder itself contains pictures: {folder:?}"
         )));
     }
     if let Some(part) = classes.iter().find(|class| has_folders(class)) {
         return Err(Error::Data(format!(
-            "expected a folder per class, and {:?} holds folders; pass the part to measure on: {folder:?}",
+            "expected a folder per class, but {:?} contains folders; pass the part to measure on: {folder:?}",
             folder::file_name(part)
         )));
     }
@@ -191,7 +191,7 @@ pub fn open_grouped(
     let Some(rest) = reference.strip_prefix(CELEBA) else {
         if reference != BIASED_PATCHES {
             return Err(Error::Data(format!(
-                "pictures belong to no groups, expected {BIASED_PATCHES} or {CELEBA}FOLDER,CLASS,GROUP: {reference:?}"
+                "pictures have no groups, expected {BIASED_PATCHES} or {CELEBA}FOLDER,CLASS,GROUP: {reference:?}"
             )));
         }
         let len = match split {
@@ -263,7 +263,7 @@ fn clip(path: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Halves>
 #[cfg(not(feature = "media"))]
 fn clip(path: &Path, _rule: ResizeRule, _resampling: Resampling) -> Result<Halves> {
     Err(Error::Data(format!(
-        "this program was built without the feature `media`, which reads videos: {path:?}"
+        "this program was built without the feature `media`, which is needed to read videos: {path:?}"
     )))
 }
 

@@ -97,7 +97,7 @@ impl<'a> BatchedModel<'a> {
                 append(answers.len() + nth, &mut pixels);
                 if pixels.len() != (nth + 1) * len {
                     return Err(Error::Shape {
-                        expected: format!("{len} values a picture"),
+                        expected: format!("{len} values per picture"),
                         got: (pixels.len() - nth * len).to_string(),
                     });
                 }

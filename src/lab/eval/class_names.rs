@@ -24,7 +24,7 @@ pub fn matched_classes(
 ) -> Result<Vec<Option<usize>>> {
     if labels.is_empty() {
         return Err(Error::Model(
-            "model has no classifier, and so names no classes".into(),
+            "model has no classifier, so it names no classes".into(),
         ));
     }
     let matched = searched(labels, aliases, classes)
@@ -69,7 +69,7 @@ pub fn classes_by_name(labels: &[String], classes: &[String]) -> Result<Vec<usiz
         .map(|(index, class)| {
             index.ok_or_else(|| {
                 Error::Data(format!(
-                    "the model has no class {class:?}, which the data have"
+                    "the data have a class {class:?} that the model does not have"
                 ))
             })
         })

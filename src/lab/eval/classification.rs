@@ -73,7 +73,7 @@ impl Prediction {
     pub fn from_logits(link: Link, label: usize, class: usize, logits: &[f32]) -> Result<Self> {
         let Some(&own) = logits.get(class) else {
             return Err(Error::Data(format!(
-                "the model has {} classes, there is none at {class}",
+                "the model has {} classes and none at index {class}",
                 logits.len()
             )));
         };

@@ -161,11 +161,11 @@ impl Confusions {
         let keys = [
             (
                 FIRST,
-                "pictures of the left class that are named as the right one",
+                "pictures of the left class misclassified as the right one",
             ),
             (
                 SECOND,
-                "pictures of the right class that are named as the left one",
+                "pictures of the right class misclassified as the left one",
             ),
         ];
         for (row, (color, key)) in (0..).zip(keys) {
@@ -210,7 +210,7 @@ impl Confusions {
         let total = |pairs: &[Confusion]| pairs.iter().map(Confusion::total).sum::<usize>();
         let n_pictures: usize = self.pictures.values().sum();
         format!(
-            "{} of {n_pictures} answers are wrong, {} of them in the {} of {} pairs of classes shown",
+            "{} of {n_pictures} predictions are wrong, {} of them in the {} of {} class pairs shown",
             total(&self.pairs),
             total(shown),
             shown.len(),
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(found.numbers(&expected[0]), "4 of 5, 1 of 6");
         assert_eq!(
             found.counted(&expected[..1]),
-            "9 of 14 answers are wrong, 5 of them in the 1 of 3 pairs of classes shown"
+            "9 of 14 predictions are wrong, 5 of them in the 1 of 3 class pairs shown"
         );
         assert!(Confusions::of(&answers(3, 1, 1)).pairs.is_empty());
     }

@@ -33,7 +33,7 @@ impl Control {
         self.map(image, geometry, &mut Rng::for_item(seed, index as u64))
     }
 
-    /// One score a patch.
+    /// One score per patch.
     ///
     /// # Shapes
     /// - `image`: `[3, height, width]`, normalized

@@ -55,7 +55,7 @@ impl Threshold {
     /// # Shapes
     /// - `images`: `[batch, 3, height, width]`
     /// - `original`: logits of the whole images, `[batch, classes]`
-    /// - `attributions`: one a patch, image by image
+    /// - `attributions`: one per patch, image by image
     fn masks(
         self,
         vit: &Vit,
@@ -174,7 +174,7 @@ pub fn score(
     let n_cells = grids.red_cells(0)?.len();
     if n_cells != n_patches {
         return Err(Error::Data(format!(
-            "a grid has {n_cells} cells, the model sees {n_patches} patches"
+            "a grid has {n_cells} cells, but the model sees {n_patches} patches"
         )));
     }
     let mut found = Vec::with_capacity(grids.len());

@@ -33,7 +33,7 @@ pub struct Column<'a> {
     pub unit: bool,
 }
 
-/// Draws `pictures`, one a row, with what each method found in them, as a PNG.
+/// Draws `pictures`, one per row, with what each method found in them, as a PNG.
 ///
 /// `grid` is rows and columns of patches.
 ///

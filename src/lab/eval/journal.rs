@@ -51,7 +51,7 @@ impl Journal {
         let mut scores: HashMap<String, HashMap<usize, Vec<Score>>> = HashMap::new();
         if whole > 0 && line != header {
             return Err(Error::Config(format!(
-                "file is of another run, expected one of {settings:?}: {path:?}"
+                "file belongs to another run, expected one with settings {settings:?}: {path:?}"
             )));
         }
         loop {

@@ -9,7 +9,7 @@
 //! | [`pearson`], [`spearman`], [`ssim`] | a model and the same with random weights | low | Adebayo et al., arXiv:1810.03292 |
 //!
 //! A correlation with a constant map is undefined and `None`: a number there would enter means.
-//! Maps are one score a patch or pixel; two that are compared have the same patches in the same order.
+//! Maps are one score per patch or pixel; two that are compared have the same patches in the same order.
 //! Lengths that differ are [`Error::Shape`], no or not finite numbers [`Error::Data`], in every function.
 
 use super::mean;
@@ -20,7 +20,7 @@ use vitscope_core::error::{Error, Result};
 /// equal.
 ///
 /// # Shapes
-/// - `map`: one score a patch or pixel, finite
+/// - `map`: one score per patch or pixel, finite
 pub fn min_max(map: &[f32]) -> Vec<f32> {
     let low = map.iter().copied().fold(f32::INFINITY, f32::min);
     let high = map.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -61,7 +61,7 @@ pub fn bootstrap(
 /// Else it is (1 + at least as far) / (1 + `n_permutations`), never 0.
 ///
 /// # Shapes
-/// - `first`, `second`: one value an image, `[images]`, in the same order
+/// - `first`, `second`: one value per image, `[images]`, in the same order
 ///
 /// # Errors
 /// [`Error::Shape`] where the methods have not as many values; [`Error::Data`] where there are none or one is not finite;

@@ -106,8 +106,8 @@ pub fn measures() -> Vec<Measure> {
     };
     add(
         "flicker",
-        "half the absolute difference of successive maps of sum 1; compensated: brought back along the flow; still: one \
-         frame with noise of 2/255",
+        "half the absolute difference of consecutive maps normalized to sum 1; compensated: motion-compensated by \
+         optical flow; still: one frame with noise of 2/255",
         &[
             ("flicker", false),
             ("compensated", false),
@@ -116,27 +116,28 @@ pub fn measures() -> Vec<Measure> {
     );
     add(
         "warped error",
-        "mean squared difference along the flow, of maps of sum 1 and of maps from 0 to 1, over their variance",
+        "mean squared difference along the optical flow divided by the variance, for maps normalized to sum 1 and \
+         maps scaled to 0 to 1",
         &[("of sum 1", false), ("0 to 1", false)],
     );
     add(
         "likeness",
-        "of a map and the next one along the flow",
+        "of a map and the next one along the optical flow",
         &[("rank", true), ("top tenth", true), ("SSIM", true)],
     );
     add(
         "relative stability",
-        "flicker over the mean change of gray values; alike: where the model answers alike",
+        "flicker divided by the mean change of gray values; alike: where the model's outputs are alike",
         &[("all", false), ("alike", false)],
     );
     add(
         "peak jitter",
-        "pixels of the flow's picture from where the flow brings the peak",
+        "distance from the peak's position predicted by optical flow, in pixels of the flow's picture",
         &[("median", false), ("95 %", false)],
     );
     add(
         "frames",
-        "protocol patches, mean of all frames",
+        "protocol patches, mean over all frames",
         &[
             ("deletion", false),
             ("insertion", true),
@@ -145,7 +146,8 @@ pub fn measures() -> Vec<Measure> {
     );
     add(
         "video",
-        "patches of all frames in one order, 20 steps, mean probability of the video's class; zeros, blur 11 px",
+        "patches of all frames in one order, 20 steps, mean probability of the video's class; filled with zeros or \
+         an 11 px blur",
         &[("deletion", false), ("insertion", true)],
     );
     measures

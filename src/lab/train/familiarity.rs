@@ -80,7 +80,7 @@ pub fn fit(
     for_each_prediction(model, held.data, held.classes, batch, of_held)?;
     if answers.is_empty() {
         return Err(Error::Data(format!(
-            "no held-out picture is of a class that the model knows: {:?}",
+            "no held-out picture belongs to a class that the model knows: {:?}",
             held.data.name()
         )));
     }
@@ -108,7 +108,7 @@ pub fn fit(
     }
     let Some(sure_from) = threshold_for(&held, sure_accuracy) else {
         return Err(Error::Data(format!(
-            "however sure the answers to held-out pictures are, fewer than {sure_accuracy} of them are right: {} pictures",
+            "no confidence threshold reaches an accuracy of {sure_accuracy} on the {} held-out pictures",
             held.len()
         )));
     };
@@ -165,7 +165,7 @@ impl Classes {
         } = self;
         if n_pictures == 0 {
             return Err(Error::Data(
-                "no picture to learn from is of a class that the model knows".into(),
+                "no training picture belongs to a class that the model knows".into(),
             ));
         }
         let dim = covariance.len();
@@ -243,7 +243,7 @@ fn logistic(rows: &[[f64; 3]], right: &[bool]) -> Result<[f64; 3]> {
             }
         }
         let inverse = inverse_of_factor(curvature).ok_or_else(|| {
-            Error::Model("the answers to the held-out pictures are too extreme to fit".into())
+            Error::Model("the predictions on the held-out pictures are too extreme to fit".into())
         })?;
         // H⁻¹ g = L⁻ᵀ (L⁻¹ g)
         let inner: Vec<f64> = inverse.iter().map(|row| dot(row, &gradient)).collect();

@@ -62,7 +62,7 @@ impl History {
             Err(error) => return Err(Error::io(path, error)),
         };
         let broken =
-            |line: &str| Error::Config(format!("{line:?} is no row of this run: {path:?}"));
+            |line: &str| Error::Config(format!("{line:?} is not a row of this run: {path:?}"));
         let mut lines = text.lines();
         let header = lines.next().unwrap_or_default();
         if header != history.header() {

@@ -128,7 +128,7 @@ impl Checkpoint {
         let field = |name: &str| {
             metadata
                 .get(name)
-                .ok_or_else(|| unusable(&path, format!("it lacks {name:?}")))
+                .ok_or_else(|| unusable(&path, format!("{name:?} is missing")))
         };
         let number = |name: &str| {
             field(name)?
@@ -137,7 +137,7 @@ impl Checkpoint {
         };
         if field("recipe")? != recipe {
             return Err(Error::Config(format!(
-                "the checkpoint was begun with another recipe; remove it to begin anew: {path:?}"
+                "the checkpoint belongs to another recipe; remove it to start over: {path:?}"
             )));
         }
         let file = SafeTensors::deserialize(&bytes).map_err(|error| unusable(&path, error))?;
@@ -216,7 +216,7 @@ fn copies<'a, C: FromIterator<(String, Tensor)>>(
 }
 
 fn unusable(path: &Path, reason: impl std::fmt::Display) -> Error {
-    Error::Config(format!("the checkpoint is unusable, {reason}: {path:?}"))
+    Error::Config(format!("the checkpoint is unusable ({reason}): {path:?}"))
 }
 
 /// Linear warm-up over `warmup` steps, then half a cosine down to zero at `n_steps`.

@@ -22,32 +22,32 @@ use vitscope_core::vit::Head;
 use vitscope_core::vit::head::features;
 use vitscope_kernels::in_pool;
 
-/// What a run measures.
+/// Measurements of a run.
 pub const COLUMNS: &[&str] = &["loss", "train accuracy", "test accuracy"];
 
-/// How a probe is trained.
+/// Recipe for training a probe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ProbeRecipe {
     /// Seed of the order of the pictures.
     pub seed: u64,
-    /// Edge of the squares that pictures become, in px; 0 takes the model's own size.
+    /// Side of the square that pictures are resized to, in px; 0 uses the model's own size.
     pub input_px: usize,
-    /// Pictures to learn from, spread over the data; 0 takes all.
+    /// Number of training pictures, spread over the data; 0 uses all.
     pub pictures: usize,
-    /// Pictures to measure on; 0 takes all.
+    /// Number of test pictures; 0 uses all.
     pub test_pictures: usize,
-    /// Passes over the features.
+    /// Epochs over the features.
     pub epochs: usize,
-    /// Features a step.
+    /// Features per step (batch size).
     pub batch: usize,
-    /// Highest learning rate.
+    /// Peak learning rate.
     pub lr: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Pictures that go through the model at once.
+    /// Pictures per forward pass of the model.
     pub feature_batch: usize,
-    /// Steps between checkpoints, of features as of learning.
+    /// Steps between checkpoints, both while computing features and while training.
     pub checkpoint_steps: u64,
 }
 
@@ -98,7 +98,7 @@ pub fn train(
     let classes = subject.train.classes();
     if classes.len() < 2 || classes != subject.test.classes() {
         return Err(Error::Data(format!(
-            "a classifier needs labels of at least two classes, the same in both halves, {:?} has {}",
+            "a classifier needs labels of at least two classes, the same in both splits, but {:?} has {}",
             subject.train.name(),
             classes.len()
         )));
@@ -156,7 +156,7 @@ impl<'a> ProbeTrainer<'a> {
             Head::ClassToken | Head::ClassAndDistillationTokens => config.hidden_size,
             Head::ImageEmbedding { .. } => {
                 return Err(Error::Model(
-                    "CLIP answers by class vectors and has no linear head to train".into(),
+                    "CLIP classifies by class vectors and has no linear head to train".into(),
                 ));
             }
         };

@@ -36,7 +36,7 @@ impl Subject<'_> {
             let (size, expected) = (data.size(), self.size);
             if size != expected {
                 return Err(Error::Data(format!(
-                    "the model sees {}×{} pixels, {:?} has {}×{}",
+                    "the model expects {}×{} pixels, but {:?} has {}×{}",
                     expected.width_px,
                     expected.height_px,
                     data.name(),

@@ -58,7 +58,7 @@ pub fn width(config: &VitConfig) -> Result<usize> {
         Head::ClassTokenAndPatchMean => Ok(2 * config.hidden_size),
         Head::ClassToken | Head::ClassAndDistillationTokens => Ok(config.hidden_size),
         Head::ImageEmbedding { .. } => Err(Error::Model(
-            "CLIP answers by class vectors and has no linear head to train".into(),
+            "CLIP classifies by class vectors and has no linear head to train".into(),
         )),
     }
 }
@@ -115,7 +115,7 @@ impl Taught {
     /// # Errors
     /// [`Error::Model`] where there are more classes or examples than can be taught, or of another width.
     pub fn from_examples(width: usize, known: HeadExamples) -> Result<Self> {
-        let refused = |error| Error::Model(format!("the head cannot be taught more: {error}"));
+        let refused = |error| Error::Model(format!("the head cannot be taught further: {error}"));
         let mut taught = Self::new(width);
         for name in &known.classes {
             taught.add_class(name).map_err(refused)?;
@@ -135,13 +135,14 @@ impl Taught {
         let mut taught = Self::new(width(model.vit.config())?);
         if data.classes().is_empty() {
             return Err(Error::Data(format!(
-                "expected a folder of pictures for each class, {:?} has pictures without classes",
+                "expected one folder of pictures per class, but {:?} has pictures without classes",
                 data.name()
             )));
         }
         if data.len() > MOST_EXAMPLES {
             return Err(Error::Data(format!(
-                "{:?} has {} pictures, {MOST_EXAMPLES} are taught at most, `vitscope train classifier --freeze` takes more",
+                "{:?} has {} pictures, but at most {MOST_EXAMPLES} can be taught; use `vitscope train classifier \
+                 --freeze` for more",
                 data.name(),
                 data.len()
             )));
@@ -202,7 +203,7 @@ impl Taught {
         let name = self.good_name(name, None)?;
         if self.known.classes.len() >= MOST_CLASSES {
             return Err(Error::Config(format!(
-                "{MOST_CLASSES} classes are taught at most"
+                "at most {MOST_CLASSES} classes can be taught"
             )));
         }
         self.known.classes.push(name);
@@ -224,14 +225,14 @@ impl Taught {
         let n_letters = name.chars().count();
         if n_letters == 0 || n_letters > MOST_LETTERS || name.chars().any(char::is_control) {
             return Err(Error::Config(format!(
-                "a class is called {name:?}, expected 1 to {MOST_LETTERS} letters"
+                "class name {name:?} must have 1 to {MOST_LETTERS} characters and no control characters"
             )));
         }
         let lower = name.to_lowercase();
         let mut others = self.known.classes.iter().enumerate();
         if others.any(|(class, other)| Some(class) != of && other.to_lowercase() == lower) {
             return Err(Error::Config(format!(
-                "two classes are called {name:?}, expected different names"
+                "two classes are called {name:?}; class names must differ"
             )));
         }
         Ok(name.to_owned())
@@ -257,7 +258,7 @@ impl Taught {
         self.check_class(class)?;
         if self.known.examples.len() >= MOST_EXAMPLES {
             return Err(Error::Config(format!(
-                "{MOST_EXAMPLES} examples are taught at most, `vitscope train classifier --freeze` takes more"
+                "at most {MOST_EXAMPLES} examples can be taught; use `vitscope train classifier --freeze` for more"
             )));
         }
         if features.len() != self.width {
@@ -295,7 +296,7 @@ impl Taught {
             .map(|(name, _)| *name)
             .collect();
         match taught.as_slice() {
-            [] => Some("no class has an example yet, expected two classes with one each".into()),
+            [] => Some("no class has an example yet, expected one for each of two classes".into()),
             [only] => Some(format!(
                 "only {only:?} has examples, expected an example of another class"
             )),
@@ -651,8 +652,8 @@ mod tests {
         let mut taught = Taught::new(2);
         taught.add_class(" cup ").unwrap();
         for (name, expected) in [
-            ("", "1 to 60 letters"),
-            ("a\nb", "1 to 60 letters"),
+            ("", "1 to 60 characters"),
+            ("a\nb", "1 to 60 characters"),
             ("CUP", "two classes are called \"CUP\""),
         ] {
             let message = taught.add_class(name).unwrap_err().to_string();

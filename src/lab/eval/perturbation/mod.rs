@@ -46,7 +46,7 @@ impl Suite for Perturbation {
                 name: run.name.into(),
                 higher_is_better: Some(run.higher_is_better),
                 settings: format!(
-                    "{} {} scores first, {}; in place of what is hidden {}; {} of {}; {}, times {}",
+                    "{} {} scores first, {}; hidden pixels are replaced by {}; {} of {}; {}, times {}",
                     run.action,
                     run.first,
                     protocol.steps,
@@ -80,7 +80,7 @@ impl Suite for Perturbation {
     }
 }
 
-/// For each run of a protocol, one curve a subject, for its map of one score a patch.
+/// For each run of a protocol, one curve per subject, for its map of one score per patch.
 ///
 /// Runs that change the same pixels in the same way share the model's answers.
 ///
@@ -97,7 +97,7 @@ pub fn curves(
         Watched::Predicted => Ok(subject.predicted),
         Watched::Label => subject.label.ok_or_else(|| {
             Error::Data(format!(
-                "protocol {:?} watches the right class, and there are pictures with no labels that the model knows",
+                "protocol {:?} needs the true class, but some pictures have no label that the model knows",
                 protocol.name
             ))
         }),
@@ -359,7 +359,7 @@ mod tests {
         };
         let label = error(&TIS, unknown, names(0));
         assert!(
-            label.contains("\"tis\"") && label.contains("no labels"),
+            label.contains("\"tis\"") && label.contains("have no label"),
             "{label}"
         );
         let short = error(&RISE, white(), vec![0.0; 3]);

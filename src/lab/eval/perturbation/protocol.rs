@@ -99,7 +99,7 @@ impl fmt::Display for Substrate {
                 sigma_px,
             } => write!(
                 f,
-                "the picture blurred by a Gaussian of {kernel_px} px, σ {sigma_px} px"
+                "the picture with a Gaussian blur of {kernel_px} px, σ {sigma_px} px"
             ),
             Self::Noise => f.write_str("uniform noise"),
         }
@@ -109,7 +109,7 @@ impl fmt::Display for Substrate {
 impl fmt::Display for Steps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Rows => f.write_str("as many pixels at a time as a row has"),
+            Self::Rows => f.write_str("one row's number of pixels at a time"),
             Self::Patches => f.write_str("one patch at a time"),
             Self::Shares(shares) => {
                 let shares: Vec<String> = shares.iter().map(ToString::to_string).collect();
@@ -124,7 +124,7 @@ impl fmt::Display for Watched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Predicted => "the predicted class",
-            Self::Label => "the right class",
+            Self::Label => "the true class",
         })
     }
 }
@@ -160,8 +160,8 @@ impl fmt::Display for Action {
 impl fmt::Display for Area {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Trapezoid => "area by trapezoids over the share changed",
-            Self::UnitSteps => "area by trapezoids of width 1",
+            Self::Trapezoid => "area by the trapezoidal rule over the share changed",
+            Self::UnitSteps => "area by the trapezoidal rule with unit steps",
             Self::Mean => "mean of all points",
         })
     }

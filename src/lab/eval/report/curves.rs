@@ -24,7 +24,7 @@ pub(super) fn figure(summary: &Summary, keys: &Keys<'_>) -> Result<String> {
         if row.points.len() != summary.axis.len() {
             return Err(Error::Shape {
                 expected: format!(
-                    "{} points of {}, as its axis has",
+                    "{} points for {}, as on its axis",
                     summary.axis.len(),
                     row.name
                 ),
@@ -52,8 +52,8 @@ pub(super) fn figure(summary: &Summary, keys: &Keys<'_>) -> Result<String> {
         None => "",
     };
     let mut figure = format!(
-        "<figure class=\"chart\">\n<figcaption><h3>{measure}</h3>\n<span class=\"soft\">Mean curve over images \
-         of each row{order}. Point at a name to single its line out.</span></figcaption>\n\
+        "<figure class=\"chart\">\n<figcaption><h3>{measure}</h3>\n<span class=\"soft\">Mean curve over images for \
+         each row{order}. Point at a name to highlight its line.</span></figcaption>\n\
          <div class=\"plot\">\n{svg}</div>\n<ol class=\"key\">\n"
     );
     for row in rows {

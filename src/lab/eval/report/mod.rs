@@ -33,14 +33,14 @@ use vitscope_core::error::Result;
 const STYLE: &str = include_str!("page.css");
 /// What the numbers of the page mean.
 const NOTES: &str = "<ul>
-<li>Numbers are means over images where a measure’s settings name nothing else. Brackets are their 95 % intervals: \
-percentile bootstrap, images resampled.</li>
-<li>↑ marks measures of which more is better, ↓ those of which less is. The best number of a column is bold.</li>
-<li>★ marks rows that beat every control: they are better than each of them, with p &lt; 0.05.</li>
-<li>Controls, in parentheses, know nothing of the model. A method that is no better than they are explains nothing, \
-whatever its number.</li>
+<li>Numbers are means over images unless a measure’s settings state otherwise. Brackets contain 95 % \
+confidence intervals from a percentile bootstrap over images.</li>
+<li>↑ means that higher is better, ↓ that lower is better. The best number in a column is bold.</li>
+<li>★ marks rows that are better than every control, each with p &lt; 0.05.</li>
+<li>Controls, in parentheses, do not use the model. A method that is no better than the controls \
+explains nothing, whatever its score.</li>
 <li>Pairs are compared on the same images by a two-sided sign-flip permutation test of the mean difference; p values \
-are corrected for the number of pairs by Holm’s method. Numbers that are no means are not compared.</li>
+are corrected for the number of pairs by Holm’s method. Numbers that are not means are not compared.</li>
 </ul>
 ";
 
@@ -75,7 +75,7 @@ pub struct GalleryRow {
     pub caption: String,
     /// The picture.
     pub picture: RgbImage,
-    /// The drawn maps, one a method.
+    /// The drawn maps, one per method.
     pub maps: Vec<RgbImage>,
 }
 
@@ -84,7 +84,7 @@ pub struct GalleryRow {
 pub struct Speed {
     /// Name of the row.
     pub name: String,
-    /// Median milliseconds an image.
+    /// Median milliseconds per image.
     pub ms: f64,
 }
 
@@ -163,12 +163,12 @@ fn times(summaries: &[Summary], speeds: &[Speed]) -> Result<String> {
         return Ok(String::new());
     }
     let mut body =
-        String::from("<p>Medians; they belong to the machine that they were measured on.</p>\n");
+        String::from("<p>Medians, valid only for the machine they were measured on.</p>\n");
     for summary in summaries {
         body += &pareto::figure(summary, speeds)?;
     }
     body +=
-        "<details>\n<summary>Milliseconds an image</summary>\n<table class=\"times\">\n<tbody>\n";
+        "<details>\n<summary>Milliseconds per image</summary>\n<table class=\"times\">\n<tbody>\n";
     let mut speeds: Vec<&Speed> = speeds.iter().collect();
     speeds.sort_by(|a, b| a.ms.total_cmp(&b.ms));
     for speed in speeds {

@@ -45,14 +45,14 @@ pub(super) fn figure(summary: &Summary, speeds: &[Speed]) -> Result<String> {
     let y = if higher_is_better {
         Axis::linear(heights, &format!("{} ↑", summary.measure))
     } else {
-        Axis::negated(heights, &format!("{} ↓ (less is up)", summary.measure))
+        Axis::negated(heights, &format!("{} ↓ (axis reversed)", summary.measure))
     };
-    let x = Axis::logarithmic(points.iter().map(|point| point.ms.log10()), "ms an image");
+    let x = Axis::logarithmic(points.iter().map(|point| point.ms.log10()), "ms per image");
     let front: Vec<&Point<'_>> = points.iter().filter(|point| point.on_front).collect();
     let (Some((x, y)), false) = (x.zip(y), front.is_empty()) else {
         return Ok(String::new());
     };
-    let title = format!("{} over time, {}", summary.measure, summary.protocol);
+    let title = format!("{} against time, {}", summary.measure, summary.protocol);
     let svg = chart(&title, &x, &y, |place| {
         let placed = points.iter();
         let placed: Vec<(&Point<'_>, (i32, i32))> = placed

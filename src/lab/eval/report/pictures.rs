@@ -11,12 +11,12 @@ use super::Gallery;
 use super::text::{escaped, opened_region};
 use vitscope_core::error::{Error, Result};
 
-/// A row a picture, a column a method.
+/// One row per picture, one column per method.
 pub(super) fn section(gallery: &Gallery) -> Result<String> {
     if gallery.rows.is_empty() {
         return Ok(String::new());
     }
-    let mut grid = opened_region("Pictures and what methods found in them");
+    let mut grid = opened_region("Pictures with the map of each method");
     grid += "<table class=\"gallery\">\n<thead><tr><td></td><th scope=\"col\">picture</th>";
     for method in &gallery.methods {
         let _ = write!(grid, "<th scope=\"col\">{}</th>", escaped(method));
@@ -26,7 +26,7 @@ pub(super) fn section(gallery: &Gallery) -> Result<String> {
         if row.maps.len() != gallery.methods.len() {
             return Err(Error::Shape {
                 expected: format!(
-                    "{} maps of {:?}, one a method",
+                    "{} maps of {:?}, one per method",
                     gallery.methods.len(),
                     row.caption
                 ),

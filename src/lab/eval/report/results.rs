@@ -18,12 +18,12 @@ pub(super) fn section(measures: &[&Summary], keys: &Keys<'_>) -> Result<String> 
         .map(|summary| differences(summary))
         .collect();
     if !differences.is_empty() {
-        let _ = write!(body, "<h3>Which rows differ</h3>\n{differences}");
+        let _ = write!(body, "<h3>Significant differences</h3>\n{differences}");
     }
     Ok(body)
 }
 
-/// A row a method, then a row a control; a column a measure.
+/// One row per method, then one row per control; one column per measure.
 fn table(measures: &[&Summary]) -> String {
     let mut names: Vec<(&str, bool)> = Vec::new();
     for row in measures.iter().flat_map(|summary| &summary.rows) {
@@ -35,7 +35,7 @@ fn table(measures: &[&Summary]) -> String {
     names.sort_by_key(|&(_, is_control)| is_control);
 
     let mut table = opened_region(&format!(
-        "Results of {}",
+        "Results for {}",
         measures.first().map_or("", |m| &m.protocol)
     ));
     table += "<table>\n<thead><tr><th scope=\"col\">method</th>";

@@ -16,14 +16,13 @@ impl Suite for Latency {
             statistic,
             ..Measure::mean("latency", name, Some(false), settings)
         };
-        let time =
-            "one picture at a time, the model's pass and the method's; the second of two runs";
+        let time = "one picture at a time, including the model's forward pass; second of two runs";
         vec![
             measure("p50 ms", time, Statistic::Quantile(0.5)),
             measure("p95 ms", time, Statistic::Quantile(0.95)),
             measure(
                 "peak MiB",
-                "greatest resident size of the process, model and all; Linux only",
+                "peak resident memory of the process, including the model; Linux only",
                 Statistic::Quantile(1.0),
             ),
         ]

@@ -231,7 +231,7 @@ pub struct Batch<'a> {
     pub images: &'a Tensor,
     /// One a picture.
     pub subjects: &'a [Subject],
-    /// One score a patch, for each picture.
+    /// One score per patch, for each picture.
     pub maps: &'a [Vec<f32>],
     /// Seed of what is drawn.
     pub seed: u64,
@@ -348,7 +348,7 @@ impl<'a> Mapper<'a> {
         }
     }
 
-    /// One map of one score a patch for each of the images.
+    /// One map of one score per patch for each of the images.
     ///
     /// # Shapes
     /// - `images`: `[subjects, 3, height, width]`, those of `subjects` or changed ones

@@ -18,16 +18,16 @@ pub struct Pointing {
 impl Suite for Pointing {
     fn measures(&self) -> Vec<Measure> {
         let tolerance = format!(
-            "peak in a box, or nearer than {} px to one",
+            "peak inside a box, or less than {} px from one",
             self.tolerance_px
         );
         [
             ("hit", tolerance.as_str()),
             (
                 "hit (TiS)",
-                "peak in a box; pictures that boxes cover by half or more are left out",
+                "peak inside a box; pictures that boxes cover by half or more are skipped",
             ),
-            ("energy", "share of the absolute map that lies in the boxes"),
+            ("energy", "share of the absolute map inside the boxes"),
         ]
         .map(|(name, settings)| Measure::mean("pointing", name, Some(true), settings))
         .to_vec()

@@ -15,8 +15,8 @@ pub struct Road;
 
 impl Suite for Road {
     fn measures(&self) -> Vec<Measure> {
-        let settings = "10 to 90 % of the pixels by bilinear scores, filled in from their neighbors with noise of 0.01; \
-                        probability of the predicted class, mean over the shares";
+        let settings = "10 to 90 % of the pixels in order of bilinear scores, imputed from their neighbors with \
+                        noise of 0.01; probability of the predicted class, mean over the shares";
         let curve = |name, higher| Measure {
             axis: SHARES.to_vec(),
             axis_name: "share of pixels hidden",

@@ -20,7 +20,7 @@ impl Default for Saco {
 impl Suite for Saco {
     fn measures(&self) -> Vec<Measure> {
         let settings = format!(
-            "{} groups of pixels by bilinear scores, each replaced by the picture's mean color, probability of the \
+            "{} groups of pixels by bilinear scores, each replaced by the picture's mean color; probability of the \
              predicted class",
             self.n_groups
         );

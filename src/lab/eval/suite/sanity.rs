@@ -51,27 +51,31 @@ impl Sanity {
 
 impl Suite for Sanity {
     fn measures(&self) -> Vec<Measure> {
-        let cascade = "map and that of the model with random weights, from the classifier down; mean over all stages";
+        let cascade = "the model's map and that of the model with weights randomized from the classifier down; mean \
+                       over all stages";
         let n_stages = self.randomized.len();
         let axis: Vec<f64> = (1..=n_stages)
             .map(|stage| stage as f64 / n_stages as f64)
             .collect();
         let curve = |name, settings: String| Measure {
             axis: axis.clone(),
-            axis_name: "share of layers drawn anew",
+            axis_name: "share of layers randomized",
             ..Measure::mean("sanity", name, Some(false), &settings)
         };
         vec![
-            curve("rank correlation", format!("Spearman's, of {cascade}")),
+            curve(
+                "rank correlation",
+                format!("Spearman's rank correlation of {cascade}"),
+            ),
             curve(
                 "similarity",
-                format!("SSIM of bilinear maps from 0 to 1, of {cascade}"),
+                format!("SSIM, on bilinear maps scaled to 0 to 1, of {cascade}"),
             ),
             Measure::mean(
                 "sanity",
                 "class sensitivity",
                 Some(true),
-                "1 − correlation of the maps of the two likeliest classes",
+                "1 − correlation of the maps for the two most likely classes",
             ),
         ]
     }

@@ -28,7 +28,7 @@ impl Suite for Sensitivity {
     fn measures(&self) -> Vec<Measure> {
         let Self { n_copies, radius } = self;
         let settings = format!(
-            "{n_copies} copies, each normalized value changed by at most {radius}, uniformly"
+            "{n_copies} copies, uniform noise of at most {radius} on each normalized value"
         );
         ["max sensitivity", "relative input stability"]
             .map(|name| Measure::mean("sensitivity", name, Some(false), &settings))

@@ -16,8 +16,8 @@ pub struct SoftMask {
 
 impl Suite for SoftMask {
     fn measures(&self) -> Vec<Measure> {
-        let settings = "soft mask of patch embeddings: scores from 0 to 1 as they are, others over the greatest of their \
-                        map, below 0 as 0";
+        let settings = "soft mask on patch embeddings: scores from 0 to 1 unchanged, other scores divided by their \
+                        map's maximum, negative scores set to 0";
         [
             ("KL", Some(false)),
             ("accuracy", Some(true)),

@@ -20,7 +20,7 @@ impl Suite for Sparseness {
                 "sparseness",
                 "entropy",
                 Some(false),
-                "nats, of absolute scores over their sum",
+                "in nats, of absolute scores divided by their sum",
             ),
         ]
     }

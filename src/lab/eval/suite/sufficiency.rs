@@ -19,7 +19,7 @@ pub struct Sufficiency;
 impl Suite for Sufficiency {
     fn measures(&self) -> Vec<Measure> {
         let shares = "mean over 1, 5, 10, 20 and 50 % of the patches, replaced by zeros";
-        let under = "picture times its bilinear map from 0 to 1";
+        let under = "picture multiplied by its bilinear map, scaled to 0 to 1";
         [
             ("comprehensiveness", true, shares),
             ("sufficiency", false, shares),

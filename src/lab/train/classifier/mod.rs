@@ -46,12 +46,12 @@ pub const JOINT_COLUMNS: &[&str] = &[
     "test accuracy of interpreter",
 ];
 
-/// How a classifier is trained. The model's shape, patches to heads, is that of a model from scratch: one that
-/// training goes on from keeps its own.
+/// Recipe for training a classifier. `patch-size` to `heads` shape a model trained from scratch; a model that training
+/// starts from keeps its own shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ClassifierRecipe {
-    /// Seed of the weights, the order of the pictures and their augmentation.
+    /// Seed of the weights, the order of the pictures and the augmentation.
     pub seed: u64,
     /// Edge of a patch, in pixels.
     pub patch_size: usize,
@@ -59,39 +59,41 @@ pub struct ClassifierRecipe {
     pub hidden_size: usize,
     /// Number of blocks.
     pub blocks: usize,
-    /// Heads of the attention.
+    /// Number of attention heads.
     pub heads: usize,
-    /// Of a model that training goes on from, blocks at its end that are trained, with the norm behind them and the
-    /// classifier; without it all is.
+    /// When training starts from a model, number of last blocks to train, with the final norm and the classifier.
+    /// Without it, the whole model is trained.
     pub last_blocks: Option<usize>,
-    /// Passes over the training pictures.
+    /// Epochs over the training pictures.
     pub epochs: usize,
-    /// Pictures a step.
+    /// Pictures per step (batch size).
     pub batch: usize,
-    /// Highest learning rate.
+    /// Peak learning rate.
     pub lr: f64,
-    /// Highest learning rate of the blocks' matrices, which Muon then trains; without it AdamW trains all.
+    /// Peak learning rate of the blocks' matrices, which are then trained by Muon. Without it, AdamW trains all
+    /// parameters.
     pub muon_lr: Option<f64>,
-    /// Steps until the learning rate is at its highest.
+    /// Warmup steps until the peak learning rate.
     pub warmup_steps: u64,
     /// Decoupled weight decay of matrices.
     pub weight_decay: f64,
-    /// Share of the target that is spread over all classes.
+    /// Share of the target that is spread evenly over all classes.
     pub label_smoothing: f64,
-    /// Largest random shift each way, in pixels.
+    /// Largest random shift in each direction, in pixels.
     pub shift_px: usize,
-    /// Whether pictures are mirrored at random.
+    /// Whether to mirror pictures at random.
     pub mirror: bool,
-    /// Share of the pictures in which a rectangle shows another picture (CutMix, Yun et al., arXiv:1905.04899).
+    /// Share of the pictures in which a rectangle is replaced by another picture (CutMix, Yun et al.,
+    /// arXiv:1905.04899).
     pub cutmix: f64,
-    /// Share of the patches that a step sees.
+    /// Share of the patches that each step sees.
     pub keep_patches: f64,
-    /// Share of the run, at its end, in which steps see all patches.
+    /// Share of the run, at its end, during which steps see all patches.
     pub whole_share: f64,
-    /// Weight of KL(all patches ‖ some patches): above 0, steps that see all patches look at some of them once more,
-    /// and the answer to some is drawn to the answer to all.
+    /// Weight of KL(all patches ‖ some patches). Above 0, steps that see all patches run a second pass on some of them,
+    /// and its output is pulled toward the output for all.
     pub consistency: f64,
-    /// Gradients are scaled down to this global norm.
+    /// Largest global norm of the gradients; larger gradients are scaled down.
     pub max_norm: f64,
     /// Steps between checkpoints.
     pub checkpoint_steps: u64,
@@ -147,14 +149,14 @@ impl ClassifierRecipe {
         }
         if train.classes().len() < 2 {
             return Err(Error::Data(format!(
-                "a classifier needs labels of at least two classes, {:?} has {}",
+                "a classifier needs labels of at least two classes, but {:?} has {}",
                 train.name(),
                 train.classes().len()
             )));
         }
         let size = train.size();
         if size.width_px != size.height_px {
-            return refuse(format!("pictures must be square to train on, got {size:?}"));
+            return refuse(format!("training requires square pictures, got {size:?}"));
         }
         if self.batch == 0 || self.epochs == 0 {
             return refuse("batch and epochs must be at least 1".into());

@@ -32,7 +32,8 @@ impl Start {
     ) -> Result<(VitConfig, HashMap<String, Tensor>)> {
         if self.config.family == Family::Clip {
             return Err(Error::Model(
-                "half a CLIP can be read and not be saved, and so cannot be trained; a linear head for it can".into(),
+                "CLIP's image encoder can be read but not saved, so it cannot be trained; train a linear head for it \
+                 instead".into(),
             ));
         }
         let (mut config, mut weights) = (self.config.clone(), self.weights.clone());

@@ -39,7 +39,7 @@ use trainer::GateTrainer;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::gates::{GateCard, MARGIN, Objective};
 
-/// What a run measures: at each step, for the sampled mask, and now and then for binary masks on test pictures.
+/// Measurements of a run: at each step for the sampled mask, and at intervals for binary masks on test pictures.
 pub const COLUMNS: &[&str] = &[
     "loss",
     "kl",
@@ -53,11 +53,11 @@ pub const COLUMNS: &[&str] = &[
     "test within margin",
 ];
 
-/// How masked patches are taken away, see [`vitscope_core::gates::Removal`].
+/// How masked patches are removed, see [`vitscope_core::gates::Removal`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RemovalKind {
-    /// A learned vector takes the place of their embeddings, as in the paper.
+    /// A learned vector replaces their embeddings, as in the paper.
     #[default]
     Baseline,
     /// Nothing attends to them.
@@ -68,15 +68,15 @@ pub enum RemovalKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sparsity {
-    /// The logarithm of the probability to be kept, as in the paper. It has no floor: a patch that is masked for
-    /// certain goes on to pull.
+    /// The logarithm of the keep probability, as in the paper. It has no lower bound, so a patch that is certainly
+    /// masked keeps contributing to the loss.
     #[default]
     Log,
-    /// That probability itself: the expected kept share.
+    /// The keep probability itself, which is the expected kept share.
     Probability,
 }
 
-/// How gates are trained.
+/// Recipe for training gates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DiffMaskRecipe {
@@ -86,45 +86,46 @@ pub struct DiffMaskRecipe {
     pub seed: u64,
     /// Updates of the gates.
     pub steps: u64,
-    /// Pictures a step.
+    /// Pictures per step (batch size).
     pub batch: usize,
-    /// How masked patches are taken away.
+    /// How masked patches are removed.
     pub removal: RemovalKind,
-    /// What is made small.
+    /// The sparsity term that training minimizes.
     pub sparsity: Sparsity,
-    /// Whether gates learn from states of mean 0 and deviation 1.
+    /// Whether gates learn from states standardized to mean 0 and standard deviation 1.
     pub standardize: bool,
     /// Learning rate of the gates.
     pub lr: f64,
     /// Learning rate of the baseline.
     pub lr_baseline: f64,
-    /// Decay of the optimizer's mean of squared gradients; a larger one remembers the huge divergences of the start.
+    /// Decay of the optimizer's mean of squared gradients; a larger value remembers the large divergences of the start
+    /// longer.
     pub beta2: f64,
-    /// Steps until both are reached.
+    /// Warmup steps of both learning rates.
     pub warmup_steps: u64,
-    /// Share of the run, at its end, in which both fall to zero.
+    /// Share of the run, at its end, during which both learning rates fall to zero.
     pub cooldown_share: f64,
     /// Half-width of the range of logits.
     pub stretch: f64,
-    /// Middle of the range of logits at the start.
+    /// Initial center of the range of logits.
     pub offset: f64,
-    /// Share of patches that is masked at the start; where given, `offset` is found from it on the first pictures.
+    /// Share of patches that is masked at the start. If set, `offset` is computed from it on the first pictures.
     pub masked_share: Option<f64>,
-    /// Share of the steps in which all gates vote; in the others their number is drawn. What the first gates take
-    /// away, which see little of the image, the last ones cannot give back.
+    /// Share of the steps in which all gates vote; in the other steps, their number is drawn at random. The last gates
+    /// cannot restore what the first gates, which see little of the image, remove.
     pub whole_depth_share: f64,
-    /// Largest divergence allowed, in nats; of binary masks on test pictures, for which sampled masks on
-    /// training pictures are held to a smaller one where need be.
+    /// Largest allowed divergence of binary masks on test pictures, in nats. If necessary, sampled masks on training
+    /// pictures are held to a smaller one.
     pub margin: f64,
-    /// Multipliers at the start.
+    /// Initial value of the multipliers.
     pub lambda: f64,
-    /// Whether each depth has a multiplier of its own, as in the paper, or all have one.
+    /// Whether each depth has its own multiplier, as in the paper, or all depths share one.
     pub per_depth: bool,
-    /// Whether multipliers rise where the divergence exceeds the margin; the authors' code lets them fall.
+    /// Whether multipliers rise when the divergence exceeds the margin; in the authors' code they fall.
     pub ascend: bool,
     /// Largest change of a multiplier in one step.
     pub lambda_rate: f64,
-    /// Lower bound of a multiplier: what the divergence always weighs.
+    /// Lower bound of a multiplier, the smallest weight of the divergence.
     pub lambda_min: f64,
     /// Upper bound of a multiplier.
     pub lambda_max: f64,
@@ -132,10 +133,10 @@ pub struct DiffMaskRecipe {
     pub dead_gradient: f64,
     /// Steps between measurements on test pictures.
     pub test_steps: u64,
-    /// Test pictures that are measured on.
+    /// Number of test pictures to measure on.
     pub test_pictures: usize,
-    /// The run ends after so many measurements within the margin whose kept share is hardly smaller than the
-    /// smallest before them; 0 never ends it early.
+    /// Number of measurements within the margin, without a noticeably smaller kept share than before, after which the
+    /// run ends; 0 turns early stopping off.
     pub patience: u64,
     /// Steps between checkpoints.
     pub checkpoint_steps: u64,

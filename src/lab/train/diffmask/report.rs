@@ -153,25 +153,25 @@ fn html(
     let within = within.count() as f64 / found.answers.len().max(1) as f64;
     let rows = [
         (
-            "pictures to learn from",
+            "training pictures",
             format!(
                 "{} of {}",
                 subject.train.len(),
                 escaped(subject.train.name())
             ),
         ),
-        ("pictures to measure on", found.answers.len().to_string()),
+        ("test pictures", found.answers.len().to_string()),
         ("kept share of binary masks", format!("{:.3}", card.l0)),
         (
             "KL(original ‖ masked), nats",
-            format!("{:.4}, allowed {}", card.kl, margin),
+            format!("{:.4}, at most {} allowed", card.kl, margin),
         ),
         (
             "pictures within the margin",
             format!("{:.1} %", 100.0 * within),
         ),
         (
-            "same class as the whole picture",
+            "same class as for the whole picture",
             format!("{:.1} %", 100.0 * done.agreement),
         ),
         ("seed", card.seed.to_string()),
@@ -184,7 +184,7 @@ fn html(
     for (what, value) in rows {
         let _ = writeln!(page, "<tr><th>{what}<td>{value}");
     }
-    page += "</table>\n<h2>Pictures</h2>\n<p>The whole picture, the heat, and what binary masks keep of it.\n";
+    page += "</table>\n<h2>Pictures</h2>\n<p>The whole picture, the heatmap, and the part that binary masks keep.\n";
     for example in &found.examples {
         page += &shown(example, subject, &name)?;
     }
@@ -197,8 +197,8 @@ fn html(
         histogram("kept share", &kept, 1.0),
         histogram("KL(original ‖ masked), nats", &kl, highest)
     );
-    page += "<h2>Votes by depth</h2>\n<p>Mean of the mask when only the gates up to a state vote: patch embeddings, \
-             the input of each block, the output of the last one.\n";
+    page += "<h2>Votes by depth</h2>\n<p>Mean of the mask when only the gates up to a state vote. States are the \
+             patch embeddings, the input of each block and the output of the last block.\n";
     page += &bars(&found.kept_by_depth, "state");
     let _ = write!(
         page,
@@ -227,7 +227,7 @@ fn shown(
     );
     let Some(raw) = raw else {
         return Err(Error::Data(
-            "a picture has not the bytes of its size".into(),
+            "a picture's number of bytes does not match its size".into(),
         ));
     };
     let scale = f64::from(SIDE_PX) / size.width_px.max(size.height_px) as f64;

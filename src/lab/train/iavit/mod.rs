@@ -41,7 +41,7 @@ use vitscope_kernels::in_pool;
 pub use pupil::Fidelity;
 pub(in crate::train) use pupil::Pupil;
 
-/// What a run for a frozen model measures.
+/// Measurements of a run for a frozen model.
 pub const COLUMNS: &[&str] = &[
     "loss",
     "lr",
@@ -53,18 +53,18 @@ pub const COLUMNS: &[&str] = &[
     "test accuracy of interpreter",
 ];
 
-/// How the interpreter's attention is drawn to the model's.
+/// How the interpreter's attention is aligned with the model's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Alignment {
-    /// Not at all.
+    /// No alignment.
     None,
     /// Maximum mean discrepancy over the batch.
     #[default]
     Mmd,
     /// Jensen-Shannon divergence, image by image.
     JensenShannon,
-    /// What the authors' code computes, which drives them apart.
+    /// The loss in the authors' code, which drives the two apart.
     Released,
 }
 
@@ -72,68 +72,68 @@ pub enum Alignment {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Teacher {
-    /// Of the class token in the last block, mean over heads.
+    /// Attention of the class token in the last block, mean over heads.
     #[default]
     ClassToken,
-    /// Of the patches, mean over blocks, heads and queries.
+    /// Attention of the patches, mean over blocks, heads and queries.
     Patches,
 }
 
-/// What the interpreter's classifier begins with.
+/// Initial weights of the interpreter's classifier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// Nothing: random weights.
+    /// Random weights.
     #[default]
     Random,
-    /// The model's own, with values that are the patches themselves; for a model with one linear classifier, and for
-    /// `pooling = "mean"`. With many classes and few pictures of each it is the better start.
+    /// The model's own classifier, with the patches themselves as values. Requires a model with one linear classifier
+    /// and `pooling = "mean"`; the better start with many classes and few pictures of each.
     Model,
 }
 
-/// How an interpreter is trained. Those up to `test_pictures` are for frozen models only: in joint training the classifier's
-/// recipe says them.
+/// Recipe for training an interpreter. Keys up to `test_pictures` apply only to frozen models; in joint training, the
+/// classifier's recipe sets them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct IaVitRecipe {
-    /// Updates.
+    /// Number of optimizer updates.
     pub steps: u64,
-    /// Pictures a step.
+    /// Pictures per step (batch size).
     pub batch: usize,
-    /// Highest learning rate.
+    /// Peak learning rate.
     pub lr: f64,
-    /// Steps until it is reached.
+    /// Warmup steps until the peak learning rate.
     pub warmup_steps: u64,
-    /// Area of the smallest random crop that is learned from, as a share of the picture; crops are mirrored half of the
-    /// time. 1 leaves pictures as they are.
+    /// Area of the smallest random training crop, as a share of the picture; half of the crops are mirrored. 1 leaves
+    /// pictures unchanged.
     pub smallest_crop: f64,
-    /// Gradients are scaled down to this global norm.
+    /// Largest global norm of the gradients; larger gradients are scaled down.
     pub max_norm: f64,
     /// Steps between measurements on test pictures.
     pub test_steps: u64,
     /// Steps between checkpoints.
     pub checkpoint_steps: u64,
-    /// Test pictures that are measured on.
+    /// Number of test pictures to measure on.
     pub test_pictures: usize,
-    /// Seed of the interpreter, and of the order of the pictures.
+    /// Seed of the interpreter and of the order of the pictures.
     pub seed: u64,
-    /// What the interpreter's classifier begins with.
+    /// Initial weights of the interpreter's classifier.
     pub start: Start,
-    /// How logits are read from what attention mixed.
+    /// How logits are computed from the attended patches.
     pub pooling: Pooling,
-    /// Whether scores are not divided by √dim.
+    /// Whether to skip the division of scores by √dim.
     pub unscaled: bool,
     /// Weight of the distillation.
     pub distillation: f64,
     /// Temperature of the distillation.
     pub temperature: f64,
-    /// How attention is drawn to the model's.
+    /// How attention is aligned with the model's.
     pub alignment: Alignment,
     /// Weight of the alignment.
     pub alignment_weight: f64,
-    /// Which attention of the model.
+    /// The attention of the model to align with.
     pub teacher: Teacher,
-    /// Whether the model's answer and attention are constants to these losses.
+    /// Whether these losses treat the model's output and attention as constants.
     pub detach: bool,
 }
 

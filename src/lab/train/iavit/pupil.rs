@@ -51,7 +51,7 @@ impl<'a> Pupil<'a> {
         let config = vit.config();
         if config.n_classes() == 0 {
             return Err(Error::Model(
-                "an interpreter learns the model's answer, and the model has no classifier".into(),
+                "an interpreter learns the model's output, but the model has no classifier".into(),
             ));
         }
         let shape = recipe.shape(config, n_patches);
@@ -196,7 +196,7 @@ impl<'a> Pupil<'a> {
 fn classifier_of(vit: &Vit, recipe: &IaVitRecipe) -> Result<[(String, Tensor); 4]> {
     let (Some(classifier), Pooling::Mean) = (vit.linear_classifier(), recipe.pooling) else {
         return Err(Error::Config(
-            "start = \"model\" needs a model with one linear classifier, and pooling = \"mean\""
+            "start = \"model\" requires a model with one linear classifier, and pooling = \"mean\""
                 .into(),
         ));
     };

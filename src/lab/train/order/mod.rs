@@ -40,42 +40,44 @@ use trainer::OrderTrainer;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::gates::{MARGIN, Objective};
 
-/// What a run measures: at each step on its batch, and now and then on test pictures.
+/// Measurements of a run: at each step on its batch, and at intervals on test pictures.
 pub const COLUMNS: &[&str] = &["loss", "explained", "test explained"];
 
-/// How gates that order are trained.
+/// Recipe for training ordering gates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct OrderRecipe {
-    /// [`Objective::Order`]; tells this recipe from the others.
+    /// [`Objective::Order`]; distinguishes this recipe from the others.
     pub objective: Objective,
     /// Seed of the gates, the order of the pictures and the halves.
     pub seed: u64,
-    /// Pictures that the teacher is asked about, once each.
+    /// Number of pictures that the teacher explains, once each.
     pub pictures: usize,
-    /// Updates of the gates, after the last of them.
+    /// Updates of the gates, after the teacher has explained all pictures.
     pub steps: u64,
     /// Pictures per update.
     pub batch: usize,
     /// Hidden units of both layers.
     pub hidden: usize,
-    /// How often the teacher halves each picture; each time costs a forward and a backward pass of both halves.
+    /// Number of times the teacher halves each picture; each halving costs a forward and a backward pass of both
+    /// halves.
     pub halvings: usize,
-    /// β, how much the patches around a patch count in the teacher's order, at least 0.
+    /// β, weight of the patches around a patch in the teacher's order, at least 0.
     pub smoothness: f64,
-    /// γ, how much the last block's attention counts in the teacher's order, at least 0.
+    /// γ, weight of the last block's attention in the teacher's order, at least 0.
     pub attention_weight: f64,
     /// Learning rate.
     pub lr: f64,
     /// Decoupled weight decay of matrices.
     pub weight_decay: f64,
-    /// Steps until it is reached.
+    /// Warmup steps until the learning rate is reached.
     pub warmup_steps: u64,
-    /// Divergence of a masked answer, in nats, that counts as keeping it when the kept share is measured.
+    /// Largest divergence from the original output, in nats, at which a masked output counts as preserved when the kept
+    /// share is measured.
     pub margin: f64,
     /// Steps between measurements on test pictures.
     pub test_steps: u64,
-    /// Test pictures that are measured on.
+    /// Number of test pictures to measure on.
     pub test_pictures: usize,
     /// Steps between checkpoints.
     pub checkpoint_steps: u64,
@@ -140,11 +142,11 @@ fn validate(recipe: &OrderRecipe, subject: Subject<'_>) -> Result<()> {
     subject.check()?;
     let wrong = |message: String| Err(Error::Config(message));
     if recipe.objective != Objective::Order {
-        return wrong("objective must be \"order\" for gates that order".into());
+        return wrong("objective must be \"order\" for ordering gates".into());
     }
     if subject.vit.config().head().is_none() {
         return Err(Error::Model(
-            "the model has no classifier, so no class to order patches for".into(),
+            "the model has no classifier, so there is no class to order patches for".into(),
         ));
     }
     check_positive(&[("lr", recipe.lr), ("margin", recipe.margin)])?;
@@ -169,7 +171,7 @@ fn validate(recipe: &OrderRecipe, subject: Subject<'_>) -> Result<()> {
         }
     }
     if subject.n_patches() < 2 {
-        return wrong("a model of one patch has nothing to order".into());
+        return wrong("the model has only one patch, so there is nothing to order".into());
     }
     Ok(())
 }

@@ -36,7 +36,7 @@ pub fn rollout_of_halves(
     let n_patches = vit.n_patches(images)?;
     if n_patches < 2 || halvings == 0 {
         return Err(Error::Config(format!(
-            "halves need at least two patches and one halving, got {n_patches} and {halvings}"
+            "halving needs at least two patches and one halving, got {n_patches} patches and {halvings} halvings"
         )));
     }
     let mut patches: Vec<u32> = (0..n_patches as u32).collect();

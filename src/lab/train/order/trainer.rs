@@ -132,7 +132,7 @@ impl<'a> OrderTrainer<'a> {
             ..
         } = *self.recipe;
         let Some(all) = self.lessons.first() else {
-            return Err(Error::Data("there are no pictures to learn from".into()));
+            return Err(Error::Data("there are no training pictures".into()));
         };
         let n_pictures = all.taught.dim(0)?;
         let update = self.step - self.recipe.study_steps(self.subject.train.len());

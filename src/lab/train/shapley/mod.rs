@@ -46,10 +46,10 @@ use trainer::RankingTrainer;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::gates::{MARGIN, Objective};
 
-/// What a run measures: at each step on its batch, and now and then on test pictures.
+/// Measurements of a run: at each step on its batch, and at intervals on test pictures.
 pub const COLUMNS: &[&str] = &["loss", "explained", "test explained"];
 
-/// How patches are taken away.
+/// How patches are removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fill {
@@ -61,21 +61,21 @@ pub enum Fill {
     Mean,
     /// Their pixels are blurred.
     Blur,
-    /// Their tokens are left out: the model sees a shorter sequence.
+    /// Their tokens are removed, so the model sees a shorter sequence.
     Drop,
 }
 
-/// How ranking gates are trained.
+/// Recipe for training ranking gates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ShapleyRecipe {
-    /// [`Objective::Shapley`]; tells this recipe from the published one.
+    /// [`Objective::Shapley`]; distinguishes this recipe from the published one.
     pub objective: Objective,
     /// Seed of the gates, the order of the pictures and the subsets.
     pub seed: u64,
     /// Updates of the gates.
     pub steps: u64,
-    /// How many of them, the first, learn from a gradient method.
+    /// Number of updates, at the start, that learn from a gradient method.
     pub teacher_steps: u64,
     /// Pictures per step.
     pub batch: usize,
@@ -83,9 +83,9 @@ pub struct ShapleyRecipe {
     pub pairs: usize,
     /// Hidden units of both layers.
     pub hidden: usize,
-    /// Weight of each way of removal, one of which is drawn per step.
+    /// Weight of each kind of removal; one kind is drawn per step.
     pub fills: BTreeMap<Fill, f64>,
-    /// Share of the pairs that are cut from the scores so far.
+    /// Share of the pairs that are cut by the current scores.
     pub policy_share: f64,
     /// Share of the pairs that are blobs.
     pub blob_share: f64,
@@ -93,13 +93,14 @@ pub struct ShapleyRecipe {
     pub lr: f64,
     /// Decoupled weight decay of matrices.
     pub weight_decay: f64,
-    /// Steps until it is reached.
+    /// Warmup steps until the learning rate is reached.
     pub warmup_steps: u64,
-    /// Divergence of a masked answer, in nats, that counts as keeping it when the kept share is measured.
+    /// Largest divergence from the original output, in nats, at which a masked output counts as preserved when the kept
+    /// share is measured.
     pub margin: f64,
     /// Steps between measurements on test pictures.
     pub test_steps: u64,
-    /// Test pictures that are measured on.
+    /// Number of test pictures to measure on.
     pub test_pictures: usize,
     /// Steps between checkpoints.
     pub checkpoint_steps: u64,
@@ -164,11 +165,11 @@ fn validate(recipe: &ShapleyRecipe, subject: Subject<'_>) -> Result<()> {
     subject.check()?;
     let wrong = |message: String| Err(Error::Config(message));
     if recipe.objective != Objective::Shapley {
-        return wrong("objective must be \"shapley\" for gates that rank".into());
+        return wrong("objective must be \"shapley\" for ranking gates".into());
     }
     if subject.vit.config().head().is_none() {
         return Err(Error::Model(
-            "the model has no classifier, so no class to score patches for".into(),
+            "the model has no classifier, so there is no class to score patches for".into(),
         ));
     }
     check_positive(&[("lr", recipe.lr), ("margin", recipe.margin)])?;
@@ -177,26 +178,26 @@ fn validate(recipe: &ShapleyRecipe, subject: Subject<'_>) -> Result<()> {
     }
     if recipe.teacher_steps >= recipe.steps {
         return wrong(format!(
-            "teacher-steps are the first of the steps and must be fewer, got {} of {}",
+            "teacher-steps are the first of all steps and must be fewer than steps, got {} of {}",
             recipe.teacher_steps, recipe.steps
         ));
     }
     if subject.n_patches() < 2 {
-        return wrong("a model of one patch has nothing to rank".into());
+        return wrong("the model has only one patch, so there is nothing to rank".into());
     }
     let weights = || recipe.fills.values();
     if weights().any(|weight| !(*weight >= 0.0 && weight.is_finite()))
         || weights().sum::<f64>() <= 0.0
     {
         return wrong(format!(
-            "fills need weights of at least 0 that do not add up to 0, got {:?}",
+            "fills need weights of at least 0 with a sum above 0, got {:?}",
             recipe.fills
         ));
     }
     let (policy, blobs) = (recipe.policy_share, recipe.blob_share);
     if !(policy >= 0.0 && blobs >= 0.0 && policy + blobs <= 1.0) {
         return wrong(format!(
-            "policy-share and blob-share must be at least 0 and at most 1 together, got {policy} and {blobs}"
+            "policy-share and blob-share must each be at least 0 and sum to at most 1, got {policy} and {blobs}"
         ));
     }
     Ok(())

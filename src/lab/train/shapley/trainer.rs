@@ -582,7 +582,7 @@ impl Trainer for RankingTrainer<'_> {
         };
         let Some(mut empty) = saved("empty")? else {
             return Err(Error::Config(
-                "the checkpoint lacks the answers to emptied pictures".into(),
+                "the checkpoint lacks the outputs for emptied pictures".into(),
             ));
         };
         let n = empty.pop().unwrap_or(0.0);
