@@ -96,7 +96,7 @@ impl Verification {
     pub fn with_written(mut self, n_frames: u64) -> Self {
         if self.frames_out != n_frames {
             self.complaints.push(format!(
-                "{n_frames} frames were written, but the result holds {}",
+                "{n_frames} frames were written, but the result contains {}",
                 self.frames_out
             ));
         }
@@ -109,7 +109,7 @@ impl Verification {
         if n_tracks > 0 && self.unread_source.is_some() {
             let noun = if n_tracks == 1 { "track" } else { "tracks" };
             self.complaints.push(format!(
-                "{n_tracks} sound {noun} began too late in the file to be written"
+                "{n_tracks} audio {noun} started too late in the file to be written"
             ));
         }
         self
@@ -142,7 +142,7 @@ impl fmt::Display for Verification {
         if let Some(source) = &self.unread_source {
             return write!(
                 f,
-                "not verified: the source is {source}, whose tables are not read; \
+                "not verified: the source is {source}, and its tables cannot be read; \
                  the result has {} frames, {} sound packets, {:.3} s",
                 self.frames_out,
                 self.audio_packets_out,
@@ -175,7 +175,7 @@ impl fmt::Display for Verification {
                     "{n_copied} sound {noun} equal, {off:.3} ms off the picture; "
                 )?;
                 if self.audio_packets_encoded > 0 {
-                    write!(f, "other sound encoded anew; ")?;
+                    write!(f, "other sound re-encoded; ")?;
                 }
             }
             Some(false) => write!(
@@ -188,7 +188,7 @@ impl fmt::Display for Verification {
             }
             None if self.audio_packets_in == 0 => {}
             None if self.audio_packets_out == 0 => write!(f, "sound left out; ")?,
-            None => write!(f, "sound encoded anew; ")?,
+            None => write!(f, "sound re-encoded; ")?,
         }
         write!(
             f,
