@@ -129,7 +129,7 @@ impl Player {
             let message = bus.and_then(|bus| bus.pop_filtered(&[gst::MessageType::Error]));
             return Err(match message.as_ref().map(|message| message.view()) {
                 Some(gst::MessageView::Error(error)) => live.outputs.failed(error),
-                _ => Error::Media("the pipeline does not start".into()),
+                _ => Error::Media("the pipeline did not start".into()),
             });
         }
         player.outputs.check_window(&player.pipeline)?;
@@ -283,7 +283,7 @@ impl Player {
 impl Drop for Player {
     fn drop(&mut self) {
         if self.pipeline.set_state(gst::State::Null).is_err() {
-            tracing::warn!("the pipeline does not stop");
+            tracing::warn!("the pipeline did not stop");
         }
         if let Some(path) = self.outputs.record.as_ref().filter(|_| !self.named.get()) {
             // Where the pipeline never began, there is none.

@@ -527,8 +527,8 @@ fn sound_that_changes_on_the_way_is_refused_with_the_way_out() {
     for extension in ["mp4", "mov", "mkv"] {
         let job = FileJob::new(&input, files.path(&format!("copied.{extension}")));
         let refusal = run(&job).unwrap_err().to_string();
-        let told = "sound changes on the way from AAC 48000 Hz 1 ch to AAC 44100 Hz 1 ch and cannot be copied into one \
-                    track; --audio encode converts it: ";
+        let told = "the sound changes midway from AAC 48000 Hz 1 ch to AAC 44100 Hz 1 ch and cannot be copied into one \
+                    track; use --audio encode to convert it: ";
         assert!(refusal.starts_with(told), "{extension}: {refusal}");
         let job = FileJob {
             audio: AudioMode::Encode,
@@ -710,7 +710,7 @@ fn a_range_of_fragments_is_whole() {
         };
         let refused = run(&late).unwrap_err().to_string();
         assert!(
-            refused.starts_with("no frame is shown from 9 s on: "),
+            refused.starts_with("the video has no frames from 9 s onward: "),
             "{refused}"
         );
     }
@@ -1963,7 +1963,7 @@ fn a_range_before_the_first_frame_is_called_empty() {
     let error = run(&job).unwrap_err().to_string();
     assert_eq!(
         error,
-        format!("no frame is shown between 0.5 s and 2.7 s: {input:?}")
+        format!("the video has no frames between 0.5 s and 2.7 s: {input:?}")
     );
 }
 
@@ -2110,7 +2110,7 @@ fn pictures_too_small_to_encode_are_refused() {
     for extension in ["mp4", "mov", "webm"] {
         let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
         let error = run(&job).unwrap_err().to_string();
-        let expected = "the picture is 16x8, but encoder and container take at least 16x16";
+        let expected = "the video is 16x8, but the encoder and container require at least 16x16";
         assert!(error.contains(expected), "{extension}: {error}");
         assert!(
             !job.output.exists() && !job.part_path().exists(),
@@ -2348,7 +2348,7 @@ fn edits_that_repeat_or_go_back_are_refused() {
         let job = FileJob::new(&input, files.path("out.mp4"));
         super::media::check_refused(
             &job,
-            "the edits of the film repeat parts, go back or change the speed, which is not supported: ",
+            "the edit list repeats parts, goes back or changes the speed, which is not supported: ",
         );
     }
     // All of it a little later, and sound whose run-in would come while nothing is shown yet.

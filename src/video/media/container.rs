@@ -79,7 +79,9 @@ impl Container {
                     Some(other) => format!(
                         "unknown output extension {other:?}, expected one of {known}: {path:?}"
                     ),
-                    None => format!("output has no extension, expected one of {known}: {path:?}"),
+                    None => {
+                        format!("the output has no extension, expected one of {known}: {path:?}")
+                    }
                 })
             })
     }
@@ -138,7 +140,7 @@ impl Container {
         };
         muxer.request_pad_simple(template).ok_or_else(|| {
             Error::Media(format!(
-                "element {:?} takes no further stream",
+                "element {:?} accepts no more streams",
                 self.muxer()
             ))
         })
@@ -158,7 +160,7 @@ impl Container {
             .iter()
             .find(|pad| pad.name_template() == template)
             .map(|pad| pad.caps())
-            .ok_or_else(|| Error::Media(format!("element {:?} takes no sound", self.muxer())))
+            .ok_or_else(|| Error::Media(format!("element {:?} accepts no sound", self.muxer())))
     }
 }
 

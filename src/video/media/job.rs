@@ -151,7 +151,7 @@ impl FileJob {
             && end <= start
         {
             return Err(Error::Config(format!(
-                "the end at {} s does not lie after the start at {} s: {:?}",
+                "the end at {} s is not after the start at {} s: {:?}",
                 end.secs(),
                 start.secs(),
                 self.input
@@ -171,12 +171,12 @@ impl FileJob {
         })?;
         if metadata.is_dir() {
             return Err(Error::Config(format!(
-                "is a directory, expected a video file: {input:?}"
+                "the input is a directory, expected a video file: {input:?}"
             )));
         }
         if !metadata.is_file() {
             return Err(Error::Config(format!(
-                "is a pipe or a device and can be read only once, expected a file: {input:?}"
+                "the input is a pipe or a device, which can be read only once, expected a file: {input:?}"
             )));
         }
         if metadata.len() == 0 {
@@ -190,12 +190,12 @@ impl FileJob {
             .map_err(|err| Error::io(input, err))?;
         if head.starts_with(b"#EXTM3U") {
             return Err(Error::Config(format!(
-                "is a playlist, expected a video file; `vitscope live` plays it: {input:?}"
+                "the input is a playlist, expected a video file; use `vitscope live` to play it: {input:?}"
             )));
         }
         if let Some(pictures) = pictures(&head) {
             return Err(Error::Config(format!(
-                "holds {pictures}, expected a video: {input:?}"
+                "the input contains {pictures}, expected a video: {input:?}"
             )));
         }
         Ok(())
@@ -217,7 +217,7 @@ impl FileJob {
             }
             if written.is_dir() || files::is_folder_name(written) {
                 return Err(Error::Config(format!(
-                    "is a directory, expected a file to write: {written:?}"
+                    "the output is a directory, expected a file to write: {written:?}"
                 )));
             }
         }
@@ -245,7 +245,7 @@ impl FileJob {
         // Permission bits do not tell (root, read-only mounts): only an attempt does, and it leaves nothing behind.
         tempfile::tempfile_in(folder).map_err(|err| {
             Error::Config(format!(
-                "cannot write into the output's directory ({err}): {folder:?}"
+                "cannot write to the output directory ({err}): {folder:?}"
             ))
         })?;
         Ok(())
@@ -260,7 +260,7 @@ pub fn local_file(input: &Path) -> Result<PathBuf> {
     match input.to_str() {
         Some(address) if address.starts_with("file://") => glib::filename_from_uri(address)
             .map(|(path, _)| path)
-            .map_err(|err| Error::Config(format!("is not the URL of a file ({err}): {address:?}"))),
+            .map_err(|err| Error::Config(format!("not a valid file URL ({err}): {address:?}"))),
         _ => Ok(input.into()),
     }
 }
@@ -270,7 +270,7 @@ fn check_is_path(input: &Path) -> Result<()> {
     let complaint = if input == Path::new("-") {
         "standard input can be read only once, expected a file"
     } else if files::is_address(input) {
-        "is an address, expected a file; `vitscope live` reads streams"
+        "the input is a URL, expected a file; use `vitscope live` to read streams"
     } else {
         return Ok(());
     };

@@ -65,7 +65,7 @@ impl Crew {
         };
         let thread = thread::Builder::new().name(self.name.into()).spawn(work);
         let thread =
-            thread.map_err(|error| Error::Config(format!("no thread could start: {error}")))?;
+            thread.map_err(|error| Error::Config(format!("cannot start a thread: {error}")))?;
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);

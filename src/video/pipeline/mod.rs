@@ -277,7 +277,7 @@ impl<'scope, 'env> Start<'scope, 'env> {
             .spawn_scoped(self.scope, run)
             .map_err(|error| Error::Stage {
                 name,
-                source: Box::new(Error::Config(format!("no thread could start: {error}"))),
+                source: Box::new(Error::Config(format!("cannot start a thread: {error}"))),
             })
     }
 }
@@ -308,7 +308,7 @@ fn decode_loop(
         };
         if frame.seq != seq {
             return Err(Error::Media(format!(
-                "the source gave frame {} where frame {seq} was due",
+                "the source delivered frame {} instead of frame {seq}",
                 frame.seq
             )));
         }

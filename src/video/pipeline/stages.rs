@@ -299,7 +299,7 @@ impl View {
     /// The same, which fails also once `stop` is requested.
     pub(super) fn check_until(&self, stop: &Stop) -> Result<()> {
         if self.n_maps() == 0 {
-            return Err(Error::Config("there is no method or no target".into()));
+            return Err(Error::Config("no method or no target is selected".into()));
         }
         let images = self.model.gray_image()?;
         let vit = self.model.vit.under(stop);
@@ -789,7 +789,7 @@ fn checked_attribution(
 }
 
 fn warn_unexplained(seq: u64, error: &Error) {
-    tracing::warn!(frame = seq, "frame stays unexplained: {error}");
+    tracing::warn!(frame = seq, "cannot explain the frame: {error}");
 }
 
 /// Indices of the largest values, the largest first, and the first of equal ones first.

@@ -251,7 +251,7 @@ impl Worker {
         };
         let thread = thread::Builder::new().name("explain".into()).spawn(work);
         let thread =
-            thread.map_err(|error| Error::Config(format!("no thread could start: {error}")))?;
+            thread.map_err(|error| Error::Config(format!("cannot start a thread: {error}")))?;
         Ok(Self {
             requests: Some(requests),
             thread: Some(thread),
@@ -477,7 +477,7 @@ fn findings(
         view.findings(images, &mut Streams::several(memories, of_images), stop)
     };
     catch_unwind(AssertUnwindSafe(look)).unwrap_or_else(|panic| {
-        tracing::error!("frames stay unexplained: {}", told(&*panic));
+        tracing::error!("cannot explain the frames: {}", told(&*panic));
         Vec::new()
     })
 }
@@ -486,7 +486,7 @@ fn findings(
 fn changed(view: &View, change: Box<Change>) -> Option<View> {
     let changed = catch_unwind(AssertUnwindSafe(|| change(view)));
     changed.unwrap_or_else(|panic| {
-        tracing::error!("the model stays as it is: {}", told(&*panic));
+        tracing::error!("the model is unchanged: {}", told(&*panic));
         None
     })
 }
