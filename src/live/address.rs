@@ -377,7 +377,7 @@ mod tests {
             "http://[::1]:8080/video",
             "http://host/a/b.m3u8",
             "\"http://host:80\": nobody listens",
-            "nobody listens at port 9: http://127.0.0.1:9",
+            "no server is listening on port 9: http://127.0.0.1:9",
         ] {
             assert_eq!(without_secrets(text), text);
         }

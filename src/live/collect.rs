@@ -78,7 +78,7 @@ impl Collector {
         let picture = self.source.picture_from_buffer(buffer)?;
         let mut jpeg = Vec::new();
         let encoded = JpegEncoder::new_with_quality(&mut jpeg, QUALITY).encode_image(&picture);
-        encoded.map_err(|error| Error::Media(format!("no picture could be made: {error}")))?;
+        encoded.map_err(|error| Error::Media(format!("cannot encode the picture: {error}")))?;
         let name = format!("frame-{:06}.jpg", self.number);
         write_whole(&self.what.folder.join(name), &jpeg)?;
         self.number += 1;

@@ -189,7 +189,7 @@ impl Live {
             .ok()
             .and_then(Teaching::progress);
         if progress.is_some_and(|progress| progress.unsaved) {
-            let lost = "what was taught since it was saved last is lost (the key w saves it)";
+            let lost = "examples added since the last save are lost (press w to save)";
             audience.event(Event::Problem(lost.into()));
         }
         audience.event(Event::Ending);

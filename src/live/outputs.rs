@@ -173,8 +173,7 @@ impl Outputs {
             .any(|parent| factory_name(&parent) == "autovideosink");
         if self.window && blind {
             return Err(Error::Media(
-                "there is no screen to show a window on: choose another output, or --no-window"
-                    .into(),
+                "no screen is available for a window: choose another output or --no-window".into(),
             ));
         }
         Ok(())
@@ -186,7 +185,7 @@ impl Outputs {
         let pushed = self.rtsp.as_ref();
         if let Some(address) = pushed.filter(|_| is_from(error, "rtspclientsink")) {
             let reason = address.redacted(&failure.reason);
-            return Error::Media(format!("{address} takes no video: {reason}"));
+            return Error::Media(format!("{address} does not accept the video: {reason}"));
         }
         match self.record.as_ref().or(self.hls.as_ref()) {
             Some(path) if failure.disk_full => {
@@ -208,7 +207,7 @@ fn end_without_farewell(sink: &gst::Element) {
         pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
             let event = info.event().map(|event| event.type_());
             if event == Some(gst::EventType::Eos) && end_soon(sink.clone()).is_err() {
-                tracing::warn!("the end of what is pushed waits for the end of its RTP session");
+                tracing::warn!("the end of the pushed stream waits for its RTP session to end");
             }
             gst::PadProbeReturn::Ok
         });
@@ -230,7 +229,7 @@ fn end_soon(sink: glib::WeakRef<gst::Element>) -> std::result::Result<(), gst::C
 
 fn not_rtsp(address: &Address) -> Error {
     Error::Config(format!(
-        "is no address to push to, which begins with rtsp or rtsps: {address}"
+        "not an address to push to, expected rtsp:// or rtsps://: {address}"
     ))
 }
 
@@ -246,7 +245,7 @@ fn container(path: &Path) -> Result<(&'static [Encoder], gst::Element)> {
             Ok((H264, muxer))
         }
         _ => Err(Error::Config(format!(
-            "a recording is Matroska or MP4, expected a name that ends in mkv or mp4: {path:?}"
+            "a recording is Matroska or MP4, expected a file name ending in .mkv or .mp4: {path:?}"
         ))),
     }
 }

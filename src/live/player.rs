@@ -259,7 +259,7 @@ impl Player {
         }
         self.appsrc
             .end_of_stream()
-            .map_err(|error| Error::Media(format!("outputs cannot be finished: {error}")))?;
+            .map_err(|error| Error::Media(format!("cannot finish the outputs: {error}")))?;
         // A closed window never says that it has come to its end; the recording takes a moment for its own.
         let closed = self.closed.get();
         let until = Instant::now() + if closed { AFTER_WINDOW } else { ENDING };
@@ -274,7 +274,7 @@ impl Player {
             return Ok(());
         }
         Err(Error::Media(format!(
-            "outputs are not finished after {} s",
+            "the outputs did not finish within {} s",
             ENDING.as_secs()
         )))
     }
@@ -296,7 +296,7 @@ impl Drop for Player {
 fn element(live: &Live) -> Result<VitScope> {
     let element = make("vitscope")?
         .downcast::<VitScope>()
-        .map_err(|_| Error::Media("another element is called \"vitscope\"".into()))?;
+        .map_err(|_| Error::Media("another element is already named \"vitscope\"".into()))?;
     let properties = live.properties.iter();
     let mut properties: Vec<(&str, String)> = properties
         .map(|(name, text)| (*name, text.clone()))

@@ -64,7 +64,7 @@ pub struct Answers {
 }
 
 impl std::fmt::Display for Progress {
-    /// As `1 cup: 3, 2 phone: 2 | left out: 5 of 5 right`; the numbers in front are the keys.
+    /// As `1 cup: 3, 2 phone: 2 | leave-one-out: 5 of 5 correct`; the numbers in front are the keys.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (index, class) in self.classes.iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
@@ -72,7 +72,9 @@ impl std::fmt::Display for Progress {
         }
         match (&self.missing, self.leave_one_out) {
             (Some(missing), _) => write!(f, " | {missing}")?,
-            (None, Some(Answers { right, of })) => write!(f, " | left out: {right} of {of} right")?,
+            (None, Some(Answers { right, of })) => {
+                write!(f, " | leave-one-out: {right} of {of} correct")?
+            }
             (None, None) => (),
         }
         if self.unsaved {
@@ -220,7 +222,7 @@ impl Teaching {
             }
             Lesson::Undo => self.learn(|_, taught| match taught.undo() {
                 Some(_) => Ok(()),
-                None => Err(Error::Config("there is no example to take back".into())),
+                None => Err(Error::Config("there is no example to undo".into())),
             })?,
             Lesson::Add(name) => {
                 let name = name.clone();
@@ -242,7 +244,7 @@ impl Teaching {
         match names.len() {
             n_classes if class < n_classes => Ok(()),
             n_classes => Err(Error::Config(format!(
-                "there is no class {}, {n_classes} are named (--classes, or the page)",
+                "there is no class {}, {n_classes} are named (add one with --classes or on the web page)",
                 class + 1
             ))),
         }
@@ -329,7 +331,7 @@ impl Teaching {
 }
 
 fn loading() -> Error {
-    Error::Config("the model is being loaded, try again".into())
+    Error::Config("the model is still loading, try again".into())
 }
 
 /// What the head reads of a frame, as the model sees it.
@@ -363,7 +365,7 @@ mod tests {
         progress.missing = None;
         progress.unsaved = false;
         progress.leave_one_out = Some(Answers { right: 4, of: 5 });
-        let expected = "1 cup: 3, 2 phone: 0 | left out: 4 of 5 right";
+        let expected = "1 cup: 3, 2 phone: 0 | leave-one-out: 4 of 5 correct";
         assert_eq!(progress.to_string(), expected);
     }
 }

@@ -1252,7 +1252,7 @@ fn live_refuses_what_makes_no_sense_before_anything_starts() {
     refused(
         "--serve 0.0.0.0:0",
         1,
-        "error: other machines can reach 0.0.0.0:0, expected a token for them to show (--token), or 127.0.0.1",
+        "error: other machines can reach 0.0.0.0:0, expected a token (--token) or the address 127.0.0.1",
     );
     refused(
         "--serve 127.0.0.1:0 --token short",
@@ -1589,8 +1589,7 @@ fn a_window_without_a_screen_is_refused() {
         .output()
         .unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
-    let said =
-        "error: there is no screen to show a window on: choose another output, or --no-window";
+    let said = "error: no screen is available for a window: choose another output or --no-window";
     assert!(log.contains(said), "{log}");
     assert_eq!(output.status.code(), Some(1), "{log}");
 }

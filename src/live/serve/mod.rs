@@ -178,7 +178,7 @@ impl Server {
         match &token {
             None if !address.ip().is_loopback() => {
                 return Err(Error::Config(format!(
-                    "other machines can reach {address}, expected a token for them to show (--token), or 127.0.0.1"
+                    "other machines can reach {address}, expected a token (--token) or the address 127.0.0.1"
                 )));
             }
             Some(token) if !is_good_token(token) => {

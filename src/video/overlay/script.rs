@@ -127,8 +127,8 @@ pub fn can_draw(text: &str) -> bool {
     if !is_there {
         WARNED.call_once(|| {
             tracing::warn!(
-                "no installed font has all characters of {text:?}, so such classes are shown by their index; the Debian \
-                 packages fonts-noto-cjk and fonts-noto-core cover most characters"
+                "no installed font has all characters of {text:?}, so such classes are shown by their index; the \
+                 Debian packages fonts-noto-cjk and fonts-noto-core cover most characters"
             );
         });
     }
