@@ -21,13 +21,13 @@ pub enum SyncMode {
         nick = "lossless"
     )]
     Lossless,
-    /// A frame is delayed by a fixed time, and shows its own explanation or none.
+    /// Each frame is delayed by a fixed time and shows its own explanation or none.
     #[enum_value(
         name = "Live: each frame shows its own explanation after a short delay, or none if the model is too slow",
         nick = "exact"
     )]
     Exact,
-    /// A frame never waits, and shows the newest explanation.
+    /// Frames never wait and show the latest explanation.
     #[enum_value(
         name = "Live: frames never wait and show the latest explanation, which fades out with age",
         nick = "latest"
@@ -35,7 +35,7 @@ pub enum SyncMode {
     Latest,
 }
 
-/// [`Mode`] of one picture, as GStreamer's enumeration.
+/// GStreamer enumeration of the [`Mode`]s for one picture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVitscopeMode")]
 pub enum Draw {
@@ -55,7 +55,7 @@ pub enum Draw {
     Original,
 }
 
-/// [`Colormap`] as GStreamer's enumeration.
+/// GStreamer enumeration of [`Colormap`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVitscopeColormap")]
 pub enum Coloring {

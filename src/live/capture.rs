@@ -23,23 +23,23 @@ use vitscope_video::media::elements::{
     add_chain, capsfilter, drain_pad, factory_name, link, link_chain, make, static_pad,
 };
 
-/// What is asked of a camera; others send what they send.
+/// The format requested from a camera; other sources choose their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Width and height in pixels.
     pub size: Option<(u32, u32)>,
-    /// Frames a second.
+    /// Frames per second.
     pub fps: Option<u32>,
 }
 
 /// A camera that GStreamer knows of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Camera {
-    /// What it calls itself.
+    /// Its own name.
     pub name: String,
-    /// Its path, where it has one.
+    /// Its path, if it has one.
     pub path: Option<String>,
-    /// What it can send, a line each.
+    /// The formats it supports, one per line.
     pub formats: Vec<String>,
 }
 
@@ -61,7 +61,7 @@ fn devices() -> Result<Vec<gst::Device>> {
 /// Cameras that GStreamer knows of, in the order of their index.
 ///
 /// # Errors
-/// Fails where GStreamer cannot look for them.
+/// Fails if GStreamer cannot search for them.
 pub fn cameras() -> Result<Vec<Camera>> {
     let cameras = devices()?.into_iter().map(|device| {
         let properties = device.properties();

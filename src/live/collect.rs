@@ -15,12 +15,12 @@ use vitscope_core::files::write_whole;
 /// Of 100; training sees no difference to what the camera gave.
 const QUALITY: u8 = 95;
 
-/// Frames that are stored.
+/// Settings for storing original frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Collect {
-    /// Where, as `frame-000000.jpg` and so on; frames that are there already stay.
+    /// Folder for `frame-000000.jpg` and so on; existing frames are kept.
     pub folder: PathBuf,
-    /// One frame in this time.
+    /// Interval between frames.
     pub every: Duration,
 }
 

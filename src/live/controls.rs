@@ -1,4 +1,4 @@
-//! What can be changed while live video runs, by the page or by keys: the element's properties, and the freeze.
+//! Changes by the page or by keys while live video runs: the element's properties and the freeze.
 
 use std::io::Cursor;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,31 +22,31 @@ const MOST_METHODS: usize = 4;
 /// The opacities that one key goes through.
 const OPACITIES: [f32; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
 
-/// What a key asks for.
+/// The action of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// The picture stands still, or goes on.
+    /// Freeze or resume the picture.
     Freeze,
-    /// The picture of this moment as a file.
+    /// Save the current picture to a file.
     Snapshot,
-    /// The next method that goes with the model.
+    /// Switch to the next method that works with the model.
     Method,
-    /// The next opacity.
+    /// Switch to the next opacity.
     Opacity,
-    /// The next class to explain.
+    /// Switch to the next class to explain.
     Target,
-    /// What is shown is an example of this class, counted from 1.
+    /// Add the current picture as an example of this class, counted from 1.
     Example(u8),
-    /// The last example is taken back.
+    /// Undo the last example.
     Undo,
-    /// What was taught is saved.
+    /// Save the taught head.
     Save,
-    /// The end.
+    /// Quit.
     Quit,
 }
 
 impl Key {
-    /// What a letter stands for, as the terminal and the window name it.
+    /// The action of a key by its name in the terminal or the window.
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             " " | "space" => Self::Freeze,

@@ -71,18 +71,18 @@ const FAREWELL: gst::ClockTime = gst::ClockTime::from_mseconds(500);
 const SEGMENT_SECS: u32 = 2;
 const SEGMENTS: u32 = 6;
 
-/// What is done with explained frames; none of it is to run the model alone.
+/// Outputs for explained frames; with none of them, only the model runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outputs {
-    /// Shown on the screen.
+    /// Whether to show a window.
     pub window: bool,
-    /// Written as Matroska or as MP4 in fragments, by its name, which can be played whenever the recording breaks off.
+    /// Records to this Matroska or fragmented MP4 file, which stays playable if the recording breaks off.
     pub record: Option<PathBuf>,
-    /// Handed to this V4L2 loopback device, as a camera for other programs.
+    /// Outputs to this V4L2 loopback device (a virtual camera).
     pub v4l2: Option<PathBuf>,
-    /// Pushed to this address of an RTSP server.
+    /// Pushes to this address of an RTSP server.
     pub rtsp: Option<Address>,
-    /// Written into this folder as HTTP live streaming: `live.m3u8` and the newest segments.
+    /// Writes an HTTP live stream to this folder: `live.m3u8` and the latest segments.
     pub hls: Option<PathBuf>,
 }
 
