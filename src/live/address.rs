@@ -250,7 +250,7 @@ fn has_no_port(rest: &str) -> bool {
     port.is_some_and(|port| port.parse::<u16>().is_err())
 }
 
-/// `text` with its addresses of the network as they may be shown, one a line at most.
+/// `text` with its addresses of the network as they may be shown, at most one per line.
 pub fn without_secrets(text: &str) -> String {
     let lines = text.split_inclusive('\n').map(|line| {
         let (line, end) = match line.strip_suffix('\n') {

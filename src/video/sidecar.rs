@@ -1,4 +1,4 @@
-//! The sidecar: one JSON record per frame and line, next to the video or on standard output.
+//! The sidecar: one JSON record per frame, one per line, next to the video or on standard output.
 //!
 //! [`Record`] specifies the format.
 
@@ -58,7 +58,7 @@ pub struct Record {
     /// if the classes of the model are mutually exclusive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applying: Option<Vec<Class>>,
-    /// Whether `predicted` is below the model's threshold, which makes the answer "not sure" or "unfamiliar"; omitted if
+    /// Whether `predicted` is below the model's threshold, so that the answer is "not sure" or "unfamiliar"; omitted if
     /// the model has no threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_sure: Option<bool>,

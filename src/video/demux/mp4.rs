@@ -437,7 +437,7 @@ fn next_sample(
     sample
 }
 
-/// The numbers of `mvhd` and `mdhd`: steps a second, and a duration in them.
+/// The numbers of `mvhd` and `mdhd`: steps per second, and a duration in them.
 fn scale_and_duration(header: &[u8]) -> Option<(u32, Option<u64>)> {
     if *header.first()? == 1 {
         let duration = be(header, 24, 8).filter(|duration| *duration != u64::MAX);

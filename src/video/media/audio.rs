@@ -482,7 +482,7 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
     });
 }
 
-/// Samples a second, and bytes of one moment, of sound that can be cut anywhere.
+/// Samples per second, and bytes per moment, of sound that can be cut anywhere.
 fn plain(caps: &gst::Caps) -> Option<(u32, u32)> {
     let fields = caps.structure(0)?;
     if ["audio/x-alaw", "audio/x-mulaw"].contains(&fields.name().as_str()) {

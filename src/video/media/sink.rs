@@ -59,7 +59,7 @@ pub(super) struct Plan {
     /// The colors to encode in, and what of them is to be said.
     colors: VideoColorimetry,
     described: Described,
-    /// Steps a second that the input's times are multiples of.
+    /// Steps per second that the input's times are multiples of.
     timescale: u32,
     /// When the input was made, in seconds since 1970.
     created: Option<i64>,
@@ -146,7 +146,7 @@ impl Plan {
     }
 }
 
-/// Steps a second in which the input's times can be said exactly, at least [`CLOCK`].
+/// Steps per second in which the input's times can be said exactly, at least [`CLOCK`].
 fn timescale(job: &FileJob, picture: &Picture) -> u32 {
     let fps = picture.info.fps();
     let movie = Movie::header(&job.input);

@@ -334,8 +334,8 @@ impl View {
 
     /// Runs the model and the explainers on a batch of images, each with the number of its frame.
     ///
-    /// One entry an image; `None` where it cannot be explained, and for all once `stop` is requested. Where the batch fails,
-    /// its images are tried one by one; `streams` are those of the images.
+    /// Returns one entry per image: `None` if it cannot be explained, and for all once `stop` is requested. If the batch
+    /// fails, its images are tried one by one; `streams` are those of the images.
     pub fn findings(
         &self,
         images: Vec<(u64, Image)>,
@@ -357,7 +357,7 @@ impl View {
             .collect()
     }
 
-    /// One entry an image; `None` where it cannot be explained.
+    /// Returns one entry per image: `None` if it cannot be explained.
     fn scores(
         &self,
         images: &[Vec<u8>],
@@ -766,7 +766,7 @@ impl std::fmt::Display for Class {
     }
 }
 
-/// The scores of each image, where there is one a patch and all are numbers.
+/// The scores of each image, checked to be one finite number per patch.
 fn checked_attribution(
     method: &str,
     attribution: &Tensor,
