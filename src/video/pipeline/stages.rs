@@ -334,8 +334,8 @@ impl View {
 
     /// Runs the model and the explainers on a batch of images, each with the number of its frame.
     ///
-    /// Returns one entry per image: `None` if it cannot be explained, and for all once `stop` is requested. If the batch
-    /// fails, its images are tried one by one; `streams` are those of the images.
+    /// Returns one entry per image: `None` if it cannot be explained, and for all once `stop` is requested. If the
+    /// batch fails, its images are tried one by one; `streams` are those of the images.
     pub fn findings(
         &self,
         images: Vec<(u64, Image)>,
