@@ -1,42 +1,42 @@
-//! Shows what a Vision Transformer looks at, on pictures and on moving pictures.
+//! Explains Vision Transformers on images and video.
 //!
-//! Frames of a video go through five stages joined by bounded channels:
+//! Video frames pass through five stages connected by bounded channels:
 //!
 //! ```text
 //! source → decode → patchify → explain → composite → encode → sink
 //! ```
 //!
-//! `patchify` brings a frame to the model's size, `explain` runs the model and a method that scores its
-//! patches, `composite` draws the scores over the frame. Everything below the stages is a library of
-//! tensors in, tensors out.
+//! `patchify` resizes a frame to the model's input, `explain` runs the model and a method that scores its
+//! patches, and `composite` draws the scores over the frame. Everything below the stages is a library of
+//! functions on tensors.
 //!
 //! # Packages
 //!
-//! This library gives the modules of its packages. A package depends on those below it only:
+//! This library re-exports the modules of its packages. A package depends only on those below it:
 //!
 //! | package | modules |
 //! |---|---|
-//! | `vitscope-live` | `live`: cameras and streams, through the element; `serve`: a page for the browser |
+//! | `vitscope-live` | `live`: cameras and streams, explained by the element; `serve`: a web page |
 //! | `vitscope-gst` | the shared library that GStreamer loads |
 //! | `vitscope-element` | `plugin`: the GStreamer element |
-//! | `vitscope-lab` | [`data`]: data sets; [`train`]; [`eval`] |
-//! | `vitscope-video` | [`pipeline`]: the stages and their threads; [`media`]: GStreamer; [`overlay`]: what is drawn; [`sidecar`]: JSON Lines; [`demux`]: containers' own tables |
+//! | `vitscope-lab` | [`data`]: data sets; [`train`]: training; [`eval`]: evaluation |
+//! | `vitscope-video` | [`pipeline`]: the stages and their threads; [`media`]: GStreamer; [`overlay`]: drawing; [`sidecar`]: JSON Lines; [`demux`]: container tables |
 //! | `vitscope-core` | [`models`]: model folders; [`explain`]: one file per method; [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`frame`], [`flow`]: motion between frames; [`rng`], [`files`], [`picture`], [`weights`], [`changes`], [`error`] |
 //! | `vitscope-kernels` | [`kernels`]: fused operations on the CPU |
 //!
 //! # Invariants
 //!
-//! 1. `vit` and `kernels` know nothing of video: tensors in, tensors out.
-//! 2. Only `media`, `vitscope-element`, `vitscope-gst` and `vitscope-live` import GStreamer; the rest builds with
-//!    `--no-default-features`.
-//! 3. Only `pipeline` starts threads, and every channel is bounded.
-//! 4. An explainer does not change the model, and gives the same answer for the same image.
-//! 5. An attribution is raw: one f32 a patch, higher is more important. `overlay` scales it to color.
-//! 6. Time passes through: a frame leaves with the time and duration that it came with, in order.
+//! 1. `vit` and `kernels` know nothing about video; they take and return tensors.
+//! 2. Only `media`, `vitscope-element`, `vitscope-gst` and `vitscope-live` import GStreamer. Everything else builds
+//!    with `--no-default-features`.
+//! 3. Only `pipeline` starts threads. Every channel is bounded.
+//! 4. An explainer never changes the model and always returns the same explanation for the same image.
+//! 5. An attribution is raw: one f32 per patch, higher is more important. `overlay` maps it to color.
+//! 6. Timing is preserved: every frame leaves in order, with its original timestamp and duration.
 //! 7. Video is never dropped.
-//! 8. The frozen model stays frozen: a trainer changes the variables it was given and no others.
-//! 9. All randomness is seeded by the caller.
-//! 10. Every tap site of the model passes gradients.
+//! 8. A frozen model stays frozen: a trainer changes only the variables it is given.
+//! 9. The caller seeds all randomness.
+//! 10. Gradients flow through every tap site of the model.
 //!
 //! # Example
 //!
@@ -86,7 +86,7 @@ pub use vitscope_live::{self as live, serve};
 #[doc(inline)]
 pub use vitscope_video::{demux, media, overlay, pipeline, sidecar};
 
-/// The README's example of the library is compiled and run.
+/// Compiles and runs the README's library example.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -268,7 +268,11 @@ impl VitScope {
         drop(streaming);
         for buffer in leaving {
             if let Err(error) = self.obj().src_pad().push(buffer) {
-                gst::debug!(CAT, imp = self, "downstream takes no more: {error}");
+                gst::debug!(
+                    CAT,
+                    imp = self,
+                    "downstream accepts no more buffers: {error}"
+                );
                 return;
             }
         }
@@ -466,7 +470,7 @@ impl BaseTransformImpl for VitScope {
             let out = scores::open(&path).map_err(|error| {
                 gst::error_msg!(
                     gst::ResourceError::OpenWrite,
-                    ("the scores cannot be written: {error}: {path:?}")
+                    ("cannot write the scores: {error}: {path:?}")
                 )
             })?;
             streaming.scores = Some(Records::new(sidecar::Writer::new(out, path)));

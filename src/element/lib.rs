@@ -1,8 +1,8 @@
-//! The GStreamer elements: [`VitScope`] explains the video that flows through it, [`VitScopeOverlay`] draws elsewhere
-//! what it attached.
+//! The GStreamer elements: [`VitScope`] explains the video that flows through it, and [`VitScopeOverlay`] draws
+//! explanations that it attached to frames.
 //!
-//! The plugin is a package of its own, `vitscope-gst`. A program that has vitscope as a library registers the elements
-//! by [`register`].
+//! The plugin is a separate package, `vitscope-gst`. A program that uses vitscope as a library registers the elements
+//! with [`register`].
 //!
 //! ```text
 //! gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! vitscope ! videoconvert ! autovideosink
@@ -51,15 +51,15 @@ glib::wrapper! {
 }
 
 impl VitScope {
-    /// Explains by views of the program's own, instead of what the properties `model`, `gates`, `method` and
-    /// `target-class` say.
+    /// Explains with the program's own views instead of those given by the properties `model`, `gates`, `method` and
+    /// `target-class`.
     ///
-    /// `open` is called on a thread of the element's, each time that it leaves the state NULL.
+    /// The element calls `open` on one of its own threads each time it leaves the state NULL.
     pub fn set_view(&self, open: impl Fn() -> Result<View> + Send + Sync + 'static) {
         self.imp().set_view(open);
     }
 
-    /// Tells `observe` of each explanation and the time of its frame; it is called on the streaming thread, which waits.
+    /// Calls `observe` with each explanation and the timestamp of its frame, on the streaming thread.
     pub fn on_explained(
         &self,
         observe: impl Fn(&Arc<Finding>, gst::ClockTime) + Send + Sync + 'static,
@@ -67,25 +67,28 @@ impl VitScope {
         self.imp().set_observer(observe);
     }
 
-    /// The model that looks at the frames, as soon as it is open.
+    /// Returns the model in use, once it is open.
     pub fn model(&self) -> Option<Arc<Model>> {
         self.imp().model()
     }
 
-    /// Sets several properties at once, as texts: where they need another worker, it is one worker.
+    /// Sets several properties at once, from text. If they require a new worker, only one is started.
     ///
     /// # Errors
-    /// [`Error::Config`](vitscope_core::Error::Config) where a property is not known or does not take its text; then none is set.
+    /// [`Error::Config`](vitscope_core::Error::Config) if a property is unknown or does not accept its value. No
+    /// property is set in that case.
     pub fn change(&self, properties: &[(&str, String)]) -> Result<()> {
         self.imp().change(properties)
     }
 
-    /// Runs `learn` on the thread that explains, between two frames; the classifier that it returns answers from then on,
-    /// and all methods explain its classes. Frames go on meanwhile; the receiver hears when the classifier is there.
+    /// Runs `learn` on the explaining thread, between two frames.
+    ///
+    /// From then on, the model answers with the returned classifier, and all methods explain its classes. Video keeps
+    /// flowing meanwhile; the receiver is notified once the classifier is in use.
     ///
     /// # Errors
-    /// [`Error::Config`](vitscope_core::Error::Config) where the element is not running, too many frames wait for it, or it has
-    /// views of the program's own.
+    /// [`Error::Config`](vitscope_core::Error::Config) if the element is not running, too many frames are waiting,
+    /// or the program has set its own views.
     pub fn teach(
         &self,
         learn: impl FnOnce(&Arc<Model>) -> Lesson + Send + 'static,
@@ -93,13 +96,15 @@ impl VitScope {
         self.imp().teach(learn)
     }
 
-    /// Writes a line into the picture, below the class; none where it is empty.
+    /// Draws a line of text below the class; an empty string removes it.
     pub fn set_note(&self, note: String) {
         self.imp().set_note(note);
     }
 
-    /// Opens model and gates again, from files that have changed; what is there goes on until they are ready, or where
-    /// they cannot be opened. The same as the action signal `reload`.
+    /// Reloads the model and gates from changed files.
+    ///
+    /// The old ones stay in use until the new ones are ready, or if these cannot be opened. The action signal `reload`
+    /// does the same.
     pub fn reload(&self) {
         self.imp().reload();
     }
@@ -111,10 +116,10 @@ glib::wrapper! {
         @extends gst_base::BaseTransform, gst::Element, gst::Object;
 }
 
-/// Registers both elements in this process, or for the plugin.
+/// Registers both elements for `plugin`, or in this process if it is `None`.
 ///
 /// # Errors
-/// Fails where GStreamer does not take it.
+/// Fails if GStreamer rejects the registration.
 pub fn register(plugin: Option<&gst::Plugin>) -> std::result::Result<(), glib::BoolError> {
     meta::register();
     let elements = [

@@ -1,23 +1,23 @@
-//! What the element hands on beside the pixels: a meta on the buffer, regions of interest, a message on the bus.
+//! What the element outputs besides pixels: a buffer meta, regions of interest and a bus message.
 //!
-//! The fields of meta and message are the same:
+//! The meta and the message have the same fields:
 //!
-//! | field | type | what |
+//! | field | type | meaning |
 //! |---|---|---|
-//! | `frame` | `guint64` | number of the frame that was explained, from 0 |
-//! | `pts` | `guint64` | its time, nanoseconds |
-//! | `method` | `gchararray` | what explained |
+//! | `frame` | `guint64` | number of the explained frame, from 0 |
+//! | `pts` | `guint64` | its presentation timestamp in nanoseconds |
+//! | `method` | `gchararray` | the explanation method |
 //! | `class`, `label` | `gint`, `gchararray` | the explained class; −1 and empty for a model without classes |
 //! | `score` | `gfloat` | its probability |
-//! | `answer` | `gchararray` | what the element writes over the map: the explained class, what the model answers where that is something else, and how far it can be relied on |
-//! | `not-sure` | `gboolean` | whether the most probable class cannot be relied on by the model's threshold; absent for a model without one |
-//! | `unfamiliar` | `gboolean` | whether that is not by its probability, but because the frame is unlike what the model learned from; as above |
-//! | `kept` | `gfloat` | mean of a mask's values, −1 for methods that make no masks |
+//! | `answer` | `gchararray` | the caption over the map: the explained class, the model's answer if it differs, and whether it can be relied on |
+//! | `not-sure` | `gboolean` | whether the most probable class is below the model's threshold; absent if the model has none |
+//! | `unfamiliar` | `gboolean` | whether that is not because of its probability, but because the frame is unlike the training data; as above |
+//! | `kept` | `gfloat` | mean of a mask's values; −1 for methods that produce no masks |
 //! | `grid-width`, `grid-height` | `guint` | columns and rows of the patch grid |
-//! | `x`, `y`, `width`, `height` | `gdouble` | where the grid lies in the frame, pixels |
-//! | `frame-width`, `frame-height` | `guint` | of a frame of this size, pixels |
-//! | `range` | `gchararray` | how scores become heat: `unit`, `min-max` or `percentile` |
-//! | `mask` | `GBytes` | one little-endian f32 a patch, row by row: the raw attribution |
+//! | `x`, `y`, `width`, `height` | `gdouble` | position of the grid in the frame, in pixels |
+//! | `frame-width`, `frame-height` | `guint` | size of that frame in pixels |
+//! | `range` | `gchararray` | how scores map to heat: `unit`, `min-max` or `percentile` |
+//! | `mask` | `GBytes` | the raw attribution: one little-endian f32 per patch, row by row |
 
 use gstreamer as gst;
 use gstreamer::glib;
@@ -29,7 +29,7 @@ use vitscope_core::frame::placement::{Placement, Region};
 use vitscope_video::overlay::Range;
 use vitscope_video::pipeline::stages::{Certainty, Finding, Map};
 
-/// Name of the meta; its structure has the same.
+/// Name of the meta and of its structure.
 pub const META: &str = "GstVitscopeMeta";
 
 /// Name of the bus message's structure.
@@ -38,7 +38,7 @@ pub(super) const MESSAGE: &str = "vitscope";
 /// Kind of the regions of interest.
 const REGION: &str = "vitscope";
 
-/// Makes the meta known; again is once.
+/// Registers the meta; repeated calls have no effect.
 pub(super) fn register() {
     if !CustomMeta::is_registered(META) {
         // It says for which frame size it holds, and so may be scaled, but not turned.
@@ -46,30 +46,30 @@ pub(super) fn register() {
     }
 }
 
-/// What a meta or a message says of a frame.
+/// The content of a meta or a message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
-    /// Number of the frame that was explained.
+    /// Number of the explained frame.
     pub frame: u64,
-    /// Its time.
+    /// Its presentation timestamp.
     pub pts: gst::ClockTime,
-    /// What explained.
+    /// The explanation method.
     pub method: String,
     /// The explained class, with its name and probability; `None` for a model without classes.
     pub class: Option<(usize, String, f32)>,
-    /// What stands over the map.
+    /// The caption over the map.
     pub answer: String,
-    /// How far the most probable class can be relied on; `None` for a model without a threshold.
+    /// Whether the most probable class can be relied on; `None` for a model without a threshold.
     pub certainty: Option<Certainty>,
     /// Mean of a mask's values.
     pub kept: Option<f32>,
     /// Rows and columns of the patch grid.
     pub grid: (usize, usize),
-    /// Where it lies in the frame.
+    /// Its position in the frame.
     pub region: Region,
     /// Size of that frame.
     pub frame_size: FrameSize,
-    /// How scores become heat.
+    /// How scores map to heat.
     pub range: Range,
     /// Raw score of each patch, row by row.
     pub mask: Vec<f32>,
@@ -97,7 +97,7 @@ impl Found {
         }
     }
 
-    /// What a buffer's meta says.
+    /// Reads the meta of a buffer.
     pub fn of(buffer: &gst::BufferRef) -> Option<Self> {
         let meta = CustomMeta::from_buffer(buffer, META).ok()?;
         Self::from_structure(meta.structure())
@@ -182,7 +182,7 @@ impl Found {
         structure.set("mask", glib::Bytes::from_owned(mask));
     }
 
-    /// Where the grid lies in a frame of `size`, which may be a scaled one.
+    /// Position of the grid in a frame of `size`, which may be scaled.
     pub(super) fn placement(&self, size: FrameSize) -> Placement {
         let across = size.width_px as f64 / self.frame_size.width_px.max(1) as f64;
         let down = size.height_px as f64 / self.frame_size.height_px.max(1) as f64;

@@ -84,7 +84,7 @@ fn closed(error: io::Error) -> io::Error {
     match error.kind() {
         ErrorKind::Interrupted => error,
         _ => {
-            tracing::warn!("nobody takes the scores any more: {error}");
+            tracing::warn!("score reader disconnected: {error}");
             io::Error::new(ErrorKind::BrokenPipe, error)
         }
     }

@@ -21,13 +21,13 @@ pub enum SyncMode {
         nick = "lossless"
     )]
     Lossless,
-    /// A frame is delayed by a fixed time, and shows its own explanation or none.
+    /// Each frame is delayed by a fixed time and shows its own explanation or none.
     #[enum_value(
         name = "Live: each frame shows its own explanation after a short delay, or none if the model is too slow",
         nick = "exact"
     )]
     Exact,
-    /// A frame never waits, and shows the newest explanation.
+    /// Frames never wait and show the latest explanation.
     #[enum_value(
         name = "Live: frames never wait and show the latest explanation, which fades out with age",
         nick = "latest"
@@ -35,7 +35,7 @@ pub enum SyncMode {
     Latest,
 }
 
-/// [`Mode`] of one picture, as GStreamer's enumeration.
+/// GStreamer enumeration of the [`Mode`]s for one picture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVitscopeMode")]
 pub enum Draw {
@@ -55,7 +55,7 @@ pub enum Draw {
     Original,
 }
 
-/// [`Colormap`] as GStreamer's enumeration.
+/// GStreamer enumeration of [`Colormap`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVitscopeColormap")]
 pub enum Coloring {
@@ -79,11 +79,11 @@ pub enum Coloring {
 #[enum_type(name = "GstVitscopeInput")]
 pub enum InputFit {
     #[default]
-    #[enum_value(name = "As the model's preprocessor has it", nick = "model")]
+    #[enum_value(name = "As the model's preprocessor specifies", nick = "model")]
     Model,
     #[enum_value(name = "Middle of the frame", nick = "crop")]
     Crop,
-    #[enum_value(name = "Whole frame out of proportion", nick = "stretch")]
+    #[enum_value(name = "Whole frame, stretched out of proportion", nick = "stretch")]
     Stretch,
     #[enum_value(name = "Whole frame between black bars", nick = "pad")]
     Pad,
@@ -231,7 +231,7 @@ impl Settings {
     /// Takes a property's new value; true where another worker is needed.
     pub(super) fn set(&mut self, name: &str, value: &glib::Value) -> Result<bool, String> {
         let before = self.asked.clone();
-        let wrong = || format!("{name:?} takes no {}", value.type_());
+        let wrong = || format!("{name:?} does not accept a value of type {}", value.type_());
         let text = || value.get::<Option<String>>().map_err(|_| wrong());
         macro_rules! plain {
             ($field:expr) => {
@@ -272,7 +272,7 @@ impl Settings {
             "attach-meta" => plain!(self.attach_meta),
             "post-messages" => plain!(self.post_messages),
             "scores-location" => self.scores_location = text()?.filter(|path| !path.is_empty()),
-            other => return Err(format!("there is no property {other:?}")),
+            other => return Err(format!("unknown property {other:?}")),
         }
         Ok(self.asked != before)
     }
@@ -369,19 +369,19 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
         ),
         glib::ParamSpecEnum::builder_with_default("input", default.asked.input)
             .nick("Input")
-            .blurb("How a frame of another shape becomes the model's input")
+            .blurb("How to fit a frame of another shape to the model's input")
             .mutable_playing()
             .build(),
         glib::ParamSpecUInt::builder("input-size")
             .nick("Input size")
-            .blurb("Edge of the model's square input in pixels, a multiple of its patch size; 0 is the model's own size")
+            .blurb("Side length of the model's square input in pixels, a multiple of its patch size; 0 uses the model's own size")
             .default_value(default.asked.input_size)
             .mutable_playing()
             .build(),
         text(
             "device",
             "Device",
-            "Where the model runs: cpu, cuda, cuda:N, or auto",
+            "Device that runs the model: cpu, cuda, cuda:N, or auto",
             Some(&default.asked.device),
         ),
         text(
@@ -404,7 +404,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
         ),
         glib::ParamSpecUInt::builder("batch")
             .nick("Batch")
-            .blurb("Maximum batch size, if frames wait")
+            .blurb("Maximum batch size when frames are waiting")
             .minimum(1)
             .maximum(64)
             .default_value(default.asked.batch)
@@ -424,7 +424,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             .mutable_playing()
             .build(),
         glib::ParamSpecEnum::builder_with_default("colormap", default.coloring)
-            .nick("Color map")
+            .nick("Colormap")
             .blurb("Colormap of the heatmap")
             .mutable_playing()
             .build(),
@@ -465,7 +465,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecUInt64::builder("max-age")
             .nick("Maximum age")
-            .blurb("In sync-mode=latest, nanoseconds until an explanation has faded out; 0 is a second, or twice the time of an explanation if that is longer")
+            .blurb("In sync-mode=latest, nanoseconds until an explanation has faded out; 0 means one second or twice the time per explanation, whichever is longer")
             .maximum(gst::ClockTime::MAX.nseconds())
             .default_value(default.max_age.nseconds())
             .mutable_playing()

@@ -40,7 +40,7 @@ pub(super) fn worker(
         return match theirs == asked {
             true => Ok(worker),
             false => Err(Error::Config(format!(
-                "elements of model-instance-id {id:?} must have the same model, backbone, gates, input, input-size, \
+                "elements with model-instance-id {id:?} must have the same model, backbone, gates, input, input-size, \
                  device, method, method-options, target-class and batch"
             ))),
         };
@@ -124,7 +124,7 @@ fn options_by_method(methods: &[Method], mut options: toml::Table) -> Result<Vec
         .collect();
     match options.keys().next() {
         Some(key) => Err(Error::Config(format!(
-            "method-options {key:?} belongs to no method that is asked for, expected METHOD.KEY=VALUE"
+            "method-options {key:?} belongs to none of the selected methods, expected METHOD.KEY=VALUE"
         ))),
         None => Ok(of_methods),
     }

@@ -55,7 +55,7 @@ impl VitScope {
             let taken = value.map(|value| changed.set(name, &value));
             if !matches!(taken, Some(Ok(_))) {
                 return Err(Error::Config(format!(
-                    "property {name:?} does not take {text:?}"
+                    "property {name:?} does not accept {text:?}"
                 )));
             }
         }
@@ -77,7 +77,7 @@ impl VitScope {
     ) -> Result<Receiver<()>> {
         if lock(&self.open).is_some() {
             return Err(Error::Config(
-                "a program's own views take no other classifier".into(),
+                "the classifier of a program's own view cannot be replaced".into(),
             ));
         }
         let Some((asked, worker)) = lock(&self.workers).current.clone() else {
@@ -122,7 +122,7 @@ impl VitScope {
                 gst::element_imp_warning!(
                     self,
                     gst::LibraryError::Settings,
-                    ("what was taught does not take over: {error}")
+                    ("cannot switch to the taught classifier: {error}")
                 );
                 None
             }
@@ -171,18 +171,17 @@ impl VitScope {
                     gst::info!(
                         CAT,
                         imp = element,
-                        "{name} is loaded, a frame takes {:?}",
+                        "loaded {name}, explaining one frame takes {:?}",
                         ready.one_image
                     );
-                    element
-                        .post_progress(gst::ProgressType::Complete, &format!("{name} is loaded"));
+                    element.post_progress(gst::ProgressType::Complete, &format!("loaded {name}"));
                 }
                 Err(reason) if goes_on => {
                     element.post_progress(gst::ProgressType::Error, reason);
                     gst::element_imp_warning!(
                         element,
                         gst::LibraryError::Settings,
-                        ("model {name:?} does not take over: {reason}")
+                        ("cannot switch to model {name:?}: {reason}")
                     );
                 }
                 Err(reason) => {
@@ -243,7 +242,7 @@ impl VitScope {
         drop(workers);
         // Ends when the last frame that waits for it has left.
         drop(old);
-        gst::info!(CAT, imp = self, "swapped the model");
+        gst::info!(CAT, imp = self, "switched to the new model");
         current.map(|(_, worker)| (worker, true))
     }
 }

@@ -17,20 +17,20 @@ const HIDDEN: &str = "***";
 /// Letters that end a user's name or password in an address, and so stand in one only by mistake.
 const ENDING: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'/').add(b'?').add(b'@');
 
-/// A source of live video. Neither `Display` nor `Debug` shows what may be secret in an address of the network.
+/// A source of live video. Neither `Display` nor `Debug` shows possible secrets in a network address.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Address {
-    /// The camera at this index of the list of [`cameras`](super::cameras).
+    /// The camera with this index in the list of [`cameras`](super::cameras).
     Index(usize),
     /// The camera at this path.
     Path(PathBuf),
-    /// A video file, shown as fast as it plays.
+    /// A video file, played in real time.
     File(PathBuf),
-    /// The first camera whose name contains this, in letters of any size.
+    /// The first camera whose name contains this text, ignoring case.
     Name(String),
     /// A network stream: RTSP, or MJPEG, HLS or a file over HTTP.
     Url(Url),
-    /// What was meant to be an address of the network, as it was typed.
+    /// An invalid network address, as typed.
     NotAnAddress(String),
     /// The screen.
     Screen,
@@ -250,7 +250,7 @@ fn has_no_port(rest: &str) -> bool {
     port.is_some_and(|port| port.parse::<u16>().is_err())
 }
 
-/// `text` with its addresses of the network as they may be shown, one a line at most.
+/// `text` with its addresses of the network as they may be shown, at most one per line.
 pub fn without_secrets(text: &str) -> String {
     let lines = text.split_inclusive('\n').map(|line| {
         let (line, end) = match line.strip_suffix('\n') {
@@ -377,7 +377,7 @@ mod tests {
             "http://[::1]:8080/video",
             "http://host/a/b.m3u8",
             "\"http://host:80\": nobody listens",
-            "nobody listens at port 9: http://127.0.0.1:9",
+            "no server is listening on port 9: http://127.0.0.1:9",
         ] {
             assert_eq!(without_secrets(text), text);
         }

@@ -23,23 +23,23 @@ use vitscope_video::media::elements::{
     add_chain, capsfilter, drain_pad, factory_name, link, link_chain, make, static_pad,
 };
 
-/// What is asked of a camera; others send what they send.
+/// The format requested from a camera; other sources choose their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Width and height in pixels.
     pub size: Option<(u32, u32)>,
-    /// Frames a second.
+    /// Frames per second.
     pub fps: Option<u32>,
 }
 
 /// A camera that GStreamer knows of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Camera {
-    /// What it calls itself.
+    /// Its own name.
     pub name: String,
-    /// Its path, where it has one.
+    /// Its path, if it has one.
     pub path: Option<String>,
-    /// What it can send, a line each.
+    /// The formats it supports, one per line.
     pub formats: Vec<String>,
 }
 
@@ -54,14 +54,14 @@ fn devices() -> Result<Vec<gst::Device>> {
         monitor.start().ok().map(|()| monitor)
     });
     let monitor = monitor.as_ref();
-    let monitor = monitor.ok_or_else(|| Error::Media("cannot look for cameras".into()))?;
+    let monitor = monitor.ok_or_else(|| Error::Media("cannot search for cameras".into()))?;
     Ok(monitor.devices().into_iter().collect())
 }
 
 /// Cameras that GStreamer knows of, in the order of their index.
 ///
 /// # Errors
-/// Fails where GStreamer cannot look for them.
+/// Fails if GStreamer cannot search for them.
 pub fn cameras() -> Result<Vec<Camera>> {
     let cameras = devices()?.into_iter().map(|device| {
         let properties = device.properties();
@@ -157,7 +157,7 @@ impl Capture {
             }
             Address::NotAnAddress(_) => {
                 return Err(Error::Config(format!(
-                    "is no address of a stream, expected SCHEME://HOST:PORT/PATH with a port of at most 65535: {address}"
+                    "not the address of a stream, expected SCHEME://HOST:PORT/PATH with a port of at most 65535: {address}"
                 )));
             }
             Address::Index(_) | Address::Path(_) | Address::Name(_) => {
@@ -178,7 +178,7 @@ impl Capture {
         };
         if capture.pipeline.set_state(gst::State::Playing).is_err() {
             capture.has_ended()?;
-            return Err(Error::Media(format!("{address} does not start")));
+            return Err(Error::Media(format!("{address} did not start")));
         }
         Ok(capture)
     }
@@ -212,7 +212,7 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         if self.pipeline.set_state(gst::State::Null).is_err() {
-            tracing::warn!(source = %self.address, "the source does not stop");
+            tracing::warn!(source = %self.address, "the source did not stop");
         }
     }
 }
@@ -222,18 +222,18 @@ fn reason(error: &gst::message::Error, address: &Address) -> String {
     let told = Failure::from_message(error).reason;
     let is = |kind: gst::ResourceError| error.error().matches(kind);
     if is(gst::ResourceError::NotAuthorized) {
-        return "the server wants another user or password, as in rtsp://USER:PASSWORD@HOST/"
+        return "the server requires a valid user name and password, as in rtsp://USER:PASSWORD@HOST/"
             .into();
     }
     if is(gst::ResourceError::Busy) {
-        return "another program has it".into();
+        return "another program is using it".into();
     }
     let Address::Url(url) = address else {
         return told;
     };
     if is(gst::ResourceError::NotFound) {
         // The same is said where no server is.
-        let nothing = || format!("the server has nothing at {:?}", address.path());
+        let nothing = || format!("the server has no stream at {:?}", address.path());
         return unreachable(url).unwrap_or_else(nothing);
     }
     // GStreamer 1.22 says little more than that something failed, be it the host, the server or the page.
@@ -254,14 +254,14 @@ fn unreachable(url: &Url) -> Option<String> {
         .ok()
         .and_then(|all| all.first().copied())
     else {
-        return Some("there is no such host".into());
+        return Some("the host was not found".into());
     };
     match TcpStream::connect_timeout(&address, PATIENCE) {
         Ok(_) => None,
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            Some(format!("nobody listens at port {port}"))
+            Some(format!("no server is listening on port {port}"))
         }
-        Err(_) => Some("the host does not answer".into()),
+        Err(_) => Some("the host does not respond".into()),
     }
 }
 
@@ -269,16 +269,16 @@ fn unreachable(url: &Url) -> Option<String> {
 fn uri(address: &Address) -> Result<String> {
     match address {
         Address::File(path) if !path.is_file() => {
-            Err(Error::Media(format!("there is no such file: {path:?}")))
+            Err(Error::Media(format!("no such file: {path:?}")))
         }
         Address::File(path) => {
             let path = path.canonicalize().map_err(|e| Error::io(path, e))?;
             let uri = glib::filename_to_uri(&path, None);
-            let uri = uri.map_err(|_| Error::Media(format!("cannot be opened: {path:?}")))?;
+            let uri = uri.map_err(|_| Error::Media(format!("cannot open the file: {path:?}")))?;
             Ok(uri.into())
         }
         Address::Url(url) => Ok(url.to_string()),
-        _ => Err(Error::Media(format!("is no stream: {address}"))),
+        _ => Err(Error::Media(format!("not a stream: {address}"))),
     }
 }
 
@@ -452,7 +452,7 @@ fn link_video(decoder: &gst::Element, target: gst::Pad) {
         let pipeline = decoder.parent().and_downcast::<gst::Pipeline>();
         let drained = pipeline.and_then(|pipeline| drain_pad(&pipeline, pad).ok());
         if drained.is_none() {
-            tracing::warn!(pad = %pad.name(), "a stream beside the video cannot be left out");
+            tracing::warn!(pad = %pad.name(), "cannot discard an additional stream of the source");
         }
     });
 }
@@ -476,7 +476,7 @@ fn set_pattern(test: &gst::Element, pattern: &str) -> Result<()> {
 fn camera(address: &Address, wanted: Wanted) -> Result<gst::Element> {
     if let Address::Path(path) = address {
         if !path.exists() {
-            return Err(Error::Media(format!("there is no camera: {path:?}")));
+            return Err(Error::Media(format!("no such camera: {path:?}")));
         }
         let source = make("v4l2src")?;
         source.set_property("device", utf8(path)?);
@@ -492,8 +492,8 @@ fn camera(address: &Address, wanted: Wanted) -> Result<gst::Element> {
     };
     let Some(device) = found else {
         return Err(Error::Media(match devices.len() {
-            0 => format!("there is no {address}, and no other camera that GStreamer sees"),
-            _ => format!("there is no {address}, `vitscope devices` lists those that there are"),
+            0 => format!("{address} was not found, and GStreamer sees no other camera"),
+            _ => format!("{address} was not found, `vitscope devices` lists the available cameras"),
         }));
     };
     // Some cameras that cannot do what is wanted say so only after half a minute.
@@ -501,13 +501,13 @@ fn camera(address: &Address, wanted: Wanted) -> Result<gst::Element> {
     if let Some(caps) = caps.filter(|caps| !caps.can_intersect(&camera_caps(wanted))) {
         let formats: Vec<_> = caps.iter().map(gst::StructureRef::to_string).collect();
         return Err(Error::Config(format!(
-            "{address} does not have the size and frame rate that are asked for, it has {}",
+            "{address} does not support the requested size and frame rate, it supports {}",
             formats.join("; ")
         )));
     }
     device
         .create_element(None)
-        .map_err(|_| Error::Media(format!("{address} cannot be opened")))
+        .map_err(|_| Error::Media(format!("cannot open {address}")))
 }
 
 /// True where `name` has `part` in it, in letters of any size.

@@ -15,12 +15,12 @@ use vitscope_core::files::write_whole;
 /// Of 100; training sees no difference to what the camera gave.
 const QUALITY: u8 = 95;
 
-/// Frames that are stored.
+/// Settings for storing original frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Collect {
-    /// Where, as `frame-000000.jpg` and so on; frames that are there already stay.
+    /// Folder for `frame-000000.jpg` and so on; existing frames are kept.
     pub folder: PathBuf,
-    /// One frame in this time.
+    /// Interval between frames.
     pub every: Duration,
 }
 
@@ -78,7 +78,7 @@ impl Collector {
         let picture = self.source.picture_from_buffer(buffer)?;
         let mut jpeg = Vec::new();
         let encoded = JpegEncoder::new_with_quality(&mut jpeg, QUALITY).encode_image(&picture);
-        encoded.map_err(|error| Error::Media(format!("no picture could be made: {error}")))?;
+        encoded.map_err(|error| Error::Media(format!("cannot encode the picture: {error}")))?;
         let name = format!("frame-{:06}.jpg", self.number);
         write_whole(&self.what.folder.join(name), &jpeg)?;
         self.number += 1;

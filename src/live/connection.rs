@@ -68,9 +68,7 @@ impl Connection {
         let silence = self.counted.1.elapsed();
         let lost = match capture.has_ended() {
             Err(error) => Some(error.to_string()),
-            Ok(true) if n_frames == 0 => {
-                Some(format!("{}: there is no picture in it", live.address))
-            }
+            Ok(true) if n_frames == 0 => Some(format!("{}: no video found", live.address)),
             Ok(true) if live.again => {
                 self.begin();
                 self.capture = Some(player.capture(live)?);

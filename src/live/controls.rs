@@ -1,4 +1,4 @@
-//! What can be changed while live video runs, by the page or by keys: the element's properties, and the freeze.
+//! Changes by the page or by keys while live video runs: the element's properties and the freeze.
 
 use std::io::Cursor;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,31 +22,31 @@ const MOST_METHODS: usize = 4;
 /// The opacities that one key goes through.
 const OPACITIES: [f32; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
 
-/// What a key asks for.
+/// The action of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// The picture stands still, or goes on.
+    /// Freeze or resume the picture.
     Freeze,
-    /// The picture of this moment as a file.
+    /// Save the current picture to a file.
     Snapshot,
-    /// The next method that goes with the model.
+    /// Switch to the next method that works with the model.
     Method,
-    /// The next opacity.
+    /// Switch to the next opacity.
     Opacity,
-    /// The next class to explain.
+    /// Switch to the next class to explain.
     Target,
-    /// What is shown is an example of this class, counted from 1.
+    /// Add the current picture as an example of this class, counted from 1.
     Example(u8),
-    /// The last example is taken back.
+    /// Undo the last example.
     Undo,
-    /// What was taught is saved.
+    /// Save the taught head.
     Save,
-    /// The end.
+    /// Quit.
     Quit,
 }
 
 impl Key {
-    /// What a letter stands for, as the terminal and the window name it.
+    /// The action of a key by its name in the terminal or the window.
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             " " | "space" => Self::Freeze,
@@ -155,7 +155,7 @@ impl Controls {
 
     fn model(&self) -> Result<Arc<Model>> {
         let model = self.element.model();
-        model.ok_or_else(|| Error::Config("the model is being loaded, try again".into()))
+        model.ok_or_else(|| Error::Config("the model is still loading, try again".into()))
     }
 
     /// Who teaches.
@@ -163,7 +163,7 @@ impl Controls {
     /// # Errors
     /// [`Error::Config`] where nobody does.
     pub(super) fn teaching(&self) -> Result<&Teaching> {
-        let off = || Error::Config("nothing is taught, start with --teach FOLDER".into());
+        let off = || Error::Config("teaching is off, start vitscope with --teach FOLDER".into());
         self.teaching.as_ref().ok_or_else(off)
     }
 
@@ -204,7 +204,7 @@ impl Controls {
         let next = here.map_or(0, |here| (here + 1) % usable.len().max(1));
         let method = usable
             .get(next)
-            .ok_or_else(|| Error::Config("no method goes with the model".into()))?;
+            .ok_or_else(|| Error::Config("no method works with this model".into()))?;
         let explains_classes = method
             .build_with(model.parts(), toml::Table::new())?
             .explains_classes();
@@ -234,7 +234,7 @@ impl Controls {
         let target = change.target.as_ref().unwrap_or(&now.target);
         if !(1..=MOST_METHODS).contains(&names.len()) {
             return Err(Error::Config(format!(
-                "methods: {} are asked for, expected 1 to {MOST_METHODS}",
+                "methods: got {}, expected 1 to {MOST_METHODS}",
                 names.len()
             )));
         }
@@ -335,7 +335,7 @@ impl Host for Controls {
             properties.push(match mode.parse::<Mode>()? {
                 Mode::SideBySide => {
                     return Err(Error::Config(
-                        "live video has no mode side-by-side, choose two methods instead".into(),
+                        "mode side-by-side is not available for live video, choose two methods instead".into(),
                     ));
                 }
                 mode => ("mode", mode.to_string()),
@@ -374,7 +374,7 @@ impl Host for Controls {
     fn snapshot(&self) -> Result<Vec<u8>> {
         let mut png = Cursor::new(Vec::new());
         let written = self.shown.picture()?.write_to(&mut png, ImageFormat::Png);
-        written.map_err(|error| Error::Media(format!("no picture could be made: {error}")))?;
+        written.map_err(|error| Error::Media(format!("cannot encode the picture: {error}")))?;
         Ok(png.into_inner())
     }
 }

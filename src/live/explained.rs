@@ -37,7 +37,7 @@ struct ExplainedMap {
 #[derive(Debug, Serialize)]
 struct Votes {
     gates: usize,
-    /// Base64 of a byte a patch, gate after gate, row by row: 255 keeps it for sure.
+    /// Base64 of one byte per patch, gate after gate, row by row: 255 keeps it for sure.
     keep: String,
 }
 

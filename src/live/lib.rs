@@ -1,8 +1,8 @@
-//! Live video: from a camera, a network stream or the screen, through the element
-//! [`VitScope`](vitscope_element::VitScope), to a window, a page for the browser, files and other machines.
+//! Live video from a camera, a network stream or the screen, explained by the element
+//! [`VitScope`](vitscope_element::VitScope) and sent to a window, a web page, files and other machines.
 //!
-//! Two pipelines share a clock. One is the connection to the source, and is built again where that was lost; the other one
-//! explains, shows and records, and goes on meanwhile:
+//! Two pipelines share a clock. One reads the source and is rebuilt when the connection is lost. The other explains,
+//! displays and records, and keeps running:
 //!
 //! ```text
 //! source ! decode ! appsink   →   appsrc ! vitscope ! tee ! queue ! window
@@ -49,120 +49,120 @@ pub use controls::Key;
 pub use outputs::Outputs;
 pub use teaching::{Answers, ClassProgress, Progress, Teach};
 
-/// How often the buses are looked at.
+/// Interval between checks of the buses.
 const TICK: Duration = Duration::from_millis(100);
-/// How often the page is told how it goes, and files are looked at.
+/// Interval between status updates of the page and checks of files.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What to show of which source.
+/// Settings of a live run.
 #[derive(Clone, Debug)]
 pub struct Live {
     /// Where the video comes from.
     pub address: Address,
-    /// Shows a file again from its beginning whenever it has ended.
+    /// Restarts a file whenever it has ended.
     pub again: bool,
-    /// What is asked of a camera.
+    /// Format requested from a camera.
     pub wanted: Wanted,
-    /// Properties of the element `vitscope`, as texts, but for the options of methods.
+    /// Properties of the element `vitscope`, as text, except for method options.
     pub properties: Vec<(&'static str, String)>,
-    /// Options of each method by its name, also of those that explain only later.
+    /// Options of each method by its name, including methods that are selected later.
     pub options: toml::Table,
-    /// Where it goes.
+    /// Where the result goes.
     pub outputs: Outputs,
-    /// A page for the browser.
+    /// The web page, if any.
     pub page: Option<Page>,
-    /// Frames to store.
+    /// How to store original frames, if at all.
     pub collect: Option<Collect>,
-    /// A folder with gates that are taken over whenever they change.
+    /// A folder with gates to reload whenever they change.
     pub gates: Option<PathBuf>,
-    /// Classes that are taught.
+    /// Classes to teach.
     pub teach: Option<Teach>,
 }
 
-/// A page for the browser, see [`serve`].
+/// The web page, see [`serve`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// Where it is served; port 0 takes a free one.
+    /// The address to listen on; port 0 selects a free port.
     pub address: SocketAddr,
-    /// What a browser has to show, where it may be on another machine.
+    /// The token that browsers must present; required if other machines can connect.
     pub token: Option<String>,
 }
 
-/// Who watches a run, and may interfere.
+/// Receives the events of a run and may control it.
 pub trait Audience {
-    /// Something has happened.
+    /// Receives an event.
     fn event(&mut self, event: Event);
 
-    /// A key that was pressed.
+    /// Returns a pressed key, if any.
     fn key(&mut self) -> Option<Key> {
         None
     }
 
-    /// Takes a snapshot, as PNG.
+    /// Receives a snapshot as PNG.
     ///
     /// # Errors
-    /// Fails where it cannot be kept.
+    /// Fails if the snapshot cannot be saved.
     fn snapshot(&mut self, _png: &[u8]) -> Result<()> {
         Ok(())
     }
 }
 
-/// What a user may want to know while it runs.
+/// An event to report to the user during a run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The page can be opened at this address.
+    /// The web page is available at this address.
     Serving(SocketAddr),
-    /// Frames come.
+    /// Frames are arriving.
     Connected,
-    /// They come no more; the source is tried again after a wait.
+    /// The source is lost; vitscope reconnects after a wait.
     Lost {
-        /// What happened, in a sentence.
+        /// The reason, in one sentence.
         reason: String,
-        /// Until the next attempt.
+        /// Time until the next attempt.
         wait: Duration,
     },
-    /// Something did not work, and the video goes on.
+    /// Something failed, but the video continues.
     Problem(String),
-    /// Gates have changed, and are taken over.
+    /// Gates have changed and are being reloaded.
     Reloading,
-    /// Something was taught, taken back or saved.
+    /// An example was added or undone, or the head was saved.
     Taught(Progress),
-    /// How it goes, once a second.
+    /// Status, once per second.
     Status(Status),
     /// Outputs are being finished.
     Ending,
 }
 
-/// Counts since the start, and how it goes of late.
+/// Counts since the start, and recent rates and delays.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Status {
-    /// Frames that were shown.
+    /// Frames shown.
     pub frames: u64,
-    /// Frames that were explained.
+    /// Frames explained.
     pub explained: u64,
-    /// Frames whose turn to be explained came while the model was busy.
+    /// Frames that were due for an explanation while the model was busy.
     pub skipped: u64,
-    /// Explanations a second.
+    /// Explanations per second.
     pub rate: f64,
     /// Median time from a frame's arrival at the model to its explanation.
     pub median: Duration,
-    /// 95th percentile of it.
+    /// 95th percentile of that time.
     pub p95: Duration,
-    /// 99th percentile of it.
+    /// 99th percentile of that time.
     pub p99: Duration,
     /// Median age of an explanation when it is drawn.
     pub age_median: Duration,
-    /// 95th percentile of it.
+    /// 95th percentile of that age.
     pub age_p95: Duration,
-    /// What a frame waits for its explanation, with `sync-mode` exact.
+    /// Delay of each frame for its explanation, with `sync-mode` exact.
     pub delay: Duration,
 }
 
 impl Live {
-    /// Runs until `cancel` is set, the window is closed, somebody quits, or a source that cannot come back has ended.
+    /// Runs until `cancel` is set, the window is closed, the user quits, or a source that cannot be reopened ends.
     ///
     /// # Errors
-    /// Fails where the source is not there to begin with, and where the model or an output fails.
+    /// Fails if the source is unavailable at the start, or if the model or an output fails.
     pub fn run(&self, cancel: &AtomicBool, audience: &mut dyn Audience) -> Result<Status> {
         vitscope_video::media::init()?;
         if let Some(teach) = &self.teach {
@@ -189,7 +189,7 @@ impl Live {
             .ok()
             .and_then(Teaching::progress);
         if progress.is_some_and(|progress| progress.unsaved) {
-            let lost = "what was taught since it was saved last is lost (the key w saves it)";
+            let lost = "examples added since the last save are lost (press w to save)";
             audience.event(Event::Problem(lost.into()));
         }
         audience.event(Event::Ending);

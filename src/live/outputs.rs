@@ -71,18 +71,18 @@ const FAREWELL: gst::ClockTime = gst::ClockTime::from_mseconds(500);
 const SEGMENT_SECS: u32 = 2;
 const SEGMENTS: u32 = 6;
 
-/// What is done with explained frames; none of it is to run the model alone.
+/// Outputs for explained frames; with none of them, only the model runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outputs {
-    /// Shown on the screen.
+    /// Whether to show a window.
     pub window: bool,
-    /// Written as Matroska or as MP4 in fragments, by its name, which can be played whenever the recording breaks off.
+    /// Records to this Matroska or fragmented MP4 file, which stays playable if the recording breaks off.
     pub record: Option<PathBuf>,
-    /// Handed to this V4L2 loopback device, as a camera for other programs.
+    /// Outputs to this V4L2 loopback device (a virtual camera).
     pub v4l2: Option<PathBuf>,
-    /// Pushed to this address of an RTSP server.
+    /// Pushes to this address of an RTSP server.
     pub rtsp: Option<Address>,
-    /// Written into this folder as HTTP live streaming: `live.m3u8` and the newest segments.
+    /// Writes an HTTP live stream to this folder: `live.m3u8` and the latest segments.
     pub hls: Option<PathBuf>,
 }
 
@@ -173,8 +173,7 @@ impl Outputs {
             .any(|parent| factory_name(&parent) == "autovideosink");
         if self.window && blind {
             return Err(Error::Media(
-                "there is no screen to show a window on: choose another output, or --no-window"
-                    .into(),
+                "no screen is available for a window: choose another output or --no-window".into(),
             ));
         }
         Ok(())
@@ -186,7 +185,7 @@ impl Outputs {
         let pushed = self.rtsp.as_ref();
         if let Some(address) = pushed.filter(|_| is_from(error, "rtspclientsink")) {
             let reason = address.redacted(&failure.reason);
-            return Error::Media(format!("{address} takes no video: {reason}"));
+            return Error::Media(format!("{address} does not accept the video: {reason}"));
         }
         match self.record.as_ref().or(self.hls.as_ref()) {
             Some(path) if failure.disk_full => {
@@ -208,7 +207,7 @@ fn end_without_farewell(sink: &gst::Element) {
         pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
             let event = info.event().map(|event| event.type_());
             if event == Some(gst::EventType::Eos) && end_soon(sink.clone()).is_err() {
-                tracing::warn!("the end of what is pushed waits for the end of its RTP session");
+                tracing::warn!("the end of the pushed stream waits for its RTP session to end");
             }
             gst::PadProbeReturn::Ok
         });
@@ -230,7 +229,7 @@ fn end_soon(sink: glib::WeakRef<gst::Element>) -> std::result::Result<(), gst::C
 
 fn not_rtsp(address: &Address) -> Error {
     Error::Config(format!(
-        "is no address to push to, which begins with rtsp or rtsps: {address}"
+        "not an address to push to, expected rtsp:// or rtsps://: {address}"
     ))
 }
 
@@ -246,7 +245,7 @@ fn container(path: &Path) -> Result<(&'static [Encoder], gst::Element)> {
             Ok((H264, muxer))
         }
         _ => Err(Error::Config(format!(
-            "a recording is Matroska or MP4, expected a name that ends in mkv or mp4: {path:?}"
+            "a recording is Matroska or MP4, expected a file name ending in .mkv or .mp4: {path:?}"
         ))),
     }
 }

@@ -129,7 +129,7 @@ impl Player {
             let message = bus.and_then(|bus| bus.pop_filtered(&[gst::MessageType::Error]));
             return Err(match message.as_ref().map(|message| message.view()) {
                 Some(gst::MessageView::Error(error)) => live.outputs.failed(error),
-                _ => Error::Media("the pipeline does not start".into()),
+                _ => Error::Media("the pipeline did not start".into()),
             });
         }
         player.outputs.check_window(&player.pipeline)?;
@@ -259,7 +259,7 @@ impl Player {
         }
         self.appsrc
             .end_of_stream()
-            .map_err(|error| Error::Media(format!("outputs cannot be finished: {error}")))?;
+            .map_err(|error| Error::Media(format!("cannot finish the outputs: {error}")))?;
         // A closed window never says that it has come to its end; the recording takes a moment for its own.
         let closed = self.closed.get();
         let until = Instant::now() + if closed { AFTER_WINDOW } else { ENDING };
@@ -274,7 +274,7 @@ impl Player {
             return Ok(());
         }
         Err(Error::Media(format!(
-            "outputs are not finished after {} s",
+            "the outputs did not finish within {} s",
             ENDING.as_secs()
         )))
     }
@@ -283,7 +283,7 @@ impl Player {
 impl Drop for Player {
     fn drop(&mut self) {
         if self.pipeline.set_state(gst::State::Null).is_err() {
-            tracing::warn!("the pipeline does not stop");
+            tracing::warn!("the pipeline did not stop");
         }
         if let Some(path) = self.outputs.record.as_ref().filter(|_| !self.named.get()) {
             // Where the pipeline never began, there is none.
@@ -296,7 +296,7 @@ impl Drop for Player {
 fn element(live: &Live) -> Result<VitScope> {
     let element = make("vitscope")?
         .downcast::<VitScope>()
-        .map_err(|_| Error::Media("another element is called \"vitscope\"".into()))?;
+        .map_err(|_| Error::Media("another element is already named \"vitscope\"".into()))?;
     let properties = live.properties.iter();
     let mut properties: Vec<(&str, String)> = properties
         .map(|(name, text)| (*name, text.clone()))

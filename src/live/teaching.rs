@@ -23,48 +23,48 @@ use vitscope_lab::train::taught::{self, Taught, TaughtHead};
 /// What a lesson takes at most; a busy model of a slow method may need some seconds for the frame before it.
 const LESSON: Duration = Duration::from_secs(30);
 
-/// What to teach.
+/// Settings for teaching.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Teach {
-    /// Where the head is saved; one that is there is taught more.
+    /// Folder of the head; teaching continues from an existing head.
     pub folder: PathBuf,
-    /// Names of classes, behind those of a head that is there.
+    /// Names of classes, added after those of an existing head.
     pub classes: Vec<String>,
 }
 
-/// How far teaching has come.
+/// The progress of teaching.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Progress {
     /// All classes.
     pub classes: Vec<ClassProgress>,
-    /// Right answers to examples that were left out, where some could be.
+    /// Leave-one-out accuracy, if it can be measured.
     pub leave_one_out: Option<Answers>,
-    /// What is missing before the head answers.
+    /// What is still missing before the head can answer.
     pub missing: Option<String>,
-    /// Examples or names were changed since the head was saved.
+    /// Whether examples or names have changed since the head was saved.
     pub unsaved: bool,
 }
 
 /// A class and its examples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ClassProgress {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// Examples of it.
+    /// Number of its examples.
     pub examples: usize,
 }
 
-/// Answers that were counted.
+/// Counted answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Answers {
-    /// Right ones.
+    /// Correct answers.
     pub right: usize,
-    /// All of them.
+    /// All answers.
     pub of: usize,
 }
 
 impl std::fmt::Display for Progress {
-    /// As `1 cup: 3, 2 phone: 2 | left out: 5 of 5 right`; the numbers in front are the keys.
+    /// As `1 cup: 3, 2 phone: 2 | leave-one-out: 5 of 5 correct`; the numbers are the keys.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (index, class) in self.classes.iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
@@ -72,7 +72,9 @@ impl std::fmt::Display for Progress {
         }
         match (&self.missing, self.leave_one_out) {
             (Some(missing), _) => write!(f, " | {missing}")?,
-            (None, Some(Answers { right, of })) => write!(f, " | left out: {right} of {of} right")?,
+            (None, Some(Answers { right, of })) => {
+                write!(f, " | leave-one-out: {right} of {of} correct")?
+            }
             (None, None) => (),
         }
         if self.unsaved {
@@ -220,7 +222,7 @@ impl Teaching {
             }
             Lesson::Undo => self.learn(|_, taught| match taught.undo() {
                 Some(_) => Ok(()),
-                None => Err(Error::Config("there is no example to take back".into())),
+                None => Err(Error::Config("there is no example to undo".into())),
             })?,
             Lesson::Add(name) => {
                 let name = name.clone();
@@ -242,7 +244,7 @@ impl Teaching {
         match names.len() {
             n_classes if class < n_classes => Ok(()),
             n_classes => Err(Error::Config(format!(
-                "there is no class {}, {n_classes} are named (--classes, or the page)",
+                "there is no class {}, {n_classes} are named (add one with --classes or on the web page)",
                 class + 1
             ))),
         }
@@ -329,7 +331,7 @@ impl Teaching {
 }
 
 fn loading() -> Error {
-    Error::Config("the model is being loaded, try again".into())
+    Error::Config("the model is still loading, try again".into())
 }
 
 /// What the head reads of a frame, as the model sees it.
@@ -363,7 +365,7 @@ mod tests {
         progress.missing = None;
         progress.unsaved = false;
         progress.leave_one_out = Some(Answers { right: 4, of: 5 });
-        let expected = "1 cup: 3, 2 phone: 0 | left out: 4 of 5 right";
+        let expected = "1 cup: 3, 2 phone: 0 | leave-one-out: 4 of 5 correct";
         assert_eq!(progress.to_string(), expected);
     }
 }

@@ -1,12 +1,12 @@
-//! Video in, explanations over it, video out.
+//! Reads video, draws explanations over it and writes it.
 //!
-//! A module imports from the layers below its own only.
+//! A module imports only from the layers below its own.
 //!
 //! | layer | modules |
 //! |---|---|
 //! | 2 | [`pipeline`]: the stages and their threads |
 //! | 1 | [`media`]: GStreamer |
-//! | 0 | [`overlay`]: what is drawn; [`sidecar`]: JSON Lines; [`demux`]: containers' own tables |
+//! | 0 | [`overlay`]: drawing; [`sidecar`]: JSON Lines; [`demux`]: container tables |
 #![warn(missing_docs, unreachable_pub, unused_lifetimes)]
 
 pub mod demux;

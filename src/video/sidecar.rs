@@ -1,4 +1,4 @@
-//! The sidecar: one JSON record a frame, one record a line, beside the video or on standard output.
+//! The sidecar: one JSON record per frame, one per line, next to the video or on standard output.
 //!
 //! [`Record`] specifies the format.
 
@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use vitscope_core::error::{Error, Result};
 
-/// What is known about one frame: a line of the sidecar.
+/// The record of one frame: a line of the sidecar.
 ///
-/// Lines stand in the order of the frames, and every frame has one.
-/// A frame that went through the model carries its explanation; any other frame only says whose explanation it shows.
-/// A live frame may have left before its explanation arrived: then it carries its own and shows an earlier one.
-/// Keys whose value is unknown are left out.
+/// Every frame has one line, in the order of the frames.
+/// The record of a frame that went through the model contains its explanation. Any other record only names the frame
+/// whose explanation is shown.
+/// A live frame may leave before its explanation arrives: its record contains its own explanation, while the frame
+/// shows an earlier one.
+/// Keys with an unknown value are omitted.
 ///
 /// ```
 /// # use vitscope_video as vitscope;
@@ -36,91 +38,91 @@ use vitscope_core::error::{Error, Result};
 pub struct Record {
     /// Position of the frame in the output, from 0.
     pub seq: u64,
-    /// The file that the frame is, of several pictures; left out for videos.
+    /// The file name, for a series of pictures; omitted for videos.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// Presentation time in nanoseconds.
+    /// Presentation timestamp in nanoseconds.
     pub pts: u64,
-    /// How long the frame is shown, in nanoseconds.
+    /// Duration of the frame in nanoseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<u64>,
-    /// True where the frame went through the model; `predicted`, `grid` and `maps` need that.
+    /// Whether the frame went through the model, which `predicted`, `grid` and `maps` require.
     pub explained: bool,
-    /// `seq` of the frame whose explanation is drawn on this one; left out where none is.
+    /// `seq` of the frame whose explanation is drawn on this one; omitted if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shows: Option<u64>,
-    /// The most probable class; left out where the model has no head.
+    /// The most probable class; omitted if the model has no head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Class>,
-    /// The classes that apply, at most 5: the most probable one, and others from probability 0.5 on; left out where the
-    /// classes of the model exclude each other.
+    /// The classes that apply, at most 5: the most probable one and others with a probability of at least 0.5; omitted
+    /// if the classes of the model are mutually exclusive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applying: Option<Vec<Class>>,
-    /// True where `predicted` cannot be relied on by the model's threshold, so that its answer is "not sure" or
-    /// "unfamiliar"; left out where the model has no threshold.
+    /// Whether `predicted` is below the model's threshold, so that the answer is "not sure" or "unfamiliar"; omitted if
+    /// the model has no threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_sure: Option<bool>,
-    /// True where the probability alone would do, but the frame is unlike the pictures of that class that the model learned
-    /// from; left out where the model has no threshold.
+    /// Whether the probability alone would be sufficient, but the frame is unlike the training pictures of that class;
+    /// omitted if the model has no threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unfamiliar: Option<bool>,
     /// Rows and columns of the patch grid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<(usize, usize)>,
-    /// What each method found: its maps for all targets, then those of the next method.
+    /// The maps of the first method for all targets, then those of the next method, and so on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maps: Option<Vec<Map>>,
 }
 
-/// What one method found for one target.
+/// The map of one method for one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Map {
     /// Name of the method.
     pub method: String,
-    /// The class that is explained; left out where the model has no head.
+    /// The explained class; omitted if the model has no head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<Class>,
-    /// The class that it is contrasted with; left out where there is none.
+    /// The class it is contrasted with, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<Class>,
-    /// Mean of the mask's keep values, in 0–1; left out for methods that give no mask.
+    /// Mean of the mask's keep values, in 0–1; omitted for methods that produce no mask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<f32>,
-    /// True where all patches have the same score, so that the map says nothing; left out otherwise.
+    /// True if all patches have the same score, which makes the map meaningless; omitted otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub constant: bool,
-    /// Scores of the patches as they are shown, row by row from the top left, higher is more important; four significant
-    /// digits.
+    /// Displayed scores of the patches, row by row from the top left, with four significant digits; higher is more
+    /// important.
     pub attribution: Vec<f32>,
-    /// The same of this frame alone, where those shown are smoothed over frames; left out otherwise.
+    /// Scores of this frame alone, if the displayed ones are smoothed over frames; omitted otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsmoothed: Option<Vec<f32>>,
-    /// Keep probability of each patch by each gate, for `diffmask.votes=true`; left out otherwise.
+    /// Keep probability of each patch at each gate, with `diffmask.votes=true`; omitted otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub votes: Option<Vec<Vec<f32>>>,
 }
 
-/// A class and how sure the model is of it.
+/// A class and its probability.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Class {
     /// Index of the logit.
     pub index: usize,
-    /// Its name; left out where the model has no names.
+    /// Its name; omitted if the model has no class names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// Softmax of the logit, or its sigmoid where classes do not exclude each other, in 0–1; four significant digits.
+    /// Softmax of the logit, or its sigmoid if classes are not mutually exclusive, in 0–1; four significant digits.
     pub probability: f32,
 }
 
-/// `value` with four significant digits, which is what a record keeps of it.
+/// Rounds `value` to the four significant digits of a record.
 pub fn rounded(value: f32) -> f32 {
     // Every finite float in scientific notation is a float again.
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
-/// Writes records, one a line.
+/// Writes records, one per line.
 pub struct Writer {
     path: PathBuf,
     /// `None` once a reader that had seen enough closed its end.
@@ -128,7 +130,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Writes to `out`; `path` is what errors call it.
+    /// Creates a writer to `out`; errors refer to it as `path`.
     pub fn new(out: Box<dyn Write + Send>, path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -136,10 +138,10 @@ impl Writer {
         }
     }
 
-    /// Adds a line; silently does nothing once the reader of a pipe is gone, because that is no failure.
+    /// Adds a line. Does nothing once the reader of a pipe is gone, which is not an error.
     ///
     /// # Errors
-    /// [`Error::Io`] where the line cannot be written.
+    /// [`Error::Io`] if the line cannot be written.
     pub fn write(&mut self, record: &Record) -> Result<()> {
         self.with_out(|out| {
             serde_json::to_writer(&mut *out, record)?;
@@ -147,18 +149,18 @@ impl Writer {
         })
     }
 
-    /// Writes what is still in memory; more may follow.
+    /// Flushes the buffer; more lines may follow.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn flush(&mut self) -> Result<()> {
         self.with_out(Write::flush)
     }
 
-    /// Writes what is still in memory.
+    /// Flushes the buffer.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn finish(mut self) -> Result<()> {
         self.with_out(Write::flush)
     }

@@ -436,7 +436,7 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 new.mp4/",
-        "is a directory, expected a file to write: \"new.mp4/\"",
+        "the output is a directory, expected a file to write: \"new.mp4/\"",
     );
     let pipe = bench.path("pipe.mp4");
     assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
@@ -520,11 +520,11 @@ fn what_is_no_video_is_refused_in_one_sentence() {
     );
     refused(
         "file cut.mp4 out.mp4",
-        "the file is cut off, its header (moov) is missing: \"cut.mp4\"",
+        "the file is truncated and has no header (moov): \"cut.mp4\"",
     );
     refused(
         "file sound.mp4 out.mp4",
-        "the file has sound but no picture, expected a video: \"sound.mp4\"",
+        "the file has sound but no video stream, expected a video: \"sound.mp4\"",
     );
     refused(
         "file in.mp4 out.xyz",
@@ -532,11 +532,11 @@ fn what_is_no_video_is_refused_in_one_sentence() {
     );
     refused(
         "file in.mp4 out.mp4 --start 5",
-        "the start at 5 s lies past the end at 2 s: \"in.mp4\"",
+        "the start at 5 s is past the end at 2 s: \"in.mp4\"",
     );
     refused(
         "file in.mp4 out.mp4 --start 1 --end 0.5",
-        "the end at 0.5 s does not lie after the start at 1 s: \"in.mp4\"",
+        "the end at 0.5 s is not after the start at 1 s: \"in.mp4\"",
     );
 }
 
@@ -1256,7 +1256,7 @@ fn live_refuses_what_makes_no_sense_before_anything_starts() {
     refused(
         "--serve 0.0.0.0:0",
         1,
-        "error: other machines can reach 0.0.0.0:0, expected a token for them to show (--token), or 127.0.0.1",
+        "error: other machines can reach 0.0.0.0:0, expected a token (--token) or the address 127.0.0.1",
     );
     refused(
         "--serve 127.0.0.1:0 --token short",
@@ -1593,8 +1593,7 @@ fn a_window_without_a_screen_is_refused() {
         .output()
         .unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
-    let said =
-        "error: there is no screen to show a window on: choose another output, or --no-window";
+    let said = "error: no screen is available for a window: choose another output or --no-window";
     assert!(log.contains(said), "{log}");
     assert_eq!(output.status.code(), Some(1), "{log}");
 }

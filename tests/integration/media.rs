@@ -517,7 +517,7 @@ fn a_codec_is_refused_or_comes_out_whole_in_every_container() {
                 }
                 Err(error) => {
                     let message = error.to_string();
-                    assert!(message.contains("cannot be put into"), "{message}");
+                    assert!(message.contains("cannot be stored in"), "{message}");
                     assert!(!job.output.exists(), "{codec} in {extension}");
                 }
             }
@@ -576,7 +576,7 @@ fn a_start_past_the_end_is_an_error() {
         start: Some(Pts(3_000_000_000)),
         ..FileJob::new(&input, files.path("out.mp4"))
     };
-    check_refused(&job, "the start at 3 s lies past the end at 2 s: ");
+    check_refused(&job, "the start at 3 s is past the end at 2 s: ");
 }
 
 /// `job` must be refused by one sentence that begins with `expected`, and leave nothing behind.
@@ -607,7 +607,10 @@ fn what_is_no_video_is_refused() {
     let refused =
         |input: &Path, expected: &str| check_refused(&FileJob::new(input, &output), expected);
     refused(&files.path("none.mp4"), "no such file, expected a video: ");
-    refused(files.0.path(), "is a directory, expected a video file: ");
+    refused(
+        files.0.path(),
+        "the input is a directory, expected a video file: ",
+    );
 
     let empty = files.path("empty.mp4");
     std::fs::write(&empty, "").unwrap();
@@ -630,22 +633,25 @@ fn what_is_no_video_is_refused() {
     let sound = files.make("sound.mp4", &format!("{SOUND} -c:a aac"));
     refused(
         &sound,
-        "the file has sound but no picture, expected a video: ",
+        "the file has sound but no video stream, expected a video: ",
     );
     let wav = files.make("sound.wav", SOUND);
     refused(
         &wav,
-        "the file has sound but no picture, expected a video: ",
+        "the file has sound but no video stream, expected a video: ",
     );
 
     let whole = files.make("whole.mp4", &format!("{PICTURE} {H264}"));
     let bytes = std::fs::read(&whole).unwrap();
     let cut = files.path("cut.mp4");
     std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
-    refused(&cut, "the file is cut off, its header (moov) is missing: ");
+    refused(&cut, "the file is truncated and has no header (moov): ");
 
     let picture = files.make("still.png", &format!("{PICTURE} -frames:v 1"));
-    refused(&picture, "holds a PNG picture, expected a video: ");
+    refused(
+        &picture,
+        "the input contains a PNG picture, expected a video: ",
+    );
     let no_frames = files.make(
         "no-frames.mkv",
         &format!("{PICTURE} {SOUND} -frames:v 0 {H264} -c:a aac"),
@@ -825,7 +831,7 @@ fn outputs_that_cannot_be_written_are_refused() {
     };
     check_refused(
         &codec,
-        "codec x264 cannot be put into WebM, expected one of vp8, vp9",
+        "codec x264 cannot be stored in WebM, expected one of vp8, vp9",
     );
 }
 

@@ -392,7 +392,7 @@ fn a_high_dynamic_range_is_kept_where_it_is_asked_for() {
         };
         check_refused(
             &job,
-            "codec x264 writes 8 bits per sample, which are too few to keep HDR, expected x265",
+            "codec x264 writes 8 bits per sample, which is too few to keep HDR, expected x265",
         );
     }
 }
@@ -446,7 +446,7 @@ fn the_model_sees_the_scene_and_not_its_high_dynamic_range() {
         };
         let (got, log) = attributions(&files, &hdr);
         assert_eq!(got.len(), 10, "{log}");
-        let said = format!("the picture is HDR ({name}), tone-mapping it to SDR");
+        let said = format!("the video is HDR ({name}), tone-mapping it to SDR");
         assert_eq!(log.matches(&said).count(), 1, "{log}");
 
         // Kept in the output, the model sees the same.
@@ -691,7 +691,7 @@ fn pictures_that_no_decoder_takes_are_refused() {
         (
             "gray.mkv",
             "-c:v ffv1 -pix_fmt gray10le",
-            "gray with 10 bits per sample",
+            "grayscale with 10 bits per sample",
         ),
         (
             "old.avi",
@@ -706,7 +706,7 @@ fn pictures_that_no_decoder_takes_are_refused() {
         (
             "gray.mp4",
             "-c:v libx265 -pix_fmt gray10le -x265-params log-level=none",
-            "gray with 10 bits per sample",
+            "grayscale with 10 bits per sample",
         ),
     ] {
         let input = files.make(name, &format!("{scene} {args}"));
@@ -720,7 +720,7 @@ fn pictures_that_no_decoder_takes_are_refused() {
             .unwrap();
         let said = String::from_utf8(run.stderr).unwrap();
         let expected =
-            format!("error: the picture is {told}, which GStreamer cannot decode: {input:?}\n");
+            format!("error: the video is {told}, which GStreamer cannot decode: {input:?}\n");
         assert!(said.ends_with(&expected), "{said}");
         assert_eq!(run.status.code(), Some(1), "{name}");
         assert!(
@@ -760,21 +760,21 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             "fields.mp4",
             &interlaced,
             "mp4",
-            &["the picture is interlaced, making one frame of each pair of fields"],
+            &["the video is interlaced, producing one frame per pair of fields"],
         ),
         (
             "fields.ts",
             "-vf interlace -flags +ilme+ildct -c:v mpeg2video -q:v 2",
             "mp4",
-            &["the picture is interlaced, making one frame of each pair of fields"],
+            &["the video is interlaced, producing one frame per pair of fields"],
         ),
         (
             "alpha.mov",
             see_through,
             "mp4",
             &[
-                "the picture is RGB, writing 4:2:0: colors at half the width and height",
-                "the picture is transparent in places, compositing it over black",
+                "the video is RGB, writing 4:2:0: color at half the width and height",
+                "the video has transparency, compositing it over black",
             ],
         ),
         (
@@ -782,7 +782,7 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             deep,
             "mp4",
             &[
-                "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
+                "the video has more than 8 bits per sample, writing 8; a 10-bit encoder \
                (`--codec x265`, vp9 in WebM) keeps 10",
             ],
         ),
@@ -790,51 +790,51 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             "half.mp4",
             "-c:v libx264 -pix_fmt yuv422p",
             "mp4",
-            &["the picture is 4:2:2, writing 4:2:0: colors at half the height"],
+            &["the video is 4:2:2, writing 4:2:0: color at half the height"],
         ),
         (
             "whole.mp4",
             "-c:v libx264 -pix_fmt yuv444p",
             "mp4",
-            &["the picture is 4:4:4, writing 4:2:0: colors at half the width and height"],
+            &["the video is 4:4:4, writing 4:2:0: color at half the width and height"],
         ),
         (
             "half.mov",
             "-c:v mjpeg -pix_fmt yuvj422p",
             "mp4",
-            &["the picture is 4:2:2, writing 4:2:0: colors at half the height"],
+            &["the video is 4:2:2, writing 4:2:0: color at half the height"],
         ),
         (
             "whole.avi",
             "-c:v mjpeg -pix_fmt yuvj444p",
             "mp4",
-            &["the picture is 4:4:4, writing 4:2:0: colors at half the width and height"],
+            &["the video is 4:4:4, writing 4:2:0: color at half the width and height"],
         ),
         ("quarter.mov", "-c:v mjpeg -pix_fmt yuvj420p", "mp4", &[]),
         (
             "rgb.avi",
             "-c:v rawvideo -pix_fmt bgr24",
             "mp4",
-            &["the picture is RGB, writing 4:2:0: colors at half the width and height"],
+            &["the video is RGB, writing 4:2:0: color at half the width and height"],
         ),
         (
             "alpha.webm",
             "-c:v libvpx-vp9 -b:v 1M -vf format=yuva420p,colorchannelmixer=aa=0.5 -auto-alt-ref 0",
             "mp4",
-            &["the picture is transparent in places, compositing it over black"],
+            &["the video has transparency, compositing it over black"],
         ),
         (
             "alpha8.webm",
             "-c:v libvpx -b:v 1M -vf format=yuva420p,colorchannelmixer=aa=0.5 -auto-alt-ref 0",
             "mp4",
-            &["the picture is transparent in places, compositing it over black"],
+            &["the video has transparency, compositing it over black"],
         ),
         (
             "odd.mkv",
             "-vf scale=97:321 -c:v libvpx-vp9 -b:v 1M -pix_fmt yuv420p",
             "mp4",
             &[
-                "the encoder takes even sizes only, repeating the last column or row: 97x321 becomes 98x322",
+                "the encoder accepts only even sizes, repeating the last column or row: 97x321 becomes 98x322",
             ],
         ),
         (
@@ -854,39 +854,39 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             "code.mov",
             &format!("{H264} -timecode 01:02:03:04"),
             "mp4",
-            &["not copied: time code"],
+            &["not copied: timecode"],
         ),
         (
             "cover.mkv",
             &format!("{H264} {attach}"),
             "mkv",
-            &["not copied: cover"],
+            &["not copied: cover art"],
         ),
         ("cover2.mkv", &format!("{H264} {attach}"), "mp4", &[]),
         (
             "font.mkv",
             &format!("{H264} {attach_font}"),
             "mkv",
-            &["not copied: attached files"],
+            &["not copied: attachments"],
         ),
         ("title.mkv", &format!("{titled} {H264}"), "mkv", &[]),
         (
             "title2.mkv",
             &format!("{titled} {H264}"),
             "ts",
-            &["not copied: titles of tracks"],
+            &["not copied: track titles"],
         ),
         (
             "tones.mp4",
             &format!("{two_tones} {H264} -c:a aac"),
             "mp4",
-            &["not copied: default flags of sound tracks"],
+            &["not copied: default flags of audio tracks"],
         ),
         (
             "tones.mkv",
             &format!("{two_tones} {H264} -c:a aac"),
             "mkv",
-            &["not copied: default flags of sound tracks"],
+            &["not copied: default flags of audio tracks"],
         ),
     ] {
         let input = files.make(input, &format!("{scene} {args}"));
@@ -903,7 +903,7 @@ fn a_line_says_what_becomes_of_the_picture_and_what_gets_lost() {
             .lines()
             .filter_map(|line| line.trim().strip_prefix("WARN "));
         let said: Vec<&str> = warned
-            .filter(|line| !line.contains("neither picture nor sound"))
+            .filter(|line| !line.contains("neither video nor audio"))
             .collect();
         assert_eq!(said, expected, "{input:?} to {output}");
     }
@@ -927,7 +927,10 @@ fn inputs_that_cannot_be_read_are_named() {
         ),
     ] {
         let input = files.make(name, &format!("{scene} {args}"));
-        refused(&input, &format!("holds {pictures}, expected a video: "));
+        refused(
+            &input,
+            &format!("the input contains {pictures}, expected a video: "),
+        );
     }
     refused(
         Path::new("-"),
@@ -936,19 +939,22 @@ fn inputs_that_cannot_be_read_are_named() {
     for address in ["http://localhost/in.mp4", "https://localhost/in.mp4"] {
         refused(
             Path::new(address),
-            "is an address, expected a file; `vitscope live` reads streams: ",
+            "the input is a URL, expected a file; use `vitscope live` to read streams: ",
         );
     }
     let playlist = files.path("live.m3u8");
     std::fs::write(&playlist, "#EXTM3U\n#EXTINF:1,\na.ts\n").unwrap();
     refused(
         &playlist,
-        "is a playlist, expected a video file; `vitscope live` plays it: ",
+        "the input is a playlist, expected a video file; use `vitscope live` to play it: ",
     );
     let pipe = files.path("pipe");
     let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
     assert!(made.success());
-    refused(&pipe, "is a pipe or a device and can be read only once, ");
+    refused(
+        &pipe,
+        "the input is a pipe or a device, which can be read only once, ",
+    );
 }
 
 #[test]
@@ -957,5 +963,5 @@ fn a_file_may_be_named_by_its_address() {
     assert_eq!(read("in.mp4"), Ok("in.mp4".into()));
     assert_eq!(read("file:///a%20b/in.mp4"), Ok("/a b/in.mp4".into()));
     let error = read("file://elsewhere%/in.mp4").unwrap_err();
-    assert!(error.starts_with("is not the URL of a file ("), "{error}");
+    assert!(error.starts_with("not a valid file URL ("), "{error}");
 }

@@ -610,7 +610,7 @@ fn a_source_that_skips_a_number_is_refused() {
         .run(source, MemorySink::default())
         .unwrap_err();
     assert_eq!(
-        "stage vitscope-decode failed: the source gave frame 9 where frame 3 was due",
+        "stage vitscope-decode failed: the source delivered frame 9 instead of frame 3",
         error.to_string()
     );
 }

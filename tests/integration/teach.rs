@@ -545,7 +545,7 @@ fn a_blinking_light_is_taught_while_it_runs_and_answered() {
     assert!(last.missing.is_none() && last.unsaved, "{last:?}");
     assert_eq!(teacher.problems.len(), 1, "{:?}", teacher.problems);
     assert!(
-        teacher.problems[0].contains("since it was saved last"),
+        teacher.problems[0].contains("since the last save"),
         "{:?}",
         teacher.problems
     );
@@ -619,10 +619,10 @@ fn examples_are_taken_back_saved_and_taught_on() {
     let (progress, problems) = press(&live, &keys).unwrap();
     assert_eq!(counts(&progress), [("dark", 1), ("light", 1)]);
     let expected = [
-        "there is no example to take back",
+        "there is no example to undo",
         "only \"dark\" has examples",
         "there is no class 3, 2 are named",
-        "since it was saved last",
+        "since the last save",
     ];
     assert_eq!(problems.len(), expected.len(), "{problems:?}");
     for (problem, expected) in problems.iter().zip(expected) {

@@ -60,13 +60,13 @@ pub(super) fn read(stream: &mut TcpStream) -> Result<Option<Request>, Refusal> {
         if bytes.len() >= MOST_HEAD {
             return Err(Refusal::new(
                 "431 Request Header Fields Too Large",
-                format!("the request's head is longer than {MOST_HEAD} bytes"),
+                format!("the request header is longer than {MOST_HEAD} bytes"),
             ));
         }
         if !read_some(stream, deadline, MOST_HEAD, &mut bytes)? {
             return match bytes.is_empty() {
                 true => Ok(None),
-                false => Err(Refusal::new("400 Bad Request", "the request breaks off")),
+                false => Err(Refusal::new("400 Bad Request", "the request is incomplete")),
             };
         }
     };
@@ -80,7 +80,7 @@ pub(super) fn read(stream: &mut TcpStream) -> Result<Option<Request>, Refusal> {
         None => 0,
         Some(length) => length
             .parse::<usize>()
-            .map_err(|_| Refusal::new("400 Bad Request", "the content-length is no number"))?,
+            .map_err(|_| Refusal::new("400 Bad Request", "the content-length is not a number"))?,
     };
     if length > MOST_BODY {
         return Err(Refusal::new(
@@ -91,7 +91,10 @@ pub(super) fn read(stream: &mut TcpStream) -> Result<Option<Request>, Refusal> {
     let whole = head_len + length;
     while bytes.len() < whole {
         if !read_some(stream, deadline, whole, &mut bytes)? {
-            return Err(Refusal::new("400 Bad Request", "the body breaks off"));
+            return Err(Refusal::new(
+                "400 Bad Request",
+                "the request body is incomplete",
+            ));
         }
     }
     request.body = bytes[head_len..whole].to_vec();
@@ -105,7 +108,7 @@ fn read_some(
     most: usize,
     bytes: &mut Vec<u8>,
 ) -> Result<bool, Refusal> {
-    let too_slow = || Refusal::new("408 Request Timeout", "the request is too slow");
+    let too_slow = || Refusal::new("408 Request Timeout", "the request took too long");
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
         return Err(too_slow());
@@ -129,7 +132,8 @@ fn read_some(
 fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut head = httparse::Request::new(&mut headers);
-    let malformed = |error| Refusal::new("400 Bad Request", format!("no HTTP request: {error}"));
+    let malformed =
+        |error| Refusal::new("400 Bad Request", format!("not an HTTP request: {error}"));
     let httparse::Status::Complete(head_len) = head.parse(bytes).map_err(malformed)? else {
         return Ok(None);
     };

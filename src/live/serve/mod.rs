@@ -1,18 +1,18 @@
-//! A page for the browser: the picture as it is shown, what the model sees in it, and controls.
+//! The web page: live video with its explanation, the model's answer, and controls.
 //!
-//! The server binds to this machine's loopback address; another one needs a token. It answers one request a connection:
+//! The server binds to the loopback address; any other address requires a token. It answers one request per connection:
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /` | the page, which needs nothing else from the network |
-//! | `GET /stream.mjpg` | the pictures, as `multipart/x-mixed-replace` |
+//! | `GET /` | the page, which loads nothing else from the network |
+//! | `GET /stream.mjpg` | the video, as `multipart/x-mixed-replace` |
 //! | `GET /events` | server-sent events `settings`, `status`, `explained` and `teaching`, each with JSON |
-//! | `GET /about` | JSON of [`About`] |
-//! | `GET /snapshot.png` | the picture of this moment |
-//! | `POST /control` | takes JSON of a [`Change`]; 204, or 400 and a reason |
-//! | `POST /teach` | takes JSON of a [`Lesson`]; 204, or 400 and a reason |
+//! | `GET /about` | [`About`] as JSON |
+//! | `GET /snapshot.png` | the current picture |
+//! | `POST /control` | accepts a [`Change`] as JSON; 204, or 400 and the reason |
+//! | `POST /teach` | accepts a [`Lesson`] as JSON; 204, or 400 and the reason |
 //!
-//! It knows neither where the pictures come from nor who makes the changes: that is its [`Host`].
+//! The [`Host`] provides the pictures and makes the changes.
 
 mod feed;
 mod http;
@@ -38,26 +38,26 @@ const FOR_ROOM: Duration = Duration::from_millis(500);
 /// Letters of a token, so that it cannot be guessed by trying.
 const LEAST_TOKEN: usize = 8;
 
-/// What can be set while it runs.
+/// Settings that can be changed while the video runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Settings {
-    /// Opacity of the greatest heat, 0 to 1.
+    /// Opacity of the hottest patch, 0 to 1.
     pub alpha: f32,
-    /// Heat from which on a patch is kept, 0 to 1.
+    /// Minimum heat of a patch to keep, 0 to 1.
     pub threshold: f32,
-    /// Share of the explanation before, 0 to 1.
+    /// Share of the previous explanation, 0 to 1.
     pub smoothing: f32,
-    /// Colors of the heat.
+    /// Colormap of the heatmap.
     pub colormap: String,
-    /// What is drawn.
+    /// The drawing mode.
     pub mode: String,
-    /// What explains; several share a grid.
+    /// The explanation methods; several are shown on a grid.
     pub methods: Vec<String>,
     /// The class to explain.
     pub target: String,
-    /// The picture stands still.
+    /// Whether the picture is frozen.
     pub frozen: bool,
-    /// Each of DiffMask's gates tells what it says of each patch.
+    /// Whether to report the vote of each DiffMask gate on each patch.
     pub votes: bool,
 }
 
@@ -77,71 +77,71 @@ pub struct Change {
     pub votes: Option<bool>,
 }
 
-/// What a user teaches, as `{"example": 0}`, `"undo"`, `"save"`, `{"add": "cup"}` or `{"rename": [0, "mug"]}`.
+/// A teaching request, such as `{"example": 0}`, `"undo"`, `"save"`, `{"add": "cup"}` or `{"rename": [0, "mug"]}`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Lesson {
-    /// What is shown now is an example of this class.
+    /// The current picture is an example of this class.
     Example(usize),
-    /// The last example is taken back.
+    /// Undo the last example.
     Undo,
-    /// What was taught is saved.
+    /// Save the taught head.
     Save,
-    /// There is one more class, of this name.
+    /// Add a class of this name.
     Add(String),
-    /// A class is called otherwise.
+    /// Rename a class.
     Rename(usize, String),
 }
 
-/// What there is to choose from.
+/// Information about the run and the available choices.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct About {
-    /// Of this library.
+    /// Version of this library.
     pub version: &'static str,
     /// Where the video comes from.
     pub source: String,
-    /// What looks at it.
+    /// The model.
     pub model: String,
     /// Its classes.
     pub labels: Vec<String>,
-    /// Methods that go with the model.
+    /// Methods that work with the model.
     pub methods: Vec<AboutMethod>,
-    /// Colors of the heat.
+    /// Available colormaps.
     pub colormaps: Vec<&'static str>,
-    /// What can be drawn.
+    /// Available drawing modes.
     pub modes: Vec<&'static str>,
 }
 
-/// A method that can be chosen.
+/// An available method.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AboutMethod {
     /// Its name.
     pub name: &'static str,
-    /// What it does, in a line.
+    /// A one-line summary.
     pub summary: &'static str,
 }
 
-/// Who owns what the page shows.
+/// Provides what the page shows and carries out its requests.
 pub trait Host: Send + Sync {
-    /// What there is to choose from; `None` while the model is not open.
+    /// Information for the page; `None` while the model is not open.
     fn about(&self) -> Option<About>;
 
-    /// Makes a change, or none of it.
+    /// Applies a change completely or not at all.
     ///
     /// # Errors
-    /// Says why it cannot be made.
+    /// Reports why the change cannot be made.
     fn change(&self, change: &Change) -> Result<()>;
 
-    /// Takes a lesson, or none of it.
+    /// Applies a lesson completely or not at all.
     ///
     /// # Errors
-    /// Says why it cannot be taken.
+    /// Reports why the lesson cannot be applied.
     fn teach(&self, lesson: &Lesson) -> Result<()>;
 
-    /// The picture of this moment, as PNG.
+    /// Returns the current picture as PNG.
     ///
     /// # Errors
-    /// Fails where there is none.
+    /// Fails if there is none.
     fn snapshot(&self) -> Result<Vec<u8>>;
 }
 
@@ -164,11 +164,11 @@ struct Shared {
 }
 
 impl Server {
-    /// Listens at `address`, and serves whoever comes from then on.
+    /// Listens on `address` and serves all clients from then on.
     ///
     /// # Errors
-    /// [`Error::Config`] where other machines could connect without a token, or a token is too simple;
-    /// [`Error::Media`] where the address is taken or not one of this machine's.
+    /// [`Error::Config`] if other machines could connect without a token, or the token is too simple;
+    /// [`Error::Media`] if the address is in use or does not belong to this machine.
     pub fn start(
         address: SocketAddr,
         token: Option<String>,
@@ -178,7 +178,7 @@ impl Server {
         match &token {
             None if !address.ip().is_loopback() => {
                 return Err(Error::Config(format!(
-                    "other machines can reach {address}, expected a token for them to show (--token), or 127.0.0.1"
+                    "other machines can reach {address}, expected a token (--token) or the address 127.0.0.1"
                 )));
             }
             Some(token) if !is_good_token(token) => {
@@ -208,7 +208,7 @@ impl Server {
         })
     }
 
-    /// Where it listens, with the port that it was given.
+    /// The address it listens on, with the actual port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -64,7 +64,7 @@ pub(super) fn serve(mut stream: TcpStream, number: u64, shared: &Shared) {
         Err(refusal) => refuse(&mut stream, &refusal),
     };
     if let Err(error) = written {
-        tracing::debug!("a client is gone: {error}");
+        tracing::debug!("a client disconnected: {error}");
     }
     http::hang_up(stream);
 }
@@ -100,7 +100,7 @@ fn answer(request: &Request, shared: &Shared) -> Result<Answer, Refusal> {
             Some(about) => Ok(json(&about)),
             None => Err(Refusal::new(
                 "503 Service Unavailable",
-                "the model is being loaded, try again",
+                "the model is still loading, try again",
             )),
         },
         ("GET", "/snapshot.png") => match shared.host.snapshot() {
@@ -116,7 +116,7 @@ fn answer(request: &Request, shared: &Shared) -> Result<Answer, Refusal> {
             "405 Method Not Allowed",
             "expected GET, or POST for /control and /teach",
         )),
-        _ => Err(Refusal::new("404 Not Found", "there is no such page")),
+        _ => Err(Refusal::new("404 Not Found", "page not found")),
     }
 }
 
@@ -145,7 +145,7 @@ fn admit(request: &Request, shared: &Shared) -> Result<Option<Answer>, Refusal> 
     if is_foreign {
         return Err(Refusal::new(
             "403 Forbidden",
-            "the request comes from a page of another origin",
+            "the request comes from a page of a different origin",
         ));
     }
     let Some(token) = &shared.token else {

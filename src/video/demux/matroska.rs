@@ -222,7 +222,7 @@ impl Segment {
             TRACKS if self.entries.is_empty() => {
                 if len > LARGEST_READ {
                     return Err(Unreadable::new(
-                        "a Matroska file whose list of tracks is above 64 MB",
+                        "a Matroska file with a list of tracks larger than 64 MB",
                     ));
                 }
                 let tracks = input.bytes(len)?;
@@ -327,7 +327,7 @@ impl Segment {
         self.n_packets += frames.len();
         if self.n_packets > MOST_PACKETS {
             return Err(Unreadable::new(
-                "a Matroska file of more than 20 million packets",
+                "a Matroska file with more than 20 million packets",
             ));
         }
         self.last_block = Some((entry_idx, entry.packets.len()));

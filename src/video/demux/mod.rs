@@ -178,7 +178,7 @@ fn format_of(head: &[u8]) -> Result<Format, Unreadable> {
         _ if head.starts_with(&asf) => "WMV",
         _ if head.starts_with(&[0, 0, 1, 0xba]) => "an MPEG program stream",
         _ if head.starts_with(b"OggS") => "Ogg",
-        _ => "of another kind",
+        _ => "in an unknown format",
     };
     Err(Unreadable::new(name))
 }
@@ -277,6 +277,6 @@ mod tests {
         assert_eq!(name(b"RIFF\0\0\0\0AVI "), "AVI");
         assert_eq!(name(b"FLV\x01"), "FLV");
         assert_eq!(name(&[0, 0, 1, 0xba, 0x44]), "an MPEG program stream");
-        assert_eq!(name(b""), "of another kind");
+        assert_eq!(name(b""), "in an unknown format");
     }
 }

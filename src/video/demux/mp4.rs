@@ -82,7 +82,7 @@ impl TopBox {
     fn content(&self, file: &mut File) -> Result<Vec<u8>, Unreadable> {
         let len = self.end - self.content;
         if len > LARGEST_HEADER {
-            return Err(Unreadable::new("an mp4 whose header is above 1 GB"));
+            return Err(Unreadable::new("an mp4 with a header larger than 1 GB"));
         }
         let mut content = Vec::new();
         file.seek(SeekFrom::Start(self.content))?;
@@ -166,7 +166,7 @@ impl Movie {
     fn read(moov: &[u8], file_len: u64) -> Result<Self, Unreadable> {
         let header = child(moov, b"mvhd").ok_or_else(|| Unreadable::new("an mp4 without mvhd"))?;
         let (timescale, duration) = scale_and_duration(header)
-            .ok_or_else(|| Unreadable::new("an mp4 whose mvhd is cut off"))?;
+            .ok_or_else(|| Unreadable::new("an mp4 with a truncated mvhd"))?;
         let extends = child(moov, b"mvex");
         let fragmented = extends.is_some();
         let claimed = match extends {
@@ -218,7 +218,7 @@ impl Movie {
     ) -> Result<(), Unreadable> {
         self.n_samples += 1;
         if self.n_samples > MOST_PACKETS {
-            return Err(Unreadable::new("an mp4 of more than 20 million samples"));
+            return Err(Unreadable::new("an mp4 with more than 20 million samples"));
         }
         match sample.offset.checked_add(u64::from(sample.len)) {
             Some(end) if end <= file_len => track.samples.push(sample),
@@ -437,7 +437,7 @@ fn next_sample(
     sample
 }
 
-/// The numbers of `mvhd` and `mdhd`: steps a second, and a duration in them.
+/// The numbers of `mvhd` and `mdhd`: steps per second, and a duration in them.
 fn scale_and_duration(header: &[u8]) -> Option<(u32, Option<u64>)> {
     if *header.first()? == 1 {
         let duration = be(header, 24, 8).filter(|duration| *duration != u64::MAX);
@@ -509,7 +509,7 @@ impl TrackTables {
             unknown: match description {
                 Some(_) => edits.1,
                 // Players refuse the whole file.
-                None => Some("its kind is not described"),
+                None => Some("its codec is not specified"),
             },
             ..Self::default()
         }))
@@ -591,7 +591,7 @@ impl TrackTables {
                     (Kind::Sound, _) => {
                         n_bytes_left = n_bytes_left
                             .checked_sub(u64::from(sample.len))
-                            .ok_or_else(|| Unreadable::new("an mp4 whose samples overlap"))?;
+                            .ok_or_else(|| Unreadable::new("an mp4 with overlapping samples"))?;
                         let bytes = read_at(reader, position, sample, file_len)?;
                         packet.hash = hash(&bytes);
                         all_bytes.write(&bytes);
@@ -606,7 +606,9 @@ impl TrackTables {
                 }
                 packets.push(packet);
                 if packets.len() > MOST_PACKETS {
-                    return Err(Unreadable::new("an mp4 whose edits repeat it endlessly"));
+                    return Err(Unreadable::new(
+                        "an mp4 with edits that repeat it endlessly",
+                    ));
                 }
             }
             run_in = false;
@@ -659,7 +661,7 @@ fn read_edits(list: &[u8], movie_timescale: u32, fragmented: bool) -> Result<Edi
     let entry_len = 2 * field_len + 4;
     let n_entries = be32(list, 4).unwrap_or(0) as usize;
     if n_entries > MOST_EDITS {
-        return Err(Unreadable::new("an mp4 of more than 256 edits"));
+        return Err(Unreadable::new("an mp4 with more than 256 edits"));
     }
     let mut edits = Vec::new();
     let mut unknown = None;

@@ -22,7 +22,7 @@ const LONGEST_GAP: i64 = 10 * CLOCK;
 const LONGEST_STEP_BACK: i64 = CLOCK / 2;
 
 /// Why packets are not known where a recording begins behind another one.
-const JUMP: &str = "its times jump";
+const JUMP: &str = "its timestamps jump";
 
 /// What private data is called until its first PES packet.
 const PRIVATE: &str = "private";
@@ -53,7 +53,8 @@ pub(super) fn packet_len(head: &[u8]) -> Option<(usize, usize)> {
 
 /// Reads the packets of `file`, which begins with `head`.
 pub(super) fn read(file: File, head: &[u8]) -> Result<Contents, Unreadable> {
-    let (len, sync_at) = packet_len(head).ok_or_else(|| Unreadable::new("no transport stream"))?;
+    let (len, sync_at) =
+        packet_len(head).ok_or_else(|| Unreadable::new("not a transport stream"))?;
     let mut packets = Packets {
         reader: BufReader::with_capacity(len * 512, file),
         packet: vec![0; len],
@@ -200,7 +201,7 @@ impl Program {
         self.n_packets += stream.take(&packet);
         if self.n_packets > MOST_PACKETS {
             return Err(Unreadable::new(
-                "a transport stream of more than 20 million packets",
+                "a transport stream with more than 20 million packets",
             ));
         }
         Ok(())
@@ -236,7 +237,7 @@ impl Program {
         };
         if tracks(&self.streams) != tracks(&streams) {
             return Err(Unreadable::new(
-                "a transport stream whose tracks change on the way",
+                "a transport stream with tracks that change midway",
             ));
         }
         Ok(())
@@ -293,7 +294,7 @@ fn program_map(payload: &[u8]) -> Result<Option<u16>, Unreadable> {
     let mut programs = programs.into_iter().filter(|entry| entry >> 16 != 0);
     let first = programs.next();
     if programs.next().is_some() {
-        return Err(Unreadable::new("a transport stream of several programs"));
+        return Err(Unreadable::new("a transport stream with several programs"));
     }
     Ok(first.map(|entry| (entry & 0x1fff) as u16))
 }
@@ -410,7 +411,7 @@ impl Stream {
             sound: Sound::default(),
             packets: Vec::new(),
             unknown: (kind == Kind::Sound && framing.is_none())
-                .then_some("its packets are not told apart"),
+                .then_some("its packets cannot be separated"),
         }
     }
 
@@ -460,14 +461,14 @@ impl Stream {
         self.codec = framing.map_or("other sound", |(codec, _)| codec);
         self.framing = framing.map(|(_, framing)| framing);
         if self.framing.is_none() {
-            self.unknown = Some("its kind is not told");
+            self.unknown = Some("its codec is not specified");
         }
     }
 
     fn begin_pes(&mut self, header: &PesHeader, is_entry: bool) {
         let Some(pts) = header.pts else {
             if self.kind == Kind::Picture {
-                self.unknown = Some("a picture has no time");
+                self.unknown = Some("a frame has no timestamp");
             }
             return;
         };
@@ -502,7 +503,7 @@ impl Stream {
     fn end_pes(&mut self) {
         let known = self.kind == Kind::Picture && self.pictures.codec != "other";
         if known && !self.packets.is_empty() && self.n_begun != 1 {
-            self.unknown = Some("its frames do not begin where its PES packets do");
+            self.unknown = Some("its frames are not aligned with its PES packets");
         }
         self.n_begun = 0;
     }

@@ -99,7 +99,7 @@ impl AudioTrack {
         let pad = container.audio_pad(muxer)?;
         self.end.link(&pad).map_err(|err| {
             Error::Media(format!(
-                "{} cannot be put into {container} ({err})",
+                "{} cannot be stored in {container} ({err})",
                 self.description()
             ))
         })?;
@@ -182,7 +182,7 @@ pub(super) fn attach(
         tracing::warn!(
             sound = description,
             encoder = encoder_of(container).0,
-            "this sound cannot be copied into the output, encoding it anew"
+            "cannot copy this sound into the output, re-encoding it"
         );
     }
     let (mut chain, priming) = if copied {
@@ -211,7 +211,7 @@ pub(super) fn attach(
         .add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, |_, _| {
             gst::PadProbeReturn::Ok
         })
-        .ok_or_else(|| Error::Media("cannot hold the sound back".into()))?;
+        .ok_or_else(|| Error::Media("cannot hold back the sound".into()))?;
     refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
     let lead = match copied {
         true => timeline.lead_of(pad, container),
@@ -235,7 +235,7 @@ pub(super) fn attach(
         pass_silence_by(&start, &behind);
     }
     pad.link(&start)
-        .map_err(|err| Error::Media(format!("sound {description:?} cannot be read ({err})")))?;
+        .map_err(|err| Error::Media(format!("cannot read sound {description:?} ({err})")))?;
     Ok(AudioTrack {
         description,
         start,
@@ -298,8 +298,8 @@ fn refuse_changes(end: &gst::Pad, shared: &Arc<Shared>) {
                     && differ(before, now.caps())
                 {
                     shared.fail(Failure::new(format!(
-                        "sound changes on the way from {} to {} and cannot be copied into one track; \
-                         --audio encode converts it",
+                        "the sound changes midway from {} to {} and cannot be copied into one track; \
+                         use --audio encode to convert it",
                         describe(before),
                         describe(&now.caps_owned())
                     )));
@@ -482,7 +482,7 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
     });
 }
 
-/// Samples a second, and bytes of one moment, of sound that can be cut anywhere.
+/// Samples per second, and bytes per moment, of sound that can be cut anywhere.
 fn plain(caps: &gst::Caps) -> Option<(u32, u32)> {
     let fields = caps.structure(0)?;
     if ["audio/x-alaw", "audio/x-mulaw"].contains(&fields.name().as_str()) {
@@ -814,14 +814,14 @@ fn decoder(caps: &gst::Caps) -> Result<gst::Element> {
         .max_by_key(|factory| factory.rank())
         .ok_or_else(|| {
             Error::Media(format!(
-                "no decoder is installed for sound {:?} (Debian package \"gstreamer1.0-libav\" brings most; --audio drop \
-                 leaves the sound out)",
+                "no decoder is installed for sound {:?} (Debian package \"gstreamer1.0-libav\" provides most; use \
+                 --audio drop to leave the sound out)",
                 describe(caps)
             ))
         })?
         .create()
         .build()
-        .map_err(|err| Error::Media(format!("cannot make a sound decoder: {err}")))
+        .map_err(|err| Error::Media(format!("cannot create an audio decoder: {err}")))
 }
 
 /// What the stream of `pad` is, before its first packet.
@@ -855,7 +855,7 @@ fn codec(caps: &gst::Caps) -> String {
         _ if is_aac(caps) => "AAC".into(),
         ("audio/mpeg", Ok(layer)) => format!("MP{layer}"),
         ("audio/x-raw", _) => "PCM".into(),
-        (name, _) if name.ends_with("unknown") => "of a kind that the demuxer does not know".into(),
+        (name, _) if name.ends_with("unknown") => "in a format unknown to the demuxer".into(),
         (name, _) => name
             .trim_start_matches("audio/")
             .trim_start_matches("x-")

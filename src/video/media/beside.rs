@@ -129,14 +129,14 @@ impl Announced {
                 .is_some_and(|tags| tags.index::<gst::tags::Image>(0).is_some());
         let lost = [
             (has_chapters && !keeps_chapters, "chapters"),
-            (beside.time_code, "time code"),
-            (has_cover && !container.has_edit_lists(), "cover"),
-            (beside.attachment, "attached files"),
+            (beside.time_code, "timecode"),
+            (has_cover && !container.has_edit_lists(), "cover art"),
+            (beside.attachment, "attachments"),
             (
                 self.has_named_tracks && !container.is_matroska(),
-                "titles of tracks",
+                "track titles",
             ),
-            (beside.default_sound, "default flags of sound tracks"),
+            (beside.default_sound, "default flags of audio tracks"),
         ];
         let lost: Vec<&str> = lost
             .iter()

@@ -13,7 +13,7 @@ use vitscope_core::error::{Error, Result};
 /// Length of one fragment of an unfinished mp4: what a crash may cost, besides what the encoder still holds.
 const FRAGMENT_MILLIS: u32 = 1000;
 
-/// Finest time step of an mp4's header, in units per second; represents 24, 25, 30, 60 and 30000/1001 frames a second.
+/// Finest time step of an mp4's header, in units per second; represents 24, 25, 30, 60 and 30000/1001 fps.
 pub(super) const CLOCK: u32 = 90_000;
 
 /// Longer than any codec's run-in (AAC's is 2112 samples): sound that is hidden for longer was cut off.
@@ -21,7 +21,7 @@ pub(super) const CLOCK: u32 = 90_000;
 /// Where no edit list can hide it, it is left out.
 pub(super) const LONGEST_RUN_IN: Duration = Duration::from_millis(150);
 
-/// A kind of file.
+/// A container format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Container {
     /// `.mp4`, `.m4v`.
@@ -59,10 +59,10 @@ impl fmt::Display for Container {
 }
 
 impl Container {
-    /// The container that the extension of `path` asks for.
+    /// The container for the extension of `path`.
     ///
     /// # Errors
-    /// [`Error::Config`] with the known extensions where it has none of them.
+    /// [`Error::Config`] with the known extensions if the extension is none of them.
     pub fn from_path(path: &Path) -> Result<Self> {
         let extension = path
             .extension()
@@ -79,7 +79,9 @@ impl Container {
                     Some(other) => format!(
                         "unknown output extension {other:?}, expected one of {known}: {path:?}"
                     ),
-                    None => format!("output has no extension, expected one of {known}: {path:?}"),
+                    None => {
+                        format!("the output has no extension, expected one of {known}: {path:?}")
+                    }
                 })
             })
     }
@@ -138,7 +140,7 @@ impl Container {
         };
         muxer.request_pad_simple(template).ok_or_else(|| {
             Error::Media(format!(
-                "element {:?} takes no further stream",
+                "element {:?} accepts no more streams",
                 self.muxer()
             ))
         })
@@ -158,7 +160,7 @@ impl Container {
             .iter()
             .find(|pad| pad.name_template() == template)
             .map(|pad| pad.caps())
-            .ok_or_else(|| Error::Media(format!("element {:?} takes no sound", self.muxer())))
+            .ok_or_else(|| Error::Media(format!("element {:?} accepts no sound", self.muxer())))
     }
 }
 

@@ -138,7 +138,7 @@ pub fn drain_pad(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<()> {
     let sink = drain()?;
     add_chain(pipeline, std::slice::from_ref(&sink))?;
     pad.link(&static_pad(&sink, "sink")?)
-        .map_err(|err| Error::Media(format!("cannot leave a stream out ({err})")))?;
+        .map_err(|err| Error::Media(format!("cannot leave out a stream ({err})")))?;
     Ok(())
 }
 
@@ -152,7 +152,7 @@ pub fn add_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()>
 pub fn link_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
     pipeline
         .add_many(chain)
-        .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
+        .map_err(|err| Error::Media(format!("cannot build the pipeline: {err}")))?;
     link(chain)
 }
 
@@ -168,10 +168,7 @@ pub fn link(chain: &[gst::Element]) -> Result<()> {
 pub(super) fn start_chain(chain: &[gst::Element]) -> Result<()> {
     for element in chain.iter().rev() {
         element.sync_state_with_parent().map_err(|_| {
-            Error::Media(format!(
-                "element {:?} does not start",
-                factory_name(element)
-            ))
+            Error::Media(format!("element {:?} did not start", factory_name(element)))
         })?;
     }
     Ok(())

@@ -84,7 +84,7 @@ impl VideoCodec {
             && !possible.contains(&codec)
         {
             return Err(Error::Config(format!(
-                "codec {codec} cannot be put into {container}, expected {}",
+                "codec {codec} cannot be stored in {container}, expected {}",
                 names(possible)
             )));
         }
@@ -100,7 +100,7 @@ impl VideoCodec {
         if let Some(codec) = forced {
             if !possible.contains(&codec) {
                 return Err(Error::Config(format!(
-                    "codec {codec} writes 8 bits per sample, which are too few to keep HDR, expected {}",
+                    "codec {codec} writes 8 bits per sample, which is too few to keep HDR, expected {}",
                     names(possible)
                 )));
             }
@@ -123,7 +123,7 @@ impl VideoCodec {
                 encoder = codec.element(),
                 missing = possible[0].element(),
                 package = elements::package(possible[0].element()),
-                "encoding with the second best"
+                "the preferred encoder is not installed, using another one"
             );
         }
         Ok(codec)
@@ -311,7 +311,7 @@ impl Settings {
     pub(super) fn checked_crf(crf: Option<u32>) -> Result<u32> {
         match crf {
             Some(crf) if crf > WORST_CRF => Err(Error::Config(format!(
-                "crf must lie between 0 (best) and {WORST_CRF}, got {crf}"
+                "crf must be between 0 (best) and {WORST_CRF}, got {crf}"
             ))),
             _ => Ok(crf.unwrap_or(DEFAULT_CRF)),
         }
@@ -357,7 +357,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "codec x264 cannot be put into WebM, expected one of vp8, vp9"
+            "codec x264 cannot be stored in WebM, expected one of vp8, vp9"
         );
     }
 

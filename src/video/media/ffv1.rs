@@ -33,12 +33,12 @@ impl Format {
         }
         let colors = match (self.is_rgb, self.has_colors, self.shifts) {
             (true, ..) => "RGB",
-            (false, false, _) => "gray",
+            (false, false, _) => "grayscale",
             (_, _, (0, 0)) => "4:4:4",
             (_, _, (1, 0)) => "4:2:2",
             (_, _, (1, 1)) => "4:2:0",
             (_, _, (0, 1)) => "4:4:0",
-            _ => "of an unusual layout",
+            _ => "in an unusual layout",
         };
         let alpha = if self.has_alpha {
             " and an alpha channel"
@@ -46,7 +46,7 @@ impl Format {
             ""
         };
         Err(Error::Media(format!(
-            "the picture is {colors} with {} bits per sample{alpha}, which GStreamer cannot decode",
+            "the video is {colors} with {} bits per sample{alpha}, which GStreamer cannot decode",
             self.bits
         )))
     }

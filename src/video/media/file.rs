@@ -18,15 +18,15 @@ use super::tap::Picture;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::FrameSize;
 
-/// Initializes GStreamer; harmless when repeated.
+/// Initializes GStreamer; repeated calls have no effect.
 ///
 /// # Errors
-/// [`Error::Media`] where GStreamer cannot be loaded.
+/// [`Error::Media`] if GStreamer cannot be initialized.
 pub fn init() -> Result<()> {
     gst::init().map_err(|err| Error::Media(format!("gstreamer does not start: {err}")))
 }
 
-/// Makes what GStreamer and GLib complain of among themselves debug lines of [`tracing`]; what ends a run is told as an
+/// Redirects GStreamer and GLib log messages to [`tracing`] at debug level; a failure that ends a run is reported as an
 /// error anyway.
 pub fn log_to_tracing() {
     // Where somebody debugs GLib, its own words are wanted.
@@ -38,26 +38,26 @@ pub fn log_to_tracing() {
     });
 }
 
-/// GStreamer's own version.
+/// The version of GStreamer.
 pub fn version() -> String {
     let (major, minor, micro, _) = gst::version();
     format!("{major}.{minor}.{micro}")
 }
 
-/// What a file holds and how it is written.
+/// Properties of an input file and of its encoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamInfo {
     /// Size of the upright picture.
     pub size: FrameSize,
-    /// Frames a second as a ratio; `None` where they vary or the container does not say.
+    /// Frame rate as a ratio; `None` if it varies or the container does not specify it.
     pub framerate: Option<(u32, u32)>,
-    /// How long the wanted range is by what the container says.
+    /// Duration of the requested range according to the container.
     pub duration: Option<Duration>,
-    /// Sound tracks that go into the output, for people to read.
+    /// Human-readable descriptions of the audio tracks of the output.
     pub audio: Vec<String>,
-    /// True where every sound track is copied packet by packet.
+    /// Whether every audio track is copied packet by packet.
     pub audio_copied: bool,
-    /// Name of the element that encodes the picture.
+    /// Name of the element that encodes the video.
     pub encoder: &'static str,
 }
 
@@ -109,13 +109,13 @@ impl StreamInfo {
     }
 }
 
-/// Opens the input, and prepares the output, which is not touched before the first frame is pushed.
+/// Opens the input and prepares the output, which is not touched before the first frame is pushed.
 ///
-/// The source's times are those of the output: they begin where the input's presentation (or the range) begins.
+/// The source's timestamps are those of the output: they start where the input's presentation (or the range) starts.
 ///
 /// # Errors
-/// [`Error::Config`] where a path, a range or an option is wrong;
-/// [`Error::Media`] where the input is not a playable video or an element is missing.
+/// [`Error::Config`] if a path, a range or an option is invalid;
+/// [`Error::Media`] if the input is not a playable video or an element is missing.
 pub fn open(job: &FileJob) -> Result<(FileSource, FileSink)> {
     init()?;
     let container = job.check()?;
@@ -136,11 +136,10 @@ pub fn open(job: &FileJob) -> Result<(FileSource, FileSink)> {
     Ok((source, sink))
 }
 
-/// Opens a video to read its frames, and nothing else.
+/// Opens a video to read only its frames.
 ///
 /// # Errors
-/// [`Error::Config`] where there is no such file; [`Error::Media`] where it is not a playable video or an
-/// element is missing.
+/// [`Error::Config`] if there is no such file; [`Error::Media`] if it is not a playable video or an element is missing.
 pub fn read(input: &Path) -> Result<FileSource> {
     init()?;
     let job = FileJob {

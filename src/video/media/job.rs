@@ -16,15 +16,15 @@ use vitscope_core::error::{Error, Result, by_name};
 use vitscope_core::files;
 use vitscope_core::frame::Pts;
 
-/// What becomes of the sound.
+/// How to handle the sound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AudioMode {
-    /// Packets are copied as they are; only what the container cannot hold is encoded anew, with a warning.
+    /// Copies packets unchanged; re-encodes only what the container cannot hold, with a warning.
     #[default]
     Copy,
-    /// Encoded anew.
+    /// Re-encodes the sound.
     Encode,
-    /// Left out.
+    /// Leaves out the sound.
     Drop,
 }
 
@@ -58,13 +58,13 @@ impl FromStr for AudioMode {
     }
 }
 
-/// What becomes of a picture of high dynamic range.
+/// How to handle high dynamic range (HDR).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HdrMode {
-    /// It is mapped to the standard one, as a player shows it on an ordinary screen.
+    /// Tone-maps to standard dynamic range, as a player does for an ordinary screen.
     #[default]
     ToneMap,
-    /// It stays as it is, which takes an encoder of 10 bits.
+    /// Keeps HDR, which requires a 10-bit encoder.
     Keep,
 }
 
@@ -93,31 +93,31 @@ impl FromStr for HdrMode {
     }
 }
 
-/// One video file to read and one to write.
+/// A job: one video file to read and one to write.
 #[derive(Clone, Debug)]
 pub struct FileJob {
     /// The video to read.
     pub input: PathBuf,
-    /// The video to write; its extension says the container.
+    /// The video to write; its extension selects the container.
     pub output: PathBuf,
-    /// Where to begin in the input; the output begins at zero there.
+    /// Start in the input, which becomes zero in the output.
     pub start: Option<Pts>,
-    /// Where to end in the input; frames and sound packets that begin there or later are left out.
+    /// End in the input; frames and sound packets that begin there or later are left out.
     pub end: Option<Pts>,
-    /// What becomes of the sound.
+    /// How to handle the sound.
     pub audio: AudioMode,
-    /// The encoder; the best one installed where it is `None`.
+    /// The encoder; `None` selects the best one installed.
     pub codec: Option<VideoCodec>,
-    /// What becomes of a high dynamic range.
+    /// How to handle high dynamic range.
     pub hdr: HdrMode,
-    /// Quality on x264's scale, 0 (best) to 51; 21 where it is `None`.
+    /// Quality on x264's scale, 0 (best) to 51; `None` means 21.
     pub crf: Option<u32>,
-    /// Replace an output that exists.
+    /// Whether to replace an existing output.
     pub overwrite: bool,
 }
 
 impl FileJob {
-    /// Copies all of `input` to `output`, sound included.
+    /// Creates a job for all of `input`, including its sound.
     pub fn new(input: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Self {
             input: input.into(),
@@ -132,17 +132,17 @@ impl FileJob {
         }
     }
 
-    /// Where the output is written until it is complete: `OUT.part`, next to it.
+    /// Path of the output until it is complete: `OUT.part`, next to it.
     pub fn part_path(&self) -> PathBuf {
         files::part_path(&self.output)
     }
 
-    /// True where only a part of the input is wanted.
+    /// Whether only a part of the input is requested.
     pub(super) fn has_range(&self) -> bool {
         self.start.is_some_and(|start| start > Pts(0)) || self.end.is_some()
     }
 
-    /// Checks everything that can be known without opening a decoder.
+    /// Checks everything that can be checked without opening a decoder.
     pub(super) fn check(&self) -> Result<Container> {
         self.check_input()?;
         self.check_output()?;
@@ -151,7 +151,7 @@ impl FileJob {
             && end <= start
         {
             return Err(Error::Config(format!(
-                "the end at {} s does not lie after the start at {} s: {:?}",
+                "the end at {} s is not after the start at {} s: {:?}",
                 end.secs(),
                 start.secs(),
                 self.input
@@ -171,12 +171,12 @@ impl FileJob {
         })?;
         if metadata.is_dir() {
             return Err(Error::Config(format!(
-                "is a directory, expected a video file: {input:?}"
+                "the input is a directory, expected a video file: {input:?}"
             )));
         }
         if !metadata.is_file() {
             return Err(Error::Config(format!(
-                "is a pipe or a device and can be read only once, expected a file: {input:?}"
+                "the input is a pipe or a device, which can be read only once, expected a file: {input:?}"
             )));
         }
         if metadata.len() == 0 {
@@ -190,12 +190,12 @@ impl FileJob {
             .map_err(|err| Error::io(input, err))?;
         if head.starts_with(b"#EXTM3U") {
             return Err(Error::Config(format!(
-                "is a playlist, expected a video file; `vitscope live` plays it: {input:?}"
+                "the input is a playlist, expected a video file; use `vitscope live` to play it: {input:?}"
             )));
         }
         if let Some(pictures) = pictures(&head) {
             return Err(Error::Config(format!(
-                "holds {pictures}, expected a video: {input:?}"
+                "the input contains {pictures}, expected a video: {input:?}"
             )));
         }
         Ok(())
@@ -217,7 +217,7 @@ impl FileJob {
             }
             if written.is_dir() || files::is_folder_name(written) {
                 return Err(Error::Config(format!(
-                    "is a directory, expected a file to write: {written:?}"
+                    "the output is a directory, expected a file to write: {written:?}"
                 )));
             }
         }
@@ -245,22 +245,22 @@ impl FileJob {
         // Permission bits do not tell (root, read-only mounts): only an attempt does, and it leaves nothing behind.
         tempfile::tempfile_in(folder).map_err(|err| {
             Error::Config(format!(
-                "cannot write into the output's directory ({err}): {folder:?}"
+                "cannot write to the output directory ({err}): {folder:?}"
             ))
         })?;
         Ok(())
     }
 }
 
-/// The file that `input` names, by its path or by an address that begins with `file://`.
+/// The file that `input` refers to, by path or by a `file://` URL.
 ///
 /// # Errors
-/// [`Error::Config`] where the address names no file of this machine.
+/// [`Error::Config`] if the URL does not refer to a file on this machine.
 pub fn local_file(input: &Path) -> Result<PathBuf> {
     match input.to_str() {
         Some(address) if address.starts_with("file://") => glib::filename_from_uri(address)
             .map(|(path, _)| path)
-            .map_err(|err| Error::Config(format!("is not the URL of a file ({err}): {address:?}"))),
+            .map_err(|err| Error::Config(format!("not a valid file URL ({err}): {address:?}"))),
         _ => Ok(input.into()),
     }
 }
@@ -270,7 +270,7 @@ fn check_is_path(input: &Path) -> Result<()> {
     let complaint = if input == Path::new("-") {
         "standard input can be read only once, expected a file"
     } else if files::is_address(input) {
-        "is an address, expected a file; `vitscope live` reads streams"
+        "the input is a URL, expected a file; use `vitscope live` to read streams"
     } else {
         return Ok(());
     };

@@ -108,7 +108,7 @@ impl Wanted {
         let pictures: Vec<&Track> = source.of(Kind::Picture).collect();
         let Some(first) = pictures.first() else {
             return Verification {
-                complaints: vec!["the source has no picture by its tables".into()],
+                complaints: vec!["the source has no video track according to its tables".into()],
                 ..Verification::of_result(result)
             };
         };
@@ -147,7 +147,7 @@ impl Wanted {
             };
             if offset < -BEGIN_TOLERANCE || offset > most + BEGIN_TOLERANCE {
                 judged.complaints.push(format!(
-                    "the picture begins {:.3} ms too {}",
+                    "the video starts {:.3} ms too {}",
                     offset.unsigned_abs() as f64 / 1e6,
                     if offset < 0 { "early" } else { "late" }
                 ));
@@ -176,7 +176,7 @@ impl Wanted {
             ));
         } else if source.n_cut_off > 0 && end < needed {
             judged.complaints.push(format!(
-                "the source is cut off: {} packets of its tables are not in the file",
+                "the source is truncated: {} packets listed in its tables are missing from the file",
                 source.n_cut_off
             ));
         }
@@ -215,10 +215,10 @@ impl Wanted {
             judged.frames_in = all.len() as u64;
             let (offset, missing) = first_missing(all, &written);
             let place = missing.map_or(String::new(), |time| {
-                format!("; the first that is missing came at {:.3} s", secs(time))
+                format!("; the first missing frame is at {:.3} s", secs(time))
             });
             judged.complaints.push(format!(
-                "{} frames went in, {} came out{place}",
+                "{} frames in, {} out{place}",
                 all.len(),
                 written.len()
             ));
@@ -228,7 +228,7 @@ impl Wanted {
         judged.max_pts_error_nanos = error;
         if error > TIME_STEP.unsigned_abs() {
             judged.complaints.push(format!(
-                "frames were moved, by up to {:.3} ms",
+                "frame times changed by up to {:.3} ms",
                 error as f64 / 1e6
             ));
         }
@@ -238,7 +238,7 @@ impl Wanted {
     /// Whether the wanted range goes on behind the last whole packet, which the source breaks off after.
     fn check_break(&self, track: &Track, packet: &str, judged: &mut Verification) {
         if track.breaks_off && (self.end, self.interrupted_at) == (i64::MAX, None) {
-            let part = format!("{packet} that the source breaks off in");
+            let part = format!("{packet} cut off at the end of the source");
             judged.unjudged.push(part);
         }
     }
@@ -352,7 +352,7 @@ impl Wanted {
         if before.len() != after.len() {
             judged.audio_equal = (!before.is_empty()).then_some(false);
             judged.complaints.push(format!(
-                "{} of {} sound tracks came out",
+                "the result has {} of {} audio tracks",
                 after.len(),
                 before.len()
             ));
@@ -394,7 +394,7 @@ impl Wanted {
             && after - before > SOUND_TOLERANCE
         {
             judged.complaints.push(format!(
-                "players leave out the first {:.1} ms of the sound, not {:.1} ms",
+                "players skip the first {:.1} ms of the sound instead of {:.1} ms",
                 after as f64 / MILLI as f64,
                 before as f64 / MILLI as f64
             ));
@@ -403,7 +403,7 @@ impl Wanted {
             (true, _) => {}
             (false, true) => judged
                 .complaints
-                .push("a sound track came out empty".into()),
+                .push("an audio track of the result is empty".into()),
             _ if copied && !track.is_pcm() => {
                 check_packets(&expected, written, origin.1, judged);
             }
@@ -420,7 +420,7 @@ impl Wanted {
                     if !same {
                         judged
                             .complaints
-                            .push("the bytes of uncompressed sound differ".into());
+                            .push("the bytes of the uncompressed sound differ".into());
                     }
                 }
                 self.check_edges(&expected, written, (origin.1, copied), judged);
@@ -454,7 +454,7 @@ impl Wanted {
         if short > END_TOLERANCE && self.interrupted_at.is_none() {
             judged
                 .complaints
-                .push(format!("sound ends {:.3} s too early", secs(short)));
+                .push(format!("the sound ends {:.3} s too early", secs(short)));
         }
     }
 
@@ -506,7 +506,7 @@ impl Wanted {
             && self.interrupted_at.is_none()
         {
             judged.complaints.push(format!(
-                "{:.3} s went in, {:.3} s came out",
+                "the duration changed from {:.3} s to {:.3} s",
                 secs(before),
                 secs(after - offset)
             ));
@@ -515,7 +515,7 @@ impl Wanted {
             && (claimed - after).abs() > END_TOLERANCE.max(tolerance)
         {
             judged.complaints.push(format!(
-                "the result's header says {:.3} s, but its packets end at {:.3} s",
+                "the result's header states {:.3} s, but its packets end at {:.3} s",
                 secs(claimed),
                 secs(after)
             ));
@@ -546,7 +546,7 @@ fn check_packets(expected: &Expected, written: &Track, origin: i64, judged: &mut
         judged.audio_packets_in += expected.packets.len() as u64;
         judged.audio_equal = Some(false);
         judged.complaints.push(format!(
-            "sound packets differ: {} went in, {} came out",
+            "sound packets differ: {} in, {} out",
             expected.packets.len(),
             written.packets.len()
         ));
@@ -563,7 +563,7 @@ fn check_packets(expected: &Expected, written: &Track, origin: i64, judged: &mut
 
 fn against_picture(moved: i64) -> String {
     format!(
-        "sound comes {:.3} ms too {}",
+        "the sound is {:.3} ms too {}",
         moved.unsigned_abs() as f64 / 1e6,
         if moved < 0 { "early" } else { "late" }
     )
@@ -690,35 +690,35 @@ mod tests {
             assert_eq!(complaint(change).as_deref(), Some(expected));
         };
         check(
-            "50 frames went in, 49 came out; the first that is missing came at 0.280 s",
+            "50 frames in, 49 out; the first missing frame is at 0.280 s",
             &|film| {
                 film.tracks[0].packets.remove(7);
             },
         );
-        check("frames were moved, by up to 2.000 ms", &|film| {
+        check("frame times changed by up to 2.000 ms", &|film| {
             film.tracks[0].packets[7].time += 2 * MILLI;
         });
-        check("sound packets differ: 100 went in, 99 came out", &|film| {
+        check("sound packets differ: 100 in, 99 out", &|film| {
             film.tracks[1].packets.pop();
         });
-        check("sound packets differ: 100 went in, 100 came out", &|film| {
+        check("sound packets differ: 100 in, 100 out", &|film| {
             film.tracks[1].packets.swap(3, 4);
         });
-        check("sound comes 40.000 ms too late", &|film| {
+        check("the sound is 40.000 ms too late", &|film| {
             for packet in &mut film.tracks[1].packets {
                 packet.time += 40 * MILLI;
             }
         });
-        check("0 of 1 sound tracks came out", &|film| {
+        check("the result has 0 of 1 audio tracks", &|film| {
             film.tracks.truncate(1)
         });
-        check("the picture begins 40.000 ms too late", &|film| {
+        check("the video starts 40.000 ms too late", &|film| {
             for packet in film.tracks.iter_mut().flat_map(|track| &mut track.packets) {
                 packet.time += 40 * MILLI;
             }
         });
         check(
-            "the result's header says 3.000 s, but its packets end at 2.000 s",
+            "the result's header states 3.000 s, but its packets end at 2.000 s",
             &|film| {
                 film.claimed_end = Some(3000 * MILLI);
             },
@@ -763,12 +763,12 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_called_verified() {
         let mut source = film();
-        source.tracks[1].unknown = Some("its packets are not told apart");
+        source.tracks[1].unknown = Some("its packets cannot be separated");
         let judged = wanted().judge(&source, &film());
         assert_eq!(
             judged.to_string(),
             "verified in part: frames 50 in, 50 out; largest time error 0.000 ms; duration 2.000 s in, \
-             2.000 s out; not judged: the sound (its packets are not told apart)"
+             2.000 s out; not judged: the sound (its packets cannot be separated)"
         );
         let unread = Verification {
             unread_source: Some("AVI".into()),
@@ -776,12 +776,12 @@ mod tests {
         };
         assert_eq!(
             unread.to_string(),
-            "not verified: the source is AVI, whose tables are not read; \
+            "not verified: the source is AVI, and its tables cannot be read; \
              the result has 50 frames, 100 sound packets, 2.000 s"
         );
         assert_eq!(
             unread.with_written(51).complaint().unwrap(),
-            "51 frames were written, but the result holds 50"
+            "51 frames were written, but the result contains 50"
         );
     }
 
@@ -805,7 +805,7 @@ mod tests {
         let judged = range.judge(&film(), &result);
         assert_eq!(
             judged.complaint().unwrap(),
-            "26 frames went in, 25 came out; the first that is missing came at 0.000 s"
+            "26 frames in, 25 out; the first missing frame is at 0.000 s"
         );
         let begins_with_a_frame = Wanted {
             start: 520 * MILLI - 1,

@@ -1,6 +1,6 @@
-//! Video in and out: the traits [`Source`] and [`Sink`], and GStreamer behind them.
+//! Video input and output: the traits [`Source`] and [`Sink`] and their GStreamer implementations.
 //!
-//! With the plugin the only module that imports GStreamer; the traits and [`memory`] build without it.
+//! Apart from the plugin, this is the only module that imports GStreamer. The traits and [`memory`] build without it.
 
 #[cfg(feature = "media")]
 mod audio;
@@ -80,38 +80,38 @@ pub use self::{
 use vitscope_core::error::Result;
 use vitscope_core::frame::Frame;
 
-/// Frames that a source and a sink of files hold at most.
+/// Maximum number of frames held by a file source and a file sink together.
 #[cfg(feature = "media")]
 pub const MOST_FRAMES: usize = source::DECODED_FRAMES + sink::WAITING_FRAMES + 1;
 
-/// Gives frames in order.
+/// Delivers frames in order.
 pub trait Source: Send {
-    /// The next frame; `None` is the end of the stream.
+    /// Returns the next frame, or `None` at the end of the stream.
     ///
     /// # Errors
-    /// Fails where the stream cannot be read or decoded further.
+    /// Fails if the stream cannot be read or decoded any further.
     fn next(&mut self) -> Result<Option<Frame>>;
 
-    /// Asks for an early end: frames already decoded still come, then `None`.
+    /// Requests an early end: frames that are already decoded are still delivered, then `None`.
     ///
     /// # Errors
-    /// Fails where the source cannot be told.
+    /// Fails if the source cannot be stopped.
     fn stop(&mut self) -> Result<()> {
         Ok(())
     }
 }
 
-/// Takes frames in order.
+/// Accepts frames in order.
 pub trait Sink: Send {
-    /// Hands one frame on.
+    /// Passes on one frame.
     ///
     /// # Errors
-    /// Fails where the frame cannot be encoded or written.
+    /// Fails if the frame cannot be encoded or written.
     fn push(&mut self, frame: Frame) -> Result<()>;
 
-    /// Closes the container; explicit, because closing can fail and `Drop` cannot say so.
+    /// Closes the container. This is explicit because closing can fail, and `Drop` cannot report that.
     ///
     /// # Errors
-    /// Fails where the container cannot be completed.
+    /// Fails if the container cannot be completed.
     fn finish(self: Box<Self>) -> Result<()>;
 }

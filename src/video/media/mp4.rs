@@ -23,7 +23,7 @@ pub(super) const UNIX_EPOCH: i64 = 2_082_844_800;
 
 /// The header of a file.
 pub(super) struct Movie {
-    /// Steps a second in which edits and total durations are counted.
+    /// Steps per second in which edits and total durations are counted.
     pub(super) timescale: u32,
     /// Where the total duration lies in the file.
     pub(super) duration: Option<Field>,
@@ -47,7 +47,7 @@ pub(super) struct Track {
     pub(super) id: u32,
     /// `vide`, `soun`, or others.
     pub(super) handler: [u8; 4],
-    /// Steps a second in which samples are counted.
+    /// Steps per second in which samples are counted.
     pub(super) timescale: u32,
     /// Where the track's total duration lies in the file.
     pub(super) duration: Option<Field>,
@@ -174,7 +174,7 @@ impl Movie {
         })
     }
 
-    /// Steps a second of the first picture.
+    /// Steps per second of the first picture.
     pub(super) fn video_timescale(&self) -> Option<u32> {
         self.tracks
             .iter()

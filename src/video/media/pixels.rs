@@ -32,7 +32,9 @@ impl BufferPixels {
     pub(super) fn new(buffer: gst::Buffer) -> Result<Self> {
         match buffer.into_mapped_buffer_readable() {
             Ok(mapped) => Ok(Self::Shared(mapped)),
-            Err(_) => Err(Error::Media("cannot map a decoded frame to read".into())),
+            Err(_) => Err(Error::Media(
+                "cannot map a decoded frame for reading".into(),
+            )),
         }
     }
 
@@ -66,7 +68,7 @@ impl Pixels for BufferPixels {
             *self = Self::Own(
                 buffer
                     .into_mapped_buffer_writable()
-                    .map_err(|_| Error::Media("cannot map a decoded frame to write".into()))?,
+                    .map_err(|_| Error::Media("cannot map a decoded frame for writing".into()))?,
             );
         }
         match self {
@@ -141,7 +143,7 @@ pub(super) fn layout(info: &gst_video::VideoInfo, buffer: &gst::BufferRef) -> Re
         .zip(strides)
         .map(|(&offset, &stride)| {
             let stride = usize::try_from(stride)
-                .map_err(|_| Error::Media(format!("rows run backwards, stride is {stride}")))?;
+                .map_err(|_| Error::Media(format!("a frame has a negative stride: {stride}")))?;
             Ok(Plane { offset, stride })
         })
         .collect::<Result<_>>()?;
@@ -194,7 +196,8 @@ pub(super) fn caps(
     colorimetry: &gst_video::VideoColorimetry,
 ) -> Result<gst::Caps> {
     let side = |px: usize| {
-        i32::try_from(px).map_err(|_| Error::Media(format!("frame side of {px} px is too large")))
+        i32::try_from(px)
+            .map_err(|_| Error::Media(format!("a frame dimension of {px} px is too large")))
     };
     let (par_n, par_d) = layout.pixel_aspect;
     let par = gst::Fraction::new(
@@ -243,7 +246,8 @@ pub(super) fn into_buffer(
             Ok(bytes) => gst::Buffer::from_mut_slice(*bytes),
             Err(_) => {
                 return Err(Error::Media(
-                    "the sink takes frames of its own source and of `Vec<u8>` only".into(),
+                    "the sink accepts only frames from its own source or backed by a `Vec<u8>`"
+                        .into(),
                 ));
             }
         },

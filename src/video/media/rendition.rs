@@ -78,19 +78,19 @@ pub(super) fn describe(
             tap.describe(described);
             match (decoded.comp_depth(0), hdr_transfer(&colors)) {
                 (9.., _) if decoded.has_alpha() => tap.say(
-                    "the picture has more than 8 bits per sample and is transparent, writing 8",
+                    "the video has more than 8 bits per sample and transparency, writing 8 bits",
                 ),
                 (9.., None) if !kept.depth => tap.say(
-                    "the picture has more than 8 bits per sample, writing 8; an encoder of 10 bits \
+                    "the video has more than 8 bits per sample, writing 8; a 10-bit encoder \
                      (`--codec x265`, vp9 in WebM) keeps 10",
                 ),
                 (11.., _) if kept.depth => {
-                    tap.say("the picture has more than 10 bits per sample, writing 10");
+                    tap.say("the video has more than 10 bits per sample, writing 10");
                 }
                 _ => {}
             }
             if origin.has_alpha_beside && !decoded.has_alpha() {
-                tap.say("the picture is transparent in places, which is left out");
+                tap.say("the video has transparency, which is dropped");
             }
             if let Some(sentence) = halved_colors(&decoded) {
                 tap.say(sentence);
@@ -157,8 +157,8 @@ fn sampling_of_jpeg(picture: &[u8]) -> Option<(u8, u8)> {
 }
 
 const HALVED_BOTH_WAYS: &str =
-    "the picture is 4:4:4, writing 4:2:0: colors at half the width and height";
-const HALVED_IN_HEIGHT: &str = "the picture is 4:2:2, writing 4:2:0: colors at half the height";
+    "the video is 4:4:4, writing 4:2:0: color at half the width and height";
+const HALVED_IN_HEIGHT: &str = "the video is 4:2:2, writing 4:2:0: color at half the height";
 
 /// What to say of pictures that have more colors than a quarter of their samples.
 fn halved_colors(decoded: &VideoInfo) -> Option<&'static str> {
@@ -168,7 +168,7 @@ fn halved_colors(decoded: &VideoInfo) -> Option<&'static str> {
         return None;
     }
     if format.is_rgb() {
-        return Some("the picture is RGB, writing 4:2:0: colors at half the width and height");
+        return Some("the video is RGB, writing 4:2:0: color at half the width and height");
     }
     match (format.w_sub().get(1), format.h_sub().get(1)) {
         (Some(0), Some(0)) => Some(HALVED_BOTH_WAYS),
@@ -311,8 +311,8 @@ impl Plain {
         let hdr = hdr_of(caps, &source).filter(|_| !kept.hdr);
         if let Some(Hdr { transfer, .. }) = hdr {
             tap.say(match transfer {
-                Transfer::Pq => "the picture is HDR (PQ), tone-mapping it to SDR",
-                Transfer::Hlg => "the picture is HDR (HLG), tone-mapping it to SDR",
+                Transfer::Pq => "the video is HDR (PQ), tone-mapping it to SDR",
+                Transfer::Hlg => "the video is HDR (HLG), tone-mapping it to SDR",
             });
         }
         let is_full_range = source.colorimetry().range() == VideoColorRange::Range0_255;
@@ -343,15 +343,15 @@ impl Plain {
         }
         let mut frame =
             gst_video::VideoFrameRef::from_buffer_ref_writable(buffer.make_mut(), &self.source)
-                .map_err(|_| Error::Media("cannot map a decoded frame to write".into()))?;
+                .map_err(|_| Error::Media("cannot map a decoded frame for writing".into()))?;
         let width = self.source.width() as usize;
         let mut strides = [0; 4];
         for (stride, said) in strides.iter_mut().zip(frame.plane_stride()) {
             *stride = usize::try_from(*said)
-                .map_err(|_| Error::Media(format!("rows run backwards, stride is {said}")))?;
+                .map_err(|_| Error::Media(format!("a frame has a negative stride: {said}")))?;
         }
         if let Some(first) = first_field {
-            tap.say("the picture is interlaced, making one frame of each pair of fields");
+            tap.say("the video is interlaced, producing one frame per pair of fields");
             for (plane, stride) in frame.planes_data_mut().into_iter().zip(strides) {
                 match self.source.format() {
                     DEEP => deinterlace_deep(plane, stride, first),
@@ -364,7 +364,7 @@ impl Plain {
             let range = self.source.colorimetry().range();
             let is_full_range = range == VideoColorRange::Range0_255;
             if over_black(a, strides[0], width, is_full_range) {
-                tap.say("the picture is transparent in places, compositing it over black");
+                tap.say("the video has transparency, compositing it over black");
             }
         }
         if let Some(tone_map) = &self.tone_map {

@@ -166,7 +166,7 @@ impl Session {
     pub(super) fn shut_down(&self) -> Result<()> {
         self.pipeline.set_state(gst::State::Null).map_err(|_| {
             Error::Media(format!(
-                "the pipeline does not stop: {:?}",
+                "the pipeline did not stop: {:?}",
                 self.shared.input
             ))
         })?;
@@ -179,7 +179,7 @@ impl Drop for Session {
         // Threads that wait inside a callback must leave it before GStreamer can join them.
         lock(&self.shared.abort).take();
         if self.pipeline.set_state(gst::State::Null).is_err() {
-            tracing::warn!(input = ?self.shared.input, "the pipeline does not stop");
+            tracing::warn!(input = ?self.shared.input, "the pipeline did not stop");
         }
         if let Some(bus) = self.pipeline.bus() {
             bus.unset_sync_handler();

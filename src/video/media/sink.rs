@@ -59,7 +59,7 @@ pub(super) struct Plan {
     /// The colors to encode in, and what of them is to be said.
     colors: VideoColorimetry,
     described: Described,
-    /// Steps a second that the input's times are multiples of.
+    /// Steps per second that the input's times are multiples of.
     timescale: u32,
     /// When the input was made, in seconds since 1970.
     created: Option<i64>,
@@ -146,7 +146,7 @@ impl Plan {
     }
 }
 
-/// Steps a second in which the input's times can be said exactly, at least [`CLOCK`].
+/// Steps per second in which the input's times can be said exactly, at least [`CLOCK`].
 fn timescale(job: &FileJob, picture: &Picture) -> u32 {
     let fps = picture.info.fps();
     let movie = Movie::header(&job.input);
@@ -199,7 +199,7 @@ impl FileSink {
         if plan.codec.needs_even_size() && even::is_odd(layout) {
             let (from, to) = (layout.size, even::layout(layout).size);
             tracing::warn!(
-                "the encoder takes even sizes only, repeating the last column or row: {}x{} becomes {}x{}",
+                "the encoder accepts only even sizes, repeating the last column or row: {}x{} becomes {}x{}",
                 from.width_px,
                 from.height_px,
                 to.width_px,
@@ -294,7 +294,7 @@ impl FileSink {
         }
         static_pad(&queue, "src")?
             .link(&video_pad)
-            .map_err(|err| Error::Media(format!("the picture cannot be written ({err})")))?;
+            .map_err(|err| Error::Media(format!("cannot write the video ({err})")))?;
         if let Some(encoder) = &encoder {
             refuse_size(&static_pad(encoder, "sink")?, &wanted)?;
         }
@@ -592,10 +592,10 @@ fn refuse_size(pad: &gst::Pad, caps: &gst::Caps) -> Result<()> {
         Some((least_width, least_height)) if width < least_width || height < least_height => {
             format!("at least {least_width}x{least_height}")
         }
-        _ => "another size".into(),
+        _ => "a different size".into(),
     };
     Err(Error::Media(format!(
-        "the picture is {width}x{height}, but encoder and container take {expected}"
+        "the video is {width}x{height}, but the encoder and container require {expected}"
     )))
 }
 

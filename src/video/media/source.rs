@@ -66,7 +66,7 @@ impl FileSource {
     pub(super) fn open(job: &FileJob, container: Container, kept: Kept) -> Result<(Self, Picture)> {
         if mp4::is_cut_off(&job.input) {
             return Err(Error::Media(format!(
-                "the file is cut off, its header (moov) is missing: {:?}",
+                "the file is truncated and has no header (moov): {:?}",
                 job.input
             )));
         }
@@ -78,11 +78,11 @@ impl FileSource {
         pipeline
             .add_many([&filesrc, &parsebin])
             .and_then(|()| filesrc.link(&parsebin))
-            .map_err(|err| Error::Media(format!("cannot assemble the pipeline: {err}")))?;
+            .map_err(|err| Error::Media(format!("cannot build the pipeline: {err}")))?;
         let timeline = Arc::new(Timeline::of(job));
         if timeline.is_edited() {
             return Err(Error::Media(format!(
-                "the edits of the film repeat parts, go back or change the speed, which is not supported: {:?}",
+                "the edit list repeats parts, goes back or changes the speed, which is not supported: {:?}",
                 job.input
             )));
         }
@@ -105,7 +105,7 @@ impl FileSource {
         shared.check()?;
         if started.is_err() {
             return Err(Error::Media(format!(
-                "the pipeline does not start: {:?}",
+                "the pipeline did not start: {:?}",
                 job.input
             )));
         }
@@ -210,7 +210,7 @@ impl FileSource {
         if !tap.seek(event) {
             self.session.shared.check()?;
             return Err(Error::Media(format!(
-                "the file cannot be read from its middle: {:?}",
+                "cannot seek in the file: {:?}",
                 job.input
             )));
         }
@@ -268,7 +268,7 @@ fn no_frames(shared: &Shared, job: &FileJob) -> Error {
         return Error::Media(format!("the video has no frames: {:?}", job.input));
     }
     Error::Media(format!(
-        "{} is not installed (Debian package \"gstreamer1.0-libav\" brings most decoders): {:?}",
+        "{} is not installed (Debian package \"gstreamer1.0-libav\" provides most decoders): {:?}",
         missing.join(", "),
         job.input
     ))
@@ -280,7 +280,7 @@ fn past_the_end(job: &FileJob, start: Pts, claimed: Option<Duration>) -> Error {
         && (begins_inside || start == Pts(0))
     {
         return Error::Config(format!(
-            "no frame is shown between {} s and {} s: {:?}",
+            "the video has no frames between {} s and {} s: {:?}",
             start.secs(),
             end.secs(),
             job.input
@@ -288,20 +288,20 @@ fn past_the_end(job: &FileJob, start: Pts, claimed: Option<Duration>) -> Error {
     }
     if begins_inside {
         return Error::Config(format!(
-            "no frame is shown from {} s on, where only sound is left: {:?}",
+            "the video has no frames from {} s onward, only sound: {:?}",
             start.secs(),
             job.input
         ));
     }
     let Some(end) = claimed else {
         return Error::Config(format!(
-            "no frame is shown from {} s on: {:?}",
+            "the video has no frames from {} s onward: {:?}",
             start.secs(),
             job.input
         ));
     };
     Error::Config(format!(
-        "the start at {} s lies past the end at {} s: {:?}",
+        "the start at {} s is past the end at {} s: {:?}",
         start.secs(),
         end.as_secs_f64(),
         job.input
@@ -353,9 +353,15 @@ impl Demuxed {
             if !self.tap.linked.swap(true, Ordering::SeqCst) {
                 return self.attach_picture(&pipeline, pad, &caps);
             }
-            tracing::warn!(stream = kind, "leaving out a second picture");
+            tracing::warn!(
+                stream = kind,
+                "leaving out an additional video or image stream"
+            );
         } else if kind.starts_with("audio/") {
-            self.expect_picture(pad, "the file has sound but no picture, expected a video");
+            self.expect_picture(
+                pad,
+                "the file has sound but no video stream, expected a video",
+            );
             if self.job.audio == AudioMode::Drop {
                 return elements::drain_pad(&pipeline, pad);
             }
@@ -383,12 +389,15 @@ impl Demuxed {
                 return Ok(());
             }
             self.tap.shared.n_late_tracks.fetch_add(1, Ordering::SeqCst);
-            tracing::warn!(stream = kind, "leaving out sound that begins in mid-file");
-        } else {
-            self.expect_picture(pad, "the file has no picture, expected a video");
             tracing::warn!(
                 stream = kind,
-                "leaving out a stream that is neither picture nor sound"
+                "leaving out sound that starts in the middle of the file"
+            );
+        } else {
+            self.expect_picture(pad, "the file has no video stream, expected a video");
+            tracing::warn!(
+                stream = kind,
+                "leaving out a stream that is neither video nor audio"
             );
         }
         elements::drain_pad(&pipeline, pad)
@@ -443,7 +452,7 @@ impl Demuxed {
         let bits = fields.get::<u32>("bit-depth-luma").unwrap_or(8);
         if is_gray && bits > 8 {
             return Err(Error::Media(format!(
-                "the picture is gray with {bits} bits per sample, which GStreamer cannot decode"
+                "the video is grayscale with {bits} bits per sample, which GStreamer cannot decode"
             )));
         }
         if fields.name() != "video/x-ffv" {
@@ -554,13 +563,13 @@ impl Demuxed {
         decode.connect_pad_added(move |_, pad| {
             if let Err(err) = pad.link(&raw) {
                 tap.shared.fail(Failure::new(format!(
-                    "the decoded picture cannot be used ({err})"
+                    "cannot use the decoded video ({err})"
                 )));
             }
         });
         elements::add_chain(pipeline, std::slice::from_ref(&decode))?;
         pad.link(&static_pad(&decode, "sink")?)
-            .map_err(|err| Error::Media(format!("the picture cannot be decoded ({err})")))?;
+            .map_err(|err| Error::Media(format!("cannot decode the video ({err})")))?;
         Ok(())
     }
 }

@@ -142,7 +142,7 @@ impl Tap {
                     state.layout = None;
                 }
                 Err(err) => self.shared.fail(Failure::new(format!(
-                    "the decoder's format is unknown ({err})"
+                    "the decoder's output format is unknown ({err})"
                 ))),
             },
             gst::EventView::Segment(segment) => {
@@ -181,12 +181,12 @@ impl Tap {
     fn decoded(&self, buffer: gst::Buffer) -> Result<Decoded> {
         let mut state = lock(&self.state);
         let (Some((_, info)), Some(segment)) = (&state.format, &state.segment) else {
-            return Err(Error::Media("a frame came before its format".into()));
+            return Err(Error::Media("a frame arrived before its format".into()));
         };
         let running = buffer
             .pts()
             .and_then(|pts| segment.to_running_time(pts))
-            .ok_or_else(|| Error::Media("a frame has no presentation time".into()))?;
+            .ok_or_else(|| Error::Media("a frame has no presentation timestamp".into()))?;
         let layout = PixelLayout {
             hdr: state.hdr,
             ..pixels::layout(info, &buffer)?
@@ -249,7 +249,7 @@ impl Tap {
         let (caps, info) = state
             .format
             .clone()
-            .ok_or_else(|| Error::Media("the decoder names no format".into()))?;
+            .ok_or_else(|| Error::Media("the decoder reported no format".into()))?;
         Ok(Picture {
             info,
             caps,

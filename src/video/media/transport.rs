@@ -50,8 +50,8 @@ const UNNUMBERED_AAC: Kind = Kind {
     shown: UNKNOWN,
     is_in: is_unnumbered_aac,
     told: Some(
-        "leaving out AAC sound whose headers give the layout of its channels no number: GStreamer cannot tell its packets \
-         apart in a transport stream",
+        "leaving out AAC sound with a channel layout that its headers do not number: GStreamer cannot separate its \
+         packets in a transport stream",
     ),
 };
 const PRIVATE_UNNUMBERED_AAC: Kind = Kind {
@@ -124,7 +124,7 @@ const HEAD_LEN: usize = 4 << 20;
 
 /// What users are told.
 pub(super) const TRUE_HD_IS_LEFT_OUT: &str =
-    "leaving out TrueHD sound, whose packets GStreamer cannot tell apart in a transport stream";
+    "leaving out TrueHD sound: GStreamer cannot separate its packets in a transport stream";
 
 /// Bytes from one packet to the next: of 188 alone, behind a time, or before a code that corrects errors.
 const STEPS: [usize; 3] = [PACKET_LEN, 192, LONGEST_STEP];

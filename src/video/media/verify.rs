@@ -1,8 +1,9 @@
-//! A second opinion on a finished run: source and result by their containers' own tables, without GStreamer.
+//! Independent verification of a finished run: compares the container tables of source and result, without GStreamer.
 //!
-//! A demuxer that loses frames loses them on every reading, so none is asked: [`demux`] shares nothing with the run.
-//! Compared is what a viewer gets: frames and their times, packets of sound, sound against picture, lengths.
-//! What those tables do not tell is not judged, and that is said.
+//! A demuxer that loses frames loses them on every reading, so this module uses none: [`demux`] shares no code with the
+//! run.
+//! It compares what a viewer gets: frames and their times, sound packets, sound against picture, and durations.
+//! It reports whatever those tables do not specify as not judged.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,46 +15,46 @@ use crate::demux::{self, Contents, Kind, Track};
 use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::Pts;
 
-/// What came of a run.
+/// The outcome of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verification {
-    /// Frames of the source, in the wanted range.
+    /// Frames of the source in the requested range.
     pub frames_in: u64,
     /// Frames of the result.
     pub frames_out: u64,
-    /// Largest difference between a frame's time in the source and in the result, counted from a common frame.
+    /// Largest difference between a frame's time in the source and in the result, relative to a common frame.
     pub max_pts_error_nanos: u64,
-    /// Sound packets of the source, in the wanted range.
+    /// Sound packets of the source in the requested range.
     pub audio_packets_in: u64,
     /// Sound packets of the result.
     pub audio_packets_out: u64,
-    /// Whether all sound packets are the same; `None` where sound was encoded anew, left out, or is not there.
+    /// Whether all sound packets are identical; `None` if the sound was re-encoded, left out or missing.
     pub audio_equal: Option<bool>,
-    /// Packets of sound in the result that were encoded anew.
+    /// Re-encoded sound packets in the result.
     pub audio_packets_encoded: u64,
-    /// Furthest that copied sound has moved against the picture.
+    /// Largest shift of copied sound relative to the picture.
     pub max_sound_shift_nanos: u64,
-    /// From the beginning of the range to the end of the source's last packet in it.
+    /// Time from the start of the range to the end of the source's last packet in it.
     pub duration_in: Duration,
-    /// To the end of the result's last packet.
+    /// Time to the end of the result's last packet.
     pub duration_out: Duration,
-    /// Where the user ended the run, in the result's time.
+    /// When the user ended the run, in the result's time.
     pub interrupted_at: Option<Pts>,
-    /// What kind of file the source is, where nothing is known of it.
+    /// The type of the source, if its tables cannot be read.
     pub unread_source: Option<String>,
-    /// What of the source could not be judged, and why.
+    /// Parts of the source that could not be judged, and why.
     pub unjudged: Vec<String>,
-    /// What is wrong, the worst first.
+    /// Problems found, the worst first.
     pub(super) complaints: Vec<String>,
 }
 
 /// Reads source and result of `job` and compares them.
 ///
 /// With `interrupted_at` (where the last written frame ends, see [`FileSink::end`](super::FileSink::end)),
-/// only what lies before it is expected in the result.
+/// the result is expected to contain only what comes before it.
 ///
 /// # Errors
-/// [`Error::Media`] where the result cannot be read.
+/// [`Error::Media`] if the result cannot be read.
 pub fn compare(job: &FileJob, interrupted_at: Option<Pts>) -> Result<Verification> {
     let container = Container::from_path(&job.output)?;
     let result = demux::read(&job.output)
@@ -81,35 +82,35 @@ fn nanos(pts: Pts) -> i64 {
 }
 
 impl Verification {
-    /// True where nothing is missing and nothing was moved.
+    /// Whether nothing is missing and nothing was shifted.
     pub fn whole(&self) -> bool {
         self.complaints.is_empty()
     }
 
-    /// The first thing that is wrong, in words.
+    /// The first problem, in words.
     pub fn complaint(&self) -> Option<String> {
         self.complaints.first().cloned()
     }
 
-    /// Adds that the run handed on `n_frames`, which must all be in the result.
+    /// Checks that the result contains all `n_frames` frames that the run wrote.
     #[must_use]
     pub fn with_written(mut self, n_frames: u64) -> Self {
         if self.frames_out != n_frames {
             self.complaints.push(format!(
-                "{n_frames} frames were written, but the result holds {}",
+                "{n_frames} frames were written, but the result contains {}",
                 self.frames_out
             ));
         }
         self
     }
 
-    /// Adds that `n_tracks` of sound turned up too late to be written.
+    /// Adds a complaint if `n_tracks` audio tracks appeared too late to be written.
     #[must_use]
     pub fn with_late_tracks(mut self, n_tracks: u64) -> Self {
         if n_tracks > 0 && self.unread_source.is_some() {
             let noun = if n_tracks == 1 { "track" } else { "tracks" };
             self.complaints.push(format!(
-                "{n_tracks} sound {noun} began too late in the file to be written"
+                "{n_tracks} audio {noun} started too late in the file to be written"
             ));
         }
         self
@@ -142,7 +143,7 @@ impl fmt::Display for Verification {
         if let Some(source) = &self.unread_source {
             return write!(
                 f,
-                "not verified: the source is {source}, whose tables are not read; \
+                "not verified: the source is {source}, and its tables cannot be read; \
                  the result has {} frames, {} sound packets, {:.3} s",
                 self.frames_out,
                 self.audio_packets_out,
@@ -175,7 +176,7 @@ impl fmt::Display for Verification {
                     "{n_copied} sound {noun} equal, {off:.3} ms off the picture; "
                 )?;
                 if self.audio_packets_encoded > 0 {
-                    write!(f, "other sound encoded anew; ")?;
+                    write!(f, "other sound re-encoded; ")?;
                 }
             }
             Some(false) => write!(
@@ -188,7 +189,7 @@ impl fmt::Display for Verification {
             }
             None if self.audio_packets_in == 0 => {}
             None if self.audio_packets_out == 0 => write!(f, "sound left out; ")?,
-            None => write!(f, "sound encoded anew; ")?,
+            None => write!(f, "sound re-encoded; ")?,
         }
         write!(
             f,

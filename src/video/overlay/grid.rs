@@ -169,7 +169,9 @@ fn push_means<S: Sample>(
 /// `panes` of equal size row by row, in the time of `frame`.
 fn tiled(frame: &Frame, panes: &[Frame], n_columns: usize) -> Result<Frame> {
     let Some(pane) = panes.first() else {
-        return Err(Error::Config("there is nothing to put on a grid".into()));
+        return Err(Error::Config(
+            "there are no images to arrange in a grid".into(),
+        ));
     };
     let size = FrameSize {
         width_px: pane.size().width_px * n_columns,

@@ -127,8 +127,8 @@ pub fn can_draw(text: &str) -> bool {
     if !is_there {
         WARNED.call_once(|| {
             tracing::warn!(
-                "no font has all letters of {text:?}, and such classes are shown by their index; Debian's fonts-noto-cjk \
-                 and fonts-noto-core have most"
+                "no installed font has all characters of {text:?}, so such classes are shown by their index; the \
+                 Debian packages fonts-noto-cjk and fonts-noto-core cover most characters"
             );
         });
     }

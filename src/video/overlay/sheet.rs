@@ -100,7 +100,7 @@ impl Sheet {
     pub fn save(&self, path: &Path, format: ImageFormat) -> Result<()> {
         if self.thumbnails.is_empty() {
             return Err(Error::Media(format!(
-                "no frame to put on the contact sheet: {path:?}"
+                "there are no frames for the contact sheet: {path:?}"
             )));
         }
         let sheet = self.draw()?;

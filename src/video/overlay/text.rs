@@ -135,7 +135,7 @@ fn face() -> Result<&'static FontRef<'static>> {
     static FACE: LazyLock<Result<FontRef<'static>, InvalidFont>> =
         LazyLock::new(|| FontRef::try_from_slice(HACK_REGULAR));
 
-    let unreadable = |e| Error::Config(format!("the built-in font cannot be read: {e}"));
+    let unreadable = |e| Error::Config(format!("cannot read the built-in font: {e}"));
     FACE.as_ref().map_err(unreadable)
 }
 

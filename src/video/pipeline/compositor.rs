@@ -23,7 +23,7 @@ impl Compositor {
     /// Draws the maps of `finding` on `frame`, and `notes` below the caption of the only map or in the corner of the grid.
     ///
     /// # Errors
-    /// Fails where a map does not fit the frame, see [`Finding::check`], and where the frame's memory cannot be written.
+    /// Fails if a map does not fit the frame, see [`Finding::check`], or the frame's memory cannot be written.
     pub fn draw(&self, frame: Frame, finding: Option<&Finding>, notes: &[String]) -> Result<Frame> {
         let caption = |finding: &Finding, map: &Map| match self.has_captions {
             true => finding.caption(map),

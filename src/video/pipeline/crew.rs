@@ -1,4 +1,4 @@
-//! A bounded number of named threads for jobs that come and go: what a server of few clients needs.
+//! A bounded number of named threads for short-lived jobs, such as the clients of a small server.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vitscope_core::error::{Error, Result};
 
-/// Threads for as many jobs as it has places; dropping it waits for all of them.
+/// A bounded pool of threads; dropping it waits for all jobs.
 pub struct Crew {
     name: &'static str,
     places: usize,
@@ -35,7 +35,7 @@ impl Crew {
         }
     }
 
-    /// Waits up to `patience` for a free place; false where there is none.
+    /// Waits up to `patience` for a free thread; returns false if there is none.
     pub fn wait_for_room(&self, patience: Duration) -> bool {
         let waited = self
             .busy
@@ -44,10 +44,10 @@ impl Crew {
         *waited.unwrap_or_else(PoisonError::into_inner).0 < self.places
     }
 
-    /// Gives `job` a thread.
+    /// Starts `job` on a thread.
     ///
     /// # Errors
-    /// [`Error::Config`] where all places are taken, or no thread can start.
+    /// [`Error::Config`] if all threads are busy or none can be started.
     pub fn start(&self, job: impl FnOnce() + Send + 'static) -> Result<()> {
         let mut count = self.busy.lock();
         if *count >= self.places {
@@ -65,7 +65,7 @@ impl Crew {
         };
         let thread = thread::Builder::new().name(self.name.into()).spawn(work);
         let thread =
-            thread.map_err(|error| Error::Config(format!("no thread could start: {error}")))?;
+            thread.map_err(|error| Error::Config(format!("cannot start a thread: {error}")))?;
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);

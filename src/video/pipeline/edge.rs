@@ -1,13 +1,13 @@
-//! The edges between stages: bounded channels whose sender waits while the edge is full.
+//! The edges between stages: bounded channels that block the sender while they are full.
 //!
-//! A full edge is how a slow stage slows the ones before it down, so memory stays bounded without a frame being dropped.
-//! End of stream is a dropped sender; a dropped receiver tells the sender to stop.
+//! A full edge slows down the stages before a slow one, so memory stays bounded and no frame is dropped.
+//! Dropping the sender ends the stream; dropping the receiver stops the sender.
 
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender};
 
-/// How long a sender waits before it says so in the log: longer than one batch of a large model takes.
+/// How long a sender waits before it logs the wait: longer than one batch of a large model takes.
 const LONG_WAIT: Duration = Duration::from_secs(5);
 
 /// The receiving stage is gone, so nothing more can be sent.
@@ -25,17 +25,17 @@ pub struct EdgeSender<T> {
 #[derive(Debug)]
 pub struct EdgeReceiver<T>(Receiver<T>);
 
-/// An edge that holds at most `capacity` items; `name` is what the log calls it.
+/// Creates an edge that holds at most `capacity` items; `name` identifies it in the log.
 pub fn edge<T>(name: &'static str, capacity: usize) -> (EdgeSender<T>, EdgeReceiver<T>) {
     let (inner, receiver) = crossbeam_channel::bounded(capacity);
     (EdgeSender { name, inner }, EdgeReceiver(receiver))
 }
 
 impl<T> EdgeSender<T> {
-    /// Hands `item` on, waiting as long as the edge is full.
+    /// Sends `item`, waiting while the edge is full.
     ///
     /// # Errors
-    /// [`Closed`] once the receiver is gone; the item is dropped, because nobody is left to see it.
+    /// [`Closed`] once the receiver is gone; the item is dropped.
     pub fn send(&self, mut item: T) -> Result<(), Closed> {
         loop {
             match self.inner.send_timeout(item, LONG_WAIT) {
@@ -51,7 +51,7 @@ impl<T> EdgeSender<T> {
 }
 
 impl<T> EdgeReceiver<T> {
-    /// The next item; `None` once the sender is gone and the edge is empty.
+    /// Returns the next item, or `None` once the sender is gone and the edge is empty.
     pub fn recv(&self) -> Option<T> {
         self.0.recv().ok()
     }

@@ -1,9 +1,10 @@
-//! The staged pipeline: decode → patchify → explain → composite → encode, one named thread a stage.
+//! The staged pipeline: decode → patchify → explain → composite → encode, one named thread per stage.
 //!
-//! The threads are joined by bounded [edges](mod@edge), so a slow stage slows the source down and no frame is ever dropped.
-//! A stage that fails returns its error; its channel ends drop, its neighbors finish quietly, and the run returns that error with the stage's name.
-//! What a stage computes is in [`stages`], which the GStreamer element uses too.
-//! The only module that starts threads.
+//! Bounded [edges](mod@edge) connect the threads: a slow stage slows down the source, and no frame is ever dropped.
+//! A stage that fails returns its error. Its channel ends are dropped, its neighbors finish quietly, and the run
+//! returns that error with the name of the stage.
+//! The work of each stage is in [`stages`], which the GStreamer element also uses.
+//! Only this module starts threads.
 
 pub mod compositor;
 pub mod crew;
@@ -31,19 +32,20 @@ use vitscope_core::frame::resize::Resizer;
 use vitscope_core::frame::{Frame, Pts};
 use vitscope_core::vit::Stop;
 
-/// Frames that wait between two stages: 25 MB at 1080p and three bytes a pixel, four times that over all edges.
+/// Frames waiting between two stages: 25 MB at 1080p and three bytes per pixel, four times that over all edges.
 const EDGE_FRAMES: usize = 4;
 
-/// Frames that are between source and sink at most: on the edges, and with the explain stage.
+/// Maximum number of frames between source and sink: on the edges and in the explain stage.
 pub const MOST_FRAMES: usize = 4 * EDGE_FRAMES + HELD_FRAMES;
 
-/// Frames that the explain stage holds at most while it fills a batch of every Nth frame: 200 MB at 1080p and three bytes a pixel.
+/// Maximum number of frames the explain stage holds while it fills a batch of every Nth frame: 200 MB at 1080p and
+/// three bytes per pixel.
 const HELD_FRAMES: usize = 32;
 
-/// Called with each frame before it is encoded, in order, on the encode stage's thread; an error ends the run.
+/// Called with each frame, in order, before it is encoded, on the thread of the encode stage; an error ends the run.
 pub type OnFrame<'a> = Box<dyn FnMut(&Composited) -> Result<()> + Send + 'a>;
 
-/// All that stands between a [`Source`] and a [`Sink`].
+/// Everything between a [`Source`] and a [`Sink`].
 ///
 /// ```
 /// # mod vitscope { pub use vitscope_core::*; pub use vitscope_video::*; }
@@ -82,32 +84,32 @@ pub type OnFrame<'a> = Box<dyn FnMut(&Composited) -> Result<()> + Send + 'a>;
 /// # Ok::<(), vitscope::Error>(())
 /// ```
 pub struct Pipeline<'a> {
-    /// Model, methods and classes.
+    /// Model, methods and target classes.
     pub view: View,
-    /// What is drawn.
+    /// How explanations are drawn.
     pub overlay: Overlay,
-    /// Every how many frames one goes through the model; the frames between show its explanation.
+    /// Explain every Nth frame; the frames in between show its explanation.
     pub every: NonZeroU64,
-    /// Frames that go through the model at once.
+    /// Batch size.
     pub batch: NonZeroUsize,
-    /// Whether frames are those of one video, whose methods may remember the frames before; else each is a picture of its
-    /// own.
+    /// Whether the frames belong to one video, so that methods may remember earlier frames; otherwise each frame is an
+    /// independent image.
     pub is_video: bool,
-    /// Once true, the source is stopped and what it has given is finished.
+    /// Once true, the source is stopped and the frames it has delivered are finished.
     pub cancel: &'a AtomicBool,
-    /// Sees each frame: for the sidecar, the contact sheet and the progress bar.
+    /// Receives each frame: for the sidecar, the contact sheet and the progress bar.
     pub on_frame: OnFrame<'a>,
 }
 
 impl Pipeline<'_> {
-    /// Takes all frames of `source` through the stages into `sink`, and closes it.
+    /// Passes all frames of `source` through the stages into `sink` and closes it.
     ///
-    /// Frames leave in order, with the time and duration with which they came.
-    /// The sink is finished only if every stage came to its end without an error.
+    /// Frames leave in order, with their original timestamp and duration.
+    /// The sink is finished only if every stage ended without an error.
     ///
     /// # Errors
-    /// [`Error::Stage`] with the first error of a stage, where that is not about a single frame's explanation.
-    /// Fails also where the source ends without a frame.
+    /// [`Error::Stage`] with the first error of a stage, unless it concerns only the explanation of a single frame.
+    /// Also fails if the source ends without a frame.
     pub fn run(self, source: &mut dyn Source, sink: Box<dyn Sink>) -> Result<Report> {
         let Self {
             view,
@@ -277,7 +279,7 @@ impl<'scope, 'env> Start<'scope, 'env> {
             .spawn_scoped(self.scope, run)
             .map_err(|error| Error::Stage {
                 name,
-                source: Box::new(Error::Config(format!("no thread could start: {error}"))),
+                source: Box::new(Error::Config(format!("cannot start a thread: {error}"))),
             })
     }
 }
@@ -308,7 +310,7 @@ fn decode_loop(
         };
         if frame.seq != seq {
             return Err(Error::Media(format!(
-                "the source gave frame {} where frame {seq} was due",
+                "the source delivered frame {} instead of frame {seq}",
                 frame.seq
             )));
         }

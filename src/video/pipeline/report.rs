@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vitscope_core::frame::Pts;
 
-/// Names of the stages in the order in which a frame passes them; also the names of their threads.
+/// Names of the stages, and of their threads, in processing order.
 pub const STAGES: [&str; 5] = [
     "vitscope-decode",
     "vitscope-patchify",
@@ -13,7 +13,7 @@ pub const STAGES: [&str; 5] = [
     "vitscope-encode",
 ];
 
-/// How many frames left, by what was drawn on them.
+/// Number of output frames by the explanation drawn on them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Frames that left; the sum of the other three.
@@ -22,11 +22,11 @@ pub struct Counts {
     pub explained: u64,
     /// Frames that show the explanation of an earlier frame, as `every` asks.
     pub held: u64,
-    /// Frames that show none, because explaining failed.
+    /// Frames without an explanation, because explaining failed.
     pub unexplained: u64,
 }
 
-/// The outcome of a run that came to its end.
+/// The outcome of a completed run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// Frames by what was drawn on them.
@@ -40,7 +40,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Frames that left per second of wall time.
+    /// Output frames per second of wall time.
     pub fn frames_fps(&self) -> f64 {
         let secs = self.wall.as_secs_f64();
         if secs > 0.0 {

@@ -2,7 +2,7 @@
 //!
 //! A frame is [`Decoded`], then [`Patchified`], [`Explained`] and [`Composited`].
 //! Each is made from the one before, so a stage cannot be skipped.
-//! A frame that cannot be explained is no reason to end a video: it is logged, and passes without an explanation.
+//! A frame that cannot be explained does not end a video: the failure is logged, and the frame passes unexplained.
 
 use std::sync::Arc;
 
@@ -22,31 +22,31 @@ use vitscope_core::frame::{Frame, FrameSize};
 use vitscope_core::models::Model;
 use vitscope_core::vit::{Link, Stop};
 
-/// Classes that a finding names.
+/// Number of classes in a finding.
 pub const LIKELIEST: usize = 5;
 
-/// Probability from which on a class applies that knows nothing of the others.
+/// Minimum probability for an independently scored class to apply.
 const APPLIES: f32 = 0.5;
 
-/// What the explain stage works with, besides the frames.
+/// The explain stage's model, methods and targets.
 pub struct View {
     /// The model that looks at the frames.
     pub model: Arc<Model>,
     /// The methods that say what it looked at.
     pub explainers: Vec<Box<dyn Explainer>>,
-    /// The classes that each of them explains.
+    /// The classes that each method explains.
     pub targets: Vec<Target>,
 }
 
-/// A frame as the source gave it.
+/// A frame as delivered by the source.
 pub struct Decoded {
     /// The frame itself.
     pub frame: Frame,
-    /// True for a frame that goes through the model, false for one between two of them.
+    /// Whether the frame goes through the model, rather than repeating an earlier explanation.
     pub due: bool,
 }
 
-/// What is known about a frame's explanation.
+/// State of a frame's explanation.
 pub enum Turn<T> {
     /// The frame goes through the model, as `T`.
     Due(T),
@@ -56,34 +56,34 @@ pub enum Turn<T> {
     Missed,
 }
 
-/// A frame as the model wants to see it.
+/// A frame as the model's input.
 pub struct Image {
     /// RGB at the model's size, row by row.
     pub rgb: Vec<u8>,
-    /// Where the image lies in the frame.
+    /// Position of the image within the frame.
     pub placement: Placement,
 }
 
 impl Image {
-    /// By which a cut to another scene is known.
+    /// The thumbnail that cuts to another scene are detected by.
     pub fn thumbnail(&self) -> Thumbnail {
         Thumbnail::of_rgb(&self.rgb, self.placement.image.width_px)
     }
 }
 
-/// A frame beside its image for the model.
+/// A frame together with its model input.
 pub struct Patchified {
     /// The frame itself.
     pub frame: Frame,
-    /// Its image, if it is its turn.
+    /// Its model input, if it is to be explained.
     pub turn: Turn<Image>,
 }
 
-/// A frame beside the explanation that it shows.
+/// A frame together with the explanation that it shows.
 pub struct Explained {
     /// The frame itself.
     pub frame: Frame,
-    /// Its own explanation, or an earlier frame's; `None` where explaining failed.
+    /// Its own explanation or that of an earlier frame; `None` if explaining failed.
     pub finding: Option<Arc<Finding>>,
 }
 
@@ -95,7 +95,7 @@ pub struct Composited {
     pub finding: Option<Arc<Finding>>,
 }
 
-/// A class and how sure the model is of it.
+/// A class and its probability.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Class {
     /// Index of the logit.
@@ -106,7 +106,7 @@ pub struct Class {
     pub probability: f32,
 }
 
-/// How far an answer can be relied on, by a model's own threshold.
+/// Whether an answer can be relied on, according to the model's own threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Certainty {
     /// From the threshold on.
@@ -147,7 +147,7 @@ impl Certainty {
     }
 }
 
-/// What the explainers found on one frame.
+/// The explanation of one frame by all methods.
 pub struct Finding {
     /// The frame that was explained.
     pub seq: u64,
@@ -161,11 +161,11 @@ pub struct Finding {
     pub link: Link,
     /// How far the answer can be relied on; `None` where the model has no threshold.
     pub certainty: Option<Certainty>,
-    /// The maps of the first method, one a target, then those of the second, and so on.
+    /// The maps of the first method, one per target, then those of the second, and so on.
     pub maps: Vec<Map>,
 }
 
-/// What one method found for one target.
+/// The map of one method for one target.
 #[derive(Clone, Debug)]
 pub struct Map {
     /// Name of the method.
@@ -181,11 +181,11 @@ pub struct Map {
     pub unsmoothed: Option<Vec<f32>>,
     /// The class that is explained; `None` where the model has no head.
     pub target: Option<Class>,
-    /// The class that it is contrasted with.
+    /// The class it is contrasted with.
     pub against: Option<Class>,
 }
 
-/// Cuts the model's image out of a frame whose turn it is.
+/// Extracts the model's input from a frame that is to be explained.
 pub fn patchify(input: Decoded, resizer: &mut Resizer) -> Patchified {
     let Decoded { frame, due } = input;
     let turn = if due {
@@ -202,7 +202,7 @@ pub fn patchify(input: Decoded, resizer: &mut Resizer) -> Patchified {
     Patchified { frame, turn }
 }
 
-/// What a stream of frames carries from one batch to the next.
+/// State that a stream of frames carries from one batch to the next.
 #[derive(Default)]
 pub struct Past {
     /// The explanation that stays on screen.
@@ -211,7 +211,7 @@ pub struct Past {
     pub memory: Option<StreamMemory>,
 }
 
-/// Runs model and explainer over all images of `inputs` at once, see [`View::findings`].
+/// Runs the model and the explainers on all images of `inputs` at once, see [`View::findings`].
 ///
 /// Once `stop` is requested, frames stay unexplained.
 pub fn explain(
@@ -296,10 +296,10 @@ struct Scores {
 }
 
 impl View {
-    /// Explains one gray image, to find out before a run what would fail on every frame of it.
+    /// Explains one gray image, to detect before a run any error that would occur on every frame.
     ///
     /// # Errors
-    /// Fails where model, methods and targets do not go together.
+    /// Fails if the model, methods and targets are incompatible.
     pub fn check(&self) -> Result<()> {
         self.check_until(&Stop::default())
     }
@@ -307,7 +307,7 @@ impl View {
     /// The same, which fails also once `stop` is requested.
     pub(super) fn check_until(&self, stop: &Stop) -> Result<()> {
         if self.n_maps() == 0 {
-            return Err(Error::Config("there is no method or no target".into()));
+            return Err(Error::Config("no method or no target is selected".into()));
         }
         let images = self.model.gray_image()?;
         let vit = self.model.vit.under(stop);
@@ -335,15 +335,15 @@ impl View {
         Ok(self.model.vit.grid(height_px, width_px))
     }
 
-    /// Maps a frame: one a method and target.
+    /// Number of maps per frame: one per method and target.
     pub fn n_maps(&self) -> usize {
         self.explainers.len() * self.targets.len()
     }
 
-    /// Runs model and explainer over images of frames, each with its frame's number, at once.
+    /// Runs the model and the explainers on a batch of images, each with the number of its frame.
     ///
-    /// One entry an image; `None` where it cannot be explained, and for all once `stop` is requested. Where the batch fails,
-    /// its images are tried one by one; `streams` are those of the images.
+    /// Returns one entry per image: `None` if it cannot be explained, and for all once `stop` is requested. If the
+    /// batch fails, its images are tried one by one; `streams` are those of the images.
     pub fn findings(
         &self,
         images: Vec<(u64, Image)>,
@@ -365,7 +365,7 @@ impl View {
             .collect()
     }
 
-    /// One entry an image; `None` where it cannot be explained.
+    /// Returns one entry per image: `None` if it cannot be explained.
     fn scores(
         &self,
         images: &[Vec<u8>],
@@ -562,12 +562,12 @@ impl View {
 }
 
 impl Finding {
-    /// The most probable class; `None` where the model has no head.
+    /// The most probable class; `None` if the model has no head.
     pub fn predicted(&self) -> Option<&Class> {
         self.likeliest.first()
     }
 
-    /// Whether the answer is below the model's threshold; `None` where the model has none.
+    /// Whether the answer is below the model's threshold; `None` if the model has no threshold.
     pub fn not_sure(&self) -> Option<bool> {
         self.certainty.map(Certainty::is_not_sure)
     }
@@ -589,7 +589,7 @@ impl Finding {
         &self.likeliest[..self.likeliest.len().min(1 + n_others)]
     }
 
-    /// Adds what was found to the record of the frame that was explained.
+    /// Adds the finding to the record of the explained frame.
     pub fn explain(&self, record: &mut sidecar::Record) {
         let rounded = |scores: &Vec<f32>| scores.iter().copied().map(sidecar::rounded).collect();
         let map = |map: &Map| sidecar::Map {
@@ -614,7 +614,7 @@ impl Finding {
         record.maps = Some(self.maps.iter().map(map).collect());
     }
 
-    /// Makes sure that all maps can be drawn on a frame of `size`.
+    /// Checks that all maps can be drawn on a frame of `size`.
     ///
     /// # Errors
     /// As [`Heat::check`].
@@ -623,7 +623,7 @@ impl Finding {
         maps.try_for_each(|map| self.heat(map).check(size))
     }
 
-    /// One of the maps as the overlay draws it.
+    /// Converts one of the maps to the form that the overlay draws.
     pub fn heat<'a>(&'a self, map: &'a Map) -> Heat<'a> {
         Heat {
             attribution: &map.attribution,
@@ -664,7 +664,7 @@ impl Finding {
         }
     }
 
-    /// What the model says of the frame; empty where it has no head.
+    /// The model's answer for the frame; empty if it has no head.
     pub fn answer(&self) -> String {
         match self.maps.as_slice() {
             [map] => self.caption(map),
@@ -696,7 +696,7 @@ impl Class {
         }
     }
 
-    /// The class as the sidecar has it.
+    /// Converts the class to its sidecar form.
     pub fn record(&self) -> sidecar::Class {
         sidecar::Class {
             index: self.index,
@@ -707,7 +707,7 @@ impl Class {
 }
 
 impl Map {
-    /// Whether no patch differs from another, so that the map says nothing. A mask may keep all patches alike.
+    /// Whether all patches have the same score, which makes the map meaningless. A mask may keep all patches.
     pub fn is_constant(&self) -> bool {
         self.range.is_constant(&self.attribution)
     }
@@ -754,7 +754,7 @@ impl Composited {
         record
     }
 
-    /// True where the frame shows its own explanation, and not an earlier frame's or none.
+    /// Whether the frame shows its own explanation, not an earlier one or none.
     pub fn explained(&self) -> bool {
         self.finding
             .as_deref()
@@ -777,7 +777,7 @@ impl std::fmt::Display for Class {
     }
 }
 
-/// The scores of each image, where there is one a patch and all are numbers.
+/// The scores of each image, checked to be one finite number per patch.
 fn checked_attribution(
     method: &str,
     attribution: &Tensor,
@@ -800,7 +800,7 @@ fn checked_attribution(
 }
 
 fn warn_unexplained(seq: u64, error: &Error) {
-    tracing::warn!(frame = seq, "frame stays unexplained: {error}");
+    tracing::warn!(frame = seq, "cannot explain the frame: {error}");
 }
 
 /// Indices of the largest values, the largest first, and the first of equal ones first.

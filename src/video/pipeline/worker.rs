@@ -1,4 +1,4 @@
-//! A bounded worker: a view on a thread of its own, for hosts that have threads already, as GStreamer has.
+//! A bounded worker: a view on its own thread, for hosts that already have threads, such as GStreamer.
 //!
 //! The thread opens the view first, so that a host need not wait for a model to load. Images that wait are explained
 //! together, whoever sent them: streams that share a worker share its batches, and each brings its own memory. What
@@ -19,7 +19,7 @@ use vitscope_core::explain::{SharedMemory, StreamMemory, Streams};
 use vitscope_core::models::Model;
 use vitscope_core::vit::Stop;
 
-/// A view on a thread of its own; dropping it waits until that has finished the images that a [`Ticket`] waits for.
+/// A view on its own thread; dropping it waits until all images with a waiting [`Ticket`] are finished.
 pub struct Worker {
     /// Gone first, which ends the thread.
     requests: Option<Sender<Request>>,
@@ -29,7 +29,7 @@ pub struct Worker {
     trial: Stop,
 }
 
-/// What is known of a view that was opened.
+/// Properties of an opened view.
 #[derive(Clone)]
 pub struct Ready {
     /// The model that looks at the images.
@@ -114,17 +114,17 @@ impl Waiting {
     }
 }
 
-/// What the worker says of an image.
+/// The worker's answer for an image.
 pub struct Answer {
     /// What the work itself took, without waiting for it.
     pub work: Duration,
     /// `None` where the image could not be explained.
     pub finding: Option<Arc<Finding>>,
-    /// From handing the image over to the answer.
+    /// Time from submitting the image to the answer.
     pub took: Duration,
 }
 
-/// An image that the worker was given. Without it nobody waits for the answer, and the work on the image ends.
+/// An image submitted to the worker. Dropping the ticket cancels the work on the image.
 pub struct Ticket {
     answer: Receiver<Answer>,
     order: Explain,
@@ -134,32 +134,32 @@ pub struct Ticket {
 pub struct Abandon(Explain);
 
 impl Abandon {
-    /// Lets who [waits](Ticket::wait) wait no longer.
+    /// Ends the [wait](Ticket::wait).
     pub fn now(&self) {
         abandon(&self.0);
     }
 }
 
 impl Ticket {
-    /// Waits for the answer; `None` where the worker ended without one, or the image was [abandoned](Self::abandon).
+    /// Waits for the answer; `None` if the worker ended without one or the image was [abandoned](Self::abandon).
     pub fn wait(self) -> Option<Answer> {
         self.answer.recv().ok()
     }
 
-    /// The same no longer than until `deadline`: `None` also where there is no answer then.
+    /// Like [`wait`](Self::wait), but also returns `None` if there is no answer by `deadline`.
     pub fn wait_until(self, deadline: Instant) -> Option<Answer> {
         self.answer.recv_deadline(deadline).ok()
     }
 
-    /// What ends the wait.
+    /// Returns a handle that ends the wait.
     pub fn abandon(&self) -> Abandon {
         Abandon(Arc::clone(&self.order))
     }
 
-    /// The answer, if it is there: `Ok(None)` where the worker ended without one.
+    /// Returns the answer if it is available; `Ok(None)` if the worker ended without one.
     ///
     /// # Errors
-    /// Gives the ticket back while there is no answer.
+    /// Returns the ticket while there is no answer.
     pub fn try_wait(self) -> std::result::Result<Option<Answer>, Self> {
         match self.answer.try_recv() {
             Ok(answer) => Ok(Some(answer)),
@@ -168,7 +168,7 @@ impl Ticket {
         }
     }
 
-    /// Puts a newer image into the place of the one that waits; false where the worker has it already.
+    /// Replaces the waiting image with a newer one; returns false if the worker has already taken it.
     pub fn replace(&self, seq: u64, image: Image) -> bool {
         let mut order = lock(&self.order);
         let Handed::Waits(waiting) = &mut order.image else {
@@ -178,7 +178,7 @@ impl Ticket {
         true
     }
 
-    /// Since when the worker has the image; `None` while it waits.
+    /// When the worker took the image; `None` while it waits.
     pub fn taken(&self) -> Option<Instant> {
         match lock(&self.order).image {
             Handed::Waits(_) | Handed::Abandoned => None,
@@ -212,7 +212,7 @@ impl Worker {
     /// `capacity` images may wait: 150 KB each for a model of 224 pixels. At most `batch` of them are explained at once.
     ///
     /// # Errors
-    /// [`Error::Config`] where no thread can start.
+    /// [`Error::Config`] if no thread can be started.
     pub fn start(
         capacity: NonZeroUsize,
         batch: NonZeroUsize,
@@ -251,7 +251,7 @@ impl Worker {
         };
         let thread = thread::Builder::new().name("explain".into()).spawn(work);
         let thread =
-            thread.map_err(|error| Error::Config(format!("no thread could start: {error}")))?;
+            thread.map_err(|error| Error::Config(format!("cannot start a thread: {error}")))?;
         Ok(Self {
             requests: Some(requests),
             thread: Some(thread),
@@ -260,10 +260,10 @@ impl Worker {
         })
     }
 
-    /// Waits until the view is open; `None` where `given_up` was set and [`wake`](Self::wake) was called before.
+    /// Waits until the view is open; `None` if `given_up` was set and [`wake`](Self::wake) called first.
     ///
     /// # Errors
-    /// [`Error::Config`] where it could not be opened.
+    /// [`Error::Config`] if it could not be opened.
     pub fn wait_ready(&self, given_up: &AtomicBool) -> Option<Result<Ready>> {
         let mut outcome = self.opened.lock();
         while !given_up.load(Ordering::SeqCst) {
@@ -276,14 +276,14 @@ impl Worker {
         None
     }
 
-    /// Lets those who wait look whether they are to give up.
+    /// Wakes waiting threads, so that they check whether to give up.
     pub fn wake(&self) {
         // Under the lock, so that nobody is between looking and waiting.
         let _outcome = self.opened.lock();
         self.opened.changed.notify_all();
     }
 
-    /// The same without waiting: `None` while the view is being opened.
+    /// Like [`wait_ready`](Self::wait_ready), without waiting: `None` while the view is being opened.
     pub fn ready(&self) -> Option<Result<Ready>> {
         let outcome = self.opened.lock();
         outcome
@@ -291,16 +291,16 @@ impl Worker {
             .map(|found| found.clone().map_err(Error::Config))
     }
 
-    /// Hands the image of frame `seq` over, waiting while too many wait already; `None` where the worker has ended.
+    /// Submits the image of frame `seq`, waiting while the queue is full; `None` if the worker has ended.
     ///
-    /// `memory` is that of the image's stream, whose images are explained in the order in which they are handed over.
+    /// `memory` belongs to the image's stream; images of a stream are explained in the order of submission.
     pub fn submit(&self, seq: u64, image: Image, memory: &SharedMemory) -> Option<Ticket> {
         let (request, ticket) = request(Waiting::new(seq, image, memory));
         self.requests.as_ref()?.send(request).ok()?;
         Some(ticket)
     }
 
-    /// The same without waiting: `None` also while too many wait already.
+    /// Like [`submit`](Self::submit), without waiting: also returns `None` while the queue is full.
     pub fn try_submit(&self, seq: u64, image: Image, memory: &SharedMemory) -> Option<Ticket> {
         let (request, ticket) = request(Waiting::new(seq, image, memory));
         match self.requests.as_ref()?.try_send(request) {
@@ -309,10 +309,10 @@ impl Worker {
         }
     }
 
-    /// Runs `change` on the thread, between images; the view that it returns looks at all images after it.
+    /// Runs `change` on the thread, between images; the view that it returns explains all later images.
     ///
-    /// The receiver hears when that is so. `None` where too many images wait already, or the worker has ended: then it
-    /// does not run.
+    /// The receiver is notified when the new view is in use. Returns `None`, without running `change`, if the queue is
+    /// full or the worker has ended.
     pub fn change(
         &self,
         change: impl FnOnce(&View) -> Option<View> + Send + 'static,
@@ -477,7 +477,7 @@ fn findings(
         view.findings(images, &mut Streams::several(memories, of_images), stop)
     };
     catch_unwind(AssertUnwindSafe(look)).unwrap_or_else(|panic| {
-        tracing::error!("frames stay unexplained: {}", told(&*panic));
+        tracing::error!("cannot explain the frames: {}", told(&*panic));
         Vec::new()
     })
 }
@@ -486,7 +486,7 @@ fn findings(
 fn changed(view: &View, change: Box<Change>) -> Option<View> {
     let changed = catch_unwind(AssertUnwindSafe(|| change(view)));
     changed.unwrap_or_else(|panic| {
-        tracing::error!("the model stays as it is: {}", told(&*panic));
+        tracing::error!("the model is unchanged: {}", told(&*panic));
         None
     })
 }

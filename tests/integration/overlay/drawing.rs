@@ -492,7 +492,7 @@ fn a_sheet_is_saved_whole_or_not_at_all() {
     assert!(
         error
             .to_string()
-            .starts_with("no frame to put on the contact sheet: ")
+            .starts_with("there are no frames for the contact sheet: ")
     );
 
     for _ in 0..3 {
