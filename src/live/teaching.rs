@@ -244,7 +244,7 @@ impl Teaching {
         match names.len() {
             n_classes if class < n_classes => Ok(()),
             n_classes => Err(Error::Config(format!(
-                "there is no class {}, {n_classes} are named (add one with --classes or on the web page)",
+                "class {} does not exist, the head has {n_classes} classes (add one with --classes or on the web page)",
                 class + 1
             ))),
         }

@@ -408,11 +408,11 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 no/out.mp4",
-        "the output's directory does not exist: \"no/out.mp4\"",
+        "the output directory does not exist: \"no/out.mp4\"",
     );
     refused(
         "file in.mp4 old.mp4",
-        "the output exists and may not be overwritten (--overwrite): \"old.mp4\"",
+        "the output already exists; use --overwrite to replace it: \"old.mp4\"",
     );
     refused(
         "file in.mp4 out.mp4 --scores old.jsonl",
@@ -420,7 +420,7 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     );
     refused(
         "file in.mp4 out.mp4 --sheet no/sheet.png",
-        "the output's directory does not exist: \"no/sheet.png\"",
+        "the output directory does not exist: \"no/sheet.png\"",
     );
     refused(
         "file in.mp4 out.mp4 --scores in.mp4 --overwrite",
@@ -442,7 +442,7 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
     refused(
         "file in.mp4 pipe.mp4 --overwrite",
-        "is no regular file, expected a file to write: \"pipe.mp4\"",
+        "the output is not a regular file, expected a file to write: \"pipe.mp4\"",
     );
     refused(
         "file in.mp4 out.mp4 --sheet sheet.png/",
@@ -1266,7 +1266,7 @@ fn live_refuses_what_makes_no_sense_before_anything_starts() {
     refused(
         "--hls nosuch",
         1,
-        "error: the output's directory does not exist: \"nosuch\"",
+        "error: the output directory does not exist: \"nosuch\"",
     );
     refused(
         "--gates nosuch",

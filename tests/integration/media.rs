@@ -806,7 +806,7 @@ fn outputs_that_cannot_be_written_are_refused() {
     );
     refused(
         &files.path("none/out.mp4"),
-        "the output's directory does not exist: ",
+        "the output directory does not exist: ",
     );
     refused(&input, "the output would overwrite the input: ");
 
@@ -819,7 +819,7 @@ fn outputs_that_cannot_be_written_are_refused() {
 
     let there = files.path("there.mp4");
     std::fs::write(&there, "mine").unwrap();
-    refused(&there, "the output exists and may not be overwritten");
+    refused(&there, "the output already exists");
     let job = FileJob {
         overwrite: true,
         ..FileJob::new(&input, &there)

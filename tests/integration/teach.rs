@@ -621,7 +621,7 @@ fn examples_are_taken_back_saved_and_taught_on() {
     let expected = [
         "there is no example to undo",
         "only \"dark\" has examples",
-        "there is no class 3, 2 are named",
+        "class 3 does not exist, the head has 2 classes",
         "since the last save",
     ];
     assert_eq!(problems.len(), expected.len(), "{problems:?}");

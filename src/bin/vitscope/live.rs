@@ -186,7 +186,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
         bail!("the output is a URL, expected a folder to write into: {folder:?}");
     }
     if let Some(folder) = args.hls.as_deref().filter(|folder| !folder.is_dir()) {
-        bail!("the output's directory does not exist: {folder:?}");
+        bail!("the output directory does not exist: {folder:?}");
     }
     if let Some(device) = args.v4l2_out.as_deref() {
         check_video_device(device)?;

@@ -83,7 +83,7 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
         }
         let folder = folder_of(output);
         if !folder.is_dir() {
-            bail!("the output's directory does not exist: {output:?}");
+            bail!("the output directory does not exist: {output:?}");
         }
         // Renaming a complete file over a device would replace the device.
         if output.metadata().is_ok_and(|metadata| !metadata.is_file()) {
@@ -185,7 +185,7 @@ mod tests {
     fn an_output_needs_its_directory() {
         let error = check(&[Path::new("/no/such/a.png")], &[], false).unwrap_err();
         assert_eq!(
-            "the output's directory does not exist: \"/no/such/a.png\"",
+            "the output directory does not exist: \"/no/such/a.png\"",
             error.to_string()
         );
     }

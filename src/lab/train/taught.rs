@@ -244,7 +244,7 @@ impl Taught {
             return Ok(());
         }
         Err(Error::Config(format!(
-            "there is no class {}, {n_classes} are named",
+            "class {} does not exist, the head has {n_classes} classes",
             class + 1
         )))
     }

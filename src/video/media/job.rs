@@ -205,7 +205,7 @@ impl FileJob {
         let output = &self.output;
         if files::is_address(output) {
             return Err(Error::Config(format!(
-                "is an address, expected a file to write: {output:?}"
+                "the output is a URL, expected a file to write: {output:?}"
             )));
         }
         let part = self.part_path();
@@ -224,13 +224,13 @@ impl FileJob {
         // Renaming a complete file over a device or a pipe would replace it.
         if output.metadata().is_ok_and(|metadata| !metadata.is_file()) {
             return Err(Error::Config(format!(
-                "is no regular file, expected a file to write: {output:?}"
+                "the output is not a regular file, expected a file to write: {output:?}"
             )));
         }
         // `symlink_metadata` also sees a link that points nowhere.
         if output.symlink_metadata().is_ok() && !self.overwrite {
             return Err(Error::Config(format!(
-                "the output exists and may not be overwritten (--overwrite): {output:?}"
+                "the output already exists; use --overwrite to replace it: {output:?}"
             )));
         }
         let folder = match output.parent() {
@@ -239,7 +239,7 @@ impl FileJob {
         };
         if !folder.is_dir() {
             return Err(Error::Config(format!(
-                "the output's directory does not exist: {output:?}"
+                "the output directory does not exist: {output:?}"
             )));
         }
         // Permission bits do not tell (root, read-only mounts): only an attempt does, and it leaves nothing behind.

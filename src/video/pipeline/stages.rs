@@ -531,7 +531,7 @@ impl View {
         };
         let Some(&probability) = probabilities.get(index) else {
             return Err(Error::Config(format!(
-                "target is class {index}, the model has {} classes",
+                "target is class {index}, but the model has only {} classes",
                 probabilities.len()
             )));
         };
