@@ -600,7 +600,7 @@ fn a_target_that_is_no_class_is_refused() {
     bench.check_refused(
         "file in.mp4 out.mp4 --target brid",
         1,
-        "error: classes are \"airplane\" (0), \"bird\" (1), \"cat\" (2), \"dog\" (3), \"ship\" (4), not \"brid\"",
+        "error: expected one of the classes \"airplane\" (0), \"bird\" (1), \"cat\" (2), \"dog\" (3), \"ship\" (4), got \"brid\"",
     );
 }
 

@@ -475,7 +475,7 @@ fn targets_that_have_no_meaning_are_refused() {
     let contrast = Target::Contrast(0, 1);
     assert!(refused(Method::Rollout, contrast).contains("class 0 against class 1"));
     let error = refused(Method::Chefer, Target::Class(3));
-    assert_eq!("target is class 3, the model has 3 classes", error);
+    assert_eq!("target is class 3, but the model has only 3 classes", error);
     assert!(refused(Method::Occlusion, Target::Contrast(0, 9)).contains("class 9"));
 }
 

@@ -799,7 +799,7 @@ mod tests {
         check_refused(("[8, 8]", "[8, 4]"), "[8,4]");
         check_refused(("\"gelu\"", "\"relu\""), "\"relu\"");
         check_refused(("\"vit\"", "\"swin\""), "\"swin\"");
-        check_refused(("\"7\"", "\"11\""), "not 7");
+        check_refused(("\"7\"", "\"11\""), "no class 7");
         check_refused(("{\"arch", "{\"use_swiglu_ffn\": true, \"arch"), "SwiGLU");
         check_refused(("{\"arch", "{\"pretrained_cfg\": {}, \"arch"), "timm");
         check_refused(

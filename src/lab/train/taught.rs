@@ -666,7 +666,7 @@ mod tests {
                 .rename(1, "x")
                 .unwrap_err()
                 .to_string()
-                .contains("no class 2")
+                .contains("class 2 does not exist")
         );
         assert!(taught.learn(vec![1.0, 2.0], 1).is_err());
         assert!(taught.learn(vec![1.0], 0).is_err());
