@@ -1434,7 +1434,7 @@ fn sound_of_many_channels_comes_out() {
             let moved = beep_after_flash(&job.output).abs();
             assert!(moved < tolerance, "{n_channels} {extension}: {moved} s");
             let heard = match extension {
-                "mp4" | "ts" => 6,
+                "mp4" | "ts" | "webm" => 6,
                 _ => n_channels,
             };
             assert_eq!(channels(&job.output), heard, "{n_channels} {extension}");
@@ -1512,27 +1512,249 @@ fn seven_channels_and_bass_of_a_transport_stream_keep_their_number() {
 #[test]
 fn encoded_sound_stops_where_it_did() {
     let files = Files::new();
-    let lost = "-bsf:a noise=drop='between(n\\,31\\,55)'";
-    let input = files.make(
-        "in.mkv",
-        &format!("{PICTURE} -f lavfi -i sine=500:r=48000:d=6 {H264} -c:a pcm_s16le {lost}"),
+    for codec in ["pcm_s16le", "flac", "aac"] {
+        let whole = format!("{PICTURE} -f lavfi -i sine=500:r=48000:d=6 {H264} -c:a {codec}");
+        let whole = files.make(&format!("{codec}.mkv"), &whole);
+        let input = with_gap(&files, &whole, 0.65, 1.2);
+        let before = silence(&input);
+        for extension in ["mp4", "mov", "ts", "mkv", "webm"] {
+            let job = FileJob {
+                audio: AudioMode::Encode,
+                ..FileJob::new(&input, files.path(&format!("{codec}.out.{extension}")))
+            };
+            check(&job, "verified: ");
+            // What ffmpeg plays of a codec's run-in moves all by as much.
+            let after = silence(&job.output);
+            let moved = [after.0 - before.0, after.1 - before.1];
+            let name = format!("{codec} {extension}: {moved:?} s");
+            assert!((moved[0] - moved[1]).abs() < 0.005, "{name}");
+            assert!(moved[0].abs() < 0.022, "{name}");
+        }
+    }
+}
+
+/// `whole` without the packets of sound from `begin` to `end`, seconds.
+fn with_gap(files: &Files, whole: &Path, begin: f64, end: f64) -> PathBuf {
+    let extension = whole.extension().unwrap().to_str().unwrap();
+    let drop = format!("-bsf:a noise=drop='between(pts*tb\\,{begin}\\,{end})'");
+    let path = format!(
+        "gap.{}.{extension}",
+        whole.file_stem().unwrap().to_str().unwrap()
     );
-    let before = silence(&input);
-    for extension in ["mp4", "mov", "ts", "mkv", "webm"] {
+    files.make(
+        &path,
+        &format!("-i {} -map 0 -c copy {drop}", whole.display()),
+    )
+}
+
+/// What a gap near the end, or one that a range begins with, makes of the lengths and the beginning of sound.
+#[test]
+fn gaps_at_the_edges_raise_no_alarm() {
+    let files = Files::new();
+    let film = |extension: &str| {
+        let name = format!("film.{extension}");
+        files.make(&name, &format!("{FLASH} {BEEP} {H264} -c:a aac"))
+    };
+    let late_gap = with_gap(&files, &film("mkv"), 3.2, 3.7);
+    for extension in ["mkv", "mp4"] {
+        let job = FileJob::new(&late_gap, files.path(&format!("late.{extension}")));
+        check(&job, "verified: ");
+    }
+    let gap = with_gap(&files, &film("mp4"), 2.0, 2.5);
+    for start in [1.8, 2.0, 2.2] {
         let job = FileJob {
             audio: AudioMode::Encode,
-            ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+            start: Some(Pts((start * 1e9) as u64)),
+            overwrite: true,
+            ..FileJob::new(&gap, files.path("range.mp4"))
         };
         check(&job, "verified: ");
-        // What ffmpeg plays of a codec's run-in moves all by as much.
-        let after = silence(&job.output);
-        let moved = [after.0 - before.0, after.1 - before.1];
-        assert!(
-            (moved[0] - moved[1]).abs() < 0.003,
-            "{extension}: {moved:?} s"
-        );
-        assert!(moved[0].abs() < 0.022, "{extension}: {moved:?} s");
     }
+    let beep = BEEP.replace("-f lavfi", "-itsoffset 1.5 -f lavfi");
+    let late = files.make("late.mp4", &format!("{FLASH} {beep} {H264} -c:a aac"));
+    for extension in ["mp4", "ts", "mkv"] {
+        let job = FileJob {
+            audio: AudioMode::Encode,
+            end: Some(Pts(1_100_000_000)),
+            ..FileJob::new(&late, files.path(&format!("silent.{extension}")))
+        };
+        check(&job, "verified: ");
+        let tracks = ffprobe(&job.output, "-select_streams a -show_entries stream=index");
+        assert_eq!(tracks.trim(), "", "{extension}");
+    }
+}
+
+/// How loud each of `frequencies` is heard in each channel.
+///
+/// # Shapes
+/// - result: `[channels][frequencies]`
+fn loudness(path: &Path, frequencies: &[f64]) -> Vec<Vec<f64>> {
+    let n_channels = channels(path);
+    let path = path.to_str().unwrap();
+    let args = "-map 0:a:0 -ss 1 -t 1 -ar 48000 -f f32le -";
+    let mut all = vec!["-v", "error", "-i", path];
+    all.extend(args.split(' '));
+    let bytes = run_tool("ffmpeg", &all).stdout;
+    let samples: Vec<f32> = bytes
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        .collect();
+    let n_moments = samples.len() / n_channels;
+    let amplitude = |channel: usize, frequency: f64| {
+        let phases = (0..n_moments).map(|moment| {
+            let sample = f64::from(samples[moment * n_channels + channel]);
+            let angle = std::f64::consts::TAU * frequency * moment as f64 / 48_000.0;
+            [sample * angle.cos(), sample * angle.sin()]
+        });
+        let sum = phases.fold([0.0, 0.0], |sum, part| [sum[0] + part[0], sum[1] + part[1]]);
+        2.0 * sum[0].hypot(sum[1]) / n_moments as f64
+    };
+    (0..n_channels)
+        .map(|channel| frequencies.iter().map(|f| amplitude(channel, *f)).collect())
+        .collect()
+}
+
+/// Each channel has a tone of its own, and is heard as loud and where it was, in 5.1 where there are more than two.
+#[test]
+fn encoded_channels_stay_in_their_places() {
+    const HALF: f64 = std::f64::consts::FRAC_1_SQRT_2;
+    let files = Files::new();
+    // Where in 5.1 (left, right, center, bass, left and right behind) each channel is heard, and how loud.
+    let whole = |place: usize| vec![(place, 1.0)];
+    let layouts = [
+        ("stereo", vec![whole(0), whole(1)]),
+        ("3.0", vec![whole(0), whole(1), whole(2)]),
+        ("quad", vec![whole(0), whole(1), whole(4), whole(5)]),
+        (
+            "5.0",
+            vec![whole(0), whole(1), whole(2), whole(4), whole(5)],
+        ),
+        ("5.1", (0..6).map(whole).collect()),
+        ("5.1(side)", (0..6).map(whole).collect()),
+        (
+            "6.1",
+            vec![
+                whole(0),
+                whole(1),
+                whole(2),
+                whole(3),
+                vec![(4, HALF), (5, HALF)],
+                whole(4),
+                whole(5),
+            ],
+        ),
+        (
+            "7.1",
+            vec![
+                whole(0),
+                whole(1),
+                whole(2),
+                whole(3),
+                whole(4),
+                whole(5),
+                vec![(4, HALF)],
+                vec![(5, HALF)],
+            ],
+        ),
+    ];
+    for (layout, places) in layouts {
+        // A bass channel holds nothing above 120 Hz.
+        let bass = places.iter().position(|places| places == &whole(3));
+        let frequency = |channel| match Some(channel) == bass {
+            true => 90.0,
+            false => 300.0 + 200.0 * channel as f64,
+        };
+        let frequencies: Vec<f64> = (0..places.len()).map(frequency).collect();
+        let tones = frequencies.iter().map(|f| format!("0.2*sin({f}*2*PI*t)"));
+        let tones = tones.collect::<Vec<_>>().join("|");
+        let sound = format!("-f lavfi -i aevalsrc={tones}:c={layout}:s=48000:d=4");
+        let name = layout.replace(['(', ')'], "");
+        for codec in ["flac", "pcm_s16le"] {
+            let input = files.make(
+                &format!("{name}.{codec}.mkv"),
+                &format!("{FLASH} {sound} {H264} -c:a {codec}"),
+            );
+            // Matroska does not say where uncompressed channels are.
+            if codec == "pcm_s16le" && !["stereo", "3.0", "5.1"].contains(&layout) {
+                continue;
+            }
+            for extension in ["mp4", "ts", "webm"] {
+                let job = FileJob {
+                    audio: AudioMode::Encode,
+                    ..FileJob::new(&input, files.path(&format!("{name}.{codec}.{extension}")))
+                };
+                check(&job, "verified: ");
+                let heard = loudness(&job.output, &frequencies);
+                for (channel, heard) in heard.iter().enumerate() {
+                    for (tone, heard) in heard.iter().enumerate() {
+                        let gain = places[tone].iter().find(|(place, _)| *place == channel);
+                        let expected = gain.map_or(0.0, |(_, gain)| 0.2 * gain);
+                        assert!(
+                            (heard - expected).abs() < 0.012,
+                            "{layout} {codec} {extension}: tone {tone} in channel {channel} at {heard}, not {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn cuts_by_ffmpeg_raise_no_alarm() {
+    let files = Files::new();
+    let whole = files.make("whole.mkv", &format!("{PICTURE} {SOUND} {H264} -c:a aac"));
+    for start in [0.5, 0.7, 1.3, 2.05] {
+        let input = files.make(
+            &format!("{start}.mp4"),
+            &format!("-ss {start} -i {} -map 0 -c copy", whole.display()),
+        );
+        for extension in ["mkv", "mp4"] {
+            let job = FileJob::new(&input, files.path(&format!("{start}.out.{extension}")));
+            check(&job, "verified: ");
+        }
+    }
+}
+
+#[test]
+fn uncompressed_sound_of_discs_is_decoded_or_refused() {
+    let files = Files::new();
+    let disc = |name: &str, layout: &str, format: &str| {
+        let sound = format!("{BEEP},aformat=channel_layouts={layout}");
+        files.make(
+            name,
+            &format!("{FLASH} {sound} {H264} -c:a pcm_bluray -sample_fmt {format}"),
+        )
+    };
+    let job = FileJob::new(disc("16.m2ts", "stereo", "s16"), files.path("16.mp4"));
+    run(&job).unwrap();
+    let moved = beep_after_flash(&job.output) - beep_after_flash(&job.input);
+    assert!(moved.abs() < 0.0015, "{moved} s");
+    for input in [
+        disc("24.m2ts", "stereo", "s32"),
+        disc("mono.m2ts", "mono", "s16"),
+    ] {
+        let job = FileJob::new(&input, files.path("refused.mp4"));
+        let refusal = run(&job).unwrap_err().to_string();
+        assert_eq!(
+            refusal,
+            format!(
+                "GStreamer cannot decode uncompressed disc audio of one channel or of more than 16 bits correctly; use \
+                 --audio drop to leave it out: {input:?}"
+            )
+        );
+    }
+}
+
+#[test]
+fn gaps_in_uncompressed_sound_are_refused_with_the_way_out_where_it_is_copied_into_mov() {
+    let files = Files::new();
+    let whole = files.make("pcm.mkv", &format!("{FLASH} {BEEP} {H264} -c:a pcm_s16le"));
+    let input = with_gap(&files, &whole, 1.0, 1.5);
+    let job = FileJob::new(&input, files.path("out.mov"));
+    let refusal = run(&job).unwrap_err().to_string();
+    let told = "the sound has gaps, which the output cannot hold in uncompressed sound; use --audio encode: ";
+    assert!(refusal.starts_with(told), "{refusal}");
 }
 
 /// Seconds at which the one silent part of the sound begins and ends, by ffmpeg, gaps included.
@@ -1596,10 +1818,7 @@ fn channels_that_only_the_decoder_tells_are_encoded() {
                     ..FileJob::new(&input, files.path(&format!("{name}.{from}.{extension}")))
                 };
                 check(&job, "verified: ");
-                let heard = match extension {
-                    "mp4" | "ts" if n_channels > 2 => 6,
-                    _ => n_channels,
-                };
+                let heard = if n_channels > 2 { 6 } else { n_channels };
                 assert_eq!(channels(&job.output), heard, "{layout} {from} {extension}");
             }
         }

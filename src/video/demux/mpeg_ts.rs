@@ -387,6 +387,8 @@ impl Stream {
             (0x80 | 0x83 | 0x85 | 0x86, _) => (Kind::Sound, "other sound", None),
             (6, Some(b"Opus")) => (Kind::Sound, "Opus", Some(Framing::Opus)),
             (6, Some(b"AC-3")) => (Kind::Sound, "AC-3", Some(Framing::Ac3)),
+            // Uncompressed sound of SMPTE 302.
+            (6, Some(b"BSSD")) => (Kind::Sound, "other sound", None),
             (6, Some(b"EAC3")) => (Kind::Sound, "E-AC-3", Some(Framing::Ac3)),
             (6, _) if has(0x6a) => (Kind::Sound, "AC-3", Some(Framing::Ac3)),
             (6, _) if has(0x7a) => (Kind::Sound, "E-AC-3", Some(Framing::Ac3)),

@@ -177,7 +177,8 @@ pub(super) fn attach(
     let description = describe(caps);
     let accepted = container.audio_caps()?;
     let is_sayable = container != Container::MpegTs || adts_says(caps);
-    let copied = job.audio == AudioMode::Copy && holds(&accepted, caps) && is_sayable;
+    let may_be_copied = holds(&accepted, caps) && is_sayable && timeline.keeps_times(caps);
+    let copied = job.audio == AudioMode::Copy && may_be_copied;
     if job.audio == AudioMode::Copy && !copied {
         tracing::warn!(
             sound = description,
@@ -230,9 +231,10 @@ pub(super) fn attach(
         Some(run_in) => Early::Known(run_in),
         None => Early::Measured(measure(&start)),
     };
+    refuse_disc_sound(&start, caps, shared);
     let behind = elements::static_pad(&queue, "sink")?;
-    if behind != start {
-        pass_silence_by(&start, &behind);
+    for element in &chain[..chain.len() - 1] {
+        pass_silence_by(&elements::static_pad(element, "sink")?, &behind);
     }
     pad.link(&start)
         .map_err(|err| Error::Media(format!("cannot read sound {description:?} ({err})")))?;
@@ -280,6 +282,33 @@ fn pass_silence_by(start: &gst::Pad, behind: &gst::Pad) {
             gst::PadProbeReturn::Handled
         }
         _ => gst::PadProbeReturn::Ok,
+    });
+}
+
+/// Fails where uncompressed sound of a disc, `caps`, is of a kind that dvdlpcmdec 1.22 makes noise or nothing of.
+///
+/// Sources: the headers of ffmpeg's `pcm_dvd` and `pcm_bluray`, which say bits per sample in the upper two bits of the
+/// fourth byte, and Blu-ray's channels in the upper four of the third.
+fn refuse_disc_sound(start: &gst::Pad, caps: &gst::Caps, shared: &Arc<Shared>) {
+    let is_decoded: fn(&[u8]) -> bool = match caps.structure(0).map(|fields| fields.name().as_str())
+    {
+        Some("audio/x-private1-lpcm") => |header| header.get(3).is_none_or(|bits| bits >> 6 == 0),
+        Some("audio/x-private-ts-lpcm") => |header| {
+            let is_mono = header.get(2).is_some_and(|channels| channels >> 4 == 1);
+            !is_mono && header.get(3).is_none_or(|bits| bits >> 6 == 1)
+        },
+        _ => return,
+    };
+    let shared = Arc::clone(shared);
+    start.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let header = info.buffer().and_then(|buffer| buffer.map_readable().ok());
+        if header.is_some_and(|header| !is_decoded(&header)) {
+            shared.fail(Failure::new(
+                "GStreamer cannot decode uncompressed disc audio of one channel or of more than 16 bits correctly; use \
+                 --audio drop to leave it out",
+            ));
+        }
+        gst::PadProbeReturn::Remove
     });
 }
 
@@ -344,24 +373,24 @@ fn relabel(caps: &gst::Caps) -> Result<gst::Element> {
     Ok(setter)
 }
 
-/// `caps` as decoders and converters want them.
+/// `caps` as decoders and converters want them: with the usual places of channels, where nobody says which.
 fn decodable(mut caps: gst::Caps) -> gst::Caps {
-    if let Some(fields) = caps.make_mut().structure_mut(0) {
-        place_channels(fields);
-    }
-    caps
-}
-
-/// Says where channels usually are, where nobody said: a converter refuses them otherwise.
-fn place_channels(fields: &mut gst::StructureRef) {
+    let Some(fields) = caps.make_mut().structure_mut(0) else {
+        return caps;
+    };
+    let is_guess = |mask: u64| {
+        // Demuxers say so where a file says nothing, and a channel of bass loses all above.
+        mask == 0 || fields.name() == "audio/x-raw" && mask == FRONT | BASS
+    };
     if let Ok(n_channels) = fields.get::<i32>("channels")
         && fields
             .get::<gst::Bitmask>("channel-mask")
-            .is_ok_and(|mask| mask.0 == 0)
+            .is_ok_and(|mask| is_guess(mask.0))
         && let Some(mask) = usual_channels(n_channels)
     {
         fields.set("channel-mask", gst::Bitmask::new(mask));
     }
+    caps
 }
 
 const FRONT: u64 = 0b11;
@@ -376,7 +405,7 @@ const SURROUND: u64 = FRONT | CENTER | BASS | REAR;
 /// Where `n_channels` usually are, where the file does not say: a bit each of GStreamer's positions.
 fn usual_channels(n_channels: i32) -> Option<u64> {
     Some(match n_channels {
-        3 => FRONT | BASS,
+        3 => FRONT | CENTER,
         4 => FRONT | CENTER | REAR_CENTER,
         5 => FRONT | CENTER | REAR,
         6 => SURROUND,
@@ -386,22 +415,45 @@ fn usual_channels(n_channels: i32) -> Option<u64> {
     })
 }
 
-/// Channels and positions that AAC has a number for, which every container can say and every player knows.
-const AAC_LAYOUTS: &[(i32, u64)] = &[(1, 0), (2, FRONT), (6, SURROUND)];
+/// Positions of the channels that are encoded, by their number: every container can name these layouts, every player knows
+/// them, and opusenc 1.22 keeps their channels in place.
+const ENCODED_LAYOUTS: [&[u32]; 3] = [&[0], &[0, 1], &[0, 1, 2, 3, 4, 5]];
 
-/// Channels and positions of Opus and Vorbis.
+/// Bits per second for each encoded channel.
+const CHANNEL_BITRATE: i32 = 64_000;
+
+/// How loud a channel is heard in each of two others, of equal power.
+const HALF_POWER: f32 = std::f32::consts::FRAC_1_SQRT_2;
+
+/// How loud each of the channels at the bits of `mask` is heard in each channel of 5.1; `None` where one is nowhere near.
 ///
-/// Source: RFC 7845, 5.1.1.2.
-const XIPH_LAYOUTS: &[(i32, u64)] = &[
-    (1, 0),
-    (2, FRONT),
-    (3, FRONT | CENTER),
-    (4, FRONT | REAR),
-    (5, FRONT | CENTER | REAR),
-    (6, SURROUND),
-    (7, FRONT | CENTER | BASS | REAR_CENTER | SIDES),
-    (8, SURROUND | SIDES),
-];
+/// # Shapes
+/// - result: `[6][channels]`
+fn gains_in_surround(mask: u64) -> Option<Vec<Vec<f32>>> {
+    let has_rear = mask & REAR != 0;
+    let beside = |rear: usize| vec![(rear, if has_rear { HALF_POWER } else { 1.0 })];
+    let positions = (0..u64::BITS).filter(|bit| mask >> bit & 1 == 1);
+    let mut gains = vec![Vec::new(); 6];
+    for position in positions {
+        let heard = match position {
+            0..=5 => vec![(position as usize, 1.0)],
+            // Left and right of the center.
+            6 => vec![(0, HALF_POWER)],
+            7 => vec![(1, HALF_POWER)],
+            // The center behind.
+            8 => vec![(4, HALF_POWER), (5, HALF_POWER)],
+            // The sides.
+            10 => beside(4),
+            11 => beside(5),
+            _ => return None,
+        };
+        for (channel, gains) in gains.iter_mut().enumerate() {
+            let gain = heard.iter().find(|(into, _)| *into == channel);
+            gains.push(gain.map_or(0.0, |(_, gain)| *gain));
+        }
+    }
+    Some(gains)
+}
 
 /// A queue that bridges the distance between sound and picture, and fails instead of hanging where that is too long.
 pub(super) fn lead_queue(shared: &Arc<Shared>, complaint: &'static str) -> Result<gst::Element> {
@@ -431,7 +483,7 @@ fn refuse_serialized_queries(pad: &gst::Pad) {
 /// sample.
 fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
-    let before = Mutex::new((None, None));
+    let before = Mutex::new(Lengths::default());
     let lead = u64::try_from(lead.as_nanos()).unwrap_or(u64::MAX);
     end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
         let segment = segment_of(pad);
@@ -460,13 +512,9 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
             drop(info.take_buffer());
             return gst::PadProbeReturn::Handled;
         }
-        let (last_pts, last_gap) = &mut *lock(&before);
-        let gap = last_pts
-            .and_then(|last| pts.checked_sub(last))
-            .or(*last_gap);
-        (*last_pts, *last_gap) = (Some(pts), gap);
         // A Matroska block need not say how long it is, and a muxer takes that of the last one for zero.
-        let duration = buffer.duration().or(gap);
+        let usual = lock(&before).next(pts);
+        let duration = buffer.duration().or(usual);
         let left = segment.stop().map(|stop| stop.saturating_sub(pts));
         let duration = match (duration, left) {
             (Some(duration), Some(left)) => Some(duration.min(left)),
@@ -482,12 +530,42 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
     });
 }
 
+/// How long packets of sound last that do not say it.
+#[derive(Default)]
+struct Lengths {
+    last_pts: Option<gst::ClockTime>,
+    last: Option<gst::ClockTime>,
+    usual: Option<gst::ClockTime>,
+}
+
+impl Lengths {
+    /// The length of a packet at `pts`, by those before; one that is much longer than they are is a gap.
+    fn next(&mut self, pts: gst::ClockTime) -> Option<gst::ClockTime> {
+        let length = self
+            .last_pts
+            .replace(pts)
+            .and_then(|last| pts.checked_sub(last));
+        let Some(length) = length else {
+            return self.usual;
+        };
+        let is_gap = |known: Option<gst::ClockTime>| known.is_some_and(|known| length > known * 2);
+        if !is_gap(self.usual) || !is_gap(self.last) {
+            self.usual = Some(length);
+        }
+        self.last = Some(length);
+        self.usual
+    }
+}
+
 /// Samples per second, and bytes per moment, of sound that can be cut anywhere.
 fn plain(caps: &gst::Caps) -> Option<(u32, u32)> {
     let fields = caps.structure(0)?;
     if ["audio/x-alaw", "audio/x-mulaw"].contains(&fields.name().as_str()) {
         let number = |name| u32::try_from(fields.get::<i32>(name).ok()?).ok();
         return number("rate").zip(number("channels"));
+    }
+    if fields.name() != "audio/x-raw" {
+        return None;
     }
     let samples = gst_audio::AudioInfo::from_caps(caps).ok()?;
     (samples.bpf() > 0).then(|| (samples.rate(), samples.bpf()))
@@ -688,31 +766,25 @@ fn encode_chain(
         .structure(0)
         .is_some_and(|fields| fields.name() != "audio/x-raw")
     {
-        let decoder = decoder(caps)?;
-        // gst-libav 1.22 knows no name for half of the layouts that AAC describes at length.
-        elements::rewrite_caps(&elements::static_pad(&decoder, "src")?, place_channels);
-        chain.push(decoder);
+        chain.push(decoder(caps)?);
     }
     let mut raw = gst::Caps::builder("audio/x-raw");
     let mut priming = Duration::ZERO;
-    let mut layouts = XIPH_LAYOUTS;
     if n_priming(name) > 0 {
         let rate = aac_rate(caps);
         raw = raw.field("rate", rate as i32);
         priming = duration_from_ticks(n_priming(name).into(), rate);
-        layouts = AAC_LAYOUTS;
     }
     let raw = raw.build();
     let converter = elements::make("audioconvert")?;
     let filter = elements::capsfilter(&raw)?;
-    settle_layout(
-        &elements::static_pad(&converter, "sink")?,
-        &filter,
-        raw,
-        layouts,
-    );
     fill_gaps(&elements::static_pad(&filter, "src")?);
     let encoder = elements::make(name)?;
+    if encoder.has_property("aac-ms") {
+        // Forced, it makes one channel of two that differ.
+        encoder.set_property("aac-ms", false);
+    }
+    settle_layout(&converter, &filter, &encoder, raw)?;
     timeline::end_later(&elements::static_pad(&encoder, "src")?, priming);
     chain.extend([
         converter,
@@ -725,41 +797,60 @@ fn encode_chain(
     Ok((chain, priming))
 }
 
-/// Lets `filter` pass that one of `layouts` which holds all channels of the first sound that comes to `begin`, as `raw`
-/// otherwise: before it is decoded a file may say another number.
+/// Lets `filter` pass one of [`ENCODED_LAYOUTS`], as `raw` otherwise, once `converter` knows the channels of the first sound:
+/// before it is decoded a file may say another number. `encoder` gets bits for each of them.
 fn settle_layout(
-    begin: &gst::Pad,
+    converter: &gst::Element,
     filter: &gst::Element,
+    encoder: &gst::Element,
     raw: gst::Caps,
-    layouts: &'static [(i32, u64)],
-) {
-    let filter = filter.downgrade();
+) -> Result<()> {
+    let begin = elements::static_pad(converter, "sink")?;
+    let elements = [converter, filter, encoder].map(gst::Element::downgrade);
     begin.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
         let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view()) else {
             return gst::PadProbeReturn::Ok;
         };
-        let n_channels = caps
-            .caps()
-            .structure(0)
-            .and_then(|fields| fields.get::<i32>("channels").ok())
-            .unwrap_or(2);
+        let [Some(converter), Some(filter), Some(encoder)] =
+            elements.each_ref().map(gst::glib::WeakRef::upgrade)
+        else {
+            return gst::PadProbeReturn::Remove;
+        };
+        let fields = caps.caps().structure(0);
+        let n_channels = fields.and_then(|fields| fields.get::<i32>("channels").ok());
+        let mask = fields.and_then(|fields| fields.get::<gst::Bitmask>("channel-mask").ok());
+        // gst-libav 1.22 knows no name for half of the layouts that AAC describes at length.
+        let told = mask.map(|mask| mask.0).filter(|mask| *mask != 0);
+        let mask = told.or_else(|| usual_channels(n_channels?));
+        let holds = |layout: &&&[u32]| layout.len() as i32 >= n_channels.unwrap_or(2);
+        let layout = ENCODED_LAYOUTS.iter().find(holds);
+        let layout = layout.unwrap_or(&ENCODED_LAYOUTS[ENCODED_LAYOUTS.len() - 1]);
         let mut settled = raw.clone();
-        if let (Some(fields), Some(filter)) =
-            (settled.make_mut().structure_mut(0), filter.upgrade())
-        {
-            let most = layouts.last().copied();
-            let holding = layouts.iter().copied().find(|(n, _)| *n >= n_channels);
-            if let Some((n_channels, mask)) = holding.or(most) {
-                fields.set("channels", n_channels);
-                // One channel has no position.
-                if n_channels > 1 {
-                    fields.set("channel-mask", gst::Bitmask::new(mask));
-                }
+        if let Some(fields) = settled.make_mut().structure_mut(0) {
+            let n_encoded = layout.len() as i32;
+            fields.set("channels", n_encoded);
+            // One channel has no position.
+            if n_encoded > 1 {
+                let bits = layout.iter().map(|position| 1 << position);
+                fields.set("channel-mask", gst::Bitmask::new(bits.sum()));
             }
-            filter.set_property("caps", settled);
+            if encoder.has_property_with_type("bitrate", i32::static_type()) {
+                encoder.set_property("bitrate", n_encoded * CHANNEL_BITRATE);
+            }
         }
+        // By itself it makes a mixture of channels that one side lacks, and all of them quieter.
+        if layout.len() > 2
+            && let Some(gains) = mask.and_then(gains_in_surround)
+        {
+            converter.set_property(
+                "mix-matrix",
+                gst::Array::new(gains.into_iter().map(gst::Array::new)),
+            );
+        }
+        filter.set_property("caps", settled);
         gst::PadProbeReturn::Remove
     });
+    Ok(())
 }
 
 /// Puts silence where uncompressed sound stops for a while: encoders keep the last samples before a gap until sound comes
@@ -774,6 +865,12 @@ fn fill_gaps(end: &gst::Pad) {
         let Some(begin) = buffer.pts() else {
             return gst::PadProbeReturn::Ok;
         };
+        let stop = segment_of(pad).and_then(|segment| segment.stop());
+        if stop.is_some_and(|stop| begin >= stop) {
+            // An encoder would make a packet of what it leaves out.
+            drop(info.take_buffer());
+            return gst::PadProbeReturn::Handled;
+        }
         let len = buffer.size() as u64 / u64::from(frame_len);
         let time = |n_samples: u64| duration_from_ticks(n_samples, rate);
         let before = *lock(&ended_at);
@@ -802,8 +899,30 @@ fn fill_gaps(end: &gst::Pad) {
     });
 }
 
-/// The highest ranked installed decoder for `caps`.
+/// The highest ranked installed decoder for `caps`, but for FLAC: flacdec 1.22 moves channels of 4.0, 6.1 and 7.1 to others'
+/// places, and doubles gaps.
 fn decoder(caps: &gst::Caps) -> Result<gst::Element> {
+    let flac = gst::Caps::builder("audio/x-flac").build();
+    if flac.can_intersect(caps) && elements::available("avdec_flac") {
+        let decoder = elements::make("avdec_flac")?;
+        // It takes a header, which has no time, for a packet, and gives each packet the time of the one before.
+        elements::static_pad(&decoder, "sink")?.add_probe(gst::PadProbeType::BUFFER, |_, info| {
+            if info.buffer().is_some_and(|buffer| buffer.pts().is_some()) {
+                return gst::PadProbeReturn::Ok;
+            }
+            drop(info.take_buffer());
+            gst::PadProbeReturn::Handled
+        });
+        return Ok(decoder);
+    }
+    if caps
+        .structure(0)
+        .is_some_and(|fields| fields.name().ends_with("unknown"))
+    {
+        return Err(Error::Media(
+            "GStreamer's demuxer does not know the codec of the sound; use --audio drop to leave it out".into(),
+        ));
+    }
     let decoders = gst::ElementFactory::factories_with_type(
         gst::ElementFactoryType::DECODER | gst::ElementFactoryType::MEDIA_AUDIO,
         gst::Rank::MARGINAL,

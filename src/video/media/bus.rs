@@ -51,6 +51,9 @@ impl Failure {
         // Our own element says it in whole sentences.
         let speaks_for_itself = seeks || element == "vitscope";
         let reason = match (generic && !detail.is_empty(), speaks_for_itself) {
+            _ if detail.contains("timestamps are drifting") => {
+                "the sound has gaps, which the output cannot hold in uncompressed sound; use --audio encode".into()
+            }
             (true, _) => format!("{element}: {text} ({})", detail.trim_end_matches('.')),
             (false, false) => format!("{element}: {text}"),
             (false, true) => text,

@@ -258,7 +258,10 @@ impl Wanted {
                 continue;
             }
             let needs_lost = picture.first_key.is_some_and(|key| frame.time < key);
-            n_optional.0 += usize::from(needs_lost || self.start > 0 && end <= TIME_STEP);
+            // What an edit or a range leaves of a frame may be too little to be one.
+            let is_sliver = next.is_some_and(|next| 2 * end < next.duration);
+            let is_cut = self.start > 0 || is_sliver;
+            n_optional.0 += usize::from(needs_lost || is_cut && end <= TIME_STEP);
             n_optional.1 += usize::from(stop.saturating_sub(time) <= TIME_STEP);
             let time = time.max(0);
             packets.push(Packet {
@@ -283,7 +286,7 @@ impl Wanted {
     }
 
     /// The source's packets of sound in the range.
-    fn packets(&self, sound: &Track, begin: i64) -> Expected {
+    fn packets(&self, sound: &Track, begin: i64, is_cut_to_the_sample: bool) -> Expected {
         let stop = self.stop();
         let moved = |packet: &Packet| Packet {
             time: packet.time.saturating_sub(begin).saturating_sub(self.start),
@@ -294,7 +297,7 @@ impl Wanted {
         let too_early = first.is_some_and(|first| first.time < EARLIEST_SOUND);
         let mut n_optional = (0, 0);
         packets.retain(|packet| {
-            let early = if self.start > 0 && sound.is_pcm() {
+            let early = if self.start > 0 && is_cut_to_the_sample {
                 packet.end() <= 0
             } else if self.start > 0 {
                 packet.time < -SOUND_TOLERANCE
@@ -331,7 +334,7 @@ impl Wanted {
         let mut before = Vec::new();
         let mut heard = Vec::new();
         for track in source.of(Kind::Sound) {
-            let expected = self.packets(track, begins.0);
+            let expected = self.packets(track, begins.0, track.is_pcm());
             judged.audio_packets_in += expected.packets.len() as u64;
             if track.unknown.is_some() || !expected.packets.is_empty() {
                 before.push(track);
@@ -388,8 +391,8 @@ impl Wanted {
             return;
         }
         self.check_break(track, "a sound packet", judged);
-        let expected = self.packets(track, origin.0);
         let copied = self.sound == AudioMode::Copy && track.codec == written.codec;
+        let expected = self.packets(track, origin.0, !copied || track.is_pcm());
         if let (true, Some(before), Some(after)) = (copied, track.left_out, written.left_out)
             && after - before > SOUND_TOLERANCE
         {
@@ -473,7 +476,7 @@ impl Wanted {
             .of(Kind::Sound)
             .filter(|_| with_sound)
             .filter_map(|track| {
-                self.packets(track, begins.0)
+                self.packets(track, begins.0, track.is_pcm())
                     .packets
                     .iter()
                     .map(Packet::end)

@@ -69,6 +69,7 @@ struct Other {
     room: Duration,
     way: Way,
     transport: Option<Arc<transport::Opening>>,
+    is_program_stream: bool,
     /// True for an mp4 whose edits repeat parts, go back or change the speed.
     is_edited: bool,
 }
@@ -146,6 +147,7 @@ impl Timeline {
                     (Way::ToTheRange, Duration::ZERO)
                 };
                 Kind::Other(Other {
+                    is_program_stream: begins_with(path, &PROGRAM_STREAM),
                     begin: Arc::new(begin.map(OnceLock::from).unwrap_or_default()),
                     room,
                     way,
@@ -411,6 +413,16 @@ impl Timeline {
         let laced = self.matroska_track(pad).and_then(|track| track.laced);
         if let Some(length) = laced.and_then(|laced| gst::ClockTime::try_from(laced).ok()) {
             complete_laces(pad, length);
+        }
+    }
+
+    /// False where a parser takes the times of packets of `caps` away, which cannot be copied then: dcaparse 1.22 does, in
+    /// program streams.
+    pub(super) fn keeps_times(&self, caps: &gst::Caps) -> bool {
+        let dts = gst::Caps::builder("audio/x-dts").build();
+        match &self.kind {
+            Kind::Other(other) => !(other.is_program_stream && dts.can_intersect(caps)),
+            _ => true,
         }
     }
 
