@@ -14,7 +14,8 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Explainer, Needs, Options, Pass, attention_sites, class_row, no_blocks};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass, attention_sites, class_row, no_blocks};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -23,11 +24,25 @@ use crate::vit::{Site, Vit};
 #[serde(deny_unknown_fields)]
 pub struct Agcam {}
 
-impl Options for Agcam {}
+impl Listed for Agcam {
+    const ENTRY: Entry = Entry {
+        name: "agcam",
+        summary: "sigmoid of attention scores, guided by gradients",
+        paper: "AGCAM, arXiv:2402.04563",
+        forwards: "1",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for Agcam {
     fn name(&self) -> &'static str {
-        "agcam"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

@@ -12,7 +12,8 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Explainer, Needs, Options, Pass, class_row, last_block};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass, class_row, last_block};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -21,11 +22,25 @@ use crate::vit::{Site, Vit};
 #[serde(deny_unknown_fields)]
 pub struct RawAttention {}
 
-impl Options for RawAttention {}
+impl Listed for RawAttention {
+    const ENTRY: Entry = Entry {
+        name: "raw-attention",
+        summary: "attention of the class token in the last block",
+        paper: "none",
+        forwards: "1",
+        backwards: "0",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for RawAttention {
     fn name(&self) -> &'static str {
-        "raw-attention"
+        Self::ENTRY.name
     }
 
     fn needs(&self, vit: &Vit) -> Needs {

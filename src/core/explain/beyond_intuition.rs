@@ -19,8 +19,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chefer::accumulated;
+use super::methods::{Entry, Listed, Pace};
 use super::tam::integrated_gradient;
-use super::{Explainer, Needs, Options, Pass, attention_sites};
+use super::{Explainer, Needs, Parts, Pass, attention_sites};
 use crate::error::Result;
 use crate::vit::Vit;
 
@@ -32,11 +33,25 @@ pub struct BeyondIntuition {
     pub start: usize,
 }
 
-impl Options for BeyondIntuition {}
+impl Listed for BeyondIntuition {
+    const ENTRY: Entry = Entry {
+        name: "beyond-intuition",
+        summary: "attention of important heads, times integrated gradients",
+        paper: "Beyond Intuition, ICML 2023",
+        forwards: "21",
+        backwards: "21",
+        pace: Pace::C,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for BeyondIntuition {
     fn name(&self) -> &'static str {
-        "beyond-intuition"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

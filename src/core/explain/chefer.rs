@@ -18,7 +18,8 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Explainer, Needs, Options, Pass, attention_sites, class_row, no_blocks};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass, attention_sites, class_row, no_blocks};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -32,11 +33,25 @@ pub struct Chefer {}
 #[serde(deny_unknown_fields)]
 pub struct GradSam {}
 
-impl Options for Chefer {}
+impl Listed for Chefer {
+    const ENTRY: Entry = Entry {
+        name: "chefer",
+        summary: "attention times its gradient, accumulated through all blocks",
+        paper: "Generic Attention, arXiv:2103.15679",
+        forwards: "1",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for Chefer {
     fn name(&self) -> &'static str {
-        "chefer"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {
@@ -81,11 +96,25 @@ pub(super) fn accumulated(
     pass.patches_of(&relevance, D::Minus1)
 }
 
-impl Options for GradSam {}
+impl Listed for GradSam {
+    const ENTRY: Entry = Entry {
+        name: "grad-sam",
+        summary: "mean of attention times its gradient",
+        paper: "Grad-SAM, arXiv:2204.11073",
+        forwards: "1",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for GradSam {
     fn name(&self) -> &'static str {
-        "grad-sam"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

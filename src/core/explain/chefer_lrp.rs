@@ -25,7 +25,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chefer::accumulated;
-use super::{Explainer, Needs, Options, Pass, attention_sites};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass, attention_sites};
 use crate::error::{Error, Result};
 use crate::vit::{BlockParts, Head, Site, Vit};
 use vitscope_kernels::Linear;
@@ -38,11 +39,25 @@ const SMALL: f64 = 1e-9;
 #[serde(deny_unknown_fields)]
 pub struct CheferLrp {}
 
-impl Options for CheferLrp {}
+impl Listed for CheferLrp {
+    const ENTRY: Entry = Entry {
+        name: "chefer-lrp",
+        summary: "relevance of attention times its gradient, accumulated through all blocks",
+        paper: "Transformer attribution, arXiv:2012.09838",
+        forwards: "5",
+        backwards: "1",
+        pace: Pace::B,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for CheferLrp {
     fn name(&self) -> &'static str {
-        "chefer-lrp"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

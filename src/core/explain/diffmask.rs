@@ -32,8 +32,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::memory::Remembered;
+use super::methods::{Entry, Listed, Pace};
 use super::motion::{Smoothed, Smoother, Smoothing, logit};
-use super::{Detailed, Explainer, Needs, Pass};
+use super::{Detailed, Explainer, Needs, Parts, Pass};
 use crate::error::{Error, Result};
 use crate::explain::Range;
 use crate::flow::Gray;
@@ -80,6 +81,27 @@ impl Default for DiffMaskOptions {
             votes: false,
             smooth: 0.0,
         }
+    }
+}
+
+impl Listed for DiffMaskOptions {
+    const ENTRY: Entry = Entry {
+        name: "diffmask",
+        summary: "patches that trained gates keep or rank by their contribution to the class",
+        paper: "Vision DiffMask, arXiv:2304.06391",
+        forwards: "1",
+        backwards: "0",
+        pace: Pace::A,
+        trained_part: Some("gates"),
+    };
+
+    fn build(self, parts: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        let gates = parts.gates.ok_or_else(|| {
+            Error::Model(
+                "model has no gates; train them with `vitscope train diffmask` or choose another method".into(),
+            )
+        })?;
+        Ok(Box::new(DiffMask::new(gates, parts.normalization, self)?))
     }
 }
 
@@ -292,7 +314,7 @@ impl DiffMask {
 
 impl Explainer for DiffMask {
     fn name(&self) -> &'static str {
-        "diffmask"
+        DiffMaskOptions::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

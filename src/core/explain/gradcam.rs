@@ -19,7 +19,8 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Explainer, Needs, Options, Pass, class_row, last_block};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass, class_row, last_block};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -33,11 +34,25 @@ pub struct GradCam {}
 #[serde(deny_unknown_fields)]
 pub struct GradCamAttention {}
 
-impl Options for GradCam {}
+impl Listed for GradCam {
+    const ENTRY: Entry = Entry {
+        name: "gradcam",
+        summary: "channels of the last block's tokens, weighted by gradients",
+        paper: "Grad-CAM, arXiv:1610.02391",
+        forwards: "1",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for GradCam {
     fn name(&self) -> &'static str {
-        "gradcam"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {
@@ -57,11 +72,25 @@ impl Explainer for GradCam {
     }
 }
 
-impl Options for GradCamAttention {}
+impl Listed for GradCamAttention {
+    const ENTRY: Entry = Entry {
+        name: "gradcam-attention",
+        summary: "heads of the last block's attention, weighted by gradients",
+        paper: "baseline of arXiv:2012.09838",
+        forwards: "1",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for GradCamAttention {
     fn name(&self) -> &'static str {
-        "gradcam-attention"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

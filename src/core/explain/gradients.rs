@@ -26,8 +26,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::each_image;
+use super::methods::{Entry, Listed, Pace};
 use super::pass::Forward;
-use super::{Explainer, Needs, Options, Pass};
+use super::{Explainer, Needs, Parts, Pass};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::vit::{Site, Vit};
@@ -86,11 +87,25 @@ impl Default for SmoothGrad {
     }
 }
 
-impl Options for Saliency {}
+impl Listed for Saliency {
+    const ENTRY: Entry = Entry {
+        name: "saliency",
+        summary: "absolute gradient of the image",
+        paper: "arXiv:1312.6034",
+        forwards: "1",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for Saliency {
     fn name(&self) -> &'static str {
-        "saliency"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {
@@ -107,11 +122,25 @@ impl Explainer for Saliency {
     }
 }
 
-impl Options for GradientInput {}
+impl Listed for GradientInput {
+    const ENTRY: Entry = Entry {
+        name: "gradient-x-input",
+        summary: "gradient times the image",
+        paper: "arXiv:1605.01713",
+        forwards: "1",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for GradientInput {
     fn name(&self) -> &'static str {
-        "gradient-x-input"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {
@@ -127,10 +156,24 @@ impl Explainer for GradientInput {
     }
 }
 
-impl Options for IntegratedGradients {
+impl Listed for IntegratedGradients {
+    const ENTRY: Entry = Entry {
+        name: "integrated-gradients",
+        summary: "gradients along the path from gray to the image",
+        paper: "arXiv:1703.01365",
+        forwards: "52 to 452",
+        backwards: "50 to 450",
+        pace: Pace::C,
+        trained_part: None,
+    };
+
     fn check(&self) -> Result<()> {
         at_least_one("steps", self.steps)?;
         at_least_zero("tolerance", self.tolerance)
+    }
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
     }
 }
 
@@ -223,7 +266,7 @@ impl IntegratedGradients {
 
 impl Explainer for IntegratedGradients {
     fn name(&self) -> &'static str {
-        "integrated-gradients"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {
@@ -257,16 +300,30 @@ impl Explainer for IntegratedGradients {
     }
 }
 
-impl Options for SmoothGrad {
+impl Listed for SmoothGrad {
+    const ENTRY: Entry = Entry {
+        name: "smoothgrad",
+        summary: "mean gradient over noisy copies of the image",
+        paper: "arXiv:1706.03825",
+        forwards: "51",
+        backwards: "50",
+        pace: Pace::C,
+        trained_part: None,
+    };
+
     fn check(&self) -> Result<()> {
         at_least_one("copies", self.copies)?;
         at_least_zero("noise", self.noise)
+    }
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
     }
 }
 
 impl Explainer for SmoothGrad {
     fn name(&self) -> &'static str {
-        "smoothgrad"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

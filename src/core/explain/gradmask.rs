@@ -26,7 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
 use super::memory::Remembered;
-use super::{Detailed, Explainer, Needs, Options, Pass};
+use super::methods::{Entry, Listed, Pace};
+use super::{Detailed, Explainer, Needs, Parts, Pass};
 use crate::error::{Error, Result};
 use crate::vit::{Site, Vit};
 
@@ -167,7 +168,17 @@ impl Default for GradMask {
     }
 }
 
-impl Options for GradMask {
+impl Listed for GradMask {
+    const ENTRY: Entry = Entry {
+        name: "gradmask",
+        summary: "masks of query, key and value gradients, weighted by the class's probability",
+        paper: "IJCNN 2025, 10.1109/IJCNN64981.2025.11228361",
+        forwards: "1 + 12 (L - 1)",
+        backwards: "1",
+        pace: Pace::C,
+        trained_part: None,
+    };
+
     fn check(&self) -> Result<()> {
         let refuse = |what: &str| Err(Error::Config(format!("gradmask: {what}")));
         if self.groups == 0 {
@@ -195,6 +206,10 @@ impl Options for GradMask {
             return refuse("quantiles must be between 0 and 1");
         }
         Ok(())
+    }
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
     }
 }
 
@@ -282,7 +297,7 @@ impl GradMask {
 
 impl Explainer for GradMask {
     fn name(&self) -> &'static str {
-        "gradmask"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

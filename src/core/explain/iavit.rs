@@ -19,7 +19,8 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Explainer, Needs, Pass};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass};
 use crate::error::{Error, Result};
 use crate::interpreter::{Interpreter, Pooling};
 use crate::vit::{Site, Vit};
@@ -43,6 +44,27 @@ pub struct IaVitOptions {
     pub map: Map,
 }
 
+impl Listed for IaVitOptions {
+    const ENTRY: Entry = Entry {
+        name: "ia-vit",
+        summary: "attention of a student layer trained to imitate the model",
+        paper: "IA-ViT, arXiv:2309.08035",
+        forwards: "1",
+        backwards: "0",
+        pace: Pace::A,
+        trained_part: Some("interpreter"),
+    };
+
+    fn build(self, parts: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        let interpreter = parts.interpreter.ok_or_else(|| {
+            Error::Model(
+                "model has no interpreter; train one with `vitscope train ia-vit` or choose another method".into(),
+            )
+        })?;
+        Ok(Box::new(IaVit::new(interpreter, self)))
+    }
+}
+
 /// Explains by an interpreter.
 pub struct IaVit {
     interpreter: Interpreter,
@@ -61,7 +83,7 @@ impl IaVit {
 
 impl Explainer for IaVit {
     fn name(&self) -> &'static str {
-        "ia-vit"
+        IaVitOptions::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

@@ -30,8 +30,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image};
+use super::methods::{Entry, Listed, Pace};
 use super::shapley::Regression;
-use super::{Explainer, Needs, Options, Pass};
+use super::{Explainer, Needs, Parts, Pass};
 use crate::error::{Error, Result};
 use crate::explain::Range;
 use crate::rng::Rng;
@@ -71,7 +72,17 @@ impl Default for KernelShap {
     }
 }
 
-impl Options for KernelShap {
+impl Listed for KernelShap {
+    const ENTRY: Entry = Entry {
+        name: "kernel-shap",
+        summary: "each patch's share of the class's probability (Shapley values from masked copies)",
+        paper: "KernelSHAP, arXiv:1705.07874, arXiv:2012.01536",
+        forwards: "2 + 768",
+        backwards: "0",
+        pace: Pace::C,
+        trained_part: None,
+    };
+
     fn check(&self) -> Result<()> {
         if self.samples < 2 {
             return Err(Error::Config(format!(
@@ -88,11 +99,15 @@ impl Options for KernelShap {
         }
         Ok(())
     }
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
 }
 
 impl Explainer for KernelShap {
     fn name(&self) -> &'static str {
-        "kernel-shap"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

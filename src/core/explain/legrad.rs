@@ -18,7 +18,8 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Explainer, Options, Pass, no_blocks};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Parts, Pass, no_blocks};
 use crate::error::{Error, Result};
 use crate::vit::{NoTap, Probe, Site, Tap};
 use vitscope_kernels as kernels;
@@ -55,11 +56,25 @@ impl Tap for Cut {
     }
 }
 
-impl Options for LeGrad {}
+impl Listed for LeGrad {
+    const ENTRY: Entry = Entry {
+        name: "legrad",
+        summary: "gradient of each block's class score with respect to its attention",
+        paper: "LeGrad, arXiv:2404.03214",
+        forwards: "2",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for LeGrad {
     fn name(&self) -> &'static str {
-        "legrad"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

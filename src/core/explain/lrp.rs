@@ -16,8 +16,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::gradients::GradientInput;
+use super::methods::{Entry, Listed, Pace};
 use super::pass::Forward;
-use super::{Explainer, Options, Pass};
+use super::{Explainer, Parts, Pass};
 use crate::error::Result;
 use crate::vit::Rules;
 
@@ -32,11 +33,25 @@ pub struct LibraGrad {}
 #[serde(deny_unknown_fields)]
 pub struct AttnLrp {}
 
-impl Options for LibraGrad {}
+impl Listed for LibraGrad {
+    const ENTRY: Entry = Entry {
+        name: "libragrad",
+        summary: "gradient times the image, with rules that preserve the sum",
+        paper: "LibraGrad, arXiv:2411.16760",
+        forwards: "2",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for LibraGrad {
     fn name(&self) -> &'static str {
-        "libragrad"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {
@@ -49,12 +64,26 @@ impl Explainer for LibraGrad {
 }
 
 #[cfg(feature = "lrp")]
-impl Options for AttnLrp {}
+impl Listed for AttnLrp {
+    const ENTRY: Entry = Entry {
+        name: "attn-lrp",
+        summary: "relevance propagated through attention",
+        paper: "AttnLRP, arXiv:2402.05602",
+        forwards: "2",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 #[cfg(feature = "lrp")]
 impl Explainer for AttnLrp {
     fn name(&self) -> &'static str {
-        "attn-lrp"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

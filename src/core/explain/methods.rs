@@ -8,15 +8,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::Explainer;
 use super::agcam::Agcam;
 use super::attention::RawAttention;
 use super::beyond_intuition::BeyondIntuition;
 use super::chefer::{Chefer, GradSam};
-use super::diffmask::{DiffMask, DiffMaskOptions, Normalization};
+use super::diffmask::{DiffMaskOptions, Normalization};
 use super::gradcam::{GradCam, GradCamAttention};
 use super::gradients::{GradientInput, IntegratedGradients, Saliency, SmoothGrad};
 use super::gradmask::GradMask;
-use super::iavit::{IaVit, IaVitOptions};
+use super::iavit::IaVitOptions;
 use super::kernel_shap::KernelShap;
 use super::legrad::LeGrad;
 use super::lrp::LibraGrad;
@@ -28,75 +29,10 @@ use super::score_cam::ScoreCam;
 use super::tam::TransitionAttention;
 use super::tis::Tis;
 use super::vit_cx::VitCx;
-use super::{Explainer, Options};
 use crate::changes::in_words;
 use crate::error::{Error, Result, unknown};
 use crate::gates::Gates;
 use crate::interpreter::Interpreter;
-
-/// The built-in methods; [`Display`](fmt::Display) and [`FromStr`] use the names of the command line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Method {
-    /// Trained gates: [`DiffMask`].
-    #[default]
-    DiffMask,
-    /// Attention of a trained interpreter: [`IaVit`].
-    IaVit,
-    /// Masks of gradients, weighted by confidence: [`GradMask`].
-    GradMask,
-    /// Attention times its gradient: [`Chefer`].
-    Chefer,
-    /// [`CheferLrp`](super::chefer_lrp::CheferLrp)
-    #[cfg(feature = "lrp")]
-    CheferLrp,
-    /// [`GradSam`]
-    GradSam,
-    /// Gradients of the last block's tokens: [`GradCam`].
-    GradCam,
-    /// [`GradCamAttention`]
-    GradCamAttention,
-    /// [`Agcam`]
-    Agcam,
-    /// [`LeGrad`]
-    LeGrad,
-    /// Neighborhoods of patches in the last block: [`ReciproCam`].
-    ReciproCam,
-    /// Attention through all blocks: [`Rollout`].
-    Rollout,
-    /// [`GradientRollout`]
-    GradientRollout,
-    /// Attention of the last block: [`RawAttention`].
-    RawAttention,
-    /// [`TransitionAttention`]
-    TransitionAttention,
-    /// [`BeyondIntuition`]
-    BeyondIntuition,
-    /// [`Saliency`]
-    Saliency,
-    /// [`GradientInput`]
-    GradientInput,
-    /// [`IntegratedGradients`]
-    IntegratedGradients,
-    /// [`SmoothGrad`]
-    SmoothGrad,
-    /// [`LibraGrad`]
-    LibraGrad,
-    /// [`AttnLrp`](super::lrp::AttnLrp)
-    #[cfg(feature = "lrp")]
-    AttnLrp,
-    /// [`Occluding`]
-    Occlusion,
-    /// [`ScoreCam`]
-    ScoreCam,
-    /// [`VitCx`]
-    VitCx,
-    /// [`Tis`]
-    Tis,
-    /// [`Rise`]
-    Rise,
-    /// Shapley values of patches: [`KernelShap`].
-    KernelShap,
-}
 
 /// How fast a method is on video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +62,8 @@ pub struct Entry {
     pub backwards: &'static str,
     /// How fast it is.
     pub pace: Pace,
+    /// The part that must be trained for the model, if any.
+    pub trained_part: Option<&'static str>,
 }
 
 /// An option of a method.
@@ -152,308 +90,128 @@ pub struct Parts<'a> {
     pub normalization: Option<Normalization>,
 }
 
-/// A line of [`Method::entry`].
-const fn entry(
-    name: &'static str,
-    summary: &'static str,
-    paper: &'static str,
-    (forwards, backwards): (&'static str, &'static str),
-    pace: Pace,
-) -> Entry {
-    Entry {
-        name,
-        summary,
-        paper,
-        forwards,
-        backwards,
-        pace,
+/// A method of the table, as the options that it is built from.
+pub(super) trait Listed: Default + Serialize + DeserializeOwned + JsonSchema {
+    /// The method's line of the table; costs are those of its default options.
+    const ENTRY: Entry;
+
+    /// Fails where an option is out of range.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The explainer, of checked options.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where `parts` lacks what the method needs.
+    fn build(self, parts: Parts<'_>) -> Result<Box<dyn Explainer>>;
+}
+
+/// What the table holds of a method.
+struct Row {
+    entry: Entry,
+    options: fn() -> Vec<MethodOption>,
+    build: fn(toml::Table, Parts<'_>) -> Result<Box<dyn Explainer>>,
+}
+
+impl Row {
+    const fn of<T: Listed>() -> Self {
+        Self {
+            entry: T::ENTRY,
+            options: options_of::<T>,
+            build: build::<T>,
+        }
     }
 }
 
-/// Gives the expression with `$Options` as the type of a method's options, or that of one of the named methods.
-macro_rules! by_options {
-    ($method:expr, $Options:ident => $each:expr, $($named:ident => $own:expr),+) => {
-        by_options!(
-            @table $method, $Options => $each, { $($named => $own),+ }
-            GradMask: GradMask,
-            Chefer: Chefer,
-            #[cfg(feature = "lrp")] CheferLrp: super::chefer_lrp::CheferLrp,
-            GradSam: GradSam,
-            GradCam: GradCam,
-            GradCamAttention: GradCamAttention,
-            Agcam: Agcam,
-            LeGrad: LeGrad,
-            ReciproCam: ReciproCam,
-            Rollout: Rollout,
-            GradientRollout: GradientRollout,
-            RawAttention: RawAttention,
-            TransitionAttention: TransitionAttention,
-            BeyondIntuition: BeyondIntuition,
-            Saliency: Saliency,
-            GradientInput: GradientInput,
-            IntegratedGradients: IntegratedGradients,
-            SmoothGrad: SmoothGrad,
-            LibraGrad: LibraGrad,
-            #[cfg(feature = "lrp")] AttnLrp: super::lrp::AttnLrp,
-            Occlusion: Occluding,
-            ScoreCam: ScoreCam,
-            VitCx: VitCx,
-            Tis: Tis,
-            Rise: Rise,
-            KernelShap: KernelShap,
-        )
-    };
-    (
-        @table $method:expr, $Options:ident => $each:expr, { $($named:ident => $own:expr),+ }
-        $($(#[$only:meta])? $variant:ident: $type:ty,)+
-    ) => {
-        match $method {
-            $(Method::$named => $own,)+
-            $($(#[$only])? Method::$variant => {
-                type $Options = $type;
-                $each
-            })+
+/// Makes [`Method`] of a line per method: its name there, the feature that it needs, and the type of its options.
+macro_rules! table {
+    ($($(#[$attribute:meta])* $method:ident $(if $feature:literal)?: $Options:ty,)+) => {
+        /// The built-in methods; [`Display`](fmt::Display) and [`FromStr`] use the names of the command line.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub enum Method {
+            $($(#[$attribute])* $(#[cfg(feature = $feature)])? $method,)+
+        }
+
+        impl Method {
+            /// All methods, best-known families first.
+            pub const ALL: &'static [Self] = &[
+                $($(#[cfg(feature = $feature)])? Self::$method,)+
+            ];
+
+            const fn row(self) -> Row {
+                match self {
+                    $($(#[cfg(feature = $feature)])? Self::$method => Row::of::<$Options>(),)+
+                }
+            }
         }
     };
 }
 
-impl Method {
-    /// All methods, best-known families first.
-    pub const ALL: &'static [Self] = &[
-        Self::DiffMask,
-        Self::IaVit,
-        Self::GradMask,
-        Self::Chefer,
-        #[cfg(feature = "lrp")]
-        Self::CheferLrp,
-        Self::GradSam,
-        Self::GradCam,
-        Self::GradCamAttention,
-        Self::Agcam,
-        Self::LeGrad,
-        Self::ReciproCam,
-        Self::Rollout,
-        Self::GradientRollout,
-        Self::RawAttention,
-        Self::TransitionAttention,
-        Self::BeyondIntuition,
-        Self::Saliency,
-        Self::GradientInput,
-        Self::IntegratedGradients,
-        Self::SmoothGrad,
-        Self::LibraGrad,
-        #[cfg(feature = "lrp")]
-        Self::AttnLrp,
-        Self::Occlusion,
-        Self::ScoreCam,
-        Self::VitCx,
-        Self::Tis,
-        Self::Rise,
-        Self::KernelShap,
-    ];
+table! {
+    /// Trained gates: [`DiffMask`](super::diffmask::DiffMask).
+    #[default]
+    DiffMask: DiffMaskOptions,
+    /// Attention of a trained interpreter: [`IaVit`](super::iavit::IaVit).
+    IaVit: IaVitOptions,
+    /// Masks of gradients, weighted by confidence: [`GradMask`].
+    GradMask: GradMask,
+    /// Attention times its gradient: [`Chefer`].
+    Chefer: Chefer,
+    /// [`CheferLrp`](super::chefer_lrp::CheferLrp)
+    CheferLrp if "lrp": super::chefer_lrp::CheferLrp,
+    /// [`GradSam`]
+    GradSam: GradSam,
+    /// Gradients of the last block's tokens: [`GradCam`].
+    GradCam: GradCam,
+    /// [`GradCamAttention`]
+    GradCamAttention: GradCamAttention,
+    /// [`Agcam`]
+    Agcam: Agcam,
+    /// [`LeGrad`]
+    LeGrad: LeGrad,
+    /// Neighborhoods of patches in the last block: [`ReciproCam`].
+    ReciproCam: ReciproCam,
+    /// Attention through all blocks: [`Rollout`].
+    Rollout: Rollout,
+    /// [`GradientRollout`]
+    GradientRollout: GradientRollout,
+    /// Attention of the last block: [`RawAttention`].
+    RawAttention: RawAttention,
+    /// [`TransitionAttention`]
+    TransitionAttention: TransitionAttention,
+    /// [`BeyondIntuition`]
+    BeyondIntuition: BeyondIntuition,
+    /// [`Saliency`]
+    Saliency: Saliency,
+    /// [`GradientInput`]
+    GradientInput: GradientInput,
+    /// [`IntegratedGradients`]
+    IntegratedGradients: IntegratedGradients,
+    /// [`SmoothGrad`]
+    SmoothGrad: SmoothGrad,
+    /// [`LibraGrad`]
+    LibraGrad: LibraGrad,
+    /// [`AttnLrp`](super::lrp::AttnLrp)
+    AttnLrp if "lrp": super::lrp::AttnLrp,
+    /// [`Occluding`]
+    Occlusion: Occluding,
+    /// [`ScoreCam`]
+    ScoreCam: ScoreCam,
+    /// [`VitCx`]
+    VitCx: VitCx,
+    /// [`Tis`]
+    Tis: Tis,
+    /// [`Rise`]
+    Rise: Rise,
+    /// Shapley values of patches: [`KernelShap`].
+    KernelShap: KernelShap,
+}
 
-    /// The method's line of the table; costs are those of its default options.
+impl Method {
+    /// The method's line of the table.
     pub const fn entry(self) -> Entry {
-        match self {
-            Self::DiffMask => entry(
-                "diffmask",
-                "patches that trained gates keep or rank by their contribution to the class",
-                "Vision DiffMask, arXiv:2304.06391",
-                ("1", "0"),
-                Pace::A,
-            ),
-            Self::IaVit => entry(
-                "ia-vit",
-                "attention of a student layer trained to imitate the model",
-                "IA-ViT, arXiv:2309.08035",
-                ("1", "0"),
-                Pace::A,
-            ),
-            Self::GradMask => entry(
-                "gradmask",
-                "masks of query, key and value gradients, weighted by the class's probability",
-                "IJCNN 2025, 10.1109/IJCNN64981.2025.11228361",
-                ("1 + 12 (L - 1)", "1"),
-                Pace::C,
-            ),
-            Self::Chefer => entry(
-                "chefer",
-                "attention times its gradient, accumulated through all blocks",
-                "Generic Attention, arXiv:2103.15679",
-                ("1", "1"),
-                Pace::A,
-            ),
-            #[cfg(feature = "lrp")]
-            Self::CheferLrp => entry(
-                "chefer-lrp",
-                "relevance of attention times its gradient, accumulated through all blocks",
-                "Transformer attribution, arXiv:2012.09838",
-                ("5", "1"),
-                Pace::B,
-            ),
-            Self::GradSam => entry(
-                "grad-sam",
-                "mean of attention times its gradient",
-                "Grad-SAM, arXiv:2204.11073",
-                ("1", "1"),
-                Pace::A,
-            ),
-            Self::GradCam => entry(
-                "gradcam",
-                "channels of the last block's tokens, weighted by gradients",
-                "Grad-CAM, arXiv:1610.02391",
-                ("1", "1"),
-                Pace::A,
-            ),
-            Self::GradCamAttention => entry(
-                "gradcam-attention",
-                "heads of the last block's attention, weighted by gradients",
-                "baseline of arXiv:2012.09838",
-                ("1", "1"),
-                Pace::A,
-            ),
-            Self::Agcam => entry(
-                "agcam",
-                "sigmoid of attention scores, guided by gradients",
-                "AGCAM, arXiv:2402.04563",
-                ("1", "1"),
-                Pace::A,
-            ),
-            Self::LeGrad => entry(
-                "legrad",
-                "gradient of each block's class score with respect to its attention",
-                "LeGrad, arXiv:2404.03214",
-                ("2", "1"),
-                Pace::A,
-            ),
-            Self::ReciproCam => entry(
-                "recipro-cam",
-                "class score when the last block sees only one neighborhood",
-                "ViT-ReciproCAM, arXiv:2310.02588",
-                ("1.07", "0"),
-                Pace::A,
-            ),
-            Self::Rollout => entry(
-                "rollout",
-                "attention followed through all blocks to the class token",
-                "Attention Rollout, arXiv:2005.00928",
-                ("1", "0"),
-                Pace::A,
-            ),
-            Self::GradientRollout => entry(
-                "gradient-rollout",
-                "rollout of attention times its gradient",
-                "variant of arXiv:2005.00928",
-                ("1", "1"),
-                Pace::A,
-            ),
-            Self::RawAttention => entry(
-                "raw-attention",
-                "attention of the class token in the last block",
-                "none",
-                ("1", "0"),
-                Pace::A,
-            ),
-            Self::TransitionAttention => entry(
-                "tam",
-                "attention as a Markov chain, times integrated gradients",
-                "Transition Attention Maps, NeurIPS workshop 2021",
-                ("21", "20"),
-                Pace::C,
-            ),
-            Self::BeyondIntuition => entry(
-                "beyond-intuition",
-                "attention of important heads, times integrated gradients",
-                "Beyond Intuition, ICML 2023",
-                ("21", "21"),
-                Pace::C,
-            ),
-            Self::Saliency => entry(
-                "saliency",
-                "absolute gradient of the image",
-                "arXiv:1312.6034",
-                ("1", "1"),
-                Pace::A,
-            ),
-            Self::GradientInput => entry(
-                "gradient-x-input",
-                "gradient times the image",
-                "arXiv:1605.01713",
-                ("1", "1"),
-                Pace::A,
-            ),
-            Self::IntegratedGradients => entry(
-                "integrated-gradients",
-                "gradients along the path from gray to the image",
-                "arXiv:1703.01365",
-                ("52 to 452", "50 to 450"),
-                Pace::C,
-            ),
-            Self::SmoothGrad => entry(
-                "smoothgrad",
-                "mean gradient over noisy copies of the image",
-                "arXiv:1706.03825",
-                ("51", "50"),
-                Pace::C,
-            ),
-            Self::LibraGrad => entry(
-                "libragrad",
-                "gradient times the image, with rules that preserve the sum",
-                "LibraGrad, arXiv:2411.16760",
-                ("2", "1"),
-                Pace::A,
-            ),
-            #[cfg(feature = "lrp")]
-            Self::AttnLrp => entry(
-                "attn-lrp",
-                "relevance propagated through attention",
-                "AttnLRP, arXiv:2402.05602",
-                ("2", "1"),
-                Pace::A,
-            ),
-            Self::Occlusion => entry(
-                "occlusion",
-                "drop in the class's probability when patches are hidden",
-                "arXiv:1311.2901",
-                ("2 + N", "0"),
-                Pace::C,
-            ),
-            Self::ScoreCam => entry(
-                "score-cam",
-                "channels used as masks, weighted by the class's probability",
-                "Score-CAM, arXiv:1910.01279",
-                ("1 + D", "0"),
-                Pace::C,
-            ),
-            Self::VitCx => entry(
-                "vit-cx",
-                "clusters of channels used as masks, weighted by the class's probability",
-                "ViT-CX, arXiv:2211.03064",
-                ("2 + 2 × clusters", "0"),
-                Pace::C,
-            ),
-            Self::Tis => entry(
-                "tis",
-                "clusters of all blocks' features used as token masks",
-                "TiS, ICCV workshops 2023",
-                ("1 + 1024 / 2", "0"),
-                Pace::C,
-            ),
-            Self::Rise => entry(
-                "rise",
-                "random masks, weighted by the class's probability",
-                "RISE, arXiv:1806.07421",
-                ("2001", "0"),
-                Pace::D,
-            ),
-            Self::KernelShap => entry(
-                "kernel-shap",
-                "each patch's share of the class's probability (Shapley values from masked copies)",
-                "KernelSHAP, arXiv:1705.07874, arXiv:2012.01536",
-                ("2 + 768", "0"),
-                Pace::C,
-            ),
-        }
+        self.row().entry
     }
 
     /// Name on the command line and in the sidecar.
@@ -463,11 +221,7 @@ impl Method {
 
     /// The part that must be trained for the model, if any.
     pub const fn trained_part(self) -> Option<&'static str> {
-        match self {
-            Self::DiffMask => Some("gates"),
-            Self::IaVit => Some("interpreter"),
-            _ => None,
-        }
+        self.entry().trained_part
     }
 
     /// The explainer, with its default options.
@@ -484,67 +238,27 @@ impl Method {
     /// [`Error::Model`] if `parts` lacks a part that the method needs; [`Error::Config`] if an option is unknown or out
     /// of range.
     pub fn build_with(self, parts: Parts<'_>, options: toml::Table) -> Result<Box<dyn Explainer>> {
-        by_options!(
-            self,
-            T => self.with::<T>(options),
-            DiffMask => {
-                let options: DiffMaskOptions = self.parse(options)?;
-                let gates = parts.gates.ok_or_else(|| {
-                    Error::Model(
-                        "model has no gates; train them with `vitscope train diffmask` or choose another method"
-                            .into(),
-                    )
-                })?;
-                let explainer = DiffMask::new(gates, parts.normalization, options)?;
-                Ok(Box::new(explainer))
-            },
-            IaVit => {
-                let options: IaVitOptions = self.parse(options)?;
-                let interpreter = parts.interpreter.ok_or_else(|| {
-                    Error::Model(
-                        "model has no interpreter; train one with `vitscope train ia-vit` or choose another method"
-                            .into(),
-                    )
-                })?;
-                Ok(Box::new(IaVit::new(interpreter, options)))
-            }
-        )
+        (self.row().build)(options, parts)
     }
 
-    /// The options of [`build_with`](Self::build_with), sorted by name.
+    /// The options that [`build_with`](Self::build_with) takes, in the order of their names.
     pub fn options(self) -> Vec<MethodOption> {
-        by_options!(
-            self,
-            T => options_of::<T>(),
-            DiffMask => options_of::<DiffMaskOptions>(),
-            IaVit => options_of::<IaVitOptions>()
-        )
-    }
-
-    fn with<T: Options + DeserializeOwned + 'static>(
-        self,
-        options: toml::Table,
-    ) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self.read::<T>(options)?))
-    }
-
-    /// Checked options.
-    fn read<T: Options + DeserializeOwned>(self, options: toml::Table) -> Result<T> {
-        let explainer: T = self.parse(options)?;
-        explainer.check()?;
-        Ok(explainer)
-    }
-
-    fn parse<T: DeserializeOwned>(self, options: toml::Table) -> Result<T> {
-        options.try_into().map_err(|error: toml::de::Error| {
-            // Its second line names the key.
-            Error::Config(format!("method {self}: {}", in_words(&error)))
-        })
+        (self.row().options)()
     }
 }
 
+/// The explainer whose options are the fields of `T`.
+fn build<T: Listed>(options: toml::Table, parts: Parts<'_>) -> Result<Box<dyn Explainer>> {
+    let options: T = options.try_into().map_err(|error: toml::de::Error| {
+        // Its second line names the key.
+        Error::Config(format!("method {}: {}", T::ENTRY.name, in_words(&error)))
+    })?;
+    options.check()?;
+    options.build(parts)
+}
+
 /// The options that `T` is read from.
-fn options_of<T: Default + Serialize + JsonSchema>() -> Vec<MethodOption> {
+fn options_of<T: Listed>() -> Vec<MethodOption> {
     let schema = schemars::schema_for!(T);
     let part = |schema: &Value, name: &str| schema.get(name).cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

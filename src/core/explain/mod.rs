@@ -336,14 +336,6 @@ impl Target {
     }
 }
 
-/// An explainer that is its own options, read from a table.
-trait Options: Explainer {
-    /// Fails if an option is out of range.
-    fn check(&self) -> Result<()> {
-        Ok(())
-    }
-}
-
 /// Attention of all blocks, in order.
 fn attention_sites(vit: &Vit) -> impl DoubleEndedIterator<Item = Site> + ExactSizeIterator + use<> {
     (0..vit.n_blocks()).map(Site::Attention)

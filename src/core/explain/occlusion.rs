@@ -15,7 +15,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image};
-use super::{Explainer, Needs, Options, Pass};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass};
 use crate::error::{Error, Result};
 use crate::vit::Vit;
 
@@ -41,7 +42,17 @@ impl Default for Occluding {
     }
 }
 
-impl Options for Occluding {
+impl Listed for Occluding {
+    const ENTRY: Entry = Entry {
+        name: "occlusion",
+        summary: "drop in the class's probability when patches are hidden",
+        paper: "arXiv:1311.2901",
+        forwards: "2 + N",
+        backwards: "0",
+        pace: Pace::C,
+        trained_part: None,
+    };
+
     fn check(&self) -> Result<()> {
         if self.window == 0 {
             return Err(Error::Config(
@@ -50,11 +61,15 @@ impl Options for Occluding {
         }
         Ok(())
     }
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
 }
 
 impl Explainer for Occluding {
     fn name(&self) -> &'static str {
-        "occlusion"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

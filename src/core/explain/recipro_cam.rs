@@ -20,7 +20,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::each_image;
-use super::{Explainer, Needs, Options, Pass, last_block};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass, last_block};
 use crate::error::{Error, Result};
 use crate::vit::{Head, NoTap, Site, Vit};
 
@@ -29,11 +30,25 @@ use crate::vit::{Head, NoTap, Site, Vit};
 #[serde(deny_unknown_fields)]
 pub struct ReciproCam {}
 
-impl Options for ReciproCam {}
+impl Listed for ReciproCam {
+    const ENTRY: Entry = Entry {
+        name: "recipro-cam",
+        summary: "class score when the last block sees only one neighborhood",
+        paper: "ViT-ReciproCAM, arXiv:2310.02588",
+        forwards: "1.07",
+        backwards: "0",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for ReciproCam {
     fn name(&self) -> &'static str {
-        "recipro-cam"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

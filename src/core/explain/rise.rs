@@ -17,7 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
-use super::{Explainer, Options, Pass};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Parts, Pass};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 
@@ -46,7 +47,17 @@ impl Default for Rise {
     }
 }
 
-impl Options for Rise {
+impl Listed for Rise {
+    const ENTRY: Entry = Entry {
+        name: "rise",
+        summary: "random masks, weighted by the class's probability",
+        paper: "RISE, arXiv:1806.07421",
+        forwards: "2001",
+        backwards: "0",
+        pace: Pace::D,
+        trained_part: None,
+    };
+
     fn check(&self) -> Result<()> {
         if self.masks == 0 || self.cells == 0 || !(self.keep > 0.0 && self.keep <= 1.0) {
             return Err(Error::Config(format!(
@@ -56,11 +67,15 @@ impl Options for Rise {
         }
         Ok(())
     }
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
 }
 
 impl Explainer for Rise {
     fn name(&self) -> &'static str {
-        "rise"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

@@ -26,7 +26,8 @@ use candle_core::{D, Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Explainer, Needs, Options, Pass, attention_sites, no_blocks};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass, attention_sites, no_blocks};
 use crate::error::{Error, Result};
 use crate::vit::{Site, Vit};
 
@@ -90,7 +91,17 @@ impl Rollout {
     }
 }
 
-impl Options for Rollout {
+impl Listed for Rollout {
+    const ENTRY: Entry = Entry {
+        name: "rollout",
+        summary: "attention followed through all blocks to the class token",
+        paper: "Attention Rollout, arXiv:2005.00928",
+        forwards: "1",
+        backwards: "0",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
     fn check(&self) -> Result<()> {
         if (0.0..1.0).contains(&self.discard) {
             return Ok(());
@@ -100,11 +111,15 @@ impl Options for Rollout {
             self.discard
         )))
     }
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
 }
 
 impl Explainer for Rollout {
     fn name(&self) -> &'static str {
-        "rollout"
+        Self::ENTRY.name
     }
 
     fn needs(&self, vit: &Vit) -> Needs {
@@ -117,11 +132,25 @@ impl Explainer for Rollout {
     }
 }
 
-impl Options for GradientRollout {}
+impl Listed for GradientRollout {
+    const ENTRY: Entry = Entry {
+        name: "gradient-rollout",
+        summary: "rollout of attention times its gradient",
+        paper: "variant of arXiv:2005.00928",
+        forwards: "1",
+        backwards: "1",
+        pace: Pace::A,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for GradientRollout {
     fn name(&self) -> &'static str {
-        "gradient-rollout"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

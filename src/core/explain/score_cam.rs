@@ -17,7 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
-use super::{Explainer, Needs, Options, Pass, last_block};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass, last_block};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -26,11 +27,25 @@ use crate::vit::{Site, Vit};
 #[serde(deny_unknown_fields)]
 pub struct ScoreCam {}
 
-impl Options for ScoreCam {}
+impl Listed for ScoreCam {
+    const ENTRY: Entry = Entry {
+        name: "score-cam",
+        summary: "channels used as masks, weighted by the class's probability",
+        paper: "Score-CAM, arXiv:1910.01279",
+        forwards: "1 + D",
+        backwards: "0",
+        pace: Pace::C,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for ScoreCam {
     fn name(&self) -> &'static str {
-        "score-cam"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

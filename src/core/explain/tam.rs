@@ -18,8 +18,9 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::methods::{Entry, Listed, Pace};
 use super::pass::Forward;
-use super::{Explainer, Needs, Options, Pass, attention_sites, class_row, last_block, no_blocks};
+use super::{Explainer, Needs, Parts, Pass, attention_sites, class_row, last_block, no_blocks};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -31,11 +32,25 @@ const STEPS: usize = 20;
 #[serde(deny_unknown_fields)]
 pub struct TransitionAttention {}
 
-impl Options for TransitionAttention {}
+impl Listed for TransitionAttention {
+    const ENTRY: Entry = Entry {
+        name: "tam",
+        summary: "attention as a Markov chain, times integrated gradients",
+        paper: "Transition Attention Maps, NeurIPS workshop 2021",
+        forwards: "21",
+        backwards: "20",
+        pace: Pace::C,
+        trained_part: None,
+    };
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
+}
 
 impl Explainer for TransitionAttention {
     fn name(&self) -> &'static str {
-        "tam"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

@@ -18,7 +18,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
-use super::{Explainer, Needs, Options, Pass};
+use super::methods::{Entry, Listed, Pace};
+use super::{Explainer, Needs, Parts, Pass};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::vit::{Site, Vit};
@@ -48,7 +49,17 @@ impl Default for Tis {
     }
 }
 
-impl Options for Tis {
+impl Listed for Tis {
+    const ENTRY: Entry = Entry {
+        name: "tis",
+        summary: "clusters of all blocks' features used as token masks",
+        paper: "TiS, ICCV workshops 2023",
+        forwards: "1 + 1024 / 2",
+        backwards: "0",
+        pace: Pace::C,
+        trained_part: None,
+    };
+
     fn check(&self) -> Result<()> {
         if self.clusters > 0 && self.keep > 0.0 && self.keep <= 1.0 {
             return Ok(());
@@ -57,6 +68,10 @@ impl Options for Tis {
             "tis: clusters must be at least 1, and keep must be above 0 and at most 1, got {} and {}",
             self.clusters, self.keep
         )))
+    }
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
     }
 }
 
@@ -67,7 +82,7 @@ fn outputs(vit: &Vit) -> impl Iterator<Item = Site> + use<> {
 
 impl Explainer for Tis {
     fn name(&self) -> &'static str {
-        "tis"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {

@@ -22,8 +22,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image};
+use super::methods::{Entry, Listed, Pace};
 use super::score_cam::{channels, channels_needed, unit};
-use super::{Explainer, Needs, Options, Pass};
+use super::{Explainer, Needs, Parts, Pass};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::vit::Vit;
@@ -50,7 +51,17 @@ impl Default for VitCx {
     }
 }
 
-impl Options for VitCx {
+impl Listed for VitCx {
+    const ENTRY: Entry = Entry {
+        name: "vit-cx",
+        summary: "clusters of channels used as masks, weighted by the class's probability",
+        paper: "ViT-CX, arXiv:2211.03064",
+        forwards: "2 + 2 × clusters",
+        backwards: "0",
+        pace: Pace::C,
+        trained_part: None,
+    };
+
     fn check(&self) -> Result<()> {
         if (0.0..=2.0).contains(&self.distance) && (0.0..f32::INFINITY).contains(&self.noise) {
             return Ok(());
@@ -60,11 +71,15 @@ impl Options for VitCx {
             self.distance, self.noise
         )))
     }
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        Ok(Box::new(self))
+    }
 }
 
 impl Explainer for VitCx {
     fn name(&self) -> &'static str {
-        "vit-cx"
+        Self::ENTRY.name
     }
 
     fn explains_classes(&self) -> bool {
