@@ -84,8 +84,9 @@ impl<'a> Streams<'a> {
         let images = self.of_images.iter().zip(&mut self.begins_scene);
         for ((&stream_idx, begins_scene), thumbnail) in images.zip(thumbnails) {
             if let Some(memory) = self.memories.get_mut(stream_idx) {
-                let last = memory.last.replace(thumbnail.clone());
-                *begins_scene = last.is_some_and(|last| thumbnail.is_of_another_scene(&last));
+                let last = memory.last.as_ref();
+                *begins_scene = last.is_some_and(|last| thumbnail.is_of_another_scene(last));
+                memory.last = Some(thumbnail);
             }
         }
     }
