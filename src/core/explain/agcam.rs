@@ -14,8 +14,8 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Needs, Parts, Pass, attention_sites, class_row, no_blocks};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Needs, Pass, attention_sites, class_row, no_blocks};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -24,7 +24,7 @@ use crate::vit::{Site, Vit};
 #[serde(deny_unknown_fields)]
 pub struct Agcam {}
 
-impl Listed for Agcam {
+impl Options for Agcam {
     const ENTRY: Entry = Entry {
         name: "agcam",
         summary: "sigmoid of attention scores, guided by gradients",
@@ -32,12 +32,7 @@ impl Listed for Agcam {
         forwards: "1",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for Agcam {

@@ -12,8 +12,8 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Needs, Parts, Pass, class_row, last_block};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Needs, Pass, class_row, last_block};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -22,7 +22,7 @@ use crate::vit::{Site, Vit};
 #[serde(deny_unknown_fields)]
 pub struct RawAttention {}
 
-impl Listed for RawAttention {
+impl Options for RawAttention {
     const ENTRY: Entry = Entry {
         name: "raw-attention",
         summary: "attention of the class token in the last block",
@@ -30,12 +30,7 @@ impl Listed for RawAttention {
         forwards: "1",
         backwards: "0",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for RawAttention {

@@ -19,9 +19,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chefer::accumulated;
-use super::methods::{Entry, Listed, Pace};
+use super::methods::{Entry, Options, Pace};
 use super::tam::integrated_gradient;
-use super::{Explainer, Needs, Parts, Pass, attention_sites};
+use super::{Explainer, Needs, Pass, attention_sites};
 use crate::error::Result;
 use crate::vit::Vit;
 
@@ -33,7 +33,7 @@ pub struct BeyondIntuition {
     pub start: usize,
 }
 
-impl Listed for BeyondIntuition {
+impl Options for BeyondIntuition {
     const ENTRY: Entry = Entry {
         name: "beyond-intuition",
         summary: "attention of important heads, times integrated gradients",
@@ -41,12 +41,7 @@ impl Listed for BeyondIntuition {
         forwards: "21",
         backwards: "21",
         pace: Pace::C,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for BeyondIntuition {

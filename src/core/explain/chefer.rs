@@ -18,8 +18,8 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Needs, Parts, Pass, attention_sites, class_row, no_blocks};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Needs, Pass, attention_sites, class_row, no_blocks};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -33,7 +33,7 @@ pub struct Chefer {}
 #[serde(deny_unknown_fields)]
 pub struct GradSam {}
 
-impl Listed for Chefer {
+impl Options for Chefer {
     const ENTRY: Entry = Entry {
         name: "chefer",
         summary: "attention times its gradient, accumulated through all blocks",
@@ -41,12 +41,7 @@ impl Listed for Chefer {
         forwards: "1",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for Chefer {
@@ -96,7 +91,7 @@ pub(super) fn accumulated(
     pass.patches_of(&relevance, D::Minus1)
 }
 
-impl Listed for GradSam {
+impl Options for GradSam {
     const ENTRY: Entry = Entry {
         name: "grad-sam",
         summary: "mean of attention times its gradient",
@@ -104,12 +99,7 @@ impl Listed for GradSam {
         forwards: "1",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for GradSam {

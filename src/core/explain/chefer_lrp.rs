@@ -25,8 +25,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chefer::accumulated;
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Needs, Parts, Pass, attention_sites};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Needs, Pass, attention_sites};
 use crate::error::{Error, Result};
 use crate::vit::{BlockParts, Head, Site, Vit};
 use vitscope_kernels::Linear;
@@ -39,7 +39,7 @@ const SMALL: f64 = 1e-9;
 #[serde(deny_unknown_fields)]
 pub struct CheferLrp {}
 
-impl Listed for CheferLrp {
+impl Options for CheferLrp {
     const ENTRY: Entry = Entry {
         name: "chefer-lrp",
         summary: "relevance of attention times its gradient, accumulated through all blocks",
@@ -47,12 +47,7 @@ impl Listed for CheferLrp {
         forwards: "5",
         backwards: "1",
         pace: Pace::B,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for CheferLrp {

@@ -92,8 +92,8 @@ impl Listed for DiffMaskOptions {
         forwards: "1",
         backwards: "0",
         pace: Pace::A,
-        trained_part: Some("gates"),
     };
+    const TRAINED_PART: Option<&'static str> = Some("gates");
 
     fn build(self, parts: Parts<'_>) -> Result<Box<dyn Explainer>> {
         let gates = parts.gates.ok_or_else(|| {

@@ -19,8 +19,8 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Needs, Parts, Pass, class_row, last_block};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Needs, Pass, class_row, last_block};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -34,7 +34,7 @@ pub struct GradCam {}
 #[serde(deny_unknown_fields)]
 pub struct GradCamAttention {}
 
-impl Listed for GradCam {
+impl Options for GradCam {
     const ENTRY: Entry = Entry {
         name: "gradcam",
         summary: "channels of the last block's tokens, weighted by gradients",
@@ -42,12 +42,7 @@ impl Listed for GradCam {
         forwards: "1",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for GradCam {
@@ -72,7 +67,7 @@ impl Explainer for GradCam {
     }
 }
 
-impl Listed for GradCamAttention {
+impl Options for GradCamAttention {
     const ENTRY: Entry = Entry {
         name: "gradcam-attention",
         summary: "heads of the last block's attention, weighted by gradients",
@@ -80,12 +75,7 @@ impl Listed for GradCamAttention {
         forwards: "1",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for GradCamAttention {

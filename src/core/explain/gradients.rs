@@ -26,9 +26,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::each_image;
-use super::methods::{Entry, Listed, Pace};
+use super::methods::{Entry, Options, Pace};
 use super::pass::Forward;
-use super::{Explainer, Needs, Parts, Pass};
+use super::{Explainer, Needs, Pass};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::vit::{Site, Vit};
@@ -87,7 +87,7 @@ impl Default for SmoothGrad {
     }
 }
 
-impl Listed for Saliency {
+impl Options for Saliency {
     const ENTRY: Entry = Entry {
         name: "saliency",
         summary: "absolute gradient of the image",
@@ -95,12 +95,7 @@ impl Listed for Saliency {
         forwards: "1",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for Saliency {
@@ -122,7 +117,7 @@ impl Explainer for Saliency {
     }
 }
 
-impl Listed for GradientInput {
+impl Options for GradientInput {
     const ENTRY: Entry = Entry {
         name: "gradient-x-input",
         summary: "gradient times the image",
@@ -130,12 +125,7 @@ impl Listed for GradientInput {
         forwards: "1",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for GradientInput {
@@ -156,7 +146,7 @@ impl Explainer for GradientInput {
     }
 }
 
-impl Listed for IntegratedGradients {
+impl Options for IntegratedGradients {
     const ENTRY: Entry = Entry {
         name: "integrated-gradients",
         summary: "gradients along the path from gray to the image",
@@ -164,16 +154,11 @@ impl Listed for IntegratedGradients {
         forwards: "52 to 452",
         backwards: "50 to 450",
         pace: Pace::C,
-        trained_part: None,
     };
 
     fn check(&self) -> Result<()> {
         at_least_one("steps", self.steps)?;
         at_least_zero("tolerance", self.tolerance)
-    }
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
     }
 }
 
@@ -300,7 +285,7 @@ impl Explainer for IntegratedGradients {
     }
 }
 
-impl Listed for SmoothGrad {
+impl Options for SmoothGrad {
     const ENTRY: Entry = Entry {
         name: "smoothgrad",
         summary: "mean gradient over noisy copies of the image",
@@ -308,16 +293,11 @@ impl Listed for SmoothGrad {
         forwards: "51",
         backwards: "50",
         pace: Pace::C,
-        trained_part: None,
     };
 
     fn check(&self) -> Result<()> {
         at_least_one("copies", self.copies)?;
         at_least_zero("noise", self.noise)
-    }
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
     }
 }
 

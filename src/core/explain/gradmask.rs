@@ -26,8 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
 use super::memory::Remembered;
-use super::methods::{Entry, Listed, Pace};
-use super::{Detailed, Explainer, Needs, Parts, Pass};
+use super::methods::{Entry, Options, Pace};
+use super::{Detailed, Explainer, Needs, Pass};
 use crate::error::{Error, Result};
 use crate::vit::{Site, Vit};
 
@@ -168,7 +168,7 @@ impl Default for GradMask {
     }
 }
 
-impl Listed for GradMask {
+impl Options for GradMask {
     const ENTRY: Entry = Entry {
         name: "gradmask",
         summary: "masks of query, key and value gradients, weighted by the class's probability",
@@ -176,7 +176,6 @@ impl Listed for GradMask {
         forwards: "1 + 12 (L - 1)",
         backwards: "1",
         pace: Pace::C,
-        trained_part: None,
     };
 
     fn check(&self) -> Result<()> {
@@ -206,10 +205,6 @@ impl Listed for GradMask {
             return refuse("quantiles must be between 0 and 1");
         }
         Ok(())
-    }
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
     }
 }
 

@@ -52,8 +52,8 @@ impl Listed for IaVitOptions {
         forwards: "1",
         backwards: "0",
         pace: Pace::A,
-        trained_part: Some("interpreter"),
     };
+    const TRAINED_PART: Option<&'static str> = Some("interpreter");
 
     fn build(self, parts: Parts<'_>) -> Result<Box<dyn Explainer>> {
         let interpreter = parts.interpreter.ok_or_else(|| {

@@ -30,9 +30,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image};
-use super::methods::{Entry, Listed, Pace};
+use super::methods::{Entry, Options, Pace};
 use super::shapley::Regression;
-use super::{Explainer, Needs, Parts, Pass};
+use super::{Explainer, Needs, Pass};
 use crate::error::{Error, Result};
 use crate::explain::Range;
 use crate::rng::Rng;
@@ -72,7 +72,7 @@ impl Default for KernelShap {
     }
 }
 
-impl Listed for KernelShap {
+impl Options for KernelShap {
     const ENTRY: Entry = Entry {
         name: "kernel-shap",
         summary: "each patch's share of the class's probability (Shapley values from masked copies)",
@@ -80,7 +80,6 @@ impl Listed for KernelShap {
         forwards: "2 + 768",
         backwards: "0",
         pace: Pace::C,
-        trained_part: None,
     };
 
     fn check(&self) -> Result<()> {
@@ -98,10 +97,6 @@ impl Listed for KernelShap {
             }
         }
         Ok(())
-    }
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
     }
 }
 

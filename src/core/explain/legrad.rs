@@ -18,8 +18,8 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Parts, Pass, no_blocks};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Pass, no_blocks};
 use crate::error::{Error, Result};
 use crate::vit::{NoTap, Probe, Site, Tap};
 use vitscope_kernels as kernels;
@@ -56,7 +56,7 @@ impl Tap for Cut {
     }
 }
 
-impl Listed for LeGrad {
+impl Options for LeGrad {
     const ENTRY: Entry = Entry {
         name: "legrad",
         summary: "gradient of each block's class score with respect to its attention",
@@ -64,12 +64,7 @@ impl Listed for LeGrad {
         forwards: "2",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for LeGrad {

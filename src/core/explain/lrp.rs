@@ -16,9 +16,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::gradients::GradientInput;
-use super::methods::{Entry, Listed, Pace};
+use super::methods::{Entry, Options, Pace};
 use super::pass::Forward;
-use super::{Explainer, Parts, Pass};
+use super::{Explainer, Pass};
 use crate::error::Result;
 use crate::vit::Rules;
 
@@ -33,7 +33,7 @@ pub struct LibraGrad {}
 #[serde(deny_unknown_fields)]
 pub struct AttnLrp {}
 
-impl Listed for LibraGrad {
+impl Options for LibraGrad {
     const ENTRY: Entry = Entry {
         name: "libragrad",
         summary: "gradient times the image, with rules that preserve the sum",
@@ -41,12 +41,7 @@ impl Listed for LibraGrad {
         forwards: "2",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for LibraGrad {
@@ -64,7 +59,7 @@ impl Explainer for LibraGrad {
 }
 
 #[cfg(feature = "lrp")]
-impl Listed for AttnLrp {
+impl Options for AttnLrp {
     const ENTRY: Entry = Entry {
         name: "attn-lrp",
         summary: "relevance propagated through attention",
@@ -72,12 +67,7 @@ impl Listed for AttnLrp {
         forwards: "2",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 #[cfg(feature = "lrp")]

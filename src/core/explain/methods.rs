@@ -62,8 +62,6 @@ pub struct Entry {
     pub backwards: &'static str,
     /// How fast it is.
     pub pace: Pace,
-    /// The part that must be trained for the model, if any.
-    pub trained_part: Option<&'static str>,
 }
 
 /// An option of a method.
@@ -94,22 +92,43 @@ pub struct Parts<'a> {
 pub(super) trait Listed: Default + Serialize + DeserializeOwned + JsonSchema {
     /// The method's line of the table; costs are those of its default options.
     const ENTRY: Entry;
+    /// The part that must be trained for the model, if any.
+    const TRAINED_PART: Option<&'static str>;
 
-    /// Fails where an option is out of range.
+    /// The explainer.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if `parts` lacks a part that the method needs; [`Error::Config`] if an option is out of range.
+    fn build(self, parts: Parts<'_>) -> Result<Box<dyn Explainer>>;
+}
+
+/// An explainer that is its own options, and needs no trained part.
+pub(super) trait Options:
+    Explainer + Default + Serialize + DeserializeOwned + JsonSchema + 'static
+{
+    /// As [`Listed::ENTRY`].
+    const ENTRY: Entry;
+
+    /// Fails if an option is out of range.
     fn check(&self) -> Result<()> {
         Ok(())
     }
+}
 
-    /// The explainer, of checked options.
-    ///
-    /// # Errors
-    /// [`Error::Model`] where `parts` lacks what the method needs.
-    fn build(self, parts: Parts<'_>) -> Result<Box<dyn Explainer>>;
+impl<T: Options> Listed for T {
+    const ENTRY: Entry = <T as Options>::ENTRY;
+    const TRAINED_PART: Option<&'static str> = None;
+
+    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
+        self.check()?;
+        Ok(Box::new(self))
+    }
 }
 
 /// What the table holds of a method.
 struct Row {
     entry: Entry,
+    trained_part: Option<&'static str>,
     options: fn() -> Vec<MethodOption>,
     build: fn(toml::Table, Parts<'_>) -> Result<Box<dyn Explainer>>,
 }
@@ -118,6 +137,7 @@ impl Row {
     const fn of<T: Listed>() -> Self {
         Self {
             entry: T::ENTRY,
+            trained_part: T::TRAINED_PART,
             options: options_of::<T>,
             build: build::<T>,
         }
@@ -221,7 +241,7 @@ impl Method {
 
     /// The part that must be trained for the model, if any.
     pub const fn trained_part(self) -> Option<&'static str> {
-        self.entry().trained_part
+        self.row().trained_part
     }
 
     /// The explainer, with its default options.
@@ -253,7 +273,6 @@ fn build<T: Listed>(options: toml::Table, parts: Parts<'_>) -> Result<Box<dyn Ex
         // Its second line names the key.
         Error::Config(format!("method {}: {}", T::ENTRY.name, in_words(&error)))
     })?;
-    options.check()?;
     options.build(parts)
 }
 

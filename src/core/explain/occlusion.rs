@@ -15,8 +15,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image};
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Needs, Parts, Pass};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Needs, Pass};
 use crate::error::{Error, Result};
 use crate::vit::Vit;
 
@@ -42,7 +42,7 @@ impl Default for Occluding {
     }
 }
 
-impl Listed for Occluding {
+impl Options for Occluding {
     const ENTRY: Entry = Entry {
         name: "occlusion",
         summary: "drop in the class's probability when patches are hidden",
@@ -50,7 +50,6 @@ impl Listed for Occluding {
         forwards: "2 + N",
         backwards: "0",
         pace: Pace::C,
-        trained_part: None,
     };
 
     fn check(&self) -> Result<()> {
@@ -60,10 +59,6 @@ impl Listed for Occluding {
             ));
         }
         Ok(())
-    }
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
     }
 }
 

@@ -20,8 +20,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::each_image;
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Needs, Parts, Pass, last_block};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Needs, Pass, last_block};
 use crate::error::{Error, Result};
 use crate::vit::{Head, NoTap, Site, Vit};
 
@@ -30,7 +30,7 @@ use crate::vit::{Head, NoTap, Site, Vit};
 #[serde(deny_unknown_fields)]
 pub struct ReciproCam {}
 
-impl Listed for ReciproCam {
+impl Options for ReciproCam {
     const ENTRY: Entry = Entry {
         name: "recipro-cam",
         summary: "class score when the last block sees only one neighborhood",
@@ -38,12 +38,7 @@ impl Listed for ReciproCam {
         forwards: "1.07",
         backwards: "0",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for ReciproCam {

@@ -17,8 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Parts, Pass};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Pass};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 
@@ -47,7 +47,7 @@ impl Default for Rise {
     }
 }
 
-impl Listed for Rise {
+impl Options for Rise {
     const ENTRY: Entry = Entry {
         name: "rise",
         summary: "random masks, weighted by the class's probability",
@@ -55,7 +55,6 @@ impl Listed for Rise {
         forwards: "2001",
         backwards: "0",
         pace: Pace::D,
-        trained_part: None,
     };
 
     fn check(&self) -> Result<()> {
@@ -66,10 +65,6 @@ impl Listed for Rise {
             )));
         }
         Ok(())
-    }
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
     }
 }
 

@@ -26,8 +26,8 @@ use candle_core::{D, Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Needs, Parts, Pass, attention_sites, no_blocks};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Needs, Pass, attention_sites, no_blocks};
 use crate::error::{Error, Result};
 use crate::vit::{Site, Vit};
 
@@ -91,7 +91,7 @@ impl Rollout {
     }
 }
 
-impl Listed for Rollout {
+impl Options for Rollout {
     const ENTRY: Entry = Entry {
         name: "rollout",
         summary: "attention followed through all blocks to the class token",
@@ -99,7 +99,6 @@ impl Listed for Rollout {
         forwards: "1",
         backwards: "0",
         pace: Pace::A,
-        trained_part: None,
     };
 
     fn check(&self) -> Result<()> {
@@ -110,10 +109,6 @@ impl Listed for Rollout {
             "discarded share of attention must be at least 0 and below 1, got {}",
             self.discard
         )))
-    }
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
     }
 }
 
@@ -132,7 +127,7 @@ impl Explainer for Rollout {
     }
 }
 
-impl Listed for GradientRollout {
+impl Options for GradientRollout {
     const ENTRY: Entry = Entry {
         name: "gradient-rollout",
         summary: "rollout of attention times its gradient",
@@ -140,12 +135,7 @@ impl Listed for GradientRollout {
         forwards: "1",
         backwards: "1",
         pace: Pace::A,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for GradientRollout {

@@ -17,8 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Needs, Parts, Pass, last_block};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Needs, Pass, last_block};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -27,7 +27,7 @@ use crate::vit::{Site, Vit};
 #[serde(deny_unknown_fields)]
 pub struct ScoreCam {}
 
-impl Listed for ScoreCam {
+impl Options for ScoreCam {
     const ENTRY: Entry = Entry {
         name: "score-cam",
         summary: "channels used as masks, weighted by the class's probability",
@@ -35,12 +35,7 @@ impl Listed for ScoreCam {
         forwards: "1 + D",
         backwards: "0",
         pace: Pace::C,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for ScoreCam {

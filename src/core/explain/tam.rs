@@ -18,9 +18,9 @@ use candle_core::{D, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::methods::{Entry, Listed, Pace};
+use super::methods::{Entry, Options, Pace};
 use super::pass::Forward;
-use super::{Explainer, Needs, Parts, Pass, attention_sites, class_row, last_block, no_blocks};
+use super::{Explainer, Needs, Pass, attention_sites, class_row, last_block, no_blocks};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
@@ -32,7 +32,7 @@ const STEPS: usize = 20;
 #[serde(deny_unknown_fields)]
 pub struct TransitionAttention {}
 
-impl Listed for TransitionAttention {
+impl Options for TransitionAttention {
     const ENTRY: Entry = Entry {
         name: "tam",
         summary: "attention as a Markov chain, times integrated gradients",
@@ -40,12 +40,7 @@ impl Listed for TransitionAttention {
         forwards: "21",
         backwards: "20",
         pace: Pace::C,
-        trained_part: None,
     };
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
-    }
 }
 
 impl Explainer for TransitionAttention {

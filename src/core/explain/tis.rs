@@ -18,8 +18,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image, weighted_sum};
-use super::methods::{Entry, Listed, Pace};
-use super::{Explainer, Needs, Parts, Pass};
+use super::methods::{Entry, Options, Pace};
+use super::{Explainer, Needs, Pass};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::vit::{Site, Vit};
@@ -49,7 +49,7 @@ impl Default for Tis {
     }
 }
 
-impl Listed for Tis {
+impl Options for Tis {
     const ENTRY: Entry = Entry {
         name: "tis",
         summary: "clusters of all blocks' features used as token masks",
@@ -57,7 +57,6 @@ impl Listed for Tis {
         forwards: "1 + 1024 / 2",
         backwards: "0",
         pace: Pace::C,
-        trained_part: None,
     };
 
     fn check(&self) -> Result<()> {
@@ -68,10 +67,6 @@ impl Listed for Tis {
             "tis: clusters must be at least 1, and keep must be above 0 and at most 1, got {} and {}",
             self.clusters, self.keep
         )))
-    }
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
     }
 }
 

@@ -22,9 +22,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masked::{Copies, Occlusion, Score, each_image};
-use super::methods::{Entry, Listed, Pace};
+use super::methods::{Entry, Options, Pace};
 use super::score_cam::{channels, channels_needed, unit};
-use super::{Explainer, Needs, Parts, Pass};
+use super::{Explainer, Needs, Pass};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::vit::Vit;
@@ -51,7 +51,7 @@ impl Default for VitCx {
     }
 }
 
-impl Listed for VitCx {
+impl Options for VitCx {
     const ENTRY: Entry = Entry {
         name: "vit-cx",
         summary: "clusters of channels used as masks, weighted by the class's probability",
@@ -59,7 +59,6 @@ impl Listed for VitCx {
         forwards: "2 + 2 × clusters",
         backwards: "0",
         pace: Pace::C,
-        trained_part: None,
     };
 
     fn check(&self) -> Result<()> {
@@ -70,10 +69,6 @@ impl Listed for VitCx {
             "vit-cx: distance must be between 0 and 2, and noise must be at least 0, got {} and {}",
             self.distance, self.noise
         )))
-    }
-
-    fn build(self, _: Parts<'_>) -> Result<Box<dyn Explainer>> {
-        Ok(Box::new(self))
     }
 }
 
