@@ -834,7 +834,7 @@ fn opus_left_out(entry: &[u8]) -> Option<i64> {
     let at = entry.windows(4).position(|window| window == b"dOps")?;
     // Version and number of channels follow the name.
     let n_samples = be16(entry, at + 6)?;
-    Some(i64::from(n_samples) * 1_000_000_000 / sound::OPUS_RATE)
+    Some(nanos(n_samples.into(), sound::OPUS_RATE))
 }
 
 /// The object type of a sample description's `esds` box.

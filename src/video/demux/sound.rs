@@ -1,6 +1,7 @@
 //! Headers of sound packets: where one ends in a stream that does not say, and how long it plays.
 
 use super::bytes::be16;
+use super::nanos;
 
 /// What one packet's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +55,11 @@ pub(super) fn aac(decoder_config: &[u8]) -> &'static str {
 pub(super) fn opus_left_out(header: &[u8]) -> Option<i64> {
     let n_samples = header.strip_prefix(b"OpusHead")?.get(2..4)?;
     let n_samples = u16::from_le_bytes(n_samples.try_into().ok()?);
-    Some(i64::from(n_samples) * 1_000_000_000 / OPUS_RATE)
+    Some(nanos(n_samples.into(), OPUS_RATE))
 }
 
 /// Samples per second of Opus, whatever it was made from.
-pub(super) const OPUS_RATE: i64 = 48_000;
+pub(super) const OPUS_RATE: u32 = 48_000;
 
 /// Bytes that no header is longer than, but for Opus, whose header counts by 255.
 pub(super) const LONGEST_HEADER: usize = 300;
