@@ -415,9 +415,15 @@ fn usual_channels(n_channels: i32) -> Option<u64> {
     })
 }
 
-/// Positions of the channels that are encoded, by their number: every container can name these layouts, every player knows
-/// them, and opusenc 1.22 keeps their channels in place.
-const ENCODED_LAYOUTS: [&[u32]; 3] = [&[0], &[0, 1], &[0, 1, 2, 3, 4, 5]];
+/// How many channels hold `n_channels` once they are encoded, and where they are; one channel has no position. Every
+/// container can name these layouts, every player knows them, and opusenc 1.22 keeps their channels in place.
+fn encoded_layout(n_channels: i32) -> (i32, u64) {
+    match n_channels {
+        ..=1 => (1, 0),
+        2 => (2, FRONT),
+        _ => (6, SURROUND),
+    }
+}
 
 /// Bits per second for each encoded channel.
 const CHANNEL_BITRATE: i32 = 64_000;
@@ -797,7 +803,7 @@ fn encode_chain(
     Ok((chain, priming))
 }
 
-/// Lets `filter` pass one of [`ENCODED_LAYOUTS`], as `raw` otherwise, once `converter` knows the channels of the first sound:
+/// Lets `filter` pass an [`encoded_layout`], as `raw` otherwise, once `converter` knows the channels of the first sound:
 /// before it is decoded a file may say another number. `encoder` gets bits for each of them.
 fn settle_layout(
     converter: &gst::Element,
@@ -822,24 +828,19 @@ fn settle_layout(
         // gst-libav 1.22 knows no name for half of the layouts that AAC describes at length.
         let told = mask.map(|mask| mask.0).filter(|mask| *mask != 0);
         let mask = told.or_else(|| usual_channels(n_channels?));
-        let holds = |layout: &&&[u32]| layout.len() as i32 >= n_channels.unwrap_or(2);
-        let layout = ENCODED_LAYOUTS.iter().find(holds);
-        let layout = layout.unwrap_or(&ENCODED_LAYOUTS[ENCODED_LAYOUTS.len() - 1]);
+        let (n_encoded, encoded_mask) = encoded_layout(n_channels.unwrap_or(2));
         let mut settled = raw.clone();
         if let Some(fields) = settled.make_mut().structure_mut(0) {
-            let n_encoded = layout.len() as i32;
             fields.set("channels", n_encoded);
-            // One channel has no position.
-            if n_encoded > 1 {
-                let bits = layout.iter().map(|position| 1 << position);
-                fields.set("channel-mask", gst::Bitmask::new(bits.sum()));
-            }
-            if encoder.has_property_with_type("bitrate", i32::static_type()) {
-                encoder.set_property("bitrate", n_encoded * CHANNEL_BITRATE);
+            if encoded_mask != 0 {
+                fields.set("channel-mask", gst::Bitmask::new(encoded_mask));
             }
         }
+        if encoder.has_property_with_type("bitrate", i32::static_type()) {
+            encoder.set_property("bitrate", n_encoded * CHANNEL_BITRATE);
+        }
         // By itself it makes a mixture of channels that one side lacks, and all of them quieter.
-        if layout.len() > 2
+        if n_encoded > 2
             && let Some(gains) = mask.and_then(gains_in_surround)
         {
             converter.set_property(
