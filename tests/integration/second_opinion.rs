@@ -872,6 +872,33 @@ fn aac_that_cannot_be_copied_is_encoded_anew() {
         let moved = beep_after_flash(&job.output) - before;
         assert!(moved.abs() < 0.003, "{extension}: {moved} s");
     }
+    let tone = files.make(
+        "tone.ts",
+        &format!("{PICTURE} {SOUND} {H264} -c:a aac -mpegts_flags latm"),
+    );
+    for extension in ["mp4", "ts", "mkv"] {
+        let job = FileJob::new(&tone, files.path(&format!("tone.out.{extension}")));
+        check(&job, "verified");
+        let [before, after] = [&tone, &job.output].map(|path| heard_secs(path));
+        assert!(
+            (after - before).abs() < 0.025,
+            "{extension}: {after} s of {before} s"
+        );
+    }
+}
+
+/// Seconds of a file's sound that are not silent, by ffmpeg's decoder.
+fn heard_secs(path: &Path) -> f64 {
+    let path = path.to_str().unwrap();
+    let format = "-map 0:a:0 -ac 1 -ar 16000 -f s16le -";
+    let args = ["-v", "error", "-i", path].into_iter();
+    let args: Vec<&str> = args.chain(format.split(' ')).collect();
+    let decoded = run_tool("ffmpeg", &args).stdout;
+    let loud = decoded.chunks_exact(2 * 160).filter(|window| {
+        let mut samples = window.chunks_exact(2);
+        samples.any(|sample| i16::from_le_bytes([sample[0], sample[1]]).unsigned_abs() > 500)
+    });
+    loud.count() as f64 / 100.0
 }
 
 #[test]

@@ -33,6 +33,8 @@ mod job;
 #[cfg(feature = "media")]
 mod judge;
 #[cfg(feature = "media")]
+mod loas;
+#[cfg(feature = "media")]
 mod matroska;
 pub mod memory;
 #[cfg(feature = "media")]

@@ -27,7 +27,7 @@ use super::matroska;
 use super::mp4::{Movie, Track, duration_from_ticks};
 use super::program_clock::ProgramClock;
 use super::session::lock;
-use super::{edits, elements, transport, vorbis};
+use super::{edits, elements, loas, transport, vorbis};
 
 /// A Matroska file that begins later than this was cut out of a longer one.
 const LATE_BEGIN: Duration = Duration::from_secs(1);
@@ -637,12 +637,18 @@ fn adapt_demuxer(parsebin: &gst::Element, earliest: Option<Duration>) {
         return;
     };
     let earliest = earliest.and_then(|earliest| gst::ClockTime::try_from(earliest).ok());
+    parsebin.connect("autoplug-continue", false, |values| {
+        let caps = values.get(2)?.get::<gst::Caps>().ok()?;
+        // Its frames are whole: see there.
+        Some((!loas::is_loas(&caps)).to_value())
+    });
     bin.connect_element_added(move |_, element| {
         if elements::factory_name(element) != "tsdemux" {
             return;
         }
         element.connect_pad_added(move |_, pad| {
             transport::strip_trailing_zeros(pad);
+            loas::split(pad);
             if let Some(earliest) = earliest {
                 replace_segment(pad, move |old| begun_at(old, earliest));
             }
