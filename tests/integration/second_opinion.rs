@@ -902,6 +902,31 @@ fn heard_secs(path: &Path) -> f64 {
 }
 
 #[test]
+fn sound_that_can_be_neither_decoded_nor_copied_whole_is_refused_with_the_way_out() {
+    let files = Files::new();
+    let input = files.make("tta.mkv", &format!("{PICTURE} {SOUND} {H264} -c:a tta"));
+    for (extension, audio) in [
+        ("mkv", AudioMode::Copy),
+        ("mp4", AudioMode::Copy),
+        ("mkv", AudioMode::Encode),
+    ] {
+        let job = FileJob {
+            audio,
+            ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+        };
+        let refusal = run(&job).unwrap_err().to_string();
+        assert_eq!(
+            refusal,
+            format!(
+                "GStreamer can neither decode TTA audio nor copy its last packet whole; use --audio drop to leave it out, \
+                 or convert it to FLAC first: {input:?}"
+            )
+        );
+        assert!(!job.output.exists());
+    }
+}
+
+#[test]
 fn a_range_within_one_picture_is_as_long_as_it_was_asked() {
     let files = Files::new();
     let slow = "-f lavfi -i testsrc2=size=160x120:rate=1:duration=6";

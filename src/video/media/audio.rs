@@ -172,6 +172,7 @@ pub(super) fn attach(
     timeline: &Timeline,
     shared: &Arc<Shared>,
 ) -> Result<AudioTrack> {
+    refuse_tta(caps)?;
     let told = caps;
     let caps = &corrected(caps, timeline.is_little_endian(pad));
     let description = describe(caps);
@@ -283,6 +284,22 @@ fn pass_silence_by(start: &gst::Pad, behind: &gst::Pad) {
         }
         _ => gst::PadProbeReturn::Ok,
     });
+}
+
+/// Fails where `caps` are TTA: the length of its last packet stands only in the file that it is copied from, and avdec_tta
+/// 1.22 takes none of it.
+fn refuse_tta(caps: &gst::Caps) -> Result<()> {
+    if !gst::Caps::builder("audio/x-tta")
+        .build()
+        .can_intersect(caps)
+    {
+        return Ok(());
+    }
+    Err(Error::Media(
+        "GStreamer can neither decode TTA audio nor copy its last packet whole; use --audio drop to leave it out, or \
+         convert it to FLAC first"
+            .into(),
+    ))
 }
 
 /// Fails where uncompressed sound of a disc, `caps`, is of a kind that dvdlpcmdec 1.22 makes noise or nothing of.
