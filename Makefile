@@ -7,6 +7,7 @@
 #   make bench-peers        time it beside ONNX Runtime, OpenVINO and PyTorch
 #   make check-cuda         compile it for CUDA, with or without a GPU
 #   make check-analytics    check what needs GStreamer 1.26, with or without it
+#   make check-toys         check that a method and a family are each a file and a line
 
 CLIP := demo/cockatoo.mp4
 VIDEO ?= $(CLIP)
@@ -31,7 +32,7 @@ MIN_RUST := 1.92
 CARGO_HOME ?= $(HOME)/.cargo
 export PATH := $(CARGO_HOME)/bin:$(PATH)
 
-.PHONY: demo test picture install plugin bench-peers check-cuda check-analytics packages test-packages pip venv python-packages rust
+.PHONY: demo test picture install plugin bench-peers check-cuda check-analytics check-toys packages test-packages pip venv python-packages rust
 
 demo: packages rust $(if $(filter $(CLIP),$(VIDEO)),$(CLIP))
 	cargo build --release --locked --package vitscope
@@ -89,6 +90,9 @@ bench-peers: packages rust venv $(CLIP)
 
 check-cuda: packages rust pip
 	tests/cuda/check.sh
+
+check-toys: packages rust
+	tests/toys/check.sh
 
 # Runs the element's tests where GStreamer is 1.26, as in Debian 13. Elsewhere the code is checked and not linked: the
 # bindings ask for no library where they are built for docs.rs.

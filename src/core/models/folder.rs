@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use super::preprocessor::Preprocessor;
 use crate::files::{part_path, write_whole};
 use crate::vit::fields::{self, Fields};
-use crate::vit::{Family, VitConfig, names};
+use crate::vit::{VitConfig, names};
 use crate::weights::{Precision, bytes_from_tensors, sha256_hex};
 use crate::{Error, Result};
 
@@ -353,7 +353,7 @@ pub(super) fn weights_elsewhere(missing: &str, exists: impl Fn(&str) -> bool) ->
 /// appears whole or not at all.
 ///
 /// # Errors
-/// [`Error::Model`] if the tensors do not fit `config`, or if it is a CLIP's, which is read only; [`Error::Io`] if a
+/// [`Error::Model`] if the tensors do not fit `config`, or if its family can only be read; [`Error::Io`] if a
 /// file cannot be written.
 pub fn save_folder(
     folder: &Path,
@@ -363,11 +363,7 @@ pub fn save_folder(
     precision: Precision,
 ) -> Result<String> {
     config.validate()?;
-    if config.family == Family::Clip {
-        return Err(Error::Model(
-            "CLIP's image encoder can be read but not saved".into(),
-        ));
-    }
+    config.family.check_saved()?;
     names::check(config, tensors)?;
     let published: BTreeMap<String, Tensor> = names::expected_shapes(config)
         .into_iter()

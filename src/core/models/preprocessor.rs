@@ -240,12 +240,9 @@ fn defaults(fields: Fields, family: Family) -> Result<Defaults> {
     let named = fields
         .value("image_processor_type")
         .or_else(|| fields.value("feature_extractor_type"));
-    let kind = match (named, family) {
-        (Some(name), _) => name.as_str().unwrap_or(""),
-        (None, Family::Vit) => "ViT",
-        (None, Family::Deit) => "DeiT",
-        (None, Family::Dinov2 | Family::Dinov2WithRegisters) => "Bit",
-        (None, Family::Clip) => "CLIP",
+    let kind = match named {
+        Some(name) => name.as_str().unwrap_or(""),
+        None => family.image_processor(),
     };
     let endings = ["Fast", "Pil", "ImageProcessor", "FeatureExtractor"];
     let kind = endings

@@ -1,8 +1,6 @@
 //! The shape of a Vision Transformer, read from and written to Hugging Face's `config.json`.
 //!
-//! Five families are understood: `vit` (which DINO's first version also uses), `deit` (distilled
-//! DeiT; the plain one is a `vit`), `dinov2`, `dinov2_with_registers` and CLIP's image half. Field names and defaults
-//! are those of `transformers`. What a configuration may say and this crate does not compute (other
+//! Field names and defaults are those of `transformers`; what a family's file says otherwise, [`super::family`] knows. What a configuration may say and this crate does not compute (other
 //! activations, SwiGLU) is refused by name. Nothing here opens a file: text in, text out.
 
 use std::collections::BTreeMap;
@@ -10,61 +8,10 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::Link;
+use super::family::Family;
 use super::fields::{self, Fields, MAX_SIZE};
 use crate::{Error, Result};
 use vitscope_kernels::Activation;
-
-/// Which published architecture a checkpoint follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// ViT, plain DeiT and the first DINO.
-    Vit,
-    /// DeiT with a distillation token behind the class token.
-    Deit,
-    /// DINOv2: layer scale in each block.
-    Dinov2,
-    /// DINOv2 with register tokens between the class token and the patches.
-    Dinov2WithRegisters,
-    /// The image half of CLIP (Radford et al., arXiv:2103.00020): a norm before the first block.
-    Clip,
-}
-
-impl Family {
-    const ALL: [Self; 5] = [
-        Self::Vit,
-        Self::Deit,
-        Self::Dinov2,
-        Self::Dinov2WithRegisters,
-        Self::Clip,
-    ];
-
-    /// The family's `model_type` in `config.json`.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Self::Vit => "vit",
-            Self::Deit => "deit",
-            Self::Dinov2 => "dinov2",
-            Self::Dinov2WithRegisters => "dinov2_with_registers",
-            Self::Clip => "clip_vision_model",
-        }
-    }
-
-    /// Whether the family is DINOv2, with or without registers.
-    pub fn is_dinov2(self) -> bool {
-        matches!(self, Self::Dinov2 | Self::Dinov2WithRegisters)
-    }
-
-    /// Prefix of the class names in `transformers`.
-    fn class_prefix(self) -> &'static str {
-        match self {
-            Self::Vit => "ViT",
-            Self::Deit => "DeiT",
-            Self::Dinov2 => "Dinov2",
-            Self::Dinov2WithRegisters => "Dinov2WithRegisters",
-            Self::Clip => "CLIPVision",
-        }
-    }
-}
 
 /// What the classifier reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,12 +148,8 @@ impl VitConfig {
     }
 
     fn read(text: &str, heads: Option<Heads>) -> Result<Self> {
-        let mut root = fields::parse(text)?;
-        if matches!(root.get("model_type"), Some(name) if name == CLIP || name == Family::Clip.model_type())
-        {
-            root = image_half(&root)?;
-        }
-        let fields = Fields(&root);
+        let whole = fields::parse(text)?;
+        let fields = Fields(&whole);
         let timm = fields.value("architecture");
         if timm.is_some() || fields.value("pretrained_cfg").is_some() {
             let name = timm.map_or_else(String::new, |name| format!(" of {name}"));
@@ -214,7 +157,10 @@ impl VitConfig {
                 "expected a Hugging Face config.json, got timm's configuration{name}"
             ));
         }
-        let family = family(fields)?;
+        let family = Family::of(fields)?;
+        let of_family = family.architecture();
+        let root = (of_family.fields)(whole)?;
+        let fields = Fields(&root);
         if let Some(pool) = fields
             .value("global_pool")
             .filter(|pool| pool.as_str() != Some("token"))
@@ -230,7 +176,7 @@ impl VitConfig {
         let architecture = architecture(fields)?;
         let is_bare = HEADLESS
             .iter()
-            .any(|ending| architecture.strip_prefix(family.class_prefix()) == Some(ending));
+            .any(|ending| architecture.strip_prefix(of_family.class_prefix) == Some(ending));
         // A class of the user's own, or none, says nothing of a classifier; without a checkpoint, a file that names classes
         // is believed to have one.
         let classifies = match heads {
@@ -245,7 +191,7 @@ impl VitConfig {
             }
             _ => heads.is_some_and(|heads| heads.distillation),
         };
-        let config = Self {
+        let mut config = Self {
             family,
             image_size: fields.square("image_size")?,
             patch_size: fields.square("patch_size")?,
@@ -253,16 +199,13 @@ impl VitConfig {
             hidden_size,
             num_hidden_layers: fields.size("num_hidden_layers")?,
             num_attention_heads: fields.size("num_attention_heads")?,
-            intermediate_size: intermediate_size(fields, family, hidden_size)?,
-            layer_norm_eps: layer_norm_eps(fields, family)?,
+            intermediate_size: (of_family.mlp_width)(fields, hidden_size)?,
+            layer_norm_eps: fields.number("layer_norm_eps", of_family.layer_norm_eps)?,
             qkv_bias: fields.flag("qkv_bias", true)?,
             hidden_act: activation(fields)?,
-            registers: match family {
-                Family::Dinov2WithRegisters => fields.count("num_register_tokens", 4)?,
-                _ => 0,
-            },
-            layer_scale: family.is_dinov2(),
-            distilled: family == Family::Deit,
+            registers: 0,
+            layer_scale: of_family.layer_scale,
+            distilled: of_family.distilled,
             labels: if classifies {
                 labels(fields)?
             } else {
@@ -270,15 +213,12 @@ impl VitConfig {
             },
             label_aliases: label_aliases(fields)?,
             multi_label: classifies && multi_label(fields)?,
-            reads: match family {
-                Family::Dinov2 | Family::Dinov2WithRegisters => Head::ClassTokenAndPatchMean,
-                Family::Deit if has_teacher => Head::ClassAndDistillationTokens,
-                Family::Vit | Family::Deit => Head::ClassToken,
-                Family::Clip => Head::ImageEmbedding {
-                    projection_dim: fields.size("projection_dim")?,
-                },
+            reads: match has_teacher && of_family.distilled {
+                true => Head::ClassAndDistillationTokens,
+                false => of_family.reads,
             },
         };
+        (of_family.read)(fields, &mut config)?;
         config.validate()?;
         Ok(config)
     }
@@ -286,18 +226,18 @@ impl VitConfig {
     /// The text of a `config.json` that `transformers` and [`VitConfig::from_json`] read.
     pub fn to_json(&self) -> String {
         let class = match self.head() {
-            _ if self.family == Family::Clip => "ModelWithProjection",
             None => "Model",
             Some(Head::ClassAndDistillationTokens) => "ForImageClassificationWithTeacher",
             Some(_) => "ForImageClassification",
         };
-        let mut root = json!({
-            "architectures": [format!("{}{class}", self.family.class_prefix())],
+        let stated = json!({
+            "architectures": [format!("{}{class}", self.family.architecture().class_prefix)],
             "attention_probs_dropout_prob": 0.0,
             "hidden_act": activation_name(self.hidden_act),
             "hidden_dropout_prob": 0.0,
             "hidden_size": self.hidden_size,
             "image_size": self.image_size,
+            "intermediate_size": self.intermediate_size,
             "layer_norm_eps": self.layer_norm_eps,
             "model_type": self.family.model_type(),
             "num_attention_heads": self.num_attention_heads,
@@ -306,35 +246,24 @@ impl VitConfig {
             "patch_size": self.patch_size,
             "qkv_bias": self.qkv_bias,
         });
-        if self.family.is_dinov2() {
-            // DINOv2 states the MLP's width as a multiple, which `validate` has found to be whole.
-            root["mlp_ratio"] = json!(self.intermediate_size / self.hidden_size.max(1));
-            root["use_swiglu_ffn"] = json!(false);
-            root["layerscale_value"] = json!(1.0);
-        } else {
-            root["intermediate_size"] = json!(self.intermediate_size);
-        }
-        if self.family == Family::Dinov2WithRegisters {
-            root["num_register_tokens"] = json!(self.registers);
-        }
-        if let Head::ImageEmbedding { projection_dim } = self.reads {
-            root["projection_dim"] = json!(projection_dim);
-        }
+        let mut root = Map::new();
+        root.extend(stated.as_object().cloned().into_iter().flatten());
+        (self.family.architecture().write)(self, &mut root);
         if !self.labels.is_empty() {
             let id2label = self.labels.iter().enumerate();
             let id2label = id2label.map(|(index, name)| (index.to_string(), json!(name)));
-            root["id2label"] = Value::Object(id2label.collect());
+            root.insert("id2label".into(), id2label.collect());
             let label2id = self.labels.iter().enumerate();
             let label2id = label2id.map(|(index, name)| (name.clone(), json!(index)));
-            root["label2id"] = Value::Object(label2id.collect());
+            root.insert("label2id".into(), label2id.collect());
         }
         if self.multi_label {
-            root["problem_type"] = json!(MULTI_LABEL);
+            root.insert("problem_type".into(), json!(MULTI_LABEL));
         }
         if !self.label_aliases.is_empty() {
-            root["label_aliases"] = json!(self.label_aliases);
+            root.insert("label_aliases".into(), json!(self.label_aliases));
         }
-        format!("{root:#}\n")
+        format!("{:#}\n", Value::Object(root))
     }
 
     /// Puts these classes in the place of those there are, of which one applies to a picture.
@@ -381,12 +310,7 @@ impl VitConfig {
         if !(eps.is_finite() && eps >= 0.0) {
             return refuse(format!("layer_norm_eps is {eps}, not a positive number"));
         }
-        if self.family.is_dinov2() && !self.intermediate_size.is_multiple_of(dim) {
-            return refuse(format!(
-                "intermediate_size {} is not a multiple of hidden_size {dim}, as dinov2 requires",
-                self.intermediate_size
-            ));
-        }
+        (self.family.architecture().check)(self)?;
         if self.reads == Head::ClassAndDistillationTokens && !self.distilled {
             return refuse("a teacher's classifier needs a distillation token".into());
         }
@@ -435,53 +359,24 @@ impl VitConfig {
 
     /// Whether the patch embedding has a bias; CLIP's has none.
     pub fn patch_bias(&self) -> bool {
-        self.family != Family::Clip
+        self.family.architecture().patch_bias
     }
 
     /// Whether a norm stands before the first block, as in CLIP.
     pub fn pre_norm(&self) -> bool {
-        self.family == Family::Clip
+        self.family.architecture().pre_norm
     }
 
     /// Whether position embeddings are antialiased when they are resized for another input size.
     ///
     /// `transformers` does so for DINOv2 with registers, and for no other family.
     pub fn antialiased_positions(&self) -> bool {
-        self.family == Family::Dinov2WithRegisters
+        self.family.architecture().antialiased_positions
     }
 }
 
-fn refuse<T>(message: String) -> Result<T> {
+pub(super) fn refuse<T>(message: String) -> Result<T> {
     Err(Error::Model(message))
-}
-
-fn family(fields: Fields) -> Result<Family> {
-    let name = fields.required("model_type")?;
-    let family = Family::ALL
-        .into_iter()
-        .find(|family| name.as_str() == Some(family.model_type()));
-    family.ok_or_else(|| {
-        let known = Family::ALL.map(Family::model_type).join(", ");
-        Error::Model(format!(
-            "model_type is {name}, expected one of {known}, {CLIP}"
-        ))
-    })
-}
-
-fn layer_norm_eps(fields: Fields, family: Family) -> Result<f64> {
-    let default = if family.is_dinov2() { 1e-6 } else { 1e-12 };
-    fields.number("layer_norm_eps", default)
-}
-
-fn intermediate_size(fields: Fields, family: Family, hidden_size: usize) -> Result<usize> {
-    if !family.is_dinov2() {
-        return fields.size("intermediate_size");
-    }
-    let ratio = fields.number("mlp_ratio", 4.0)?;
-    if !(ratio.fract() == 0.0 && (1.0..=MAX_SIZE as f64).contains(&ratio)) {
-        return refuse(format!("mlp_ratio is {ratio}, not a whole positive number"));
-    }
-    Ok(hidden_size * ratio as usize)
 }
 
 fn activation(fields: Fields) -> Result<Activation> {
@@ -515,49 +410,8 @@ const HEADLESS: [&str; 4] = [
     "ModelWithProjection",
 ];
 
-/// The `model_type` of a whole CLIP, whose image half is described inside it.
-const CLIP: &str = "clip";
-
-/// The fields of CLIP's image half, with the defaults of `transformers` where a file leaves them out.
-fn image_half(root: &Map<String, Value>) -> Result<Map<String, Value>> {
-    let whole = Fields(root);
-    let architecture = architecture(whole)?;
-    if architecture.contains("ForImageClassification") {
-        return refuse(format!(
-            "{architecture} is not supported; use the underlying CLIP model with separate class vectors"
-        ));
-    }
-    let given = match whole.value("vision_config") {
-        Some(Value::Object(vision)) => vision,
-        Some(other) => return refuse(format!("field \"vision_config\" is {other}, not an object")),
-        None => root,
-    };
-    let defaults = json!({
-        "hidden_act": "quick_gelu",
-        "hidden_size": 768,
-        "image_size": 224,
-        "intermediate_size": 3072,
-        "layer_norm_eps": 1e-5,
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-        "patch_size": 32,
-        "projection_dim": 512,
-    });
-    let mut fields = Map::new();
-    for object in [defaults.as_object(), Some(given)].into_iter().flatten() {
-        fields.extend(object.clone());
-    }
-    // The whole model's projection is the one that both of its halves end in.
-    if let Some(projection_dim) = whole.value("projection_dim") {
-        fields.insert("projection_dim".into(), projection_dim.clone());
-    }
-    fields.insert("model_type".into(), json!(Family::Clip.model_type()));
-    fields.remove("id2label");
-    Ok(fields)
-}
-
 /// The first of `architectures`, empty if there is none.
-fn architecture<'a>(fields: Fields<'a>) -> Result<&'a str> {
+pub(super) fn architecture<'a>(fields: Fields<'a>) -> Result<&'a str> {
     let Some(value) = fields.value("architectures") else {
         return Ok("");
     };

@@ -18,6 +18,7 @@
 pub mod attention;
 pub mod block;
 pub mod config;
+mod family;
 pub mod fields;
 pub mod head;
 pub mod init;
@@ -28,7 +29,8 @@ pub mod rules;
 pub mod stop;
 pub mod tap;
 
-pub use config::{Family, Head, VitConfig};
+pub use config::{Head, VitConfig};
+pub use family::Family;
 pub use link::Link;
 pub use rules::Rules;
 pub use stop::Stop;

@@ -1,31 +1,80 @@
 //! Tensor names: every naming that checkpoints use, brought to one.
 //!
 //! The one naming is Hugging Face's for ViT without the `vit.` in front, as in
-//! `encoder.layer.3.attention.attention.query.weight`. Understood besides: the prefixes `vit.`,
-//! `deit.`, `dinov2.` and `dinov2_with_registers.`; DINOv2's names (`norm1`, `mlp.fc1`); those that
-//! transformers 5 holds in memory (`layers.3.attention.q_proj`); timm's and the original DINO's
-//! (`blocks.3.attn.qkv`, which is cut in three); CLIP's image half (`vision_model.`). A tensor that belongs to no part of the model is an
-//! error, because a model that has it computes something else; only parts that do not take part in
-//! classifying (mask token, pooler, CLIP's text half) are passed over.
+//! `encoder.layer.3.attention.attention.query.weight`. Understood besides: the names of each [`super::family`]; those
+//! that transformers 5 holds in memory (`layers.3.attention.q_proj`); timm's and the original DINO's
+//! (`blocks.3.attn.qkv`, which is cut in three). A tensor that belongs to no part of the model is an error, because a model
+//! that has it computes something else; only parts that do not take part in classifying (mask token, pooler, CLIP's text
+//! half) are passed over.
 
 use std::collections::HashMap;
 
 use candle_core::Tensor;
 
 use super::config::{Head, Heads, VitConfig};
+use super::family::{Architecture, Family, Naming};
 use crate::{Error, Result};
 
-/// In front of the base model's names inside a model with a head.
-const PREFIXES: [&str; 5] = [
-    "vit.",
-    "deit.",
-    "dinov2_with_registers.",
-    "dinov2.",
-    "vision_model.",
-];
+/// Query, key and value, one below the other.
+const JOINT_QKV: &str = "attn.qkv";
 
 /// In front of a block's number: in Hugging Face's files, in transformers' memory (two), in timm.
 const BLOCKS: [&str; 4] = ["encoder.layer.", "encoder.layers.", "layers.", "blocks."];
+
+/// Tensors outside blocks, or pairs of weight and bias.
+const OUTSIDE: [&str; 11] = [
+    "embeddings.cls_token",
+    "embeddings.distillation_token",
+    "embeddings.register_tokens",
+    "embeddings.position_embeddings",
+    "embeddings.patch_embeddings.projection",
+    "pre_layernorm",
+    "layernorm",
+    "visual_projection",
+    "logit_scale",
+    "classifier",
+    "distillation_classifier",
+];
+
+/// Tensors of a block, or pairs of weight and bias.
+const IN_BLOCK: [&str; 10] = [
+    "layernorm_before",
+    "attention.attention.query",
+    "attention.attention.key",
+    "attention.attention.value",
+    "attention.output.dense",
+    "layer_scale1.lambda1",
+    "layernorm_after",
+    "intermediate.dense",
+    "output.dense",
+    "layer_scale2.lambda1",
+];
+
+/// What timm, the original DINO and transformers' models in memory call them.
+const OUTSIDE_IN_LIBRARIES: [Naming; 9] = [
+    ("cls_token", "embeddings.cls_token"),
+    ("dist_token", "embeddings.distillation_token"),
+    ("reg_token", "embeddings.register_tokens"),
+    ("register_tokens", "embeddings.register_tokens"),
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    ("norm", "layernorm"),
+    ("head", "classifier"),
+    ("head_dist", "distillation_classifier"),
+];
+const IN_BLOCK_IN_LIBRARIES: [Naming; 11] = [
+    ("norm1", "layernorm_before"),
+    ("attention.q_proj", "attention.attention.query"),
+    ("attention.k_proj", "attention.attention.key"),
+    ("attention.v_proj", "attention.attention.value"),
+    ("attention.o_proj", "attention.output.dense"),
+    ("attn.proj", "attention.output.dense"),
+    ("ls1.gamma", "layer_scale1.lambda1"),
+    ("norm2", "layernorm_after"),
+    ("mlp.fc1", "intermediate.dense"),
+    ("mlp.fc2", "output.dense"),
+    ("ls2.gamma", "layer_scale2.lambda1"),
+];
 
 /// Name and shape of each tensor of the model, first to last in the forward pass.
 pub fn expected_shapes(config: &VitConfig) -> Vec<(String, Vec<usize>)> {
@@ -210,21 +259,32 @@ pub fn published_name(config: &VitConfig, canonical: &str) -> String {
             _ => canonical.to_owned(),
         };
     }
-    let name = if config.family.is_dinov2() {
-        // The attention's `output.dense` keeps its name, the MLP's does not.
-        canonical
-            .replace(".layernorm_before.", ".norm1.")
-            .replace(".layernorm_after.", ".norm2.")
-            .replace(".intermediate.dense.", ".mlp.fc1.")
-            .replace(".output.dense.", ".mlp.fc2.")
-            .replace(".attention.mlp.fc2.", ".attention.output.dense.")
-    } else {
-        canonical.to_owned()
+    let family = config.family.architecture();
+    let name = match number_and_rest(canonical) {
+        Some((number, rest)) => {
+            let own = published_part(rest, family.names_in_block);
+            format!("encoder.layer.{number}.{own}")
+        }
+        None => published_part(canonical, family.names),
     };
     match config.head() {
         None => name,
-        Some(_) => format!("{}.{name}", config.family.model_type()),
+        Some(_) => format!("{}{name}", family.tensor_prefix),
     }
+}
+
+/// What a family calls the tensor of a canonical name.
+fn published_part(canonical: &str, names: &[Naming]) -> String {
+    let own = |part: &str| {
+        names
+            .iter()
+            .find(|(_, to)| *to == part)
+            .map(|(own, _)| *own)
+    };
+    let pair = stem_and_leaf(canonical);
+    let pair = pair.and_then(|(stem, leaf)| Some(format!("{}.{leaf}", own(stem)?)));
+    pair.or_else(|| own(canonical).map(str::to_owned))
+        .unwrap_or_else(|| canonical.to_owned())
 }
 
 /// What a name in a checkpoint stands for.
@@ -243,92 +303,58 @@ enum Name {
 }
 
 fn rename(name: &str) -> Name {
-    let prefix = PREFIXES.iter().find(|prefix| name.starts_with(**prefix));
-    let name = name.strip_prefix(prefix.unwrap_or(&"")).unwrap_or(name);
-    let in_block = BLOCKS.iter().find_map(|blocks| {
-        let (number, rest) = name.strip_prefix(blocks)?.split_once('.')?;
-        number.parse::<usize>().ok().map(|number| (number, rest))
-    });
-    match in_block {
-        Some((number, rest)) => rename_in_block(number, rest),
-        None => rename_outside(name),
-    }
-}
-
-fn rename_outside(name: &str) -> Name {
-    let whole = match name {
-        "embeddings.cls_token" | "cls_token" | "embeddings.class_embedding" => "cls_token",
-        "embeddings.position_embeddings" | "pos_embed" | "embeddings.position_embedding.weight" => {
-            "position_embeddings"
+    let mut prefixes = architectures().map(|family| family.tensor_prefix);
+    let name = prefixes
+        .find_map(|prefix| name.strip_prefix(prefix))
+        .unwrap_or(name);
+    let Some((number, rest)) = number_and_rest(name) else {
+        let unused = architectures().flat_map(|family| family.unused);
+        if name == "mask_token" || unused.into_iter().any(|begin| name.starts_with(begin)) {
+            return Name::Unused;
         }
-        "embeddings.register_tokens" | "register_tokens" | "reg_token" => "register_tokens",
-        "embeddings.distillation_token" | "dist_token" => "distillation_token",
-        "embeddings.mask_token" | "mask_token" => return Name::Unused,
-        "embeddings.position_ids" | "text_projection.weight" => return Name::Unused,
-        "logit_scale" => return Name::One(name.to_owned()),
-        _ => return rename_pair_outside(name),
+        let names = architectures().flat_map(|family| family.names);
+        let canonical = canonical_part(name, &OUTSIDE, OUTSIDE_IN_LIBRARIES.iter().chain(names));
+        return canonical.map_or(Name::Unknown, Name::One);
     };
-    Name::One(format!("embeddings.{whole}"))
-}
-
-fn rename_pair_outside(name: &str) -> Name {
-    let unused = ["pooler.", "decoder.", "text_model."];
-    if unused.iter().any(|prefix| name.starts_with(prefix)) {
-        return Name::Unused;
-    }
-    let Some((stem, leaf)) = stem_and_leaf(name) else {
-        return Name::Unknown;
-    };
-    let stem = match stem {
-        "embeddings.patch_embeddings.projection"
-        | "patch_embed.proj"
-        | "embeddings.patch_embedding" => "embeddings.patch_embeddings.projection",
-        // CLIP's files spell it so.
-        "pre_layernorm" | "pre_layrnorm" => "pre_layernorm",
-        "layernorm" | "norm" | "post_layernorm" => "layernorm",
-        "visual_projection" => "visual_projection",
-        "classifier" | "cls_classifier" | "head" => "classifier",
-        "distillation_classifier" | "head_dist" => "distillation_classifier",
-        _ => return Name::Unknown,
-    };
-    Name::One(format!("{stem}.{leaf}"))
-}
-
-fn rename_in_block(number: usize, name: &str) -> Name {
     let block = format!("encoder.layer.{number}");
-    let to = match name {
-        "layer_scale1.lambda1" | "ls1.gamma" => "layer_scale1.lambda1",
-        "layer_scale2.lambda1" | "ls2.gamma" => "layer_scale2.lambda1",
-        _ => return rename_pair_in_block(block, name),
-    };
-    Name::One(format!("{block}.{to}"))
+    if let Some((JOINT_QKV, leaf)) = stem_and_leaf(rest) {
+        return Name::JointQkv { block, leaf };
+    }
+    let names = architectures().flat_map(|family| family.names_in_block);
+    canonical_part(rest, &IN_BLOCK, IN_BLOCK_IN_LIBRARIES.iter().chain(names))
+        .map_or(Name::Unknown, |part| Name::One(format!("{block}.{part}")))
 }
 
-fn rename_pair_in_block(block: String, name: &str) -> Name {
-    let Some((stem, leaf)) = stem_and_leaf(name) else {
-        return Name::Unknown;
+fn architectures() -> impl Iterator<Item = &'static Architecture> {
+    Family::ALL.iter().map(|family| family.architecture())
+}
+
+/// A block's number, and what follows it.
+fn number_and_rest(name: &str) -> Option<(usize, &str)> {
+    let behind = BLOCKS.iter().find_map(|blocks| name.strip_prefix(blocks))?;
+    let (number, rest) = behind.split_once('.')?;
+    Some((number.parse().ok()?, rest))
+}
+
+/// The canonical name of a tensor: one of `parts`, which stand for themselves, or what `names` say.
+fn canonical_part<'a>(
+    name: &str,
+    parts: &[&'static str],
+    names: impl Iterator<Item = &'a Naming>,
+) -> Option<String> {
+    let themselves = parts.iter().map(|part| (*part, *part));
+    let names: Vec<Naming> = themselves.chain(names.copied()).collect();
+    let part = |name: &str| {
+        names
+            .iter()
+            .find(|(own, _)| *own == name)
+            .map(|(_, to)| *to)
     };
-    let stem = match stem {
-        "layernorm_before" | "norm1" | "layer_norm1" => "layernorm_before",
-        "attention.attention.query" | "attention.q_proj" | "self_attn.q_proj" => {
-            "attention.attention.query"
-        }
-        "attention.attention.key" | "attention.k_proj" | "self_attn.k_proj" => {
-            "attention.attention.key"
-        }
-        "attention.attention.value" | "attention.v_proj" | "self_attn.v_proj" => {
-            "attention.attention.value"
-        }
-        "attention.output.dense" | "attention.o_proj" | "self_attn.out_proj" | "attn.proj" => {
-            "attention.output.dense"
-        }
-        "layernorm_after" | "norm2" | "layer_norm2" => "layernorm_after",
-        "intermediate.dense" | "mlp.fc1" => "intermediate.dense",
-        "output.dense" | "mlp.fc2" => "output.dense",
-        "attn.qkv" => return Name::JointQkv { block, leaf },
-        _ => return Name::Unknown,
-    };
-    Name::One(format!("{block}.{stem}.{leaf}"))
+    if let Some(whole) = part(name) {
+        return Some(whole.to_owned());
+    }
+    let (stem, leaf) = stem_and_leaf(name)?;
+    Some(format!("{}.{leaf}", part(stem)?))
 }
 
 fn stem_and_leaf(name: &str) -> Option<(&str, &'static str)> {
@@ -482,7 +508,7 @@ mod tests {
         };
         for (name, _) in expected_shapes(&dinov2) {
             check_renamed(&name, &name);
-            for prefix in PREFIXES {
+            for prefix in architectures().map(|family| family.tensor_prefix) {
                 check_renamed(&format!("{prefix}{name}"), &name);
             }
         }
@@ -513,6 +539,26 @@ mod tests {
         assert_eq!(rename("fc_norm.weight"), Name::Unknown);
         assert_eq!(rename("blocks.0.attn.q_norm.weight"), Name::Unknown);
         assert_eq!(rename("blocks.x.norm1.weight"), Name::Unknown);
+    }
+
+    #[test]
+    fn no_name_stands_for_two_tensors() {
+        let outside = architectures().flat_map(|family| family.names);
+        let in_block = architectures().flat_map(|family| family.names_in_block);
+        let outside = OUTSIDE_IN_LIBRARIES.iter().chain(outside);
+        let in_block = IN_BLOCK_IN_LIBRARIES.iter().chain(in_block);
+        for (names, parts) in [
+            (outside.collect::<Vec<_>>(), &OUTSIDE[..]),
+            (in_block.collect(), &IN_BLOCK),
+        ] {
+            for (own, to) in &names {
+                assert!(
+                    parts.contains(to),
+                    "{own:?} stands for {to:?}, which is none"
+                );
+                assert!(names.iter().all(|(name, other)| name != own || other == to));
+            }
+        }
     }
 
     #[test]

@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use candle_core::Tensor;
 
 use super::ClassifierRecipe;
-use vitscope_core::error::{Error, Result};
+use vitscope_core::error::Result;
 use vitscope_core::rng::Rng;
-use vitscope_core::vit::config::Family;
 use vitscope_core::vit::{VitConfig, init};
 
 /// A trained model that training goes on from.
@@ -30,12 +29,7 @@ impl Start {
         classes: &[String],
         rng: &mut Rng,
     ) -> Result<(VitConfig, HashMap<String, Tensor>)> {
-        if self.config.family == Family::Clip {
-            return Err(Error::Model(
-                "CLIP's image encoder can be read but not saved, so it cannot be trained; train a linear head for it \
-                 instead".into(),
-            ));
-        }
+        self.config.family.check_saved()?;
         let (mut config, mut weights) = (self.config.clone(), self.weights.clone());
         if config.labels != classes {
             weights.retain(|name, _| !is_classifier(name));
