@@ -46,7 +46,7 @@ pub use address::{Address, without_secrets};
 pub use capture::{Camera, Wanted, cameras, plugin_file};
 pub use collect::Collect;
 pub use controls::Key;
-pub use outputs::Outputs;
+pub use outputs::{Frames, HlsFolder, Output, Recording, RtspPush, VirtualCamera, Window};
 pub use teaching::{Answers, ClassProgress, Progress, Teach};
 
 /// Interval between checks of the buses.
@@ -67,8 +67,8 @@ pub struct Live {
     pub properties: Vec<(&'static str, String)>,
     /// Options of each method by its name, including methods that are selected later.
     pub options: toml::Table,
-    /// Where the result goes.
-    pub outputs: Outputs,
+    /// Where the result goes; with no output and no page, only the model runs.
+    pub outputs: Vec<Arc<dyn Output>>,
     /// The web page, if any.
     pub page: Option<Page>,
     /// How to store original frames, if at all.
@@ -218,7 +218,7 @@ impl Live {
             if cancel.load(Ordering::SeqCst) {
                 return Ok(player.status());
             }
-            player.name_recording()?;
+            player.keep_explained()?;
             match player.check(TICK)? {
                 News::None => (),
                 News::Over => return Ok(player.status()),

@@ -1,7 +1,6 @@
 //! The pipeline behind the source: it explains, shows and records.
 
 use std::cell::Cell;
-use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,13 +13,12 @@ use super::capture::{Base, Capture};
 use super::controls::{Controls, Key, options_text};
 use super::explained::Explained;
 use super::freeze::Freeze;
-use super::outputs::{self, Outputs};
+use super::outputs::{self, Outputs, Pictures};
 use super::peek::Peek;
 use super::teaching::Teaching;
 use super::{Live, Status};
 use crate::serve::{Feed, Topic};
 use vitscope_core::error::{Error, Result};
-use vitscope_core::files::part_path;
 use vitscope_element::VitScope;
 use vitscope_video::media::elements::{add_chain, make, static_pad};
 
@@ -53,8 +51,8 @@ pub(super) struct Player {
     /// Keys that were pressed in the window.
     keys: Receiver<Key>,
     outputs: Outputs,
-    /// The recording has its name.
-    named: Cell<bool>,
+    /// What they wrote is kept.
+    is_kept: Cell<bool>,
     /// The user has closed the window.
     closed: Cell<bool>,
     base: Base,
@@ -83,8 +81,9 @@ impl Player {
         ];
         add_chain(&pipeline, &chain)?;
         let (pressed, keys): (Sender<Key>, _) = crossbeam_channel::bounded(KEYS);
-        let page = live.page.as_ref().map(|_| feed);
-        live.outputs.add(&pipeline, &tee, pressed, page)?;
+        let pictures = live.page.as_ref().map(|_| Pictures(Arc::clone(feed)));
+        let outputs = Outputs::new(&live.outputs, pictures);
+        outputs.add(&pipeline, &tee, &pressed)?;
         let freeze = Arc::new(Freeze::default());
         let teaching = match live.teach.clone() {
             Some(what) => {
@@ -119,8 +118,8 @@ impl Player {
             controls: Arc::new(controls),
             freeze,
             keys,
-            outputs: live.outputs.clone(),
-            named: Cell::new(false),
+            outputs,
+            is_kept: Cell::new(false),
             closed: Cell::new(false),
             base: Base { clock, time },
         };
@@ -128,11 +127,11 @@ impl Player {
             let bus = player.pipeline.bus();
             let message = bus.and_then(|bus| bus.pop_filtered(&[gst::MessageType::Error]));
             return Err(match message.as_ref().map(|message| message.view()) {
-                Some(gst::MessageView::Error(error)) => live.outputs.failed(error),
+                Some(gst::MessageView::Error(error)) => player.outputs.failed(error),
                 _ => Error::Media("the pipeline did not start".into()),
             });
         }
-        player.outputs.check_window(&player.pipeline)?;
+        player.outputs.check(&player.pipeline)?;
         Ok(player)
     }
 
@@ -190,7 +189,7 @@ impl Player {
         match bus.timed_pop_filtered(patience, &kinds) {
             None => Ok(News::None),
             Some(message) => match message.view() {
-                gst::MessageView::Error(error) if outputs::is_closed_window(error) => {
+                gst::MessageView::Error(error) if outputs::is_closed(error) => {
                     self.closed.set(true);
                     Ok(News::Over)
                 }
@@ -213,23 +212,21 @@ impl Player {
         }
     }
 
-    /// Gives the recording its name as soon as something of it has been explained.
+    /// Keeps what the outputs wrote as soon as something of it has been explained.
     ///
     /// # Errors
-    /// Fails where the name cannot be given.
-    pub(super) fn name_recording(&self) -> Result<()> {
-        if !self.named.get() && self.outputs.record.is_some() && self.status().explained > 0 {
-            self.name_recording_now()?;
+    /// Fails where an output cannot.
+    pub(super) fn keep_explained(&self) -> Result<()> {
+        if !self.is_kept.get() && self.status().explained > 0 {
+            self.keep()?;
         }
         Ok(())
     }
 
-    fn name_recording_now(&self) -> Result<()> {
-        match &self.outputs.record {
-            Some(path) if !self.named.replace(true) => {
-                fs::rename(part_path(path), path).map_err(|error| Error::io(path, error))
-            }
-            _ => Ok(()),
+    fn keep(&self) -> Result<()> {
+        match self.is_kept.replace(true) {
+            true => Ok(()),
+            false => self.outputs.keep(),
         }
     }
 
@@ -255,7 +252,7 @@ impl Player {
     pub(super) fn end(self) -> Result<()> {
         // Whoever ends it wants what there is, explained or not.
         if self.status().frames > 0 {
-            self.name_recording_now()?;
+            self.keep()?;
         }
         self.appsrc
             .end_of_stream()
@@ -285,9 +282,8 @@ impl Drop for Player {
         if self.pipeline.set_state(gst::State::Null).is_err() {
             tracing::warn!("the pipeline did not stop");
         }
-        if let Some(path) = self.outputs.record.as_ref().filter(|_| !self.named.get()) {
-            // Where the pipeline never began, there is none.
-            let _ = fs::remove_file(part_path(path));
+        if !self.is_kept.get() {
+            self.outputs.discard();
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use vitscope::live::{Address, Audience, Event, Live, Outputs, Page, Teach, Wanted};
+use vitscope::live::{Address, Audience, Event, Live, Page, Teach, Wanted};
 
 use crate::common::connect;
 
@@ -234,7 +234,7 @@ fn live(model: &str, teach: Option<Teach>) -> Live {
             ("sync-mode", "latest".into()),
         ],
         options: toml::Table::new(),
-        outputs: Outputs::default(),
+        outputs: Vec::new(),
         page: Some(Page {
             address: "127.0.0.1:0".parse().unwrap(),
             token: None,

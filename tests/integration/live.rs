@@ -5,15 +5,21 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use gstreamer as gst;
+use gstreamer::prelude::*;
 use vitscope::data::Dataset;
 use vitscope::data::folder::Folder;
-use vitscope::frame::FrameSize;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
-use vitscope::live::{Address, Audience, Collect, Event, Key, Live, Outputs, Status, Wanted};
+use vitscope::frame::{Frame, FrameSize};
+use vitscope::live::{
+    Address, Audience, Collect, Event, Frames, HlsFolder, Key, Live, Output, Recording, RtspPush,
+    Status, Wanted,
+};
+use vitscope::media::Sink;
 use vitscope::serve::{About, Change, Feed, Host, Lesson, Server};
 
 use crate::common::{clip, ffmpeg, fixture, frame_times, run_tool};
@@ -36,10 +42,7 @@ fn live(address: &str, folder: &Path) -> Live {
             ("method", "rollout".into()),
             ("sync-mode", "latest".into()),
         ],
-        outputs: Outputs {
-            record: Some(folder.join("out.mkv")),
-            ..Outputs::default()
-        },
+        outputs: vec![Arc::new(Recording(folder.join("out.mkv")))],
         options: toml::Table::new(),
         page: None,
         collect: None,
@@ -310,7 +313,7 @@ fn a_file_is_shown_like_a_camera_once_or_again_and_again() {
     let n_frames = 30;
     clip(&path, "64x48", n_frames);
     let mut file = live(path.to_str().unwrap(), folder.path());
-    file.outputs.record = Some(folder.path().join("once.mp4"));
+    file.outputs = vec![Arc::new(Recording(folder.path().join("once.mp4")))];
     let events = run(&file, |_| false).unwrap();
     assert_eq!(events.last(), Some(&Event::Ending));
     let once = frame_times(&folder.path().join("once.mp4"));
@@ -318,7 +321,7 @@ fn a_file_is_shown_like_a_camera_once_or_again_and_again() {
     assert!(once.windows(2).all(|pair| pair[0] < pair[1]), "{once:?}");
 
     file.again = true;
-    file.outputs.record = Some(folder.path().join("again.mkv"));
+    file.outputs = vec![Arc::new(Recording(folder.path().join("again.mkv")))];
     let twice = 2 * u64::from(n_frames);
     let events = run(
         &file,
@@ -338,7 +341,7 @@ fn a_file_that_is_not_there_and_a_recording_of_no_known_kind_are_refused() {
     let error = run(&missing, |_| true).unwrap_err().to_string();
     assert_eq!(error, "no such file: \"/no/such/clip.mp4\"");
     let mut recorded = live("test:", folder.path());
-    recorded.outputs.record = Some(folder.path().join("out.avi"));
+    recorded.outputs = vec![Arc::new(Recording(folder.path().join("out.avi")))];
     let error = run(&recorded, |_| true).unwrap_err().to_string();
     assert!(
         error.contains("ending in .mkv or .mp4") && error.contains("out.avi"),
@@ -430,7 +433,7 @@ fn frames_are_collected_to_train_on_and_those_of_before_stay() {
     let picture = image::open(stored.join("frame-000000.jpg")).unwrap();
     assert_eq!((picture.width(), picture.height()), (64, 48));
     let bytes = std::fs::read(stored.join("frame-000000.jpg")).unwrap();
-    live.outputs.record = None;
+    live.outputs = Vec::new();
     run(&live, enough).unwrap();
     let second = crate::common::names_in(&stored);
     assert_eq!(first[..], second[..first.len()]);
@@ -501,10 +504,7 @@ fn gates_that_change_are_taken_over_and_broken_ones_are_not() {
 fn a_folder_of_http_live_streaming_can_be_played() {
     let folder = tempfile::tempdir().unwrap();
     let mut live = live("test:ball", folder.path());
-    live.outputs = Outputs {
-        hls: Some(folder.path().to_owned()),
-        ..Outputs::default()
-    };
+    live.outputs = vec![Arc::new(HlsFolder(folder.path().to_owned()))];
     run(
         &live,
         |event| matches!(event, Event::Status(status) if status.frames > 130),
@@ -513,6 +513,84 @@ fn a_folder_of_http_live_streaming_can_be_played() {
     let times = frame_times(&folder.path().join("live.m3u8"));
     assert!(times.len() > 100, "{times:?}");
     assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
+}
+
+/// Counts frames.
+struct Counter {
+    n_frames: Arc<AtomicUsize>,
+    /// Fails with the frame behind so many.
+    most: usize,
+}
+
+impl Sink for Counter {
+    fn push(&mut self, frame: Frame) -> vitscope::Result<()> {
+        let size = frame.size();
+        assert_eq!((size.width_px, size.height_px), (64, 48));
+        if self.n_frames.fetch_add(1, Ordering::SeqCst) < self.most {
+            return Ok(());
+        }
+        Err(vitscope::Error::Config("the sink has enough".into()))
+    }
+
+    fn finish(self: Box<Self>) -> vitscope::Result<()> {
+        self.n_frames.fetch_add(1000, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_sink_is_fed_live_and_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    let n_frames = Arc::new(AtomicUsize::new(0));
+    let fed = |most| {
+        let n_frames = Arc::clone(&n_frames);
+        Arc::new(Frames::new(Counter { n_frames, most }))
+    };
+    let mut live = live("test:ball", folder.path());
+    let enough = |event: &Event| matches!(event, Event::Status(status) if status.frames > 30);
+    live.outputs = vec![fed(usize::MAX)];
+    run(&live, enough).unwrap();
+    let n_frames = n_frames.swap(0, Ordering::SeqCst);
+    assert!((1010..2000).contains(&n_frames), "{n_frames}");
+
+    live.outputs = vec![fed(5)];
+    let error = run(&live, enough).unwrap_err().to_string();
+    assert_eq!(error, "the sink has enough");
+}
+
+/// An output that the library does not know, as its users write them.
+#[derive(Debug)]
+struct Blind(AtomicBool);
+
+impl Output for Blind {
+    fn elements(
+        &self,
+        _keys: &crossbeam_channel::Sender<Key>,
+    ) -> vitscope::Result<Vec<gst::Element>> {
+        let make = |name| gst::ElementFactory::make(name).build().unwrap();
+        let sink = make("fakesink");
+        sink.set_property("sync", false);
+        Ok(vec![make("queue"), sink])
+    }
+
+    fn keep(&self) -> vitscope::Result<()> {
+        self.0.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn an_output_of_the_user_s_own_is_one_type() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut live = live("test:ball", folder.path());
+    let blind = Arc::new(Blind(AtomicBool::new(false)));
+    live.outputs = vec![blind.clone()];
+    run(
+        &live,
+        |event| matches!(event, Event::Status(status) if status.explained > 0),
+    )
+    .unwrap();
+    assert!(blind.0.load(Ordering::SeqCst));
 }
 
 /// A program of `tests/fixtures` that serves video over RTSP until it is killed.
@@ -616,14 +694,8 @@ fn video_is_pushed_to_an_rtsp_server() {
     let server = RtspServer::start(0, &["--record-to", taken.to_str().unwrap()]);
     let mut live = live("test:ball", folder.path());
     live.wanted.size = Some((320, 240));
-    live.outputs = Outputs {
-        rtsp: Some(
-            format!("rtsp://127.0.0.1:{}/record", server.port)
-                .parse()
-                .unwrap(),
-        ),
-        ..Outputs::default()
-    };
+    let address = format!("rtsp://127.0.0.1:{}/record", server.port);
+    live.outputs = vec![Arc::new(RtspPush(address.parse().unwrap()))];
     run(
         &live,
         |event| matches!(event, Event::Status(status) if status.frames > 60),

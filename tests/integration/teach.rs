@@ -13,7 +13,7 @@ use image::{Rgb, RgbImage};
 use vitscope::data::folder::Folder;
 use vitscope::data::{Dataset, labeled_images};
 use vitscope::explain::Method;
-use vitscope::live::{Address, Audience, Event, Key, Live, Outputs, Progress, Teach, Wanted};
+use vitscope::live::{Address, Audience, Event, Key, Live, Progress, Teach, Wanted};
 use vitscope::models::{self, Reference};
 use vitscope::sidecar::Record;
 use vitscope::train::taught::{self, Taught};
@@ -502,7 +502,7 @@ fn live(folder: &Path, model: &str) -> Live {
             ("sync-mode", "exact".into()),
             ("scores-location", sidecar.to_str().unwrap().into()),
         ],
-        outputs: Outputs::default(),
+        outputs: Vec::new(),
         options: toml::Table::new(),
         page: None,
         collect: None,

@@ -12,7 +12,8 @@ use anyhow::bail;
 use vitscope::explain::Method;
 use vitscope::files;
 use vitscope::live::{
-    Address, Audience, Collect, Event, Key, Live, Outputs, Page, Status, Teach, Wanted,
+    Address, Audience, Collect, Event, HlsFolder, Key, Live, Output, Page, Recording, RtspPush,
+    Status, Teach, VirtualCamera, Wanted, Window,
 };
 use vitscope::overlay::Mode;
 
@@ -194,11 +195,6 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
     if args.again && !matches!(args.source, Address::File(_)) {
         bail!("--loop supports only video files, got {}", args.source);
     }
-    let goes_elsewhere = [&args.record, &args.v4l2_out, &args.hls]
-        .iter()
-        .any(|output| output.is_some())
-        || args.rtsp_out.is_some()
-        || args.serve.is_some();
     let own_gates = Path::new(&args.explain.model);
     let live = Live {
         address: args.source.clone(),
@@ -209,13 +205,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
         },
         properties: properties(args)?,
         options: options(args)?,
-        outputs: Outputs {
-            window: args.window || !(args.no_window || goes_elsewhere),
-            record: args.record.clone(),
-            v4l2: args.v4l2_out.clone(),
-            rtsp: args.rtsp_out.clone(),
-            hls: args.hls.clone(),
-        },
+        outputs: live_outputs(args),
         page: args.serve.map(|address| Page {
             address,
             token: args.token.clone(),
@@ -247,6 +237,21 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::Incomplete);
     }
     Ok(Exit::Whole)
+}
+
+/// Where the result goes; a window, where that is nowhere else.
+fn live_outputs(args: &LiveArgs) -> Vec<Arc<dyn Output>> {
+    let mut outputs: Vec<Arc<dyn Output>> = Vec::new();
+    let mut add = |output: Option<Arc<dyn Output>>| outputs.extend(output);
+    add((args.record.clone()).map(|path| Arc::new(Recording(path)) as _));
+    add((args.rtsp_out.clone()).map(|address| Arc::new(RtspPush(address)) as _));
+    add((args.hls.clone()).map(|folder| Arc::new(HlsFolder(folder)) as _));
+    add((args.v4l2_out.clone()).map(|device| Arc::new(VirtualCamera(device)) as _));
+    let is_elsewhere = !outputs.is_empty() || args.serve.is_some();
+    if args.window || !(args.no_window || is_elsewhere) {
+        outputs.insert(0, Arc::new(Window));
+    }
+    outputs
 }
 
 /// The terminal.
