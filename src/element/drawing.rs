@@ -5,10 +5,11 @@ use std::time::Instant;
 use gstreamer as gst;
 use gstreamer::subclass::prelude::*;
 
-use super::element::{Streaming, VitScope, lock};
+use super::element::{VitScope, lock};
 use super::meta::{self, Found};
 use super::settings::{Settings, SyncMode};
 use super::stream::Shown;
+use super::streaming::Streaming;
 use vitscope_video::media::pixels::buffer_from_frame;
 use vitscope_video::pipeline::compositor::Compositor;
 use vitscope_video::pipeline::stages::{Composited, Finding};

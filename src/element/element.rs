@@ -1,12 +1,10 @@
-//! The element: buffers in, explained buffers out, in order.
+//! The element as GStreamer sees it: properties, states, events, and buffers in and out, in order.
 //!
-//! A buffer is handed to the worker in `submit_input_buffer` and leaves in `generate_output`, when its explanation is
-//! there or, live, when its time has come. What is held leaves before EOS, SEGMENT, CAPS and GAP, and is discarded by
-//! a flush. No setting is locked while the model works.
+//! A buffer is taken in `submit_input_buffer` and leaves in `generate_output`; [`super::streaming`] says when.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use gstreamer as gst;
 use gstreamer::glib;
@@ -17,21 +15,18 @@ use gstreamer_base::prelude::*;
 use gstreamer_base::subclass::prelude::*;
 use gstreamer_video as gst_video;
 
-use super::meta::Found;
+use super::pads::{frame_duration, pad_templates, sync_values, video_info};
 use super::records::Records;
 use super::scores;
 use super::settings::{Settings, SyncMode, properties};
 use super::shared::Taught;
 use super::statistics::Statistics;
-use super::stream::{News, Next, Stream};
-use super::workers::{Handed, Workers};
+use super::streaming::Streaming;
+use super::workers::Workers;
 use vitscope_core::error::Result;
-use vitscope_core::frame::Frame;
-use vitscope_core::frame::resize::Resizer;
-use vitscope_core::models::Model;
 use vitscope_video::media::pixels::frame_from_buffer;
-use vitscope_video::pipeline::stages::{Decoded, Finding, Patchified, View, patchify};
-use vitscope_video::pipeline::worker::{Abandon, Answer, Ready};
+use vitscope_video::pipeline::stages::{Finding, View};
+use vitscope_video::pipeline::worker::Abandon;
 use vitscope_video::sidecar;
 
 /// Frames that a live stream is said to be delayed by before the model has been timed.
@@ -54,58 +49,27 @@ pub struct VitScope {
     /// A program's own views.
     pub(super) open: Mutex<Option<Arc<Open>>>,
     /// Who is told of each explanation.
-    observe: Mutex<Option<Arc<Observe>>>,
+    pub(super) observe: Mutex<Option<Arc<Observe>>>,
     pub(super) workers: Mutex<Workers>,
     /// A classifier in place of the model's own.
     pub(super) head: Arc<Mutex<Option<Taught>>>,
     /// A line that is written into the picture.
     pub(super) note: Mutex<String>,
-    streaming: Mutex<Streaming>,
+    pub(super) streaming: Mutex<Streaming>,
     pub(super) stats: Mutex<Statistics>,
     /// What a live stream is delayed by, nanoseconds.
-    latency_ns: AtomicU64,
+    pub(super) latency_ns: AtomicU64,
     /// Running time before which a frame is too late to be explained, nanoseconds.
-    earliest_ns: AtomicU64,
+    pub(super) earliest_ns: AtomicU64,
     /// No frame waits for a model: a flush is under way, or the element stops.
-    gives_up: AtomicBool,
+    pub(super) gives_up: AtomicBool,
     /// Ends the wait of the frame that is to leave.
-    waiting: Mutex<Option<Abandon>>,
-}
-
-/// What the streaming thread works with.
-#[derive(Default)]
-pub(super) struct Streaming {
-    info: Option<gst_video::VideoInfo>,
-    /// Frames so far.
-    n_frames: u64,
-    resizer: Option<(Arc<Model>, Resizer)>,
-    /// Maps per explained frame; none before the model is open.
-    pub(super) n_maps: usize,
-    pub(super) frames: Stream<Handed, gst::Buffer>,
-    pub(super) scores: Option<Records>,
+    pub(super) waiting: Mutex<Option<Abandon>>,
 }
 
 /// The lock; what a panicked thread left is still good.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Gives controlled properties the values of a buffer's time.
-pub(super) fn sync_values(element: &impl IsA<gst_base::BaseTransform>, buffer: &gst::BufferRef) {
-    let element = element.upcast_ref();
-    let segment = element.segment();
-    let segment = segment.downcast_ref::<gst::ClockTime>();
-    if let Some(time) = segment.and_then(|segment| segment.to_stream_time(buffer.pts()?)) {
-        let _ = element.sync_values(time);
-    }
-}
-
-/// What the caps of a pad say of its frames.
-pub(super) fn video_info(
-    caps: &gst::Caps,
-) -> std::result::Result<gst_video::VideoInfo, gst::LoggableError> {
-    gst_video::VideoInfo::from_caps(caps)
-        .map_err(|_| gst::loggable_error!(CAT, "no video in {caps}"))
 }
 
 impl VitScope {
@@ -123,230 +87,6 @@ impl VitScope {
     pub(super) fn settings(&self) -> Settings {
         lock(&self.settings).clone()
     }
-
-    /// Says how far a live stream is delayed from now on.
-    fn announce(&self, n_frames: usize, frame: Duration) {
-        let latency = u64::try_from(frame.as_nanos()).unwrap_or(0) * n_frames as u64;
-        let before = self.latency_ns.swap(latency, Ordering::SeqCst);
-        if before != latency {
-            gst::info!(CAT, imp = self, "latency is {n_frames} frames");
-            let message = gst::message::Latency::builder().src(&*self.obj()).build();
-            let _ = self.obj().post_message(message);
-        }
-    }
-
-    /// Takes a frame, whose image the model of this moment gets where its turn has come.
-    fn hand_over(
-        &self,
-        settings: &Arc<Settings>,
-        streaming: &mut Streaming,
-        frame: Frame,
-        running_time: Option<gst::ClockTime>,
-    ) -> std::result::Result<(), gst::FlowError> {
-        let (worker, is_new) = self.worker().ok_or(gst::FlowError::Flushing)?;
-        if is_new {
-            streaming.frames.begin_explaining();
-        }
-        let ready = match settings.sync_mode {
-            SyncMode::Latest => worker.ready(),
-            SyncMode::Lossless | SyncMode::Exact => {
-                let ready = worker.wait_ready(&self.gives_up);
-                Some(ready.ok_or(gst::FlowError::Flushing)?)
-            }
-        };
-        match ready {
-            None => {
-                streaming.frames.miss(settings, frame);
-                return Ok(());
-            }
-            // Told on the bus where it happened.
-            Some(Err(_)) => return Err(gst::FlowError::Error),
-            Some(Ok(ready)) => streaming.use_model(settings, &ready),
-        }
-        streaming.frames.collect_newest(settings, frame.pts);
-        let due = frame
-            .seq
-            .is_multiple_of(u64::from(settings.interval.max(1)));
-        let late = settings.sync_mode != SyncMode::Lossless && self.is_late(running_time);
-        let resizer = match &mut streaming.resizer {
-            Some((_, resizer)) if !(due && late) => resizer,
-            _ => {
-                lock(&self.stats).skipped += u64::from(due && late);
-                streaming.frames.miss(settings, frame);
-                return Ok(());
-            }
-        };
-        let Patchified { frame, turn } = patchify(Decoded { frame, due }, resizer);
-        let now = Instant::now();
-        streaming.frames.push(settings, frame, turn, &worker, now);
-        Ok(())
-    }
-
-    fn is_late(&self, running_time: Option<gst::ClockTime>) -> bool {
-        let earliest = self.earliest_ns.load(Ordering::SeqCst);
-        running_time.is_some_and(|time| time.nseconds() < earliest)
-    }
-
-    /// The frame that leaves, drawn; `None` while all have to wait.
-    fn leave(
-        &self,
-        settings: &Settings,
-        streaming: &mut Streaming,
-        drain: bool,
-    ) -> std::result::Result<Option<gst::Buffer>, gst::FlowError> {
-        let shown = match streaming.frames.next(settings, drain) {
-            Next::Nothing => return Ok(None),
-            Next::Untouched(buffer) => return Ok(Some(buffer)),
-            Next::Frame(shown) => shown,
-            Next::Wait {
-                ticket,
-                until,
-                frame,
-            } => {
-                let answer = self.wait(ticket, until);
-                streaming.frames.resume(settings, frame, answer)
-            }
-        };
-        self.tell(settings, streaming);
-        self.draw(streaming, shown).map(Some)
-    }
-
-    /// Waits for an answer, until `deadline` where there is one; `None` also where the element gives up meanwhile.
-    fn wait(&self, handed: Handed, deadline: Option<Instant>) -> Option<Answer> {
-        *lock(&self.waiting) = Some(handed.abandon());
-        // After that, so that whoever gives up meanwhile is not missed.
-        let answer = match self.gives_up.load(Ordering::SeqCst) {
-            true => None,
-            false => handed.wait(deadline),
-        };
-        *lock(&self.waiting) = None;
-        answer
-    }
-
-    /// Tells everybody what the stream has to tell.
-    fn tell(&self, settings: &Settings, streaming: &mut Streaming) {
-        for news in streaming.frames.take_news() {
-            match news {
-                News::Latency(n_frames) => {
-                    self.announce(n_frames, streaming.frames.frame_duration());
-                }
-                News::Skipped => lock(&self.stats).skipped += 1,
-                News::Took(took) => lock(&self.stats).took.push(took),
-                News::Age(age) => lock(&self.stats).ages.push(age),
-                News::Found(finding, of) => {
-                    lock(&self.stats).explained(Instant::now());
-                    if let Some(scores) = &mut streaming.scores {
-                        scores.explain(&finding);
-                    }
-                    self.tell_of(&finding, gst::ClockTime::from_nseconds(of.0), settings);
-                }
-            }
-        }
-    }
-
-    /// Tells the bus and the observer what was found on the frame of time `of`.
-    fn tell_of(&self, finding: &Arc<Finding>, of: gst::ClockTime, settings: &Settings) {
-        if let (Some(map), true) = (finding.maps.first(), settings.post_messages) {
-            let found = Found::new(finding, map, of).message();
-            let message = gst::message::Element::builder(found);
-            let _ = self.obj().post_message(message.src(&*self.obj()).build());
-        }
-        let observe = lock(&self.observe).clone();
-        if let Some(observe) = observe {
-            observe(finding, of);
-        }
-    }
-
-    /// Lets all held frames leave.
-    fn drain(&self) {
-        let settings = self.settings();
-        let mut leaving = Vec::new();
-        let mut streaming = lock(&self.streaming);
-        while let Ok(Some(buffer)) = self.leave(&settings, &mut streaming, true) {
-            leaving.push(buffer);
-        }
-        drop(streaming);
-        for buffer in leaving {
-            if let Err(error) = self.obj().src_pad().push(buffer) {
-                gst::debug!(
-                    CAT,
-                    imp = self,
-                    "downstream accepts no more buffers: {error}"
-                );
-                return;
-            }
-        }
-    }
-
-    /// Forgets all held frames.
-    fn discard(&self) {
-        lock(&self.streaming).frames.discard();
-        self.earliest_ns.store(0, Ordering::SeqCst);
-    }
-
-    /// Lets a frame that waits for a model wait no longer.
-    fn give_up(&self) {
-        self.gives_up.store(true, Ordering::SeqCst);
-        if let Some(waiting) = &*lock(&self.waiting) {
-            waiting.now();
-        }
-        let worker = lock(&self.workers).current.clone();
-        if let Some((_, worker)) = worker {
-            worker.wake();
-        }
-    }
-
-    fn running_time(&self, buffer: &gst::BufferRef) -> Option<gst::ClockTime> {
-        let segment = self.obj().segment();
-        let segment = segment.downcast_ref::<gst::ClockTime>()?;
-        segment.to_running_time(buffer.pts()?)
-    }
-}
-
-impl Streaming {
-    /// Prepares for images of a model that is open.
-    fn use_model(&mut self, settings: &Settings, ready: &Ready) {
-        self.n_maps = ready.n_maps;
-        // Another classifier over the same weights changes nothing here.
-        let opened = ready.model.as_opened();
-        let is_known =
-            matches!(&self.resizer, Some((model, _)) if Arc::ptr_eq(&model.as_opened(), &opened));
-        if !is_known {
-            let preprocessor = &ready.model.preprocessor;
-            let resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
-            self.resizer = Some((Arc::clone(&ready.model), resizer));
-            self.frames.begin_model();
-        }
-        self.frames.expect(settings, ready.one_image);
-    }
-}
-
-/// How long frames last by what the caps say.
-fn frame_duration(info: &gst_video::VideoInfo) -> Option<Duration> {
-    let fps = info.fps();
-    let secs = f64::from(fps.denom()) / f64::from(fps.numer());
-    (fps.numer() > 0).then(|| Duration::from_secs_f64(secs))
-}
-
-/// Pads for video in the formats of [`vitscope_core::frame::PixelFormat`].
-pub(super) fn pad_templates() -> &'static [gst::PadTemplate] {
-    static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-        use gst_video::VideoFormat::{Bgr, Bgrx, I420, Nv12, Rgb, Rgba};
-        let caps = gst_video::VideoCapsBuilder::new()
-            .format_list([I420, Nv12, Rgba, Bgrx, Rgb, Bgr])
-            .build();
-        let template = |name, direction| {
-            gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps)
-        };
-        let pads = [
-            ("sink", gst::PadDirection::Sink),
-            ("src", gst::PadDirection::Src),
-        ];
-        pads.into_iter()
-            .filter_map(|(name, direction)| template(name, direction).ok())
-            .collect()
-    });
-    &TEMPLATES
 }
 
 #[glib::object_subclass]

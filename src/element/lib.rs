@@ -18,6 +18,7 @@ mod element;
 mod latency;
 mod meta;
 mod overlay;
+mod pads;
 mod records;
 mod scores;
 mod settings;
@@ -25,6 +26,7 @@ mod shared;
 mod smoothing;
 mod statistics;
 mod stream;
+mod streaming;
 mod workers;
 
 use std::sync::Arc;

@@ -11,8 +11,9 @@ use gstreamer_base::subclass::base_transform::GenerateOutputSuccess;
 use gstreamer_base::subclass::prelude::*;
 use gstreamer_video as gst_video;
 
-use super::element::{CAT, lock, pad_templates, sync_values, video_info};
+use super::element::{CAT, lock};
 use super::meta::Found;
+use super::pads::{pad_templates, sync_values, video_info};
 use super::settings::{Settings, properties};
 use vitscope_core::error::Result;
 use vitscope_video::media::pixels::{buffer_from_frame, frame_from_buffer};
