@@ -70,8 +70,8 @@
 
 #[doc(inline)]
 pub use vitscope_core::{
-    Error, Result, changes, error, explain, files, flow, frame, gates, interpreter, models,
-    picture, rng, vit, weights,
+    Error, Request, Result, changes, error, explain, files, flow, frame, gates, interpreter,
+    models, picture, request, rng, vit, weights,
 };
 #[cfg(feature = "plugin")]
 #[doc(inline)]

@@ -4,6 +4,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
+//! | 4 | [`request`]: what is asked, whoever asks |
 //! | 3 | [`models`]: model folders |
 //! | 2 | [`explain`]: one file per method |
 //! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT |
@@ -21,8 +22,10 @@ pub mod gates;
 pub mod interpreter;
 pub mod models;
 pub mod picture;
+pub mod request;
 pub mod rng;
 pub mod vit;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use request::Request;

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gstreamer as gst;
 use gstreamer::glib;
@@ -20,7 +20,7 @@ use super::records::Records;
 use super::scores;
 use super::settings::{Settings, SyncMode, properties};
 use super::shared::Taught;
-use super::statistics::Statistics;
+use super::statistics::{Figures, Statistics};
 use super::streaming::Streaming;
 use super::workers::Workers;
 use vitscope_core::error::Result;
@@ -84,6 +84,11 @@ impl VitScope {
         *lock(&self.note) = note;
     }
 
+    pub(super) fn figures(&self) -> Figures {
+        let delay = Duration::from_nanos(self.latency_ns.load(Ordering::SeqCst));
+        lock(&self.stats).figures(Instant::now(), delay)
+    }
+
     pub(super) fn settings(&self) -> Settings {
         lock(&self.settings).clone()
     }
@@ -137,11 +142,7 @@ impl ObjectImpl for VitScope {
     fn property(&self, _id: usize, spec: &glib::ParamSpec) -> glib::Value {
         match lock(&self.settings).get(spec.name()) {
             Some(value) => value,
-            None => {
-                let mut structure = lock(&self.stats).structure(Instant::now());
-                structure.set("latency", self.latency_ns.load(Ordering::SeqCst));
-                structure.to_value()
-            }
+            None => self.figures().structure().to_value(),
         }
     }
 

@@ -43,7 +43,8 @@ use vitscope_core::models::Model;
 use vitscope_video::pipeline::stages::{Finding, View};
 
 pub use meta::{Found, META};
-pub use settings::{Coloring, Draw, SyncMode};
+pub use settings::{Coloring, Draw, Settings, SyncMode};
+pub use statistics::Figures;
 pub use workers::Lesson;
 
 glib::wrapper! {
@@ -74,13 +75,19 @@ impl VitScope {
         self.imp().model()
     }
 
-    /// Sets several properties at once, from text. If they require a new worker, only one is started.
-    ///
-    /// # Errors
-    /// [`Error::Config`](vitscope_core::Error::Config) if a property is unknown or does not accept its value. No
-    /// property is set in that case.
-    pub fn change(&self, properties: &[(&str, String)]) -> Result<()> {
-        self.imp().change(properties)
+    /// Returns what the properties are set to.
+    pub fn settings(&self) -> Settings {
+        self.imp().settings()
+    }
+
+    /// Changes several settings at once. If they require a new worker, only one is started.
+    pub fn change(&self, change: impl FnOnce(&mut Settings)) {
+        self.imp().change(change);
+    }
+
+    /// Returns what was counted and timed since the element started.
+    pub fn statistics(&self) -> Figures {
+        self.imp().figures()
     }
 
     /// Runs `learn` on the explaining thread, between two frames.

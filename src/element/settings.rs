@@ -1,13 +1,19 @@
 //! The element's properties.
 
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::glib;
 use gstreamer::prelude::*;
 
+use vitscope_core::changes;
+use vitscope_core::error::{Error, Result};
+use vitscope_core::explain::Method;
 use vitscope_core::frame::placement::Fit;
-use vitscope_core::models::{self, Input};
+use vitscope_core::request::Request;
 use vitscope_video::overlay::{Colormap, Mode, Overlay};
 
 /// When an explanation is drawn.
@@ -100,6 +106,31 @@ impl From<InputFit> for Option<Fit> {
     }
 }
 
+impl From<Option<Fit>> for InputFit {
+    fn from(fit: Option<Fit>) -> Self {
+        match fit {
+            None => Self::Model,
+            Some(Fit::Crop) => Self::Crop,
+            Some(Fit::Stretch) => Self::Stretch,
+            Some(Fit::Pad) => Self::Pad,
+        }
+    }
+}
+
+impl Draw {
+    /// What is drawn in `mode`; `None` for what the element does not draw.
+    pub fn of(mode: Mode) -> Option<Self> {
+        match mode {
+            Mode::Overlay => Some(Self::Overlay),
+            Mode::Heatmap => Some(Self::Heatmap),
+            Mode::Mask => Some(Self::Mask),
+            Mode::Dim => Some(Self::Dim),
+            Mode::Original => Some(Self::Original),
+            Mode::SideBySide => None,
+        }
+    }
+}
+
 impl From<Draw> for Mode {
     fn from(draw: Draw) -> Self {
         match draw {
@@ -108,6 +139,19 @@ impl From<Draw> for Mode {
             Draw::Mask => Self::Mask,
             Draw::Dim => Self::Dim,
             Draw::Original => Self::Original,
+        }
+    }
+}
+
+impl From<Colormap> for Coloring {
+    fn from(colormap: Colormap) -> Self {
+        match colormap {
+            Colormap::Viridis => Self::Viridis,
+            Colormap::Turbo => Self::Turbo,
+            Colormap::Inferno => Self::Inferno,
+            Colormap::Magma => Self::Magma,
+            Colormap::Jet => Self::Jet,
+            Colormap::Gray => Self::Gray,
         }
     }
 }
@@ -126,69 +170,90 @@ impl From<Coloring> for Colormap {
 }
 
 /// What a worker is started from; another one is another worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Asked {
-    pub(super) model: String,
-    pub(super) backbone: Option<String>,
-    pub(super) gates: Option<String>,
-    pub(super) input: InputFit,
-    /// 0: as large as the model's own.
-    pub(super) input_size: u32,
-    pub(super) device: String,
-    pub(super) method: String,
-    pub(super) method_options: Option<String>,
-    pub(super) target_class: String,
-    pub(super) batch: u32,
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct WorkerSpec {
+    request: Request,
     pub(super) model_instance_id: Option<String>,
+    /// By property, the text that says nothing, and why.
+    unread: BTreeMap<&'static str, (String, String)>,
 }
 
-impl Asked {
-    /// What is asked of the model's input.
-    pub(super) fn input(&self) -> Input {
-        Input {
-            fit: self.input.into(),
-            edge_px: (self.input_size > 0).then_some(self.input_size as usize),
+impl WorkerSpec {
+    /// What is asked of the model.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a property's text says nothing.
+    pub(super) fn request(&self) -> Result<&Request> {
+        match self.unread.values().next() {
+            Some((_, reason)) => Err(Error::Config(reason.clone())),
+            None => Ok(&self.request),
         }
+    }
+
+    /// What the model is called.
+    pub(super) fn model(&self) -> &str {
+        &self.request.model
+    }
+
+    /// True where the same model answers.
+    pub(super) fn has_model_of(&self, other: &Self) -> bool {
+        let model = |spec: &Self| {
+            let request = spec.request.clone();
+            Request {
+                methods: Vec::new(),
+                options: toml::Table::new(),
+                targets: Vec::new(),
+                batch: NonZeroUsize::MIN,
+                ..request
+            }
+        };
+        model(self) == model(other)
     }
 }
 
-/// All that properties set.
+/// Everything that properties set.
 #[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) asked: Asked,
-    pub(super) interval: u32,
-    pub(super) draw: Draw,
-    pub(super) coloring: Coloring,
-    pub(super) alpha: f32,
-    pub(super) threshold: f32,
-    pub(super) smoothing: f32,
-    pub(super) show_hud: bool,
-    pub(super) show_stats: bool,
-    pub(super) sync_mode: SyncMode,
-    /// 0: as [`Settings::fades_within`] says.
-    pub(super) max_age: gst::ClockTime,
-    pub(super) attach_meta: bool,
-    pub(super) post_messages: bool,
-    pub(super) scores_location: Option<String>,
+pub struct Settings {
+    /// What is asked of the model; of the targets, the first one counts.
+    pub request: Request,
+    /// Elements with the same id share one model and one worker.
+    pub model_instance_id: Option<String>,
+    /// Explains every so many frames; at least 1.
+    pub interval: u32,
+    /// What to draw.
+    pub draw: Draw,
+    /// Colormap of the heatmap.
+    pub coloring: Coloring,
+    /// Opacity of the hottest patch, 0 to 1.
+    pub alpha: f32,
+    /// Minimum heat of a patch to keep, 0 to 1.
+    pub threshold: f32,
+    /// Share of previous explanations to blend into each one, 0 to 1.
+    pub smoothing: f32,
+    /// Whether to draw the class and its probability.
+    pub show_hud: bool,
+    /// Whether to draw statistics.
+    pub show_stats: bool,
+    /// Whether frames wait for their explanations.
+    pub sync_mode: SyncMode,
+    /// In [`SyncMode::Latest`], time until an explanation has faded out; 0 chooses one.
+    pub max_age: Duration,
+    /// Whether to attach what was found to frames.
+    pub attach_meta: bool,
+    /// Whether to post what was found on the bus.
+    pub post_messages: bool,
+    /// Where to write one JSON line per frame.
+    pub scores_location: Option<String>,
+    /// By property, the text that says nothing, and why.
+    pub(super) unread: BTreeMap<&'static str, (String, String)>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let overlay = Overlay::default();
         Self {
-            asked: Asked {
-                model: models::DEFAULT.into(),
-                backbone: None,
-                gates: None,
-                input: InputFit::default(),
-                input_size: 0,
-                device: "auto".into(),
-                method: "auto".into(),
-                method_options: None,
-                target_class: "predicted".into(),
-                batch: 1,
-                model_instance_id: None,
-            },
+            request: Request::default(),
+            model_instance_id: None,
             interval: 1,
             draw: Draw::default(),
             coloring: Coloring::default(),
@@ -198,13 +263,45 @@ impl Default for Settings {
             show_hud: true,
             show_stats: false,
             sync_mode: SyncMode::default(),
-            max_age: gst::ClockTime::ZERO,
+            max_age: Duration::ZERO,
             attach_meta: false,
             post_messages: false,
             scores_location: None,
+            unread: BTreeMap::new(),
         }
     }
 }
+
+/// What `method` says: methods, none of them for the model's default.
+fn methods(text: &str) -> Result<Vec<Method>> {
+    match text {
+        AUTO => Ok(Vec::new()),
+        names => names.split(',').map(|name| name.trim().parse()).collect(),
+    }
+}
+
+fn methods_text(methods: &[Method]) -> String {
+    match methods {
+        [] => AUTO.to_owned(),
+        methods => methods
+            .iter()
+            .map(|method| method.name())
+            .collect::<Vec<_>>()
+            .join(","),
+    }
+}
+
+/// Options as `method-options` takes them; `None` where there are none.
+fn options_text(options: &toml::Table) -> Option<String> {
+    let texts: Vec<String> = options
+        .iter()
+        .map(|(key, value)| format!("{key} = {value}"))
+        .collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
+}
+
+/// The `method` that stands for the model's default.
+const AUTO: &str = "auto";
 
 impl Settings {
     /// What is drawn.
@@ -228,31 +325,69 @@ impl Settings {
             && self.scores_location.is_none()
     }
 
+    /// What a worker is started from.
+    pub(super) fn worker_spec(&self) -> WorkerSpec {
+        WorkerSpec {
+            request: self.request.clone(),
+            model_instance_id: self.model_instance_id.clone(),
+            unread: self.unread.clone(),
+        }
+    }
+
+    /// Takes what the text of a property says; what says nothing is kept, and fails whoever opens the model.
+    fn read(&mut self, name: &'static str, text: String) {
+        let request = &mut self.request;
+        let read = match name {
+            "device" => text.parse().map(|device| request.device = device),
+            "method" => methods(&text).map(|methods| request.methods = methods),
+            _ => changes::parse_list(&text).map(|options| request.options = options),
+        };
+        match read {
+            Ok(()) => self.unread.remove(name),
+            Err(error) => self.unread.insert(name, (text, error.to_string())),
+        };
+    }
+
     /// Takes a property's new value; true where another worker is needed.
-    pub(super) fn set(&mut self, name: &str, value: &glib::Value) -> Result<bool, String> {
-        let before = self.asked.clone();
+    pub(super) fn set(
+        &mut self,
+        name: &str,
+        value: &glib::Value,
+    ) -> std::result::Result<bool, String> {
+        let before = self.worker_spec();
         let wrong = || format!("{name:?} does not accept a value of type {}", value.type_());
         let text = || value.get::<Option<String>>().map_err(|_| wrong());
+        let request = &mut self.request;
         macro_rules! plain {
             ($field:expr) => {
                 $field = value.get().map_err(|_| wrong())?
             };
         }
         match name {
-            "model" => self.asked.model = text()?.unwrap_or_default(),
-            "backbone" => self.asked.backbone = text()?.filter(|model| !model.is_empty()),
-            "gates" => self.asked.gates = text()?.filter(|path| !path.is_empty()),
-            "input" => plain!(self.asked.input),
-            "input-size" => plain!(self.asked.input_size),
-            "device" => self.asked.device = text()?.unwrap_or_default(),
-            "method" => self.asked.method = text()?.unwrap_or_default(),
-            "method-options" => {
-                self.asked.method_options = text()?.filter(|options| !options.is_empty());
+            "model" => request.model = text()?.unwrap_or_default(),
+            "backbone" => request.backbone = text()?.filter(|model| !model.is_empty()),
+            "gates" => {
+                let folder = text()?.filter(|path| !path.is_empty());
+                request.gates = folder.map(PathBuf::from);
             }
-            "target-class" => self.asked.target_class = text()?.unwrap_or_default(),
-            "batch" => plain!(self.asked.batch),
+            "input" => {
+                let fit: InputFit = value.get().map_err(|_| wrong())?;
+                request.input.fit = fit.into();
+            }
+            "input-size" => {
+                let edge_px: u32 = value.get().map_err(|_| wrong())?;
+                request.input.edge_px = (edge_px > 0).then_some(edge_px as usize);
+            }
+            "device" => self.read("device", text()?.unwrap_or_default()),
+            "method" => self.read("method", text()?.unwrap_or_default()),
+            "method-options" => self.read("method-options", text()?.unwrap_or_default()),
+            "target-class" => request.targets = vec![text()?.unwrap_or_default()],
+            "batch" => {
+                let batch: u32 = value.get().map_err(|_| wrong())?;
+                request.batch = NonZeroUsize::new(batch as usize).unwrap_or(NonZeroUsize::MIN);
+            }
             "model-instance-id" => {
-                self.asked.model_instance_id = text()?.filter(|id| !id.is_empty());
+                self.model_instance_id = text()?.filter(|id| !id.is_empty());
             }
             "interval" => plain!(self.interval),
             "mode" => plain!(self.draw),
@@ -264,33 +399,39 @@ impl Settings {
             "show-stats" => plain!(self.show_stats),
             "sync-mode" => plain!(self.sync_mode),
             "max-age" => {
-                let nanos: u64 = value.get().map_err(|_| wrong())?;
-                // One more would be no time at all.
-                let nanos = nanos.min(gst::ClockTime::MAX.nseconds());
-                self.max_age = gst::ClockTime::from_nseconds(nanos);
+                self.max_age = Duration::from_nanos(value.get().map_err(|_| wrong())?);
             }
             "attach-meta" => plain!(self.attach_meta),
             "post-messages" => plain!(self.post_messages),
             "scores-location" => self.scores_location = text()?.filter(|path| !path.is_empty()),
             other => return Err(format!("unknown property {other:?}")),
         }
-        Ok(self.asked != before)
+        Ok(self.worker_spec() != before)
     }
 
     /// A property's value; `None` for what is not a setting.
     pub(super) fn get(&self, name: &str) -> Option<glib::Value> {
+        if let Some((text, _)) = self.unread.get(name) {
+            return Some(text.to_value());
+        }
+        let request = &self.request;
+        // What the property can say was all that it took.
+        let whole = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Some(match name {
-            "model" => self.asked.model.to_value(),
-            "backbone" => self.asked.backbone.to_value(),
-            "gates" => self.asked.gates.to_value(),
-            "input" => self.asked.input.to_value(),
-            "input-size" => self.asked.input_size.to_value(),
-            "device" => self.asked.device.to_value(),
-            "method" => self.asked.method.to_value(),
-            "method-options" => self.asked.method_options.to_value(),
-            "target-class" => self.asked.target_class.to_value(),
-            "batch" => self.asked.batch.to_value(),
-            "model-instance-id" => self.asked.model_instance_id.to_value(),
+            "model" => request.model.to_value(),
+            "backbone" => request.backbone.to_value(),
+            "gates" => {
+                let folder = request.gates.as_deref().and_then(Path::to_str);
+                folder.to_value()
+            }
+            "input" => InputFit::from(request.input.fit).to_value(),
+            "input-size" => request.input.edge_px.map_or(0, whole).to_value(),
+            "device" => request.device.to_string().to_value(),
+            "method" => methods_text(&request.methods).to_value(),
+            "method-options" => options_text(&request.options).to_value(),
+            "target-class" => request.targets.first().to_value(),
+            "batch" => whole(request.batch.get()).to_value(),
+            "model-instance-id" => self.model_instance_id.to_value(),
             "interval" => self.interval.to_value(),
             "mode" => self.draw.to_value(),
             "colormap" => self.coloring.to_value(),
@@ -300,7 +441,10 @@ impl Settings {
             "show-hud" => self.show_hud.to_value(),
             "show-stats" => self.show_stats.to_value(),
             "sync-mode" => self.sync_mode.to_value(),
-            "max-age" => self.max_age.nseconds().to_value(),
+            "max-age" => {
+                let nanos = u64::try_from(self.max_age.as_nanos());
+                nanos.unwrap_or(u64::MAX).to_value()
+            }
             "attach-meta" => self.attach_meta.to_value(),
             "post-messages" => self.post_messages.to_value(),
             "scores-location" => self.scores_location.to_value(),
@@ -312,8 +456,8 @@ impl Settings {
     /// took, so that it is still there when the next one comes.
     pub(super) fn fades_within(&self, took: Duration) -> Duration {
         match self.max_age {
-            gst::ClockTime::ZERO => Duration::from_secs(1).max(2 * took),
-            max_age => max_age.into(),
+            Duration::ZERO => Duration::from_secs(1).max(2 * took),
+            max_age => max_age,
         }
     }
 }
@@ -353,7 +497,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             "model",
             "Model",
             "Embedded model, folder, or OWNER/NAME on Hugging Face",
-            Some(&default.asked.model),
+            Some(&default.request.model),
         ),
         text(
             "backbone",
@@ -367,7 +511,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             "Folder with DiffMask gates, instead of those in the model's folder",
             None,
         ),
-        glib::ParamSpecEnum::builder_with_default("input", default.asked.input)
+        glib::ParamSpecEnum::builder_with_default("input", InputFit::default())
             .nick("Input")
             .blurb("How to fit a frame of another shape to the model's input")
             .mutable_playing()
@@ -375,20 +519,19 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
         glib::ParamSpecUInt::builder("input-size")
             .nick("Input size")
             .blurb("Side length of the model's square input in pixels, a multiple of its patch size; 0 uses the model's own size")
-            .default_value(default.asked.input_size)
             .mutable_playing()
             .build(),
         text(
             "device",
             "Device",
             "Device that runs the model: cpu, cuda, cuda:N, or auto",
-            Some(&default.asked.device),
+            Some("auto"),
         ),
         text(
             "method",
             "Method",
             "Explanation methods, comma-separated, see `vitscope methods`; several are shown on a grid; auto selects diffmask if the model has gates",
-            Some(&default.asked.method),
+            Some(AUTO),
         ),
         text(
             "method-options",
@@ -400,14 +543,14 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             "target-class",
             "Target class",
             "Class to explain, by name or index; `predicted` is the most probable class of each frame",
-            Some(&default.asked.target_class),
+            Some("predicted"),
         ),
         glib::ParamSpecUInt::builder("batch")
             .nick("Batch")
             .blurb("Maximum batch size when frames are waiting")
             .minimum(1)
             .maximum(64)
-            .default_value(default.asked.batch)
+            .default_value(1)
             .mutable_playing()
             .build(),
         glib::ParamSpecUInt::builder("interval")
@@ -467,7 +610,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             .nick("Maximum age")
             .blurb("In sync-mode=latest, nanoseconds until an explanation has faded out; 0 means one second or twice the time per explanation, whichever is longer")
             .maximum(gst::ClockTime::MAX.nseconds())
-            .default_value(default.max_age.nseconds())
+            .default_value(0)
             .mutable_playing()
             .build(),
         flag(

@@ -109,20 +109,67 @@ impl Statistics {
         [rate, latency]
     }
 
-    /// All of it, for the property.
-    pub(super) fn structure(&mut self, now: Instant) -> gst::Structure {
+    /// All of it at one moment; frames are delayed by `delay`.
+    pub(super) fn figures(&mut self, now: Instant, delay: Duration) -> Figures {
+        Figures {
+            frames: self.frames,
+            explained: self.explained,
+            skipped: self.skipped,
+            held: self.held as u64,
+            rate: self.rate(now),
+            median: self.took.percentile(0.5),
+            p95: self.took.percentile(0.95),
+            p99: self.took.percentile(0.99),
+            age_median: self.ages.percentile(0.5),
+            age_p95: self.ages.percentile(0.95),
+            delay,
+        }
+    }
+}
+
+/// What an element has counted and timed since it started, and of late.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// Frames passed.
+    pub frames: u64,
+    /// Frames explained.
+    pub explained: u64,
+    /// Frames that were due for an explanation while the model was busy.
+    pub skipped: u64,
+    /// Frames that wait to leave.
+    pub held: u64,
+    /// Explanations per second.
+    pub rate: f64,
+    /// Median time from a frame's arrival at the model to its explanation.
+    pub median: Duration,
+    /// 95th percentile of that time.
+    pub p95: Duration,
+    /// 99th percentile of that time.
+    pub p99: Duration,
+    /// Median age of an explanation when it is drawn.
+    pub age_median: Duration,
+    /// 95th percentile of that age.
+    pub age_p95: Duration,
+    /// Delay of each frame for its explanation.
+    pub delay: Duration,
+}
+
+impl Figures {
+    /// The same for the property `stats`.
+    pub(super) fn structure(&self) -> gst::Structure {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         gst::Structure::builder("vitscope-stats")
             .field("frames", self.frames)
             .field("explained", self.explained)
             .field("skipped", self.skipped)
-            .field("held", self.held as u64)
-            .field("rate", self.rate(now))
-            .field("median", nanos(self.took.percentile(0.5)))
-            .field("p95", nanos(self.took.percentile(0.95)))
-            .field("p99", nanos(self.took.percentile(0.99)))
-            .field("age-median", nanos(self.ages.percentile(0.5)))
-            .field("age-p95", nanos(self.ages.percentile(0.95)))
+            .field("held", self.held)
+            .field("rate", self.rate)
+            .field("median", nanos(self.median))
+            .field("p95", nanos(self.p95))
+            .field("p99", nanos(self.p99))
+            .field("age-median", nanos(self.age_median))
+            .field("age-p95", nanos(self.age_p95))
+            .field("latency", nanos(self.delay))
             .build()
     }
 }

@@ -239,7 +239,7 @@ impl<T: Awaits, B> Stream<T, B> {
     fn n_held(&self, settings: &Settings) -> usize {
         match settings.sync_mode {
             SyncMode::Latest => 0,
-            SyncMode::Lossless => settings.asked.batch as usize + HELD,
+            SyncMode::Lossless => settings.request.batch.get() + HELD,
             SyncMode::Exact => self.delay.as_ref().map_or(0, Delay::n_frames),
         }
     }
@@ -770,7 +770,7 @@ mod tests {
     #[test]
     fn latest_fades_out() {
         let settings = Arc::new(Settings {
-            max_age: ms(100).try_into().unwrap(),
+            max_age: ms(100),
             interval: 100,
             ..(*settings(SyncMode::Latest)).clone()
         });

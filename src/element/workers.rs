@@ -5,13 +5,12 @@ use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use gstreamer as gst;
-use gstreamer::glib;
 use gstreamer::prelude::*;
 use gstreamer::subclass::prelude::*;
 use gstreamer_base::prelude::*;
 
 use super::element::{CAT, VitScope, lock};
-use super::settings::Asked;
+use super::settings::{Settings, WorkerSpec};
 use super::shared;
 use super::stream::{Awaits, Explains};
 use vitscope_core::error::{Error, Result};
@@ -32,9 +31,9 @@ pub enum Lesson {
 
 #[derive(Default)]
 pub(super) struct Workers {
-    pub(super) current: Option<(Asked, Arc<Worker>)>,
+    pub(super) current: Option<(WorkerSpec, Arc<Worker>)>,
     /// Takes its place when it is ready.
-    pub(super) next: Option<(Asked, Arc<Worker>)>,
+    pub(super) next: Option<(WorkerSpec, Arc<Worker>)>,
 }
 
 impl VitScope {
@@ -47,24 +46,17 @@ impl VitScope {
         Some(worker.ready()?.ok()?.model)
     }
 
-    pub(super) fn change(&self, properties: &[(&str, String)]) -> Result<()> {
-        let mut changed = self.settings();
-        for (name, text) in properties {
-            let value = (self.obj().find_property(name))
-                .and_then(|spec| glib::Value::deserialize_with_pspec(text, &spec).ok());
-            let taken = value.map(|value| changed.set(name, &value));
-            if !matches!(taken, Some(Ok(_))) {
-                return Err(Error::Config(format!(
-                    "property {name:?} does not accept {text:?}"
-                )));
-            }
-        }
-        let before = std::mem::replace(&mut *lock(&self.settings), changed.clone());
-        self.obj().set_passthrough(changed.is_idle());
-        if changed.asked != before.asked {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = lock(&self.settings);
+        let before = settings.worker_spec();
+        change(&mut settings);
+        let is_idle = settings.is_idle();
+        let is_another = settings.worker_spec() != before;
+        drop(settings);
+        self.obj().set_passthrough(is_idle);
+        if is_another {
             self.start_next(false);
         }
-        Ok(())
     }
 
     pub(super) fn reload(&self) {
@@ -80,7 +72,7 @@ impl VitScope {
                 "the classifier of a program's own view cannot be replaced".into(),
             ));
         }
-        let Some((asked, worker)) = lock(&self.workers).current.clone() else {
+        let Some((spec, worker)) = lock(&self.workers).current.clone() else {
             return Err(Error::Config("the element is not running".into()));
         };
         let head = Arc::clone(&self.head);
@@ -95,28 +87,30 @@ impl VitScope {
             let element = element.upgrade()?;
             let element = element.imp();
             element.teach_next();
-            element.reopened(&asked, view)
+            element.reopened(&spec, view)
         });
         taken.ok_or_else(|| Error::Config("the model is busy, try again".into()))
     }
 
     /// Gives the newest classifier to a worker that has not taken over yet.
     fn teach_next(&self) {
-        let Some((asked, worker)) = lock(&self.workers).next.clone() else {
+        let Some((spec, worker)) = lock(&self.workers).next.clone() else {
             return;
         };
         let element = self.obj().downgrade();
         // No images wait for it, and so there is room.
         worker.change(move |view| {
             let element = element.upgrade()?;
-            element.imp().reopened(&asked, view)
+            element.imp().reopened(&spec, view)
         });
     }
 
     /// The view of these settings under the newest classifier; `None`, with a warning, where that does not go.
-    fn reopened(&self, asked: &Asked, view: &View) -> Option<View> {
+    fn reopened(&self, spec: &WorkerSpec, view: &View) -> Option<View> {
         let head = lock(&self.head).clone();
-        match shared::open(asked, Some(Arc::clone(&view.model)), head.as_ref()) {
+        let model = Some(Arc::clone(&view.model));
+        let opened = spec.request();
+        match opened.and_then(|request| shared::open(request, model, head.as_ref())) {
             Ok(view) => Some(view),
             Err(error) => {
                 gst::element_imp_warning!(
@@ -152,15 +146,15 @@ impl VitScope {
     /// Starts a worker of what the settings ask for, and tells the bus how that goes.
     ///
     /// One that cannot be opened is an error, or a warning where another one goes on.
-    pub(super) fn start_worker(&self, fresh: bool) -> Result<(Asked, Arc<Worker>)> {
-        let asked = self.settings().asked;
+    pub(super) fn start_worker(&self, fresh: bool) -> Result<(WorkerSpec, Arc<Worker>)> {
+        let spec = self.settings().worker_spec();
         let goes_on = lock(&self.workers).current.is_some();
         let own = lock(&self.open).clone();
-        let model = self.open_model(&asked).filter(|_| !fresh);
+        let model = self.open_model(&spec).filter(|_| !fresh);
         let element = self.obj().downgrade();
-        let text = format!("loading {}", asked.model);
+        let text = format!("loading {}", spec.model());
         self.post_progress(gst::ProgressType::Start, &text);
-        let name = asked.model.clone();
+        let name = spec.model().to_owned();
         let on_opened = move |outcome: std::result::Result<&Ready, &str>| {
             let Some(element) = element.upgrade() else {
                 return;
@@ -194,33 +188,24 @@ impl VitScope {
                 }
             }
         };
-        let open_asked = asked.clone();
+        let opened_spec = spec.clone();
         let head = Arc::clone(&self.head);
         let open = move || match own {
             Some(open) => open(),
             None => {
                 let head = lock(&head).clone();
-                shared::open(&open_asked, model, head.as_ref())
+                shared::open(opened_spec.request()?, model, head.as_ref())
             }
         };
-        let worker = shared::worker(&asked, open, on_opened)?;
-        Ok((asked, worker))
+        let worker = shared::worker(&spec, open, on_opened)?;
+        Ok((spec, worker))
     }
 
     /// The model of these settings, if it is open already.
-    fn open_model(&self, asked: &Asked) -> Option<Arc<Model>> {
+    fn open_model(&self, spec: &WorkerSpec) -> Option<Arc<Model>> {
         let (before, worker) = lock(&self.workers).current.clone()?;
         let ready = worker.ready()?.ok()?;
-        let of = |asked: &Asked| {
-            (
-                asked.model.clone(),
-                asked.backbone.clone(),
-                asked.gates.clone(),
-                asked.input(),
-                asked.device.clone(),
-            )
-        };
-        (of(&before) == of(asked)).then_some(ready.model)
+        before.has_model_of(spec).then_some(ready.model)
     }
 
     fn post_progress(&self, kind: gst::ProgressType, text: &str) {

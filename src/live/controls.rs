@@ -3,7 +3,6 @@
 use std::io::Cursor;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use gstreamer::prelude::*;
 use image::ImageFormat;
 
 use super::freeze::Freeze;
@@ -13,6 +12,7 @@ use crate::serve::{About, AboutMethod, Change, Feed, Host, Lesson, Settings, Top
 use vitscope_core::error::{Error, Result};
 use vitscope_core::explain::{Method, Target};
 use vitscope_core::models::Model;
+use vitscope_core::request::Request;
 use vitscope_element::{Coloring, Draw, VitScope};
 use vitscope_video::overlay::{Colormap, Mode};
 
@@ -103,26 +103,19 @@ impl Controls {
 
     /// What is set at this moment.
     pub(super) fn settings(&self) -> Settings {
-        let element = &self.element;
-        let share = |name| element.property::<f32>(name);
+        let set = self.element.settings();
         let votes = self
             .options()
             .get(Method::DiffMask.name())
             .and_then(|options| options.get("votes")?.as_bool());
         Settings {
-            alpha: share("alpha"),
-            threshold: share("threshold"),
-            smoothing: share("smoothing"),
-            colormap: Colormap::from(element.property::<Coloring>("colormap"))
-                .name()
-                .to_owned(),
-            mode: Mode::from(element.property::<Draw>("mode"))
-                .name()
-                .to_owned(),
-            methods: self.methods(),
-            target: element
-                .property::<Option<String>>("target-class")
-                .unwrap_or_default(),
+            alpha: set.alpha,
+            threshold: set.threshold,
+            smoothing: set.smoothing,
+            colormap: Colormap::from(set.coloring).name().to_owned(),
+            mode: Mode::from(set.draw).name().to_owned(),
+            methods: self.methods(&set.request),
+            target: set.request.targets.first().cloned().unwrap_or_default(),
             frozen: self.freeze.is_frozen(),
             votes: votes.unwrap_or(false),
         }
@@ -136,17 +129,14 @@ impl Controls {
     }
 
     /// Names of the methods; none while the default one is not known.
-    fn methods(&self) -> Vec<String> {
-        let names = self.element.property::<Option<String>>("method");
-        match names.as_deref().unwrap_or_default() {
-            "auto" => (self.element.model().iter())
-                .map(|model| model.default_method().to_string())
+    fn methods(&self, request: &Request) -> Vec<String> {
+        let methods = match request.methods.as_slice() {
+            [] => (self.element.model().iter())
+                .map(|model| model.default_method())
                 .collect(),
-            names => names
-                .split(',')
-                .map(|name| name.trim().to_owned())
-                .collect(),
-        }
+            methods => methods.to_vec(),
+        };
+        methods.iter().map(ToString::to_string).collect()
     }
 
     fn options(&self) -> MutexGuard<'_, toml::Table> {
@@ -226,8 +216,8 @@ impl Controls {
         })
     }
 
-    /// The properties that a change of method, target or votes needs, tried on the model, and the options behind them.
-    fn asked(&self, change: &Change) -> Result<(Vec<(&'static str, String)>, toml::Table)> {
+    /// What is asked after a change of method, target or votes, tried on the model, and the options of all methods.
+    fn asked(&self, change: &Change) -> Result<(Asked, toml::Table)> {
         let model = self.model()?;
         let now = self.settings();
         let names = change.methods.as_ref().unwrap_or(&now.methods);
@@ -238,37 +228,51 @@ impl Controls {
                 names.len()
             )));
         }
+        let methods: Vec<Method> = names
+            .iter()
+            .map(|name| name.parse())
+            .collect::<Result<_>>()?;
         let mut options = self.options().clone();
-        let diffmask = Method::DiffMask.name();
         if let Some(votes) = change.votes {
             let own = options
-                .entry(diffmask)
+                .entry(Method::DiffMask.name())
                 .or_insert_with(|| toml::Table::new().into());
             if let toml::Value::Table(own) = own {
                 own.insert("votes".into(), votes.into());
             }
         }
+        let asked = Asked {
+            options: options_of(&methods, &options),
+            methods,
+            target: target.clone(),
+        };
         let parsed = model.target(target)?;
-        for name in names {
-            let own = options.get(name).and_then(toml::Value::as_table).cloned();
-            let method: Method = name.parse()?;
-            let explainer = method.build_with(model.parts(), own.unwrap_or_default())?;
-            parsed.check_for(name, explainer.explains_classes())?;
+        let request = Request {
+            methods: asked.methods.clone(),
+            options: asked.options.clone(),
+            ..Request::default()
+        };
+        for explainer in request.explainers(&model)? {
+            parsed.check_for(explainer.name(), explainer.explains_classes())?;
         }
-        let properties = vec![
-            ("method", names.join(",")),
-            ("target-class", target.clone()),
-            ("method-options", options_text(&options, names)),
-        ];
-        Ok((properties, options))
+        Ok((asked, options))
     }
 }
 
-/// Options of the methods in `names`, as the element takes them.
-pub(super) fn options_text(options: &toml::Table, names: &[String]) -> String {
-    let asked = options.iter().filter(|(method, _)| names.contains(method));
-    let texts = asked.map(|(method, options)| format!("{method} = {options}"));
-    texts.collect::<Vec<_>>().join(", ")
+/// What a change asks of the model.
+struct Asked {
+    methods: Vec<Method>,
+    options: toml::Table,
+    target: String,
+}
+
+/// The tables of these methods among the options of all.
+pub(super) fn options_of(methods: &[Method], options: &toml::Table) -> toml::Table {
+    let own = methods.iter().filter_map(|method| {
+        let (name, options) = options.get_key_value(method.name())?;
+        Some((name.clone(), options.clone()))
+    });
+    own.collect()
 }
 
 fn usable(model: &Model) -> impl Iterator<Item = Method> {
@@ -286,13 +290,13 @@ fn next_opacity(alpha: f32) -> f32 {
     higher.unwrap_or(OPACITIES[0])
 }
 
-/// A share that was asked for, as a property's text.
-fn share(name: &'static str, value: Option<f32>) -> Result<Option<(&'static str, String)>> {
+/// Fails where a share that was asked for is none.
+fn check_share(name: &str, value: Option<f32>) -> Result<()> {
     match value {
         Some(value) if !(0.0..=1.0).contains(&value) => Err(Error::Config(format!(
             "{name} is {value}, expected a number from 0 to 1"
         ))),
-        value => Ok(value.map(|value| (name, value.to_string()))),
+        _ => Ok(()),
     }
 }
 
@@ -302,10 +306,7 @@ impl Host for Controls {
         Some(About {
             version: env!("CARGO_PKG_VERSION"),
             source: self.source.clone(),
-            model: self
-                .element
-                .property::<Option<String>>("model")
-                .unwrap_or_default(),
+            model: self.element.settings().request.model,
             labels: model.vit.config().labels.clone(),
             methods: usable(&model)
                 .map(|method| AboutMethod {
@@ -322,31 +323,42 @@ impl Host for Controls {
     }
 
     fn change(&self, change: &Change) -> Result<()> {
-        let shares = [
-            share("alpha", change.alpha)?,
-            share("threshold", change.threshold)?,
-            share("smoothing", change.smoothing)?,
-        ];
-        let mut properties: Vec<_> = shares.into_iter().flatten().collect();
-        if let Some(colormap) = &change.colormap {
-            properties.push(("colormap", colormap.parse::<Colormap>()?.to_string()));
-        }
-        if let Some(mode) = &change.mode {
-            properties.push(match mode.parse::<Mode>()? {
-                Mode::SideBySide => {
-                    return Err(Error::Config(
-                        "mode side-by-side is not available for live video, choose two methods instead".into(),
-                    ));
-                }
-                mode => ("mode", mode.to_string()),
-            });
-        }
-        if change.methods.is_some() || change.target.is_some() || change.votes.is_some() {
-            let (asked, options) = self.asked(change)?;
-            properties.extend(asked);
+        check_share("alpha", change.alpha)?;
+        check_share("threshold", change.threshold)?;
+        check_share("smoothing", change.smoothing)?;
+        let coloring = change
+            .colormap
+            .as_ref()
+            .map(|name| name.parse::<Colormap>());
+        let coloring = coloring.transpose()?.map(Coloring::from);
+        let mode = change.mode.as_ref().map(|name| name.parse::<Mode>());
+        let draw = mode.transpose()?.map(|mode| {
+            Draw::of(mode).ok_or_else(|| {
+                Error::Config(
+                    "mode side-by-side is not available for live video, choose two methods instead"
+                        .into(),
+                )
+            })
+        });
+        let draw = draw.transpose()?;
+        let asks = change.methods.is_some() || change.target.is_some() || change.votes.is_some();
+        let asked = asks.then(|| self.asked(change)).transpose()?;
+        let asked = asked.map(|(asked, options)| {
             *self.options() = options;
-        }
-        self.element.change(&properties)?;
+            asked
+        });
+        self.element.change(|settings| {
+            settings.alpha = change.alpha.unwrap_or(settings.alpha);
+            settings.threshold = change.threshold.unwrap_or(settings.threshold);
+            settings.smoothing = change.smoothing.unwrap_or(settings.smoothing);
+            settings.coloring = coloring.unwrap_or(settings.coloring);
+            settings.draw = draw.unwrap_or(settings.draw);
+            if let Some(asked) = asked {
+                settings.request.methods = asked.methods;
+                settings.request.options = asked.options;
+                settings.request.targets = vec![asked.target];
+            }
+        });
         if let Some(frozen) = change.frozen {
             self.freeze.set(frozen);
         }
@@ -365,7 +377,7 @@ impl Host for Controls {
         if teaching.labels() != before && !is_known(&self.settings().target) {
             // An index is another class now.
             self.element
-                .change(&[("target-class", "predicted".to_owned())])?;
+                .change(|settings| settings.request.targets = Request::default().targets);
         }
         self.tell();
         Ok(())
@@ -395,8 +407,8 @@ mod tests {
     fn options_of_methods_that_are_not_asked_for_are_left_out() {
         let options =
             changes::parse_list("diffmask = { votes = true }, gradmask.groups = 12").unwrap();
-        let asked = options_text(&options, &["diffmask".into()]);
-        assert_eq!(changes::parse_list(&asked).unwrap().len(), 1, "{asked}");
-        assert!(asked.contains("votes = true"), "{asked}");
+        let asked = options_of(&[Method::DiffMask, Method::Rollout], &options);
+        let expected = changes::parse_list("diffmask = { votes = true }").unwrap();
+        assert_eq!(asked, expected);
     }
 }

@@ -63,10 +63,8 @@ pub struct Live {
     pub again: bool,
     /// Format requested from a camera.
     pub wanted: Wanted,
-    /// Properties of the element `vitscope`, as text, except for method options.
-    pub properties: Vec<(&'static str, String)>,
-    /// Options of each method by its name, including methods that are selected later.
-    pub options: toml::Table,
+    /// Settings of the element `vitscope`. Options of methods that are not selected wait until they are.
+    pub settings: vitscope_element::Settings,
     /// Where the result goes; with no output and no page, only the model runs.
     pub outputs: Vec<Arc<dyn Output>>,
     /// The web page, if any.

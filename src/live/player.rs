@@ -10,7 +10,7 @@ use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 
 use super::capture::{Base, Capture};
-use super::controls::{Controls, Key, options_text};
+use super::controls::{Controls, Key, options_of};
 use super::explained::Explained;
 use super::freeze::Freeze;
 use super::outputs::{self, Outputs, Pictures};
@@ -103,7 +103,7 @@ impl Player {
             Arc::clone(&freeze),
             Peek::new(&static_pad(&tee, "sink")?),
             Arc::clone(feed),
-            live.options.clone(),
+            live.settings.request.options.clone(),
             teaching,
         );
         let clock = gst::SystemClock::obtain();
@@ -231,20 +231,18 @@ impl Player {
     }
 
     pub(super) fn status(&self) -> Status {
-        let stats = self.element.property::<gst::Structure>("stats");
-        let count = |name| stats.get::<u64>(name).unwrap_or_default();
-        let time = |name| Duration::from_nanos(count(name));
+        let figures = self.element.statistics();
         Status {
-            frames: count("frames"),
-            explained: count("explained"),
-            skipped: count("skipped"),
-            rate: stats.get("rate").unwrap_or_default(),
-            median: time("median"),
-            p95: time("p95"),
-            p99: time("p99"),
-            age_median: time("age-median"),
-            age_p95: time("age-p95"),
-            delay: time("latency"),
+            frames: figures.frames,
+            explained: figures.explained,
+            skipped: figures.skipped,
+            rate: figures.rate,
+            median: figures.median,
+            p95: figures.p95,
+            p99: figures.p99,
+            age_median: figures.age_median,
+            age_p95: figures.age_p95,
+            delay: figures.delay,
         }
     }
 
@@ -293,18 +291,13 @@ fn element(live: &Live) -> Result<VitScope> {
     let element = make("vitscope")?
         .downcast::<VitScope>()
         .map_err(|_| Error::Media("another element is already named \"vitscope\"".into()))?;
-    let properties = live.properties.iter();
-    let mut properties: Vec<(&str, String)> = properties
-        .map(|(name, text)| (*name, text.clone()))
-        .collect();
-    let methods = properties.iter().find(|(name, _)| *name == "method");
-    let names: Vec<String> = match methods {
-        Some((_, names)) => names.split(',').map(str::to_owned).collect(),
-        // Whatever it turns out to be.
-        None => live.options.keys().cloned().collect(),
-    };
-    let options = options_text(&live.options, &names);
-    properties.push(("method-options", options));
-    element.change(&properties)?;
+    element.change(|settings| {
+        *settings = live.settings.clone();
+        let request = &mut settings.request;
+        // Whatever the model's own method turns out to be.
+        if !request.methods.is_empty() {
+            request.options = options_of(&request.methods, &request.options);
+        }
+    });
     Ok(element)
 }

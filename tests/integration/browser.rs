@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use vitscope::explain::Method;
 use vitscope::live::{Address, Audience, Event, Live, Page, Teach, Wanted};
+use vitscope::plugin::{Settings, SyncMode};
 
 use crate::common::connect;
 
@@ -221,6 +223,10 @@ fn classes_are_named_taught_and_saved_on_the_page() {
 
 fn live(model: &str, teach: Option<Teach>) -> Live {
     let Ok(source) = "test:ball".parse::<Address>();
+    let mut settings = Settings::default();
+    settings.request.model = model.into();
+    settings.request.methods = vec![Method::Rollout];
+    settings.sync_mode = SyncMode::Latest;
     Live {
         address: source,
         again: false,
@@ -228,12 +234,7 @@ fn live(model: &str, teach: Option<Teach>) -> Live {
             size: Some((320, 240)),
             fps: Some(15),
         },
-        properties: vec![
-            ("model", model.into()),
-            ("method", "rollout".into()),
-            ("sync-mode", "latest".into()),
-        ],
-        options: toml::Table::new(),
+        settings,
         outputs: Vec::new(),
         page: Some(Page {
             address: "127.0.0.1:0".parse().unwrap(),

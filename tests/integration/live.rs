@@ -12,6 +12,7 @@ use gstreamer as gst;
 use gstreamer::prelude::*;
 use vitscope::data::Dataset;
 use vitscope::data::folder::Folder;
+use vitscope::explain::Method;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
 use vitscope::frame::{Frame, FrameSize};
@@ -20,6 +21,7 @@ use vitscope::live::{
     Status, Wanted,
 };
 use vitscope::media::Sink;
+use vitscope::plugin::{Draw, Settings, SyncMode};
 use vitscope::serve::{About, Change, Feed, Host, Lesson, Server};
 
 use crate::common::{clip, ffmpeg, fixture, frame_times, run_tool};
@@ -29,7 +31,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn live(address: &str, folder: &Path) -> Live {
     let Ok(address) = address.parse::<Address>();
-    let model = fixture("vit_a").to_str().unwrap().to_owned();
+    let mut settings = Settings::default();
+    settings.request.model = fixture("vit_a").to_str().unwrap().to_owned();
+    settings.request.methods = vec![Method::Rollout];
+    settings.sync_mode = SyncMode::Latest;
     Live {
         address,
         again: false,
@@ -37,13 +42,8 @@ fn live(address: &str, folder: &Path) -> Live {
             size: Some((64, 48)),
             fps: Some(25),
         },
-        properties: vec![
-            ("model", model),
-            ("method", "rollout".into()),
-            ("sync-mode", "latest".into()),
-        ],
+        settings,
         outputs: vec![Arc::new(Recording(folder.join("out.mkv")))],
-        options: toml::Table::new(),
         page: None,
         collect: None,
         gates: None,
@@ -211,7 +211,7 @@ fn a_recording_without_frames_leaves_no_file_and_takes_none_away() {
     let to_both = |address: &str| {
         let mut live = live(address, folder.path());
         let path = scores.to_str().unwrap().to_owned();
-        live.properties.push(("scores-location", path));
+        live.settings.scores_location = Some(path);
         live
     };
     // Whoever connects is never answered.
@@ -361,7 +361,7 @@ fn an_output_that_cannot_be_written_is_named() {
 fn a_model_that_is_not_there_ends_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let mut live = live("test:", folder.path());
-    live.properties[0].1 = "./no-such-model".into();
+    live.settings.request.model = "./no-such-model".into();
     let error = run(&live, |_| false).unwrap_err().to_string();
     assert!(error.contains("no-such-model"), "{error}");
 }
@@ -370,10 +370,9 @@ fn a_model_that_is_not_there_ends_the_run() {
 fn a_frozen_picture_stands_still_and_is_explained_on() {
     let folder = tempfile::tempdir().unwrap();
     let mut live = live("test:ball", folder.path());
-    live.properties.push(("mode", "original".into()));
-    live.properties.push(("show-stats", "false".into()));
-    live.properties.push(("show-hud", "false".into()));
-    live.properties.push(("attach-meta", "true".into()));
+    live.settings.draw = Draw::Original;
+    live.settings.show_hud = false;
+    live.settings.attach_meta = true;
     let mut keys = vec![Key::Snapshot; 2];
     keys.push(Key::Freeze);
     keys.extend([Key::Snapshot; 8]);
@@ -391,10 +390,9 @@ fn a_frozen_picture_stands_still_and_is_explained_on() {
 fn keys_change_opacity_and_method_and_say_what_cannot_be_done() {
     let folder = tempfile::tempdir().unwrap();
     let mut live = live("test:white", folder.path());
-    live.properties.push(("show-hud", "false".into()));
-    live.properties
-        .push(("max-age", (u64::MAX - 1).to_string()));
-    live.properties.push(("alpha", "1".into()));
+    live.settings.show_hud = false;
+    live.settings.max_age = Duration::from_nanos(u64::MAX - 1);
+    live.settings.alpha = 1.0;
     let keys = [
         // From 1 to 0, which leaves the picture as it is.
         Key::Opacity,
@@ -467,10 +465,9 @@ fn gates_that_change_are_taken_over_and_broken_ones_are_not() {
         std::fs::copy(cifar10.join(name), model.join(name)).unwrap();
     }
     let mut live = live("test:ball", folder.path());
-    live.properties = vec![
-        ("model", model.to_str().unwrap().into()),
-        ("sync-mode", "latest".into()),
-    ];
+    live.settings = Settings::default();
+    live.settings.request.model = model.to_str().unwrap().into();
+    live.settings.sync_mode = SyncMode::Latest;
     live.gates = Some(model.clone());
     let gates = model.join("gates.safetensors");
     let whole = std::fs::read(&gates).unwrap();

@@ -17,7 +17,7 @@ use gstreamer::prelude::*;
 use gstreamer_check::Harness;
 use gstreamer_controller::prelude::*;
 use gstreamer_video as gst_video;
-use vitscope::explain::{Explainer, Pass, Target};
+use vitscope::explain::{Explainer, Method, Pass, Target};
 use vitscope::frame::placement::{Placement, ResizeRule};
 use vitscope::frame::{Frame, FrameSize};
 use vitscope::media::memory::MemorySink;
@@ -26,7 +26,7 @@ use vitscope::media::{self, Source};
 use vitscope::models;
 use vitscope::overlay::{Overlay, Range};
 use vitscope::pipeline::stages::{Certainty, View};
-use vitscope::plugin::{self, Found, SyncMode, VitScope};
+use vitscope::plugin::{self, Coloring, Found, SyncMode, VitScope};
 use vitscope::{Error, Result};
 
 use crate::common::{clip, fixture};
@@ -1318,22 +1318,28 @@ fn options_of_several_methods_name_their_method() {
 }
 
 #[test]
-fn a_change_of_several_properties_is_made_whole_or_not_at_all() {
+fn settings_changed_at_once_are_those_of_the_properties() {
     let element = element(&Brightness::default());
-    let change = |alpha: &str, colormap: &str| {
-        element.change(&[
-            ("alpha", alpha.to_owned()),
-            ("colormap", colormap.to_owned()),
-        ])
-    };
-    change("0.25", "jet").unwrap();
+    element.change(|settings| {
+        settings.alpha = 0.25;
+        settings.coloring = Coloring::Jet;
+        settings.request.methods = vec![Method::Rollout, Method::GradMask];
+        settings.request.options = toml::toml! { gradmask = { groups = 12 } };
+        settings.request.input.edge_px = Some(64);
+    });
     assert_eq!(element.property::<f32>("alpha"), 0.25);
-    let error = change("0.75", "nosuch").unwrap_err().to_string();
-    assert!(
-        error.contains("colormap") && error.contains("nosuch"),
-        "{error}"
-    );
-    assert_eq!(element.property::<f32>("alpha"), 0.25);
+    assert_eq!(element.property::<Coloring>("colormap"), Coloring::Jet);
+    assert_eq!(element.property::<String>("method"), "rollout,gradmask");
+    assert_eq!(element.property::<u32>("input-size"), 64);
+    let options: String = element.property("method-options");
+    element.set_property("method-options", &options);
+    let groups = &element.settings().request.options["gradmask"]["groups"];
+    assert_eq!(groups.as_integer(), Some(12), "{options}");
+    // What says nothing comes back as it was set.
+    element.set_property("method", "nosuch");
+    assert_eq!(element.property::<String>("method"), "nosuch");
+    element.set_property("method", "auto");
+    assert!(element.settings().request.methods.is_empty());
 }
 
 #[test]

@@ -15,6 +15,7 @@ use vitscope::data::{Dataset, labeled_images};
 use vitscope::explain::Method;
 use vitscope::live::{Address, Audience, Event, Key, Live, Progress, Teach, Wanted};
 use vitscope::models::{self, Reference};
+use vitscope::plugin::{Draw, Settings, SyncMode};
 use vitscope::sidecar::Record;
 use vitscope::train::taught::{self, Taught};
 
@@ -487,6 +488,13 @@ impl Audience for Teacher {
 fn live(folder: &Path, model: &str) -> Live {
     let Ok(address) = "test:blink".parse::<Address>();
     let sidecar = folder.join("scores.jsonl");
+    let mut settings = Settings::default();
+    settings.request.model = model.into();
+    settings.request.methods = vec![Method::Chefer];
+    settings.draw = Draw::Original;
+    settings.show_hud = false;
+    settings.sync_mode = SyncMode::Exact;
+    settings.scores_location = Some(sidecar.to_str().unwrap().into());
     Live {
         address,
         again: false,
@@ -494,16 +502,8 @@ fn live(folder: &Path, model: &str) -> Live {
             size: Some((64, 48)),
             fps: Some(25),
         },
-        properties: vec![
-            ("model", model.into()),
-            ("method", "chefer".into()),
-            ("mode", "original".into()),
-            ("show-hud", "false".into()),
-            ("sync-mode", "exact".into()),
-            ("scores-location", sidecar.to_str().unwrap().into()),
-        ],
+        settings,
         outputs: Vec::new(),
-        options: toml::Table::new(),
         page: None,
         collect: None,
         gates: None,
@@ -654,7 +654,7 @@ fn examples_are_taken_back_saved_and_taught_on() {
 
     // With other weights it is not.
     let other = fixture("vit_b");
-    live.properties[0].1 = other.to_str().unwrap().into();
+    live.settings.request.model = other.to_str().unwrap().into();
     let error = press(&live, &[Key::Quit]).unwrap_err().to_string();
     assert!(
         error.contains("the head was trained for weights with sha256"),

@@ -6,11 +6,11 @@ use std::str::FromStr;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
-use vitscope::Error;
 use vitscope::explain::Method;
 use vitscope::frame::placement::Fit;
 use vitscope::models::{self, DeviceChoice, Input};
 use vitscope::overlay::{Colormap, Mode, Overlay};
+use vitscope::{Error, Request};
 
 use crate::bench::BenchArgs;
 use crate::eval::EvalArgs;
@@ -141,6 +141,23 @@ pub struct ExplainArgs {
     /// Number of compute threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
+}
+
+impl ExplainArgs {
+    /// What is asked, but for the options of methods.
+    pub fn request(&self) -> Request {
+        Request {
+            model: self.model.clone(),
+            backbone: self.backbone.clone(),
+            gates: None,
+            input: self.input.asked(),
+            device: self.device,
+            methods: self.method.clone(),
+            options: toml::Table::new(),
+            targets: self.target.clone(),
+            batch: self.batch,
+        }
+    }
 }
 
 /// What the model sees of a picture.

@@ -1,7 +1,7 @@
 //! `vitscope live`: what a model looks at, while it happens.
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use vitscope::explain::Method;
-use vitscope::files;
 use vitscope::live::{
     Address, Audience, Collect, Event, HlsFolder, Key, Live, Output, Page, Recording, RtspPush,
     Status, Teach, VirtualCamera, Wanted, Window,
 };
-use vitscope::overlay::Mode;
+use vitscope::plugin::{Draw, Settings, SyncMode};
+use vitscope::{Request, files};
 
 use crate::args::{DrawArgs, ExplainArgs, Upsample, one_or_more, positive, share};
 use crate::exit::Exit;
@@ -203,8 +203,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
             size: args.size,
             fps: args.fps.map(NonZeroU32::get),
         },
-        properties: properties(args)?,
-        options: options(args)?,
+        settings: settings(args)?,
         outputs: live_outputs(args),
         page: args.serve.map(|address| Page {
             address,
@@ -372,70 +371,48 @@ fn summary(status: &Status, took: Duration) -> String {
     )
 }
 
-/// The arguments as properties of the element.
-fn properties(args: &LiveArgs) -> anyhow::Result<Vec<(&'static str, String)>> {
+/// The arguments as settings of the element.
+fn settings(args: &LiveArgs) -> anyhow::Result<Settings> {
     let (explain, draw) = (&args.explain, &args.draw);
     if explain.target.len() > 1 {
         bail!("live video supports one target, use --target only once");
     }
-    if draw.mode == Mode::SideBySide || draw.upsample == Upsample::Nearest {
+    let shown = Draw::of(draw.mode).filter(|_| draw.upsample == Upsample::Bilinear);
+    let Some(shown) = shown else {
         bail!(
             "live video supports neither --mode side-by-side (use two methods) nor --upsample nearest"
         );
-    }
-    let policy = match args.policy {
-        Policy::Latest => "latest",
-        Policy::Exact => "exact",
     };
-    let mut properties = vec![
-        ("model", explain.model.clone()),
-        ("device", explain.device.to_string()),
-        ("batch", "1".to_owned()),
-        ("sync-mode", policy.to_owned()),
-        ("interval", args.every.to_string()),
-        (
-            "max-age",
-            ((1e9 * args.max_age.unwrap_or(0.0)) as u64).to_string(),
-        ),
-        ("smoothing", args.smoothing.to_string()),
-        ("mode", draw.mode.to_string()),
-        ("colormap", draw.colormap.to_string()),
-        ("alpha", draw.alpha.to_string()),
-        ("threshold", draw.threshold.to_string()),
-        ("show-stats", args.stats.to_string()),
-    ];
-    properties.extend(explain.backbone.clone().map(|model| ("backbone", model)));
-    properties.extend(explain.input.fit.map(|fit| ("input", fit.to_string())));
-    properties.extend((explain.input.input_size).map(|size| ("input-size", size.to_string())));
-    let methods: Vec<String> = explain.method.iter().map(ToString::to_string).collect();
-    properties.extend((!methods.is_empty()).then(|| ("method", methods.join(","))));
-    let target = explain.target.first();
-    properties.extend(target.map(|target| ("target-class", target.clone())));
-    if let Some(folder) = &args.gates {
-        let Some(folder) = folder.to_str() else {
-            bail!("path is not UTF-8: {folder:?}");
-        };
-        properties.push(("gates", folder.to_owned()));
-    }
+    // An option may be for a method that is selected later.
+    let options = setup::options_by_method(&explain.set, |name| name.parse::<Method>().is_ok())?;
+    let mut settings = Settings::default();
+    settings.request = Request {
+        gates: args.gates.clone(),
+        batch: NonZeroUsize::MIN,
+        options,
+        ..explain.request()
+    };
+    settings.sync_mode = match args.policy {
+        Policy::Latest => SyncMode::Latest,
+        Policy::Exact => SyncMode::Exact,
+    };
+    settings.interval = args.every.get();
+    settings.max_age = Duration::from_nanos((1e9 * args.max_age.unwrap_or(0.0)) as u64);
+    settings.smoothing = args.smoothing;
+    settings.draw = shown;
+    settings.coloring = draw.colormap.into();
+    settings.alpha = draw.alpha;
+    settings.threshold = draw.threshold;
+    settings.show_stats = args.stats;
     if let Some(path) = &args.scores {
         let path = match path.to_str() {
             Some(_) if is_stdout(path) => "/dev/stdout",
             Some(path) => path,
             None => bail!("path is not UTF-8: {path:?}"),
         };
-        properties.push(("scores-location", path.to_owned()));
+        settings.scores_location = Some(path.to_owned());
     }
-    Ok(properties)
-}
-
-/// What `--set` says of each method; one that is not asked for may be chosen later.
-fn options(args: &LiveArgs) -> anyhow::Result<toml::Table> {
-    let by_method =
-        setup::options_by_method(&args.explain.set, |name| name.parse::<Method>().is_ok())?;
-    let tables = by_method.into_iter();
-    Ok(tables
-        .map(|(method, options)| (method, options.into()))
-        .collect())
+    Ok(settings)
 }
 
 /// The options that explain with the head in `folder`.

@@ -1,40 +1,25 @@
 //! Builds what the options ask for: device, model, methods and overlay.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use vitscope::changes;
-use vitscope::explain::{Explainer, Method, Parts, Target, rehearse_all};
-use vitscope::models::{self, Model, Reference};
+use vitscope::explain::{Explainer, Method, Target, rehearse_all};
+use vitscope::models::Model;
 use vitscope::overlay::Overlay;
 use vitscope::pipeline::stages::View;
+use vitscope::{Request, changes};
 
 use crate::args::{DrawArgs, ExplainArgs, Upsample};
 
 /// Loads the model and tries the methods on one image, so that wrong options fail before anything is written.
 pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
-    let device = args.device.open()?;
-    let reference = Reference {
-        input: args.input.asked(),
-        ..Reference::over(&args.model, args.backbone.as_deref())
-    };
-    let model = models::open(reference, &device)?;
-    let default = [model.default_method()];
-    let methods = match args.method.as_slice() {
-        [] => &default,
-        methods => methods,
-    };
-    let targets = args
-        .target
-        .iter()
-        .map(|name| model.target(name))
-        .collect::<vitscope::Result<_>>()?;
-    let view = View {
-        explainers: explainers(methods, &args.set, model.parts())?,
-        model: Arc::new(model),
-        targets,
-    };
+    let mut request = args.request();
+    let model = request.open_model()?;
+    // Which methods options may be for is known only now.
+    let methods = request.methods_for(&model);
+    let is_asked = |name: &str| methods.iter().any(|method| method.name() == name);
+    request.options = options_by_method(&args.set, is_asked)?;
+    let view = View::of(&request, Arc::new(model))?;
     view.check()?;
     Ok(view)
 }
@@ -43,25 +28,23 @@ pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
 pub fn explainers(
     methods: &[Method],
     changes: &[String],
-    parts: Parts<'_>,
+    model: &Model,
 ) -> anyhow::Result<Vec<Box<dyn Explainer>>> {
     let is_asked = |name: &str| methods.iter().any(|known| known.name() == name);
-    let options = options_by_method(changes, is_asked)?;
-    methods
-        .iter()
-        .map(|method| {
-            let options = options.get(method.name()).cloned().unwrap_or_default();
-            Ok(method.build_with(parts, options)?)
-        })
-        .collect()
+    let request = Request {
+        methods: methods.to_vec(),
+        options: options_by_method(changes, is_asked)?,
+        ..Request::default()
+    };
+    Ok(request.explainers(model)?)
 }
 
 /// What `--set METHOD.KEY=VALUE` says of each method; those that are not asked for are refused.
 pub fn options_by_method(
     changes: &[String],
     is_asked: impl Fn(&str) -> bool,
-) -> anyhow::Result<BTreeMap<String, toml::Table>> {
-    let mut options: BTreeMap<String, toml::Table> = BTreeMap::new();
+) -> anyhow::Result<toml::Table> {
+    let mut options = toml::Table::new();
     for change in changes {
         for (method, values) in changes::parse(change).context("--set")? {
             let toml::Value::Table(values) = values else {
@@ -72,7 +55,12 @@ pub fn options_by_method(
                 method.parse::<Method>().context("--set")?;
                 bail!("--set {change:?} is for a method that is not selected");
             }
-            options.entry(method).or_default().extend(values);
+            let own = options
+                .entry(method)
+                .or_insert_with(|| toml::Table::new().into());
+            if let toml::Value::Table(own) = own {
+                own.extend(values);
+            }
         }
     }
     Ok(options)

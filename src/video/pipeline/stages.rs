@@ -20,6 +20,7 @@ use vitscope_core::frame::resize::Resizer;
 use vitscope_core::frame::scene::Thumbnail;
 use vitscope_core::frame::{Frame, FrameSize};
 use vitscope_core::models::Model;
+use vitscope_core::request::Request;
 use vitscope_core::vit::{Link, Stop};
 
 /// Number of classes in a finding.
@@ -296,6 +297,26 @@ struct Scores {
 }
 
 impl View {
+    /// Opens the model of a request, with the methods and the classes that it names.
+    ///
+    /// # Errors
+    /// As [`Request::open_model`], [`Request::explainers`] and [`Request::targets`].
+    pub fn open(request: &Request) -> Result<Self> {
+        Self::of(request, Arc::new(request.open_model()?))
+    }
+
+    /// The same over a model that is open.
+    ///
+    /// # Errors
+    /// As [`Request::explainers`] and [`Request::targets`].
+    pub fn of(request: &Request, model: Arc<Model>) -> Result<Self> {
+        Ok(Self {
+            explainers: request.explainers(&model)?,
+            targets: request.targets(&model)?,
+            model,
+        })
+    }
+
     /// Explains one gray image, to detect before a run any error that would occur on every frame.
     ///
     /// # Errors

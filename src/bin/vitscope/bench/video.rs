@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use serde::Serialize;
-use vitscope::explain::{Method, Target};
+use vitscope::Request;
+use vitscope::explain::Method;
 use vitscope::media::{self, FileJob};
 use vitscope::models::Model;
 use vitscope::overlay::Overlay;
@@ -78,12 +79,12 @@ fn run(
     let folder = tempfile::tempdir()?;
     let job = FileJob::new(path, folder.path().join("bench.mkv"));
     let (mut source, sink) = media::open(&job)?;
+    let request = Request {
+        methods: vec![method],
+        ..Request::default()
+    };
     let pipeline = Pipeline {
-        view: View {
-            model: Arc::clone(model),
-            explainers: vec![method.build(model.parts())?],
-            targets: vec![Target::Predicted],
-        },
+        view: View::of(&request, Arc::clone(model))?,
         overlay: Overlay::default(),
         every: NonZeroU64::MIN,
         batch,

@@ -332,7 +332,7 @@ fn explainer(text: &str, model: &Model) -> anyhow::Result<(String, Box<dyn Expla
     let mut parts = text.split('+');
     let name = parts.next().unwrap_or_default();
     let changes: Vec<String> = parts.map(|change| format!("{name}.{change}")).collect();
-    let explainers = setup::explainers(&[name.parse()?], &changes, model.parts())?;
+    let explainers = setup::explainers(&[name.parse()?], &changes, model)?;
     setup::rehearse(&explainers, model)?;
     let explainer = explainers.into_iter().next();
     Ok((text.to_owned(), explainer.context("no method given")?))
