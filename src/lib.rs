@@ -71,7 +71,7 @@
 #[doc(inline)]
 pub use vitscope_core::{
     Error, Request, Result, changes, error, explain, files, flow, frame, gates, interpreter,
-    models, picture, request, rng, vit, weights,
+    models, picture, request, rng, vit, weights, wording,
 };
 #[cfg(feature = "plugin")]
 #[doc(inline)]

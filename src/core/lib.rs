@@ -8,7 +8,7 @@
 //! | 3 | [`models`]: model folders |
 //! | 2 | [`explain`]: one file per method |
 //! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT |
-//! | 0 | [`frame`], [`flow`]: motion between frames; [`rng`], [`files`], [`picture`], [`weights`], [`changes`], [`error`] |
+//! | 0 | [`frame`], [`flow`]: motion between frames; [`rng`], [`files`], [`picture`], [`weights`], [`changes`], [`wording`], [`error`] |
 #![warn(missing_docs, unreachable_pub, unused_lifetimes)]
 
 pub mod changes;
@@ -26,6 +26,7 @@ pub mod request;
 pub mod rng;
 pub mod vit;
 pub mod weights;
+pub mod wording;
 
 pub use error::{Error, Result};
 pub use request::Request;

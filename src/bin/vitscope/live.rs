@@ -15,6 +15,7 @@ use vitscope::live::{
     Status, Teach, VirtualCamera, Wanted, Window,
 };
 use vitscope::plugin::{Draw, Settings, SyncMode};
+use vitscope::wording::counted;
 use vitscope::{Request, files};
 
 use crate::args::{DrawArgs, ExplainArgs, Upsample, one_or_more, positive, share};
@@ -344,13 +345,8 @@ impl Audience for Front<'_> {
 fn summary(status: &Status, took: Duration) -> String {
     let rate = |n: u64| n as f64 / took.as_secs_f64().max(1e-3);
     let frames = format!(
-        "{} {} ({:.1} per second)",
-        status.frames,
-        if status.frames == 1 {
-            "frame"
-        } else {
-            "frames"
-        },
+        "{} ({:.1} per second)",
+        counted(status.frames, "frame"),
         rate(status.frames)
     );
     if status.explained == 0 {

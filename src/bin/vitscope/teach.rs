@@ -7,6 +7,7 @@ use vitscope::data::Dataset;
 use vitscope::data::folder::Folder;
 use vitscope::models::{self, DeviceChoice, Preprocessor, Reference};
 use vitscope::train::taught::{Taught, TaughtHead};
+use vitscope::wording::counted;
 
 use crate::exit::Exit;
 
@@ -57,12 +58,7 @@ pub fn run(args: &TeachArgs) -> anyhow::Result<Exit> {
     let sha256 = &model.backbone_sha256;
     models::save_taught_head(&args.out, &head, taught.examples(), sha256)?;
     for (name, n_examples) in taught.counts() {
-        let noun = if n_examples == 1 {
-            "example"
-        } else {
-            "examples"
-        };
-        println!("{name}: {n_examples} {noun}");
+        println!("{name}: {}", counted(n_examples as u64, "example"));
     }
     match leave_one_out.of {
         0 => println!("no leave-one-out accuracy: no class has two examples"),

@@ -198,9 +198,7 @@ pub(super) fn attach(
         decodable(caps.clone())
     };
     // tsdemux 1.22 announces Blu-ray's AC-3 as E-AC-3, and takes that back; the decoder of E-AC-3 knows both.
-    let is_eac3 = gst::Caps::builder("audio/x-eac3")
-        .build()
-        .can_intersect(caps);
+    let is_eac3 = elements::may_be(caps, "audio/x-eac3");
     if right != *told || is_eac3 && !copied {
         chain.insert(0, relabel(&right)?);
     }
@@ -289,10 +287,7 @@ fn pass_silence_by(start: &gst::Pad, behind: &gst::Pad) {
 /// Fails where `caps` are TTA: the length of its last packet stands only in the file that it is copied from, and avdec_tta
 /// 1.22 takes none of it.
 fn refuse_tta(caps: &gst::Caps) -> Result<()> {
-    if !gst::Caps::builder("audio/x-tta")
-        .build()
-        .can_intersect(caps)
-    {
+    if !elements::may_be(caps, "audio/x-tta") {
         return Ok(());
     }
     Err(Error::Media(
@@ -699,8 +694,7 @@ fn is_aac(caps: &gst::Caps) -> bool {
 }
 
 fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element>> {
-    let opus = gst::Caps::builder("audio/x-opus").build();
-    if opus.can_intersect(caps) && elements::available("opusparse") {
+    if elements::may_be(caps, "audio/x-opus") && elements::available("opusparse") {
         // Of several packets in one Matroska block only the first has a time.
         let parser = elements::make("opusparse")?;
         // It says that each buffer is a packet, and passes on what the demuxer said, which is less, once that reports a gap:
@@ -920,8 +914,7 @@ fn fill_gaps(end: &gst::Pad) {
 /// The highest ranked installed decoder for `caps`, but for FLAC: flacdec 1.22 moves channels of 4.0, 6.1 and 7.1 to others'
 /// places, and doubles gaps.
 fn decoder(caps: &gst::Caps) -> Result<gst::Element> {
-    let flac = gst::Caps::builder("audio/x-flac").build();
-    if flac.can_intersect(caps) && elements::available("avdec_flac") {
+    if elements::may_be(caps, "audio/x-flac") && elements::available("avdec_flac") {
         let decoder = elements::make("avdec_flac")?;
         // It takes a header, which has no time, for a packet, and gives each packet the time of the one before.
         elements::static_pad(&decoder, "sink")?.add_probe(gst::PadProbeType::BUFFER, |_, info| {

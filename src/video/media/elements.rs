@@ -203,6 +203,11 @@ pub fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad> {
     })
 }
 
+/// Whether what `caps` describe may be of the media type `name`.
+pub(super) fn may_be(caps: &gst::CapsRef, name: &str) -> bool {
+    gst::Caps::builder(name).build().can_intersect(caps)
+}
+
 /// The name that a person would look up.
 pub fn factory_name(element: &gst::Element) -> String {
     element.factory().map_or_else(

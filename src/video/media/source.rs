@@ -521,9 +521,8 @@ impl Demuxed {
         *lock(&self.tap.end) = Some(end.downgrade());
         let raw = static_pad(&convert, "sink")?;
         let converted = static_pad(&plain, "sink")?;
-        let vp8 = gst::Caps::builder("video/x-vp8").build();
         let origin = Origin {
-            is_vp8: vp8.can_intersect(caps),
+            is_vp8: elements::may_be(caps, "video/x-vp8"),
             is_full_range: self.timeline.full_range_of(pad),
             has_alpha_beside: caps
                 .structure(0)

@@ -419,9 +419,10 @@ impl Timeline {
     /// False where a parser takes the times of packets of `caps` away, which cannot be copied then: dcaparse 1.22 does, in
     /// program streams.
     pub(super) fn keeps_times(&self, caps: &gst::Caps) -> bool {
-        let dts = gst::Caps::builder("audio/x-dts").build();
         match &self.kind {
-            Kind::Other(other) => !(other.is_program_stream && dts.can_intersect(caps)),
+            Kind::Other(other) => {
+                !(other.is_program_stream && elements::may_be(caps, "audio/x-dts"))
+            }
             _ => true,
         }
     }

@@ -14,6 +14,7 @@ use super::judge::{Wanted, begin_of_result};
 use crate::demux::{self, Contents, Kind, Track};
 use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::Pts;
+use vitscope_core::wording::counted;
 
 /// The outcome of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,9 +109,9 @@ impl Verification {
     #[must_use]
     pub fn with_late_tracks(mut self, n_tracks: u64) -> Self {
         if n_tracks > 0 && self.unread_source.is_some() {
-            let noun = if n_tracks == 1 { "track" } else { "tracks" };
             self.complaints.push(format!(
-                "{n_tracks} audio {noun} started too late in the file to be written"
+                "{} started too late in the file to be written",
+                counted(n_tracks, "audio track")
             ));
         }
         self
@@ -170,11 +171,8 @@ impl fmt::Display for Verification {
             Some(true) => {
                 let n_copied = self.audio_packets_out - self.audio_packets_encoded;
                 let off = self.max_sound_shift_nanos as f64 / 1e6;
-                let noun = if n_copied == 1 { "packet" } else { "packets" };
-                write!(
-                    f,
-                    "{n_copied} sound {noun} equal, {off:.3} ms off the picture; "
-                )?;
+                let equal = counted(n_copied, "sound packet");
+                write!(f, "{equal} equal, {off:.3} ms off the picture; ")?;
                 if self.audio_packets_encoded > 0 {
                     write!(f, "other sound re-encoded; ")?;
                 }

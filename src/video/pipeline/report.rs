@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vitscope_core::frame::Pts;
+use vitscope_core::wording::counted;
 
 /// Names of the stages, and of their threads, in processing order.
 pub const STAGES: [&str; 5] = [
@@ -59,8 +60,7 @@ impl std::fmt::Display for Report {
             held,
             unexplained,
         } = self.counts;
-        let noun = if frames == 1 { "frame" } else { "frames" };
-        write!(f, "{frames} {noun}, {explained} explained")?;
+        write!(f, "{}, {explained} explained", counted(frames, "frame"))?;
         if held > 0 {
             write!(f, ", {held} with the last explanation")?;
         }
