@@ -38,7 +38,28 @@
 //! 9. The caller seeds all randomness.
 //! 10. Gradients flow through every tap site of the model.
 //!
-//! # Example
+//! # Examples
+//!
+//! A picture, its answer and its map; see [`Request`] for what can be asked, [`pipeline::Pipeline`] for videos:
+//!
+//! ```
+//! use vitscope::{Request, View};
+//! use vitscope::overlay::Overlay;
+//!
+//! # fn main() -> vitscope::Result<()> {
+//! let model = "tests/fixtures/vit_a".to_owned();
+//! let view = View::open(&Request { model, ..Request::default() })?;
+//! let picture = vitscope::picture::read("tests/golden/mode-original.png".as_ref())?.image;
+//! let found = view.explain_image(&picture)?;
+//! let (rows, columns) = found.grid;
+//! assert_eq!(found.maps[0].attribution.len(), rows * columns); // one score per patch
+//! let drawn = found.draw(&picture, Overlay::default())?;
+//! assert_eq!(drawn.dimensions(), picture.dimensions());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A model of one's own, and a method over its tensors:
 //!
 //! ```
 //! use candle_core::Device;
@@ -84,7 +105,7 @@ pub use vitscope_lab::{data, eval, train};
 #[doc(inline)]
 pub use vitscope_live::{self as live, serve};
 #[doc(inline)]
-pub use vitscope_video::{demux, media, overlay, pipeline, sidecar};
+pub use vitscope_video::{demux, media, overlay, pipeline, pipeline::stages::View, sidecar};
 
 /// Compiles and runs the README's library example.
 #[cfg(doctest)]

@@ -9,6 +9,7 @@
 pub mod compositor;
 pub mod crew;
 pub mod edge;
+mod picture;
 mod report;
 pub mod stages;
 pub mod worker;

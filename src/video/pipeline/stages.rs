@@ -289,7 +289,7 @@ pub fn composite(input: Explained, compositor: &Compositor) -> Result<Composited
 type Details = (Option<Vec<Vec<f32>>>, Option<Vec<f32>>);
 
 /// One image's share of [`Explanations`], out of the tensors.
-struct Scores {
+pub(super) struct Scores {
     grid: (usize, usize),
     likeliest: Vec<Class>,
     certainty: Option<Certainty>,
@@ -415,7 +415,7 @@ impl View {
         }
     }
 
-    fn try_scores(
+    pub(super) fn try_scores(
         &self,
         images: &[Vec<u8>],
         streams: &mut Streams<'_>,
@@ -563,7 +563,7 @@ impl View {
         }))
     }
 
-    fn finding(&self, seq: u64, scores: Scores, placement: Placement) -> Finding {
+    pub(super) fn finding(&self, seq: u64, scores: Scores, placement: Placement) -> Finding {
         let Scores {
             grid,
             likeliest,
