@@ -11,6 +11,7 @@ const LAYERS: [&[&str]; 5] = [
         "demux",
         "files",
         "weights",
+        "wording",
         "companion",
         "picture",
         "rng",
@@ -20,7 +21,7 @@ const LAYERS: [&[&str]; 5] = [
     &["vit", "gates", "interpreter", "overlay"],
     &["explain", "data", "media"],
     &["train", "eval", "models", "sidecar"],
-    &["pipeline"],
+    &["pipeline", "request"],
 ];
 
 /// Packages of several modules.
