@@ -1,7 +1,8 @@
 //! The shape of a Vision Transformer, read from and written to Hugging Face's `config.json`.
 //!
-//! Field names and defaults are those of `transformers`; what a family's file says otherwise, [`super::family`] knows. What a configuration may say and this crate does not compute (other
-//! activations, SwiGLU) is refused by name. Nothing here opens a file: text in, text out.
+//! Field names and defaults are those of `transformers`; each file in `family` says where its family differs. What a
+//! configuration may say and this crate does not compute (other activations, SwiGLU) is refused by name. Nothing here opens
+//! a file: text in, text out.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Tensor names: every naming that checkpoints use, brought to one.
 //!
 //! The one naming is Hugging Face's for ViT without the `vit.` in front, as in
-//! `encoder.layer.3.attention.attention.query.weight`. Understood besides: the names of each [`super::family`]; those
+//! `encoder.layer.3.attention.attention.query.weight`. Understood besides: the names of each family (`family`); those
 //! that transformers 5 holds in memory (`layers.3.attention.q_proj`); timm's and the original DINO's
 //! (`blocks.3.attn.qkv`, which is cut in three). A tensor that belongs to no part of the model is an error, because a model
 //! that has it computes something else; only parts that do not take part in classifying (mask token, pooler, CLIP's text
