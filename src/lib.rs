@@ -12,17 +12,17 @@
 //!
 //! # Packages
 //!
-//! This library re-exports the modules of its packages. A package depends only on those below it:
+//! This library re-exports from its packages what programs need. A package depends only on those below it:
 //!
-//! | package | modules |
-//! |---|---|
-//! | `vitscope-live` | `live`: cameras and streams, explained by the element; `serve`: a web page |
-//! | `vitscope-gst` | the shared library that GStreamer loads |
-//! | `vitscope-element` | `plugin`: the GStreamer element |
-//! | `vitscope-lab` | [`data`]: data sets; [`train`]: training; [`eval`]: evaluation |
-//! | `vitscope-video` | [`pipeline`]: the stages and their threads; [`media`]: GStreamer; [`overlay`]: drawing; [`sidecar`]: JSON Lines; [`demux`]: container tables |
-//! | `vitscope-core` | [`models`]: model folders; [`explain`]: one file per method; [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`frame`], [`flow`]: motion between frames; [`rng`], [`files`], [`picture`], [`weights`], [`changes`], [`error`] |
-//! | `vitscope-kernels` | [`kernels`]: fused operations on the CPU |
+//! | package | what programs use of it | inside |
+//! |---|---|---|
+//! | `vitscope-live` | `live`: cameras and streams, explained by the element | `serve`: the web page |
+//! | `vitscope-gst` | the shared library that GStreamer loads | |
+//! | `vitscope-element` | `plugin`: the GStreamer element | |
+//! | `vitscope-lab` | [`data`]: data sets; [`train`]: training; [`eval`]: evaluation | |
+//! | `vitscope-video` | [`View`]; [`pipeline`]: the stages and their threads; [`media`]: GStreamer; [`overlay`]: drawing; [`sidecar`]: JSON Lines | `demux`: container tables |
+//! | `vitscope-core` | [`Request`]; [`models`]: model folders; [`explain`]: one file per method; [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT; [`frame`]; [`picture`]; [`rng`] | `flow`: motion between frames; `files`, `weights`, `changes`, `wording`, `error` |
+//! | `vitscope-kernels` | | fused operations on the CPU |
 //!
 //! # Invariants
 //!
@@ -91,21 +91,53 @@
 
 #[doc(inline)]
 pub use vitscope_core::{
-    Error, Request, Result, changes, error, explain, files, flow, frame, gates, interpreter,
-    models, picture, request, rng, vit, weights, wording,
+    Error, Request, Result, explain, frame, interpreter, models, picture, rng, vit,
 };
 #[cfg(feature = "plugin")]
 #[doc(inline)]
 pub use vitscope_element as plugin;
 #[doc(inline)]
-pub use vitscope_kernels as kernels;
-#[doc(inline)]
-pub use vitscope_lab::{data, eval, train};
+pub use vitscope_lab::{data, train};
 #[cfg(feature = "live")]
 #[doc(inline)]
-pub use vitscope_live::{self as live, serve};
+pub use vitscope_live as live;
 #[doc(inline)]
-pub use vitscope_video::{demux, media, overlay, pipeline, pipeline::stages::View, sidecar};
+pub use vitscope_video::{overlay, pipeline::stages::View, sidecar};
+
+/// Gates of Vision DiffMask, trained by [`train`].
+pub mod gates {
+    #[doc(inline)]
+    pub use vitscope_core::gates::{GateCard, Gates, Objective};
+}
+
+/// How faithful explanations are, and how right the model.
+pub mod eval {
+    #[doc(inline)]
+    pub use vitscope_lab::eval::{
+        calibration, classification, faithfulness, localization, map_metrics, perturbation,
+        segmentation, suite, summary, temporal, video,
+    };
+}
+
+/// Video files through GStreamer, and frames from and to a program's memory.
+pub mod media {
+    #[cfg(feature = "media")]
+    #[doc(inline)]
+    pub use vitscope_video::media::{
+        AudioMode, Container, FileJob, FileSink, FileSource, HdrMode, MOST_FRAMES, StreamInfo,
+        VideoCodec, bus, init, local_file, log_to_tracing, open, pixels, read, verify, version,
+    };
+    #[doc(inline)]
+    pub use vitscope_video::media::{Sink, Source, memory};
+}
+
+/// The stages of a video and the threads that run them.
+pub mod pipeline {
+    #[doc(inline)]
+    pub use vitscope_video::pipeline::{
+        Counts, MOST_FRAMES, OnFrame, Pipeline, Report, STAGES, compositor, stages,
+    };
+}
 
 /// Compiles and runs the README's library example.
 #[cfg(doctest)]

@@ -13,12 +13,12 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use vitscope::gates::{
-    EMPTY_ANSWER, GateSizes, Gates, OrderGates, OrderSizes, RankingGates, RankingSizes, VotingGates,
-};
 use vitscope::interpreter::{Interpreter, InterpreterShape};
 use vitscope::rng::Rng;
 use vitscope::vit::{Family, Vit, VitConfig, init};
+use vitscope_core::gates::{
+    EMPTY_ANSWER, GateSizes, Gates, OrderGates, OrderSizes, RankingGates, RankingSizes, VotingGates,
+};
 
 /// A file or folder of `tests/fixtures`.
 pub(crate) fn fixture(name: &str) -> PathBuf {

@@ -10,12 +10,12 @@ use candle_core::{D, DType, Device, Tensor};
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Split};
 use vitscope::eval::faithfulness::{Entry, Outcome, Scores, Threshold, score};
-use vitscope::eval::gallery::{self, Column};
 use vitscope::explain::diffmask::{DiffMask, DiffMaskOptions};
 use vitscope::explain::{Explainer, Pass};
-use vitscope::gates::{MARGIN, Removal};
 use vitscope::rng::Rng;
 use vitscope::vit::{Vit, VitConfig, init};
+use vitscope_core::gates::{MARGIN, Removal};
+use vitscope_lab::eval::gallery::{self, Column};
 
 fn vit() -> Vit {
     let config = VitConfig {
@@ -184,7 +184,7 @@ fn shipped_gates_of_every_seed_find_the_red_cells() {
     let grids = RedPatches::new(3, 16, 500, 7, Split::Test).unwrap();
     let seeds = ["seeds/1", "seeds/2"].map(|seed| {
         let folder = folder.join(seed);
-        vitscope::gates::Gates::open(&folder, &model.vit, &model.weights_sha256, &Device::Cpu)
+        vitscope_core::gates::Gates::open(&folder, &model.vit, &model.weights_sha256, &Device::Cpu)
             .unwrap()
             .0
     });

@@ -7,17 +7,17 @@
 use std::collections::HashMap;
 
 use candle_core::{D, DType, Device, Tensor};
+use vitscope::explain::Pace;
 use vitscope::explain::gradmask::GradMask;
-use vitscope::explain::methods::Pace;
 use vitscope::explain::{
     Explainer, Forward, Method, Needs, Parts, StreamMemory, Streams, Target, explain_all,
     follow_all, gradients, rise,
 };
-use vitscope::gates::Gates;
 use vitscope::interpreter::Interpreter;
 use vitscope::models::{self, Model};
 use vitscope::rng::Rng;
 use vitscope::vit::{Site, Stop, Vit, VitConfig, init};
+use vitscope_core::gates::Gates;
 
 use crate::common::{
     fixture, small_config, small_config_without_head, small_gates, small_images, small_interpreter,

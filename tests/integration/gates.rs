@@ -7,15 +7,15 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor, Var};
-use vitscope::eval::{masked_answers, masks_within_margin};
 use vitscope::explain::{Explainer, Method, Parts, StreamMemory, Streams, Target, follow_all};
-use vitscope::gates::{
-    ClassStream, EMPTY_ANSWER, GateCard, GateSizes, Gates, Objective, OrderGates, RankingGates,
-    RankingSizes, Removal, VotingGates, clean_pass, masked_pass,
-};
 use vitscope::models;
 use vitscope::rng::Rng;
 use vitscope::vit::{Replace, Site, Vit, VitConfig, init};
+use vitscope_core::gates::{
+    ClassStream, EMPTY_ANSWER, GateCard, GateSizes, Gates, Objective, OrderGates, RankingGates,
+    RankingSizes, Removal, VotingGates, clean_pass, masked_pass,
+};
+use vitscope_core::gates::{masked_answers, masks_within_margin};
 
 use crate::common::{
     fixture, small_config, small_config_without_head, small_gates, small_images, small_order_gates,

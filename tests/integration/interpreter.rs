@@ -7,8 +7,8 @@ use std::fs;
 use candle_core::{D, Device, Tensor};
 use vitscope::explain::{Method, Parts, Target};
 use vitscope::interpreter::{Interpreter, InterpreterShape, Pooling};
-use vitscope::models::weights::tensors_from_bytes;
 use vitscope::vit::{Record, Site};
+use vitscope_core::weights::tensors_from_bytes;
 
 use crate::common::{fixture, small_config, small_images, small_interpreter, small_vit};
 

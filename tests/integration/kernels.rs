@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot compute has failed")]
 
 use candle_core::{D, Device, Result, Tensor, Var};
-use vitscope::kernels::{self, Activation};
 use vitscope::rng::Rng;
+use vitscope_kernels::{self as kernels, Activation};
 
 /// Both sides compute in f32, in another order of summation.
 const FORWARD_TOLERANCE: f32 = 1e-5;

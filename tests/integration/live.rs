@@ -22,7 +22,7 @@ use vitscope::live::{
 };
 use vitscope::media::Sink;
 use vitscope::plugin::{Draw, Settings, SyncMode};
-use vitscope::serve::{About, Change, Feed, Host, Lesson, Server};
+use vitscope_live::serve::{About, Change, Feed, Host, Lesson, Server};
 
 use crate::common::{clip, ffmpeg, fixture, frame_times, run_tool};
 

@@ -9,14 +9,14 @@ use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use vitscope::explain::{Method, Target};
 use vitscope::frame::placement::ResizeRule;
-use vitscope::gates::{GateCard, GateSizes, Gates, Objective, VotingGates};
-use vitscope::models::weights::{bytes_from_tensors, sha256_hex, tensors_from_bytes};
 use vitscope::models::{
     self, Model, ModelCard, Precision, Preprocessor, Reference, Shrunk, save_folder,
     save_preprocessor,
 };
 use vitscope::rng::Rng;
 use vitscope::vit::names::canonical_weights;
+use vitscope_core::gates::{GateCard, GateSizes, Gates, Objective, VotingGates};
+use vitscope_core::weights::{bytes_from_tensors, sha256_hex, tensors_from_bytes};
 
 use crate::common::names_in;
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use vitscope::explain::memory::Remembered;
+use vitscope::explain::Remembered;
 use vitscope::explain::{Detailed, Explainer, Method, Parts, Pass, Target};
 use vitscope::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
 use vitscope::media::memory::{MemorySink, MemorySource};

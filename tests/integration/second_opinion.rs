@@ -5,10 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use vitscope::demux::{self, Kind, Packet};
 use vitscope::frame::Pts;
 use vitscope::media::verify::{self, Verification};
 use vitscope::media::{AudioMode, FileJob, VideoCodec};
+use vitscope_video::demux::{self, Kind, Packet};
 
 use super::common::{ffmpeg, run_tool};
 use super::media::{Files, ffprobe, pass_on, run, sound_hash};

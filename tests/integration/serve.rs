@@ -7,8 +7,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use vitscope::serve::{About, Change, Feed, Host, Lesson, Server, Topic};
 use vitscope::{Error, Result};
+use vitscope_live::serve::{About, Change, Feed, Host, Lesson, Server, Topic};
 
 use crate::common::{HTTP_PATIENCE as PATIENCE, ask, connect};
 

@@ -11,8 +11,6 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use vitscope::data::boxes::{BOXES, Boxed};
 use vitscope::data::masked::Masked;
-use vitscope::eval::batched::BatchedModel;
-use vitscope::eval::controls::Control;
 use vitscope::eval::perturbation::Geometry;
 use vitscope::eval::suite::{
     Batch, Latency, Mapper, Pointing, Road, Saco, Sanity, Score, Segmenting, Sensitivity, SoftMask,
@@ -22,9 +20,11 @@ use vitscope::explain::{Method, Parts};
 use vitscope::frame::FrameSize;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
-use vitscope::gates::Removal;
 use vitscope::models::{self, Preprocessor};
 use vitscope::rng::Rng;
+use vitscope_core::gates::Removal;
+use vitscope_lab::eval::batched::BatchedModel;
+use vitscope_lab::eval::controls::Control;
 
 use crate::common::{small_config, small_vit};
 

@@ -10,16 +10,12 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use vitscope::data::red_patches::RedPatches;
 use vitscope::data::{Dataset, Picture, Split, images_from_pictures};
-use vitscope::eval::class_names::classes_by_name;
 use vitscope::eval::classification::{count_by_class, total};
-use vitscope::eval::masked_answers;
 use vitscope::explain::attention::RawAttention;
 use vitscope::explain::chefer::Chefer;
 use vitscope::explain::{Explainer, Forward, Needs, Target};
 use vitscope::frame::FrameSize;
-use vitscope::gates::{ClassStream, OrderGates, RankingGates, Removal, clean_pass, features};
 use vitscope::interpreter::{Interpreter, Pooling};
-use vitscope::models::weights::tensors_from_bytes;
 use vitscope::models::{self, Precision, Preprocessor, Reference, save_folder, save_head};
 use vitscope::rng::Rng;
 use vitscope::train::classifier::{
@@ -32,6 +28,10 @@ use vitscope::train::probe::{self, ProbeRecipe, TrainedProbe};
 use vitscope::train::shapley::{self, Fill, ShapleyRecipe};
 use vitscope::train::{Checkpoint, Subject};
 use vitscope::vit::{Head, Vit, VitConfig, init};
+use vitscope_core::gates::{ClassStream, OrderGates, RankingGates, Removal, clean_pass, features};
+use vitscope_core::weights::tensors_from_bytes;
+use vitscope_lab::eval::class_names::classes_by_name;
+use vitscope_lab::eval::masked_answers;
 
 use crate::common::{fixture, small_config, small_vit};
 
@@ -270,7 +270,7 @@ fn the_start_masks_the_share_that_is_asked_for() {
         [0.5; 3],
         &candle_core::Device::Cpu,
     );
-    let clean = vitscope::gates::clean_pass(&vit(), &images.unwrap()).unwrap();
+    let clean = vitscope_core::gates::clean_pass(&vit(), &images.unwrap()).unwrap();
     for standardize in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let recipe = DiffMaskRecipe {
@@ -283,9 +283,10 @@ fn the_start_masks_the_share_that_is_asked_for() {
             ..recipe()
         };
         let trained = train(&recipe, folder.path(), &mut |_| true).unwrap();
-        let sizes = vitscope::gates::GateSizes::new(vit().config());
+        let sizes = vitscope_core::gates::GateSizes::new(vit().config());
         let tensors = trained.tensors.into_iter().collect();
-        let gates = vitscope::gates::VotingGates::load(sizes, recipe.stretch, &tensors).unwrap();
+        let gates =
+            vitscope_core::gates::VotingGates::load(sizes, recipe.stretch, &tensors).unwrap();
         let kept = gates.mask(&clean.states).unwrap().mean_all().unwrap();
         let kept: f32 = kept.to_scalar().unwrap();
         assert!((kept - 0.7).abs() < 1e-3, "{kept}");

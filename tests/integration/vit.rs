@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use vitscope::models;
-use vitscope::models::weights::tensors_from_bytes;
 use vitscope::vit::{Probe, Record, Site, Vit};
+use vitscope_core::weights::tensors_from_bytes;
 
 /// Sums of a few hundred f32 products in another order; the values are of order 1.
 const TOLERANCE: f32 = 1e-4;

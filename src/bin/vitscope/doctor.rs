@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use vitscope::live::{cameras, plugin_file};
-use vitscope::media::elements::{available, package};
 use vitscope::models::{self, DeviceChoice};
 use vitscope::{media, pipeline};
+use vitscope_video::media::elements::{available, package};
 
 use crate::exit::Exit;
 
@@ -143,7 +143,7 @@ fn compute() {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     println!(
         "CPU           {cores} cores, {}",
-        vitscope::kernels::instructions()
+        vitscope_kernels::instructions()
     );
     match DeviceChoice::Cuda(0).open() {
         Ok(_) => println!("GPU           CUDA device 0"),

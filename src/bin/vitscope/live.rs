@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use vitscope::Request;
 use vitscope::explain::Method;
 use vitscope::live::{
     Address, Audience, Collect, Event, HlsFolder, Key, Live, Output, Page, Recording, RtspPush,
     Status, Teach, VirtualCamera, Wanted, Window,
 };
 use vitscope::plugin::{Draw, Settings, SyncMode};
-use vitscope::wording::counted;
-use vitscope::{Request, files};
+use vitscope_core::files;
+use vitscope_core::wording::counted;
 
 use crate::args::{DrawArgs, ExplainArgs, Upsample, one_or_more, positive, share};
 use crate::exit::Exit;

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use vitscope::explain::Method;
 use vitscope::frame::placement::ResizeRule;
-use vitscope::gates::Objective;
 use vitscope::models::{self, Model, Reference, Shrunk};
 use vitscope::vit::{Head, VitConfig};
+use vitscope_core::gates::Objective;
 
 use crate::exit::Exit;
 use crate::setup;

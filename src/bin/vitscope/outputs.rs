@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use image::ImageFormat;
-use vitscope::error::{Error, Result};
-use vitscope::files::{is_address, is_folder_name, part_path};
+use vitscope_core::error::{Error, Result};
+use vitscope_core::files::{is_address, is_folder_name, part_path};
 
 /// The format of a picture by its name.
 ///

@@ -9,7 +9,7 @@ use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory};
 use toml::{Table, Value};
 
-use vitscope::error::unknown;
+use vitscope_core::error::unknown;
 
 use crate::args::Args;
 use crate::toml_file;

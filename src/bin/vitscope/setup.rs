@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use vitscope::Request;
 use vitscope::explain::{Explainer, Method, Target, rehearse_all};
 use vitscope::models::Model;
 use vitscope::overlay::Overlay;
 use vitscope::pipeline::stages::View;
-use vitscope::{Request, changes};
+use vitscope_core::changes;
 
 use crate::args::{DrawArgs, ExplainArgs, Upsample};
 

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::error::ErrorKind;
 use image::ImageFormat;
-use vitscope::error::{Error, Result};
-use vitscope::files::is_address;
 use vitscope::frame::{Frame, Pts};
 use vitscope::media::{Sink, Source};
 use vitscope::overlay;
 use vitscope::picture::{self, FilePicture};
 use vitscope::pipeline::Pipeline;
+use vitscope_core::error::{Error, Result};
+use vitscope_core::files::is_address;
 
 use crate::args::{DrawArgs, ExplainArgs, OutputArgs};
 use crate::exit::Exit;

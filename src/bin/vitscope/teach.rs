@@ -7,7 +7,7 @@ use vitscope::data::Dataset;
 use vitscope::data::folder::Folder;
 use vitscope::models::{self, DeviceChoice, Preprocessor, Reference};
 use vitscope::train::taught::{Taught, TaughtHead};
-use vitscope::wording::counted;
+use vitscope_core::wording::counted;
 
 use crate::exit::Exit;
 

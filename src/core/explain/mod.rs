@@ -18,11 +18,11 @@ pub mod kernel_shap;
 pub mod legrad;
 pub mod lrp;
 pub mod masked;
-pub mod memory;
-pub mod methods;
+pub(crate) mod memory;
+pub(crate) mod methods;
 pub mod motion;
 pub mod occlusion;
-pub mod pass;
+pub(crate) mod pass;
 mod range;
 pub mod recipro_cam;
 pub mod rise;
@@ -36,9 +36,8 @@ pub mod vit_cx;
 
 use candle_core::Tensor;
 
-use memory::Remembered;
-pub use memory::{SharedMemory, StreamMemory, Streams};
-pub use methods::{Method, MethodOption, Parts};
+pub use memory::{MapMemory, Remembered, SharedMemory, StreamMemory, Streams};
+pub use methods::{Entry, Method, MethodOption, Pace, Parts};
 pub use pass::{Forward, Needs, Pass};
 pub use range::Range;
 

@@ -10,7 +10,7 @@
 //! same way.
 
 mod adapter;
-pub mod card;
+pub(crate) mod card;
 mod device;
 mod embedded;
 pub mod familiarity;
@@ -18,7 +18,7 @@ mod folder;
 pub mod head;
 #[cfg(feature = "hub")]
 mod hub;
-pub mod preprocessor;
+pub(crate) mod preprocessor;
 mod shrink;
 
 pub use crate::weights::{self, Precision};

@@ -17,17 +17,17 @@
 
 pub mod attention;
 pub mod block;
-pub mod config;
+pub(crate) mod config;
 mod family;
 pub mod fields;
 pub mod head;
 pub mod init;
-pub mod link;
+pub(crate) mod link;
 pub mod names;
 pub mod patches;
-pub mod rules;
-pub mod stop;
-pub mod tap;
+pub(crate) mod rules;
+pub(crate) mod stop;
+pub(crate) mod tap;
 
 pub use config::{Head, VitConfig};
 pub use family::Family;

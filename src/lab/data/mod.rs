@@ -12,9 +12,9 @@ pub mod clip;
 pub mod folder;
 pub mod masked;
 pub mod red_patches;
-pub mod source;
+pub(crate) mod source;
 
-pub use source::{Halves, open, open_grouped, open_labeled};
+pub use source::{BIASED_PATCHES, Halves, RED_PATCHES, open, open_grouped, open_labeled};
 
 use std::sync::Arc;
 

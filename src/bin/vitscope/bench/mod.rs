@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use serde::Serialize;
-use vitscope::files::write_whole;
-use vitscope::gates::{DEFAULT_STRETCH, GateSizes, Gates, VotingGates};
 use vitscope::interpreter::{Interpreter, InterpreterShape};
 use vitscope::models::{self, DeviceChoice, Model, Preprocessor};
 use vitscope::rng::Rng;
 use vitscope::vit::{Vit, VitConfig, init};
+use vitscope_core::files::write_whole;
+use vitscope_core::gates::{DEFAULT_STRETCH, GateSizes, Gates, VotingGates};
 
 use crate::args::{one_or_more, report_path, thread_count};
 use crate::exit::Exit;

@@ -6,13 +6,13 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use candle_core::{D, Device, Tensor};
 use serde::Serialize;
-use vitscope::eval::batched::BatchedModel;
 use vitscope::eval::perturbation::{Protocol, RISE, Steps, curves};
 use vitscope::eval::suite::Subject;
 use vitscope::explain::{Explainer, Method, Target};
 use vitscope::models::Model;
 use vitscope::rng::Rng;
 use vitscope::vit::{Probe, Site};
+use vitscope_lab::eval::batched::BatchedModel;
 
 use super::{BenchArgs, width};
 
@@ -166,7 +166,7 @@ impl<'a> Case<'a> {
                     "the model has no head, so there is no class score to differentiate",
                 )?;
                 let strongest = logits.max(D::Minus1)?.sum_all()?;
-                let grads = vitscope::kernels::in_pool(|| strongest.backward())?;
+                let grads = vitscope_kernels::in_pool(|| strongest.backward())?;
                 probe.gradient(Site::PatchEmbeddings, &grads)?
             }
             Work::Masked(subject, map) => {

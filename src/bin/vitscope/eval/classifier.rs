@@ -9,11 +9,11 @@ use glob::Pattern;
 use serde::Serialize;
 use vitscope::data::{self, Dataset};
 use vitscope::eval::calibration::{Bin, Calibration, sure_answers, threshold_for};
-use vitscope::eval::class_names::{listed, matched_classes};
 use vitscope::eval::classification::{Count, Prediction, predictions};
-use vitscope::eval::confusions::{Confusion, Confusions};
-use vitscope::files::write_whole;
 use vitscope::models::{Model, Preprocessor};
+use vitscope_core::files::write_whole;
+use vitscope_lab::eval::class_names::{listed, matched_classes};
+use vitscope_lab::eval::confusions::{Confusion, Confusions};
 
 use super::suites::bar;
 use super::{AskedArgs, tell_left_out};

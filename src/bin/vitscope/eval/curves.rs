@@ -1,12 +1,12 @@
 //! `vitscope eval insertion-deletion` and `vitscope eval perturbation`.
 
 use anyhow::anyhow;
-use vitscope::eval::batched::BatchedModel;
 use vitscope::eval::perturbation::{
     INSERTION_DELETION, PATCHES, PERTURBATION, Perturbation, Protocol,
 };
 use vitscope::eval::suite::{SoftMask, Suite};
 use vitscope::models::Model;
+use vitscope_lab::eval::batched::BatchedModel;
 
 use super::gates_of;
 use super::suites::{self, Measured, SuiteArgs};

@@ -5,10 +5,10 @@ use std::num::NonZeroUsize;
 use anyhow::Context;
 use candle_core::Device;
 use vitscope::data::{self, Picture};
-use vitscope::eval::masks::{Choice, MaskScores, answers_by_choice};
-use vitscope::gates::MARGIN;
 use vitscope::models::Preprocessor;
 use vitscope::rng::Rng;
+use vitscope_core::gates::MARGIN;
+use vitscope_lab::eval::masks::{Choice, MaskScores, answers_by_choice};
 
 use super::{AskedArgs, gates_of, tell_left_out, test_half};
 use crate::args::{one_or_more, positive};

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use vitscope::eval::comparison::Row;
 use vitscope::eval::suite::Measure;
 use vitscope::eval::summary::{Scored, Summary};
+use vitscope_lab::eval::comparison::Row;
 
 /// Each protocol once, in order.
 pub(super) fn protocols(summaries: &[Summary]) -> Vec<&str> {

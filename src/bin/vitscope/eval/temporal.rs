@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use vitscope::data::Picture;
 use vitscope::data::clip::first_frames;
-use vitscope::eval::batched::BatchedModel;
-use vitscope::eval::journal::Journal;
 use vitscope::eval::suite::Mapper;
 use vitscope::eval::video::{self, Video};
 use vitscope::frame::placement::ResizeRule;
 use vitscope::media;
 use vitscope::models::Model;
+use vitscope_lab::eval::batched::BatchedModel;
+use vitscope_lab::eval::journal::Journal;
 
 use super::suites::{ComparedArgs, Found, bar};
 use crate::args::one_or_more;

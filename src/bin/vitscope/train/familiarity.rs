@@ -7,10 +7,10 @@ use candle_core::Device;
 use glob::Pattern;
 use vitscope::data::{self, Dataset};
 use vitscope::eval::calibration::threshold_for;
-use vitscope::eval::class_names::matched_classes;
 use vitscope::eval::classification::Prediction;
 use vitscope::models::{self, Preprocessor, Reference};
 use vitscope::train::familiarity::{Fitted, Labeled, fit};
+use vitscope_lab::eval::class_names::matched_classes;
 
 use super::{over, print_left_out};
 use crate::args::{decimal, probability, thread_count};

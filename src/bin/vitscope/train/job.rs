@@ -13,7 +13,6 @@ use vitscope::eval::classification::Count;
 use vitscope::frame::FrameSize;
 use vitscope::frame::placement::ResizeRule;
 use vitscope::frame::resize::Resampling;
-use vitscope::gates::Gates;
 use vitscope::interpreter::Interpreter;
 use vitscope::models::{self, Model, Precision, Preprocessor, Reference};
 use vitscope::train::classifier::{self, ClassifierRecipe, Start};
@@ -24,6 +23,7 @@ use vitscope::train::probe::{self, ProbeRecipe};
 use vitscope::train::shapley;
 use vitscope::train::{Checkpoint, Progress, Subject};
 use vitscope::vit::{Link, VitConfig};
+use vitscope_core::gates::Gates;
 
 use super::recipe::{DEFAULT_IMAGE_PX, GateRecipe, IA_VIT, RecipeFile, gate_recipe, recipe};
 use super::shown::Shown;

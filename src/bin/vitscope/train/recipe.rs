@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
-use vitscope::changes;
 use vitscope::train::diffmask::DiffMaskRecipe;
 use vitscope::train::order::OrderRecipe;
 use vitscope::train::shapley::ShapleyRecipe;
+use vitscope_core::changes;
 
 use crate::toml_file;
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use vitscope::files::write_whole;
 use vitscope::train::Checkpoint;
+use vitscope_core::files::write_whole;
 
 use super::job::{Job, Joint, Measured, range};
 use super::recipe::{self, RecipeFile, Run, Trained};
