@@ -1,14 +1,14 @@
-//! Changes of settings as text: `KEY=VALUE`, where a value is TOML or a bare word.
+//! Changes of settings as text: `KEY=VALUE`, where the value is TOML or a bare word.
 
 use crate::error::{Error, Result};
 
-/// What a change says, as a table; dots in its key make tables in it.
+/// Parses a change into a table; dots in the key create nested tables.
 ///
 /// # Errors
-/// [`Error::Config`] where there is no key or no value.
+/// [`Error::Config`] if the key or the value is missing.
 pub fn parse(change: &str) -> Result<toml::Table> {
     let table = toml::from_str(change).or_else(|_| {
-        // A bare word is text.
+        // A bare word is a string.
         let quoted = change.split_once('=');
         let quoted = quoted.map(|(key, value)| format!("{key} = {:?}", value.trim()));
         toml::from_str(&quoted.unwrap_or_else(|| change.to_owned()))
@@ -16,12 +16,12 @@ pub fn parse(change: &str) -> Result<toml::Table> {
     table.map_err(|_| Error::Config(format!("expected KEY=VALUE, got {change:?}")))
 }
 
-/// What several changes with commas between them say; a later one of the same key counts.
+/// Parses several changes separated by commas; a later change overrides an earlier one of the same key.
 ///
 /// # Errors
 /// As [`parse`].
 pub fn parse_list(changes: &str) -> Result<toml::Table> {
-    // Values of TOML may have commas in them.
+    // TOML values may contain commas.
     if let Ok(table) = toml::from_str::<toml::Table>(&format!("list = {{ {changes} }}"))
         && let Some(toml::Value::Table(table)) = table.into_iter().next().map(|(_, list)| list)
     {
@@ -37,7 +37,7 @@ pub fn parse_list(changes: &str) -> Result<toml::Table> {
     Ok(table)
 }
 
-/// What is said of a value that has another type than its option, in one line and without the names of Rust's types.
+/// Describes a value with the wrong type in one line, without the names of Rust types.
 pub fn in_words(error: &impl std::fmt::Display) -> String {
     const WORDS: [(&str, &str); 7] = [
         ("expected usize", "expected a whole number"),

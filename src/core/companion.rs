@@ -1,4 +1,4 @@
-//! What is trained for a model and lies beside it: weights in a safetensors file, and a card of the same name.
+//! Parts trained for a model and stored beside it: weights in a safetensors file, and a card with the same name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -12,19 +12,19 @@ use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::weights::tensors_from_bytes;
 
-/// The card of what lies in `NAME.safetensors`, itself in `NAME.json`.
+/// The card in `NAME.json`, which describes `NAME.safetensors`.
 pub(crate) trait Card: Serialize + DeserializeOwned {
-    /// Name of both files, and of the thing in messages.
+    /// Name of both files, also used in messages.
     const NAME: &'static str;
 
-    /// Hash of the weights that it was trained for, in hexadecimal.
+    /// Hash of the weights that the part was trained for, in hexadecimal.
     fn base_sha256(&self) -> &str;
 }
 
 /// Reads weights and card from the bytes of both files, for a model whose weights hash to `base_sha256`.
 ///
 /// # Errors
-/// [`Error::Model`] where either is damaged, or they belong to other weights.
+/// [`Error::Model`] if either is damaged, or if they belong to other weights.
 pub(crate) fn from_bytes<C: Card>(
     weights: &[u8],
     card: &[u8],
@@ -46,17 +46,17 @@ pub(crate) fn from_bytes<C: Card>(
     Ok((tensors, card))
 }
 
-/// The bytes of both files of a folder, weights first.
+/// Reads the bytes of both files in a folder, weights first.
 ///
 /// # Errors
-/// [`Error::Io`] where one cannot be read.
+/// [`Error::Io`] if a file cannot be read.
 pub(crate) fn read<C: Card>(folder: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
     let [weights, card] = files::<C>(folder);
     let read = |path: PathBuf| fs::read(&path).map_err(|err| Error::io(path, err));
     Ok((read(weights)?, read(card)?))
 }
 
-/// Both files in a folder, weights first.
+/// Paths of both files in a folder, weights first.
 pub(crate) fn files<C: Card>(folder: &Path) -> [PathBuf; 2] {
     ["safetensors", "json"].map(|ending| folder.join(format!("{}.{ending}", C::NAME)))
 }
@@ -64,7 +64,7 @@ pub(crate) fn files<C: Card>(folder: &Path) -> [PathBuf; 2] {
 /// Writes weights and card into a folder.
 ///
 /// # Errors
-/// [`Error::Io`] where a file cannot be written.
+/// [`Error::Io`] if a file cannot be written.
 pub(crate) fn save<C: Card>(
     tensors: &BTreeMap<String, Tensor>,
     card: &C,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file, option or recipe that the user wrote is wrong.
+    /// A file, option or recipe provided by the user is wrong.
     #[error("{0}")]
     Config(String),
     /// A model folder, its weights or its gates are unusable.
@@ -23,13 +23,13 @@ pub enum Error {
     Stage {
         /// Thread name of the stage.
         name: &'static str,
-        /// What the stage returned.
+        /// The stage's error.
         source: Box<Error>,
     },
     /// A tensor does not have the expected shape.
     #[error("expected shape {expected}, got {got}")]
     Shape {
-        /// In words or as a list of sizes.
+        /// As text or as a list of sizes.
         expected: String,
         /// As a list of sizes.
         got: String,
@@ -40,9 +40,9 @@ pub enum Error {
     /// The operating system refused to read or write a file.
     #[error("{source}: {path:?}")]
     Io {
-        /// The file in question.
+        /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
 }
@@ -60,7 +60,7 @@ impl Error {
 /// `Result` with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The value called `name`, or an error with suggestions.
+/// The value with this name, or an error with suggestions.
 pub fn by_name<T: Copy>(
     what: &str,
     name: &str,
@@ -73,7 +73,7 @@ pub fn by_name<T: Copy>(
         .ok_or_else(|| Error::Config(unknown(what, name, all.iter().copied().map(name_of))))
 }
 
-/// Error message for a mistyped `name`, with the nearest names in `known` or all of them.
+/// Error message for a mistyped `name`, with the most similar names in `known`, or all of them if none is similar.
 pub fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.collect();
     let is_near = |known: &&str| {

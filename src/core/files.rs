@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! Atomic writing of files.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Where a file or folder is until it is whole: `NAME.part`, next to it.
+/// Path of a file or folder until it is complete: `NAME.part` beside it.
 pub fn part_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().map_or_else(OsString::new, OsString::from);
     name.push(".part");
     path.with_file_name(name)
 }
 
-/// True for what is meant as an address of the network, as `rtsp://camera` or `user:password@camera`, and names no file
-/// that is there.
+/// True for a path that is meant as a network address, such as `rtsp://camera` or `user:password@camera`, and does not
+/// exist as a file.
 pub fn is_address(path: &Path) -> bool {
     let text = path.to_string_lossy();
     let user = text
@@ -27,18 +27,19 @@ pub fn is_address(path: &Path) -> bool {
     is_meant && !path.exists()
 }
 
-/// True for a name that only a folder can have: it ends in a slash.
+/// True for a name that only a folder can have, because it ends in a slash.
 pub fn is_folder_name(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().ends_with(b"/")
 }
 
-/// Writes `bytes` beside `path` under the name with `.part` and moves them there, so that nobody sees half a file.
+/// Writes `bytes` to a temporary file with the suffix `.part` beside `path`, then renames it, so that no reader sees a
+/// partial file.
 ///
-/// What exists and is no regular file, as a pipe or `/dev/null`, is written to where it is: a move would put a file in
-/// the place of the device.
+/// An existing path that is not a regular file, such as a pipe or `/dev/null`, is written directly, because renaming
+/// would replace the device by a file.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be written; nothing is left of it then, and an older one stays.
+/// [`Error::Io`] if the file cannot be written. Nothing is left of it then, and an older file is preserved.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
         let file = fs::OpenOptions::new().write(true).open(path);
@@ -53,7 +54,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::rename(&part, path)
     };
     write().map_err(|source: io::Error| {
-        // The reason is told by `source`; a part that cannot be removed either changes nothing.
+        // `source` gives the reason; failing to remove the partial file changes nothing.
         let _ = fs::remove_file(&part);
         Error::io(path, source)
     })

@@ -4,11 +4,12 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 4 | [`request`]: what is asked, whoever asks |
+//! | 4 | [`request`]: requests, independent of the front end |
 //! | 3 | [`models`]: model folders |
 //! | 2 | [`explain`]: one file per method |
 //! | 1 | [`vit`]: the model; [`gates`]: DiffMask; [`interpreter`]: IA-ViT |
-//! | 0 | [`frame`], [`flow`]: motion between frames; [`rng`], [`files`], [`picture`], [`weights`], [`changes`], [`wording`], [`error`] |
+//! | 0 | [`frame`], [`flow`]: motion between frames; [`rng`], [`files`], [`picture`] |
+//! | 0 | [`weights`], [`changes`], [`wording`], [`error`] |
 #![warn(missing_docs, unreachable_pub, unused_lifetimes)]
 
 pub mod changes;

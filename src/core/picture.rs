@@ -1,4 +1,4 @@
-//! Pictures in files: PNG and JPEG, upright and opaque.
+//! Picture files: PNG and JPEG, converted to upright and opaque pictures.
 
 use std::fs;
 use std::io::{Cursor, ErrorKind};
@@ -9,30 +9,30 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Rgb, RgbImage}
 
 use crate::error::{Error, Result};
 
-/// What transparent pictures are laid on: white, as `transformers` does.
+/// Background of transparent pictures: white, as in `transformers`.
 pub const BACKGROUND: [u8; 3] = [255; 3];
 
-/// More bytes than any decoded picture may have: a gigapixel is no picture of a file that anybody means.
+/// Maximum size of a decoded picture in bytes: RGB of 27,000 x 27,000 pixels.
 const MOST_BYTES: u64 = 2 << 30;
 
 /// A picture from a file.
 pub struct FilePicture {
-    /// Turned as its EXIF data say, on [`BACKGROUND`].
+    /// Rotated according to its EXIF data, on [`BACKGROUND`].
     pub image: RgbImage,
-    /// False where the file ends early, so that the lower part of the image is missing; only JPEG is read without its end.
+    /// False if the file is truncated, so that the lower part of the image is missing. Only truncated JPEG can be read.
     pub is_whole: bool,
 }
 
 /// Reads a picture.
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be read, [`Error::Media`] where it is no picture or a damaged one.
+/// [`Error::Io`] if the file cannot be read, [`Error::Media`] if it is damaged or not a picture.
 pub fn read(path: &Path) -> Result<FilePicture> {
     let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
     decode(&bytes).map_err(|error| unreadable(path, &error))
 }
 
-/// Fails where a file does not begin as a picture does.
+/// Fails if a file does not start with the header of a picture.
 ///
 /// # Errors
 /// As [`read`].
@@ -57,7 +57,7 @@ pub fn check_header(path: &Path) -> Result<()> {
     size.map(|_| ()).map_err(|error| unreadable(path, &error))
 }
 
-/// Ends of the names of video files.
+/// Extensions of video files.
 const VIDEOS: [&str; 12] = [
     "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpg", "mts", "ts", "webm", "wmv",
 ];
@@ -69,7 +69,7 @@ pub fn is_video_name(path: &Path) -> bool {
 }
 
 fn unreadable(path: &Path, error: &image::ImageError) -> Error {
-    // Some decoders end a line behind what they say.
+    // Some decoders end their messages with a line break.
     let error = error.to_string();
     Error::Media(format!(
         "not a readable picture ({}): {path:?}",
@@ -87,7 +87,7 @@ pub fn decode(bytes: &[u8]) -> image::ImageResult<FilePicture> {
         let error = format!("{width}x{height} px, more than 2 GB once decoded");
         return Err(std::io::Error::other(error).into());
     }
-    // A tag that cannot be read is one that is not there.
+    // An unreadable tag counts as missing.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut picture = DynamicImage::from_decoder(decoder)?;
     picture.apply_orientation(orientation);
@@ -97,7 +97,7 @@ pub fn decode(bytes: &[u8]) -> image::ImageResult<FilePicture> {
     })
 }
 
-/// The picture over [`BACKGROUND`].
+/// Composites the picture over [`BACKGROUND`].
 fn opaque(picture: DynamicImage) -> RgbImage {
     if !picture.color().has_alpha() {
         return picture.into_rgb8();
@@ -118,13 +118,13 @@ fn opaque(picture: DynamicImage) -> RgbImage {
     })
 }
 
-/// Whether a JPEG file reaches its end-of-image marker (ITU-T T.81, B.1): decoders fill up what is missing without a word.
+/// Whether a JPEG file reaches its end-of-image marker (ITU-T T.81, B.1); decoders silently fill in missing data.
 fn jpeg_ends(bytes: &[u8]) -> bool {
     const END: u8 = 0xd9;
 
     let mut at = 2; // Behind the start-of-image marker.
     loop {
-        // A marker is 0xff, any number of times, and a byte that is neither 0xff nor 0.
+        // A marker is one or more 0xff bytes, followed by a byte that is neither 0xff nor 0.
         let Some(distance) = bytes
             .get(at..)
             .and_then(|rest| rest.iter().position(|&byte| byte == 0xff))
@@ -141,13 +141,13 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
         at += 1;
         match marker {
             END => return true,
-            // A stuffed 0 or a restart inside a scan, whose markers have no length.
+            // A stuffed 0 or a restart inside a scan, which have no length.
             0x00 | 0x01 | 0xd0..=0xd8 => (),
             _ => {
                 let Some(&[high, low]) = bytes.get(at..at + 2) else {
                     return false;
                 };
-                // Behind the header of a scan lie its data, up to the next marker.
+                // The header of a scan is followed by its data, up to the next marker.
                 at += usize::from(u16::from_be_bytes([high, low]));
             }
         }
@@ -193,7 +193,7 @@ mod tests {
         picture
             .write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png)
             .unwrap();
-        // Width and height stand behind the signature, length and kind of the first chunk, its checksum behind 13 bytes.
+        // The signature and the first chunk's length and type precede width and height; the checksum follows 13 bytes.
         bytes[16..24].copy_from_slice(&[0, 1, 0x86, 0xa0, 0, 1, 0x86, 0xa0]);
         let checksum = crc32(&bytes[12..29]);
         bytes[29..33].copy_from_slice(&checksum.to_be_bytes());
@@ -210,7 +210,7 @@ mod tests {
         })
     }
 
-    /// As `PIL.Image.alpha_composite` lays them on white, within its rounding.
+    /// As in `PIL.Image.alpha_composite` on white, up to its rounding.
     #[test]
     fn what_is_transparent_becomes_white() {
         let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! What is asked of a model, whoever asks: flags, properties, a web page, a file or a program.
+//! A request to a model, independent of its source: flags, properties, a web page, a file or a program.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -8,7 +8,8 @@ use crate::explain::{Explainer, Method, Target};
 use crate::gates::Gates;
 use crate::models::{self, DeviceChoice, Input, Model, Reference};
 
-/// Asks which parts of a picture a model looks at: model, input, device, methods with their options, and classes.
+/// A request to explain which parts of a picture a model looks at: model, input, device, methods with their options,
+/// and classes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// Embedded name, folder or hub id; `./NAME` is always a folder.
@@ -19,20 +20,22 @@ pub struct Request {
     pub gates: Option<PathBuf>,
     /// Settings of the model's input that override its preprocessor.
     pub input: Input,
-    /// Where the model runs.
+    /// The device that the model runs on.
     pub device: DeviceChoice,
-    /// Methods, each of which explains each target; none for the model's default method.
+    /// Methods, each of which explains each target; if empty, the model's default method.
     pub methods: Vec<Method>,
-    /// Options of each method as a table under its name; where there is one method, also its options themselves.
+    /// Options of each method, as a table under its name. With a single method, its options may also be at the top
+    /// level.
     pub options: toml::Table,
-    /// Classes to explain, as [`Model::target`] reads them.
+    /// Classes to explain, in the format of [`Model::target`].
     pub targets: Vec<String>,
     /// Batch size.
     pub batch: NonZeroUsize,
 }
 
 impl Default for Request {
-    /// The embedded default model on the best device, its default method, the predicted class, one picture at a time.
+    /// The embedded default model on the best device, with its default method, the predicted class and a batch size of
+    /// 1.
     fn default() -> Self {
         Self {
             model: models::DEFAULT.into(),
@@ -68,7 +71,7 @@ impl Request {
         Ok(model)
     }
 
-    /// The methods for a model: its default one where none is named.
+    /// The methods for a model; its default method if none is requested.
     pub fn methods_for(&self, model: &Model) -> Vec<Method> {
         match self.methods.as_slice() {
             [] => vec![model.default_method()],
@@ -88,7 +91,7 @@ impl Request {
         built.collect()
     }
 
-    /// Finds the classes among those of a model.
+    /// Finds the classes in the model.
     ///
     /// # Errors
     /// As [`Model::target`].
@@ -98,7 +101,7 @@ impl Request {
     }
 }
 
-/// The options of each method: its own as `METHOD.KEY`, or all of them where there is one method.
+/// The options of each method, given as `METHOD.KEY`, or all options if there is a single method.
 fn options_by_method(methods: &[Method], mut options: toml::Table) -> Result<Vec<toml::Table>> {
     let names_method = |key: &String| key.parse::<Method>().is_ok();
     if methods.len() == 1 && !options.keys().any(names_method) {

@@ -1,8 +1,8 @@
 //! Seeded random numbers: the only source of randomness in the crate.
 //!
-//! candle's CPU generator cannot be seeded, so whatever is random is drawn here and handed to
-//! `Tensor::from_vec`. The generator is ChaCha8, whose sequence is the same on every machine, and its
-//! position is a number that a checkpoint can keep.
+//! candle's CPU generator cannot be seeded, so all random values are drawn here and passed to `Tensor::from_vec`. The
+//! generator is ChaCha8, whose sequence is the same on every machine, and whose position is a number that a checkpoint
+//! can store.
 
 use candle_core::{Device, Result, Shape, Tensor};
 use rand::{RngExt, SeedableRng};
@@ -16,7 +16,7 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// A generator at the start of the sequence of `seed`.
+    /// Creates a generator at the start of the sequence of `seed`.
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
@@ -24,37 +24,38 @@ impl Rng {
         }
     }
 
-    /// A generator of its own for each `(seed, index)`, so that what is drawn for one item does not depend on the items before it.
+    /// Creates a separate generator for each `(seed, index)`, so that the values for one item do not depend on previous
+    /// items.
     pub fn for_item(seed: u64, index: u64) -> Self {
         let mut rng = Self::new(seed);
         rng.inner.set_stream(index.wrapping_add(1));
         rng
     }
 
-    /// Continues a generator of `seed` at a position that [`Rng::position`] gave.
+    /// Resumes a generator of `seed` at a position returned by [`Rng::position`].
     pub fn resume(seed: u64, position: u128) -> Self {
         let mut rng = Self::new(seed);
         rng.inner.set_word_pos(position);
         rng
     }
 
-    /// The seed it was made from.
+    /// The generator's seed.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// How far the sequence has been read, for [`Rng::resume`].
+    /// The position in the sequence, for [`Rng::resume`].
     pub fn position(&self) -> u128 {
         self.inner.get_word_pos()
     }
 
     /// Uniform in [0, 1).
     pub fn uniform(&mut self) -> f32 {
-        // 24 bits, what an f32 holds exactly.
+        // 24 bits, which an f32 represents exactly.
         (self.inner.random::<u32>() >> 8) as f32 / (1u32 << 24) as f32
     }
 
-    /// Uniform in 0..n; 0 for n = 0.
+    /// Uniform in 0..n; 0 if n = 0.
     pub fn below(&mut self, n: usize) -> usize {
         if n == 0 {
             0
@@ -69,7 +70,7 @@ impl Rng {
         radius * (std::f32::consts::TAU * self.uniform()).cos()
     }
 
-    /// Puts `items` into a random order (Fisher and Yates).
+    /// Shuffles `items` randomly (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last + 1));
@@ -79,7 +80,7 @@ impl Rng {
     /// A tensor of values uniform in [0, 1).
     ///
     /// # Errors
-    /// Fails where the device cannot allocate.
+    /// Fails if the device cannot allocate memory.
     pub fn uniform_tensor(&mut self, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
         let shape = shape.into();
         let values = (0..shape.elem_count()).map(|_| self.uniform()).collect();
@@ -89,7 +90,7 @@ impl Rng {
     /// A tensor of standard normal values.
     ///
     /// # Errors
-    /// Fails where the device cannot allocate.
+    /// Fails if the device cannot allocate memory.
     pub fn normal_tensor(&mut self, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
         let shape = shape.into();
         let values = (0..shape.elem_count()).map(|_| self.normal()).collect();

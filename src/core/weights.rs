@@ -1,10 +1,10 @@
-//! Tensors in and out of safetensors files.
+//! Reading and writing tensors in safetensors files.
 //!
-//! Reading takes bytes, so that embedded models and folders go the same way, and brings every float
-//! type to f32. What the file claims is checked against what it holds before a tensor is made.
+//! Reading takes bytes, so that embedded models and folders share the same code, and converts every float type to f32.
+//! The header is validated against the contents before any tensor is created.
 //!
-//! A matrix may be stored in 8 bits: as integers `NAME` of type I8 and a scale per row `NAME.scale`, a
-//! row being an index of the first axis, the output channels:
+//! A matrix may be stored in 8 bits: as integers `NAME` of type I8 and a scale per row `NAME.scale`, where a row is an
+//! index of the first axis, the output channels:
 //!
 //! ```text
 //! w[i, …] = q[i, …] · scale[i]
@@ -18,31 +18,31 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
-/// What the name of a matrix in 8 bits is followed by in the name of its scales.
+/// Suffix of the name of an 8-bit matrix in the name of its scales.
 const SCALE: &str = ".scale";
 
-/// Largest 8-bit integer that is written; −128 stays unused, so that the range is symmetric.
+/// Largest 8-bit integer that is written; −128 is unused, so that the range is symmetric.
 const LARGEST: f32 = 127.0;
 
-/// How weights are stored.
+/// Storage precision of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// Half precision, 2 bytes a weight.
+    /// Half precision, 2 bytes per weight.
     F16,
-    /// Single precision, 4 bytes a weight.
+    /// Single precision, 4 bytes per weight.
     F32,
 }
 
-/// Reads a safetensors file; every tensor becomes f32 on `device`.
+/// Reads a safetensors file and converts every tensor to f32 on `device`.
 ///
 /// # Errors
-/// [`Error::Model`] if the file is truncated or lies about its contents, if a tensor is neither of floating
-/// point nor a matrix in 8 bits with a scale per row, or if it holds a value that is not finite.
+/// [`Error::Model`] if the file is truncated or its header is wrong, if a tensor is neither floating-point nor an 8-bit
+/// matrix with a scale per row, or if it contains a value that is not finite.
 pub fn tensors_from_bytes(bytes: &[u8], device: &Device) -> Result<HashMap<String, Tensor>> {
     tensors_where(bytes, device, |_| true)
 }
 
-/// The same for tensors of some names only; the scales of a matrix go with it.
+/// Like [`tensors_from_bytes`], for wanted names only; the scales of a matrix are included.
 pub(crate) fn tensors_where(
     bytes: &[u8],
     device: &Device,
@@ -50,7 +50,7 @@ pub(crate) fn tensors_where(
 ) -> Result<HashMap<String, Tensor>> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|error| Error::Model(format!("not a complete safetensors file ({error})")))?;
-    // In order, so that of several errors always the same one is told.
+    // Sorted, so that the first of several errors is deterministic.
     let views: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
     let mut tensors = HashMap::with_capacity(views.len());
     for (name, view) in &views {
@@ -76,13 +76,13 @@ pub(crate) fn tensors_where(
     Ok(tensors)
 }
 
-/// Names of the tensors in a file, in order; none of one that cannot be read.
+/// Names of the tensors in a file, in order; empty if the file cannot be read.
 pub(crate) fn names(bytes: &[u8]) -> Vec<String> {
     let header = SafeTensors::read_metadata(bytes);
     header.map_or_else(|_| Vec::new(), |(_, header)| header.offset_keys())
 }
 
-/// Whether a file holds matrices in 8 bits. One that cannot be read holds none.
+/// Whether a file contains 8-bit matrices; false if it cannot be read.
 pub(crate) fn has_8_bits(bytes: &[u8]) -> bool {
     let file = SafeTensors::deserialize(bytes);
     file.is_ok_and(|file| file.iter().any(|(_, view)| view.dtype() == Dtype::I8))
@@ -104,7 +104,7 @@ fn f32_from_view(name: &str, view: &TensorView) -> Result<Tensor> {
     finite(name, tensor.to_dtype(DType::F32)?)
 }
 
-/// A matrix of 8-bit integers, each row times its scale.
+/// Converts a matrix of 8-bit integers, multiplying each row by its scale.
 fn f32_from_rows(name: &str, view: &TensorView, scales: Option<&TensorView>) -> Result<Tensor> {
     let shape = view.shape();
     let (&[n_rows, ref row @ ..], true) = (shape, shape.len() > 1) else {
@@ -135,8 +135,8 @@ fn f32_from_rows(name: &str, view: &TensorView, scales: Option<&TensorView>) -> 
 }
 
 fn finite(name: &str, tensor: Tensor) -> Result<Tensor> {
-    // One infinite or undefined weight makes the sum so; a sum of finite weights cannot overflow
-    // unless they are as useless.
+    // One infinite or undefined weight makes the sum so as well. A sum of finite weights overflows only if they are
+    // unusable, too.
     if !tensor.sum_all()?.to_scalar::<f32>()?.is_finite() {
         return refuse(format!(
             "tensor {name:?} contains values that are not finite"
@@ -152,7 +152,7 @@ fn refuse<T>(message: String) -> Result<T> {
 /// The bytes of a safetensors file; equal tensors give equal bytes.
 ///
 /// # Errors
-/// Fails where candle cannot convert a tensor.
+/// Fails if candle cannot convert a tensor.
 pub fn bytes_from_tensors(
     tensors: &BTreeMap<String, Tensor>,
     precision: Precision,
@@ -164,7 +164,7 @@ pub fn bytes_from_tensors(
     file_bytes(&stored, format_metadata())
 }
 
-/// The same with the weights that `is_weight` names in 8 bits, as far as they are matrices, and all else as
+/// Like [`bytes_from_tensors`], with the matrices selected by `is_weight` in 8 bits and everything else as
 /// [`Precision::F16`].
 pub(crate) fn bytes_in_8_bits(
     tensors: &BTreeMap<String, Tensor>,
@@ -187,12 +187,12 @@ pub(crate) fn bytes_in_8_bits(
     file_bytes(&stored, metadata)
 }
 
-/// Metadata of a model's weights: transformers wants to be told which framework's layout the tensors have.
+/// Metadata of a model's weights; transformers requires the framework whose layout the tensors have.
 pub(crate) fn format_metadata() -> HashMap<String, String> {
     HashMap::from([("format".to_owned(), "pt".to_owned())])
 }
 
-/// A tensor as it lies in a file.
+/// A tensor as stored in a file.
 struct Stored {
     name: String,
     dtype: Dtype,
@@ -216,17 +216,17 @@ impl Stored {
         })
     }
 
-    /// A matrix in 8 bits and the scales of its rows.
+    /// An 8-bit matrix and the scales of its rows.
     ///
-    /// The largest weight of a row becomes ±127. A smaller scale, which cuts it off, costs more than the finer
-    /// steps gain: in none of the 41,856 rows of DINOv2 ViT-S/14 did one of 70 to 95 % lower the squared error.
+    /// The largest weight of a row becomes ±127. A smaller scale, which clips it, loses more than the finer steps gain:
+    /// in none of the 41,856 rows of DINOv2 ViT-S/14 did a scale of 70 to 95 % lower the squared error.
     fn rows(name: &str, tensor: &Tensor) -> Result<[Self; 2]> {
         let rows: Vec<Vec<f32>> = tensor.flatten_from(1)?.to_dtype(DType::F32)?.to_vec2()?;
         let mut integers = Vec::with_capacity(tensor.elem_count());
         let mut scales = Vec::with_capacity(4 * rows.len());
         for row in &rows {
             let scale = row.iter().fold(0f32, |max, weight| max.max(weight.abs())) / LARGEST;
-            // In a row of zeros, 0 / 0 becomes the integer 0.
+            // In a row of zeros, 0 / 0 is converted to the integer 0.
             integers.extend(row.iter().map(|weight| {
                 let q = (weight / scale).round_ties_even().clamp(-LARGEST, LARGEST);
                 (q as i8).cast_unsigned()
@@ -259,7 +259,7 @@ fn file_bytes(stored: &[Stored], metadata: HashMap<String, String>) -> Result<Ve
     safetensors::serialize(views, Some(metadata)).map_err(invalid)
 }
 
-/// What a safetensors file says of itself.
+/// Reads the metadata of a safetensors file.
 pub(crate) fn metadata(bytes: &[u8]) -> Result<HashMap<String, String>> {
     let (_, header) = SafeTensors::read_metadata(bytes)
         .map_err(|error| Error::Model(format!("not a complete safetensors file ({error})")))?;
@@ -271,12 +271,12 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(Sha256::new_with_prefix(bytes))
 }
 
-/// SHA-256 of `parts`, one behind the other.
+/// SHA-256 of the concatenated `parts`.
 pub(crate) fn sha256_hex_of_all(parts: &[&[u8]]) -> String {
     hex(digest_of_all(parts))
 }
 
-/// SHA-256 of `parts`, and of `parts` with `more` behind them; `parts` are read once.
+/// SHA-256 of `parts`, and of `parts` followed by `more`; `parts` are read once.
 pub(crate) fn sha256_hex_and_with(parts: &[&[u8]], more: &[u8]) -> (String, String) {
     let digest = digest_of_all(parts);
     (hex(digest.clone()), hex(digest.chain_update(more)))
@@ -362,7 +362,7 @@ mod tests {
         );
     }
 
-    /// A file with tensors of these names, types, shapes and bytes.
+    /// Creates a file with tensors of these names, types, shapes and bytes.
     fn file_of(tensors: &[(&str, Dtype, &[usize], &[u8])]) -> Vec<u8> {
         let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
             let view = TensorView::new(*dtype, shape.to_vec(), bytes).unwrap();
@@ -371,7 +371,7 @@ mod tests {
         safetensors::serialize(views, None).unwrap()
     }
 
-    /// A file with the tensor `w` of shape `[2, 2]` and type I8, and `w.scale`.
+    /// Creates a file with the tensor `w` of shape `[2, 2]` and type I8, and `w.scale`.
     fn with_scale(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Vec<u8> {
         file_of(&[
             ("w", Dtype::I8, &[2, 2], &[1, 2, 3, 4]),
@@ -383,7 +383,7 @@ mod tests {
         values.iter().copied().flat_map(f32::to_le_bytes).collect()
     }
 
-    /// `tests/fixtures/int8.py` quantized these by numpy.
+    /// Quantized by numpy in `tests/fixtures/int8.py`.
     #[test]
     fn matrices_in_8_bits_are_those_of_numpy() {
         let path = concat!(
@@ -483,7 +483,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// A row's scale is its largest weight over 127: each weight comes back within half of it.
+        /// The scale of a row is its largest weight divided by 127, so each restored weight is off by at most half a
+        /// scale.
         #[test]
         fn weights_in_8_bits_are_off_by_half_a_scale_at_most(
             rows in prop::collection::vec(prop::collection::vec(-1f32..1.0, 7), 1..5),
@@ -499,7 +500,7 @@ mod tests {
                 let largest = row.iter().fold(0f64, |max, &w| max.max(f64::from(w).abs()));
                 for (&weight, read) in row.iter().zip(read) {
                     let error = (f64::from(weight) - f64::from(read)).abs();
-                    // Single precision adds a little to the half.
+                    // Single precision adds a little to one half.
                     prop_assert!(error <= 0.50001 * largest / 127.0, "{weight} became {read}");
                 }
             }

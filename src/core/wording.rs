@@ -1,6 +1,6 @@
-//! How counts are worded.
+//! Wording of counts.
 
-/// A count with its noun, which takes an s unless there is one.
+/// Formats a count with its noun, which takes an "s" unless the count is 1.
 pub fn counted(count: u64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")

@@ -1,4 +1,4 @@
-//! What the element draws on a frame that leaves, and what it attaches to it.
+//! Drawing on frames that leave, and the data attached to them.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use vitscope_video::pipeline::compositor::Compositor;
 use vitscope_video::pipeline::stages::{Composited, Finding};
 
 impl VitScope {
-    /// What is to be read on a frame besides captions.
+    /// Returns the lines of text on a frame, besides captions.
     fn notes(&self, settings: &Settings, finding: Option<&Finding>) -> Vec<String> {
         let mut lines = vec![lock(&self.note).clone()];
         if settings.show_stats {
@@ -25,7 +25,7 @@ impl VitScope {
         lines
     }
 
-    /// Draws on a frame what it shows, and attaches what is asked for.
+    /// Draws a frame's explanation on it, and attaches the data that the settings request.
     pub(super) fn draw(
         &self,
         streaming: &mut Streaming,
@@ -57,7 +57,7 @@ impl VitScope {
         if let Some(scores) = &mut streaming.scores {
             scores.push(composited.record());
             let written = scores.write_settled(|seq| streaming.frames.is_awaited(seq));
-            // Who reads along live wants each frame's line when it is there.
+            // Live readers need each frame's line as soon as it is available.
             let written = match settings.sync_mode {
                 SyncMode::Lossless => written,
                 SyncMode::Exact | SyncMode::Latest => written.and_then(|()| scores.flush()),

@@ -1,6 +1,6 @@
 //! The element as GStreamer sees it: properties, states, events, and buffers in and out, in order.
 //!
-//! A buffer is taken in `submit_input_buffer` and leaves in `generate_output`; [`super::streaming`] says when.
+//! `submit_input_buffer` takes a buffer and `generate_output` returns it; [`super::streaming`] decides when.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -29,7 +29,7 @@ use vitscope_video::pipeline::stages::{Finding, View};
 use vitscope_video::pipeline::worker::Abandon;
 use vitscope_video::sidecar;
 
-/// Frames that a live stream is said to be delayed by before the model has been timed.
+/// Delay of a live stream, in frames, that is announced before the model has been timed.
 const DELAY_AT_FIRST: usize = 2;
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -46,28 +46,28 @@ type Observe = dyn Fn(&Arc<Finding>, gst::ClockTime) + Send + Sync;
 #[derive(Default)]
 pub struct VitScope {
     pub(super) settings: Mutex<Settings>,
-    /// A program's own views.
+    /// Views supplied by the program.
     pub(super) open: Mutex<Option<Arc<Open>>>,
-    /// Who is told of each explanation.
+    /// Callback for each explanation.
     pub(super) observe: Mutex<Option<Arc<Observe>>>,
     pub(super) workers: Mutex<Workers>,
-    /// A classifier in place of the model's own.
+    /// A classifier that replaces the model's own.
     pub(super) head: Arc<Mutex<Option<Taught>>>,
-    /// A line that is written into the picture.
+    /// A line of text drawn on the picture.
     pub(super) note: Mutex<String>,
     pub(super) streaming: Mutex<Streaming>,
     pub(super) stats: Mutex<Statistics>,
-    /// What a live stream is delayed by, nanoseconds.
+    /// Delay of a live stream in nanoseconds.
     pub(super) latency_ns: AtomicU64,
-    /// Running time before which a frame is too late to be explained, nanoseconds.
+    /// Running time in nanoseconds before which a frame is too late to be explained.
     pub(super) earliest_ns: AtomicU64,
-    /// No frame waits for a model: a flush is under way, or the element stops.
+    /// Set while no frame may wait for a model: during a flush, or when the element stops.
     pub(super) gives_up: AtomicBool,
     /// Ends the wait of the frame that is to leave.
     pub(super) waiting: Mutex<Option<Abandon>>,
 }
 
-/// The lock; what a panicked thread left is still good.
+/// Locks `mutex`; the data stays valid if a thread has panicked.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -148,7 +148,7 @@ impl ObjectImpl for VitScope {
 
     fn constructed(&self) {
         self.parent_constructed();
-        // Late frames lose their explanation, and are never dropped.
+        // Late frames lose their explanation but are never dropped.
         self.obj().set_qos(false);
     }
 }

@@ -1,29 +1,29 @@
-//! How many frames `exact` holds back, by what explanations have taken.
+//! Number of frames that `exact` holds back, based on how long explanations have taken.
 
 use std::time::Duration;
 
 use super::statistics::Recent;
 
-/// Frames that are held back at most, so that a slow model cannot delay a stream for ever.
+/// Maximum number of frames held back, so that a slow model cannot delay a stream indefinitely.
 const MOST_FRAMES: usize = 8;
 
-/// Explanations that must have been faster before fewer frames are held back.
+/// Number of explanations that must have been faster before fewer frames are held back.
 const PATIENCE: usize = 50;
 
 /// The delay of a live stream, in frames.
 ///
-/// It grows when one explanation in ten came too late, and shrinks only after a long time in which fewer frames
-/// would have done: each change is a hitch that the viewer sees.
+/// The delay grows when one explanation in ten came too late, and shrinks only after a long time in which fewer frames
+/// would have sufficed: viewers see each change as a hitch.
 #[derive(Debug)]
 pub(super) struct Delay {
     took: Recent,
     n_frames: usize,
-    /// Explanations since the last change.
+    /// Number of explanations since the last change.
     since: usize,
 }
 
 impl Delay {
-    /// A delay that is enough for explanations that take `expected`.
+    /// Creates a delay that suffices for explanations that take `expected`.
     pub(super) fn new(expected: Duration, frame: Duration) -> Self {
         Self {
             took: Recent::default(),
@@ -32,12 +32,12 @@ impl Delay {
         }
     }
 
-    /// Frames that are held back.
+    /// Returns the number of frames held back.
     pub(super) fn n_frames(&self) -> usize {
         self.n_frames
     }
 
-    /// Learns how long an explanation took; true where the delay is another one from now on.
+    /// Records how long an explanation took; returns `true` if the delay has changed.
     pub(super) fn learn(&mut self, took: Duration, frame: Duration) -> bool {
         self.took.push(took);
         self.since += 1;
@@ -58,7 +58,7 @@ impl Delay {
     }
 }
 
-/// Frames that come while an explanation takes so long.
+/// Returns the number of frames that arrive during an explanation.
 fn frames(took: Duration, frame: Duration) -> usize {
     let frame = frame.max(Duration::from_millis(1));
     let n_frames = took.as_nanos().div_ceil(frame.as_nanos());

@@ -75,7 +75,7 @@ impl VitScope {
         self.imp().model()
     }
 
-    /// Returns what the properties are set to.
+    /// Returns the values of the properties.
     pub fn settings(&self) -> Settings {
         self.imp().settings()
     }
@@ -85,7 +85,7 @@ impl VitScope {
         self.imp().change(change);
     }
 
-    /// Returns what was counted and timed since the element started.
+    /// Returns counts since the element started, and recent rates and delays.
     pub fn statistics(&self) -> Figures {
         self.imp().figures()
     }

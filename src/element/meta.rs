@@ -9,9 +9,9 @@
 //! | `method` | `gchararray` | the explanation method |
 //! | `class`, `label` | `gint`, `gchararray` | the explained class; −1 and empty for a model without classes |
 //! | `score` | `gfloat` | its probability |
-//! | `answer` | `gchararray` | the caption over the map: the explained class, the model's answer if it differs, and whether it can be relied on |
-//! | `not-sure` | `gboolean` | whether the most probable class is below the model's threshold; absent if the model has none |
-//! | `unfamiliar` | `gboolean` | whether that is not because of its probability, but because the frame is unlike the training data; as above |
+//! | `answer` | `gchararray` | map caption: explained class, the model's answer if different, and its reliability |
+//! | `not-sure` | `gboolean` | whether the top class is below the model's threshold; absent if the model has none |
+//! | `unfamiliar` | `gboolean` | whether the cause is a frame unlike the training data, not its probability; as above |
 //! | `kept` | `gfloat` | mean of a mask's values; −1 for methods that produce no masks |
 //! | `grid-width`, `grid-height` | `guint` | columns and rows of the patch grid |
 //! | `x`, `y`, `width`, `height` | `gdouble` | position of the grid in the frame, in pixels |
@@ -41,7 +41,7 @@ const REGION: &str = "vitscope";
 /// Registers the meta; repeated calls have no effect.
 pub(super) fn register() {
     if !CustomMeta::is_registered(META) {
-        // It says for which frame size it holds, and so may be scaled, but not turned.
+        // The meta states the frame size it applies to, so the frame may be scaled, but not rotated.
         CustomMeta::register(META, &["video", "orientation"]);
     }
 }
@@ -103,7 +103,7 @@ impl Found {
         Self::from_structure(meta.structure())
     }
 
-    /// The structure of a message.
+    /// Reads the structure of a message.
     pub fn from_structure(structure: &gst::StructureRef) -> Option<Self> {
         let mask: glib::Bytes = structure.get("mask").ok()?;
         let class = structure.get::<i32>("class").ok()?;
@@ -182,7 +182,7 @@ impl Found {
         structure.set("mask", glib::Bytes::from_owned(mask));
     }
 
-    /// Position of the grid in a frame of `size`, which may be scaled.
+    /// Returns the position of the grid in a frame of `size`, which may have been scaled.
     pub(super) fn placement(&self, size: FrameSize) -> Placement {
         let across = size.width_px as f64 / self.frame_size.width_px.max(1) as f64;
         let down = size.height_px as f64 / self.frame_size.height_px.max(1) as f64;
@@ -198,14 +198,14 @@ impl Found {
         }
     }
 
-    /// The structure of a bus message.
+    /// Returns the structure of a bus message.
     pub(super) fn message(&self) -> gst::Structure {
         let mut structure = gst::Structure::new_empty(MESSAGE);
         self.fill(&mut structure);
         structure
     }
 
-    /// Puts the meta on a buffer, in place of one that is there.
+    /// Attaches the meta to a buffer, replacing an existing one.
     pub(super) fn attach(&self, buffer: &mut gst::BufferRef) -> Result<(), glib::BoolError> {
         if let Ok(old) = CustomMeta::from_mut_buffer(buffer, META) {
             let _ = old.remove();
@@ -216,7 +216,7 @@ impl Found {
     }
 }
 
-/// Name of a range in a structure.
+/// Returns the name of a range in a structure.
 fn range_name(range: Range) -> &'static str {
     match range {
         Range::Unit => "unit",
@@ -229,15 +229,15 @@ fn range_name(range: Range) -> &'static str {
 /// Left, top, width and height in pixels.
 type Rectangle = (u32, u32, u32, u32);
 
-/// Marks regions of interest.
+/// Attaches regions of interest.
 pub(super) fn attach_regions(buffer: &mut gst::BufferRef, regions: &[Rectangle]) {
     for region in regions {
         gst_video::VideoRegionOfInterestMeta::add(buffer, REGION, *region);
     }
 }
 
-/// The same as GStreamer's own analytics say it: what was found in the frame as a class, and each region as an object
-/// of it.
+/// Attaches the same in the terms of GStreamer's analytics: the finding as a classification, and each region as an
+/// object related to it.
 #[cfg(feature = "v1_26")]
 pub(super) fn attach_analytics(
     buffer: &mut gst::BufferRef,
@@ -266,7 +266,8 @@ pub(super) fn attach_analytics(
     Ok(())
 }
 
-/// Connected patches of at least `threshold`; attributions without a scale are cut at that share of their span.
+/// Returns the bounding boxes of connected patches of at least `threshold`; attributions without a fixed scale are cut
+/// at that share of their range.
 pub(super) fn regions(finding: &Finding, map: &Map, threshold: f32) -> Vec<Rectangle> {
     let (low, high) = match map.range {
         Range::Unit => (0.0, 1.0),
@@ -302,7 +303,7 @@ pub(super) fn regions(finding: &Finding, map: &Map, threshold: f32) -> Vec<Recta
         .collect()
 }
 
-/// Top, left, bottom and right of each set of kept patches that touch side by side; the latter two are behind the last.
+/// Returns top, left, bottom and right of each group of kept patches that share edges; the latter two are exclusive.
 fn blobs(kept: &[bool], columns: usize) -> Vec<[usize; 4]> {
     let mut seen = vec![false; kept.len()];
     let mut found = Vec::new();

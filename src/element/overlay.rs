@@ -1,4 +1,5 @@
-//! The element `vitscopeoverlay`: draws what an element before it attached, behind a queue or in another branch.
+//! The element `vitscopeoverlay`: draws explanations attached by an upstream element, after a queue or in another
+//! branch.
 
 use std::sync::{LazyLock, Mutex};
 
@@ -19,7 +20,7 @@ use vitscope_core::error::Result;
 use vitscope_video::media::pixels::{buffer_from_frame, frame_from_buffer};
 use vitscope_video::overlay::Heat;
 
-/// The settings that are about drawing.
+/// Settings that affect drawing.
 const DRAWING: [&str; 5] = ["mode", "colormap", "alpha", "threshold", "show-hud"];
 
 #[derive(Default)]
@@ -34,7 +35,7 @@ struct Stream {
     drawn: Option<gst::Buffer>,
 }
 
-/// Draws what is attached to a buffer.
+/// Draws the explanation attached to a buffer.
 fn drawn(
     buffer: gst::Buffer,
     info: &gst_video::VideoInfo,

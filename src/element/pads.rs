@@ -1,4 +1,4 @@
-//! What the elements' pads take, and what their caps and buffers say.
+//! Formats that the elements' pads accept, and information from caps and buffers.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use gstreamer_video as gst_video;
 
 use super::element::CAT;
 
-/// Pads for video in the formats of [`vitscope_core::frame::PixelFormat`].
+/// Returns pad templates for video in the formats of [`vitscope_core::frame::PixelFormat`].
 pub(super) fn pad_templates() -> &'static [gst::PadTemplate] {
     static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
         use gst_video::VideoFormat::{Bgr, Bgrx, I420, Nv12, Rgb, Rgba};
@@ -32,7 +32,7 @@ pub(super) fn pad_templates() -> &'static [gst::PadTemplate] {
     &TEMPLATES
 }
 
-/// What the caps of a pad say of its frames.
+/// Returns the frame format that the caps of a pad describe.
 pub(super) fn video_info(
     caps: &gst::Caps,
 ) -> std::result::Result<gst_video::VideoInfo, gst::LoggableError> {
@@ -40,14 +40,14 @@ pub(super) fn video_info(
         .map_err(|_| gst::loggable_error!(CAT, "no video in {caps}"))
 }
 
-/// How long frames last by what the caps say.
+/// Returns the frame duration according to the caps.
 pub(super) fn frame_duration(info: &gst_video::VideoInfo) -> Option<Duration> {
     let fps = info.fps();
     let secs = f64::from(fps.denom()) / f64::from(fps.numer());
     (fps.numer() > 0).then(|| Duration::from_secs_f64(secs))
 }
 
-/// Gives controlled properties the values of a buffer's time.
+/// Sets controlled properties to their values at a buffer's time.
 pub(super) fn sync_values(element: &impl IsA<gst_base::BaseTransform>, buffer: &gst::BufferRef) {
     let element = element.upcast_ref();
     let segment = element.segment();

@@ -1,4 +1,4 @@
-//! Lines of the sidecar, each of which waits for the explanation of its own frame.
+//! Lines of the sidecar, each waiting for the explanation of its own frame.
 
 use std::collections::VecDeque;
 
@@ -27,7 +27,7 @@ impl Records {
         self.waiting.push_back(record);
     }
 
-    /// Adds an explanation to the record of its frame, if that waits.
+    /// Adds an explanation to the record of its frame, if that record is waiting.
     pub(super) fn explain(&mut self, finding: &Finding) {
         let mut waiting = self.waiting.iter_mut();
         if let Some(record) = waiting.find(|record| record.seq == finding.seq) {
@@ -35,7 +35,7 @@ impl Records {
         }
     }
 
-    /// Writes records up to the first whose explanation is still to come.
+    /// Writes records up to the first whose explanation is pending.
     ///
     /// # Errors
     /// [`Error::Io`](vitscope_core::Error::Io) if they cannot be written.
@@ -51,18 +51,18 @@ impl Records {
         Ok(())
     }
 
-    /// Hands what is written to the reader.
+    /// Flushes the written records to the reader.
     ///
     /// # Errors
-    /// As [`write_settled`](Self::write_settled).
+    /// See [`write_settled`](Self::write_settled).
     pub(super) fn flush(&mut self) -> Result<()> {
         self.writer.flush()
     }
 
-    /// Writes all records that wait.
+    /// Writes all waiting records.
     ///
     /// # Errors
-    /// As [`write_settled`](Self::write_settled).
+    /// See [`write_settled`](Self::write_settled).
     pub(super) fn finish(mut self) -> Result<()> {
         self.write_settled(|_| false)?;
         self.writer.finish()

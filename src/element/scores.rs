@@ -1,4 +1,4 @@
-//! Where the JSON Lines of `scores-location` go: a file, or a socket that somebody listens at.
+//! Destinations for the JSON Lines of `scores-location`: a file, or a socket with a listener.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -7,13 +7,13 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Who takes nothing for so long reads no more: frames do not wait for longer.
+/// Time after which a reader that accepts no data is considered gone; frames wait no longer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Opens `location`: `tcp://HOST:PORT`, `unix:PATH`, or a file, which is made anew by its first line.
+/// Opens `location`: `tcp://HOST:PORT`, `unix:PATH`, or a file, which is overwritten when the first line is written.
 ///
 /// # Errors
-/// Fails where it cannot be written, or nobody listens.
+/// Fails if it cannot be written or nothing listens.
 pub(super) fn open(location: &str) -> io::Result<Box<dyn Write + Send>> {
     if let Some(address) = location.strip_prefix("tcp://") {
         let socket = TcpStream::connect(address)?;
@@ -28,7 +28,7 @@ pub(super) fn open(location: &str) -> io::Result<Box<dyn Write + Send>> {
     Ok(Box::new(Lines::open(location.into())?))
 }
 
-/// A file whose earlier content stays until there is something to write, so that a run that fails takes nothing away.
+/// A file that keeps its earlier content until there is something to write, so that a failed run loses nothing.
 struct Lines {
     file: File,
     path: PathBuf,
@@ -45,7 +45,7 @@ impl Lines {
             .truncate(false)
             .open(&path)?;
         Ok(Self {
-            // What is no regular file, as a pipe, has nothing to be cut off.
+            // Anything but a regular file, such as a pipe, cannot be truncated.
             begun: !file.metadata()?.is_file(),
             file,
             path,
@@ -71,13 +71,13 @@ impl Write for Lines {
 impl Drop for Lines {
     fn drop(&mut self) {
         if self.is_new && !self.begun {
-            // Nobody misses an empty file, and it would be in the way of the next run.
+            // An empty file is useless and would be in the way of the next run.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// A socket; who reads no more has closed it, whatever the reason.
+/// A socket; any write error counts as closed by the reader.
 struct Socket<S>(S);
 
 fn closed(error: io::Error) -> io::Error {

@@ -80,7 +80,7 @@ pub enum Coloring {
     Gray,
 }
 
-/// Which part of a frame the model sees, as GStreamer's enumeration.
+/// GStreamer enumeration of the part of a frame that the model sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVitscopeInput")]
 pub enum InputFit {
@@ -118,7 +118,7 @@ impl From<Option<Fit>> for InputFit {
 }
 
 impl Draw {
-    /// What is drawn in `mode`; `None` for what the element does not draw.
+    /// Returns the enumeration value of `mode`; `None` for modes that the element does not draw.
     pub fn of(mode: Mode) -> Option<Self> {
         match mode {
             Mode::Overlay => Some(Self::Overlay),
@@ -169,20 +169,20 @@ impl From<Coloring> for Colormap {
     }
 }
 
-/// What a worker is started from; another one is another worker.
+/// Specification of a worker; if it changes, another worker is needed.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct WorkerSpec {
     request: Request,
     pub(super) model_instance_id: Option<String>,
-    /// By property, the text that says nothing, and why.
+    /// Invalid texts by property, with the reason.
     unread: BTreeMap<&'static str, (String, String)>,
 }
 
 impl WorkerSpec {
-    /// What is asked of the model.
+    /// Returns the request to the model.
     ///
     /// # Errors
-    /// [`Error::Config`] where a property's text says nothing.
+    /// [`Error::Config`] if a property's text is invalid.
     pub(super) fn request(&self) -> Result<&Request> {
         match self.unread.values().next() {
             Some((_, reason)) => Err(Error::Config(reason.clone())),
@@ -190,12 +190,12 @@ impl WorkerSpec {
         }
     }
 
-    /// What the model is called.
+    /// Returns the name of the model.
     pub(super) fn model(&self) -> &str {
         &self.request.model
     }
 
-    /// True where the same model answers.
+    /// Returns whether both use the same model.
     pub(super) fn has_model_of(&self, other: &Self) -> bool {
         let model = |spec: &Self| {
             let request = spec.request.clone();
@@ -211,14 +211,14 @@ impl WorkerSpec {
     }
 }
 
-/// Everything that properties set.
+/// Values of all properties.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What is asked of the model; of the targets, the first one counts.
+    /// The request to the model; only the first target counts.
     pub request: Request,
     /// Elements with the same id share one model and one worker.
     pub model_instance_id: Option<String>,
-    /// Explains every so many frames; at least 1.
+    /// Explains every Nth frame; at least 1.
     pub interval: u32,
     /// What to draw.
     pub draw: Draw,
@@ -238,13 +238,13 @@ pub struct Settings {
     pub sync_mode: SyncMode,
     /// In [`SyncMode::Latest`], time until an explanation has faded out; 0 chooses one.
     pub max_age: Duration,
-    /// Whether to attach what was found to frames.
+    /// Whether to attach findings to frames.
     pub attach_meta: bool,
-    /// Whether to post what was found on the bus.
+    /// Whether to post findings on the bus.
     pub post_messages: bool,
     /// Where to write one JSON line per frame.
     pub scores_location: Option<String>,
-    /// By property, the text that says nothing, and why.
+    /// Invalid texts by property, with the reason.
     pub(super) unread: BTreeMap<&'static str, (String, String)>,
 }
 
@@ -272,7 +272,7 @@ impl Default for Settings {
     }
 }
 
-/// What `method` says: methods, none of them for the model's default.
+/// Parses the property `method`; an empty list stands for the model's default.
 fn methods(text: &str) -> Result<Vec<Method>> {
     match text {
         AUTO => Ok(Vec::new()),
@@ -291,7 +291,7 @@ fn methods_text(methods: &[Method]) -> String {
     }
 }
 
-/// Options as `method-options` takes them; `None` where there are none.
+/// Formats options for `method-options`; `None` if there are none.
 fn options_text(options: &toml::Table) -> Option<String> {
     let texts: Vec<String> = options
         .iter()
@@ -300,11 +300,11 @@ fn options_text(options: &toml::Table) -> Option<String> {
     (!texts.is_empty()).then(|| texts.join(", "))
 }
 
-/// The `method` that stands for the model's default.
+/// Value of `method` that stands for the model's default.
 const AUTO: &str = "auto";
 
 impl Settings {
-    /// What is drawn.
+    /// Returns what to draw.
     pub(super) fn overlay(&self) -> Overlay {
         Overlay {
             mode: self.draw.into(),
@@ -315,7 +315,7 @@ impl Settings {
         }
     }
 
-    /// True where buffers pass as they came, and nobody is told anything.
+    /// Returns whether buffers pass unchanged and nothing is reported.
     pub(super) fn is_idle(&self) -> bool {
         self.draw == Draw::Original
             && !self.show_hud
@@ -325,7 +325,7 @@ impl Settings {
             && self.scores_location.is_none()
     }
 
-    /// What a worker is started from.
+    /// Returns the specification of the worker.
     pub(super) fn worker_spec(&self) -> WorkerSpec {
         WorkerSpec {
             request: self.request.clone(),
@@ -334,7 +334,7 @@ impl Settings {
         }
     }
 
-    /// Takes what the text of a property says; what says nothing is kept, and fails whoever opens the model.
+    /// Parses the text of a property; an invalid text is kept, and opening the model fails.
     fn read(&mut self, name: &'static str, text: String) {
         let request = &mut self.request;
         let read = match name {
@@ -348,7 +348,7 @@ impl Settings {
         };
     }
 
-    /// Takes a property's new value; true where another worker is needed.
+    /// Sets a property; returns `true` if another worker is needed.
     pub(super) fn set(
         &mut self,
         name: &str,
@@ -409,13 +409,13 @@ impl Settings {
         Ok(self.worker_spec() != before)
     }
 
-    /// A property's value; `None` for what is not a setting.
+    /// Returns a property's value; `None` if it is not a setting.
     pub(super) fn get(&self, name: &str) -> Option<glib::Value> {
         if let Some((text, _)) = self.unread.get(name) {
             return Some(text.to_value());
         }
         let request = &self.request;
-        // What the property can say was all that it took.
+        // The setter accepted only values that the property can hold.
         let whole = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Some(match name {
             "model" => request.model.to_value(),
@@ -452,8 +452,8 @@ impl Settings {
         })
     }
 
-    /// How long an explanation that took so long is shown in `latest`: unless a time is set, a second, or twice what it
-    /// took, so that it is still there when the next one comes.
+    /// Returns how long `latest` shows an explanation that took `took`: `max_age` if it is set, otherwise one second or
+    /// twice `took`, whichever is longer, so that it is still visible when the next one arrives.
     pub(super) fn fades_within(&self, took: Duration) -> Duration {
         match self.max_age {
             Duration::ZERO => Duration::from_secs(1).max(2 * took),
@@ -462,7 +462,7 @@ impl Settings {
     }
 }
 
-/// The element's properties as GStreamer shows them; each class needs its own.
+/// Returns the element's properties for GStreamer; each class needs its own.
 pub(super) fn properties() -> Vec<glib::ParamSpec> {
     let default = Settings::default();
     let text = |name: &'static str, nick, blurb, value: Option<&str>| {

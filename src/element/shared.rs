@@ -1,4 +1,4 @@
-//! Workers, and which elements share one.
+//! Workers, and how elements share them.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -10,16 +10,16 @@ use vitscope_core::request::Request;
 use vitscope_video::pipeline::stages::View;
 use vitscope_video::pipeline::worker::{Ready, Worker};
 
-/// Images that may wait for a worker beside those of a batch.
+/// Number of images that may wait for a worker in addition to a batch.
 const WAITING: usize = 4;
 
-/// Workers with a name, for elements that come later.
+/// Named workers that later elements can share.
 static NAMED: Mutex<Vec<(String, WorkerSpec, Weak<Worker>)>> = Mutex::new(Vec::new());
 
-/// The worker of these settings: one that other elements of its `model-instance-id` use, or a new one.
+/// Returns the worker of these settings: one in use by other elements with its `model-instance-id`, or a new one.
 ///
 /// # Errors
-/// [`Error::Config`] where elements share an id and not the settings, or no thread can start.
+/// [`Error::Config`] if elements share an id but not the settings, or if no thread can start.
 pub(super) fn worker(
     spec: &WorkerSpec,
     open: impl FnOnce() -> Result<View> + Send + 'static,
@@ -52,7 +52,7 @@ fn start(
     open: impl FnOnce() -> Result<View> + Send + 'static,
     on_opened: impl FnOnce(std::result::Result<&Ready, &str>) + Send + 'static,
 ) -> Result<Arc<Worker>> {
-    // Whoever opens the model says what is wrong with it.
+    // Opening the model reports what is wrong with the request.
     let batch = spec
         .request()
         .map_or(NonZeroUsize::MIN, |request| request.batch);
@@ -60,12 +60,12 @@ fn start(
     Worker::start(capacity, batch, open, on_opened).map(Arc::new)
 }
 
-/// A classifier that takes the place of the model's, and the hash of the weights that it belongs to.
+/// A classifier that replaces the model's, and the hash of the weights it belongs to.
 pub(super) type Taught = (LinearHead, String);
 
-/// What is asked for, over a model that is open already where one is given, and under `head` where there is one.
+/// Opens the requested view, on an already open model if one is given, and with the classifier `head` if there is one.
 ///
-/// A target that a head does not know gives way to the predicted class.
+/// If the head does not know the target, the predicted class replaces it.
 pub(super) fn open(
     request: &Request,
     model: Option<Arc<Model>>,

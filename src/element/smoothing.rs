@@ -1,18 +1,18 @@
-//! Explanations that change slowly, as long as the scene is the same.
+//! Explanations that change slowly within a scene.
 
 use std::sync::Arc;
 
 use vitscope_core::frame::scene::Thumbnail;
 use vitscope_video::pipeline::stages::{Finding, Map};
 
-/// A moving mean over a stream's explanations.
+/// A moving average of a stream's explanations.
 #[derive(Default)]
 pub(super) struct Smoothing {
     last: Option<(Arc<Finding>, Thumbnail)>,
 }
 
 impl Smoothing {
-    /// The next explanation, of which `share` is what was shown before.
+    /// Returns the next explanation, blended with `share` of the previous one.
     pub(super) fn next(
         &mut self,
         finding: Arc<Finding>,
@@ -33,7 +33,7 @@ impl Smoothing {
         finding
     }
 
-    /// Forgets what was shown: another stream comes.
+    /// Forgets the previous explanation, because another stream begins.
     pub(super) fn forget(&mut self) {
         self.last = None;
     }

@@ -1,17 +1,17 @@
-//! What the element counts and times.
+//! Counts and timings of the element.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use gstreamer as gst;
 
-/// Values that are remembered.
+/// Maximum number of values kept.
 const REMEMBERED: usize = 100;
 
-/// Over what time a rate is taken.
+/// Time over which a rate is measured.
 const RATE_WINDOW: Duration = Duration::from_secs(3);
 
-/// The newest durations of a kind.
+/// The most recent durations of one kind.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Recent(VecDeque<Duration>);
 
@@ -35,7 +35,7 @@ impl Recent {
         self.0.iter()
     }
 
-    /// The duration that this share of them did not exceed.
+    /// Returns the duration that this share of them does not exceed.
     pub(super) fn percentile(&self, share: f64) -> Duration {
         let mut sorted: Vec<Duration> = self.0.iter().copied().collect();
         sorted.sort();
@@ -47,25 +47,25 @@ impl Recent {
     }
 }
 
-/// What is counted since the element started.
+/// Counts since the element started.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Statistics {
     pub(super) frames: u64,
     pub(super) explained: u64,
     pub(super) skipped: u64,
     pub(super) held: usize,
-    /// From a frame's arrival at the model to its explanation.
+    /// Times from a frame's arrival at the model to its explanation.
     pub(super) took: Recent,
-    /// How old explanations were when they were drawn.
+    /// Ages of explanations when they were drawn.
     pub(super) ages: Recent,
-    /// When explanations came.
+    /// When recent explanations arrived.
     came: VecDeque<Instant>,
-    /// When the first one of them all came.
+    /// When the first explanation of all arrived.
     first_came: Option<Instant>,
 }
 
 impl Statistics {
-    /// An explanation has come.
+    /// Counts an explanation.
     pub(super) fn explained(&mut self, now: Instant) {
         self.explained += 1;
         self.first_came.get_or_insert(now);
@@ -79,11 +79,11 @@ impl Statistics {
         }
     }
 
-    /// Explanations a second, of late.
+    /// Returns the recent number of explanations per second.
     pub(super) fn rate(&mut self, now: Instant) -> f64 {
         self.forget_before(now);
         let since_first = self.first_came.map_or(RATE_WINDOW, |first| now - first);
-        // The first one ends no interval.
+        // The first explanation does not end an interval.
         let n = match since_first < RATE_WINDOW {
             true => self.came.len().saturating_sub(1),
             false => self.came.len(),
@@ -92,7 +92,7 @@ impl Statistics {
         if window > 0.0 { n as f64 / window } else { 0.0 }
     }
 
-    /// What a viewer wants to know.
+    /// Formats the statistics for viewers.
     pub(super) fn lines(&mut self, kept: Option<f32>, now: Instant) -> [String; 2] {
         let ms = |duration: Duration| 1e3 * duration.as_secs_f64();
         let kept = kept.map(|kept| format!("kept {:.0}% · ", 100.0 * kept));
@@ -109,7 +109,7 @@ impl Statistics {
         [rate, latency]
     }
 
-    /// All of it at one moment; frames are delayed by `delay`.
+    /// Returns all figures at one moment; frames are delayed by `delay`.
     pub(super) fn figures(&mut self, now: Instant, delay: Duration) -> Figures {
         Figures {
             frames: self.frames,
@@ -127,7 +127,7 @@ impl Statistics {
     }
 }
 
-/// What an element has counted and timed since it started, and of late.
+/// Counts since the element started, and recent rates and delays.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Figures {
     /// Frames passed.
@@ -155,7 +155,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// The same for the property `stats`.
+    /// Returns the figures as the property `stats`.
     pub(super) fn structure(&self) -> gst::Structure {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         gst::Structure::builder("vitscope-stats")

@@ -1,7 +1,7 @@
-//! How frames and explanations meet: which frame is explained, when each leaves, and what it shows then.
+//! Matches frames with explanations: which frames are explained, when each leaves, and which explanation it shows.
 //!
-//! A stream knows neither GObject nor threads. Time is what it is told, whoever explains is a trait, and what is to be
-//! done beside is returned as [`News`], so that each policy is a table of tests.
+//! A stream depends on neither GObject nor threads. The caller passes the time, the explainer is a trait, and side
+//! effects are returned as [`News`], so that each policy can be tested by a table.
 //!
 //! ```text
 //! push -> held -> next -> Next::Frame
@@ -22,87 +22,88 @@ use vitscope_core::frame::{Frame, Pts};
 use vitscope_video::pipeline::stages::{Finding, Image, Turn};
 use vitscope_video::pipeline::worker::Answer;
 
-/// Frames that `lossless` holds beside those of a batch, so that drawing and explaining overlap.
+/// Frames that `lossless` holds in addition to a batch, so that drawing and explaining overlap.
 const HELD: usize = 3;
 
-/// What a frame lasts where nobody says.
+/// Frame duration if none is specified.
 const FRAME: Duration = Duration::from_millis(40);
 
-/// A frame waits for the model if that is expected to be free within this share of a frame, else the next one is soon
-/// there and newer. Above a half, so that a model of any speed is idle for a fifth of the time at most.
+/// A frame waits for the model if the model is expected to be free within this fraction of the frame duration;
+/// otherwise, the next frame arrives soon and is newer. The value is above one half, so that a model of any speed is
+/// idle for at most a fifth of the time.
 const WORTH_WAITING: f64 = 0.6;
 
-/// Who explains images.
+/// An explainer of images.
 pub(super) trait Explains {
-    /// What stands for an image until it is explained.
+    /// Handle of a submitted image until it is explained.
     type Ticket: Awaits;
 
-    /// Hands the image of frame `seq` over, waiting for room; `None` where nobody explains any more.
+    /// Submits the image of frame `seq`, waiting for room; `None` if the explainer is gone.
     fn submit(&self, seq: u64, image: Image, memory: &SharedMemory) -> Option<Self::Ticket>;
 
-    /// The same without waiting: `None` also where there is no room.
+    /// Submits the image without waiting; `None` also if there is no room.
     fn try_submit(&self, seq: u64, image: Image, memory: &SharedMemory) -> Option<Self::Ticket>;
 }
 
-/// An image that was handed over.
+/// A submitted image.
 pub(super) trait Awaits: Sized {
-    /// The answer, if it is there: `Ok(None)` where there will be none.
+    /// Returns the answer if it is available; `Ok(None)` if there will be none.
     ///
     /// # Errors
-    /// Gives the ticket back while there is no answer.
+    /// Returns the ticket while there is no answer.
     fn try_wait(self) -> Result<Option<Answer>, Self>;
 
-    /// Puts a newer image into the place of one that nobody works on yet; false where somebody does.
+    /// Replaces an image whose processing has not started by a newer one; returns `false` if it has started.
     fn replace(&self, seq: u64, image: Image) -> bool;
 
-    /// Since when somebody works on it.
+    /// Returns the time at which processing started, if it has.
     fn taken(&self) -> Option<Instant>;
 }
 
-/// What is to be told of a stream.
+/// An event of a stream to report.
 pub(super) enum News {
-    /// Frames are delayed by so many from now on.
+    /// Frames are delayed by this many frames from now on.
     Latency(usize),
-    /// A frame was due, and is not explained.
+    /// A frame was due but is not explained.
     Skipped,
-    /// An answer came so long after its image was handed over.
+    /// The time from submitting an image to its answer.
     Took(Duration),
-    /// What was found on the frame of this time.
+    /// A finding, and the time of its frame.
     Found(Arc<Finding>, Pts),
-    /// A finding is so old where it is shown.
+    /// The age of a finding when it is shown.
     Age(Duration),
 }
 
-/// Frames and explanations of one stream; `B` passes untouched.
+/// Frames and explanations of one stream; buffers of type `B` pass untouched.
 pub(super) struct Stream<T, B> {
-    /// How long a frame lasts.
+    /// Duration of a frame.
     frame_duration: Duration,
     held: VecDeque<Held<T, B>>,
     newest: Option<Newest>,
-    /// In `latest`, the frame that is worked on, and the newest one after it.
+    /// In `latest`, the frame being explained and the newest one after it.
     asked: VecDeque<Question<T>>,
-    /// What the model has taken for an image, of late.
+    /// Recent processing times of an image in the model.
     work: Recent,
     delay: Option<Delay>,
     smoothing: Smoothing,
-    /// What the methods remember of the scene.
+    /// The methods' memory of the scene.
     memory: SharedMemory,
     news: Vec<News>,
 }
 
-/// What was explained last.
+/// The latest explanation.
 #[derive(Clone)]
 struct Newest {
     finding: Arc<Finding>,
-    /// Time of the frame that was explained.
+    /// Time of the explained frame.
     of: Pts,
     /// Time of the frame that first shows it.
     arrived: Pts,
-    /// In `latest`, how long after that it has faded out.
+    /// In `latest`, time after that until it has faded out.
     fades_within: Duration,
 }
 
-/// A frame that was asked about, and that has left meanwhile.
+/// A submitted frame that has already left.
 struct Question<T> {
     ticket: T,
     /// Position of the frame.
@@ -111,10 +112,10 @@ struct Question<T> {
     time: Pts,
 }
 
-/// What waits to leave.
+/// A buffer that waits to leave.
 enum Held<T, B> {
     Untouched(B),
-    /// With the settings of its time: controlled ones may have moved on when it leaves.
+    /// With the settings at its arrival: controlled ones may have changed by the time it leaves.
     Frame(Frame, Turn<Awaited<T>>, Arc<Settings>),
 }
 
@@ -125,14 +126,14 @@ struct Awaited<T> {
     thumbnail: Thumbnail,
 }
 
-/// What leaves next.
+/// The next buffer to leave.
 pub(super) enum Next<T, B> {
     /// Nothing yet.
     Nothing,
-    /// As it came.
+    /// A buffer that passes unchanged.
     Untouched(B),
     Frame(Shown),
-    /// A frame, once its answer is there, or `until` then at the latest; [`Stream::resume`] takes the answer.
+    /// A frame that leaves when its answer arrives, or at `until` at the latest; [`Stream::resume`] takes the answer.
     Wait {
         ticket: T,
         until: Option<Instant>,
@@ -140,20 +141,20 @@ pub(super) enum Next<T, B> {
     },
 }
 
-/// A frame whose answer is waited for.
+/// A frame that waits for its answer.
 pub(super) struct Waiting {
     frame: Frame,
     settings: Arc<Settings>,
     thumbnail: Thumbnail,
 }
 
-/// A frame that leaves, and what it shows.
+/// A frame that leaves, and the finding it shows.
 pub(super) struct Shown {
     pub(super) frame: Frame,
     pub(super) settings: Arc<Settings>,
-    /// What was found, and on the frame of which time.
+    /// The finding, and the time of the explained frame.
     pub(super) finding: Option<(Arc<Finding>, Pts)>,
-    /// How much of it has not faded, 0 to 1.
+    /// Share of the finding that has not faded, 0 to 1.
     pub(super) strength: f32,
 }
 
@@ -174,51 +175,51 @@ impl<T, B> Default for Stream<T, B> {
 }
 
 impl<T: Awaits, B> Stream<T, B> {
-    /// How long frames last from now on, where that is known; the delay is found anew.
+    /// Sets the frame duration, if known; the delay is determined again.
     pub(super) fn set_frame_duration(&mut self, duration: Option<Duration>) {
         self.frame_duration = duration.unwrap_or(FRAME);
         self.delay = None;
     }
 
-    /// How long a frame lasts.
+    /// Returns the frame duration.
     pub(super) fn frame_duration(&self) -> Duration {
         self.frame_duration
     }
 
-    /// Frames that wait to leave.
+    /// Returns the number of frames that wait to leave.
     pub(super) fn n_waiting(&self) -> usize {
         self.held.len()
     }
 
-    /// True where the frame at `seq` has left, and its explanation is still to come.
+    /// Returns whether the frame at `seq` has left while its explanation is still pending.
     pub(super) fn is_awaited(&self, seq: u64) -> bool {
         self.asked.iter().any(|asked| asked.seq == seq)
     }
 
-    /// What has happened since this was asked before.
+    /// Returns the events since the last call.
     pub(super) fn take_news(&mut self) -> Vec<News> {
         std::mem::take(&mut self.news)
     }
 
-    /// Another model answers: what was found and timed is of no use.
+    /// Prepares for another model: earlier findings and timings do not apply to it.
     pub(super) fn begin_model(&mut self) {
         self.delay = None;
         self.newest = None;
         self.work.clear();
     }
 
-    /// Somebody else explains: what is asked would be the answer to another question; frames that are held keep theirs.
+    /// Prepares for another explainer: pending answers would not match it; held frames keep theirs.
     pub(super) fn begin_explaining(&mut self) {
         self.asked.clear();
         self.forget_scene();
     }
 
-    /// Another scene comes.
+    /// Prepares for another scene.
     pub(super) fn forget_scene(&mut self) {
         self.memory = SharedMemory::default();
     }
 
-    /// Forgets all frames, and what was found.
+    /// Discards all frames and findings.
     pub(super) fn discard(&mut self) {
         self.held.clear();
         self.asked.clear();
@@ -227,7 +228,7 @@ impl<T: Awaits, B> Stream<T, B> {
         self.forget_scene();
     }
 
-    /// Finds the delay where there is none, for a model that takes `expected` for an image.
+    /// Sets the delay, if there is none, for a model that takes `expected` per image.
     pub(super) fn expect(&mut self, settings: &Settings, expected: Duration) {
         if self.delay.is_none() {
             self.delay = Some(Delay::new(expected, self.frame_duration));
@@ -235,7 +236,7 @@ impl<T: Awaits, B> Stream<T, B> {
         }
     }
 
-    /// Frames that leave no later than this many after them came.
+    /// Returns after how many further frames a frame leaves at the latest.
     fn n_held(&self, settings: &Settings) -> usize {
         match settings.sync_mode {
             SyncMode::Latest => 0,
@@ -244,18 +245,18 @@ impl<T: Awaits, B> Stream<T, B> {
         }
     }
 
-    /// Takes what nobody looks at.
+    /// Takes a buffer that is passed on untouched.
     pub(super) fn pass(&mut self, untouched: B) {
         self.held.push_back(Held::Untouched(untouched));
     }
 
-    /// Takes a frame that is not explained although it is due.
+    /// Takes a frame that is due but is not explained.
     pub(super) fn miss(&mut self, settings: &Arc<Settings>, frame: Frame) {
         let held = Held::Frame(frame, Turn::Missed, Arc::clone(settings));
         self.held.push_back(held);
     }
 
-    /// Takes a frame; `explains` gets its image where it has one.
+    /// Takes a frame and submits its image, if any, to `explains`.
     pub(super) fn push(
         &mut self,
         settings: &Arc<Settings>,
@@ -296,7 +297,7 @@ impl<T: Awaits, B> Stream<T, B> {
         self.held.push_back(held);
     }
 
-    /// In `latest`, hands an image over where the model is free or soon will be; of those that wait, the newest does.
+    /// In `latest`, submits an image if the model is free or soon will be; a newer image replaces one that waits.
     fn ask_for_newest(
         &mut self,
         frame: &Frame,
@@ -336,7 +337,8 @@ impl<T: Awaits, B> Stream<T, B> {
         }
     }
 
-    /// In `latest`, takes the explanations that have come since the frame before; `time` is that of this one.
+    /// In `latest`, collects explanations that have arrived since the previous frame; `time` is that of the current
+    /// one.
     pub(super) fn collect_newest(&mut self, settings: &Settings, time: Pts) {
         while let Some(asked) = self.asked.pop_front() {
             match asked.ticket.try_wait() {
@@ -349,7 +351,7 @@ impl<T: Awaits, B> Stream<T, B> {
         }
     }
 
-    /// What leaves now. With `drain`, all leaves.
+    /// Returns the next buffer to leave. With `drain`, all buffers leave.
     pub(super) fn next(&mut self, settings: &Settings, drain: bool) -> Next<T, B> {
         let must_leave = drain || self.held.len() > self.n_held(settings);
         let (frame, turn, of_frame) = match self.held.pop_front() {
@@ -364,7 +366,7 @@ impl<T: Awaits, B> Stream<T, B> {
         } = match turn {
             Turn::Between => return Next::Frame(self.shown(of_frame, frame)),
             Turn::Missed => {
-                // What is newest was found on another frame all the same.
+                // The newest finding belongs to another frame.
                 if of_frame.sync_mode != SyncMode::Latest {
                     self.newest = None;
                 }
@@ -394,7 +396,7 @@ impl<T: Awaits, B> Stream<T, B> {
                 };
                 let until = match settings.sync_mode {
                     SyncMode::Lossless => None,
-                    // At the end no longer than before it.
+                    // While draining, wait no longer than otherwise.
                     SyncMode::Exact | SyncMode::Latest if drain => {
                         Some(since + self.longest(settings))
                     }
@@ -411,7 +413,7 @@ impl<T: Awaits, B> Stream<T, B> {
         }
     }
 
-    /// The frame that waited, with its answer; `None` where there is none in time.
+    /// Returns a frame that has waited, with its answer, which is `None` if it did not arrive in time.
     pub(super) fn resume(
         &mut self,
         settings: &Settings,
@@ -434,12 +436,12 @@ impl<T: Awaits, B> Stream<T, B> {
         self.shown(of_frame, frame)
     }
 
-    /// How long a frame waits at most.
+    /// Returns the maximum time that a frame waits.
     fn longest(&self, settings: &Settings) -> Duration {
         self.frame_duration * self.n_held(settings) as u32
     }
 
-    /// Keeps what was found on a frame of time `of`, for frames from time `arrived` on.
+    /// Keeps the finding of the frame at time `of`, for frames from time `arrived` on.
     fn learn(
         &mut self,
         settings: &Settings,
@@ -471,7 +473,7 @@ impl<T: Awaits, B> Stream<T, B> {
         });
     }
 
-    /// In `exact`, holds as many frames back as an explanation needs that took so long.
+    /// In `exact`, adapts the number of frames held back to an explanation that took this long.
     fn adapt_delay(&mut self, settings: &Settings, took: Duration) {
         let Some(delay) = &mut self.delay else {
             return;
@@ -482,7 +484,7 @@ impl<T: Awaits, B> Stream<T, B> {
         }
     }
 
-    /// A frame that leaves, with what is newest.
+    /// Returns a frame that leaves, with the newest finding.
     fn shown(&mut self, settings: Arc<Settings>, frame: Frame) -> Shown {
         let mut strength = 1.0;
         let newest = self.newest.clone().filter(|newest| {
@@ -491,7 +493,7 @@ impl<T: Awaits, B> Stream<T, B> {
             if settings.sync_mode == SyncMode::Latest {
                 let since = |time: Pts| Duration::from_nanos(frame.pts.0.saturating_sub(time.0));
                 self.news.push(News::Age(since(newest.of)));
-                // However long it took, there is time to see it.
+                // Measured from its arrival, so that it can be seen however long it took.
                 let shown_for = since(newest.arrived).as_secs_f32();
                 strength = (1.0 - shown_for / newest.fades_within.as_secs_f32()).max(0.0);
             }
@@ -558,11 +560,11 @@ mod tests {
         })
     }
 
-    /// A model that works on one image after the other, for as long each, on a clock that the test moves.
+    /// A model that processes images one after the other, each in the same time, on a clock that the test advances.
     struct Model {
         clock: Cell<Instant>,
         takes: Duration,
-        /// Images that may wait.
+        /// Maximum number of waiting images.
         room: usize,
         jobs: RefCell<Vec<Job>>,
     }
@@ -667,13 +669,13 @@ mod tests {
         })
     }
 
-    /// What one frame shows: the position of the frame on which it was found, or a dash.
+    /// Formats what a frame shows: the position of the explained frame, or a dash.
     fn told(shown: &Shown) -> String {
         let finding = shown.finding.as_ref();
         finding.map_or("-".into(), |(finding, _)| finding.seq.to_string())
     }
 
-    /// Lets `n_frames` frames of 40 ms through, and tells for each what it shows, with a bar where the next frame comes.
+    /// Passes `n_frames` frames of 40 ms through and reports what each shows, with a bar where the next frame comes.
     fn run(settings: &Arc<Settings>, model: &Rc<Model>, n_frames: u64) -> (String, Vec<News>) {
         let mut stream = TestStream::default();
         stream.expect(settings, model.takes);
@@ -748,7 +750,7 @@ mod tests {
             check(SyncMode::Exact, takes_millis, 1, "0 1 2 3 4 5 6 7");
             check(SyncMode::Exact, takes_millis, 2, "0 0 2 2 4 4 6 6");
         }
-        // More than a frame's time: those that find no room are not explained, and nobody shows another one's.
+        // Longer than a frame: frames without room are not explained, and none shows another frame's explanation.
         let settings = settings(SyncMode::Exact);
         let (line, _) = run(&settings, &Model::new(ms(100)), 12);
         for (seq, shown) in line.split(' ').enumerate() {
@@ -762,8 +764,9 @@ mod tests {
         check(SyncMode::Latest, 0, 1, "- 0 1 2 3 4 5 6");
         check(SyncMode::Latest, 39, 1, "- 0 1 2 3 4 5 6");
         check(SyncMode::Latest, 30, 2, "- 0 0 2 2 4 4 6");
-        // 100 ms: the first is there with the fourth frame. Meanwhile the second waits, and the third takes its place. From
-        // then on the model's pace is known, and images are handed over when it is free (200 ms) or soon will be (280 ms).
+        // 100 ms: the first explanation arrives with the fourth frame. Meanwhile, the second frame waits, and the third
+        // replaces it. From then on, the model's pace is known, and images are submitted when it is free (200 ms) or
+        // soon will be (280 ms).
         check(SyncMode::Latest, 100, 1, "- - - 0 0 2 2 2 5 5 7 7");
     }
 
@@ -775,7 +778,7 @@ mod tests {
             ..(*settings(SyncMode::Latest)).clone()
         });
         let (line, _) = run(&settings, &Model::new(ms(30)), 6);
-        // It arrives with the second frame, and is there for 100 ms.
+        // The explanation arrives with the second frame and is shown for 100 ms.
         assert_eq!(line, "- 0 0 0 - -");
     }
 

@@ -1,7 +1,7 @@
-//! What the element's streaming thread does with frames: it hands them to the worker, and lets them leave in order.
+//! The element's streaming thread: submits frames to the worker and lets them leave in order.
 //!
-//! A frame leaves when its explanation is there or, live, when its time has come. What is held leaves before EOS, SEGMENT,
-//! CAPS and GAP, and is discarded by a flush. No setting is locked while the model works.
+//! A frame leaves when its explanation is available or, in live modes, when its time has come. Held frames leave before
+//! EOS, SEGMENT, CAPS and GAP events and are discarded by a flush. The settings are not locked while the model works.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,21 +25,21 @@ use vitscope_core::models::Model;
 use vitscope_video::pipeline::stages::{Decoded, Finding, Patchified, patchify};
 use vitscope_video::pipeline::worker::{Answer, Ready};
 
-/// What the streaming thread works with.
+/// State of the streaming thread.
 #[derive(Default)]
 pub(super) struct Streaming {
     pub(super) info: Option<gst_video::VideoInfo>,
-    /// Frames so far.
+    /// Number of frames so far.
     pub(super) n_frames: u64,
     resizer: Option<(Arc<Model>, Resizer)>,
-    /// Maps per explained frame; none before the model is open.
+    /// Number of maps per explained frame; zero before the model is open.
     pub(super) n_maps: usize,
     pub(super) frames: Stream<Handed, gst::Buffer>,
     pub(super) scores: Option<Records>,
 }
 
 impl VitScope {
-    /// Says how far a live stream is delayed from now on.
+    /// Announces the delay of a live stream from now on.
     pub(super) fn announce(&self, n_frames: usize, frame: Duration) {
         let latency = u64::try_from(frame.as_nanos()).unwrap_or(0) * n_frames as u64;
         let before = self.latency_ns.swap(latency, Ordering::SeqCst);
@@ -50,7 +50,7 @@ impl VitScope {
         }
     }
 
-    /// Takes a frame, whose image the model of this moment gets where its turn has come.
+    /// Takes a frame and submits its image to the current model if the frame is due.
     pub(super) fn hand_over(
         &self,
         settings: &Arc<Settings>,
@@ -74,7 +74,7 @@ impl VitScope {
                 streaming.frames.miss(settings, frame);
                 return Ok(());
             }
-            // Told on the bus where it happened.
+            // The error has already been reported on the bus.
             Some(Err(_)) => return Err(gst::FlowError::Error),
             Some(Ok(ready)) => streaming.use_model(settings, &ready),
         }
@@ -102,7 +102,7 @@ impl VitScope {
         running_time.is_some_and(|time| time.nseconds() < earliest)
     }
 
-    /// The frame that leaves, drawn; `None` while all have to wait.
+    /// Returns the next frame to leave, drawn; `None` while all frames must wait.
     pub(super) fn leave(
         &self,
         settings: &Settings,
@@ -126,10 +126,10 @@ impl VitScope {
         self.draw(streaming, shown).map(Some)
     }
 
-    /// Waits for an answer, until `deadline` where there is one; `None` also where the element gives up meanwhile.
+    /// Waits for an answer, until `deadline` if there is one; `None` also if the element gives up meanwhile.
     fn wait(&self, handed: Handed, deadline: Option<Instant>) -> Option<Answer> {
         *lock(&self.waiting) = Some(handed.abandon());
-        // After that, so that whoever gives up meanwhile is not missed.
+        // Read the flag only after that, so that giving up meanwhile is not missed.
         let answer = match self.gives_up.load(Ordering::SeqCst) {
             true => None,
             false => handed.wait(deadline),
@@ -138,7 +138,7 @@ impl VitScope {
         answer
     }
 
-    /// Tells everybody what the stream has to tell.
+    /// Reports the news of the stream.
     pub(super) fn tell(&self, settings: &Settings, streaming: &mut Streaming) {
         for news in streaming.frames.take_news() {
             match news {
@@ -159,7 +159,7 @@ impl VitScope {
         }
     }
 
-    /// Tells the bus and the observer what was found on the frame of time `of`.
+    /// Reports a finding on the frame at time `of` to the bus and the observer.
     fn tell_of(&self, finding: &Arc<Finding>, of: gst::ClockTime, settings: &Settings) {
         if let (Some(map), true) = (finding.maps.first(), settings.post_messages) {
             let found = Found::new(finding, map, of).message();
@@ -193,13 +193,13 @@ impl VitScope {
         }
     }
 
-    /// Forgets all held frames.
+    /// Discards all held frames.
     pub(super) fn discard(&self) {
         lock(&self.streaming).frames.discard();
         self.earliest_ns.store(0, Ordering::SeqCst);
     }
 
-    /// Lets a frame that waits for a model wait no longer.
+    /// Ends the wait of a frame for a model.
     pub(super) fn give_up(&self) {
         self.gives_up.store(true, Ordering::SeqCst);
         if let Some(waiting) = &*lock(&self.waiting) {
@@ -219,10 +219,10 @@ impl VitScope {
 }
 
 impl Streaming {
-    /// Prepares for images of a model that is open.
+    /// Prepares images for an open model.
     fn use_model(&mut self, settings: &Settings, ready: &Ready) {
         self.n_maps = ready.n_maps;
-        // Another classifier over the same weights changes nothing here.
+        // Another classifier with the same weights changes nothing here.
         let opened = ready.model.as_opened();
         let is_known =
             matches!(&self.resizer, Some((model, _)) if Arc::ptr_eq(&model.as_opened(), &opened));

@@ -1,4 +1,4 @@
-//! The element's workers: which one explains, which one takes over, and what a taught classifier changes of them.
+//! The element's workers: which one explains, which one takes over, and how a taught classifier changes them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,20 +19,20 @@ use vitscope_core::models::{LinearHead, Model};
 use vitscope_video::pipeline::stages::{Image, View};
 use vitscope_video::pipeline::worker::{Abandon, Answer, Ready, Ticket, Worker};
 
-/// What becomes of a model's classifier.
+/// Effect of a lesson on a model's classifier.
 pub enum Lesson {
-    /// It stays.
+    /// The classifier stays the same.
     Nothing,
-    /// The model's own answers again.
+    /// The model's own classifier answers again.
     Forget,
-    /// This one answers.
+    /// This classifier answers.
     Learned(LinearHead),
 }
 
 #[derive(Default)]
 pub(super) struct Workers {
     pub(super) current: Option<(WorkerSpec, Arc<Worker>)>,
-    /// Takes its place when it is ready.
+    /// Replaces the current worker when it is ready.
     pub(super) next: Option<(WorkerSpec, Arc<Worker>)>,
 }
 
@@ -98,14 +98,14 @@ impl VitScope {
             return;
         };
         let element = self.obj().downgrade();
-        // No images wait for it, and so there is room.
+        // No images wait for this worker, so there is room.
         worker.change(move |view| {
             let element = element.upgrade()?;
             element.imp().reopened(&spec, view)
         });
     }
 
-    /// The view of these settings under the newest classifier; `None`, with a warning, where that does not go.
+    /// Opens the view of these settings with the newest classifier; `None`, with a warning, if that fails.
     fn reopened(&self, spec: &WorkerSpec, view: &View) -> Option<View> {
         let head = lock(&self.head).clone();
         let model = Some(Arc::clone(&view.model));
@@ -123,7 +123,7 @@ impl VitScope {
         }
     }
 
-    /// Starts the worker that is to take over, if one is there already; a `fresh` one opens its model again.
+    /// Starts the worker that takes over from the current one, if any; a `fresh` one reopens its model.
     pub(super) fn start_next(&self, fresh: bool) {
         if lock(&self.workers).current.is_none() {
             return;
@@ -143,9 +143,9 @@ impl VitScope {
         }
     }
 
-    /// Starts a worker of what the settings ask for, and tells the bus how that goes.
+    /// Starts a worker for the current settings and reports its progress on the bus.
     ///
-    /// One that cannot be opened is an error, or a warning where another one goes on.
+    /// Failure to open it is an error, or a warning if another worker continues.
     pub(super) fn start_worker(&self, fresh: bool) -> Result<(WorkerSpec, Arc<Worker>)> {
         let spec = self.settings().worker_spec();
         let goes_on = lock(&self.workers).current.is_some();
@@ -201,7 +201,7 @@ impl VitScope {
         Ok((spec, worker))
     }
 
-    /// The model of these settings, if it is open already.
+    /// Returns the model of these settings if it is already open.
     fn open_model(&self, spec: &WorkerSpec) -> Option<Arc<Model>> {
         let (before, worker) = lock(&self.workers).current.clone()?;
         let ready = worker.ready()?.ok()?;
@@ -213,7 +213,7 @@ impl VitScope {
         let _ = self.obj().post_message(message.src(&*self.obj()).build());
     }
 
-    /// The worker of this moment, and whether it has just taken over: the next one does as soon as it is ready.
+    /// Returns the current worker and whether it has just taken over: the next worker does so as soon as it is ready.
     pub(super) fn worker(&self) -> Option<(Arc<Worker>, bool)> {
         let mut workers = lock(&self.workers);
         let next = workers.next.as_ref();
@@ -225,26 +225,26 @@ impl VitScope {
         let old = std::mem::replace(&mut workers.current, next);
         let current = workers.current.clone();
         drop(workers);
-        // Ends when the last frame that waits for it has left.
+        // The old worker ends when the last frame that waits for it has left.
         drop(old);
         gst::info!(CAT, imp = self, "switched to the new model");
         current.map(|(_, worker)| (worker, true))
     }
 }
 
-/// An image that a worker has; another worker may have taken over meanwhile.
+/// An image submitted to a worker; another worker may have taken over since.
 pub(super) struct Handed {
     ticket: Ticket,
     worker: Arc<Worker>,
 }
 
 impl Handed {
-    /// What ends the wait for it.
+    /// Returns a handle that ends the wait for the answer.
     pub(super) fn abandon(&self) -> Abandon {
         self.ticket.abandon()
     }
 
-    /// Waits for the answer, until `deadline` where there is one.
+    /// Waits for the answer, until `deadline` if there is one.
     pub(super) fn wait(self, deadline: Option<Instant>) -> Option<Answer> {
         match deadline {
             Some(deadline) => self.ticket.wait_until(deadline),

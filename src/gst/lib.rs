@@ -16,7 +16,7 @@ gst::plugin_define!(
     env!("CARGO_PKG_DESCRIPTION"),
     plugin_init,
     env!("CARGO_PKG_VERSION"),
-    // GStreamer knows few licences by name; this one stands for both of ours.
+    // GStreamer knows few licenses by name; this one stands for both licenses of the project.
     "MIT/X11",
     "vitscope",
     "vitscope",

@@ -1,4 +1,4 @@
-//! Non-linearities of the MLP, elementwise: `x` times a gate that opens with `x`.
+//! Elementwise nonlinearities of the MLP: `x` times a gate that increases with `x`.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
@@ -8,30 +8,30 @@ use super::{Spread, exp, f32_slice, for_row_blocks, is_fused, values, with_f32};
 /// 1 / √(2π)
 const DENSITY: f32 = 0.398_942_3;
 
-/// Steepness at which the logistic function comes close to Φ.
+/// Steepness at which the logistic function approximates Φ.
 const STEEPNESS: f32 = 1.702;
 
-/// Elements that one piece of parallel work covers.
+/// Elements per piece of parallel work.
 const BLOCK: usize = 8192;
 
-/// Non-linearity of the MLP.
+/// Nonlinearity of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// The exact Gaussian error linear unit, `x · Φ(x)`, Φ the normal distribution function (Hendrycks and Gimpel,
+    /// The exact Gaussian error linear unit, `x · Φ(x)`, with Φ the normal distribution function (Hendrycks and Gimpel,
     /// arXiv:1606.08415).
     Gelu,
-    /// Its approximation `x · σ(1.702 x)`, σ the logistic function (the same paper, section 2), as CLIP has it.
+    /// Its approximation `x · σ(1.702 x)`, with σ the logistic function (the same paper, section 2), as in CLIP.
     QuickGelu,
 }
 
 impl Activation {
-    /// Applies it.
+    /// Applies the nonlinearity.
     ///
     /// # Shapes
-    /// - `xs`: any; the result has the same
+    /// - `xs` and result: the same, arbitrary shape
     ///
     /// # Errors
-    /// Fails where candle cannot allocate.
+    /// Fails if candle cannot allocate memory.
     pub fn forward(self, xs: &Tensor) -> Result<Tensor> {
         if is_fused(xs) {
             return xs.contiguous()?.apply_op1(Fused(self));
@@ -42,17 +42,17 @@ impl Activation {
         }
     }
 
-    /// What `xs` is multiplied with: Φ(x) or σ(1.702 x).
+    /// The factor of `xs`: Φ(x) or σ(1.702 x).
     ///
     /// # Shapes
-    /// - `xs`: any; the result has the same
+    /// - `xs` and result: the same, arbitrary shape
     ///
     /// # Errors
-    /// Fails where candle cannot allocate.
+    /// Fails if candle cannot allocate memory.
     pub fn gate(self, xs: &Tensor) -> Result<Tensor> {
         match self {
             Self::Gelu => ((xs * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5,
-            // σ by the hyperbolic tangent, whose gradient candle has and which cannot overflow.
+            // σ by the hyperbolic tangent, which cannot overflow and whose gradient candle implements.
             Self::QuickGelu => ((xs * f64::from(STEEPNESS / 2.0))?.tanh()? + 1.0)? * 0.5,
         }
     }
@@ -113,7 +113,7 @@ fn quick_gelu(x: f32) -> (f32, f32) {
     (gate, gate * (1.0 + z * (1.0 - gate)))
 }
 
-/// The outputs, where the inputs `xs` are.
+/// Replaces the inputs `xs` by the outputs.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn in_place(activation: Activation, xs: &mut [f32]) {
     match activation {
@@ -129,7 +129,7 @@ fn multiply(xs: &mut [f32], gate: impl Fn(f32) -> f32) {
     }
 }
 
-/// The outputs of `xs` and, from the gradient of the outputs, in place, that of the inputs.
+/// Computes the outputs of `xs`, and replaces the gradient of the outputs by that of the inputs.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn both(activation: Activation, xs: &[f32], ys: &mut [f32], grad: &mut [f32]) {
     match activation {
@@ -147,7 +147,7 @@ fn both_by(xs: &[f32], ys: &mut [f32], grad: &mut [f32], gate: impl Fn(f32) -> (
     }
 }
 
-/// Turns the gradient of the outputs into that of the inputs `xs`, in place.
+/// Replaces the gradient of the outputs by that of the inputs `xs`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn backward_in_place(activation: Activation, xs: &[f32], grad: &mut [f32]) {
     match activation {

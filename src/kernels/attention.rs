@@ -1,8 +1,8 @@
-//! Multi-head attention on unsplit heads: `softmax(q kᵀ / sqrt(head_dim)) v` (arXiv:1706.03762, Eq. 1).
+//! Multi-head attention without splitting heads: `softmax(q kᵀ / sqrt(head_dim)) v` (arXiv:1706.03762, Eq. 1).
 //!
-//! Queries, keys and values keep the layout `[batch, tokens, heads · head_dim]`; a head is a range of
-//! columns, so nothing is permuted. Probabilities live in a buffer of one head and are computed again in
-//! the backward pass. Who needs them as a tensor composes [`scores`], [`super::softmax()`] and [`mix`].
+//! Queries, keys and values keep the layout `[batch, tokens, heads · head_dim]`; a head is a range of columns, so
+//! nothing is permuted. Probabilities are stored in a buffer for one head and recomputed in the backward pass. Callers
+//! that need them as a tensor combine [`scores`], [`super::softmax()`] and [`mix`].
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -14,13 +14,13 @@ use super::{
     MatrixView, SharedOutput, Spread, f32_slice, for_images, images_mut, is_fused, with_f32,
 };
 
-/// Attention of `heads` heads.
+/// Attention with `heads` heads.
 ///
 /// # Shapes
-/// - `q`, `k`, `v`: `[batch, tokens, heads * head_dim]`; the result has the same
+/// - `q`, `k`, `v` and result: `[batch, tokens, heads * head_dim]`
 ///
 /// # Errors
-/// Fails where the shapes differ or `heads` does not divide the last dimension.
+/// Fails if the shapes differ or `heads` does not divide the last dimension.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
     check(&[q, k, v], heads)?;
     if is_fused(q) {
@@ -32,7 +32,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Ten
     mix(&super::softmax(&scores(q, k, heads)?)?, v)
 }
 
-/// Scores of each query and key of a head: `q kᵀ / sqrt(head_dim)`.
+/// Scores of each query and key in each head: `q kᵀ / sqrt(head_dim)`.
 ///
 /// # Shapes
 /// - `q`: `[batch, queries, heads * head_dim]`
@@ -40,7 +40,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Ten
 /// - result: `[batch, heads, queries, tokens]`, rows are queries
 ///
 /// # Errors
-/// Fails where the shapes do not fit or `heads` does not divide the last dimension.
+/// Fails if the shapes do not fit or `heads` does not divide the last dimension.
 pub fn scores(q: &Tensor, k: &Tensor, heads: usize) -> Result<Tensor> {
     let one = |xs: &Tensor| xs.narrow(1, 0, 1);
     let dim = check(&[&one(q)?, &one(k)?], heads)?;
@@ -53,7 +53,7 @@ pub fn scores(q: &Tensor, k: &Tensor, heads: usize) -> Result<Tensor> {
     split(q, heads)?.matmul(&split(k, heads)?.t()?)? * scale
 }
 
-/// The values of each head, weighted by its probabilities.
+/// The values of each head, weighted by the head's probabilities.
 ///
 /// # Shapes
 /// - `probabilities`: `[batch, heads, queries, tokens]`, rows are queries
@@ -61,7 +61,7 @@ pub fn scores(q: &Tensor, k: &Tensor, heads: usize) -> Result<Tensor> {
 /// - result: `[batch, queries, heads * head_dim]`
 ///
 /// # Errors
-/// Fails where the shapes do not fit each other.
+/// Fails if the shapes do not fit.
 pub fn mix(probabilities: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (batch, tokens, _) = v.dims3()?;
     let (_, heads, queries, _) = probabilities.dims4()?;
@@ -84,7 +84,7 @@ pub fn mix(probabilities: &Tensor, v: &Tensor) -> Result<Tensor> {
         .reshape((batch, queries, dim))
 }
 
-/// `heads * head_dim` of tensors `[batch, tokens, heads * head_dim]` of one shape.
+/// Checks that all tensors have the same shape `[batch, tokens, heads * head_dim]`, and returns `heads * head_dim`.
 fn check(xs: &[&Tensor], heads: usize) -> Result<usize> {
     let shapes: Vec<_> = xs.iter().map(|xs| xs.dims()).collect();
     match shapes.as_slice() {
@@ -97,7 +97,7 @@ fn check(xs: &[&Tensor], heads: usize) -> Result<usize> {
     }
 }
 
-/// `[batch, tokens, heads * head_dim]` to `[batch, heads, tokens, head_dim]`.
+/// Splits `[batch, tokens, heads * head_dim]` into `[batch, heads, tokens, head_dim]`.
 fn split(xs: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, tokens, dim) = xs.dims3()?;
     xs.reshape((batch, tokens, heads, dim / heads))?
@@ -109,10 +109,10 @@ struct Attention {
     heads: usize,
 }
 
-/// Queries that are scored at a time, so that their scores stay in the second cache.
+/// Queries that are scored at a time, so that their scores stay in the L2 cache.
 const QUERY_BLOCK: usize = 256;
 
-/// Sizes of the attention within one image, whose rows are tokens of all heads.
+/// Sizes of the attention in one image; each row holds all heads of a token.
 #[derive(Clone, Copy)]
 pub(super) struct Heads {
     pub(super) heads: usize,
@@ -143,7 +143,7 @@ impl Heads {
         assert_eq!(out.len(), self.tokens * self.dim);
         let block_rows = match spread {
             Spread::Thread => QUERY_BLOCK,
-            // Two blocks a head keep an even number of threads busy with an odd number of heads.
+            // Two blocks per head keep an even number of threads busy if the number of heads is odd.
             Spread::Pool => QUERY_BLOCK.min(self.tokens.div_ceil(2)),
         };
         let block_rows = block_rows.next_multiple_of(TILE_ROWS);
@@ -333,8 +333,8 @@ impl CustomOp3 for Attention {
     }
 }
 
-/// Calls `work(columns of a head within its image's rows, place of the head's square, buffers)` for every
-/// head of every image.
+/// Calls `work(columns of a head within its image's rows, view of the head's square, buffers)` for every head of every
+/// image.
 fn for_heads(
     (batch, tokens, dim): (usize, usize, usize),
     heads: usize,
@@ -369,7 +369,7 @@ unsafe fn product(
 ) {
     packed.fill(rhs);
     let finish = |_, _, piece: &mut [f32]| piece.iter_mut().for_each(|value| *value *= scale);
-    // SAFETY: passed on.
+    // SAFETY: the caller upholds the same requirements.
     unsafe { packed.multiply_into(dst, lhs, Start::Zeros, Spread::Thread, finish) }
 }
 
@@ -395,7 +395,7 @@ impl CustomOp2 for Scores {
         let mut scores = vec![0f32; batch * self.heads * tokens * tokens];
         let out = SharedOutput(scores.as_mut_ptr());
         for_heads(dims, self.heads, |head, square, packed| {
-            // SAFETY: each head has a square of its own.
+            // SAFETY: each head has its own square.
             unsafe {
                 product(
                     (out, square),
@@ -428,7 +428,7 @@ impl CustomOp2 for Scores {
             with_f32(k, |k| {
                 with_f32(grad, |grad| {
                     for_heads(dims, self.heads, |head, square, packed| {
-                        // SAFETY: each head has columns of its own.
+                        // SAFETY: each head has its own columns.
                         unsafe {
                             product((out_q, head), (grad, square), (k, head), scale, packed);
                             let grad = (grad, square.transposed());
@@ -465,7 +465,7 @@ impl CustomOp2 for Mix {
         let mut mixed = vec![0f32; v.len()];
         let out = SharedOutput(mixed.as_mut_ptr());
         for_heads(dims, self.heads, |head, square, packed| {
-            // SAFETY: each head has columns of its own.
+            // SAFETY: each head has its own columns.
             unsafe { product((out, head), (probs, square), (v, head), 1.0, packed) }
         });
         Ok((CpuStorage::F32(mixed), v_layout.shape().clone()))
@@ -490,7 +490,7 @@ impl CustomOp2 for Mix {
                 with_f32(grad, |grad| {
                     for_heads(dims, self.heads, |head, square, packed| {
                         let v_transposed = (v, head.transposed());
-                        // SAFETY: each head has a square and columns of its own.
+                        // SAFETY: each head has its own square and columns.
                         unsafe {
                             product((out_probs, square), (grad, head), v_transposed, 1.0, packed);
                             let probs = (probs, square.transposed());

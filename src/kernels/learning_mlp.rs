@@ -1,7 +1,7 @@
-//! The MLP of a block whose weights all learn: one node of candle's graph instead of five.
+//! The MLP of a block with trainable weights: one node of candle's graph instead of five.
 //!
-//! candle adds the gradient of every node to a tensor of zeros, so that each node costs three passes over
-//! memory. The weights come as one tensor, because an operation of candle has three arguments at most.
+//! candle adds the gradient of every node to a tensor of zeros, so each node costs three passes over memory. The
+//! weights are passed as one tensor, because candle's operations have at most three arguments.
 
 use std::sync::OnceLock;
 
@@ -18,16 +18,16 @@ use super::{
 
 /// Rows that one thread differentiates at a time.
 const PIECE_ROWS: usize = 256;
-/// Sums that the gradients of the weights are gathered in, whatever the number of threads.
+/// Number of partial sums for the gradients of the weights, independent of the number of threads.
 const LANES: usize = 8;
 
 /// `xs + down(act(up(norm(xs))))`.
 ///
 /// # Shapes
-/// - `xs`: `[.., dim]`; the result has the same
+/// - `xs` and result: `[.., dim]`
 ///
 /// # Errors
-/// Fails where the shapes do not fit each other.
+/// Fails if the shapes do not fit.
 pub(super) fn forward(
     xs: &Tensor,
     norm: &LayerNorm,
@@ -60,7 +60,7 @@ pub(super) fn forward(
     xs.contiguous()?.apply_op2(&Tensor::cat(&weights, 0)?, op)
 }
 
-/// Where the weights lie in their common tensor: norm, up and down, each weight before its bias.
+/// Positions of the weights in their common tensor: norm, up and down, each weight before its bias.
 #[derive(Clone, Copy)]
 struct Places {
     dim: usize,
@@ -90,7 +90,7 @@ impl Places {
         })
     }
 
-    /// The weight of `up`, `[hidden, dim]`; that of `down` is its transpose's shape.
+    /// The weight of `up`, `[hidden, dim]`; that of `down` has the transposed shape.
     fn up(self) -> MatrixView {
         MatrixView::row_major(self.hidden_dim, self.dim)
     }
@@ -183,7 +183,7 @@ impl Backward {
         }
     }
 
-    /// The gradient of the weights; that of the inputs goes to `grad_xs`.
+    /// Computes the gradient of the weights; writes that of the inputs to `grad_xs`.
     fn run(&self, (xs, kept, grad): (&[f32], &[f32], &[f32]), grad_xs: &mut [f32]) -> Vec<f32> {
         let Places { dim, hidden_dim } = self.places;
         let mut lanes: Vec<Vec<_>> = (0..LANES).map(|_| Vec::new()).collect();
@@ -217,7 +217,7 @@ impl Backward {
         total
     }
 
-    /// Adds the gradient of the weights from some rows to `sums`.
+    /// Adds the gradient of the weights for some rows to `sums`.
     fn add_piece(
         &self,
         (xs, kept, grad): (&[f32], &[f32], &[f32]),

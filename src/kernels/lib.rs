@@ -1,13 +1,13 @@
-//! Fused, vectorized CPU operations as candle custom operations, each with a forward and a backward.
+//! Fused, vectorized CPU operations as candle custom operations, each with a forward and a backward pass.
 //!
-//! candle's own `layer_norm` and `softmax_last_dim` stop gradients silently, and its elementwise CPU
-//! code is scalar and runs on one thread. The operations here serve training and inference alike; there
-//! is no second copy of the model for either. Away from the CPU each maps to the same composition of
-//! candle's operations, which candle differentiates itself.
+//! candle's own `layer_norm` and `softmax_last_dim` silently stop gradients, and its elementwise CPU code is scalar and
+//! single-threaded. The operations in this crate serve both training and inference, so there is only one copy of the
+//! model. On other devices, each operation maps to the equivalent composition of candle's operations, which candle
+//! differentiates itself.
 //!
-//! Vector code is compiled for several instruction sets and chosen at run time. Work is split over
-//! rayon's current pool so that results do not depend on the number of threads: what is summed over rows
-//! is summed in pieces of a fixed size.
+//! Vector code is compiled for several instruction sets and selected at run time. Work is split over rayon's current
+//! pool such that results do not depend on the number of threads: sums over rows are computed in pieces of a fixed
+//! size.
 #![warn(missing_docs, unreachable_pub, unused_lifetimes)]
 #![expect(
     unsafe_code,
@@ -40,13 +40,13 @@ pub use watch::Watch;
 use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-/// Elements below which splitting work over threads costs more than it saves.
+/// Number of elements below which splitting work over threads costs more than it saves.
 const PARALLEL_MIN_ELEMENTS: usize = 16 * 1024;
 
-/// Lanes of the running sums: one AVX-512 register of f32.
+/// Lanes of running sums: one AVX-512 register of f32.
 const LANES: usize = 16;
 
-/// The vector instructions that this processor computes with.
+/// The vector instructions used on this processor.
 pub fn instructions() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
@@ -60,7 +60,7 @@ pub fn instructions() -> &'static str {
     "no vector instructions of ours"
 }
 
-/// True where the fused operation applies: f32 on the CPU.
+/// True if the fused operation applies: f32 on the CPU.
 fn is_fused(xs: &Tensor) -> bool {
     xs.device().is_cpu() && xs.dtype() == DType::F32
 }
@@ -88,19 +88,19 @@ fn values(xs: &Tensor) -> Result<Vec<f32>> {
     with_f32(xs, |xs| Ok(xs.to_vec()))
 }
 
-/// Who computes a piece of work.
+/// Which threads compute a piece of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spread {
-    /// All threads of the current pool, where the work is large enough.
+    /// All threads of the current pool, if the work is large enough.
     Pool,
-    /// The calling thread, because others are busy with pieces of their own.
+    /// Only the calling thread, because others are busy with their own pieces.
     Thread,
 }
 
-/// Pieces a thread from which on it does not matter that one thread has one more.
+/// Number of pieces per thread from which an imbalance of one piece does not matter.
 const MANY: usize = 4;
 
-/// True where pieces of equal size keep all threads busy when each gets whole ones.
+/// True if equal pieces keep all threads busy when each piece runs on one thread.
 fn feeds_all_threads(n_pieces: usize) -> bool {
     let threads = rayon::current_num_threads();
     n_pieces >= MANY * threads || (n_pieces > 0 && n_pieces.is_multiple_of(threads))
@@ -108,8 +108,8 @@ fn feeds_all_threads(n_pieces: usize) -> bool {
 
 /// Runs `work(first_row, rows_of_out, spread)` over all rows of `out`.
 ///
-/// Each thread gets pieces of about `piece_rows` rows where there are enough of them, otherwise all
-/// threads work on all rows at once. Pieces are multiples of `tile_rows`.
+/// If there are enough pieces, each thread gets pieces of about `piece_rows` rows. Otherwise, all threads work on all
+/// rows together. Pieces are multiples of `tile_rows`.
 fn for_pieces(
     out: &mut [f32],
     row_len: usize,
@@ -141,8 +141,8 @@ fn for_pieces(
         .for_each(|(first_row, piece)| work(first_row, piece, Spread::Thread));
 }
 
-/// Runs `work(image_idx, outputs, spread)` on the outputs of each image: one image a thread where there
-/// are enough of them, otherwise one after the other on all threads.
+/// Runs `work(image_idx, outputs, spread)` on the outputs of each image: one image per thread if there are enough,
+/// otherwise one after the other on all threads.
 fn for_images<T: Send>(outputs: Vec<T>, work: impl Fn(usize, T, Spread) + Sync) {
     if feeds_all_threads(outputs.len()) {
         outputs
@@ -156,12 +156,12 @@ fn for_images<T: Send>(outputs: Vec<T>, work: impl Fn(usize, T, Spread) + Sync) 
     }
 }
 
-/// The rows of each image in `xs`, which holds `image_len` values of each.
+/// Splits `xs` into images of `image_len` values.
 fn images_mut(xs: &mut [f32], image_len: usize) -> Vec<&mut [f32]> {
     xs.chunks_exact_mut(image_len.max(1)).collect()
 }
 
-/// Runs `work(first_row, rows_of_out)` over blocks of `rows_per_block` rows of `out`, in parallel where it pays.
+/// Runs `work(first_row, rows_of_out)` over blocks of `rows_per_block` rows of `out`, in parallel if worthwhile.
 fn for_row_blocks(
     out: &mut [f32],
     row_len: usize,
@@ -180,17 +180,17 @@ fn for_row_blocks(
         .for_each(|(block_idx, block)| work(block_idx * rows_per_block, block));
 }
 
-/// A buffer into which several threads write at different places.
+/// A buffer into which several threads write at disjoint positions.
 #[derive(Clone, Copy)]
 struct SharedOutput(*mut f32);
 
-// SAFETY: every piece of parallel work writes elements of its own only.
+// SAFETY: every piece of parallel work writes only its own elements.
 unsafe impl Send for SharedOutput {}
 // SAFETY: as above.
 unsafe impl Sync for SharedOutput {}
 
 impl SharedOutput {
-    /// A method, so that closures capture the whole and not the bare pointer.
+    /// A method, so that closures capture the whole struct and not the raw pointer.
     fn ptr(self) -> *mut f32 {
         self.0
     }
@@ -238,7 +238,7 @@ impl MatrixView {
         }
     }
 
-    /// One past the last element, or `start` where there is none.
+    /// One past the last element, or `start` if the matrix is empty.
     fn end(self) -> usize {
         if self.rows == 0 || self.cols == 0 {
             return self.start;
@@ -247,7 +247,7 @@ impl MatrixView {
     }
 }
 
-/// `dst = lhs · rhs` on all threads of the current pool, where nothing is used often enough to pack it.
+/// `dst = lhs · rhs` on all threads of the current pool, for operands that are not reused enough to pack them.
 fn matmul(
     (dst, dst_view): (&mut [f32], MatrixView),
     (lhs, lhs_view): (&[f32], MatrixView),
@@ -266,7 +266,7 @@ fn matmul(
         1 => gemm::Parallelism::None,
         threads => gemm::Parallelism::Rayon(threads),
     };
-    // SAFETY: the assertions above keep every access inside the three slices.
+    // SAFETY: the assertions above ensure that every access is within the three slices.
     unsafe {
         gemm::gemm(
             dst_view.rows,
@@ -294,8 +294,8 @@ fn matmul(
 
 /// Runs `work` on a thread of rayon's pool.
 ///
-/// From there each parallel operation begins at once; from any other thread each one would wake the pool
-/// and sleep until it is done.
+/// From there, each parallel operation starts immediately. From any other thread, each one would wake the pool and
+/// block until it is done.
 pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     match rayon::current_thread_index() {
         Some(_) => work(),
@@ -303,7 +303,7 @@ pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     }
 }
 
-/// e^x to about 2 ulp, written so that it vectorizes; saturates instead of overflowing.
+/// e^x to about 2 ulp, written to vectorize; saturates instead of overflowing.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // 1.5 · 2^23: adding it rounds to the nearest integer and leaves that integer in the low mantissa bits.
@@ -327,13 +327,13 @@ fn exp(x: f32) -> f32 {
     p * f32::from_bits(1.0f32.to_bits().wrapping_add(exponent))
 }
 
-/// Σ xs, in [`LANES`] running sums so that it vectorizes.
+/// Σ xs, in [`LANES`] running sums for vectorization.
 #[inline(always)]
 fn sum(xs: &[f32]) -> f32 {
     sum_by(xs.len(), |i| xs[i])
 }
 
-/// Σ term(i) for i in 0..len, in [`LANES`] running sums so that it vectorizes.
+/// Σ term(i) for i in 0..len, in [`LANES`] running sums for vectorization.
 #[inline(always)]
 fn sum_by(len: usize, term: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -352,7 +352,7 @@ fn sum_by(len: usize, term: impl Fn(usize) -> f32) -> f32 {
 
 /// The column sums of a row-major matrix.
 ///
-/// Blocks of a fixed number of rows are added up first, so that the result does not depend on threads.
+/// Blocks of a fixed number of rows are summed first, so that the result does not depend on the number of threads.
 fn column_sums(
     xs: &[f32],
     cols: usize,

@@ -1,7 +1,7 @@
 //! Matrix product with bias: `xs · weightᵀ + bias`.
 //!
-//! A frozen weight gets no gradient: only operands that candle tracks are differentiated, which for a
-//! frozen model halves the backward pass. It is packed once, when it is first used.
+//! A frozen weight gets no gradient: only operands that candle tracks are differentiated, which halves the backward
+//! pass of a frozen model. A frozen weight is packed once, on first use.
 
 use std::sync::{Arc, OnceLock};
 
@@ -22,14 +22,14 @@ use super::{
 /// - result: `[.., out]`
 ///
 /// # Errors
-/// Fails where the shapes do not fit each other.
+/// Fails if the shapes do not fit.
 pub fn linear(xs: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     Linear::new(weight.clone(), bias.clone()).forward(xs)
 }
 
-/// A weight with its bias, to be multiplied with many times.
+/// A weight with its bias, for repeated multiplication.
 ///
-/// The values of a frozen weight, which is one that candle does not track, must not change any more.
+/// The values of a frozen weight, which is one that candle does not track, must not change.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -38,7 +38,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// A linear map.
+    /// Creates a linear map.
     ///
     /// # Shapes
     /// - `weight`: `[out, in]`
@@ -59,7 +59,7 @@ impl Linear {
     /// - result: `[.., out]`
     ///
     /// # Errors
-    /// Fails where the shapes do not fit each other.
+    /// Fails if the shapes do not fit.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         self.check(xs)?;
         if !is_fused(xs) {
@@ -87,17 +87,17 @@ impl Linear {
         Ok(())
     }
 
-    /// True where neither weight nor bias is differentiated.
+    /// True if neither weight nor bias is differentiated.
     pub(super) fn is_frozen(&self) -> bool {
         self.packs.is_some() && !self.bias.track_op()
     }
 
-    /// True where both weight and bias are differentiated.
+    /// True if both weight and bias are differentiated.
     pub(super) fn learns(&self) -> bool {
         self.weight.track_op() && self.bias.track_op()
     }
 
-    /// The same without the graph that it may be part of.
+    /// Returns the map detached from the graph.
     #[must_use]
     pub fn detach(&self) -> Self {
         Self::new(self.weight.detach(), self.bias.detach())
@@ -108,7 +108,7 @@ impl Linear {
         [&self.weight, &self.bias]
     }
 
-    /// Features of the inputs and of the outputs.
+    /// Number of input and output features.
     pub(super) fn dims(&self) -> Result<(usize, usize)> {
         let (out_dim, in_dim) = self.weight.dims2()?;
         Ok((in_dim, out_dim))
@@ -122,7 +122,7 @@ impl Linear {
         values(&self.bias)
     }
 
-    /// The frozen weight, packed when it is first asked for.
+    /// The frozen weight, packed on first use.
     pub(super) fn packed(&self, side: Side) -> Result<&Packed> {
         let Some(packs) = &self.packs else {
             candle_core::bail!("a weight that learns is packed at every use");
@@ -132,7 +132,7 @@ impl Linear {
     }
 }
 
-/// The shape of the result for inputs of this shape.
+/// The shape of the result for inputs of shape `xs_dims`.
 fn output_dims(xs_dims: &[usize], out_dim: usize) -> Vec<usize> {
     let mut dims = xs_dims.to_vec();
     if let Some(last) = dims.last_mut() {
@@ -141,14 +141,14 @@ fn output_dims(xs_dims: &[usize], out_dim: usize) -> Vec<usize> {
     dims
 }
 
-/// Which product a weight is packed for: with the inputs, or with the gradient of the outputs.
+/// The product that a weight is packed for: with the inputs, or with the gradient of the outputs.
 #[derive(Clone, Copy)]
 pub(super) enum Side {
     Forward,
     Backward,
 }
 
-/// A frozen weight as both passes want it.
+/// A frozen weight, packed for both passes.
 #[derive(Default)]
 struct Packs {
     forward: OnceLock<Packed>,
@@ -156,7 +156,7 @@ struct Packs {
 }
 
 impl Side {
-    /// The right-hand side of this product, out of a weight `[out, in]`.
+    /// The right-hand side of this product, from a weight `[out, in]`.
     fn operand(self, weight: &[f32], (out_dim, in_dim): (usize, usize)) -> (&[f32], MatrixView) {
         let view = MatrixView::row_major(out_dim, in_dim);
         match self {
@@ -182,13 +182,13 @@ impl std::fmt::Debug for Packs {
     }
 }
 
-/// The product as candle's graph knows it.
+/// The product as an operation of candle's graph.
 struct Product {
     packs: Option<Arc<Packs>>,
 }
 
 impl Product {
-    /// Calls `work` with the weight, packed for now where it learns.
+    /// Calls `work` with the packed weight; a trainable weight is packed temporarily.
     fn with_packed(
         &self,
         side: Side,

@@ -1,8 +1,8 @@
 //! The second half of a block: `xs + scale ∘ down(act(up(norm(xs))))` (arXiv:2010.11929, Eq. 3).
 //!
-//! With frozen weights it is one operation: the hidden layer, which is four times as wide as a token, is
-//! computed for a few rows at a time and never leaves the cache. Where a gradient is wanted it is kept as
-//! it was before the activation, once. Weights that learn have an operation of their own beside it.
+//! With frozen weights, this is one operation: the hidden layer, which is four times as wide as a token, is computed
+//! for a few rows at a time and never leaves the cache. If a gradient is needed, the hidden layer before the activation
+//! is stored once. Trainable weights have a separate operation.
 
 use std::sync::OnceLock;
 
@@ -17,10 +17,10 @@ use super::{
     for_pieces, is_fused, learning_mlp, values, with_f32,
 };
 
-/// Values of the hidden layer that one thread computes at a time: they fit in the second cache.
+/// Values of the hidden layer that one thread computes at a time; they fit in the L2 cache.
 const HIDDEN_VALUES: usize = 192 * 1024;
 
-/// Norm, two linear maps with an activation between them, layer scale where the model has it, and residual.
+/// Norm, two linear maps with an activation in between, optional layer scale, and residual.
 #[derive(Clone, Debug)]
 pub struct Mlp {
     norm: LayerNorm,
@@ -31,7 +31,7 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// A multi-layer perceptron.
+    /// Creates a multi-layer perceptron.
     ///
     /// # Shapes
     /// - `norm`: `[dim]`
@@ -57,10 +57,10 @@ impl Mlp {
     /// `xs + scale ∘ down(act(up(norm(xs))))`.
     ///
     /// # Shapes
-    /// - `xs`: `[.., dim]`; the result has the same
+    /// - `xs` and result: `[.., dim]`
     ///
     /// # Errors
-    /// Fails where the shapes do not fit each other.
+    /// Fails if the shapes do not fit.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         if is_fused(xs) && self.is_frozen() {
             let kept = xs.track_op().then(OnceLock::new);
@@ -81,7 +81,7 @@ impl Mlp {
         &self.norm
     }
 
-    /// What follows it.
+    /// The activation after `up`.
     pub fn activation(&self) -> Activation {
         self.activation
     }
@@ -97,13 +97,13 @@ impl Mlp {
         &self.down
     }
 
-    /// Layer scale, where the model has it.
+    /// Layer scale, if the model has it.
     #[cfg(feature = "lrp")]
     pub fn scale(&self) -> &Option<Tensor> {
         &self.scale
     }
 
-    /// `xs + scale ∘ down(hidden)`, where `hidden` went through the activation.
+    /// `xs + scale ∘ down(hidden)`, where `hidden` is the output of the activation.
     pub fn finish(&self, xs: &Tensor, hidden: &Tensor) -> Result<Tensor> {
         let ys = self.down.forward(hidden)?;
         match &self.scale {
@@ -120,22 +120,22 @@ impl Mlp {
             && !scale.is_some_and(Tensor::track_op)
     }
 
-    /// True where every weight is differentiated and there is no layer scale.
+    /// True if every weight is differentiated and there is no layer scale.
     fn learns(&self) -> bool {
         self.norm.learns() && self.up.learns() && self.down.learns() && self.scale.is_none()
     }
 
-    /// Rows of a tile and of what one thread computes at a time.
+    /// Number of rows per tile, and of rows that one thread computes at a time.
     fn rows(hidden_dim: usize) -> (usize, usize) {
         let piece_rows = HIDDEN_VALUES / hidden_dim.max(1);
         (TILE_ROWS, piece_rows.max(TILE_ROWS))
     }
 }
 
-/// The operation as candle's graph knows it.
+/// The MLP as an operation of candle's graph.
 struct FusedMlp {
     mlp: Mlp,
-    /// The hidden layer before the activation, `[rows, hidden]`; `None` where no gradient is wanted.
+    /// The hidden layer before the activation, `[rows, hidden]`; `None` if no gradient is needed.
     kept: Option<OnceLock<Vec<f32>>>,
 }
 
@@ -168,7 +168,7 @@ impl Operands {
     }
 }
 
-/// The forward pass over rows in memory; maps come with their biases.
+/// The forward pass over rows in memory; each map has its bias.
 pub(super) struct Forward<'a> {
     pub(super) norm: &'a NormRows,
     pub(super) up: (&'a Packed, &'a [f32]),
@@ -178,7 +178,7 @@ pub(super) struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    /// The outputs and, where it is kept, the hidden layer before the activation; otherwise nothing.
+    /// Returns the outputs and, if `keeps`, the hidden layer before the activation; otherwise an empty vector.
     pub(super) fn run(&self, xs: &[f32], keeps: bool) -> (Vec<f32>, Vec<f32>) {
         let (dim, hidden_dim) = (self.norm.dim(), self.up.1.len());
         let mut ys = vec![0f32; xs.len()];
@@ -203,7 +203,7 @@ impl Forward<'_> {
                 up.multiply(normed, bias, hidden, spread, |row, first_col, piece| {
                     if let Some(keep) = keep {
                         let start = (first_row + row) * hidden_dim + first_col;
-                        // SAFETY: `kept` holds all rows, and no other piece of work has this part of one.
+                        // SAFETY: `kept` holds all rows, and no other piece of work writes this part of a row.
                         unsafe {
                             let to = keep.ptr().add(start);
                             std::ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len());
@@ -224,15 +224,15 @@ impl Forward<'_> {
     }
 }
 
-/// Puts what a forward pass kept where the backward pass finds it.
+/// Stores the hidden layer of a forward pass for the backward pass.
 pub(super) fn keep(cell: Option<&OnceLock<Vec<f32>>>, kept: Vec<f32>) {
     if let Some(cell) = cell {
-        // The operation runs once; were it to run again, it would keep the same.
+        // The operation runs once; a second run would store the same values.
         let _ = cell.set(kept);
     }
 }
 
-/// `piece = scale ∘ piece + rest`, where `piece` begins at column `first_col`.
+/// `piece = scale ∘ piece + rest`, where `piece` starts at column `first_col`.
 pub(super) fn scale_and_add(
     piece: &mut [f32],
     scale: Option<&[f32]>,
@@ -247,7 +247,7 @@ pub(super) fn scale_and_add(
     add_assign(piece, rest);
 }
 
-/// Rows of `grad ∘ scale`, in `buffer` where there is a scale.
+/// Rows of `grad ∘ scale`, in `buffer` if there is a scale.
 pub(super) fn scaled<'a>(
     grad: &'a [f32],
     scale: Option<&[f32]>,

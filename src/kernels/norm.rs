@@ -1,18 +1,18 @@
-//! Layer normalization over the last dimension (Ba et al., arXiv:1607.06450), with all its gradients.
+//! Layer normalization over the last dimension (Ba et al., arXiv:1607.06450), with all gradients.
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 
 use super::{Spread, column_sums, f32_slice, for_row_blocks, is_fused, sum, sum_by, with_f32};
 
-/// `(xs - mean) / sqrt(variance + eps) * weight + bias`, mean and variance over the last dimension.
+/// `(xs - mean) / sqrt(variance + eps) * weight + bias`, with mean and variance over the last dimension.
 ///
 /// # Shapes
-/// - `xs`: `[.., dim]`; the result has the same
+/// - `xs` and result: `[.., dim]`
 /// - `weight`, `bias`: `[dim]`
 ///
 /// # Errors
-/// Fails where the shapes do not fit each other.
+/// Fails if the shapes do not fit.
 pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let dim = weight.dims1()?;
     if xs.dims().last() != Some(&dim) || bias.dims() != [dim] {
@@ -37,7 +37,7 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
         .broadcast_add(bias)
 }
 
-/// A layer normalization with its weight and bias, to be applied many times.
+/// A layer normalization with its weight and bias, for repeated use.
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
     weight: Tensor,
@@ -46,7 +46,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// A layer normalization.
+    /// Creates a layer normalization.
     ///
     /// # Shapes
     /// - `weight`, `bias`: `[dim]`
@@ -57,10 +57,10 @@ impl LayerNorm {
     /// See [`layer_norm`].
     ///
     /// # Shapes
-    /// - `xs`: `[.., dim]`; the result has the same
+    /// - `xs` and result: `[.., dim]`
     ///
     /// # Errors
-    /// Fails where the shapes do not fit each other.
+    /// Fails if the shapes do not fit.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         layer_norm(xs, &self.weight, &self.bias, self.eps)
     }
@@ -73,7 +73,7 @@ impl LayerNorm {
         self.weight.track_op() && self.bias.track_op()
     }
 
-    /// Weight, bias and what is added to the variance.
+    /// Weight, bias and epsilon.
     pub fn parts(&self) -> (&Tensor, &Tensor, f32) {
         (&self.weight, &self.bias, self.eps as f32)
     }
@@ -104,7 +104,7 @@ impl NormRows {
         }
     }
 
-    /// Adds the gradients of weight and bias to `sums`, from that of the outputs.
+    /// Adds the gradients of weight and bias, computed from that of the outputs, to `sums`.
     pub(super) fn add_weight_gradients(&self, xs: &[f32], grad: &[f32], sums: [&mut [f32]; 2]) {
         let [weight_sums, bias_sums] = sums;
         let dim = self.dim();
@@ -127,7 +127,7 @@ impl NormRows {
         });
     }
 
-    /// Turns the gradient of the outputs into that of the inputs, in place.
+    /// Replaces the gradient of the outputs by that of the inputs.
     pub(super) fn backward(&self, xs: &[f32], grad: &mut [f32], spread: Spread) {
         let dim = self.dim();
         for_row_blocks(grad, dim, 32, spread, |row_idx, block| {
@@ -188,7 +188,7 @@ impl CustomOp3 for LayerNormOp {
                 if !tracks_params {
                     return Ok((grad_xs, None, None));
                 }
-                // Σ over rows of g ∘ x̂ and of g, side by side.
+                // Σ over rows of g ∘ x̂ and of g, concatenated.
                 let mut sums = column_sums_of_pairs(x, g, dim, self.eps);
                 let grad_bias = sums.split_off(dim);
                 Ok((

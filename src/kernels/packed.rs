@@ -1,8 +1,8 @@
-//! Products with a matrix that is packed once and used often: `lhs · rhs + bias`.
+//! Products with a matrix that is packed once and reused: `lhs · rhs + bias`.
 //!
-//! A general matrix product packs both operands at every call. A frozen weight stays packed, and the
-//! activations need no packing: a tile reads them row by row. A tile of the result stays in registers
-//! while it grows, by intrinsics for AVX-512 and AVX2; elsewhere the compiler vectorizes the same loop.
+//! A general matrix product packs both operands on every call. A frozen weight stays packed, and the activations need
+//! no packing, because a tile reads them row by row. A tile of the result stays in registers while it accumulates,
+//! using intrinsics for AVX-512 and AVX2; elsewhere, the compiler vectorizes the same loop.
 
 use std::sync::OnceLock;
 
@@ -10,8 +10,8 @@ use rayon::prelude::*;
 
 use super::{MatrixView, PARALLEL_MIN_ELEMENTS, SharedOutput, Spread};
 
-/// Columns of a panel on each instruction set, and rows of a tile: what fills the registers.
-/// Widths of Vision Transformers are multiples of 48 far more often than not.
+/// Columns of a panel and rows of a tile on each instruction set, chosen to fill the registers. The widths of most
+/// Vision Transformers are multiples of 48.
 const AVX512_COLS: usize = 48;
 const AVX512_ROWS: usize = 8;
 /// Rows of the tallest tile; pieces of work that are multiples of it leave no registers idle.
@@ -21,12 +21,12 @@ const AVX2_ROWS: usize = 6;
 const PORTABLE_COLS: usize = 16;
 const PORTABLE_ROWS: usize = 4;
 
-/// Depth of the piece of a panel that is multiplied at once: 48 columns of it fit in the first cache.
+/// Depth of the part of a panel that is multiplied at once: 48 columns of it fit in the L1 cache.
 const DEPTH_BLOCK: usize = 192;
-/// Rows that one piece of parallel work covers: with 768 features they fit in the second cache.
+/// Rows per piece of parallel work: with 768 features they fit in the L2 cache.
 const ROW_BLOCK: usize = 192;
 
-/// What the tiles are computed with.
+/// The instruction set that tiles are computed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Isa {
     #[cfg(target_arch = "x86_64")]
@@ -65,15 +65,15 @@ impl Isa {
     }
 }
 
-/// 16 values that begin a cache line.
+/// 16 values aligned to a cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
 /// The right-hand side of products: a `[depth, cols]` matrix in panels of columns.
 ///
-/// A panel holds its columns side by side for depth 0, then for depth 1, and so on. The last one is as
-/// narrow as whole lines allow, and filled up with zeros.
+/// A panel stores its columns side by side for depth 0, then for depth 1, and so on. The last panel is as narrow as
+/// whole lines allow, and padded with zeros.
 pub(super) struct Packed {
     lines: Vec<Line>,
     depth: usize,
@@ -81,17 +81,17 @@ pub(super) struct Packed {
     isa: Isa,
 }
 
-/// What a product is added to.
+/// The values that a product is added to.
 #[derive(Clone, Copy)]
 pub(super) enum Start<'a> {
     Zeros,
     /// The same values in every row, `[cols]`.
     Bias(&'a [f32]),
-    /// What the destination holds.
+    /// The values in the destination.
     Destination,
 }
 
-/// A matrix of no size, to be filled.
+/// An empty matrix, to be filled.
 impl Default for Packed {
     fn default() -> Self {
         Self::new((&[], MatrixView::row_major(0, 0)))
@@ -149,16 +149,16 @@ impl Packed {
         self.cols.div_ceil(self.isa.tile().1)
     }
 
-    /// First column of a panel and how many it has.
+    /// First column and number of columns of a panel.
     fn panel_cols(&self, panel_idx: usize) -> (usize, usize) {
         let (_, panel_cols) = self.isa.tile();
         let first_col = panel_idx * panel_cols;
         (first_col, panel_cols.min(self.cols - first_col))
     }
 
-    /// `out = start + lhs · self`, then `finish` on every piece of a row of `out` as soon as it is complete.
+    /// `out = start + lhs · self`, then calls `finish` on every piece of a row of `out` as soon as it is complete.
     ///
-    /// `finish` gets the row, the first column and the piece.
+    /// `finish` receives the row, the first column and the piece.
     ///
     /// # Shapes
     /// - `lhs`: `[rows, depth]`
@@ -181,7 +181,7 @@ impl Packed {
     /// [`multiply`](Self::multiply) into a part of a larger buffer.
     ///
     /// # Safety
-    /// `dst` holds every element that `dst_view` names, rows in one piece, and no other thread touches them.
+    /// `dst` contains every element that `dst_view` names, each row is contiguous, and no other thread touches them.
     pub(super) unsafe fn multiply_into(
         &self,
         (dst, dst_view): (SharedOutput, MatrixView),
@@ -213,7 +213,7 @@ impl Packed {
                 rows: first_row..(first_row + block_rows).min(rows),
                 panel_idx,
             };
-            // SAFETY: pieces do not overlap, and the caller vouches for all of them.
+            // SAFETY: pieces do not overlap, and the caller guarantees the requirements for all of them.
             unsafe { self.multiply_piece((dst, dst_view), lhs, start, &piece, &finish) }
         };
         let n_units = n_row_blocks * n_panels;
@@ -237,7 +237,7 @@ impl Packed {
         let (tile_rows, _) = self.isa.tile();
         let (first_col, cols) = self.panel_cols(piece.panel_idx);
         let lines = cols.div_ceil(16);
-        // A tile of the last panel may be wider than what is left of the result.
+        // A tile of the last panel may be wider than the remaining part of the result.
         let narrow = cols % 16 != 0;
         let mut spare = [Line([0.0; 16]); AVX512_ROWS * AVX512_COLS / 16];
         let mut bias = [Line([0.0; 16]); AVX512_COLS / 16];
@@ -255,7 +255,7 @@ impl Packed {
             for first_row in piece.rows.clone().step_by(tile_rows) {
                 let rows = tile_rows.min(piece.rows.end - first_row);
                 let offset = dst_view.start + first_row * dst_view.row_stride + first_col;
-                // SAFETY: the caller vouches for the columns of these rows.
+                // SAFETY: the caller guarantees the columns of these rows.
                 let at = unsafe { dst.ptr().add(offset) };
                 let (tile_dst, tile_stride) = if narrow {
                     (spare.as_mut_ptr().cast::<f32>(), 16 * lines)
@@ -264,7 +264,7 @@ impl Packed {
                 };
                 if narrow && keeps {
                     for row in 0..rows {
-                        // SAFETY: `spare` has `rows` rows of whole lines, `dst` one of `cols` here.
+                        // SAFETY: `spare` has `rows` rows of whole lines, and each row of `dst` has `cols` values here.
                         unsafe {
                             std::ptr::copy_nonoverlapping(
                                 at.add(row * dst_view.row_stride),
@@ -287,8 +287,8 @@ impl Packed {
                     dst: tile_dst,
                     dst_stride: tile_stride,
                 };
-                // SAFETY: `lhs` has these rows and depths, as was asserted; `rhs` has `depth` rows of the
-                // panel, `bias` one, and the destination room for the tile.
+                // SAFETY: `lhs` has these rows and depths, as asserted; `rhs` has `depth` rows of the panel, `bias` has
+                // one, and the destination has room for the tile.
                 unsafe { self.isa.add_product(rows, lines, &tile) };
                 if narrow {
                     for row in 0..rows {
@@ -304,7 +304,7 @@ impl Packed {
                 }
                 if first_depth + depth == self.depth {
                     for row in 0..rows {
-                        // SAFETY: the caller vouches for these columns; the tile is written.
+                        // SAFETY: the caller guarantees these columns, and the tile has been written.
                         let piece = unsafe {
                             std::slice::from_raw_parts_mut(at.add(row * dst_view.row_stride), cols)
                         };
@@ -316,7 +316,7 @@ impl Packed {
     }
 }
 
-/// Rows of the result, and the panel whose columns they are computed in.
+/// Rows of the result, and the panel that gives its columns.
 struct Piece {
     rows: std::ops::Range<usize>,
     panel_idx: usize,
@@ -334,7 +334,7 @@ struct Tile {
     dst_stride: usize,
 }
 
-/// Calls a function that is generic over the number of rows with the one that is needed.
+/// Calls a function that is generic over the number of rows with the required number.
 macro_rules! for_rows {
     ($rows:expr, $function:ident $(, $lines:literal)?; $tile:expr) => {
         match $rows {
@@ -352,11 +352,11 @@ macro_rules! for_rows {
 
 impl Isa {
     /// # Safety
-    /// The processor has this instruction set, and all that the tile points to is there: `rows` rows of
-    /// `lhs` and `dst`, `depth` rows of `rhs`, one row of `start`, each of `lines` lines; neither number is
-    /// larger than that of a whole tile.
+    /// The processor supports this instruction set, and everything that the tile points to is valid: `rows` rows of
+    /// `lhs` and `dst`, `depth` rows of `rhs`, and one row of `start`, each of `lines` lines. Neither number exceeds
+    /// that of a whole tile.
     unsafe fn add_product(self, rows: usize, lines: usize, tile: &Tile) {
-        // SAFETY: passed on.
+        // SAFETY: the caller upholds the same requirements.
         unsafe {
             match (self, lines) {
                 #[cfg(target_arch = "x86_64")]
@@ -380,7 +380,7 @@ impl Isa {
 unsafe fn tile_avx512<const ROWS: usize, const LINES: usize>(tile: &Tile) {
     use std::arch::x86_64::*;
 
-    // SAFETY: the caller vouches for all that the tile points to.
+    // SAFETY: the caller guarantees that everything the tile points to is valid.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); LINES]; ROWS];
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -426,7 +426,7 @@ unsafe fn tile_avx2<const ROWS: usize>(tile: &Tile) {
     use std::arch::x86_64::*;
 
     const HALVES: usize = AVX2_COLS / 8;
-    // SAFETY: the caller vouches for all that the tile points to.
+    // SAFETY: the caller guarantees that everything the tile points to is valid.
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); HALVES]; ROWS];
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -464,7 +464,7 @@ unsafe fn tile_avx2<const ROWS: usize>(tile: &Tile) {
 /// # Safety
 /// As [`Isa::add_product`].
 unsafe fn tile_portable<const ROWS: usize>(tile: &Tile) {
-    // SAFETY: the caller vouches for all that the tile points to.
+    // SAFETY: the caller guarantees that everything the tile points to is valid.
     unsafe {
         let mut sums = [[0f32; PORTABLE_COLS]; ROWS];
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -496,14 +496,14 @@ unsafe fn tile_portable<const ROWS: usize>(tile: &Tile) {
 mod tests {
     use super::*;
 
-    /// Small integers: sums are exact, whatever their order.
+    /// Small integers: sums are exact in any order.
     fn matrix(rows: usize, cols: usize, factor: usize) -> Vec<f32> {
         (0..rows * cols)
             .map(|index| ((index * factor) % 17) as f32 - 8.0)
             .collect()
     }
 
-    /// Checks a product from every start, with both operands as they are and transposed in memory.
+    /// Checks a product for every start, with both operands untransposed and transposed in memory.
     fn check(isa: Isa, rows: usize, depth: usize, cols: usize) {
         let (lhs, rhs) = (matrix(rows, depth, 7), matrix(depth, cols, 5));
         let bias = matrix(1, cols, 3);

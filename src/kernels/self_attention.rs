@@ -1,8 +1,7 @@
 //! The first half of a block: `xs + scale ∘ output(attention(norm(xs)))` (arXiv:2010.11929, Eq. 2).
 //!
-//! One operation over frozen weights. Queries, keys and values of an image live in buffers; the backward
-//! pass computes them again. Whoever wants to see them composes [`Linear`] and
-//! [`attention`](super::attention()) instead.
+//! One operation over frozen weights. Queries, keys and values of an image are stored in buffers; the backward pass
+//! recomputes them. Callers that need to access them combine [`Linear`] and [`attention`](super::attention()) instead.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
@@ -17,7 +16,7 @@ use super::{
     values, with_f32,
 };
 
-/// Norm, projections, attention, output projection, layer scale where the model has it, and residual.
+/// Norm, projections, attention, output projection, optional layer scale, and residual.
 #[derive(Clone, Debug)]
 pub struct FusedSelfAttention {
     /// `[dim]`
@@ -37,7 +36,7 @@ pub struct FusedSelfAttention {
 }
 
 impl FusedSelfAttention {
-    /// True where the fused operation applies: f32 on the CPU, and nothing but `xs` is differentiated.
+    /// True if the fused operation applies: f32 on the CPU, and only `xs` is differentiated.
     pub fn applies_to(&self, xs: &Tensor) -> bool {
         let maps = [&self.query, &self.key, &self.value, &self.output];
         is_fused(xs)
@@ -49,10 +48,10 @@ impl FusedSelfAttention {
     /// `xs + scale ∘ output(attention(norm(xs)))`.
     ///
     /// # Shapes
-    /// - `xs`: `[batch, tokens, dim]`; the result has the same
+    /// - `xs` and result: `[batch, tokens, dim]`
     ///
     /// # Errors
-    /// Fails where the operation does not [apply](Self::applies_to) or the shapes do not fit each other.
+    /// Fails if the operation does not [apply](Self::applies_to) or the shapes do not fit.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         xs.contiguous()?.apply_op1(self.clone())
     }

@@ -1,4 +1,4 @@
-//! Softmax over the last dimension, with a gradient.
+//! Differentiable softmax over the last dimension.
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
@@ -10,10 +10,10 @@ use super::{
 /// Softmax over the last dimension.
 ///
 /// # Shapes
-/// - `xs`: `[.., n]`; the result has the same
+/// - `xs` and result: `[.., n]`
 ///
 /// # Errors
-/// Fails on a tensor without dimensions.
+/// Fails if the tensor has no dimensions.
 pub fn softmax(xs: &Tensor) -> Result<Tensor> {
     if xs.rank() == 0 {
         candle_core::bail!("softmax needs at least one dimension");
@@ -53,19 +53,19 @@ impl CustomOp1 for Softmax {
     }
 }
 
-/// Magnitude below which a probability or its gradient becomes zero.
+/// Magnitude below which a probability or its gradient is flushed to zero.
 ///
-/// Beside a probability that counts it is lost in rounding. Where attention is all on one token, most would be
-/// subnormal, and Intel's processors take a hundred times as long to multiply with those.
+/// Relative to significant probabilities, such values are lost in rounding. If attention is concentrated on one token,
+/// most would be subnormal, and Intel processors take a hundred times as long to multiply subnormal numbers.
 const NEGLIGIBLE: f32 = 7.888_609e-31; // 2^-100
 
-/// `x`, and 0 in place of what is negligible.
+/// `x`, or 0 if it is negligible.
 #[inline(always)]
 fn flushed(x: f32) -> f32 {
     if x.abs() < NEGLIGIBLE { 0.0 } else { x }
 }
 
-/// Turns each row of `cols` scores, times `scale`, into probabilities, in place; `scale` is positive.
+/// Replaces each row of `cols` scores, multiplied by `scale`, by probabilities; `scale` is positive.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn softmax_rows(rows: &mut [f32], cols: usize, scale: f32) {
     for row in rows.chunks_exact_mut(cols) {
@@ -80,7 +80,7 @@ pub(super) fn softmax_rows(rows: &mut [f32], cols: usize, scale: f32) {
     }
 }
 
-/// The largest value, in [`LANES`] running ones so that it vectorizes.
+/// The maximum, in [`LANES`] running maxima for vectorization.
 #[inline(always)]
 fn max(xs: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -96,7 +96,7 @@ fn max(xs: &[f32]) -> f32 {
         .fold(f32::NEG_INFINITY, |max, &x| max.max(x))
 }
 
-/// Turns the gradient of each row of probabilities into that of its scores, in place: y ∘ (g − Σ g ∘ y).
+/// Replaces the gradient of each row of probabilities by that of its scores: y ∘ (g − Σ g ∘ y).
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn softmax_rows_backward(probabilities: &[f32], grad: &mut [f32], cols: usize) {
     for (y, g) in probabilities

@@ -1,4 +1,4 @@
-//! A small network that looks at two tensors and gives one number per row, as DiffMask's gates do.
+//! A small network that reads two tensors and returns one number per row, as in DiffMask's gates.
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
@@ -8,7 +8,7 @@ use super::packed::Start;
 use super::workspace::{self, Workspace};
 use super::{Linear, MatrixView, exp, for_images, images_mut, is_fused, sum_by, with_f32};
 
-/// `tanh(out(tanh(first(xs) + own(ys))))`, where the bias of `own` counts as well as that of `first`.
+/// `tanh(out(tanh(first(xs) + own(ys))))`, including the biases of both `first` and `own`.
 #[derive(Clone, Debug)]
 pub struct Vote {
     /// `dim` to `hidden`
@@ -20,10 +20,10 @@ pub struct Vote {
 }
 
 impl Vote {
-    /// Votes for the last `n` tokens of each image.
+    /// Computes votes for the last `n` tokens of each image.
     ///
-    /// No gradient passes: on the CPU the weights must be frozen, and whatever `xs` and `ys` come from
-    /// is not differentiated.
+    /// No gradient is propagated: on the CPU the weights must be frozen, and the graphs of `xs` and `ys` are not
+    /// differentiated.
     ///
     /// # Shapes
     /// - `xs`: `[batch, n, dim]`
@@ -31,7 +31,7 @@ impl Vote {
     /// - result: `[batch, n]`
     ///
     /// # Errors
-    /// Fails where the shapes do not fit each other.
+    /// Fails if the shapes do not fit.
     pub fn forward(&self, xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
         let (batch, n, dim) = xs.dims3()?;
         let (ys_batch, tokens, ys_dim) = ys.dims3()?;

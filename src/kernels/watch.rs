@@ -1,4 +1,4 @@
-//! A place in the graph whose gradient is kept.
+//! Access to the gradient at a point of the graph.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,30 +6,30 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::{f32_slice, is_fused};
 
-/// Passes a tensor through and keeps the gradient that comes back.
+/// Passes a tensor through and stores its gradient.
 ///
-/// candle drops the gradients of intermediate tensors. A zero variable that is added keeps one as well, but
-/// costs three more passes over memory.
+/// candle drops the gradients of intermediate tensors. Adding a zero variable also preserves the gradient, but costs
+/// three more passes over memory.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
     gradient: Arc<Mutex<Option<Tensor>>>,
 }
 
 impl Watch {
-    /// True where `xs` can be watched: part of a graph, f32 on the CPU.
+    /// True if `xs` can be watched: part of a graph, f32 on the CPU.
     pub fn applies_to(xs: &Tensor) -> bool {
         is_fused(xs) && xs.track_op()
     }
 
-    /// `xs`, watched.
+    /// Returns `xs`, watched.
     ///
     /// # Errors
-    /// Fails where the operation does not [apply](Self::applies_to).
+    /// Fails if the operation does not [apply](Self::applies_to).
     pub fn watch(&self, xs: &Tensor) -> Result<Tensor> {
         xs.contiguous()?.apply_op1(self.clone())
     }
 
-    /// The gradient from the last backward pass, if one came by.
+    /// The gradient from the last backward pass, if one reached this point.
     pub fn gradient(&self) -> Option<Tensor> {
         let gradient = self.gradient.lock();
         gradient.unwrap_or_else(PoisonError::into_inner).clone()

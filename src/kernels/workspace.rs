@@ -1,13 +1,13 @@
-//! Buffers that a fused operation computes in, kept for the next one.
+//! Reusable buffers for fused operations.
 //!
-//! Memory that is freed and allocated again costs a page fault for every 4 KiB, which for the hidden layer
-//! of a large batch is a tenth of the pass.
+//! Freeing and reallocating memory costs a page fault for every 4 KiB, which for the hidden layer of a large batch is a
+//! tenth of the pass.
 
 use std::cell::RefCell;
 
 use super::packed::Packed;
 
-/// The buffers of one piece of work. What they hold at first is left over from another one.
+/// The buffers of one piece of work. Their initial contents are left over from previous work.
 #[derive(Default)]
 pub(super) struct Workspace {
     pub(super) normed: Buffer,
@@ -45,10 +45,9 @@ thread_local! {
     static FREE: RefCell<Vec<Workspace>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `work` with a workspace that nobody else uses meanwhile.
+/// Calls `work` with a workspace for exclusive use.
 ///
-/// Work that waits for the pool may be interrupted by other work on the same thread, which then gets
-/// another workspace.
+/// Work that waits for the pool may be interrupted by other work on the same thread, which then gets another workspace.
 pub(super) fn with<T>(work: impl FnOnce(&mut Workspace) -> T) -> T {
     let free = FREE.with_borrow_mut(Vec::pop);
     let mut workspace = free.unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Data sets, training and evaluation of explanations.
 //!
-//! A module imports from the layers below its own only.
+//! A module imports only from layers below its own.
 //!
 //! | layer | modules |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! Where live video comes from, as a user names it, and how that is shown without what is secret in it.
+//! Addresses of live video sources as the user types them, and how to show them without secrets.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -11,10 +11,10 @@ use url::Url;
 
 use vitscope_core::picture::is_video_name;
 
-/// What stands for a secret wherever an address is shown.
+/// Placeholder for a secret in a displayed address.
 const HIDDEN: &str = "***";
 
-/// Letters that end a user's name or password in an address, and so stand in one only by mistake.
+/// Characters that end the user name or password in an address, and so occur in one only by mistake.
 const ENDING: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'/').add(b'?').add(b'@');
 
 /// A source of live video. Neither `Display` nor `Debug` shows possible secrets in a network address.
@@ -41,8 +41,8 @@ pub enum Address {
 impl FromStr for Address {
     type Err = Infallible;
 
-    /// Never fails: what looks like nothing else is a camera's name, and what cannot be read says so when it is used,
-    /// without its password.
+    /// Never fails: text that looks like nothing else is a camera name, and an invalid address is reported when it is
+    /// used, without its password.
     fn from_str(text: &str) -> Result<Self, Infallible> {
         if let Ok(index) = text.parse() {
             return Ok(Self::Index(index));
@@ -54,7 +54,7 @@ impl FromStr for Address {
             let pattern = if pattern.is_empty() { "smpte" } else { pattern };
             return Ok(Self::Test(pattern.to_owned()));
         }
-        // A name may have a colon in it, an address of the network has slashes behind it.
+        // A camera name may contain a colon; in a network address, slashes follow the colon.
         if text.contains("://") {
             return Ok(network(text));
         }
@@ -69,15 +69,15 @@ impl FromStr for Address {
     }
 }
 
-/// What may stand before an address in a sentence.
+/// Characters that may precede an address in a sentence.
 const QUOTES: [char; 4] = ['\'', '"', '(', '`'];
 
-/// Schemes of addresses that cameras and servers have.
+/// URL schemes of cameras and servers.
 const SCHEMES: [&str; 8] = [
     "rtsp", "rtsps", "rtspt", "http", "https", "rtmp", "rtmps", "srt",
 ];
 
-/// The address that `text` is, with the letters of a password written as an address wants them, where that makes it one.
+/// Parses a network address. If it is invalid as typed, percent-encodes its user name and password and tries again.
 fn network(text: &str) -> Address {
     let repaired = || {
         let (scheme, rest) = text.split_once("://")?;
@@ -90,7 +90,7 @@ fn network(text: &str) -> Address {
         true => None,
         false => Url::parse(text).ok().or_else(repaired),
     };
-    // Where `/../` takes a name of a value away, nothing would tell that the rest is a secret.
+    // If `/../` removes the key of a `key=value` pair, nothing would mark the rest as a secret.
     let url = url.filter(|url| n_equals(url.as_str()) >= n_equals(text));
     let Some(url) = url else {
         return Address::NotAnAddress(text.to_owned());
@@ -102,12 +102,12 @@ fn network(text: &str) -> Address {
 }
 
 impl Address {
-    /// True where the video comes over a network, and may come back when it is gone.
+    /// Returns whether the video comes over a network and may come back after a loss.
     pub fn is_remote(&self) -> bool {
         matches!(self, Self::Url(_))
     }
 
-    /// The path of an address of the network, as it may be shown.
+    /// Returns the path of a network address, without secrets.
     pub(super) fn path(&self) -> String {
         match self {
             Self::Url(url) => shown(url.path()),
@@ -115,14 +115,14 @@ impl Address {
         }
     }
 
-    /// `text` without what may be secret in this address, in case some element quotes it.
+    /// Returns `text` without the possible secrets of this address, in case an element quotes them.
     pub(super) fn redacted(&self, text: &str) -> String {
         let Self::Url(url) = self else {
             return text.to_owned();
         };
         let mut text = text.replace(url.as_str(), &self.to_string());
         for secret in secrets(url) {
-            // As it stands in the address, and as it is sent.
+            // Both as written in the address and as sent.
             let plain = percent_decode_str(&secret).decode_utf8_lossy();
             text = text.replace(&*secret, HIDDEN).replace(&*plain, HIDDEN);
         }
@@ -130,9 +130,9 @@ impl Address {
     }
 }
 
-/// What must not be quoted of an address.
+/// Returns the parts of an address that must not be quoted.
 fn secrets(url: &Url) -> Vec<String> {
-    /// Shorter values, as the number of a channel, are in many a sentence.
+    /// Shorter values, such as a channel number, occur in ordinary sentences.
     const LEAST: usize = 4;
     let password = url.password().into_iter();
     let user = Some(url.username()).filter(|_| url.password().is_none());
@@ -146,25 +146,25 @@ fn secrets(url: &Url) -> Vec<String> {
         .collect()
 }
 
-/// What stands behind each equals sign, up to the next ampersand.
+/// Returns the text after each equals sign, up to the next ampersand.
 fn values(text: &str) -> impl Iterator<Item = &str> {
     let pairs = text.split('&');
     pairs.filter_map(|pair| Some(&pair[equals(pair)?..]))
 }
 
-/// The end of the first equals sign, also of one that is percent-encoded.
+/// Returns the end of the first equals sign, plain or percent-encoded.
 fn equals(text: &str) -> Option<usize> {
     let plain = text.find('=').map(|at| at + 1);
     let encoded = text.to_ascii_lowercase().find("%3d").map(|at| at + 3);
     plain.into_iter().chain(encoded).min()
 }
 
-/// How many equals signs there are, also percent-encoded.
+/// Counts the equals signs, plain or percent-encoded.
 fn n_equals(text: &str) -> usize {
     text.matches('=').count() + text.to_ascii_lowercase().matches("%3d").count()
 }
 
-/// A word without the user and password before its last `@`, as in `user:password@host`.
+/// Returns a word without the user and password before its last `@`, as in `user:password@host`.
 fn without_user(word: &str) -> Cow<'_, str> {
     match word.rsplit_once('@') {
         Some((user, host)) if user.contains(':') => {
@@ -176,7 +176,7 @@ fn without_user(word: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether the last word of a text is the name of a scheme, in quotes or not.
+/// Returns whether the last word of a text is the name of a scheme, quoted or not.
 fn ends_in_scheme(text: &str) -> bool {
     let word = text.rsplit(char::is_whitespace).next().unwrap_or_default();
     let name = word.trim_start_matches(QUOTES);
@@ -184,21 +184,21 @@ fn ends_in_scheme(text: &str) -> bool {
     name.starts_with(|letter: char| letter.is_ascii_alphabetic()) && name.chars().all(is_sign)
 }
 
-/// An address as it may be shown: without user and password, without what it hands over in the form `key=value`, and
+/// Returns an address as it may be shown: without user and password, without the values of `key=value` pairs, and
 /// without its fragment.
 fn shown(text: &str) -> String {
     let (scheme, rest) = match text.split_once("://") {
         Some((before, rest)) if ends_in_scheme(before) => (format!("{before}://"), rest),
-        // Without one, these signs may be those of a password.
+        // Without a scheme, these characters may belong to a password.
         _ => (String::new(), text),
     };
     let (user, rest) = match rest.rsplit_once('@') {
-        // Either a password with such letters ends here, or a value has this sign in it: all may be secret.
+        // Either a password with such characters ends here, or a value contains an `@`: all of it may be secret.
         Some((user, _)) if user.contains(['/', '?', '#', '=']) => {
             return format!("{scheme}{HIDDEN}");
         }
         Some((_, host)) => (format!("{HIDDEN}@"), host),
-        // A user and a password without a host, for all that anybody knows.
+        // Possibly a user and a password without a host.
         None if !scheme.is_empty() && has_no_port(rest) => return format!("{scheme}{HIDDEN}"),
         None => (String::new(), rest),
     };
@@ -211,7 +211,7 @@ fn shown(text: &str) -> String {
             in_query |= pair.contains('?');
             match (equals(pair), pair.find('?')) {
                 (Some(end), _) => format!("{}{HIDDEN}", &pair[..end]),
-                // A query that is no pair: `?token`.
+                // A query that is not a pair: `?token`.
                 (None, _) if was_in_query => without_word(pair, 0),
                 (None, Some(at)) => without_word(pair, at + 1),
                 (None, None) => pair.to_owned(),
@@ -224,7 +224,7 @@ fn shown(text: &str) -> String {
     }
 }
 
-/// `text` without the word that begins at `at`.
+/// Hides the word of `text` that begins at `at`.
 fn without_word(text: &str, at: usize) -> String {
     let (before, word) = text.split_at(at);
     match word.find(char::is_whitespace).unwrap_or(word.len()) {
@@ -233,16 +233,16 @@ fn without_word(text: &str, at: usize) -> String {
     }
 }
 
-/// True where what stands behind the host, after a colon, is no port.
+/// Returns whether the text after the host and a colon is not a port.
 fn has_no_port(rest: &str) -> bool {
     let ends = |letter: char| letter.is_whitespace() || "/?#".contains(letter);
     let authority = rest.split(ends).next().unwrap_or_default();
-    // In a sentence, quotes, a colon or a full stop may follow.
+    // In a sentence, quotes, a colon or a period may follow.
     let authority = authority.trim_end_matches(|letter| ":.,)\"'`".contains(letter));
     if authority.starts_with('[') {
         return false;
     }
-    // A user and a host whose sign between them is percent-encoded.
+    // A user and a host with a percent-encoded `@` between them.
     if authority.to_ascii_lowercase().contains("%40") {
         return true;
     }
@@ -250,7 +250,7 @@ fn has_no_port(rest: &str) -> bool {
     port.is_some_and(|port| port.parse::<u16>().is_err())
 }
 
-/// `text` with its addresses of the network as they may be shown, at most one per line.
+/// Returns `text` with the secrets of its network addresses hidden, for at most one address per line.
 pub fn without_secrets(text: &str) -> String {
     let lines = text.split_inclusive('\n').map(|line| {
         let (line, end) = match line.strip_suffix('\n') {
@@ -274,7 +274,7 @@ impl fmt::Display for Address {
             Self::Index(index) => write!(f, "camera {index}"),
             Self::Path(path) => write!(f, "camera {path:?}"),
             Self::File(path) => write!(f, "{path:?}"),
-            // A user and a password, for all that anybody knows.
+            // Possibly a user and a password.
             Self::Name(name) if !name.contains(char::is_whitespace) && name.contains(':') => {
                 let user = name.split(':').next().unwrap_or_default();
                 write!(f, "camera \"{user}:{HIDDEN}\"")
@@ -283,8 +283,8 @@ impl fmt::Display for Address {
             Self::Url(url) => {
                 let text = shown(url.as_str());
                 let hidden = format!("://{HIDDEN}@");
-                // A name beside a password helps to see which of them is wrong; a name alone may be a key.
-                // In what only looks like an address, such as `admin://a:b@host`, it may be a part of the password.
+                // A name next to a password helps to see which of them is wrong; a name alone may be a key.
+                // In text that only looks like an address, such as `admin://a:b@host`, it may be part of the password.
                 match url.password() {
                     Some(_) if SCHEMES.contains(&url.scheme()) => {
                         let named = format!("://{}:{HIDDEN}@", url.username());
@@ -337,7 +337,7 @@ mod tests {
         let climbing = "rtsp://host/user=admin&password=/../SECRET&channel=1";
         assert!(!address(climbing).is_remote());
         assert!(!address(climbing).to_string().contains("SECRET"));
-        // All of it is a fragment, and something is shown in its place.
+        // All of it is a fragment, so a placeholder is shown instead.
         assert_eq!(address("#://").to_string(), HIDDEN);
     }
 
@@ -385,7 +385,7 @@ mod tests {
         assert_eq!(address("admin:s3cr3t").to_string(), "camera \"admin:***\"");
     }
 
-    /// Spellings that people and makers of cameras use, and the signs behind which something else begins in them.
+    /// Spellings used by people and camera makers, each with the characters that end the secret in it.
     const SPELLINGS: [(&str, &[char]); 13] = [
         ("rtsp://admin:SECRET@:host:/x", &[]),
         ("rtsp://admin:12/SECRET@host/x", &[]),

@@ -1,4 +1,4 @@
-//! The pipeline from a source to frames, which is built again where the source was lost.
+//! The pipeline from a source to frames; it is rebuilt when the source is lost.
 
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ pub struct Wanted {
 /// A camera that GStreamer knows of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Camera {
-    /// Its own name.
+    /// Its display name.
     pub name: String,
     /// Its path, if it has one.
     pub path: Option<String>,
@@ -43,10 +43,10 @@ pub struct Camera {
     pub formats: Vec<String>,
 }
 
-/// Cameras in the order of their index.
+/// Returns the cameras in index order.
 fn devices() -> Result<Vec<gst::Device>> {
-    /// Follows what is plugged in and unplugged. It is never stopped: where there is a PipeWire, that of Debian 12 takes
-    /// the program with it about every fifth time.
+    /// Tracks devices as they are plugged in and unplugged. It is never stopped: with the PipeWire of Debian 12,
+    /// stopping it crashes the program about one time in five.
     static MONITOR: OnceLock<Option<gst::DeviceMonitor>> = OnceLock::new();
     let monitor = MONITOR.get_or_init(|| {
         let monitor = gst::DeviceMonitor::new();
@@ -58,7 +58,7 @@ fn devices() -> Result<Vec<gst::Device>> {
     Ok(monitor.devices().into_iter().collect())
 }
 
-/// Cameras that GStreamer knows of, in the order of their index.
+/// Returns the cameras that GStreamer knows of, in index order.
 ///
 /// # Errors
 /// Fails if GStreamer cannot search for them.
@@ -80,13 +80,13 @@ pub fn cameras() -> Result<Vec<Camera>> {
     Ok(cameras.collect())
 }
 
-/// Where GStreamer finds the plugin for other programs; `None` where it does not.
+/// Returns the path of the plugin that other programs load; `None` if GStreamer does not find it.
 pub fn plugin_file() -> Option<PathBuf> {
     let registry = gst::Registry::get();
     registry.find_plugin("vitscope")?.filename()
 }
 
-/// The clock of the pipeline that frames are for, and when it began.
+/// Clock and base time of the pipeline that receives the frames.
 #[derive(Clone)]
 pub(super) struct Base {
     pub(super) clock: gst::Clock,
@@ -103,15 +103,15 @@ impl Base {
 pub(super) struct Capture {
     pipeline: gst::Pipeline,
     address: Address,
-    /// Frames that have come.
+    /// Number of frames received.
     n_frames: Arc<AtomicU64>,
 }
 
 impl Capture {
-    /// Connects, and hands all frames to `appsrc` from then on, in the running time of `base`.
+    /// Connects, and from then on pushes all frames to `appsrc`, in the running time of `base`.
     ///
     /// # Errors
-    /// Fails where there is no such source; what fails later is told by [`check`](Self::check).
+    /// Fails if there is no such source; [`check`](Self::check) reports later failures.
     pub(super) fn start(
         address: &Address,
         wanted: Wanted,
@@ -121,7 +121,7 @@ impl Capture {
     ) -> Result<Self> {
         let pipeline = gst::Pipeline::new();
         let n_frames = Arc::new(AtomicU64::new(0));
-        // A source that was lost begins again at 0, and goes on at the time that it is by now.
+        // A reconnected source starts at 0 again; shift its timestamps to the current running time.
         let offset = base.running_time();
         let times = Times {
             base: base.clone(),
@@ -129,7 +129,7 @@ impl Capture {
         };
         let appsink = appsink(appsrc, times, offset, &n_frames, freeze);
         let (convert, flip) = (make("videoconvert")?, make("videoflip")?);
-        // Clips of phones, and cameras that hang upside down, say how they are to be turned.
+        // Phone clips and cameras mounted upside down specify how to rotate the video.
         flip.set_property_from_str("video-direction", "auto");
         add_chain(&pipeline, &[convert.clone(), flip, appsink.upcast()])?;
         match address {
@@ -183,15 +183,15 @@ impl Capture {
         Ok(capture)
     }
 
-    /// Frames that have come so far.
+    /// Returns the number of frames received so far.
     pub(super) fn n_frames(&self) -> u64 {
         self.n_frames.load(Ordering::Relaxed)
     }
 
-    /// Whether the source has come to its end.
+    /// Returns whether the source has reached its end.
     ///
     /// # Errors
-    /// Fails where it is lost.
+    /// Fails if the source is lost.
     pub(super) fn has_ended(&self) -> Result<bool> {
         let kinds = [gst::MessageType::Error, gst::MessageType::Eos];
         let Some(message) = self.pipeline.bus().and_then(|bus| bus.pop_filtered(&kinds)) else {
@@ -217,7 +217,7 @@ impl Drop for Capture {
     }
 }
 
-/// Why there is no video, as somebody would say it who could do something about it.
+/// Returns why there is no video, in terms the user can act on.
 fn reason(error: &gst::message::Error, address: &Address) -> String {
     let told = Failure::from_message(error).reason;
     let is = |kind: gst::ResourceError| error.error().matches(kind);
@@ -232,17 +232,17 @@ fn reason(error: &gst::message::Error, address: &Address) -> String {
         return told;
     };
     if is(gst::ResourceError::NotFound) {
-        // The same is said where no server is.
+        // GStreamer reports the same if there is no server.
         let nothing = || format!("the server has no stream at {:?}", address.path());
         return unreachable(url).unwrap_or_else(nothing);
     }
-    // GStreamer 1.22 says little more than that something failed, be it the host, the server or the page.
+    // GStreamer 1.22 reports little more than a failure, whether of the host, the server or the page.
     unreachable(url).unwrap_or(told)
 }
 
-/// Why no connection to the host of an address is possible; `None` where one is.
+/// Returns why a connection to the host of `url` is impossible; `None` if it is possible.
 fn unreachable(url: &Url) -> Option<String> {
-    /// What a host may take that is there.
+    /// Maximum response time of a host that is up.
     const PATIENCE: Duration = Duration::from_secs(2);
     let of_scheme = || match url.scheme() {
         "rtsp" | "rtspt" | "rtspu" => Some(554),
@@ -265,7 +265,7 @@ fn unreachable(url: &Url) -> Option<String> {
     }
 }
 
-/// What GStreamer calls a stream or a file.
+/// Returns the URI of a stream or a file.
 fn uri(address: &Address) -> Result<String> {
     match address {
         Address::File(path) if !path.is_file() => {
@@ -282,11 +282,11 @@ fn uri(address: &Address) -> Result<String> {
     }
 }
 
-/// Sets up what `decoder` makes for a network stream.
+/// Configures the elements that `decoder` creates for a network stream.
 fn set_up_stream(decoder: &gst::Element, is_plain_rtsp: bool) {
-    /// Frames are held back for so long that late packets come in their order; 2 s where nothing is said.
+    /// Time that frames are held back so that late packets can be put in order; the default is 2 s.
     const LATENCY_MS: u32 = 200;
-    /// A server that is silent for so long will not answer; 20 s where nothing is said.
+    /// Time after which a silent server is given up; the default is 20 s.
     const SILENCE_US: u64 = 5_000_000;
     decoder.connect("source-setup", false, move |arguments| {
         let source = arguments[1].get::<gst::Element>().ok()?;
@@ -294,7 +294,7 @@ fn set_up_stream(decoder: &gst::Element, is_plain_rtsp: bool) {
             source.set_property("latency", LATENCY_MS);
             source.set_property("tcp-timeout", SILENCE_US);
             if is_plain_rtsp {
-                // Datagrams that a firewall swallows cost five seconds before each picture.
+                // Datagrams that a firewall drops would cost five seconds before each picture.
                 source.set_property_from_str("protocols", "tcp");
             }
         } else if let Some(pad) = source.static_pad("src") {
@@ -306,15 +306,15 @@ fn set_up_stream(decoder: &gst::Element, is_plain_rtsp: bool) {
     if let Some(bin) = bin {
         bin.connect_deep_element_added(|_, _, element| {
             if factory_name(element) == "multipartdemux" {
-                // It never says that no other streams follow, for which the decoder would wait.
+                // It never signals that no other streams follow, so the decoder would wait for them.
                 element.set_property("single-stream", true);
             }
         });
     }
 }
 
-/// Begins a multipart stream by a boundary where it has none before its first picture, as that of some cameras: GStreamer
-/// would not know what it is, or take it for something else.
+/// Prepends a boundary to a multipart stream that has none before its first picture, as sent by some cameras. Without
+/// the boundary, GStreamer would not recognize the stream or would mistake it for something else.
 fn begin_with_boundary(pad: &gst::Pad) {
     let boundary = Mutex::new(None);
     let kinds = gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::BUFFER;
@@ -339,7 +339,7 @@ fn begin_with_boundary(pad: &gst::Pad) {
     });
 }
 
-/// The line between two parts of a multipart stream, by the headers of a web server's answer.
+/// Returns the delimiter line between the parts of a multipart stream, from the headers of an HTTP response.
 fn boundary_of(answer: &gst::StructureRef) -> Option<String> {
     let headers = answer.get::<gst::Structure>("response-headers").ok()?;
     let mut fields = headers.iter();
@@ -350,11 +350,11 @@ fn boundary_of(answer: &gst::StructureRef) -> Option<String> {
     }
     let (_, behind) = content_type.split_once("boundary=")?;
     let boundary = behind.split(';').next()?.trim().trim_matches('"');
-    // Some tell the line itself.
+    // Some servers specify the whole line, including the dashes.
     Some(format!("--{}", boundary.trim_start_matches("--")))
 }
 
-/// Whether a stream begins with the headers of a part.
+/// Returns whether a stream begins with the headers of a part.
 fn begins_with_headers(buffer: &gst::Buffer) -> bool {
     const HEADER: &[u8] = b"content-";
     let map = buffer.map_readable();
@@ -364,16 +364,17 @@ fn begins_with_headers(buffer: &gst::Buffer) -> bool {
     })
 }
 
-/// The times of frames in the pipeline that they are for.
+/// Assigns frames their times in the receiving pipeline.
 struct Times {
     base: Base,
     last: Mutex<Option<gst::ClockTime>>,
 }
 
 impl Times {
-    /// The time of the next frame, whose own one is `time`: now where it has none, and always later than the one before.
+    /// Returns the time of the next frame, given its own `time`: the current time if it has none, and always later than
+    /// the previous frame.
     ///
-    /// Sources without times are PipeWire's and MJPEG; RTSP gives frames that waited for a lost packet one and the same.
+    /// PipeWire and MJPEG sources have no timestamps; RTSP gives all frames that waited for a lost packet the same one.
     fn next(&self, time: Option<gst::ClockTime>) -> gst::ClockTime {
         const LEAST: gst::ClockTime = gst::ClockTime::from_mseconds(1);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -388,7 +389,7 @@ impl Times {
     }
 }
 
-/// Hands frames to `appsrc`, `offset` later in their running time.
+/// Returns a sink that pushes frames to `appsrc`, with `offset` added to their running time.
 fn appsink(
     appsrc: &gst_app::AppSrc,
     times: Times,
@@ -428,7 +429,7 @@ fn appsink(
                 .format(gst_video::VideoFormat::I420)
                 .build(),
         )
-        // What comes faster than it plays, as a file from a web server, is shown as it plays.
+        // A source that arrives faster than it plays, such as a file from a web server, is shown at playback speed.
         .sync(true)
         .max_buffers(2)
         .callbacks(
@@ -439,7 +440,7 @@ fn appsink(
         .build()
 }
 
-/// Links the first video of `decoder` to `target`, and drains what else is in the stream.
+/// Links the first video stream of `decoder` to `target` and drains all other streams.
 fn link_video(decoder: &gst::Element, target: gst::Pad) {
     decoder.connect_pad_added(move |decoder, pad| {
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
@@ -472,7 +473,7 @@ fn set_pattern(test: &gst::Element, pattern: &str) -> Result<()> {
     Ok(())
 }
 
-/// The element of a camera, which can send what is wanted.
+/// Creates the source element of a camera for the `wanted` format.
 fn camera(address: &Address, wanted: Wanted) -> Result<gst::Element> {
     if let Address::Path(path) = address {
         if !path.exists() {
@@ -496,7 +497,7 @@ fn camera(address: &Address, wanted: Wanted) -> Result<gst::Element> {
             _ => format!("{address} was not found, `vitscope devices` lists the available cameras"),
         }));
     };
-    // Some cameras that cannot do what is wanted say so only after half a minute.
+    // Check first, because some cameras report an unsupported format only after half a minute.
     let caps = device.caps();
     if let Some(caps) = caps.filter(|caps| !caps.can_intersect(&camera_caps(wanted))) {
         let formats: Vec<_> = caps.iter().map(gst::StructureRef::to_string).collect();
@@ -510,17 +511,17 @@ fn camera(address: &Address, wanted: Wanted) -> Result<gst::Element> {
         .map_err(|_| Error::Media(format!("cannot open {address}")))
 }
 
-/// True where `name` has `part` in it, in letters of any size.
+/// Returns whether `name` contains `part`, ignoring case.
 fn contains(name: &str, part: &str) -> bool {
     name.to_lowercase().contains(&part.to_lowercase())
 }
 
-/// Raw frames as they are wanted.
+/// Returns the caps of raw frames in the wanted format.
 fn raw_caps(wanted: Wanted) -> gst::Caps {
     limited("video/x-raw", wanted).build()
 }
 
-/// What a camera may send, raw or compressed, as it is wanted.
+/// Returns the caps that a camera may send, raw or compressed, in the wanted format.
 fn camera_caps(wanted: Wanted) -> gst::Caps {
     let mut caps = gst::Caps::new_empty();
     for media_type in ["video/x-raw", "image/jpeg", "video/x-h264"] {

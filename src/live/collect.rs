@@ -1,4 +1,4 @@
-//! Stores frames as they come from the source, to train gates on later.
+//! Stores original frames from the source, for training gates later.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use super::peek::Peek;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::files::write_whole;
 
-/// Of 100; training sees no difference to what the camera gave.
+/// JPEG quality out of 100; training sees no difference from the camera's frames.
 const QUALITY: u8 = 95;
 
 /// Settings for storing original frames.
@@ -24,11 +24,11 @@ pub struct Collect {
     pub every: Duration,
 }
 
-/// Stores them.
+/// Stores frames at intervals.
 pub(super) struct Collector {
     what: Collect,
     source: Peek,
-    /// A frame that was asked for.
+    /// A frame that has been requested.
     asked: Option<Receiver<gst::Buffer>>,
     since: Option<Instant>,
     number: u64,
@@ -36,7 +36,7 @@ pub(super) struct Collector {
 
 impl Collector {
     /// # Errors
-    /// [`Error::Io`] where the folder cannot be made or read.
+    /// [`Error::Io`] if the folder cannot be created or read.
     pub(super) fn new(what: Collect, source: Peek) -> Result<Self> {
         let failed = |error| Error::io(&what.folder, error);
         fs::create_dir_all(&what.folder).map_err(failed)?;
@@ -52,10 +52,10 @@ impl Collector {
         })
     }
 
-    /// Stores a frame where it is time.
+    /// Stores a frame if one is due.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be written.
+    /// [`Error::Io`] if the frame cannot be written.
     pub(super) fn tick(&mut self) -> Result<()> {
         if let Some(asked) = self.asked.take() {
             match asked.try_recv() {
@@ -86,7 +86,7 @@ impl Collector {
     }
 }
 
-/// The number of a stored frame.
+/// Returns the number of a stored frame.
 fn number(name: &str) -> Option<u64> {
     name.strip_prefix("frame-")?
         .strip_suffix(".jpg")?

@@ -1,4 +1,4 @@
-//! Keeps a source connected: what is lost is tried again, after ever longer waits.
+//! Keeps a source connected: a lost source is retried after increasingly long waits.
 
 use std::time::{Duration, Instant};
 
@@ -7,22 +7,22 @@ use super::player::Player;
 use super::{Event, Live};
 use vitscope_core::error::{Error, Result};
 
-/// Without a frame for so long, a source that has sent some is lost.
+/// Time without a frame after which a source that has sent some is lost.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Without a first frame for so long, a source is not there.
+/// Time without a first frame after which a source is considered absent.
 const FIRST_FRAME: Duration = Duration::from_secs(15);
-/// Until a lost source is tried again; twice as long after each failure.
+/// Wait before a lost source is retried; doubled after each failure.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// The source, connected or waited for.
+/// A source that is connected or awaited.
 pub(super) struct Connection {
     capture: Option<Capture>,
-    /// When it was connected, or lost.
+    /// When it was connected or lost.
     since: Instant,
-    /// Frames of this connection, and when they were counted.
+    /// Number of frames of this connection, and when they were counted.
     counted: (u64, Instant),
-    /// Until the next attempt, and until the one after it.
+    /// Wait before the next attempt, and before the one after it.
     wait: Duration,
     next_wait: Duration,
     ever_connected: bool,
@@ -41,10 +41,10 @@ impl Connection {
         })
     }
 
-    /// What has happened to the source since the last time.
+    /// Returns what has happened to the source since the last call.
     ///
     /// # Errors
-    /// Fails where no frame has ever come, and none will.
+    /// Fails if no frame has ever arrived and none will.
     pub(super) fn check(&mut self, live: &Live, player: &Player) -> Result<Option<Event>> {
         let Some(capture) = &self.capture else {
             if self.since.elapsed() < self.wait {
@@ -92,13 +92,13 @@ impl Connection {
         }
     }
 
-    /// Counts anew, from now on.
+    /// Restarts the counts.
     fn begin(&mut self) {
         let now = Instant::now();
         (self.since, self.counted) = (now, (0, now));
     }
 
-    /// True where frames come.
+    /// Returns whether frames are arriving.
     pub(super) fn is_up(&self) -> bool {
         self.capture.is_some() && self.counted.0 > 0
     }

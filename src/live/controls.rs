@@ -1,4 +1,4 @@
-//! Changes by the page or by keys while live video runs: the element's properties and the freeze.
+//! Changes made by the page or by keys during live video: the element's properties and the freeze.
 
 use std::io::Cursor;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,10 +16,10 @@ use vitscope_core::request::Request;
 use vitscope_element::{Coloring, Draw, VitScope};
 use vitscope_video::overlay::{Colormap, Mode};
 
-/// Methods that share a grid at most.
+/// Maximum number of methods on a grid.
 const MOST_METHODS: usize = 4;
 
-/// The opacities that one key goes through.
+/// Opacities that a key cycles through.
 const OPACITIES: [f32; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
 
 /// The action of a key.
@@ -46,7 +46,7 @@ pub enum Key {
 }
 
 impl Key {
-    /// The action of a key by its name in the terminal or the window.
+    /// Returns the action of a key by its name in the terminal or the window.
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             " " | "space" => Self::Freeze,
@@ -66,14 +66,14 @@ impl Key {
     }
 }
 
-/// Makes changes, and tells the page.
+/// Applies changes and reports them to the page.
 pub(super) struct Controls {
     source: String,
     element: VitScope,
     freeze: Arc<Freeze>,
     shown: Peek,
     feed: Arc<Feed>,
-    /// Options of each method, also of those that do not explain now.
+    /// Options of all methods, including those not in use.
     options: Mutex<toml::Table>,
     teaching: Option<Teaching>,
 }
@@ -101,7 +101,7 @@ impl Controls {
         controls
     }
 
-    /// What is set at this moment.
+    /// Returns the current settings.
     pub(super) fn settings(&self) -> Settings {
         let set = self.element.settings();
         let votes = self
@@ -121,14 +121,14 @@ impl Controls {
         }
     }
 
-    /// Tells the page what is set.
+    /// Sends the current settings to the page.
     pub(super) fn tell(&self) {
-        // Plain data has no reason to fail.
+        // Serializing plain data cannot fail.
         let json = serde_json::to_string(&self.settings()).unwrap_or_default();
         self.feed.tell(Topic::Settings, &json);
     }
 
-    /// Names of the methods; none while the default one is not known.
+    /// Returns the names of the methods; empty while the default method is unknown.
     fn methods(&self, request: &Request) -> Vec<String> {
         let methods = match request.methods.as_slice() {
             [] => (self.element.model().iter())
@@ -148,19 +148,19 @@ impl Controls {
         model.ok_or_else(|| Error::Config("the model is still loading, try again".into()))
     }
 
-    /// Who teaches.
+    /// Returns the teaching state.
     ///
     /// # Errors
-    /// [`Error::Config`] where nobody does.
+    /// [`Error::Config`] if teaching is off.
     pub(super) fn teaching(&self) -> Result<&Teaching> {
         let off = || Error::Config("teaching is off, start vitscope with --teach FOLDER".into());
         self.teaching.as_ref().ok_or_else(off)
     }
 
-    /// Does what a key asks for, but for a snapshot's file and the end.
+    /// Carries out the action of a key, except for saving a snapshot and quitting.
     ///
     /// # Errors
-    /// Fails where it cannot be done.
+    /// Fails if the action is not possible.
     pub(super) fn press(&self, key: Key) -> Result<()> {
         let settings = self.settings();
         let change = match key {
@@ -185,7 +185,8 @@ impl Controls {
         self.change(&change)
     }
 
-    /// The method after the first one that is set; where it knows no classes, of the predicted one.
+    /// Returns the change to the method after the first current one. If it does not explain classes, the target becomes
+    /// the predicted class.
     fn next_method(&self, settings: &Settings) -> Result<Change> {
         let model = self.model()?;
         let usable: Vec<Method> = usable(&model).collect();
@@ -205,7 +206,7 @@ impl Controls {
         })
     }
 
-    /// The class after the one that is set, the predicted one first.
+    /// Returns the class after the current target, starting with the predicted class.
     fn next_target(&self, settings: &Settings) -> Result<String> {
         let model = self.model()?;
         let n_classes = model.vit.config().labels.len();
@@ -216,7 +217,8 @@ impl Controls {
         })
     }
 
-    /// What is asked after a change of method, target or votes, tried on the model, and the options of all methods.
+    /// Returns the request after a change of methods, target or votes, tried on the model, and the options of all
+    /// methods.
     fn asked(&self, change: &Change) -> Result<(Asked, toml::Table)> {
         let model = self.model()?;
         let now = self.settings();
@@ -259,14 +261,14 @@ impl Controls {
     }
 }
 
-/// What a change asks of the model.
+/// Methods, options and target that a change requests.
 struct Asked {
     methods: Vec<Method>,
     options: toml::Table,
     target: String,
 }
 
-/// The tables of these methods among the options of all.
+/// Selects the options of these methods from those of all methods.
 pub(super) fn options_of(methods: &[Method], options: &toml::Table) -> toml::Table {
     let own = methods.iter().filter_map(|method| {
         let (name, options) = options.get_key_value(method.name())?;
@@ -290,7 +292,7 @@ fn next_opacity(alpha: f32) -> f32 {
     higher.unwrap_or(OPACITIES[0])
 }
 
-/// Fails where a share that was asked for is none.
+/// Checks that a requested share, if any, is a number from 0 to 1.
 fn check_share(name: &str, value: Option<f32>) -> Result<()> {
     match value {
         Some(value) if !(0.0..=1.0).contains(&value) => Err(Error::Config(format!(
@@ -375,7 +377,7 @@ impl Host for Controls {
             target == "predicted" || labels.is_some_and(|labels| labels.contains(target))
         };
         if teaching.labels() != before && !is_known(&self.settings().target) {
-            // An index is another class now.
+            // With the new labels, an index refers to another class.
             self.element
                 .change(|settings| settings.request.targets = Request::default().targets);
         }

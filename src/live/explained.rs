@@ -1,4 +1,4 @@
-//! What the page is told of an explanation.
+//! The explanation event that the page receives.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -8,10 +8,10 @@ use serde::Serialize;
 use vitscope_video::pipeline::stages::{Class, Finding, Map};
 use vitscope_video::sidecar;
 
-/// An explanation, as the page's event `explained`.
+/// An explanation as the page's `explained` event.
 #[derive(Debug, Serialize)]
 pub(super) struct Explained {
-    /// Time of the frame, seconds.
+    /// Timestamp of the frame in seconds.
     t: f64,
     seq: u64,
     classes: Vec<sidecar::Class>,
@@ -22,7 +22,7 @@ pub(super) struct Explained {
     maps: Vec<ExplainedMap>,
     /// Rows and columns of the patch grid.
     grid: (usize, usize),
-    /// Where it lies in the frame: left, top, width and height, as shares of the frame's.
+    /// Position of the grid in the frame: left, top, width and height, as fractions of the frame size.
     region: [f64; 4],
     votes: Option<Votes>,
 }
@@ -37,7 +37,7 @@ struct ExplainedMap {
 #[derive(Debug, Serialize)]
 struct Votes {
     gates: usize,
-    /// Base64 of one byte per patch, gate after gate, row by row: 255 keeps it for sure.
+    /// Base64 of one byte per patch, gate by gate, row by row; 255 certainly keeps the patch.
     keep: String,
 }
 
@@ -60,9 +60,9 @@ impl Explained {
         }
     }
 
-    /// As JSON in one line.
+    /// Returns the event as JSON on one line.
     pub(super) fn json(&self) -> String {
-        // Plain data has no reason to fail.
+        // Serializing plain data cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
@@ -81,7 +81,7 @@ fn bytes(votes: &[Vec<f32>]) -> Vec<u8> {
         .collect()
 }
 
-/// Where the patch grid lies in the frame.
+/// Returns the position of the patch grid in the frame.
 fn region(finding: &Finding) -> [f64; 4] {
     let (frame, region) = (finding.placement.frame, finding.placement.region);
     let (width, height) = (frame.width_px.max(1) as f64, frame.height_px.max(1) as f64);

@@ -1,11 +1,11 @@
-//! A picture that stands still: the source's frames are replaced by the one at which it was frozen, in their own time.
-//! What comes behind goes on, so that a still picture can be explained in other ways and drawn in other colors.
+//! A frozen picture: the frame at which the source was frozen replaces its later frames and takes their timestamps.
+//! Later elements keep running, so that a still picture can be explained by other methods and drawn in other colors.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use gstreamer as gst;
 
-/// Shared by the source and whoever freezes it.
+/// Shared by the source and the controls that freeze it.
 #[derive(Default)]
 pub(super) struct Freeze(Mutex<State>);
 
@@ -28,7 +28,7 @@ impl Freeze {
         self.lock().frozen
     }
 
-    /// What is shown in place of `sample`: itself, or the first one that came after freezing.
+    /// Returns the frame to show in place of `sample`: itself, or the first one after freezing.
     pub(super) fn shown(&self, sample: gst::Sample) -> gst::Sample {
         let mut state = self.lock();
         match state.frozen {

@@ -169,7 +169,7 @@ impl Live {
         vitscope_element::register(None).map_err(|error| Error::Media(error.to_string()))?;
         let feed = Arc::new(Feed::default());
         let player = Player::start(self, &feed)?;
-        // Before the source is: who cannot be served is told at once.
+        // Start the server before the source, so that an address that cannot be served is reported at once.
         let server = self.page.clone().map(|page| {
             let host: Arc<dyn Host> = player.controls();
             Server::start(page.address, page.token, host, Arc::clone(&feed))
@@ -178,7 +178,7 @@ impl Live {
         if let Some(server) = &server {
             audience.event(Event::Serving(server.address()));
         }
-        // Where something failed, there is nobody to wait for; what was recorded can be played all the same.
+        // On failure, do not finish the outputs: an unfinished recording can still be played.
         let status = self.watch(&player, &feed, cancel, audience)?;
         drop(server);
         let progress = player
@@ -195,7 +195,7 @@ impl Live {
         Ok(status)
     }
 
-    /// Keeps the source connected until there is a reason to end.
+    /// Keeps the source connected until the run ends.
     fn watch(
         &self,
         player: &Player,
@@ -279,7 +279,7 @@ impl Live {
         }
     }
 
-    /// Cameras are plugged in again and servers come back; screens, patterns and files do not.
+    /// Returns whether a lost source may come back: cameras and servers do; the screen, test patterns and files do not.
     fn comes_back(&self) -> bool {
         !matches!(
             self.address,
@@ -288,7 +288,7 @@ impl Live {
     }
 }
 
-/// Tells how far teaching has come, where that is news.
+/// Reports the progress of teaching, unless it has been reported already.
 fn tell_taught(player: &Player, audience: &mut dyn Audience) {
     let controls = player.controls();
     if let Some(progress) = controls.teaching().ok().and_then(Teaching::news) {
@@ -297,7 +297,7 @@ fn tell_taught(player: &Player, audience: &mut dyn Audience) {
 }
 
 impl Status {
-    /// The page's event `status`.
+    /// Returns the page's `status` event as JSON.
     fn json(&self, video_fps: f64, connected: bool, problem: Option<&str>) -> String {
         #[derive(Serialize)]
         struct Percentiles {
@@ -337,7 +337,7 @@ impl Status {
             },
             delay_ms: ms(self.delay),
         };
-        // Plain data has no reason to fail.
+        // Serializing plain data cannot fail.
         serde_json::to_string(&told).unwrap_or_default()
     }
 }

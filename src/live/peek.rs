@@ -1,4 +1,4 @@
-//! Looks at the next frame that passes a pad, when somebody wants to see it, and holds none otherwise.
+//! Captures the next frame that passes a pad, on request; holds no frame otherwise.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,10 +14,10 @@ use vitscope_core::frame::Frame;
 use vitscope_video::media::pixels::frame_from_buffer;
 use vitscope_video::overlay::image_from_frame;
 
-/// What a camera takes for a frame at most.
+/// Maximum time until a camera's next frame.
 const NEXT_FRAME: Duration = Duration::from_secs(2);
 
-/// The pad, and who wants to see its next frame.
+/// A pad and the pending request for its next frame.
 #[derive(Clone)]
 pub(super) struct Peek {
     pad: gst::Pad,
@@ -31,7 +31,7 @@ impl Peek {
         pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             let asked = asked.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let (Some(asked), Some(buffer)) = (asked, info.buffer()) {
-                // Who asked may have gone.
+                // The receiver may be gone.
                 let _ = asked.try_send(buffer.clone());
             }
             gst::PadProbeReturn::Ok
@@ -40,34 +40,34 @@ impl Peek {
         Self { pad, wanted }
     }
 
-    /// Asks for the next frame.
+    /// Requests the next frame.
     pub(super) fn ask(&self) -> Receiver<gst::Buffer> {
         let (asked, next) = crossbeam_channel::bounded(1);
         *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
         next
     }
 
-    /// The next frame as a picture.
+    /// Returns the next frame as a picture.
     ///
     /// # Errors
-    /// [`Error::Media`] where none comes.
+    /// [`Error::Media`] if none arrives.
     pub(super) fn picture(&self) -> Result<RgbImage> {
         let buffer = self.ask().recv_timeout(NEXT_FRAME);
         self.picture_from_buffer(buffer.map_err(|_| no_picture())?)
     }
 
-    /// A frame of this pad as a picture.
+    /// Returns a frame of this pad as a picture.
     ///
     /// # Errors
-    /// [`Error::Media`] where its pixels cannot be read.
+    /// [`Error::Media`] if its pixels cannot be read.
     pub(super) fn picture_from_buffer(&self, buffer: gst::Buffer) -> Result<RgbImage> {
         image_from_frame(&self.frame_from_buffer(buffer)?)
     }
 
-    /// The next frame as it is.
+    /// Returns the next frame as it is.
     ///
     /// # Errors
-    /// [`Error::Media`] where none comes.
+    /// [`Error::Media`] if none arrives.
     pub(super) fn frame(&self) -> Result<Frame> {
         let buffer = self.ask().recv_timeout(NEXT_FRAME);
         self.frame_from_buffer(buffer.map_err(|_| no_picture())?)

@@ -1,4 +1,4 @@
-//! The pipeline behind the source: it explains, shows and records.
+//! The pipeline after the source: it explains, displays and records.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -22,38 +22,38 @@ use vitscope_core::error::{Error, Result};
 use vitscope_element::VitScope;
 use vitscope_video::media::elements::{add_chain, make, static_pad};
 
-/// Frames between the two pipelines.
+/// Maximum number of frames queued between the two pipelines.
 const WAITING: u64 = 4;
-/// Keys that wait to be looked at.
+/// Maximum number of pending keys.
 const KEYS: usize = 16;
-/// What writing the end of a recording may take.
+/// Maximum time to finish a recording.
 const ENDING: Duration = Duration::from_secs(10);
 const AFTER_WINDOW: Duration = Duration::from_millis(500);
-/// How often the buses are looked at while it ends.
+/// Interval between checks of the bus during the end.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What a look at the pipeline finds.
+/// Result of a check of the pipeline.
 pub(super) enum News {
     None,
-    /// There is nothing more to do.
+    /// The run is over.
     Over,
-    /// Something did not work, and the video goes on.
+    /// Something failed, but the video continues.
     Problem(String),
 }
 
-/// The pipeline behind the source.
+/// The pipeline after the source.
 pub(super) struct Player {
     pipeline: gst::Pipeline,
     appsrc: gst_app::AppSrc,
     element: VitScope,
     controls: Arc<Controls>,
     freeze: Arc<Freeze>,
-    /// Keys that were pressed in the window.
+    /// Keys pressed in the window.
     keys: Receiver<Key>,
     outputs: Outputs,
-    /// What they wrote is kept.
+    /// Whether the files written by the outputs are kept.
     is_kept: Cell<bool>,
-    /// The user has closed the window.
+    /// Whether the user has closed the window.
     closed: Cell<bool>,
     base: Base,
 }
@@ -65,7 +65,7 @@ impl Player {
             .is_live(true)
             .format(gst::Format::Time)
             .max_buffers(WAITING)
-            // The element keeps up in `latest` and `exact`; where it does not, the source drops what it must.
+            // In `latest` and `exact`, the element keeps up; if it does not, the source drops frames as needed.
             .block(true)
             .build();
         let element = element(live)?;
@@ -138,7 +138,7 @@ impl Player {
     /// Connects to the source.
     ///
     /// # Errors
-    /// As [`Capture::start`].
+    /// See [`Capture::start`].
     pub(super) fn capture(&self, live: &Live) -> Result<Capture> {
         let freeze = Arc::clone(&self.freeze);
         Capture::start(&live.address, live.wanted, &self.appsrc, &self.base, freeze)
@@ -148,7 +148,7 @@ impl Player {
         Arc::clone(&self.controls)
     }
 
-    /// A key that was pressed in the window.
+    /// Returns a key pressed in the window, if any.
     pub(super) fn key(&self) -> Option<Key> {
         self.keys.try_recv().ok()
     }
@@ -157,15 +157,15 @@ impl Player {
         self.freeze.is_frozen()
     }
 
-    /// A look at the frames as they come from the source.
+    /// Returns a view of the frames as they come from the source.
     ///
     /// # Errors
-    /// Fails where GStreamer's element has no pad.
+    /// Fails if GStreamer's element has no pad.
     pub(super) fn source(&self) -> Result<Peek> {
         Ok(Peek::new(&static_pad(self.appsrc.upcast_ref(), "src")?))
     }
 
-    /// Opens model and gates again.
+    /// Reloads the model and gates.
     pub(super) fn reload(&self) {
         self.element.reload();
     }
@@ -173,7 +173,7 @@ impl Player {
     /// Waits up to `patience` for news.
     ///
     /// # Errors
-    /// Fails where the model or an output has failed.
+    /// Fails if the model or an output has failed.
     pub(super) fn check(&self, patience: Duration) -> Result<News> {
         let Some(bus) = self.pipeline.bus() else {
             return Ok(News::Over);
@@ -198,12 +198,12 @@ impl Player {
                     Ok(News::Problem(warning.error().message().to_owned()))
                 }
                 gst::MessageView::Progress(_) => {
-                    // Of a model that was opened: what can be chosen may be known now.
+                    // A model was opened, so the available choices may be known.
                     self.controls.tell();
                     Ok(News::None)
                 }
                 gst::MessageView::Latency(_) => {
-                    // It is done by the time of the next frame; where it fails, frames come a little late.
+                    // It is done by the time of the next frame; if it fails, frames arrive slightly late.
                     let _ = self.pipeline.recalculate_latency();
                     Ok(News::None)
                 }
@@ -212,10 +212,10 @@ impl Player {
         }
     }
 
-    /// Keeps what the outputs wrote as soon as something of it has been explained.
+    /// Keeps the files written by the outputs as soon as a frame has been explained.
     ///
     /// # Errors
-    /// Fails where an output cannot.
+    /// Fails if an output cannot keep its files.
     pub(super) fn keep_explained(&self) -> Result<()> {
         if !self.is_kept.get() && self.status().explained > 0 {
             self.keep()?;
@@ -246,21 +246,21 @@ impl Player {
         }
     }
 
-    /// Lets recordings be finished.
+    /// Ends the stream and waits until recordings are finished.
     pub(super) fn end(self) -> Result<()> {
-        // Whoever ends it wants what there is, explained or not.
+        // A user who ends the run wants to keep the recording, explained or not.
         if self.status().frames > 0 {
             self.keep()?;
         }
         self.appsrc
             .end_of_stream()
             .map_err(|error| Error::Media(format!("cannot finish the outputs: {error}")))?;
-        // A closed window never says that it has come to its end; the recording takes a moment for its own.
+        // A closed window never reports the end of the stream; the recording needs a moment for its own end.
         let closed = self.closed.get();
         let until = Instant::now() + if closed { AFTER_WINDOW } else { ENDING };
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             let checked = self.check(left.min(TICK));
-            // Whatever else fails behind a closed window follows from that.
+            // Any other failure after the window is closed is a consequence of that.
             if !closed && matches!(checked?, News::Over) {
                 return Ok(());
             }
@@ -286,7 +286,7 @@ impl Drop for Player {
     }
 }
 
-/// The element, set as it is asked for.
+/// Creates the element with the settings of the run.
 fn element(live: &Live) -> Result<VitScope> {
     let element = make("vitscope")?
         .downcast::<VitScope>()
@@ -294,7 +294,7 @@ fn element(live: &Live) -> Result<VitScope> {
     element.change(|settings| {
         *settings = live.settings.clone();
         let request = &mut settings.request;
-        // Whatever the model's own method turns out to be.
+        // Without a given method, keep all options: the model's default method may be any of them.
         if !request.methods.is_empty() {
             request.options = options_of(&request.methods, &request.options);
         }

@@ -1,7 +1,7 @@
-//! Classes that are taught while video runs, by examples that the source shows.
+//! Teaches classes during live video, from examples that the source shows.
 //!
-//! Whoever teaches waits for the answer; what is taught runs on the thread that explains, between two frames, so that
-//! no frame waits for it.
+//! The caller waits for the result. Learning runs on the explaining thread, between two frames, so that no frame waits
+//! for it.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use vitscope_element::{Lesson as Taken, VitScope};
 use vitscope_lab::eval::classification::Count;
 use vitscope_lab::train::taught::{self, Taught, TaughtHead};
 
-/// What a lesson takes at most; a busy model of a slow method may need some seconds for the frame before it.
+/// Maximum duration of a lesson. A model busy with a slow method may need some seconds for the frame before it.
 const LESSON: Duration = Duration::from_secs(30);
 
 /// Settings for teaching.
@@ -64,7 +64,7 @@ pub struct Answers {
 }
 
 impl std::fmt::Display for Progress {
-    /// As `1 cup: 3, 2 phone: 2 | leave-one-out: 5 of 5 correct`; the numbers are the keys.
+    /// Formats the progress as `1 cup: 3, 2 phone: 2 | leave-one-out: 5 of 5 correct`; the numbers are the keys.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (index, class) in self.classes.iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
@@ -84,7 +84,7 @@ impl std::fmt::Display for Progress {
     }
 }
 
-/// Teaches, and tells how far it has come.
+/// Teaches classes and reports the progress.
 pub(super) struct Teaching {
     what: Teach,
     element: VitScope,
@@ -94,7 +94,7 @@ pub(super) struct Teaching {
     has_news: AtomicBool,
 }
 
-/// What is known once the model is.
+/// State that exists once the model is open.
 struct State {
     taught: Taught,
     backbone_sha256: String,
@@ -103,7 +103,7 @@ struct State {
 }
 
 impl State {
-    /// What was taught before, if anything, and the names that are new.
+    /// Restores earlier examples, if any, and adds the new class names.
     fn open(what: &Teach, model: &Model) -> Result<Self> {
         let width = taught::width(model.vit.config())?;
         let backbone_sha256 = model.backbone_sha256.clone();
@@ -127,7 +127,7 @@ impl State {
         Ok(state)
     }
 
-    /// Learns what is taught, if that is enough.
+    /// Learns the head if nothing is missing.
     fn learn(&mut self) -> Result<()> {
         self.learned = match self.taught.missing() {
             Some(_) => None,
@@ -136,7 +136,7 @@ impl State {
         Ok(())
     }
 
-    /// Changes what is taught, or nothing where that fails.
+    /// Changes the examples or names and relearns the head; restores the previous state if that fails.
     fn change(&mut self, change: impl FnOnce(&mut Taught) -> Result<()>) -> Result<()> {
         let before = self.taught.clone();
         let changed = change(&mut self.taught).and_then(|()| self.learn());
@@ -182,10 +182,10 @@ impl Teaching {
         }
     }
 
-    /// Goes on from what is saved, as soon as the model is open; after that it does nothing.
+    /// Continues from the saved head as soon as the model is open; later calls have no effect.
     ///
     /// # Errors
-    /// Fails where what is saved cannot be taught more, or the model takes no head.
+    /// Fails if the saved head cannot be taught further or the model accepts no head.
     pub(super) fn begin(&self) -> Result<()> {
         let Some(model) = self.element.model() else {
             return Ok(());
@@ -197,7 +197,7 @@ impl Teaching {
         let opened = State::open(&self.what, &model)?;
         if let Some(head) = opened.head().cloned() {
             let Ok(learned) = self.element.teach(move |_| Taken::Learned(head)) else {
-                // Too many frames wait for the model; it is tried again.
+                // Too many frames are waiting for the model; the next call tries again.
                 return Ok(());
             };
             let _ = learned.recv_timeout(LESSON);
@@ -208,10 +208,10 @@ impl Teaching {
         Ok(())
     }
 
-    /// Does what a lesson asks for, and waits until it is learned.
+    /// Applies a lesson and waits until it is learned.
     ///
     /// # Errors
-    /// Says why it cannot be done; nothing is changed then.
+    /// Reports why the lesson cannot be applied; nothing is changed then.
     pub(super) fn take(&self, lesson: &Lesson) -> Result<()> {
         match lesson {
             Lesson::Save => self.save()?,
@@ -237,7 +237,7 @@ impl Teaching {
         Ok(())
     }
 
-    /// Fails where there is no such class, before a frame is looked at.
+    /// Checks that the class exists, before a frame is requested.
     fn check_class(&self, class: usize) -> Result<()> {
         let state = self.lock();
         let names = state.as_ref().ok_or_else(loading)?.taught.counts();
@@ -250,7 +250,7 @@ impl Teaching {
         }
     }
 
-    /// Changes what is taught on the thread that explains.
+    /// Changes the examples or names on the explaining thread.
     fn learn(
         &self,
         change: impl FnOnce(&Model, &mut Taught) -> Result<()> + Send + 'static,
@@ -271,11 +271,11 @@ impl Teaching {
                 (Ok(()), None) => Taken::Forget,
                 (Ok(()), Some(head)) => Taken::Learned(head.clone()),
             };
-            // Who asked may wait no longer.
+            // The caller may have stopped waiting.
             let _ = done.send(changed);
             taken
         })?;
-        // Whatever became of it, it is in the outcome.
+        // In any case, the result is in `outcome`.
         let _ = learned.recv_timeout(LESSON);
         let outcome = outcome.try_recv();
         outcome.unwrap_or_else(|_| Err(Error::Config("the model is busy, try again".into())))
@@ -287,7 +287,7 @@ impl Teaching {
         models::check_head_folder(&self.what.folder)?;
         let learned = match &state.learned {
             Some(learned) => learned,
-            // It says what is missing.
+            // The error says what is missing.
             None => &state.taught.head()?,
         };
         let (examples, sha256) = (state.taught.examples(), &state.backbone_sha256);
@@ -296,30 +296,30 @@ impl Teaching {
         Ok(())
     }
 
-    /// How far it has come; `None` before the model is open.
+    /// Returns the progress; `None` before the model is open.
     pub(super) fn progress(&self) -> Option<Progress> {
         self.lock().as_ref().map(State::progress)
     }
 
-    /// The same where it was not told yet.
+    /// Returns the progress if it has not been reported yet.
     pub(super) fn news(&self) -> Option<Progress> {
         let has_news = self.has_news.swap(false, Ordering::SeqCst);
         has_news.then(|| self.progress())?
     }
 
-    /// Names of the classes that the head answers; `None` while the model itself does.
+    /// Returns the labels of the taught head; `None` while the model's own classifier answers.
     pub(super) fn labels(&self) -> Option<Vec<String>> {
         let state = self.lock();
         Some(state.as_ref()?.head()?.labels.clone())
     }
 
-    /// Tells the page and the picture.
+    /// Reports the progress to the page and on the picture.
     fn tell(&self) {
         let Some(progress) = self.progress() else {
             return;
         };
         self.element.set_note(progress.to_string());
-        // Plain data has no reason to fail.
+        // Serializing plain data cannot fail.
         let json = serde_json::to_string(&progress).unwrap_or_default();
         self.feed.tell(Topic::Teaching, &json);
         self.has_news.store(true, Ordering::SeqCst);
@@ -334,7 +334,7 @@ fn loading() -> Error {
     Error::Config("the model is still loading, try again".into())
 }
 
-/// What the head reads of a frame, as the model sees it.
+/// Computes the features of a frame that the head reads, from the image as the model sees it.
 fn features(model: &Model, frame: &Frame) -> Result<Vec<f32>> {
     let preprocessor = &model.preprocessor;
     let mut resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);

@@ -1,4 +1,4 @@
-//! Notices that the gates of a folder have been written anew.
+//! Detects when the gates of a folder are rewritten.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,19 +6,19 @@ use std::time::SystemTime;
 
 use vitscope_core::gates::Gates;
 
-/// Length and time of each file; `None` where it is not there.
+/// Length and modification time of each file; `None` if it does not exist.
 type Look = Vec<Option<(u64, SystemTime)>>;
 
-/// Files that are looked at again and again.
+/// Files that are polled for changes.
 pub(super) struct Watch {
     files: Vec<PathBuf>,
-    /// What was taken over.
+    /// The state that was adopted last.
     known: Look,
     last: Look,
 }
 
 impl Watch {
-    /// Looks at the gates in `folder`.
+    /// Watches the gates in `folder`.
     pub(super) fn new(folder: &Path) -> Self {
         let files = Gates::files(folder).to_vec();
         let known = look(&files);
@@ -29,7 +29,7 @@ impl Watch {
         }
     }
 
-    /// True once after a change, when the files are all there and nobody has written to them since the last look.
+    /// Returns `true` once after a change, when all files exist and have not been written to since the last look.
     pub(super) fn has_changed(&mut self) -> bool {
         let now = look(&self.files);
         let before = std::mem::replace(&mut self.last, now.clone());

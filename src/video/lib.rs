@@ -1,4 +1,4 @@
-//! Reads video, draws explanations over it and writes it.
+//! Reads video, draws explanations over it and writes the result.
 //!
 //! A module imports only from the layers below its own.
 //!

@@ -11,12 +11,11 @@ use vitscope_core::error::{Error, Result};
 
 /// The record of one frame: a line of the sidecar.
 ///
-/// Every frame has one line, in the order of the frames.
-/// The record of a frame that went through the model contains its explanation. Any other record only names the frame
-/// whose explanation is shown.
+/// Every frame has one line, in frame order. The record of a frame that went through the model contains its
+/// explanation. Any other record only names the frame whose explanation is shown.
+///
 /// A live frame may leave before its explanation arrives: its record contains its own explanation, while the frame
-/// shows an earlier one.
-/// Keys with an unknown value are omitted.
+/// shows an earlier one. Keys with an unknown value are omitted.
 ///
 /// ```
 /// # use vitscope_video as vitscope;
@@ -38,7 +37,7 @@ use vitscope_core::error::{Error, Result};
 pub struct Record {
     /// Position of the frame in the output, from 0.
     pub seq: u64,
-    /// The file name, for a series of pictures; omitted for videos.
+    /// File name, for a series of images; omitted for videos.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// Presentation timestamp in nanoseconds.
@@ -69,7 +68,7 @@ pub struct Record {
     /// Rows and columns of the patch grid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<(usize, usize)>,
-    /// The maps of the first method for all targets, then those of the next method, and so on.
+    /// Maps of the first method for all targets, followed by those of the second method, and so on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maps: Option<Vec<Map>>,
 }
@@ -92,8 +91,8 @@ pub struct Map {
     /// True if all patches have the same score, which makes the map meaningless; omitted otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub constant: bool,
-    /// Displayed scores of the patches, row by row from the top left, with four significant digits; higher is more
-    /// important.
+    /// Displayed scores of the patches, in row-major order from the top left, with four significant digits; higher is
+    /// more important.
     pub attribution: Vec<f32>,
     /// Scores of this frame alone, if the displayed ones are smoothed over frames; omitted otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,7 +108,7 @@ pub struct Map {
 pub struct Class {
     /// Index of the logit.
     pub index: usize,
-    /// Its name; omitted if the model has no class names.
+    /// Name of the class; omitted if the model has no class names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Softmax of the logit, or its sigmoid if classes are not mutually exclusive, in 0–1; four significant digits.
@@ -118,14 +117,14 @@ pub struct Class {
 
 /// Rounds `value` to the four significant digits of a record.
 pub fn rounded(value: f32) -> f32 {
-    // Every finite float in scientific notation is a float again.
+    // Every finite float in scientific notation parses as a float again.
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
 /// Writes records, one per line.
 pub struct Writer {
     path: PathBuf,
-    /// `None` once a reader that had seen enough closed its end.
+    /// `None` once the reader of a pipe has closed its end.
     out: Option<BufWriter<Box<dyn Write + Send>>>,
 }
 

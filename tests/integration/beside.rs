@@ -1,4 +1,4 @@
-//! What stands in a file beside picture and sound, judged by ffprobe.
+//! Contents of a file besides picture and sound, checked by ffprobe.
 #![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ const PICTURE: &str = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=1";
 const SOUND: &str = "-f lavfi -i sine=frequency=440:duration=1";
 const H264: &str = "-c:v libx264 -preset veryfast -pix_fmt yuv420p";
 
-/// A file of titles, a date and two chapters, with or without sound.
+/// Makes a file with titles, a date and two chapters, with or without sound.
 fn titled(files: &Files, name: &str, sound: &str) -> PathBuf {
     let words = files.path("words.txt");
     std::fs::write(
@@ -35,7 +35,7 @@ fn titled(files: &Files, name: &str, sound: &str) -> PathBuf {
     )
 }
 
-/// A tag of the whole file, whose name may be in capitals.
+/// Returns a tag of the whole file, whose name may be in capitals.
 fn tag(path: &Path, name: &str) -> Option<String> {
     let tags = ffprobe(path, "-show_entries format_tags -of default=nw=1");
     tags.lines().find_map(|line| {
@@ -94,7 +94,7 @@ fn chapters_of_matroska_are_kept_in_matroska() {
 #[test]
 fn tracks_in_matroska_have_the_titles_and_languages_that_they_had() {
     let files = Files::new();
-    // An mp4 says "undetermined" in so many letters, and a title may be a tag with its name in capitals.
+    // An MP4 explicitly says "undetermined", and the name of a title tag may be in capitals.
     let told = |path: &Path| -> Vec<String> {
         let tags = ffprobe(
             path,

@@ -1,4 +1,4 @@
-//! The page in a browser: what a user sees when a slider is moved, in headless Chromium by its WebDriver.
+//! The page in a browser: what a user sees when a slider moves, in headless Chromium driven by WebDriver.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;
@@ -19,10 +19,10 @@ use vitscope::plugin::{Settings, SyncMode};
 
 use crate::common::connect;
 
-/// What does not come within this time does not come.
+/// Time after which an expected event counts as missing.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The key Home, as WebDriver names it: a slider goes to its lowest value.
+/// The Home key in WebDriver's notation: a slider goes to its lowest value.
 const HOME: &str = "\u{e011}";
 const END: &str = "\u{e010}";
 
@@ -34,7 +34,7 @@ struct Browser {
 }
 
 impl Browser {
-    /// `None` where there is no browser to drive; `make test` installs one on Debian.
+    /// Starts a browser; `None` if there is none to drive. `make test` installs one on Debian.
     fn start() -> Option<Self> {
         let driver = Command::new("chromedriver")
             .arg("--port=0")
@@ -97,7 +97,7 @@ impl Browser {
         )
     }
 
-    /// Path of the element that a selector finds.
+    /// Returns the path of the element that a selector finds.
     fn element(&self, selector: &str) -> String {
         let found = json!({"using": "css selector", "value": selector});
         let found = self.call("POST", "/element", &found);
@@ -120,13 +120,13 @@ impl Browser {
         STANDARD.decode(png.as_str().unwrap()).unwrap()
     }
 
-    /// The video as it is on the screen.
+    /// Returns the video as shown on the screen.
     fn video(&self) -> image::RgbImage {
         let path = format!("{}/screenshot", self.element("#video"));
         image::load_from_memory(&self.png(&path)).unwrap().to_rgb8()
     }
 
-    /// The video, as soon as it is as `expected` says.
+    /// Returns the video as soon as it is as `expected`.
     fn video_when(&self, mut expected: impl FnMut(&image::RgbImage) -> bool) -> image::RgbImage {
         let started = Instant::now();
         loop {
@@ -142,7 +142,7 @@ impl Browser {
         }
     }
 
-    /// Waits for a condition of the page.
+    /// Waits for a condition on the page.
     fn wait(&self, condition: &str) {
         let started = Instant::now();
         while self.run(&format!("return Boolean({condition})")) != Value::Bool(true) {
@@ -152,7 +152,7 @@ impl Browser {
     }
 }
 
-/// The driver neither closes a connection nor answers one that is half closed.
+/// Reads the body of a response; the driver neither closes a connection nor answers one that is half closed.
 fn body_of_answer(mut stream: impl BufRead) -> Vec<u8> {
     let mut length = 0;
     let mut line = String::new();
@@ -170,7 +170,7 @@ fn body_of_answer(mut stream: impl BufRead) -> Vec<u8> {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // What has failed already is not made worse by a browser that does not end.
+        // After a failure, do not also wait for a browser that does not end.
         if !self.session.is_empty() && !std::thread::panicking() {
             self.call("DELETE", "", &json!({}));
         }
@@ -179,7 +179,7 @@ impl Drop for Browser {
     }
 }
 
-/// Tells where the page is, and ends the run with the test.
+/// Stores the address of the page, and ends the run with the test.
 struct Serving<'a> {
     address: &'a Mutex<Option<SocketAddr>>,
     problems: Vec<String>,
@@ -195,7 +195,7 @@ impl Audience for Serving<'_> {
     }
 }
 
-/// Mean difference of two pictures' samples, of 255.
+/// Returns the mean difference of two pictures' samples, out of 255.
 fn difference(a: &image::RgbImage, b: &image::RgbImage) -> f64 {
     assert_eq!(a.dimensions(), b.dimensions());
     let pairs = a.as_raw().iter().zip(b.as_raw());
@@ -246,7 +246,7 @@ fn live(model: &str, teach: Option<Teach>) -> Live {
     }
 }
 
-/// Runs until `try_page` has tried the page; false where there is no browser.
+/// Runs until `try_page` has tried the page; returns `false` if there is no browser.
 fn serve(live: &Live, try_page: impl Fn(&Browser) + Sync) -> bool {
     let (cancel, address) = (AtomicBool::new(false), Mutex::new(None));
     std::thread::scope(|scope| {
@@ -296,7 +296,7 @@ fn teach_on_page(browser: &Browser) {
     browser.wait("document.querySelector('#taught-note').innerText.includes('only \"ball\"')");
     browser.click("#taught li:nth-child(2) button");
     browser.wait("document.querySelector('#taught-note').innerText === 'Not saved.'");
-    // The model's answers, and the classes to choose from, are those that were taught.
+    // The model's answers and the selectable classes are the taught ones.
     browser.wait("/^(ball|other)/.test(document.querySelector('#bars').innerText)");
     browser.wait("[...document.querySelector('#target').options].map(({ text }) => text).join() === 'predicted,ball,other'");
     browser.press("#taught li:nth-child(2) input", "s\n");
@@ -316,7 +316,7 @@ fn try_page(browser: &Browser) {
     browser.wait("document.querySelector('#bars').innerText.includes('%')");
     browser.wait("document.querySelector('#status').innerText.includes('fps')");
 
-    // A still picture changes by nothing but the slider.
+    // A still picture changes only with the slider.
     browser.click("#freeze");
     browser.wait("document.querySelector('#freeze').getAttribute('aria-pressed') === 'true'");
     browser.press("#alpha", HOME);
@@ -335,7 +335,7 @@ fn try_page(browser: &Browser) {
     browser.press("#alpha", HOME);
     browser.video_when(|now| difference(now, &plain) < 0.5);
 
-    // Every gate's votes are drawn, one canvas a gate: two more than blocks.
+    // The votes of every gate are drawn, on one canvas per gate: two more than blocks.
     browser.press("#method", "diffmask");
     browser.click("#layers");
     browser.wait("document.querySelectorAll('#gates canvas').length === 6");
@@ -345,7 +345,7 @@ fn try_page(browser: &Browser) {
     fs::write(shot, browser.png("/screenshot")).unwrap();
 }
 
-/// The picture without its colors.
+/// Returns the picture without its colors.
 fn gray(picture: &image::RgbImage) -> image::RgbImage {
     let gray = image::imageops::grayscale(picture);
     image::RgbImage::from_fn(picture.width(), picture.height(), |x, y| {

@@ -1,4 +1,4 @@
-//! `vitscope eval classifier` on folders of pictures that are sorted by what the model says of them.
+//! `vitscope eval classifier` on folders of pictures sorted by the model's answers.
 #![expect(
     clippy::unwrap_used,
     reason = "a failing helper of a test shall end the test"
@@ -20,10 +20,10 @@ use crate::common::small_config;
 const LABELS: [&str; 3] = ["Cup of coffee", "boat", "T-shirt"];
 const EDGE_PX: u32 = 12;
 
-/// Files of a folder, and the class that the model names for each.
+/// Files of a folder, with the class that the model predicts for each.
 type Folder = (&'static str, &'static [(&'static str, usize)]);
 
-/// Eight of ten answers are right: a ferry is a boat, and of a bed and a book the model knows nothing.
+/// Eight of ten answers are right: a ferry is a boat, and the model knows neither a bed nor a book.
 const FOLDERS: [Folder; 6] = [
     ("BOAT", &[("A_2.png", 1), ("B_tiny_3.png", 2)]),
     ("Ferry", &[("A_0.png", 1), ("A_1.png", 1)]),
@@ -67,7 +67,7 @@ fn check_refused(args: &str, folder: &Path, expected: &str) {
     assert!(log.contains(expected), "{args}: {log}");
 }
 
-/// The logits of pictures of one color each.
+/// Returns the logits of single-color pictures.
 fn logits(model: &models::Model, colors: &[[u8; 3]]) -> Vec<Vec<f32>> {
     let n_pixels = (EDGE_PX * EDGE_PX) as usize;
     let rgb: Vec<Vec<u8>> = colors.iter().map(|color| color.repeat(n_pixels)).collect();
@@ -76,8 +76,8 @@ fn logits(model: &models::Model, colors: &[[u8; 3]]) -> Vec<Vec<f32>> {
     logits.to_vec2().unwrap()
 }
 
-/// Saves a model that names each of its classes for a third of all colors or so, and gives colors by what it names, those
-/// that it is sure of last.
+/// Saves a model that predicts each of its classes for about a third of all colors, and returns the colors by predicted
+/// class, in order of increasing confidence.
 fn save_model(folder: &Path) -> [Vec<[u8; 3]>; 3] {
     let aliases = [("ferry", "boat"), ("bed", "furniture")];
     let config = VitConfig {
@@ -128,7 +128,8 @@ fn save_picture(path: &Path, color: [u8; 3]) {
         .unwrap();
 }
 
-/// A model in `m` and its pictures in `data`; it is less sure of those that it names wrong, whose names say `tiny`.
+/// Prepares a model in `m` and its pictures in `data`; the model is less sure of its wrong answers, whose file names
+/// contain `tiny`.
 fn prepare(folder: &Path) {
     let mut colors = save_model(&folder.join("m"));
     for (class, files) in FOLDERS {
@@ -179,7 +180,7 @@ fn a_folder_per_class_is_measured_by_label_alias_and_file_name() {
         {"labels": ["boat", "T-shirt"], "counts": [1, 0]},
     ]);
     assert_eq!(json["confusions"], pairs);
-    // Of three classes the one that is named has a third at least.
+    // Of three classes, the predicted one has a probability of at least one third.
     let coverage = json["coverage"].as_array().unwrap();
     let coverage: Vec<f64> = coverage
         .iter()
@@ -250,7 +251,7 @@ fn unreadable_pictures_are_counted_and_named_and_end_nothing() {
     RgbImage::from_fn(32, 32, noise).save(&cut).unwrap();
     let whole = std::fs::read(&cut).unwrap();
     std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
-    // A picture by itself is a batch of which nothing can be read.
+    // With a batch of one, the unreadable picture makes an empty batch.
     let found = stdout("eval classifier --model m --data data --batch 1", folder);
     assert!(
         found.contains("top-1 accuracy 0.8000 on 10 pictures"),
@@ -325,7 +326,7 @@ fn data_of_another_shape_are_refused_in_one_sentence() {
     assert!(log.contains("--only"), "{log}");
 }
 
-/// Of a data set with its own halves, the test half is taken, as training leaves it out.
+/// If a data set has its own split, the test half is used, which training leaves out.
 #[test]
 fn a_split_that_training_knows_is_measured_on_its_test_half() {
     let folder = tempfile::tempdir().unwrap();
@@ -338,7 +339,7 @@ fn a_split_that_training_knows_is_measured_on_its_test_half() {
     assert!(found.contains("1 classes, 1 pictures"), "{found}");
 }
 
-/// Names `data` in a model's words, so that "eval classifier" and what is familiar count the same answers.
+/// Fits the familiarity with `data` named in the model's words, so that `eval classifier` counts the same answers.
 fn fit_familiarity(folder: &Path, sure_accuracy: f64) -> String {
     let args = format!(
         "train familiarity --model m --data data --held-out data --except *_tiny_* --sure-accuracy {sure_accuracy}"
@@ -366,7 +367,7 @@ fn what_is_familiar_decides_which_answers_are_sure() {
     assert_eq!(familiarity.sure_from, threshold);
     assert_eq!(model.sure_from(), Some(threshold));
 
-    // The measurement counts by the same trust and the same threshold.
+    // The measurement uses the same trust and the same threshold.
     let measured = stdout("eval classifier --model m --data data", folder);
     assert!(
         measured.contains(&format!("\nsure at or above {threshold}: ")),
@@ -378,7 +379,7 @@ fn what_is_familiar_decides_which_answers_are_sure() {
         "{inspected}"
     );
 
-    // A picture of stripes is like none of the plain ones.
+    // A striped picture is unlike all the plain ones.
     let stripes = RgbImage::from_fn(EDGE_PX, EDGE_PX, |x, y| {
         Rgb([(x % 2 * 255) as u8, (y % 3 * 90) as u8, 255])
     });
@@ -423,7 +424,7 @@ fn what_is_familiar_belongs_to_the_weights_that_it_was_measured_with() {
     let inspected = || stdout("models inspect m", folder);
     assert!(inspected().contains("the picture's familiarity"));
 
-    // Weights in 8 bits are other weights: they go without.
+    // 8-bit weights are different weights: the familiarity is left out.
     let shrunk = stdout("models shrink m --out small", folder);
     assert!(shrunk.contains("familiarity"), "{shrunk}");
     assert!(!folder.join("small/familiarity.safetensors").exists());
@@ -434,7 +435,7 @@ fn what_is_familiar_belongs_to_the_weights_that_it_was_measured_with() {
     );
     check_refused("models inspect small", folder, &of_small);
 
-    // Measured anew, the old file is in nobody's way.
+    // If it is measured again, the old file does not get in the way.
     let args = "train familiarity --model small --data data --held-out data --sure-accuracy 0.7";
     stdout(args, folder);
     assert!(stdout("models inspect small", folder).contains("the picture's familiarity"));

@@ -1,4 +1,4 @@
-//! The program as users meet it: what it writes and prints, its exit codes, and what it refuses.
+//! The program from the user's point of view: what it writes and prints, its exit codes, and what it refuses.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;
@@ -15,7 +15,7 @@ struct Bench {
     folder: tempfile::TempDir,
 }
 
-/// What a finished run printed.
+/// Output of a finished run.
 struct Ended {
     code: Option<i32>,
     stdout: String,
@@ -33,7 +33,7 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    /// The program in this folder, with a small model and the options in `args`.
+    /// Returns the command for the program in this folder, with a small model and the options in `args`.
     fn command(&self, args: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vitscope"));
         command
@@ -62,12 +62,12 @@ impl Bench {
         names_in(self.folder.path())
     }
 
-    /// `args` must end with `code`, print exactly `error`, and leave the folder as it was.
+    /// Checks that `args` ends with `code`, prints exactly `error`, and leaves the folder unchanged.
     fn check_refused(&self, args: &str, code: i32, error: &str) {
         self.check_refused_as_it_is(&format!("{args} --progress none"), code, error);
     }
 
-    /// The same for a subcommand that shows no progress.
+    /// Checks the same for a subcommand that shows no progress.
     fn check_refused_as_it_is(&self, args: &str, code: i32, error: &str) {
         let before = self.names();
         let ended = self.run(args);
@@ -120,11 +120,11 @@ impl Running {
     }
 
     fn signal(&self, name: &str) {
-        // The shell's own `kill`, because the program of that name is not installed everywhere.
+        // The shell's own `kill`, because the program `kill` is not installed everywhere.
         run_tool("sh", &["-c", &format!("kill -{name} {}", self.child.id())]);
     }
 
-    /// Exit code and the rest of standard error.
+    /// Returns the exit code and the rest of standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let rest: Vec<String> = self.lines.by_ref().map(Result::unwrap).collect();
         (self.child.wait().unwrap().code(), rest.join("\n"))
@@ -137,7 +137,7 @@ fn records(text: &str) -> Vec<Record> {
         .collect()
 }
 
-/// Number of frames that ffmpeg decodes from `file`.
+/// Returns the number of frames that ffmpeg decodes from `file`.
 fn decoded_frames(file: &Path) -> usize {
     frame_times(file).len()
 }
@@ -455,7 +455,7 @@ fn outputs_that_cannot_be_are_refused_before_anything_is_written() {
     assert_eq!("old", fs::read_to_string(bench.path("old.mp4")).unwrap());
 }
 
-/// `/dev/full` takes no byte, as a full disk does.
+/// `/dev/full` accepts no bytes, like a full disk.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_said_in_one_sentence_and_nothing_is_left() {
@@ -629,7 +629,7 @@ fn an_interrupted_file_is_finished_where_it_is() {
 #[test]
 fn a_second_interrupt_stops_at_once_and_names_what_is_left() {
     let bench = Bench::new(1000);
-    // Large batches of large pictures, so that much is still to do when the first interrupt comes.
+    // Large batches of large pictures, so that much work is left when the first interrupt comes.
     let args = "file in.mp4 out.mp4 --batch 256 --mode side-by-side --progress json";
     let mut running = Running::start(&bench, args);
     running.wait_for_secs(0.5);
@@ -649,7 +649,7 @@ fn a_second_interrupt_stops_at_once_and_names_what_is_left() {
 fn a_killed_run_leaves_a_file_that_plays() {
     let bench = Bench::new(1000);
     let mut running = Running::start(&bench, "file in.mp4 out.mp4 --progress json");
-    // The encoder looks ahead by some seconds before the first fragment is complete.
+    // The encoder looks ahead by a few seconds before the first fragment is complete.
     running.wait_for_secs(10.0);
     running.signal("KILL");
     running.end();
@@ -735,7 +735,7 @@ fn stills_keep_their_size_and_format() {
     let files: Vec<&str> = scores.iter().filter_map(|it| it.file.as_deref()).collect();
     assert_eq!(["a.png", "b.jpg"], *files);
 
-    // Pictures have nothing to do with each other, whatever a method remembers on video.
+    // Pictures are independent of each other, whatever a method remembers on video.
     let map_of_b = |pictures: &str| {
         let line = format!("still {pictures} out --scores m.jsonl --overwrite --quiet");
         let ended = bench.run(&format!("{line} --method gradmask --set gradmask.spread=4"));
@@ -761,7 +761,7 @@ fn stills_keep_their_size_and_format() {
     );
 }
 
-/// The line around what the model saw, and the sidecar's grid, show what it was given.
+/// The outline around the model's input, and the sidecar's grid, show what the model received.
 #[test]
 fn a_picture_of_another_shape_is_cropped_stretched_or_padded() {
     let bench = Bench::new(1);
@@ -915,7 +915,7 @@ fn bench_times_every_case_and_says_what_a_method_costs_over_the_bare_model() {
         assert_eq!(5, row["stage_ms"].as_array().unwrap().len());
     }
     assert_eq!(["figures.json", "in.mp4"], *bench.names());
-    // Two tables with their heads, an empty line between them, and where the figures are.
+    // Two tables with their headers, an empty line between them, and the path of the figures.
     let lines = ended.stdout.lines().count();
     assert_eq!(7 + 1 + 3 + 1, lines, "{}", ended.stdout);
 }
@@ -944,7 +944,7 @@ fn several_methods_and_targets_share_a_grid_and_the_sidecar_has_them_all() {
             names
         );
     }
-    // Six maps on three columns: panes of a third of the width, rounded down to even.
+    // Six maps in three columns: panes of a third of the width, rounded down to even.
     let edges = |name: &str| -> Vec<usize> {
         let file = bench.path(name);
         let args = "-v error -show_entries stream=width,height -of csv=p=0 -select_streams v";
@@ -1297,12 +1297,12 @@ fn live_refuses_what_makes_no_sense_before_anything_starts() {
     );
 }
 
-/// A camera of a PipeWire of its own, where Debian's packages for that are installed; 77 says that they are not.
+/// A camera of a separate PipeWire, if Debian's packages for it are installed; exit code 77 says that they are not.
 #[test]
 fn a_camera_that_is_unplugged_is_shown_again_when_it_is_back() {
     const MISSING: Option<i32> = Some(77);
     let bench = Bench::new(2);
-    // First what the test needs to know of the camera, then the program in the place of the shell.
+    // First what the test needs to know about the camera, then the program in place of the shell.
     let script = "echo \"$$ $FAKE_CAMERA_PID $FAKE_CAMERA\" >&2; exec \"$@\"";
     let mut child = Command::new(fixture("fake_camera.sh"))
         .args(["sh", "-c", script, "sh", env!("CARGO_BIN_EXE_vitscope")])
@@ -1359,7 +1359,7 @@ fn a_camera_that_is_unplugged_is_shown_again_when_it_is_back() {
     );
 }
 
-/// Pictures of two classes in a folder, as `--data` takes them.
+/// Makes a folder with pictures of two classes, as `--data` accepts it.
 fn pictures(bench: &Bench) {
     for half in ["train", "test"] {
         for (class, color) in [("cat", 40), ("dog", 200)] {
@@ -1413,7 +1413,7 @@ fn insertion_and_deletion_are_measured_beside_controls_and_come_out_the_same_aga
         let (low, high) = (a["low"].as_f64().unwrap(), a["high"].as_f64().unwrap());
         assert!(low <= mean(a) && mean(a) <= high, "{a}");
     }
-    // Two protocols of two curves, six rows, five pictures, and a line of names.
+    // Two protocols of two curves, six rows, five pictures, and a header line.
     let csv = fs::read_to_string(bench.path("a.csv")).unwrap();
     assert_eq!(csv.lines().count(), 1 + 2 * 2 * 6 * 5);
 }
@@ -1479,7 +1479,7 @@ fn examples_are_captioned_by_their_own_label_whatever_number_the_model_gives_it(
     ));
     assert_eq!(Some(0), ended.code, "{}", ended.stderr);
     let page = fs::read_to_string(bench.path("page.html")).unwrap();
-    // One picture under three labels has at most one right answer.
+    // Of one picture under three labels, at most one answer is right.
     let wrong = folders.map(|folder| page.contains(&format!(", not {folder}")));
     assert!(
         wrong.iter().filter(|wrong| **wrong).count() >= 2,
@@ -1501,7 +1501,7 @@ fn a_page_tells_how_curves_are_measured_in_words() {
         page.contains("probability of the predicted class"),
         "{page}"
     );
-    // What Rust writes of its own values has a name with a bracket behind it.
+    // Rust's debug output of a value has a name followed by a bracket.
     for debug in ["Blur {", "Shares(", "Equal(", "Some(", "&quot;Predicted"] {
         assert!(!page.contains(debug), "{debug}");
     }
@@ -1538,7 +1538,7 @@ fn a_run_that_was_cut_off_goes_on_and_says_the_same() {
     measure(2, "--resume run.jsonl");
     let path = bench.path("run.jsonl");
     let known = fs::read_to_string(&path).unwrap();
-    // What it knows is not measured again: another number would come out.
+    // Results in the file are not measured again; otherwise, another number would come out.
     let first = known.lines().nth(1).unwrap();
     assert!(first.contains("rollout"), "{first}");
     fs::write(&path, &known[..known.len() - 3]).unwrap();
@@ -1610,7 +1610,7 @@ fn options_may_stand_between_pictures_and_output() {
     assert!(bench.path("dimmed.png").exists());
 }
 
-/// Before anything is measured: not one of these has its data.
+/// They are refused before any measurement: the data of these commands does not exist.
 #[test]
 fn reports_into_folders_that_are_not_there_are_refused_at_once() {
     let bench = Bench::new(1);

@@ -1,4 +1,4 @@
-//! What several tests need: small models, clips made by ffmpeg, and what ffprobe says of them.
+//! Shared by several tests: small models, clips made by ffmpeg, and what ffprobe reports about them.
 #![expect(clippy::expect_used, reason = "a failed step is a failed test")]
 #![cfg_attr(
     not(all(feature = "cli", feature = "live")),
@@ -20,14 +20,14 @@ use vitscope_core::gates::{
     EMPTY_ANSWER, GateSizes, Gates, OrderGates, OrderSizes, RankingGates, RankingSizes, VotingGates,
 };
 
-/// A file or folder of `tests/fixtures`.
+/// Returns a file or folder of `tests/fixtures`.
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures")
         .join(name)
 }
 
-/// Runs `program` to its end, and fails the test where it fails.
+/// Runs `program` to its end, and fails the test if it fails.
 pub(crate) fn run_tool(program: &str, args: &[&str]) -> Output {
     let output = Command::new(program)
         .args(args)
@@ -39,7 +39,7 @@ pub(crate) fn run_tool(program: &str, args: &[&str]) -> Output {
     output
 }
 
-/// Makes a file by ffmpeg from space-separated arguments.
+/// Makes a file with ffmpeg from space-separated arguments.
 pub(crate) fn ffmpeg(args: &str, file: &Path) {
     let mut all: Vec<&str> = ["-v", "error", "-y"].to_vec();
     all.extend(args.split_whitespace());
@@ -48,7 +48,7 @@ pub(crate) fn ffmpeg(args: &str, file: &Path) {
     run_tool("ffmpeg", &all);
 }
 
-/// A clip of `frames` frames with a moving test picture and a sound.
+/// Makes a clip of `frames` frames with a moving test picture and sound.
 pub(crate) fn clip(file: &Path, size: &str, frames: u32) {
     let secs = f64::from(frames) / 25.0;
     ffmpeg(
@@ -61,7 +61,7 @@ pub(crate) fn clip(file: &Path, size: &str, frames: u32) {
     );
 }
 
-/// Times of the frames of `file` in nanoseconds, as ffprobe reads them, from the first one.
+/// Returns the timestamps of the frames of `file` in nanoseconds, relative to the first one, as ffprobe reads them.
 pub(crate) fn frame_times(file: &Path) -> Vec<u64> {
     let args = "-v error -select_streams v:0 -show_entries frame=pts_time -of csv=p=0";
     let mut all: Vec<&str> = args.split_whitespace().collect();
@@ -74,10 +74,10 @@ pub(crate) fn frame_times(file: &Path) -> Vec<u64> {
         .collect()
 }
 
-/// A connection that hangs fails in the end.
+/// Time after which a hanging connection fails.
 pub(crate) const HTTP_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A connection to a server of this machine.
+/// Opens a connection to a server on this machine.
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("the server listens");
     for timeout in [
@@ -89,10 +89,10 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// What a server says to `request`, up to the end of the connection.
+/// Returns a server's response to `request`, up to the end of the connection.
 pub(crate) fn ask(address: SocketAddr, request: &[u8]) -> String {
     let mut stream = connect(address);
-    // It may refuse before it has heard all.
+    // The server may refuse the request before it has read all of it.
     let _ = stream.write_all(request);
     let _ = stream.shutdown(Shutdown::Write);
     let mut answer = Vec::new();
@@ -100,7 +100,7 @@ pub(crate) fn ask(address: SocketAddr, request: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// Names of what a folder holds, sorted.
+/// Returns the names of a folder's entries, sorted.
 pub(crate) fn names_in(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("the folder is readable");
     let mut names: Vec<String> = entries
@@ -111,7 +111,7 @@ pub(crate) fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A model of 3 blocks and 3 × 3 patches.
+/// Returns the configuration of a model of 3 blocks and 3 × 3 patches.
 pub(crate) fn small_config() -> VitConfig {
     VitConfig {
         image_size: 12,
@@ -125,7 +125,7 @@ pub(crate) fn small_config() -> VitConfig {
     }
 }
 
-/// The same with all that DINOv2 has, and without a head.
+/// Returns the same configuration with everything that DINOv2 has, and without a head.
 pub(crate) fn small_config_without_head() -> VitConfig {
     VitConfig {
         family: Family::Dinov2WithRegisters,
@@ -136,24 +136,24 @@ pub(crate) fn small_config_without_head() -> VitConfig {
     }
 }
 
-/// Random weights.
+/// Creates a model with random weights.
 pub(crate) fn small_vit(config: VitConfig) -> Vit {
     let weights = init::init(&config, &mut Rng::new(1)).expect("weights are drawn");
     Vit::load(config, &weights).expect("drawn weights fit")
 }
 
-/// Random images.
+/// Creates random images.
 pub(crate) fn small_images(batch: usize) -> Tensor {
     let images = Rng::new(2).normal_tensor((batch, 3, 12, 12), &Device::Cpu);
     images.expect("images are drawn")
 }
 
-/// Random gates.
+/// Creates random gates.
 pub(crate) fn small_gates(vit: &Vit) -> Gates {
     Gates::Voting(small_voting_gates(vit))
 }
 
-/// Random gates that vote.
+/// Creates random voting gates.
 pub(crate) fn small_voting_gates(vit: &Vit) -> VotingGates {
     let sizes = GateSizes::new(vit.config());
     let tensors = VotingGates::initial_tensors(sizes, 2.0, &mut Rng::new(3), &Device::Cpu);
@@ -161,7 +161,7 @@ pub(crate) fn small_voting_gates(vit: &Vit) -> VotingGates {
     VotingGates::load(sizes, 15.0, &tensors).expect("drawn gates fit")
 }
 
-/// A random interpreter.
+/// Creates a random interpreter.
 pub(crate) fn small_interpreter(vit: &Vit) -> Interpreter {
     let shape = InterpreterShape::new(vit.config(), vit.config().n_patches());
     let tensors = Interpreter::initial_tensors(&shape, &mut Rng::new(4), &Device::Cpu);
@@ -172,7 +172,7 @@ pub(crate) fn small_interpreter(vit: &Vit) -> Interpreter {
     Interpreter::load(shape, &tensors).expect("a drawn interpreter fits")
 }
 
-/// Random gates that rank, with scores that are not small.
+/// Creates random ranking gates whose scores are not small.
 pub(crate) fn small_ranking_gates(vit: &Vit) -> RankingGates {
     let sizes = RankingSizes::new(vit.config(), 6);
     let tensors = RankingGates::initial_tensors(sizes, &mut Rng::new(5), &Device::Cpu);
@@ -192,7 +192,7 @@ pub(crate) fn small_ranking_gates(vit: &Vit) -> RankingGates {
     RankingGates::load(vit, 6, &tensors.into_iter().collect()).expect("drawn gates fit")
 }
 
-/// Tensors of random gates that order, with scores that are not small.
+/// Creates tensors of random ordering gates whose scores are not small.
 pub(crate) fn small_order_tensors(vit: &Vit) -> BTreeMap<String, Tensor> {
     let sizes = OrderSizes::new(vit.config(), 6);
     let tensors = OrderGates::initial_tensors(sizes, &mut Rng::new(5), &Device::Cpu);
@@ -206,7 +206,7 @@ pub(crate) fn small_order_tensors(vit: &Vit) -> BTreeMap<String, Tensor> {
     tensors
 }
 
-/// Gates over [`small_order_tensors`].
+/// Creates gates from [`small_order_tensors`].
 pub(crate) fn small_order_gates(vit: &Vit) -> OrderGates {
     let tensors = small_order_tensors(vit).into_iter().collect();
     OrderGates::load(vit, 6, &tensors).expect("drawn gates fit")

@@ -115,14 +115,14 @@ fn damaged_pictures_are_left_out_and_named() {
         let path = folder.path().join(format!("{index}.png"));
         save(&path, (32, 32), [index, 7, 90]);
     }
-    // A header that is none, and a picture that breaks off.
+    // An invalid header, and a truncated picture.
     std::fs::write(folder.path().join("header.png"), b"no picture").unwrap();
     let cut = folder.path().join("cut.png");
     let noise = RgbImage::from_fn(32, 32, |x, y| Rgb([(x * y) as u8, (x * 7) as u8, y as u8]));
     noise.save(&cut).unwrap();
     let bytes = std::fs::read(&cut).unwrap();
     std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
-    // Decoders fill up what is missing of a JPEG, and say nothing.
+    // Decoders silently fill in the missing part of a JPEG.
     let cut = folder.path().join("cut.jpg");
     noise.save(&cut).unwrap();
     let bytes = std::fs::read(&cut).unwrap();
@@ -155,7 +155,7 @@ fn transparent_pictures_lie_on_white() {
     assert!(picture.rgb.iter().all(|&value| value == 255));
 }
 
-/// A video of one gray a second.
+/// Makes a video that shows one gray per second.
 #[cfg(feature = "media")]
 fn grays(file: &Path, secs: u32) {
     let source = format!("nullsrc=s=64x48:r=25:d={secs},geq=lum='40+20*floor(T)':cb=128:cr=128");
@@ -179,7 +179,7 @@ fn a_video_gives_a_picture_for_each_thing_it_shows() {
     let all = [train, test].concat();
     assert!(all.is_sorted() && all.windows(2).all(|pair| pair[0] + 15 < pair[1]));
 
-    // A folder may hold several, and pictures beside them; what is no video is named.
+    // A folder may hold several videos and also pictures; files that are not videos are named.
     grays(&folder.path().join("more.mkv"), 3);
     save(&folder.path().join("picture.png"), (16, 16), [1, 2, 3]);
     std::fs::write(folder.path().join("notes.mp4"), "no video").unwrap();
@@ -194,7 +194,7 @@ fn a_video_gives_a_picture_for_each_thing_it_shows() {
     assert!(message.err().unwrap().to_string().contains("notes.mp4"));
 }
 
-/// The lists as they are published, and as CSV.
+/// The lists as published, and as CSV.
 #[test]
 fn celeba_is_read_by_its_lists() {
     let published = [

@@ -1,4 +1,4 @@
-//! The red-patches task on explainers whose score is known by hand.
+//! The red-patches task on explainers with scores computed by hand.
 #![expect(
     clippy::unwrap_used,
     reason = "a failing helper of a test shall end the test"
@@ -30,7 +30,7 @@ fn vit() -> Vit {
     };
     let mut rng = Rng::new(1);
     let weights = init::init(&config, &mut rng).unwrap().into_iter();
-    // Fresh weights are so small that no mask moves an answer.
+    // Freshly initialized weights are so small that no mask changes an answer.
     let mut weights: HashMap<String, Tensor> = weights
         .map(|(name, weight)| {
             let grown = ["projection.weight", "value.weight", "dense.weight"]
@@ -59,7 +59,7 @@ impl Explainer for Oracle {
 
     fn attribution(&self, pass: &Pass<'_>) -> vitscope::Result<Tensor> {
         let images = pass.images();
-        // The top left pixel of each cell of 4 × 4 pixels.
+        // The top-left pixel of each cell of 4 × 4 pixels.
         let corners = images.reshape((images.dim(0)?, 3, 3, 4, 3, 4))?;
         let corners = corners.narrow(3, 0, 1)?.narrow(5, 0, 1)?;
         let corners = corners.reshape((images.dim(0)?, 3, 9))?;
@@ -176,7 +176,7 @@ fn the_gallery_has_a_column_for_the_grid_and_one_a_method() {
     );
 }
 
-/// Shipped gates find exactly the red cells: the bounds are those that the project promises.
+/// Shipped gates find exactly the red cells; the bounds are those that the project promises.
 #[test]
 fn shipped_gates_of_every_seed_find_the_red_cells() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/red-patches");
@@ -211,7 +211,7 @@ fn shipped_gates_of_every_seed_find_the_red_cells() {
 mod program {
     use std::process::{Command, Output};
 
-    /// A recipe's table for a model too small to be right.
+    /// Recipe table for a model too small to be right.
     const CLASSIFIER: &str = "[classifier]\nepochs = 1\nbatch = 800\nhidden-size = 16\nheads = 2\nblocks = 1\n\
         patch-size = 16\nshift-px = 0\nmirror = false\n";
 
@@ -230,8 +230,8 @@ mod program {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A folder per class numbers its classes otherwise than the model does; with nothing taken away all pictures that lie
-    /// in the folder of what the model names are right.
+    /// The class folders are numbered differently from the model's classes; with nothing removed, all pictures in the
+    /// folder of the predicted class are right.
     #[test]
     fn labels_of_folders_are_the_model_s_classes_by_name() {
         let folder = tempfile::tempdir().unwrap();
@@ -276,7 +276,7 @@ mod program {
         }
     }
 
-    /// The whole way from nothing to a table, on a model too small to be right.
+    /// The whole way from nothing to a table, with a model too small to be right.
     #[test]
     fn a_model_is_trained_gets_gates_and_is_scored() {
         let folder = tempfile::tempdir().unwrap();
@@ -323,7 +323,7 @@ mod program {
         let scores: serde_json::Value = serde_json::from_slice(&scores).unwrap();
         assert_eq!(scores["scores"].as_array().unwrap().len(), 3);
         assert!(folder.path().join("p.png").exists());
-        // Without names all methods are meant that go with the model: GradMask has no use for its only block.
+        // Without names, all methods that work with the model are meant: GradMask has no use for its only block.
         let masks = stdout(
             "eval gates --model m --data red-patches --pictures 40 --margin 0.02",
             folder.path(),
@@ -362,7 +362,8 @@ mod program {
         );
     }
 
-    /// A head, gates of two seeds and an interpreter, for a model that stays as it is, and one with its interpreter.
+    /// A head, gates of two seeds and an interpreter for a model that stays unchanged, and a model trained together
+    /// with its interpreter.
     #[test]
     fn parts_are_trained_for_a_model_and_all_are_found_in_its_folder() {
         let folder = tempfile::tempdir().unwrap();
@@ -389,7 +390,7 @@ mod program {
         };
         run("train classifier --init base --freeze --out wide --set input-px=96");
         assert!(looks_at().contains("96 x 96 px"), "{}", looks_at());
-        // Another head takes the place of the first, and its size.
+        // Another head replaces the first one and its size.
         run("train classifier --init base --freeze --out wide");
         assert!(looks_at().contains("48 x 48 px"), "{}", looks_at());
         let gates = run("train diffmask --model top --backbone base --seeds 2 --seed 7");
@@ -484,7 +485,7 @@ mod program {
         );
     }
 
-    /// Wherever the kill falls, the last checkpoint is whole and the run goes on from there.
+    /// Whenever the kill occurs, the last checkpoint is complete and the run resumes from it.
     #[test]
     fn a_run_that_was_killed_ends_in_the_weights_of_one_that_was_not() {
         let folder = tempfile::tempdir().unwrap();

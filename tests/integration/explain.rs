@@ -1,4 +1,4 @@
-//! Every method: against PyTorch, on a toy whose answer is known, and what it refuses.
+//! Every method: against PyTorch, on a toy with a known answer, and what it refuses.
 #![expect(
     clippy::unwrap_used,
     reason = "a failing helper of a test shall end the test"
@@ -27,7 +27,7 @@ use crate::common::{
 /// The class that the fixtures explain.
 const CLASS: usize = 2;
 
-/// Methods under the names and options of the fixtures, and where those have another class, that one.
+/// Methods under the names and options of the fixtures, with the class that those explain.
 const PARITY: &[(&str, Method, &str, usize)] = &[
     ("raw-attention", Method::RawAttention, "", CLASS),
     ("rollout", Method::Rollout, "", CLASS),
@@ -96,7 +96,7 @@ fn largest(xs: &Tensor) -> f32 {
     largest.to_scalar().unwrap()
 }
 
-/// Fails where `found` is farther from `expected` than `tolerance` of its largest value.
+/// Fails if `found` differs from `expected` by more than `tolerance` times its largest value.
 fn assert_near(expected: &Tensor, found: &Tensor, tolerance: f32, what: &str) {
     assert_eq!(expected.dims(), found.dims(), "{what}");
     let off = largest(&(expected - found).unwrap()) / largest(expected).max(1e-12);
@@ -135,7 +135,7 @@ fn relevance_of_attention_is_that_of_pytorch() {
         let (model, images) = fixture_model(name);
         let explanation = explainer.explain(&model.vit, &images, Target::Class(CLASS));
         let what = format!("{name}/chefer-lrp");
-        // Quotients of small numbers: PyTorch in f32 is off by 1.6e-4 of its own f64.
+        // Quotients of small numbers: PyTorch in f32 differs by 1.6e-4 from its own f64 result.
         assert_near(
             &expected[&what],
             &explanation.unwrap().attribution,
@@ -195,7 +195,7 @@ fn noise_and_masks_of_ones_own_give_the_maps_of_pytorch() {
 
 #[test]
 fn gradients_of_keys_cancel_over_all_tokens() {
-    // Adding one vector to all keys changes no softmax.
+    // Adding one vector to all keys does not change the softmax.
     let (model, images) = fixture_model("vit_a");
     let sites = (0..model.vit.n_blocks()).map(Site::Key);
     let forward = Forward::run(&model.vit, &images, Needs::gradients(sites.clone())).unwrap();
@@ -253,7 +253,7 @@ fn with_nothing_hidden_every_mask_counts_as_the_class_does() {
     let (model, images) = fixture_model("vit_a");
     let logits = model.vit.forward(&images).unwrap().logits.unwrap();
     let probabilities = candle_nn::ops::softmax(&logits, D::Minus1).unwrap();
-    // Every vote is at least the least one, so that every mask keeps every patch: 2 blocks of Q, K and V in 4 groups.
+    // Every vote is at least the minimum, so every mask keeps every patch: 2 blocks of Q, K and V in 4 groups.
     let explainer = build(Method::GradMask, "threshold = { quantile = 0.0 }");
     let found = explainer
         .explain(&model.vit, &images, Target::Class(CLASS))
@@ -263,12 +263,12 @@ fn with_nothing_hidden_every_mask_counts_as_the_class_does() {
     assert_near(&expected, &found.attribution, 1e-4, "24 full masks");
 }
 
-/// Gates and interpreter.
+/// Creates gates and an interpreter.
 fn parts_for(vit: &Vit) -> (Gates, Interpreter) {
     (small_gates(vit), small_interpreter(vit))
 }
 
-/// Every method, cheap enough for many runs.
+/// Builds every method, with options that make it cheap enough for many runs.
 fn all_methods((gates, interpreter): &(Gates, Interpreter)) -> Vec<Box<dyn Explainer>> {
     let parts = Parts {
         gates: Some(gates),
@@ -331,7 +331,8 @@ fn methods_of_many_passes_end_once_nobody_waits_for_them() {
     }
 }
 
-/// A head of class token and patch mean is no class token's, and Chefer's LRP has a rule for that one only.
+/// A head that reads class token and patch mean is not a class token head, the only one that Chefer's LRP has a rule
+/// for.
 const REFUSED: [(&str, &str); 4] = [
     ("chefer-lrp", "clip"),
     ("chefer-lrp", "deit_distilled"),
@@ -413,7 +414,7 @@ fn methods_together_find_what_they_find_alone() {
     let together = explain_all(&explainers, &vit, &images, &[Target::Predicted]).unwrap();
     for (explainer, found) in explainers.iter().zip(&together.attributions) {
         let alone = explainer.explain(&vit, &images, Target::Predicted).unwrap();
-        // A pass with more taps sums in another order; Score-CAM takes small differences of that.
+        // A pass with more taps sums in a different order; Score-CAM takes small differences of these sums.
         assert_near(&alone.attribution, found, 1e-3, explainer.name());
     }
 }
@@ -493,7 +494,7 @@ fn groups_that_do_not_divide_the_width_are_refused() {
 
 #[test]
 fn masked_copies_are_the_same_in_bounded_chunks() {
-    // 48 masks are more than go through the model at once; each occlusion hides something else.
+    // 48 masks are more than go through the model at once; each occlusion hides a different part.
     let vit = small_vit(small_config());
     let map = |options: &str| {
         let explainer = build(Method::GradMask, options);
@@ -556,9 +557,9 @@ fn masks_spread_over_the_frames_of_a_still_video_give_the_same_map() {
     };
     let mut memory = StreamMemory::default();
     let mut explain = |images: &Tensor| follow(images, &mut memory).remove(0);
-    // The first frame is asked about all masks.
+    // The first frame is tested with all masks.
     assert_near(&whole, &explain(&images), 1e-6, "the first frame");
-    // Turns of 3 frames: after many, the moving sum swings around the whole sum.
+    // Turns of 3 frames: after many frames, the moving sum oscillates around the whole sum.
     let mut turn = whole.zeros_like().unwrap();
     for frame in 0..63 {
         let found = explain(&images);
@@ -567,7 +568,7 @@ fn masks_spread_over_the_frames_of_a_still_video_give_the_same_map() {
         }
     }
     assert_near(&whole, &(turn / 3.0).unwrap(), 1e-4, "the mean of a turn");
-    // A batch is so many frames, one after the other.
+    // A batch is a sequence of frames.
     let other = small_images(2).narrow(0, 1, 1).unwrap();
     let both = Tensor::cat(&[&images, &other], 0).unwrap();
     assert_eq!([2, 9], explain(&both).dims());
@@ -576,7 +577,7 @@ fn masks_spread_over_the_frames_of_a_still_video_give_the_same_map() {
     let alone = spread[0].explain(&vit, &images, targets[0]).unwrap();
     assert_near(&whole, &alone.attribution, 1e-6, "a picture alone");
 
-    // Each target has sums of its own, and so has each video that shares a batch.
+    // Each target has its own sums, and so has each video that shares a batch.
     let (mut one, mut two) = (StreamMemory::default(), StreamMemory::default());
     let apart: Vec<Vec<Tensor>> = [&images, &other, &images, &other]
         .into_iter()
@@ -595,13 +596,13 @@ fn masks_spread_over_the_frames_of_a_still_video_give_the_same_map() {
     }
 }
 
-/// A patch of the toy, and the only one that its logit depends on.
+/// A patch of the toy, the only one that its logit depends on.
 const SEEN_PATCH: usize = 5;
 
-/// A model of three blocks whose first logit grows with the brightness of one patch, and sees no other.
+/// Creates a model of three blocks whose first logit grows with the brightness of one patch and depends on no other.
 ///
 /// Channels come in pairs of opposite sign, so that no norm shifts them: brightness, place, seen (both of them),
-/// there to be something, class token, what the class token has read.
+/// a constant, class token, what the class token has read.
 fn one_patch_vit() -> Vit {
     let config = VitConfig {
         labels: vec!["bright".into(), "dark".into()],
@@ -624,7 +625,7 @@ fn one_patch_vit() -> Vit {
         *tensor = Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap();
     };
     let dim = 16;
-    // Brightness is the mean of red.
+    // Brightness is the mean of the red channel.
     let pixels = 3 * 16;
     let red = (0..16).flat_map(|pixel| [(pixel, 1.0 / 16.0), (pixels + pixel, -1.0 / 16.0)]);
     set(
@@ -636,7 +637,7 @@ fn one_patch_vit() -> Vit {
     let there = (1..10).flat_map(|token| [(token * dim + 6, 1.0), (token * dim + 7, -1.0)]);
     let places: Vec<_> = there.chain([(place + 2, 1.0), (place + 3, -1.0)]).collect();
     set("embeddings.position_embeddings", &places);
-    // Block 0: what is bright and in its place is seen; GELU makes zero of all else.
+    // Block 0: a patch that is bright and in its place is seen; GELU turns all others into zero.
     set(
         "encoder.layer.0.intermediate.dense.weight",
         &[(0, 20.0), (2, 20.0)],
@@ -647,7 +648,7 @@ fn one_patch_vit() -> Vit {
         "encoder.layer.0.output.dense.weight",
         &[(4 * hidden, 0.1), (5 * hidden, -0.1)],
     );
-    // Blocks 1 and 2: the class token looks for what is seen, and reads it.
+    // Blocks 1 and 2: the class token attends to what is seen, and reads it.
     for block in [1, 2] {
         let at = |name: &str| format!("encoder.layer.{block}.attention.{name}");
         let from_seen =

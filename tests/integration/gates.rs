@@ -22,7 +22,7 @@ use crate::common::{
     small_order_tensors, small_ranking_gates, small_vit, small_voting_gates,
 };
 
-/// Difference of f32 sums in another order.
+/// Difference of f32 sums in a different order.
 const TOLERANCE: f32 = 1e-4;
 
 fn values(xs: &Tensor) -> Vec<f32> {
@@ -74,7 +74,7 @@ fn states_carry_no_graph() {
     assert!(!clean.output.logits.unwrap().track_op());
 }
 
-/// Class and register tokens stand before the patches and have no votes.
+/// Class and register tokens come before the patches and have no votes.
 #[test]
 fn gates_asked_during_a_pass_give_the_mask_of_its_states() {
     for config in [small_config(), small_config_without_head()] {
@@ -146,7 +146,7 @@ fn keeping_every_patch_changes_no_answer() {
     }
 }
 
-/// Patches that become `value` throughout.
+/// Returns a removal that sets patches to `value` throughout.
 fn baseline(value: f32) -> Removal {
     Removal::Baseline(Tensor::full(value, 16, &Device::Cpu).unwrap())
 }
@@ -165,7 +165,7 @@ fn masking_every_patch_leaves_nothing_of_the_image() {
     }
 }
 
-/// A model whose classifier reads the mean of the patches too.
+/// Returns the configuration of a model whose classifier also reads the mean of the patches.
 fn with_patches_in_the_head() -> VitConfig {
     VitConfig {
         labels: small_config().labels,
@@ -199,7 +199,7 @@ fn a_dropped_patch_might_as_well_not_have_been_among_the_tokens() {
     }
 }
 
-/// Where nothing is left of a patch, the mask still learns whether it was needed.
+/// Even if nothing is left of a patch, the mask still learns whether it was needed.
 #[test]
 fn a_dropped_patch_passes_a_gradient_to_its_mask() {
     for config in [small_config(), with_patches_in_the_head()] {
@@ -225,7 +225,7 @@ fn a_masked_patch_gets_the_baseline_and_the_others_stay() {
     let clean = clean_pass(&vit, &images).unwrap();
     let fourth = clean.states[0].get(0).unwrap().get(4).unwrap();
     let removal = Removal::Baseline(fourth);
-    // The baseline equals patch 4's own embedding, so masking it changes nothing, and patch 5's does.
+    // The baseline equals the embedding of patch 4, so masking patch 4 changes nothing, but masking patch 5 does.
     let logits = clean.output.logits.unwrap();
     let masked = |patch: usize| {
         let mut mask = vec![1.0_f32; 9];
@@ -264,12 +264,12 @@ fn within_the_margin_no_larger_mask_than_needed_is_kept() {
         );
         answers.iter().map(|answer| answer.kept).sum::<f64>()
     };
-    // Whatever it may cost, the class stays.
+    // Whatever the margin allows, the class does not change.
     assert!(kept(1e9) <= kept(0.1) && kept(0.1) <= kept(1e-3));
     assert!(kept(1e-7) > kept(1e-2));
 }
 
-/// What is kept are the likeliest patches, and one fewer of them would change the answer by more than the margin.
+/// The likeliest patches are kept, and keeping one fewer would change the answer by more than the margin.
 #[test]
 fn diffmask_cut_at_the_margin_keeps_as_few_of_the_likeliest_patches_as_it_can() {
     let vit = small_vit(small_config());
@@ -430,7 +430,7 @@ fn damaged_gates_are_refused() {
     assert!(open().err().unwrap().to_string().contains("base_sha256"));
 }
 
-/// A texture that stands still, with a little noise of a sensor.
+/// Returns frames of a static texture with a little sensor noise.
 fn still_frames(n_frames: usize) -> Tensor {
     let mut rng = Rng::new(8);
     let values: Vec<f32> = (0..n_frames * 3 * 144)
@@ -491,7 +491,7 @@ fn smoothed_masks_change_less_and_what_the_gates_said_stays_known() {
         change(&smoothed),
         change(&plain)
     );
-    // The first frame has no past; logits end where eight bits do.
+    // The first frame has no past; logits are clamped where eight bits no longer tell them apart.
     for (smoothed, plain) in smoothed[0].iter().zip(&plain[0]) {
         assert!((smoothed - plain).abs() < 2e-3, "{smoothed} {plain}");
     }
@@ -549,7 +549,7 @@ fn smoothing_that_means_nothing_is_refused() {
     );
 }
 
-/// φ of ranking gates on a batch, for weights of the classes by row.
+/// Returns φ of ranking gates on a batch, for class weights by row.
 fn ranked(vit: &Vit, images: &Tensor, weights: &[Vec<f32>]) -> Vec<Vec<f32>> {
     let clean = clean_pass(vit, images).unwrap();
     let shape = (weights.len(), weights[0].len());
@@ -569,7 +569,7 @@ fn scores_add_up_to_what_the_class_gains_by_the_image() {
         .to_vec2()
         .unwrap();
     let n_classes = answer[0].len();
-    // The gates' own record of the answer to emptied pictures, drawn as `small_ranking_gates` draws it.
+    // The gates' own record of the answer to emptied pictures, drawn in the same way as in `small_ranking_gates`.
     let mut rng = Rng::new(6);
     let sizes = small_ranking_gates(&vit).sizes();
     for drawn in [
@@ -593,8 +593,8 @@ fn scores_add_up_to_what_the_class_gains_by_the_image() {
     }
 }
 
-/// A class is its row of the classifier: under one that lists the same rows in another order, longer and all moved by the
-/// same, each class has the scores that it had, up to what emptied pictures are taken to answer.
+/// A class is its row of the classifier: under a classifier with the same rows in another order, scaled and shifted by
+/// the same amount, each class keeps its scores, except for the assumed answer to emptied pictures.
 #[test]
 fn another_classifier_of_the_same_classes_gets_the_same_order_of_patches() {
     let vit = small_vit(small_config());
@@ -675,7 +675,7 @@ fn gates_that_rank_explain_any_class_and_the_predicted_one_by_default() {
         explain(Target::Predicted),
         explain(Target::Class((best + 1) % logits.len()))
     );
-    // What is kept is what speaks for the class.
+    // The mask keeps what supports the class.
     let scores = explain(Target::Predicted);
     let options = "cut = 'likely'".parse().unwrap();
     let likely = Method::DiffMask.build_with(parts, options).unwrap();
@@ -720,7 +720,7 @@ fn saved_gates_that_rank_come_back_as_they_were() {
     assert_eq!(scores(&before), scores(&back));
 }
 
-/// One row per image that asks for a class.
+/// Returns one row per image that requests a class.
 fn asking_for(class: usize, batch: usize, n_classes: usize) -> Tensor {
     let row = (0..n_classes).map(|c| f32::from(u8::from(c == class)));
     let rows: Vec<f32> = (0..batch).flat_map(|_| row.clone()).collect();
@@ -804,7 +804,7 @@ fn gates_that_order_explain_any_class_and_the_predicted_one_by_default() {
     let (best, other) = (best.unwrap(), (best.unwrap() + 1) % logits.len());
     assert_eq!(explain(Target::Predicted), explain(Target::Class(best)));
     assert_ne!(explain(Target::Predicted), explain(Target::Class(other)));
-    // What evaluations of gates ask for is the same map, as a mask in the same order.
+    // Evaluations of gates request the same map, as a mask in the same order.
     let mask = gates.freeze().unwrap().pass(&vit, &images).unwrap().mask;
     let scores = explain(Target::Predicted);
     for (score, likely) in scores.iter().zip(values(&mask)) {
@@ -846,7 +846,7 @@ fn saved_gates_that_order_come_back_as_they_were_and_serve_another_classifier() 
     };
     let own = scores(&small_order_gates(&vit));
     assert_eq!(own, scores(&back));
-    // Only what emptied pictures are taken to answer differs, and that moves all patches by the same.
+    // Only the assumed answer to emptied pictures differs, which shifts all patches by the same amount.
     let under = scores(&back.under(&vit).unwrap());
     for (own, under) in own.iter().zip(&under) {
         for (a, b) in own.iter().zip(under) {

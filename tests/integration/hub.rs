@@ -1,4 +1,4 @@
-//! Models of the Hugging Face hub: a server beside the test stands for the hub.
+//! Models of the Hugging Face hub: a server next to the test plays the hub.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;
@@ -10,13 +10,13 @@ use tiny_http::{Header, Request, Response, Server};
 
 use crate::common::fixture;
 
-/// A hub with the model `zoo/vit-a`, and the cache of one who uses it.
+/// A hub with the model `zoo/vit-a`, and the cache of its user.
 struct Hub {
     server: Server,
     cache: tempfile::TempDir,
-    /// The files that the model has there.
+    /// The files of the model on the hub.
     files: &'static [&'static str],
-    /// What is in those that are not as in the fixture.
+    /// Contents of the files that differ from the fixture.
     texts: Vec<(&'static str, &'static str)>,
 }
 
@@ -54,7 +54,7 @@ impl Hub {
         command
     }
 
-    /// Serves until the program has ended; gives what it printed and what it asked for.
+    /// Serves until the program has ended; returns what it printed and what it requested.
     fn serve(&self, args: &[&str]) -> (Output, Vec<String>) {
         let mut child: Child = self.command(args).spawn().unwrap();
         let mut asked = Vec::new();
@@ -191,7 +191,7 @@ fn what_the_hub_does_not_give_is_said_in_one_sentence() {
         |command| command.env("HF_HUB_OFFLINE", "1"),
         &["not in the cache", "HF_HUB_OFFLINE is set"],
     );
-    // Nobody listens at the port of zero.
+    // Nothing listens on port zero.
     refused(
         &["models", "pull", "zoo/vit-a"],
         |command| command.env("HF_ENDPOINT", "http://127.0.0.1:0"),

@@ -1,4 +1,4 @@
-//! KernelSHAP: against the definition of Shapley values, against shap and numpy, what it costs and what it refuses.
+//! KernelSHAP: against the definition of Shapley values, against shap and numpy, its cost and what it refuses.
 #![expect(
     clippy::unwrap_used,
     reason = "a failing helper of a test shall end the test"
@@ -61,7 +61,7 @@ fn range(values: &[f64]) -> f64 {
     most - values.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// The index of a subset in a table of all: its players are the bits.
+/// Returns the index of a subset in a table of all subsets: its players are the bits.
 fn bits(subset: &[f32]) -> usize {
     let players = subset.iter().enumerate();
     players
@@ -69,7 +69,7 @@ fn bits(subset: &[f32]) -> usize {
         .sum()
 }
 
-/// A game of which the scores of all subsets are known, and how many of them were asked about.
+/// A game with known scores of all subsets, which counts how many of them were requested.
 struct Game {
     scores: Vec<f32>,
     n_players: usize,
@@ -85,7 +85,7 @@ impl Game {
         }
     }
 
-    /// Players of different strengths, of which some pairs help each other and others are in each other's way.
+    /// Creates players of different strengths, of which some pairs help and others hinder each other.
     fn of_friends_and_foes(n_players: usize) -> Self {
         let mut rng = Rng::new(5);
         let mut normal =
@@ -122,7 +122,8 @@ impl Game {
         search.values(self.n_players, whole, ask).unwrap()
     }
 
-    /// The definition: what a player adds to each subset of the others, by the share of orders in which these come first.
+    /// Computes the values by definition: what a player adds to each subset of the others, weighted by the share of
+    /// orders in which these come first.
     fn by_definition(&self) -> Vec<f64> {
         let factorial = |n: usize| (1..=n).map(|factor| factor as f64).product::<f64>();
         let of_player = |player: usize| {
@@ -169,7 +170,8 @@ fn least_squares_and_their_errors_are_those_of_numpy() {
     assert!(off < 1e-9, "errors are off by {off}");
 }
 
-/// A model of 3 × 3 patches whose answer changes with what it sees; fresh weights are too small for that.
+/// Creates a model of 3 × 3 patches whose answer depends on what it sees; freshly initialized weights are too small for
+/// that.
 fn lively_vit() -> Vit {
     let weights = init::init(&small_config(), &mut Rng::new(1)).unwrap();
     let weights: HashMap<String, Tensor> = weights
@@ -187,7 +189,7 @@ fn lively_vit() -> Vit {
     Vit::load(small_config(), &weights).unwrap()
 }
 
-/// Probability of `class` for every subset of the patches of an image, others being zeros.
+/// Computes the probability of `class` for every subset of the patches of an image, with zeros for the others.
 fn game_of_patches(vit: &Vit, image: &Tensor, class: usize) -> Game {
     let mut pixels = Vec::new();
     for z in 0..1usize << 9 {
@@ -227,7 +229,7 @@ fn patches_of_a_model_have_the_values_of_the_definition() {
             .explain(&vit, &images, Target::Class(1));
         explained.unwrap().attribution.to_vec2().unwrap()
     };
-    // 510 subsets of nine patches: all are asked about, or 254 pairs are drawn.
+    // There are 510 subsets of nine patches: either all are evaluated, or 254 pairs are drawn.
     for (options, tolerance) in [("", 1e-4), ("samples = 508", 0.1)] {
         for (image_idx, found) in explain(options).into_iter().enumerate() {
             let game = game_of_patches(&vit, &images.get(image_idx).unwrap(), 1);
@@ -290,7 +292,7 @@ fn a_search_ends_where_its_error_is_as_small_as_asked_for() {
             tolerance,
             ..KernelShap::default()
         });
-        // The largest of twelve errors, by three standard errors.
+        // The largest of twelve errors is within three standard errors.
         let off = largest_difference(&expected, &found) / range(&expected);
         assert!(off < 3.0 * tolerance, "{off} with {tolerance}");
         assert!((found.iter().sum::<f64>() - game.gain()).abs() < 1e-5);
@@ -302,7 +304,7 @@ fn a_search_ends_where_its_error_is_as_small_as_asked_for() {
     );
 }
 
-/// Nothing is left to learn where every player adds the same to any subset.
+/// Nothing is left to learn if every player adds the same to any subset.
 #[test]
 fn an_additive_game_is_known_once_there_are_as_many_pairs_as_players() {
     let strengths: Vec<f32> = (0..40).map(|player| player as f32 / 8.0 - 2.0).collect();
@@ -319,7 +321,7 @@ fn an_additive_game_is_known_once_there_are_as_many_pairs_as_players() {
     });
     let strengths: Vec<f64> = strengths.iter().copied().map(f64::from).collect();
     assert!(largest_difference(&strengths, &found.unwrap()) < 1e-5);
-    // None, and two times 32 pairs.
+    // The empty subset, and two times 32 pairs.
     assert_eq!(1 + 128, n_asked);
 }
 
@@ -344,7 +346,7 @@ fn options_that_make_no_sense_are_refused() {
     assert!(refused("occlusion = 'gray'").contains("unknown variant `gray`"));
 }
 
-/// DINOv2's head reads the mean of the patches, which is none without patches.
+/// DINOv2's head reads the mean of the patches, which is undefined without patches.
 #[test]
 fn a_model_that_says_nothing_of_no_patches_is_refused_before_a_run() {
     let folder = fixture("dinov2_reg");
@@ -366,7 +368,7 @@ fn a_model_that_says_nothing_of_no_patches_is_refused_before_a_run() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// However few samples there are, and wherever the search ends.
+    /// Holds for any number of samples, and wherever the search ends.
     #[test]
     fn values_sum_to_what_all_players_gain(
         n_players in 1usize..=10,
@@ -385,7 +387,7 @@ proptest! {
         }
     }
 
-    /// The axioms of dummy and symmetry.
+    /// Checks the dummy and symmetry axioms.
     #[test]
     fn a_player_without_influence_has_no_value_and_equal_players_have_equal_ones(
         n_players in 3usize..=8,
@@ -393,7 +395,7 @@ proptest! {
     ) {
         let mut rng = Rng::new(seed);
         let scores: Vec<f64> = (0..1 << n_players).map(|_| f64::from(rng.normal())).collect();
-        // The first player does nothing; of the second and the third only the number counts.
+        // The first player does nothing; of the second and the third, only the number counts.
         let mut game = Game::new(n_players, |z| scores[(z & !7) + (z >> 1 & 1) + (z >> 2 & 1)]);
         let found = game.values(KernelShap::default());
         prop_assert!(found[0].abs() < 1e-6, "{found:?}");

@@ -6,9 +6,9 @@ use candle_core::{D, Device, Result, Tensor, Var};
 use vitscope::rng::Rng;
 use vitscope_kernels::{self as kernels, Activation};
 
-/// Both sides compute in f32, in another order of summation.
+/// Both sides compute in f32, but sum in a different order.
 const FORWARD_TOLERANCE: f32 = 1e-5;
-/// Gradients sum over more terms than values.
+/// Gradients sum over more terms than values do.
 const GRADIENT_TOLERANCE: f32 = 1e-4;
 
 type Op<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
@@ -30,7 +30,7 @@ fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f32) {
     }
 }
 
-/// `fused` and `plain` agree on values and, under a random upstream gradient, on every gradient.
+/// Checks that `fused` and `plain` agree on values and, under a random upstream gradient, on every gradient.
 fn check(name: &str, args: &[Var], fused: Op<'_>, plain: Op<'_>) {
     let tensors: Vec<Tensor> = args.iter().map(|var| var.as_tensor().clone()).collect();
     let (got, want) = (fused(&tensors).unwrap(), plain(&tensors).unwrap());
@@ -134,7 +134,7 @@ fn activations_equal_candles_compositions() {
     }
 }
 
-/// The exact GELU by candle's own operation, and x / (1 + e^(-1.702 x)).
+/// Computes the exact GELU with candle's own operation, or x / (1 + e^(-1.702 x)).
 fn plain_activation(activation: Activation, xs: &Tensor) -> Result<Tensor> {
     match activation {
         Activation::Gelu => xs.gelu_erf(),
@@ -279,10 +279,10 @@ fn plain_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
         .broadcast_add(bias)
 }
 
-/// Few images and few rows are split over all threads, many go to one thread each.
+/// Few images and few rows are split over all threads; of many, each goes to one thread.
 const BATCHES: [usize; 4] = [1, 2, 3, 17];
 
-/// Weights of a map whose outputs are of the size of its inputs.
+/// Creates the weights of a linear map whose outputs are of the same magnitude as its inputs.
 fn map_weights(rng: &mut Rng, out_dim: usize, in_dim: usize) -> [Var; 2] {
     let weight = rng.normal_tensor((out_dim, in_dim), &Device::Cpu).unwrap();
     let weight = (weight / (in_dim as f64).sqrt()).unwrap();

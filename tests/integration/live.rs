@@ -1,4 +1,4 @@
-//! Live video: from patterns and web servers into recordings, with sources that go and come back.
+//! Live video: from patterns and web servers to recordings, with sources that disappear and come back.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::io::{BufRead, BufReader, Write};
@@ -26,7 +26,7 @@ use vitscope_live::serve::{About, Change, Feed, Host, Lesson, Server};
 
 use crate::common::{clip, ffmpeg, fixture, frame_times, run_tool};
 
-/// A run that hangs fails in the end.
+/// Time after which a hanging run fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn live(address: &str, folder: &Path) -> Live {
@@ -51,7 +51,7 @@ fn live(address: &str, folder: &Path) -> Live {
     }
 }
 
-/// Writes down what happens, presses keys, and ends the run when it is enough.
+/// Records events, presses keys, and ends the run when `enough` is true.
 struct Watching<'a, F> {
     cancel: &'a AtomicBool,
     enough: F,
@@ -71,7 +71,7 @@ impl<F: FnMut(&Event) -> bool> Audience for Watching<'_, F> {
     }
 
     fn key(&mut self) -> Option<Key> {
-        // When there is something to see.
+        // Press keys only once there is something to see.
         let explains =
             |event: &Event| matches!(event, Event::Status(status) if status.explained > 0);
         self.events.iter().any(explains).then(|| self.keys.pop())?
@@ -83,13 +83,13 @@ impl<F: FnMut(&Event) -> bool> Audience for Watching<'_, F> {
     }
 }
 
-/// Runs until `enough` says so of an event.
+/// Runs until `enough` is true of an event.
 fn run(live: &Live, enough: impl FnMut(&Event) -> bool) -> vitscope::Result<Vec<Event>> {
     let cancel = AtomicBool::new(false);
     run_until(live, &cancel, enough)
 }
 
-/// The same with a flag that others may set too.
+/// Runs the same way, with a flag that others may set, too.
 fn run_until(
     live: &Live,
     cancel: &AtomicBool,
@@ -111,7 +111,7 @@ fn watching<'a, F>(cancel: &'a AtomicBool, enough: F, keys: &[Key]) -> Watching<
     }
 }
 
-/// What happens while keys are pressed one after the other; the last one should quit.
+/// Returns the events and snapshots while keys are pressed one after the other; the last key should quit.
 fn press(live: &Live, keys: &[Key]) -> (Vec<Event>, Vec<image::RgbImage>) {
     let cancel = AtomicBool::new(false);
     let mut watching = watching(&cancel, |_: &Event| false, keys);
@@ -129,7 +129,7 @@ fn problems(events: &[Event]) -> Vec<&str> {
     problems.collect()
 }
 
-/// The last counts of a run.
+/// Returns the last status of a run.
 fn last_status(events: &[Event]) -> Status {
     let mut newest_first = events.iter().rev().filter_map(|event| match event {
         Event::Status(status) => Some(*status),
@@ -147,19 +147,19 @@ fn a_pattern_is_explained_and_recorded_until_it_is_enough() {
     assert_eq!(events[0], Event::Connected);
     let status = last_status(&events);
     let times = frame_times(&folder.path().join("out.mkv"));
-    // Frames that came between the last look and the end are recorded too.
+    // Frames that arrive between the last check and the end are recorded, too.
     let recorded = status.frames as usize..status.frames as usize + 50;
     assert!(
         recorded.contains(&times.len()),
         "{} {status:?}",
         times.len()
     );
-    // Matroska counts milliseconds.
+    // Matroska counts in milliseconds.
     let step = |pair: &[u64]| (pair[1] - pair[0]).abs_diff(40_000_000) <= 1_000_000;
     assert!(times.windows(2).all(step), "{times:?}");
 }
 
-/// A web server that sends a clip to everyone who comes, and hangs up.
+/// A web server sends a clip to every client and hangs up.
 #[test]
 fn a_stream_that_breaks_off_is_connected_again_and_the_recording_goes_on() {
     let folder = tempfile::tempdir().unwrap();
@@ -173,7 +173,7 @@ fn a_stream_that_breaks_off_is_connected_again_and_the_recording_goes_on() {
         let serving = Arc::clone(&server);
         scope.spawn(move || {
             for request in serving.incoming_requests() {
-                // Who hangs up early has had enough.
+                // A client that hangs up early has read enough.
                 let _ = request.respond(tiny_http::Response::from_data(video.clone()));
             }
         });
@@ -202,8 +202,8 @@ fn a_stream_that_breaks_off_is_connected_again_and_the_recording_goes_on() {
     assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
 }
 
-/// Neither where the source is not there nor where somebody ends it before its first frame; and an earlier recording and
-/// its scores are as they were.
+/// This holds if the source does not exist and if the run is ended before the first frame; an earlier recording and its
+/// scores stay as they were.
 #[test]
 fn a_recording_without_frames_leaves_no_file_and_takes_none_away() {
     let folder = tempfile::tempdir().unwrap();
@@ -214,7 +214,7 @@ fn a_recording_without_frames_leaves_no_file_and_takes_none_away() {
         live.settings.scores_location = Some(path);
         live
     };
-    // Whoever connects is never answered.
+    // The server never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}/x.mjpg", silent.local_addr().unwrap());
     let fail = || {
@@ -234,7 +234,7 @@ fn a_recording_without_frames_leaves_no_file_and_takes_none_away() {
         assert_eq!(std::fs::read_to_string(path).unwrap(), "earlier");
     }
 
-    // What is explained takes their place.
+    // Explained video replaces them.
     let enough = |event: &Event| matches!(event, Event::Status(status) if status.explained > 5);
     run(&to_both("test:ball"), enough).unwrap();
     assert_eq!(files(), 2);
@@ -243,7 +243,7 @@ fn a_recording_without_frames_leaves_no_file_and_takes_none_away() {
     assert!(lines.starts_with("{\"seq\":0,"), "{lines}");
 }
 
-/// As ffprobe has it: `64x48`.
+/// Returns the size as reported by ffprobe: `64x48`.
 fn size_of(file: &Path) -> String {
     let args = "-v error -select_streams v:0 -show_entries stream=width,height -of csv=p=0:s=x";
     let mut args: Vec<&str> = args.split_whitespace().collect();
@@ -293,7 +293,7 @@ fn what_is_not_there_is_one_sentence_without_the_password() {
         pattern.contains("expected one of smpte") && pattern.contains("nosuch"),
         "{pattern}"
     );
-    // Nothing listens on the port of a server that is gone.
+    // Nothing listens on the port of a closed server.
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -305,7 +305,7 @@ fn what_is_not_there_is_one_sentence_without_the_password() {
     );
 }
 
-/// As fast as it plays, to its end, and again where that is asked for.
+/// The file plays in real time to its end, and again if requested.
 #[test]
 fn a_file_is_shown_like_a_camera_once_or_again_and_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -382,7 +382,7 @@ fn a_frozen_picture_stands_still_and_is_explained_on() {
     assert_eq!(pictures.len(), 10);
     assert_eq!(pictures[0].dimensions(), (64, 48));
     assert_ne!(pictures[0], pictures[1], "the ball moves");
-    // Frames that were on their way when it was frozen come first.
+    // Frames that were on their way when the picture froze come first.
     assert_eq!(pictures[8], pictures[9]);
 }
 
@@ -394,7 +394,7 @@ fn keys_change_opacity_and_method_and_say_what_cannot_be_done() {
     live.settings.max_age = Duration::from_nanos(u64::MAX - 1);
     live.settings.alpha = 1.0;
     let keys = [
-        // From 1 to 0, which leaves the picture as it is.
+        // From 1 to 0, which leaves the picture unchanged.
         Key::Opacity,
         Key::Snapshot,
         Key::Target,
@@ -408,7 +408,7 @@ fn keys_change_opacity_and_method_and_say_what_cannot_be_done() {
             .pixels()
             .all(|pixel| pixel.0.iter().all(|&sample| sample > 230))
     );
-    // Rollout explains no class; the method after it does.
+    // Rollout explains no class; the next method does.
     let problems = problems(&events);
     let expected = "method \"rollout\" explains the whole output, not a single class, but class 0 was requested; \
                     chefer explains classes";
@@ -474,7 +474,7 @@ fn gates_that_change_are_taken_over_and_broken_ones_are_not() {
     let mut writes = vec![whole.clone(), whole[..whole.len() / 2].to_vec()].into_iter();
     let mut explained = 0;
     let events = run(&live, |event| match event {
-        // A moment later, so that the time of the file is another one.
+        // Write a moment later, so that the file's modification time differs.
         Event::Status(status) => {
             if status.explained > 0 && explained == 0 {
                 explained = status.explained;
@@ -515,7 +515,7 @@ fn a_folder_of_http_live_streaming_can_be_played() {
 /// Counts frames.
 struct Counter {
     n_frames: Arc<AtomicUsize>,
-    /// Fails with the frame behind so many.
+    /// The index of the frame at which it fails.
     most: usize,
 }
 
@@ -555,7 +555,7 @@ fn a_sink_is_fed_live_and_finished() {
     assert_eq!(error, "the sink has enough");
 }
 
-/// An output that the library does not know, as its users write them.
+/// An output unknown to the library, as users write them.
 #[derive(Debug)]
 struct Blind(AtomicBool);
 
@@ -610,7 +610,7 @@ impl RtspServer {
         BufReader::new(process.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        // Without Debian's gir1.2-gst-rtsp-server-1.0 it says nothing.
+        // Without Debian's gir1.2-gst-rtsp-server-1.0, it prints nothing.
         let port = line.trim().parse().unwrap();
         Self { process, port }
     }
@@ -618,7 +618,7 @@ impl RtspServer {
 
 impl Drop for RtspServer {
     fn drop(&mut self) {
-        // As `kill -9` does.
+        // As with `kill -9`.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -703,7 +703,7 @@ fn video_is_pushed_to_an_rtsp_server() {
     assert!(times.len() > 30, "{}", times.len());
 }
 
-/// A small red picture.
+/// Returns a small red picture.
 fn red_jpeg() -> Vec<u8> {
     let picture = image::RgbImage::from_pixel(64, 48, image::Rgb([200, 30, 30]));
     let mut jpeg = std::io::Cursor::new(Vec::new());
@@ -713,7 +713,7 @@ fn red_jpeg() -> Vec<u8> {
     jpeg.into_inner()
 }
 
-/// As cameras of the network send it: pictures without a time, one after the other, for as long as somebody looks.
+/// As network cameras send it: pictures without timestamps, one after the other, for as long as a client watches.
 #[test]
 fn motion_jpeg_is_shown_as_it_comes() {
     let folder = tempfile::tempdir().unwrap();
@@ -748,7 +748,7 @@ fn motion_jpeg_is_shown_as_it_comes() {
     );
 }
 
-/// As some small cameras send it: the first picture comes without a boundary before it.
+/// As some small cameras send it: the first picture has no boundary before it.
 #[test]
 fn motion_jpeg_without_a_first_boundary_is_shown() {
     let folder = tempfile::tempdir().unwrap();
@@ -767,7 +767,7 @@ fn motion_jpeg_without_a_first_boundary_is_shown() {
             );
             let part = [part.as_bytes(), &jpeg, b"\r\n--frame\r\n"].concat();
             connection.write_all(answer.as_bytes()).unwrap();
-            // Until nobody looks any more.
+            // Until the client is gone.
             while connection.write_all(&part).is_ok() {}
         }
     };
@@ -780,7 +780,7 @@ fn motion_jpeg_without_a_first_boundary_is_shown() {
     assert_eq!(events[0], Event::Connected);
 }
 
-/// Only pictures are asked of it.
+/// Only its pictures are requested.
 struct NoHost;
 
 impl Host for NoHost {

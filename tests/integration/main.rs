@@ -1,4 +1,4 @@
-//! All integration tests, in one binary because each would link candle and GStreamer.
+//! All integration tests in one binary, because each binary would link candle and GStreamer.
 
 // Clips, models and programs that several tests need.
 mod common;
@@ -6,14 +6,14 @@ mod common;
 // The page in a browser.
 #[cfg(all(feature = "live", feature = "embedded-models"))]
 mod browser;
-// Classifiers on folders of pictures whose answers are known.
+// Classifiers on folders of pictures with known answers.
 #[cfg(all(feature = "cli", feature = "live"))]
 mod classifier;
 // Data sets by reference, and folders of pictures.
 mod data;
-// Scores on explainers whose score is known by hand.
+// Scores of explainers with scores computed by hand.
 mod eval;
-// Every method: against PyTorch, on a toy whose answer is known, and what it refuses.
+// Every method: against PyTorch, on a toy with a known answer, and what it refuses.
 mod explain;
 // Gates on whole models.
 mod gates;
@@ -21,21 +21,21 @@ mod gates;
 mod interpreter;
 // KernelSHAP against the definition, shap and numpy.
 mod kernel_shap;
-// What stands in a file beside picture and sound.
+// Contents of a file besides picture and sound.
 #[cfg(feature = "media")]
 mod beside;
-// The fused operations against their plain composition: forward and gradient.
+// The fused operations against plain compositions: forward pass and gradient.
 mod kernels;
-// Files through GStreamer and back, judged by ffmpeg and ffprobe.
+// Files through GStreamer and back, checked by ffmpeg and ffprobe.
 #[cfg(feature = "media")]
 mod media;
-// What a picture means: colors, dynamic range, fields, alpha, direction.
+// Properties of the picture: colors, dynamic range, fields, alpha, orientation.
 #[cfg(feature = "media")]
 mod picture;
-// What is read, written and called verified, judged by containers' own tables and by ffprobe.
+// What is read, written and called verified, checked by containers' own tables and by ffprobe.
 #[cfg(feature = "media")]
 mod second_opinion;
-// Opening models, and what is said about those that cannot be opened.
+// Opening models, and the errors for models that cannot be opened.
 mod models;
 // Cameras and streams.
 #[cfg(feature = "live")]
@@ -43,28 +43,28 @@ mod live;
 // The page's server.
 #[cfg(feature = "live")]
 mod serve;
-// What is drawn, where and in which colors.
+// Drawings: content, position and colors.
 mod overlay;
-// Order, times, batches, errors, cancelling.
+// Order, times, batches, errors, canceling.
 mod pipeline;
 // The GStreamer element.
 #[cfg(feature = "plugin")]
 mod plugin;
-// Suites on models whose answer is known.
+// Suites on models with a known answer.
 mod suites;
-// Training: reproducible, resumable, refusing what makes no sense.
+// Training: reproducible, resumable, refusing invalid settings.
 mod train;
 // The model against PyTorch.
 mod vit;
 
-// The program: what it prints and writes, and what it refuses.
+// The program: output, files and refusals.
 #[cfg(all(feature = "cli", feature = "live"))]
 mod cli;
-// Models of the hub, from a server beside the test.
+// Models of the hub, from a server next to the test.
 #[cfg(all(feature = "cli", feature = "hub", feature = "live"))]
 mod hub;
 // Classes that users teach.
 #[cfg(all(feature = "cli", feature = "live"))]
 mod teach;
-// The layers and habits of the sources.
+// The layers and conventions of the sources.
 mod tidy;

@@ -1,4 +1,4 @@
-//! Video files through the media layer and back, judged from outside by ffmpeg and ffprobe.
+//! Video files through the media layer and back, checked from outside by ffmpeg and ffprobe.
 #![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use vitscope::frame::Pts;
 use vitscope::media::verify;
 use vitscope::media::{self, AudioMode, FileJob, FileSink, FileSource, Sink, Source, VideoCodec};
 
-/// Picture of 2 s at 25 frames a second with B-frames, as most files have.
+/// 2 s of picture at 25 frames per second with B-frames, as in most files.
 const PICTURE: &str = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=2";
 const SOUND: &str = "-f lavfi -i sine=frequency=440:sample_rate=44100:duration=2";
 const H264: &str = "-c:v libx264 -preset veryfast -pix_fmt yuv420p -g 25 -bf 2";
@@ -26,7 +26,7 @@ impl Files {
         self.0.path().join(name)
     }
 
-    /// Makes the file `name` by ffmpeg's options `args`, which hold no quotes.
+    /// Makes the file `name` with ffmpeg's options `args`, which contain no quotes.
     pub(crate) fn make(&self, name: &str, args: &str) -> PathBuf {
         let path = self.path(name);
         let output = Command::new("ffmpeg")
@@ -44,13 +44,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim().to_owned()
 }
 
-/// Runs `job` without a change to any frame; returns how many there were.
+/// Runs `job` without changing any frame; returns the number of frames.
 pub(crate) fn run(job: &FileJob) -> vitscope::Result<u64> {
     let (mut source, sink) = media::open(job)?;
     pass_on(&mut source, sink)
 }
 
-/// Writes all frames as they are; returns how many there were.
+/// Writes all frames unchanged; returns the number of frames.
 pub(crate) fn pass_on(source: &mut FileSource, sink: FileSink) -> vitscope::Result<u64> {
     let mut sink = Box::new(sink);
     let mut n_frames = 0;
@@ -74,18 +74,18 @@ pub(crate) fn ffprobe(path: &Path, args: &str) -> String {
     text(&output.stdout)
 }
 
-/// Presentation times of the decoded frames, in microseconds, rebased to the first.
+/// Returns the presentation timestamps of the decoded frames in microseconds, relative to the first.
 fn frame_times(path: &Path) -> Vec<i64> {
     let times: Vec<i64> = ffprobe(path, "-select_streams v:0 -show_entries frame=pts_time")
         .lines()
-        // Side data of a frame prints as an empty line.
+        // Side data of a frame is printed as an empty line.
         .filter(|line| !line.is_empty())
         .map(|line| (line.trim_matches(',').parse::<f64>().unwrap() * 1e6).round() as i64)
         .collect();
     times.iter().map(|time| time - times[0]).collect()
 }
 
-/// One property of the first picture.
+/// Returns one property of the first video stream.
 pub(crate) fn picture(path: &Path, entry: &str) -> String {
     ffprobe(
         path,
@@ -99,7 +99,7 @@ fn seconds(path: &Path) -> f64 {
         .unwrap()
 }
 
-/// Digest of the packets of every sound track, by ffmpeg.
+/// Returns a digest of the packets of every sound track, by ffmpeg.
 pub(crate) fn sound_hash(path: &Path, filter: &str) -> String {
     let output = Command::new("ffmpeg")
         .args(["-v", "error", "-i"])
@@ -119,7 +119,7 @@ fn sound_packets(path: &Path) -> usize {
         .count()
 }
 
-/// Copies `input` to `name` and checks what every copy must keep, times up to `tolerance_micros`.
+/// Copies `input` to `name` and checks what every copy must keep, with times up to `tolerance_micros`.
 pub(crate) fn check_copy(
     files: &Files,
     input: &Path,
@@ -175,7 +175,7 @@ fn frames_of_uneven_length_keep_their_times() {
 #[test]
 fn times_off_every_usual_grid_are_kept() {
     let files = Files::new();
-    // 1/12345 s steps: neither milliseconds nor 1/90000 s say these exactly.
+    // Steps of 1/12345 s: neither milliseconds nor 1/90000 s represent them exactly.
     let odd = "-vf settb=1/12345,setpts=trunc(N*493.8)+not(mod(N\\,5))*7 -enc_time_base 1/12345 -video_track_timescale 12345 -fps_mode passthrough";
     let input = files.make("in.mp4", &format!("{PICTURE} {odd} {H264}"));
     assert_eq!(picture(&input, "time_base"), "1/12345");
@@ -213,12 +213,12 @@ fn rotation_is_applied() {
             ),
             ""
         );
-        // ffmpeg turns the input upright itself: both must then show the same picture.
+        // ffmpeg itself rotates the input upright: both must then show the same picture.
         assert!(similarity(&input, &output) > 30.0, "{degrees} degrees");
     }
 }
 
-/// Peak signal-to-noise ratio of `b`'s picture against `a`'s, in dB; ffmpeg applies rotation to both.
+/// Returns the peak signal-to-noise ratio of `b`'s picture against `a`'s, in dB; ffmpeg applies rotation to both.
 pub(crate) fn similarity(a: &Path, b: &Path) -> f64 {
     let output = Command::new("ffmpeg")
         .args(["-v", "info", "-i"])
@@ -289,7 +289,7 @@ fn mpegts_with_aac_keeps_its_sound() {
     let files = Files::new();
     let input = files.make("in.ts", &format!("{PICTURE} {SOUND} {H264} -c:a aac"));
     let mp4 = check_copy(&files, &input, "out.mp4", 0);
-    // ffmpeg's own way to take the ADTS headers off.
+    // ffmpeg's own way of removing the ADTS headers.
     assert_eq!(
         sound_hash(&mp4, ""),
         sound_hash(&input, "-bsf:a aac_adtstoasc")
@@ -549,7 +549,7 @@ fn a_range_begins_at_zero_and_cuts_sound_too() {
             let expected: Vec<i64> = (0..63).map(|frame| frame * 40_000).collect();
             assert_eq!(times, expected);
         } else {
-            // ffmpeg moved the picture for the sound's run-in: the range begins in the middle of a frame.
+            // ffmpeg shifted the picture for the sound's run-in, so the range begins in the middle of a frame.
             assert_eq!(times.len(), 64, "{extension}");
             assert!(times[1] > 0 && times[1] < 40_000, "{extension}: {times:?}");
             assert_eq!(times[63] - times[2], 61 * 40_000, "{extension}");
@@ -562,7 +562,7 @@ fn a_range_begins_at_zero_and_cuts_sound_too() {
             "{extension}: {verification}"
         );
         assert_eq!(verification.audio_equal, Some(true));
-        // 2.52 s hold 108.5 packets of 1024 samples.
+        // 2.52 s contain 108.5 packets of 1024 samples.
         let packets = sound_packets(&job.output);
         assert!((107..=110).contains(&packets), "{extension}: {packets}");
     }
@@ -579,7 +579,7 @@ fn a_start_past_the_end_is_an_error() {
     check_refused(&job, "the start at 3 s is past the end at 2 s: ");
 }
 
-/// `job` must be refused by one sentence that begins with `expected`, and leave nothing behind.
+/// Checks that `job` is refused with one sentence that begins with `expected`, and leaves nothing behind.
 pub(crate) fn check_refused(job: &FileJob, expected: &str) {
     let folder = job.output.parent().unwrap_or(Path::new("."));
     let list = || -> Vec<PathBuf> {
@@ -668,7 +668,7 @@ fn the_shape_of_pixels_is_kept() {
         "-colorspace bt709 -color_trc bt709 -color_primaries bt709",
     ] {
         let input = files.make("in.mp4", &format!("{wide} {tags}"));
-        // Matroska says it by the size of the picture on the screen, in whole pixels.
+        // Matroska expresses it by the display size of the picture, in whole pixels.
         for name in ["out.mp4", "out.mov"] {
             let job = FileJob {
                 overwrite: true,
@@ -684,7 +684,7 @@ fn the_shape_of_pixels_is_kept() {
     }
 }
 
-/// A longer video with sound, for runs that end early.
+/// Makes a longer video with sound, for runs that end early.
 fn long_video(files: &Files) -> PathBuf {
     let picture = "-f lavfi -i testsrc2=size=320x240:rate=25:duration=12";
     let sound = "-f lavfi -i sine=frequency=440:sample_rate=44100:duration=12";
@@ -758,7 +758,7 @@ fn an_abandoned_run_leaves_a_part_that_decodes() {
             sink.push(source.next().unwrap().unwrap()).unwrap();
         }
         drop(sink);
-        // The source's reader is told, and does not wait for ever.
+        // The source's reader is notified and does not wait forever.
         while let Ok(Some(_)) = source.next() {}
         drop(source);
         assert!(!job.output.exists());
@@ -769,7 +769,7 @@ fn an_abandoned_run_leaves_a_part_that_decodes() {
 
 #[test]
 fn a_killed_run_leaves_a_part_that_decodes() {
-    // The child is this test again, told by the environment to write half a file and then to be killed.
+    // The child process is this test again; the environment tells it to write half a file and then to be killed.
     if let Ok(input) = std::env::var("VITSCOPE_TEST_KILL") {
         let output = Path::new(&input).with_file_name("out.mp4");
         let (mut source, mut sink) = media::open(&FileJob::new(input, output)).unwrap();
@@ -854,7 +854,7 @@ fn a_full_disk_is_one_sentence_and_no_part() {
 #[test]
 fn a_trimmed_mp4_keeps_every_frame_and_packet() {
     let files = Files::new();
-    // One key frame a second: GStreamer's own reading of such a file loses a second of it.
+    // One keyframe per second: GStreamer's own reading of this file loses a second of it.
     let long = long_video(&files);
     let input = files.make(
         "trimmed.mp4",
@@ -864,7 +864,7 @@ fn a_trimmed_mp4_keeps_every_frame_and_packet() {
     let n_frames = run(&job).unwrap();
     let verification = verify::compare(&job, None).unwrap();
     assert_eq!(verification.complaint(), None, "{verification}");
-    // ffmpeg leaves out a frame that the cut goes through; players show the rest of it.
+    // ffmpeg leaves out a frame that the cut splits; players show the rest of it.
     let whole_frames = frame_times(&input).len() as u64;
     assert!(
         (whole_frames..=whole_frames + 1).contains(&n_frames),
@@ -922,7 +922,7 @@ fn changed_and_widened_frames_reach_the_output() {
     };
     let layout = Arc::new(PixelLayout::packed(PixelFormat::I420, size));
     while let Some(frame) = source.next().unwrap() {
-        // Mid gray, in memory of our own.
+        // Mid gray, in separately allocated memory.
         let bytes = vec![128_u8; layout.min_len()];
         let wide = Frame::new(
             frame.seq,

@@ -1,4 +1,4 @@
-//! Model folders: what opens, what is refused and in which words, and the cards of `models/`.
+//! Model folders: what opens, what is refused and with which message, and the cards of `models/`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,10 +20,10 @@ use vitscope_core::weights::{bytes_from_tensors, sha256_hex, tensors_from_bytes}
 
 use crate::common::names_in;
 
-/// What may be compiled into the program.
+/// Maximum size of the models embedded in the program.
 const MAX_EMBEDDED_BYTES: u64 = 32 << 20;
 
-/// What the default model may take of it, all that was trained for it included.
+/// Maximum size of the default model in it, including all parts trained for it.
 const MAX_MODEL_BYTES: u64 = 24_000_000;
 
 const FILES: [&str; 3] = [
@@ -44,7 +44,7 @@ fn open(folder: &Path) -> Result<Model, String> {
     models::open(folder.to_str().unwrap(), &Device::Cpu).map_err(|error| error.to_string())
 }
 
-/// A copy of a fixture that a test may break.
+/// Makes a copy of a fixture that a test may break.
 fn copy_of(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in FILES {
@@ -53,8 +53,8 @@ fn copy_of(name: &str) -> tempfile::TempDir {
     folder
 }
 
-/// Opens a copy of `vit_a` in which `file` went through `edit`, and checks the refusal: it is one
-/// sentence that holds `expected` and ends with the path.
+/// Opens a copy of `vit_a` in which `edit` has changed `file`, and checks the refusal: one sentence that contains
+/// `expected` and ends with the path.
 fn check_refused(file: &str, edit: impl FnOnce(Vec<u8>) -> Vec<u8>, expected: &str) {
     let folder = copy_of("vit_a");
     let path = folder.path().join(file);
@@ -70,7 +70,7 @@ fn check_message(message: &str, expected: &str, path: &Path) {
     assert!(!message.contains('\n'), "{message:?}");
 }
 
-/// An edit that replaces text.
+/// Returns an edit that replaces text.
 fn replace(from: &'static str, to: &'static str) -> impl FnOnce(Vec<u8>) -> Vec<u8> {
     move |bytes| {
         let text = String::from_utf8(bytes).unwrap();
@@ -115,7 +115,7 @@ fn the_preprocessors_of_all_fixtures_are_understood() {
     assert!(matches!(vit.preprocessor.rule, ResizeRule::Stretch(_)));
 }
 
-/// Answers of `answers.py`, by transformers and peft.
+/// Returns the answers of `answers.py`, computed by transformers and peft.
 fn published(name: &str) -> Vec<Vec<f32>> {
     let text = fs::read_to_string(fixture("answers.json")).unwrap();
     let answers: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -146,7 +146,7 @@ fn labels_that_do_not_exclude_each_other_have_the_scores_of_transformers() {
     fs::write(&path, config).unwrap();
     check_near(&scores(folder.path()), &published("multi_label"));
 
-    // A single class, as a head of its own.
+    // A single class, as a separate head.
     let bytes = fs::read(fixture("vit_a").join("model.safetensors")).unwrap();
     let tensors = tensors_from_bytes(&bytes, &Device::Cpu).unwrap();
     let first = |name: &str| tensors[name].narrow(0, 0, 1).unwrap();
@@ -251,7 +251,7 @@ fn a_lora_adapter_goes_over_a_backbone() {
     let labels = open(&base).unwrap().labels().to_vec();
     assert_eq!(model.labels(), labels);
 
-    // As peft writes it for other classes than the model's, or for a model that has none.
+    // As peft writes it for other classes than the model's, or for a model without classes.
     let folder = tempfile::tempdir().unwrap();
     let settings = "adapter_config.json";
     fs::copy(
@@ -341,7 +341,7 @@ fn zero_registers_are_none() {
     );
 }
 
-/// transformers 5 reads the processor's file first, and the image processor's where that has no `image_processor`.
+/// transformers 5 reads the processor's file first, and the image processor's file if that has no `image_processor`.
 #[test]
 fn a_processors_file_goes_before_that_of_its_image_processor() {
     let folder = copy_of("vit_a");
@@ -553,7 +553,7 @@ fn a_saved_folder_is_the_same_model() {
     }
 }
 
-/// Writes a `head.safetensors` with the names of classes, if any are given.
+/// Writes a `head.safetensors`, with the names of classes if given.
 fn write_head(folder: &Path, tensors: &[(&str, &Tensor)], labels: Option<&str>) {
     let stored: Vec<(&str, Vec<usize>, Vec<u8>)> = tensors
         .iter()
@@ -572,7 +572,7 @@ fn write_head(folder: &Path, tensors: &[(&str, &Tensor)], labels: Option<&str>) 
     fs::write(folder.join("head.safetensors"), bytes).unwrap();
 }
 
-/// A tensor that counts up from -1 in small steps.
+/// Returns a tensor that counts up from -1 in small steps.
 fn ramp(shape: &[usize]) -> Tensor {
     let n: usize = shape.iter().product();
     let values: Vec<f32> = (0..n).map(|index| index as f32 / n as f32 - 1.0).collect();
@@ -581,7 +581,7 @@ fn ramp(shape: &[usize]) -> Tensor {
 
 #[test]
 fn a_head_of_its_own_reads_what_its_width_says() {
-    // A DINOv2 without classifier gets the one that was cut off it.
+    // A DINOv2 without a classifier gets the one that was removed from it.
     let whole = open(&fixture("dinov2_reg")).unwrap();
     let bytes = fs::read(fixture("dinov2_reg").join("model.safetensors")).unwrap();
     let tensors = tensors_from_bytes(&bytes, &Device::Cpu).unwrap();
@@ -602,7 +602,7 @@ fn a_head_of_its_own_reads_what_its_width_says() {
     assert_eq!(headed.labels(), ["a", "b", "c", "d"]);
     assert_ne!(headed.weights_sha256, headless.weights_sha256);
 
-    // A ViT's own classifier gives way to another one, of the class token and without bias.
+    // A ViT's own classifier is replaced by another one, which reads the class token and has no bias.
     let folder = copy_of("vit_a");
     let weight = ramp(&[3, 32]);
     write_head(folder.path(), &[("weight", &weight)], None);
@@ -687,7 +687,7 @@ fn a_folder_with_a_head_only_stands_on_its_backbone() {
     );
 }
 
-/// Positions follow the grid, so a head may have learned from larger pictures than its backbone did.
+/// Positions follow the grid, so a head may have learned from larger pictures than its backbone.
 #[test]
 fn a_head_says_at_which_size_it_looks() {
     let (backbone, top) = (copy_of("vit_a"), tempfile::tempdir().unwrap());
@@ -749,14 +749,14 @@ fn tensors_of_another_model_are_not_saved() {
     assert!(!target.exists());
 }
 
-/// Shrinks a folder into a new one beside it.
+/// Shrinks a folder into a new one next to it.
 fn shrunk(folder: &Path, parent: &Path) -> (PathBuf, Shrunk) {
     let out = parent.join("small/model");
     let shrunk = models::shrink(folder.to_str().unwrap(), &out).unwrap();
     (out, shrunk)
 }
 
-/// Types of the tensors in a file, by name.
+/// Returns the types of the tensors in a file, by name.
 fn dtypes(path: &Path) -> BTreeMap<String, Dtype> {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -868,7 +868,7 @@ fn shrinking_puts_weights_into_8_bits_and_the_rest_into_16() {
         assert_eq!(of(name), Dtype::F16, "{name}");
     }
     assert_eq!(whole["classifier.weight"], Dtype::I8);
-    // It takes no part in classifying.
+    // The mask token plays no part in classification.
     assert!(!whole.contains_key("dinov2_with_registers.embeddings.mask_token"));
 
     let folder = shrunk(&fixture("clip"), &parent.path().join("clip")).0;
@@ -951,7 +951,7 @@ fn what_cannot_be_shrunk_leaves_nothing() {
         .to_string();
     check_message(&error, "output folder exists already", parent.path());
 
-    // 1e5 is finite in single precision and not in half.
+    // 1e5 is finite in single precision, but not in half precision.
     let (folder, out) = (copy_of("vit_a"), parent.path().join("out"));
     let path = folder.path().join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
@@ -969,7 +969,7 @@ fn what_cannot_be_shrunk_leaves_nothing() {
     assert!(names_in(parent.path()).is_empty());
 }
 
-/// Puts fresh gates into a folder, made for weights of this hash.
+/// Adds new gates to a folder, made for weights with this hash.
 pub(crate) fn add_gates(folder: &Path, base_sha256: &str) {
     let model = open(&fixture("vit_a")).unwrap();
     let sizes = GateSizes::new(model.vit.config());
@@ -1020,7 +1020,7 @@ fn gates_open_with_their_weights_and_with_no_others() {
     );
 }
 
-/// The folders of `models/` that hold weights.
+/// Returns the folders of `models/` that contain weights.
 fn shipped() -> Vec<PathBuf> {
     let entries = fs::read_dir(root().join("models")).unwrap();
     let folders = entries.map(|entry| entry.unwrap().path());
@@ -1048,7 +1048,7 @@ fn shipped_models_open_and_their_cards_are_complete_and_true() {
     }
 }
 
-/// A folder with a head and gates alone is for one backbone, which its card names.
+/// A folder with only a head and gates belongs to one backbone, which its card names.
 #[test]
 fn a_shipped_head_refuses_another_backbone_with_both_hashes() {
     let folder = root().join("models/dinov2-small-cifar10");
@@ -1065,7 +1065,7 @@ fn a_shipped_head_refuses_another_backbone_with_both_hashes() {
     assert!(card.contains(wanted), "{message}");
 }
 
-/// A folder with an adapter and a head goes over an embedded model, and is what its card says.
+/// A folder with an adapter and a head goes with an embedded model, and matches its card.
 #[test]
 fn a_shipped_adapter_goes_over_everyday() {
     let folder = root().join("models/cifar10-224-holes");
@@ -1103,7 +1103,7 @@ fn embedded_models_are_the_shipped_ones_and_small() {
         assert_eq!(embedded.name, name);
         let files = ["model", "head", "gates", "interpreter", "familiarity"].map(|file| {
             let file = folder.join(file).with_extension("safetensors");
-            // Not every model has all of them.
+            // Not every model has all of these files.
             fs::metadata(file).map_or(0, |file| file.len())
         });
         sizes.push(files.iter().sum::<u64>());

@@ -29,7 +29,7 @@ fn size(width_px: usize, height_px: usize) -> FrameSize {
     }
 }
 
-/// A layout with room before the first plane and after each row, by amounts that fit no sample.
+/// Creates a layout with padding before the first plane and after each row, by amounts that fit no sample.
 fn padded(format: PixelFormat, size: FrameSize) -> PixelLayout {
     let mut layout = PixelLayout::packed(format, size);
     let mut end = 5;
@@ -45,13 +45,13 @@ fn padded(format: PixelFormat, size: FrameSize) -> PixelLayout {
     layout
 }
 
-/// A frame of `bytes`, cut to what the layout needs.
+/// Creates a frame of `bytes`, cut to the length that the layout needs.
 fn frame(layout: PixelLayout, mut bytes: Vec<u8>) -> Frame {
     bytes.truncate(layout.min_len());
     Frame::new(3, Pts(40), None, Arc::new(layout), Box::new(bytes)).unwrap()
 }
 
-/// Bytes without a pattern, the same on each run.
+/// Creates bytes without a pattern, the same on each run.
 fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_u32;
     let next = || {
@@ -61,7 +61,7 @@ fn noise(len: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
-/// An RGB picture in another format, one color for each 2 x 2 pixels in 4:2:0.
+/// Converts an RGB picture to another format, with one color per 2 x 2 pixels in 4:2:0.
 fn frame_from_rgb(layout: PixelLayout, rgb: impl Fn(usize, usize) -> [u8; 3]) -> Frame {
     let mut bytes = vec![0xee; layout.min_len()];
     let FrameSize {
@@ -85,7 +85,7 @@ fn frame_from_rgb(layout: PixelLayout, rgb: impl Fn(usize, usize) -> [u8; 3]) ->
                 bytes[at(2, x / 2, y / 2)] = v;
             }
             PixelFormat::I420Deep => {
-                // Two more bits, which are rounded off again where the picture is looked at.
+                // Two more bits, which are rounded off again when the picture is read.
                 let mut put = |place: usize, value: u8| {
                     bytes[place..place + 2].copy_from_slice(&(4 * u16::from(value)).to_le_bytes());
                 };
@@ -102,7 +102,7 @@ fn frame_from_rgb(layout: PixelLayout, rgb: impl Fn(usize, usize) -> [u8; 3]) ->
     frame(layout, bytes)
 }
 
-/// The textbook conversion, independent of the crate's.
+/// Computes the textbook conversion, independent of the crate's.
 fn yuv(tags: ColorTags, rgb: [u8; 3]) -> [u8; 3] {
     let (kr, kb) = match tags.matrix {
         ColorMatrix::Bt601 => (0.299, 0.114),

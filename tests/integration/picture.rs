@@ -1,4 +1,4 @@
-//! What a picture means: colors, dynamic range, fields, alpha and direction, judged by ffmpeg and ffprobe.
+//! Properties of the picture: colors, dynamic range, fields, alpha and orientation, checked by ffmpeg and ffprobe.
 #![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use vitscope::media::{self, FileJob, HdrMode, VideoCodec, verify};
 
 use crate::media::{Files, check_copy, check_refused, ffprobe, picture, run, similarity};
 
-/// Five frames of SMPTE's bars: flat colors.
+/// Five frames of SMPTE bars: flat colors.
 const BARS: &str = "-f lavfi -i smptebars=size=320x240:rate=25:duration=0.2";
 const H264: &str = "-c:v libx264 -preset veryfast -crf 4 -pix_fmt yuv420p";
 const COLORS: &str = "color_range,color_space,color_transfer,color_primaries";
@@ -28,7 +28,7 @@ fn raw(input: &Path, args: &str) -> Vec<u8> {
     output.stdout
 }
 
-/// R, G and B of the first frame on a grid of 20 × 15 places, as ffmpeg reads the file's colors.
+/// Returns R, G and B of the first frame on a grid of 20 × 15 places, as ffmpeg reads the file's colors.
 fn levels(input: &Path) -> Vec<u8> {
     raw(
         input,
@@ -50,7 +50,7 @@ fn check_levels(input: &Path, output: &Path) {
     check_levels_within(1, input, output);
 }
 
-/// The same within so many levels.
+/// Asserts the same within `n_levels` levels.
 fn check_levels_within(n_levels: u8, input: &Path, output: &Path) {
     let (most, mean) = differences(&levels(input), &levels(output));
     assert!(
@@ -67,11 +67,11 @@ fn fine(input: &Path, output: &Path) -> FileJob {
     }
 }
 
-/// The colors that ffprobe reads, which it repeats for each program of a transport stream.
+/// Returns the colors that ffprobe reads, which it repeats for each program of a transport stream.
 fn tags(path: &Path) -> String {
     let tags = picture(path, COLORS);
     let tags = tags.lines().next().unwrap().trim_end_matches(',');
-    // The two are one matrix.
+    // Both names stand for the same matrix.
     tags.replace("bt470bg", "smpte170m")
 }
 
@@ -128,7 +128,7 @@ fn codecs_that_cannot_say_their_colors_get_converted_ones() {
             ..fine(&input, &files.path(name))
         };
         run(&job).unwrap();
-        // The others have no finer quantizer.
+        // The other encoders have no finer quantizer.
         let n_levels = if codec == VideoCodec::Vp9 { 1 } else { 2 };
         check_levels_within(n_levels, &input, &job.output);
     }
@@ -194,13 +194,13 @@ fn vp8_is_bt601_in_high_definition_too() {
     check_levels(&input, &job.output);
 }
 
-/// Ten frames of `scene` in high dynamic range and in the standard one, as zimg makes both.
+/// Makes ten frames of `scene` in HDR and in SDR, both produced by zimg.
 fn hdr_and_sdr(files: &Files, scene: &str, transfer: &str) -> [PathBuf; 2] {
     let scene = format!("-f lavfi -t 0.4 -i {scene}");
     let sdr = "scale=out_color_matrix=bt709,\
                setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709";
     let sdr: String = sdr.split_whitespace().collect();
-    // White is at 203 cd/m², as BT.2408 says.
+    // White is at 203 cd/m², as in BT.2408.
     let hdr = format!(
         "{sdr},zscale=t=linear:npl=203,format=gbrpf32le,\
          zscale=t={transfer}:p=2020:m=2020_ncl:r=limited:npl=203,format=yuv420p10le"
@@ -216,7 +216,7 @@ fn hdr_and_sdr(files: &Files, scene: &str, transfer: &str) -> [PathBuf; 2] {
     ]
 }
 
-/// Pearson's correlation.
+/// Computes Pearson's correlation.
 fn correlation(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
@@ -233,7 +233,7 @@ fn correlation(a: &[f64], b: &[f64]) -> f64 {
 fn high_dynamic_range_is_mapped_to_the_standard_one() {
     let files = Files::new();
     for transfer in ["smpte2084", "arib-std-b67"] {
-        // Light below white stays: mid gray is mid gray.
+        // Light below white is preserved: mid gray stays mid gray.
         let [hdr, sdr] = hdr_and_sdr(&files, "color=c=0x808080:size=320x240:rate=25", transfer);
         for name in ["out.mp4", "out.webm"] {
             let job = fine(&hdr, &files.path(name));
@@ -251,14 +251,14 @@ fn high_dynamic_range_is_mapped_to_the_standard_one() {
     }
 }
 
-/// Luma of the first frame in ten bits.
+/// Returns the luma of the first frame in ten bits.
 fn deep_luma(path: &Path, n_pixels: usize) -> Vec<u16> {
     let bytes = raw(path, "-frames:v 1 -pix_fmt yuv420p10le");
     let samples = bytes.as_chunks().0.iter().take(n_pixels);
     samples.map(|&sample| u16::from_le_bytes(sample)).collect()
 }
 
-/// By how many code values samples differ, on average.
+/// Returns the mean difference of samples in code values.
 fn mean_difference(before: &[u16], after: &[u16]) -> f64 {
     assert_eq!(before.len(), after.len());
     let pairs = before.iter().zip(after);
@@ -364,7 +364,7 @@ fn a_high_dynamic_range_is_kept_where_it_is_asked_for() {
             let mean = mean_difference(&before, &after);
             assert!(mean < 3.0, "{transfer} to {name}: luma is {mean} off");
             if name == "out.webm" {
-                // The bitstream of VP9 says nothing of it, only the container does.
+                // VP9's bitstream does not carry this information, only the container does.
                 let said = "stream_side_data=max_luminance,min_luminance,max_content";
                 let light = ffprobe(
                     &job.output,
@@ -397,13 +397,13 @@ fn a_high_dynamic_range_is_kept_where_it_is_asked_for() {
     }
 }
 
-/// Gives the attributions of each frame of `input`, explained by the default model.
+/// Returns the attributions of each frame of `input`, explained by the default model, and the log.
 #[cfg(all(feature = "cli", feature = "embedded-models"))]
 fn attributions(files: &Files, input: &Path) -> (Vec<Vec<f64>>, String) {
     attributions_with(files, input, &[])
 }
 
-/// The same with further options.
+/// Returns the same with further options.
 #[cfg(all(feature = "cli", feature = "embedded-models"))]
 fn attributions_with(files: &Files, input: &Path, options: &[&str]) -> (Vec<Vec<f64>>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_vitscope"))
@@ -426,8 +426,8 @@ fn attributions_with(files: &Files, input: &Path, options: &[&str]) -> (Vec<Vec<
     (maps.collect(), log)
 }
 
-/// Of a photograph, maps of its HDR version are those of its SDR version, and more so than where nobody is told that it
-/// is HDR.
+/// For a photograph, the maps of its HDR version match those of its SDR version, and better than if the HDR is not
+/// declared.
 #[test]
 #[cfg(all(feature = "cli", feature = "embedded-models"))]
 fn the_model_sees_the_scene_and_not_its_high_dynamic_range() {
@@ -449,7 +449,7 @@ fn the_model_sees_the_scene_and_not_its_high_dynamic_range() {
         let said = format!("the video is HDR ({name}), tone-mapping it to SDR");
         assert_eq!(log.matches(&said).count(), 1, "{log}");
 
-        // Kept in the output, the model sees the same.
+        // If HDR is kept in the output, the model sees the same.
         let (kept, log) = attributions_with(&files, &hdr, &["--hdr", "keep", "--mode", "original"]);
         assert!(!log.contains("HDR"), "{log}");
         for (kept, mapped) in kept.iter().zip(&got) {
@@ -485,7 +485,7 @@ fn interlaced_pictures_become_as_many_whole_ones() {
         std::fs::rename(&output, files.path("checked.mp4")).unwrap();
         let output = files.path("checked.mp4");
         assert_eq!(picture(&output, "field_order"), "progressive", "{name}");
-        // Each frame is what was there when its first field was taken.
+        // Each frame shows the scene at the time of its first field.
         let whole = files.make(
             "whole.mp4",
             &format!("-f lavfi -i testsrc2=size=320x240:rate=50:duration=1 -vf select=not(mod(n\\,2)) -fps_mode passthrough {H264}"),
@@ -495,7 +495,7 @@ fn interlaced_pictures_become_as_many_whole_ones() {
     }
 }
 
-/// The decoder calls a stream what its first picture is.
+/// The decoder classifies a stream by its first picture.
 #[test]
 fn fields_after_progressive_pictures_become_whole_pictures_too() {
     let files = Files::new();
@@ -542,7 +542,7 @@ fn progressive_pictures_in_interlaced_streams_stay_as_they_are() {
 #[test]
 fn pictures_with_alpha_are_laid_over_black() {
     let files = Files::new();
-    // The left half is opaque, the right one half so.
+    // The left half is opaque, the right half is half transparent.
     let scene = "-f lavfi -i color=0xc08040:size=320x240:rate=25:duration=0.4 \
                  -vf format=rgba,geq=r=p(X\\,Y):g=p(X\\,Y):b=p(X\\,Y):a=if(lt(X\\,160)\\,255\\,128)";
     for (name, codec) in [
@@ -569,7 +569,7 @@ fn pictures_with_alpha_are_laid_over_black() {
     }
 }
 
-/// Replaces bytes at a place that `find` names.
+/// Replaces bytes at an offset from the place where `find` occurs.
 fn patch(
     files: &Files,
     input: &Path,
@@ -612,7 +612,7 @@ fn all_eight_directions_of_an_mp4_are_applied() {
         let input = patch(&files, &upright, "turned.mp4", b"tkhd", 44, &matrix);
         let job = fine(&input, &files.path("out.mp4"));
         run(&job).unwrap();
-        // ffmpeg turns what it reads by the same matrix.
+        // ffmpeg rotates its input by the same matrix.
         let similarity = similarity(&input, &job.output);
         assert!(similarity > 30.0, "{a} {b} {c} {d}: {similarity} dB");
     }
@@ -629,7 +629,7 @@ fn the_roll_of_a_matroska_is_applied() {
         (-90.0, "transpose=clock"),
         (180.0, "hflip,vflip"),
     ] {
-        // In place of the colors, which are as long, the projection and a void.
+        // The colors are replaced by the projection and a void element of the same total length.
         let mut file = std::fs::read(&upright).unwrap();
         let at = file.windows(2).position(|id| id == [0x55, 0xb0]).unwrap();
         let (size, head) = match file[at + 2] {
@@ -714,7 +714,7 @@ fn pictures_that_no_decoder_takes_are_refused() {
         let run = Command::new(env!("CARGO_BIN_EXE_vitscope"))
             .args(["file", "--model", "cifar10"])
             .args([&input, &out])
-            // GStreamer warns now and then where it is stopped while a demuxer announces its streams.
+            // GStreamer occasionally warns if it is stopped while a demuxer announces its streams.
             .env_remove("G_DEBUG")
             .output()
             .unwrap();

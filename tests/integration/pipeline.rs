@@ -1,4 +1,4 @@
-//! The staged pipeline between a source and a sink in memory: order, times, batches, errors, cancelling.
+//! The staged pipeline between a source and a sink in memory: order, times, batches, errors, canceling.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -24,7 +24,7 @@ use crate::common::fixture;
 /// Gray of the frame that the fake explainer cannot explain.
 const BAD: u8 = 255;
 
-/// A frame of one gray, at times that are not evenly spaced.
+/// Creates a frame of one gray, at times that are not evenly spaced.
 fn frame(seq: u64, gray: u8) -> Frame {
     let size = FrameSize {
         width_px: 24,
@@ -40,7 +40,7 @@ fn pts(seq: u64) -> Pts {
     Pts(1_000 + 50 * seq + seq % 3)
 }
 
-/// Frames whose gray tells them apart.
+/// Creates frames that differ in their gray.
 fn frames(n_frames: u64) -> Vec<Frame> {
     (0..n_frames).map(|seq| frame(seq, gray(seq))).collect()
 }
@@ -49,7 +49,7 @@ fn gray(seq: u64) -> u8 {
     (2 * seq % 200) as u8
 }
 
-/// Scores every patch by the brightness of its image, and notes the sizes of its batches.
+/// Scores every patch by the brightness of its image, and records its batch sizes.
 #[derive(Clone, Default)]
 struct Brightness {
     batches: Arc<Mutex<Vec<usize>>>,
@@ -80,7 +80,7 @@ impl Explainer for Brightness {
     }
 }
 
-/// Scores every patch by how many frames of its stream it has seen, and fails where one is too bright.
+/// Scores every patch by the number of frames seen in its stream, and fails if one is too bright.
 struct Counting(Brightness);
 
 impl Explainer for Counting {
@@ -112,7 +112,7 @@ impl Explainer for Counting {
     }
 }
 
-/// A batch that fails is tried again image by image, and what was remembered of it is taken back before.
+/// A failed batch is retried image by image, after its effect on the memory has been undone.
 #[test]
 fn a_frame_is_remembered_once_even_where_its_batch_fails() {
     let grays = [10, 20, BAD, 30, 40, 50, 60];
@@ -158,7 +158,7 @@ fn view(explainer: impl Explainer + 'static) -> View {
     }
 }
 
-/// A method that sums over frames does not sum over two scenes, wherever in a batch the cut lies.
+/// A method that sums over frames does not sum over two scenes, wherever the cut lies in a batch.
 #[test]
 fn nothing_of_the_scene_before_a_cut_is_in_the_maps_behind_it() {
     let maps = |grays: &[u8], batch: usize| -> Vec<Vec<f32>> {
@@ -206,7 +206,7 @@ fn nothing_of_the_scene_before_a_cut_is_in_the_maps_behind_it() {
     }
 }
 
-/// What a test sets differently from one run to another.
+/// Settings that differ between runs of a test.
 struct Setting<'a> {
     every: u64,
     batch: usize,
@@ -263,7 +263,7 @@ fn records(source: impl Source, every: u64, batch: usize) -> (Report, Vec<Record
     (report, records)
 }
 
-/// A sink that can fail, and says whether it was finished.
+/// A sink that can fail, and records whether it was finished.
 #[derive(Clone, Default)]
 struct Watched {
     pushed: Arc<AtomicU64>,
@@ -290,15 +290,15 @@ impl Sink for Watched {
     }
 }
 
-/// Gives frames until it is stopped, then two more that were on their way.
+/// Supplies frames until it is stopped, then two more that were on their way.
 #[derive(Default)]
 struct Endless {
     next_seq: u64,
     stops: Arc<AtomicU64>,
     left: Option<u64>,
-    /// Frames that left at the other end.
+    /// Number of frames that have left at the other end.
     pushed: Arc<AtomicU64>,
-    /// Most frames between the two ends.
+    /// Maximum number of frames between the two ends.
     under_way: Arc<AtomicU64>,
 }
 
@@ -323,7 +323,7 @@ impl Source for Endless {
     }
 }
 
-/// A source that goes wrong after three frames.
+/// A source that fails after three frames.
 struct Broken(fn() -> Result<Option<Frame>>, u64);
 
 impl Source for Broken {
@@ -400,8 +400,8 @@ fn between_every_third_frame_the_last_explanation_stays() {
     assert_eq!(expected, report.counts);
 }
 
-/// A run over one frame of 320 × 180 pixels with this threshold: its record, and the exact probability of its best
-/// class. Checks that the frame bears the caption that `caption` makes of that class.
+/// Runs over one frame of 320 × 180 pixels with this threshold, and returns its record and the exact probability of its
+/// best class. Checks that the frame bears the caption that `caption` makes for that class.
 fn with_threshold(not_sure_below: Option<f32>, caption: fn(&str, f32) -> String) -> (Record, f32) {
     let mut view = view(Brightness::default());
     Arc::get_mut(&mut view.model).unwrap().not_sure_below = not_sure_below;
@@ -482,7 +482,7 @@ fn batches_are_filled_and_the_rest_is_flushed_at_the_end() {
     check(&[8, 8, 4], 20, 1, 8);
     check(&[1], 1, 1, 8);
     check(&[2, 2, 1], 25, 5, 2);
-    // A rare turn does not make the stage hold frames without end.
+    // Rare explanations do not make the stage hold an unlimited number of frames.
     check(&[2, 1, 1], 100, 30, 8);
 }
 
@@ -696,7 +696,7 @@ fn the_source_is_held_back_so_that_memory_stays_bounded() {
         ..Setting::default()
     };
     setting.run(source, sink).unwrap();
-    // Four edges of four frames, a batch of four, and one in the hands of each of the other stages.
+    // Four queues of four frames, a batch of four, and one frame in each of the other stages.
     let most = 4 * 4 + 4 + 4;
     let under_way = under_way.load(Ordering::SeqCst);
     assert!(under_way <= most, "{under_way} frames were under way");

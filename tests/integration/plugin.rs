@@ -1,4 +1,5 @@
-//! The GStreamer element in a harness and in whole pipelines: order, times, pixels, metas, latency, swaps, errors.
+//! The GStreamer element in a harness and in whole pipelines: order, times, pixels, metas, latency, model swaps,
+//! errors.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -31,7 +32,7 @@ use vitscope::{Error, Result};
 
 use crate::common::{clip, fixture};
 
-/// A frame's number from the gray that it is painted with.
+/// A frame's number multiplied by this is the gray it is painted with.
 const GRAY_A_FRAME: u8 = 5;
 
 const FPS: u64 = 25;
@@ -45,10 +46,10 @@ fn init() {
     });
 }
 
-/// Scores every patch by the brightness of its image, from 0 to 1, when it is let.
+/// Scores every patch by the brightness of its image, from 0 to 1, once it is allowed to.
 #[derive(Clone, Default)]
 struct Brightness {
-    /// One message lets one batch through; without it all are.
+    /// Each message lets one batch through; without a gate, all batches pass.
     gate: Option<Receiver<()>>,
     batches: Arc<Mutex<Vec<usize>>>,
     panics: bool,
@@ -92,7 +93,7 @@ impl Explainer for Brightness {
     fn attribution(&self, pass: &Pass<'_>) -> Result<Tensor> {
         assert!(!self.panics, "this explainer panics");
         if let Some(gate) = &self.gate {
-            // A test that has ended lets all through.
+            // When the test has ended, all batches pass.
             let _ = gate.recv();
         }
         let scores = Self::scores(pass)?;
@@ -101,7 +102,7 @@ impl Explainer for Brightness {
     }
 }
 
-/// Runs the model again and again until it is let, as methods of many passes do, and then scores by brightness.
+/// Runs the model repeatedly until it is allowed to finish, like methods of many passes, and then scores by brightness.
 #[derive(Clone)]
 struct Tireless {
     gate: Receiver<()>,
@@ -194,7 +195,7 @@ fn harness(element: &VitScope, caps: &gst::Caps) -> Harness {
     harness
 }
 
-/// A frame painted with the gray of its number.
+/// Returns a frame painted with the gray of its number.
 fn numbered(number: u64, caps: &gst::Caps) -> gst::Buffer {
     let info = gst_video::VideoInfo::from_caps(caps).unwrap();
     let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
@@ -222,7 +223,7 @@ fn wait_for(bus: &gst::Bus, kinds: &[gst::MessageType]) -> gst::Message {
         .expect("a message that must come")
 }
 
-/// The bus of an element that has no pipeline.
+/// Returns the bus of an element that has no pipeline.
 fn bus_of(element: &VitScope) -> gst::Bus {
     let bus = gst::Bus::new();
     element.set_bus(Some(&bus));
@@ -257,7 +258,7 @@ fn in_lossless_every_frame_leaves_in_order_with_its_time_and_its_own_explanation
     assert!(harness.try_pull().is_none());
 }
 
-/// The heatmap shows the brightness of the frame that was explained; its time tells which frame it is on.
+/// The heatmap shows the brightness of the explained frame; the timestamp identifies the frame it is drawn on.
 #[test]
 fn in_exact_what_is_drawn_is_of_the_frame_that_it_is_drawn_on() {
     let explainer = Brightness::default();
@@ -270,7 +271,7 @@ fn in_exact_what_is_drawn_is_of_the_frame_that_it_is_drawn_on() {
     let mut harness = harness(&element, &caps);
     for number in 0..50 {
         harness.push(numbered(number, &caps)).unwrap();
-        // As fast as the model can, and now and then too fast for it.
+        // As fast as the model allows, and occasionally too fast for it.
         if number % 7 != 0 {
             let n_batches = explainer.batches.lock().unwrap().len();
             wait_for_answers(&explainer, n_batches.max(1));
@@ -283,7 +284,7 @@ fn in_exact_what_is_drawn_is_of_the_frame_that_it_is_drawn_on() {
         assert_eq!(buffer.pts(), Some(FRAME * number));
         let gray = number as u8 * GRAY_A_FRAME;
         let drawn = buffer.map_readable().unwrap()[0];
-        // A frame without an explanation is as it came, which is the same gray.
+        // A frame without an explanation is unchanged, and so has the same gray.
         assert!(drawn.abs_diff(gray) <= 1, "{drawn} on frame {number}");
         if let Some(found) = Found::of(&buffer) {
             assert_eq!(found.frame, number);
@@ -313,7 +314,7 @@ fn every_format_and_size_passes_bit_equal_outside_of_the_overlay() {
             let caps = caps(format, width, height);
             let mut harness = harness(&element, &caps);
             let mut buffer = numbered(40, &caps);
-            // The overlay must have something to change, and noise is what a wrong stride would scatter.
+            // The overlay needs something to change, and a wrong stride would scatter noise.
             for (idx, byte) in
                 (buffer.get_mut().unwrap().map_writable().unwrap().iter_mut()).enumerate()
             {
@@ -340,7 +341,7 @@ fn every_format_and_size_passes_bit_equal_outside_of_the_overlay() {
                     for byte in 0..stride {
                         let at = offset + row * stride + byte;
                         let pixel = byte as i64 / info.comp_pstride(plane.min(1) as u8) as i64;
-                        // Where the model's square lies, and the line around it with its chroma.
+                        // The model's square, and the line around it with its chroma.
                         let x = pixel * i64::from(width) / columns.max(1);
                         let y = row as i64 * i64::from(height) / rows as i64;
                         let inside = |at: i64, first: usize, length: usize| {
@@ -433,7 +434,7 @@ fn the_latency_of_exact_is_that_of_upstream_and_the_frames_that_are_held() {
         "before the model is timed"
     );
     harness.push(numbered(0, &caps)).unwrap();
-    // The fixture takes much less than a frame.
+    // The fixture takes much less time than a frame.
     assert_eq!(harness.query_latency(), Some(upstream + FRAME));
     wait_for(&bus, &[gst::MessageType::Latency]);
 }
@@ -489,7 +490,7 @@ fn a_model_that_never_answers_holds_no_frame_back_in_latest() {
     drop(open);
 }
 
-/// The worker has one frame; of those that come meanwhile it gets the newest, at once.
+/// The worker has one frame; of those that arrive meanwhile, it gets the newest one, at once.
 #[test]
 fn in_latest_the_newest_frame_waits_for_the_model_and_older_ones_make_room() {
     let (explainer, open) = Brightness::gated();
@@ -501,7 +502,7 @@ fn in_latest_the_newest_frame_waits_for_the_model_and_older_ones_make_room() {
     let caps = caps("RGB", 16, 16);
     let mut harness = harness(&element, &caps);
     wait_for_model(&bus);
-    // The first one is taken before the others come.
+    // The first frame is taken before the others arrive.
     harness.push(numbered(0, &caps)).unwrap();
     open.send(()).unwrap();
     wait_for_answers(&explainer, 1);
@@ -553,7 +554,7 @@ fn in_latest_an_explanation_is_in_the_record_of_its_own_frame() {
     let seqs: Vec<u64> = records.iter().map(|record| record.seq).collect();
     assert_eq!(seqs, (0..8).collect::<Vec<u64>>());
     let explained: Vec<_> = records.iter().filter(|record| record.explained).collect();
-    // The answer to the last one that was asked about came after the last frame.
+    // The answer to the last submitted frame came after the last frame.
     assert!(explained.len() >= 3, "{text}");
     for record in explained {
         assert!(
@@ -578,16 +579,16 @@ fn wait_for_model(bus: &gst::Bus) {
     }
 }
 
-/// Waits until so many batches are explained and their answers are on their way.
+/// Waits until this many batches are explained and their answers are on their way.
 fn wait_for_answers(explainer: &Brightness, n_batches: usize) {
     while explainer.batches.lock().unwrap().len() < n_batches {
         std::thread::yield_now();
     }
-    // What comes after the batch is noted takes some microseconds, but a busy machine may let it wait.
+    // What follows the recording of a batch takes some microseconds, but a busy machine may delay it.
     wait_a_moment();
 }
 
-/// Lets the worker take an image, or hand its answer over.
+/// Gives the worker time to take an image or to return its answer.
 fn wait_a_moment() {
     let started = std::time::Instant::now();
     while started.elapsed() < Duration::from_millis(100) {
@@ -646,7 +647,7 @@ fn an_explanation_that_comes_after_its_greatest_age_is_shown_all_the_same() {
     open.send(()).unwrap();
     wait_for_answers(&explainer, 1);
     let frames: Vec<_> = (20..25).map(|number| shown(&mut harness, number)).collect();
-    // A failed assertion shall not wait for the model for ever.
+    // A failed assertion must not wait for the model forever.
     drop(open);
     assert_eq!(frames, [Some(0), Some(0), Some(0), Some(0), None]);
 }
@@ -662,7 +663,7 @@ fn in_exact_a_model_that_is_too_slow_costs_explanations_and_no_frame() {
     for number in 0..30 {
         harness.push(numbered(number, &caps)).unwrap();
     }
-    // Nothing was ever answered, and no more are held than may ever be: how many depends on how long the trial took.
+    // Nothing was ever answered, and the number of held frames is limited; it depends on how long the trial took.
     assert!(harness.buffers_in_queue() >= 22);
     drop(open);
     harness.push_event(gst::event::Eos::new());
@@ -677,7 +678,7 @@ fn in_exact_a_model_that_is_too_slow_costs_explanations_and_no_frame() {
     assert_eq!(counted, 30);
 }
 
-/// Each frame that has to leave without its explanation holds one more back, but no more than so many.
+/// Each frame that must leave without its explanation increases the number of frames held back, up to a limit.
 #[test]
 fn in_exact_explanations_that_come_too_late_are_waited_for_longer() {
     let (explainer, _open) = Tireless::gated();
@@ -695,7 +696,7 @@ fn in_exact_explanations_that_come_too_late_are_waited_for_longer() {
     assert!((5..=8).contains(&n_held), "{n_held}");
 }
 
-/// Ends a flush; the frame with this number is all that comes after it.
+/// Ends a flush, after which only the frame with this number follows.
 fn push_after_flush(harness: &mut Harness, number: u64, caps: &gst::Caps) {
     harness.push_event(gst::event::FlushStop::new(true));
     let segment = gst::FormattedSegment::<gst::ClockTime>::new();
@@ -723,7 +724,7 @@ fn a_flush_discards_what_is_held() {
     assert!(harness.try_pull().is_none());
 }
 
-/// An element with a method that remembers, by a shared worker where `id` names one.
+/// Creates an element with a method that remembers, with a shared worker if `id` names one.
 fn remembering_element(id: Option<&str>) -> VitScope {
     init();
     gst::ElementFactory::make("vitscope")
@@ -738,7 +739,7 @@ fn remembering_element(id: Option<&str>) -> VitScope {
         .unwrap()
 }
 
-/// The next map that comes out.
+/// Returns the next map that comes out.
 fn next_mask(harness: &mut Harness) -> Vec<f32> {
     Found::of(&harness.pull().unwrap()).unwrap().mask
 }
@@ -806,7 +807,7 @@ fn a_flush_ends_the_wait_for_a_model() {
     element.set_property("attach-meta", true);
     let (open, gate) = crossbeam_channel::bounded::<()>(1);
     element.set_view(move || {
-        // Ends when the test lets go of the other end.
+        // Ends when the test drops the other end.
         let _ = gate.recv();
         view(&explainer, None)
     });
@@ -847,7 +848,7 @@ fn an_element_that_stops_does_not_wait_for_an_explanation() {
         explainer.wait_until_it_runs();
         let sink = element.static_pad("sink").unwrap();
         std::thread::scope(|threads| {
-            // In `lossless` it waits for the frame.
+            // In `lossless`, the event waits for the frame.
             threads.spawn(|| sink.send_event(gst::event::Eos::new()));
             element.set_state(gst::State::Null).unwrap();
         });
@@ -890,13 +891,13 @@ fn a_flush_ends_what_only_its_own_stream_waits_for() {
     let [mut flushed, mut other] = elements.each_ref().map(|element| harness(element, &caps));
     flushed.push(numbered(0, &caps)).unwrap();
     explainer.wait_until_it_runs();
-    // Alone: nobody waits for it any more.
+    // Alone: no other stream waits for it.
     flushed.push_event(gst::event::FlushStart::new());
     flushed.push_event(gst::event::FlushStop::new(true));
     let segment = gst::FormattedSegment::<gst::ClockTime>::new();
     flushed.push_event(gst::event::Segment::new(&segment));
     explainer.passes.store(0, Ordering::SeqCst);
-    // Together, or one after the other.
+    // In one batch, or one after the other.
     flushed.push(numbered(1, &caps)).unwrap();
     other.push(numbered(2, &caps)).unwrap();
     explainer.wait_until_it_runs();
@@ -908,7 +909,7 @@ fn a_flush_ends_what_only_its_own_stream_waits_for() {
     assert!(Found::of(&buffer).is_some());
 }
 
-/// Held frames are drawn later than they come, and still by the values of their own time.
+/// Held frames are drawn later than they arrive, but with the property values of their own time.
 #[test]
 fn a_controlled_property_has_for_each_frame_the_value_of_its_time() {
     let element = element(&Brightness::default());
@@ -932,7 +933,7 @@ fn a_controlled_property_has_for_each_frame_the_value_of_its_time() {
     let gray = |number: u64| number as f32 * f32::from(GRAY_A_FRAME) / 255.0;
     for number in 0..20 {
         let found = Found::of(&harness.pull().unwrap()).unwrap();
-        // All of what was shown before stays where smoothing is 1.
+        // With a smoothing of 1, the previous explanation stays unchanged.
         let expected = gray(if shown(number) { number - 1 } else { number });
         assert!((mean(&found) - expected).abs() < 1e-3, "frame {number}");
     }
@@ -1068,7 +1069,7 @@ fn metas_and_messages_say_that_the_model_is_not_sure() {
     }
 }
 
-/// Needs GStreamer 1.26.
+/// Requires GStreamer 1.26.
 #[cfg(feature = "v1_26")]
 #[test]
 fn analytics_say_the_class_and_where_its_patches_are() {
@@ -1205,7 +1206,7 @@ fn another_method_or_input_takes_over_while_frames_flow() {
     assert!(until(&by_attention, &mut harness), "what worked goes on");
 }
 
-/// A cut keeps all of a patch or nothing, and nothing where anything counts as the same answer.
+/// A cut keeps either all or nothing of a patch, and nothing at all if any answer counts as the same.
 #[test]
 fn options_reach_the_method_and_wrong_ones_are_an_error_on_the_bus() {
     init();
@@ -1268,7 +1269,7 @@ fn several_methods_share_the_frame_which_keeps_its_size() {
     let map = buffer.map_readable().unwrap();
     let rows: Vec<&[u8]> = map.chunks(120).collect();
     assert_eq!(rows.len(), 20);
-    // Two panes of 20 x 10 in the middle, black above and below.
+    // Two panes of 20 x 10 in the middle, with black above and below.
     assert!(
         rows[..4]
             .iter()
@@ -1335,7 +1336,7 @@ fn settings_changed_at_once_are_those_of_the_properties() {
     element.set_property("method-options", &options);
     let groups = &element.settings().request.options["gradmask"]["groups"];
     assert_eq!(groups.as_integer(), Some(12), "{options}");
-    // What says nothing comes back as it was set.
+    // An invalid text is returned as it was set.
     element.set_property("method", "nosuch");
     assert_eq!(element.property::<String>("method"), "nosuch");
     element.set_property("method", "auto");
@@ -1361,7 +1362,7 @@ fn scores_go_to_a_socket_line_by_line_and_its_end_is_not_that_of_the_video() {
     for number in 0..3 {
         wait_for_answers(&explainer, number + 1);
         harness.push(numbered(number as u64 + 1, &caps)).unwrap();
-        // It is there as soon as the frame's explanation is.
+        // The line is available as soon as the frame's explanation is.
         let line = lines.next().unwrap().unwrap();
         let record: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(record["seq"], number);
@@ -1498,7 +1499,7 @@ fn two_hundred_starts_leave_nothing_behind() {
     assert!(models.iter().all(|model| model.strong_count() == 0));
 }
 
-/// The frames of a file as `vitscope file` would encode them.
+/// Returns the frames of a file as `vitscope file` would encode them.
 fn frames_of_the_program(path: &Path) -> Vec<Vec<u8>> {
     let model = models::open(fixture("vit_a").to_str().unwrap(), &Device::Cpu).unwrap();
     let view = View {
@@ -1531,7 +1532,7 @@ fn frames_of_the_program(path: &Path) -> Vec<Vec<u8>> {
     sink.take().iter().map(visible).collect()
 }
 
-/// The bytes of a frame that are pixels, plane by plane.
+/// Returns the visible bytes of a frame, plane by plane.
 fn visible(frame: &Frame) -> Vec<u8> {
     let layout = &frame.layout;
     let mut bytes = Vec::new();
@@ -1616,8 +1617,8 @@ fn an_explainer_that_fails_leaves_frames_unexplained() {
     assert_eq!((number_of(&buffer), Found::of(&buffer)), (2, None));
 }
 
-/// A line of `pipelines/`, with a clip in place of its file, test pictures in place of cameras and servers, and its
-/// outputs in `folder`.
+/// Returns a command line of `pipelines/`, with a clip in place of its file, test pictures in place of cameras and
+/// servers, and its outputs in `folder`.
 fn runnable(path: &Path, folder: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
     let line: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
@@ -1689,7 +1690,7 @@ fn every_pipeline_of_the_folder_runs() {
     }
 }
 
-/// Puts the plugin that was built with this test binary into a folder of its own.
+/// Copies the plugin that was built with this test binary to a folder of its own.
 fn install_plugin(folder: &Path) -> std::path::PathBuf {
     let program = std::env::current_exe().unwrap();
     let built = program.with_file_name("libgstvitscope.so");
@@ -1747,7 +1748,7 @@ fn gst_inspect_documents_every_property() {
     }
 }
 
-/// Drawn behind a queue, a picture is what it would have been drawn at once.
+/// A picture drawn after a queue equals one drawn at once.
 #[test]
 fn the_overlay_draws_what_the_element_attached() {
     init();
@@ -1770,7 +1771,7 @@ fn the_overlay_draws_what_the_element_attached() {
         let frames = frames.lock().unwrap();
         frames.clone()
     };
-    // Captions of one class, of another than the predicted one, and of two.
+    // Captions of one class, of a class other than the predicted one, and of two classes.
     for target in ["predicted", "1", "2", "contrast:0,1"] {
         let element = format!(
             "vitscope model={} method=gradcam target-class={target}",
@@ -1787,7 +1788,7 @@ fn the_overlay_draws_what_the_element_attached() {
     }
 }
 
-/// The examples in C and in Python read a meta and get a message for each frame.
+/// The examples in C and Python read a meta and receive a message for each frame.
 #[test]
 fn other_languages_read_metas_and_messages() {
     let folder = tempfile::tempdir().unwrap();
@@ -1807,7 +1808,7 @@ fn other_languages_read_metas_and_messages() {
     let script = examples.join("read_meta.py");
     for (place, program, args) in [
         (&in_c, program.to_str().unwrap(), vec![input]),
-        // The one that Debian's python3-gi is for; there may be others before it.
+        // The interpreter that Debian's python3-gi belongs to; there may be others before it in the path.
         (
             &in_python,
             "/usr/bin/python3",

@@ -1,5 +1,5 @@
-//! The second opinion against ffprobe, against planted defects, and against damaged files; and files that
-//! GStreamer's demuxers lose parts of.
+//! The second opinion against ffprobe, planted defects and damaged files; and files of which GStreamer's demuxers lose
+//! parts.
 #![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ const PICTURE: &str = "-f lavfi -i testsrc2=size=160x120:rate=25:duration=6";
 const SOUND: &str = "-f lavfi -i sine=frequency=440:sample_rate=48000:duration=6";
 const H264: &str = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p -g 25 -bf 2";
 
-/// 6 s of picture with B-frames and a sound by the encoder `sound`.
+/// Makes 6 s of picture with B-frames and sound encoded by `sound`.
 fn film(files: &Files, name: &str, sound: &str) -> PathBuf {
     files.make(name, &format!("{PICTURE} {SOUND} {H264} -c:a {sound}"))
 }
@@ -29,7 +29,7 @@ fn packets(path: &Path, kind: Kind) -> Vec<Packet> {
     track.packets.clone()
 }
 
-/// Times in microseconds by ffprobe: of decoded frames, or of sound packets.
+/// Returns times in microseconds by ffprobe: of decoded frames, or of sound packets.
 fn judged(path: &Path, kind: Kind) -> Vec<i64> {
     let entries = match kind {
         Kind::Picture => "-select_streams v:0 -show_entries frame=pts_time",
@@ -77,7 +77,7 @@ fn tables_tell_what_ffprobe_does() {
             let theirs = judged(path, kind);
             assert_eq!(ours.len(), theirs.len(), "{path:?} {kind:?}");
             let furthest = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).max();
-            // ffprobe rounds Opus's delay of 6.5 ms to Matroska's milliseconds.
+            // ffprobe rounds the Opus delay of 6.5 ms to Matroska's milliseconds.
             assert!(
                 furthest.unwrap() <= 501,
                 "{path:?} {kind:?}: {furthest:?} us"
@@ -97,7 +97,7 @@ fn times_go_on_past_the_clock_s_wrap() {
     assert!(steps.into_iter().all(|step| (step - 40_000_000).abs() < 2));
 }
 
-/// A result made by ffmpeg's options `args` from the source in place of `run`'s.
+/// Compares the source with a result that ffmpeg makes from it with the options `args`, in place of `run`.
 fn planted(files: &Files, source: &Path, name: &str, args: &str) -> Verification {
     let args = args.replace("SRC", source.to_str().unwrap());
     let result = files.make(name, &args);
@@ -108,7 +108,7 @@ fn planted(files: &Files, source: &Path, name: &str, args: &str) -> Verification
 fn every_planted_defect_is_found() {
     let files = Files::new();
     let source = film(&files, "source.mp4", "aac");
-    // What is wrong, how ffmpeg makes it, and how the complaint begins.
+    // The defect, how ffmpeg makes it, and the beginning of the complaint.
     let defects = [
         (
             "the first frame",
@@ -191,7 +191,7 @@ fn every_planted_defect_is_found() {
     assert_eq!(n_found, 36);
 }
 
-/// Runs `job` and expects neither a complaint nor another length of the line than `begins` says.
+/// Runs `job` and expects no complaint, and a verification that begins with `begins`.
 fn check(job: &FileJob, begins: &str) -> Verification {
     let n_frames = run(job).unwrap();
     let verification = verify::compare(job, None).unwrap().with_written(n_frames);
@@ -261,7 +261,7 @@ fn files_that_are_whole_raise_no_alarm() {
     }
 }
 
-/// Runs all of `input` into an mp4 and a Matroska file, which must have its frames and its sound.
+/// Copies all of `input` to an MP4 and a Matroska file, which must have its frames and its sound.
 fn check_whole(files: &Files, input: &Path) {
     for extension in ["mp4", "mkv"] {
         let job = FileJob {
@@ -288,8 +288,8 @@ fn check_whole(files: &Files, input: &Path) {
     }
 }
 
-/// When the last frame is no longer shown, in seconds by ffprobe. Of an mp4 it tells what its tables add up to, of other
-/// containers what each packet says.
+/// Returns the end of the last frame in seconds, by ffprobe: for an MP4, the total from its tables, for other
+/// containers, the end stated by each packet.
 fn end_of_picture(path: &Path) -> f64 {
     let entries = match path.extension().is_some_and(|extension| extension == "mp4") {
         true => "stream=start_time,duration",
@@ -308,7 +308,7 @@ fn end_of_picture(path: &Path) -> f64 {
     ends.fold(0.0, f64::max)
 }
 
-/// A slide that stands for three seconds at the end of a film of 25 frames per second.
+/// Makes a slide shown for three seconds at the end of a video of 25 frames per second.
 fn slide(files: &Files, name: &str, sound: &str) -> PathBuf {
     let plain = files.make(
         "plain.mp4",
@@ -385,7 +385,7 @@ fn a_packet_of_sound_that_the_source_breaks_off_in_is_told() {
             std::fs::write(&path, &whole[..whole.len() - 188 * n_missing]).unwrap();
             let contents = demux::read(&path).unwrap();
             let track = contents.of(Kind::Sound).next().unwrap();
-            // ffprobe counts what is left of a packet in a transport stream, but of Opus.
+            // ffprobe counts the rest of a packet in a transport stream, except for Opus.
             let n_listed = judged(&path, Kind::Sound).len();
             let in_part = usize::from(track.breaks_off && !["opus.ts", "live.mkv"].contains(&name));
             assert_eq!(track.packets.len() + in_part, n_listed, "{path:?}");
@@ -401,7 +401,7 @@ fn a_packet_of_sound_that_the_source_breaks_off_in_is_told() {
     assert!(n_broken >= 6, "{n_broken}");
 }
 
-/// A transport stream without the packets of the stream `pid`.
+/// Returns a transport stream without the packets of the stream `pid`.
 fn without_stream(files: &Files, input: &Path, pid: u16, name: &str) -> PathBuf {
     let bytes = std::fs::read(input).unwrap();
     let packets = bytes.chunks_exact(188);
@@ -412,7 +412,7 @@ fn without_stream(files: &Files, input: &Path, pid: u16, name: &str) -> PathBuf 
     path
 }
 
-/// Codecs of the sound tracks that ffprobe sees.
+/// Returns the number of sound tracks that ffprobe sees.
 fn sound_tracks(path: &Path) -> usize {
     let entries = "-select_streams a -show_entries stream=codec_name";
     ffprobe(path, entries)
@@ -446,7 +446,7 @@ fn sound_that_was_announced_and_never_comes_is_left_out() {
             let name = input.file_name().unwrap().to_str().unwrap();
             let job = FileJob::new(input, files.path(&format!("{name}.{extension}")));
             check(&job, "verified: ");
-            // A muxer of transport streams lists what gaps were told of, and players do without it.
+            // A transport stream muxer lists tracks of which it has only received gaps, and players ignore them.
             if extension != "ts" {
                 assert_eq!(sound_tracks(&job.output), *n_tracks, "{:?}", job.output);
             }
@@ -579,7 +579,7 @@ fn negative_composition_offsets_lose_and_move_nothing() {
         let name = format!("{idx}.mp4");
         let input = film(&files, &name, &format!("aac -movflags {flags}"));
         if idx == 0 {
-            // Fragments with negative offsets ffmpeg takes for later than the samples before them.
+            // ffmpeg mistakes fragments with negative offsets for later ones than the samples before them.
             check_whole(&files, &input);
         }
         let job = FileJob::new(&input, files.path(&format!("out.{name}")));
@@ -595,7 +595,7 @@ fn negative_composition_offsets_lose_and_move_nothing() {
     }
 }
 
-/// When pictures are shown, and how long after the flash the beep is heard.
+/// Returns the times of the pictures, and the delay from the flash to the beep.
 fn shown_and_heard(path: &Path) -> (Vec<i64>, f64) {
     (judged(path, Kind::Picture), beep_after_flash(path))
 }
@@ -628,7 +628,7 @@ fn a_presentation_that_begins_late_stays_late() {
             starts,
             "{name}"
         );
-        // What was written is read as the input was.
+        // The output is read like the input.
         let again = files.path(&format!("again.{name}"));
         check(&FileJob::new(&out, &again), "verified: ");
         assert_eq!(shown_and_heard(&again), expected, "{name} again");
@@ -694,7 +694,7 @@ fn a_range_of_fragments_is_whole() {
                 .filter(|time| time + 40_000 > start && *time < end)
                 .count() as u64
         };
-        // The frame that is on the screen at 0.5 s is one of them.
+        // They include the frame on the screen at 0.5 s.
         assert_eq!(
             n_frames(0.5, Some(1.5)),
             expected(500_000, 1_500_000),
@@ -741,7 +741,7 @@ fn the_picture_of_a_transport_stream_may_begin_after_its_sound() {
         let starts = ffprobe(&input, "-show_entries format=start_time");
         let earliest = (starts.trim().parse::<f64>().unwrap() * 1e6).round() as i64;
         let (frames, beep) = shown_and_heard(&input);
-        // So little sound before the picture is its run-in.
+        // This little sound before the picture is its run-in.
         let has_run_in = frames[0] - earliest <= 150_000;
         let begin = if has_run_in { frames[0] } else { earliest };
         let expected: Vec<i64> = frames.iter().map(|time| time - begin).collect();
@@ -808,7 +808,7 @@ fn pictures_that_no_decoder_can_show_raise_no_alarm() {
             &format!("{name}.ts"),
             &format!("{PICTURE} {SOUND} {codec} -pat_period 0.1"),
         );
-        // From the middle of the second group of pictures on.
+        // From the middle of the second group of pictures onward.
         let bytes = std::fs::read(&whole).unwrap();
         let entries: Vec<usize> = (0..bytes.len() / 188)
             .filter(|idx| {
@@ -887,7 +887,7 @@ fn aac_that_cannot_be_copied_is_encoded_anew() {
     }
 }
 
-/// Seconds of a file's sound that are not silent, by ffmpeg's decoder.
+/// Returns the duration of a file's sound that is not silent, in seconds, by ffmpeg's decoder.
 fn heard_secs(path: &Path) -> f64 {
     let path = path.to_str().unwrap();
     let format = "-map 0:a:0 -ac 1 -ar 16000 -f s16le -";
@@ -1011,7 +1011,7 @@ fn sound_tracks_stay_in_their_order() {
 #[test]
 fn tracks_begin_anew_together() {
     let files = Files::new();
-    // The step back of the first track is too short to tell.
+    // The first track's step back is too short to be detected.
     let short = "-f lavfi -i sine=frequency=440:sample_rate=48000:duration=0.5";
     let late = "-itsoffset 2.5 -f lavfi -i sine=frequency=880:sample_rate=48000:duration=1";
     let maps = "-map 0 -map 1 -map 2";
@@ -1056,7 +1056,7 @@ fn sound_of_a_transport_stream_may_come_late_or_stop_early() {
     }
 }
 
-/// Samples of a file's sound at 16,000 per second, and where the last loud one is.
+/// Returns the number of sound samples at 16,000 per second, and the position of the last loud one.
 fn length_and_last_loud(path: &Path) -> (usize, usize) {
     let decoded = std::process::Command::new("ffmpeg")
         .args(["-v", "error", "-i"])
@@ -1143,7 +1143,8 @@ fn pictures_without_times_of_their_own_keep_their_places() {
     }
 }
 
-/// Writes the Matroska file `from`, whose pictures are in order of presentation, again with the sound of `track` in laces of 8 packets.
+/// Rewrites the Matroska file `from`, whose pictures are in presentation order, with the sound of `track` in laces of 8
+/// packets.
 fn lace(from: &Path, to: &Path, track: u8) {
     let bytes = std::fs::read(from).unwrap();
     let (mut head, mut blocks) = (Vec::new(), Vec::new());
@@ -1161,7 +1162,7 @@ fn lace(from: &Path, to: &Path, track: u8) {
         let content = at + id_len + size_len;
         let end = content + (size & !(1 << (7 * size_len))) as usize;
         match id {
-            // Segment, Cluster and BlockGroup are gone into.
+            // Descend into Segment, Cluster and BlockGroup.
             0x1853_8067 | 0x1f43_b675 | 0xa0 => {
                 at = content;
                 continue;
@@ -1194,7 +1195,7 @@ fn lace(from: &Path, to: &Path, track: u8) {
             content.push((packet.len() % 255) as u8);
         }
         content.extend(lace.iter().flat_map(|block| &block.3));
-        // Xiph's lacing, and a key frame.
+        // Xiph lacing, and a keyframe.
         (track, lace[0].1, 0x82, content)
     });
     let mut blocks: Vec<_> = laced.chain(picture).collect();
@@ -1220,7 +1221,7 @@ fn lace(from: &Path, to: &Path, track: u8) {
     .unwrap();
 }
 
-/// 6 s of picture in the order in which it is stored, and of sound by the encoder `sound` with a block per packet.
+/// Makes 6 s of picture in storage order, and of sound encoded by `sound` with one block per packet.
 fn unlaced(files: &Files, sound: &str) -> PathBuf {
     let h264 = "-c:v libx264 -preset ultrafast -bf 0 -pix_fmt yuv420p";
     let args = format!("{PICTURE} {SOUND} {h264} -c:a {sound}");
@@ -1278,7 +1279,7 @@ fn laced_packets_are_all_kept() {
 const FLASH: &str = "-f lavfi -i color=black:size=160x120:rate=25:duration=4,drawbox=c=white:t=fill:enable='between(t,1.99,2.19)'";
 const BEEP: &str = "-f lavfi -i aevalsrc=0.5*sin(6283*t)*between(t\\,2\\,2.2):s=48000:d=4";
 
-/// Seconds from the flash to the beep, by ffmpeg's filters.
+/// Returns the delay from the flash to the beep in seconds, by ffmpeg's filters.
 fn beep_after_flash(path: &Path) -> f64 {
     let filters = "-vf blackdetect=d=0.1:pix_th=0.5:pic_th=0.9 -af silencedetect=noise=-30dB:d=0.1";
     let mut args = vec!["-v", "info", "-copyts", "-i", path.to_str().unwrap()];
@@ -1396,7 +1397,7 @@ fn stills_before_the_picture_are_left_out() {
         );
         let job = FileJob::new(&input, files.path(&format!("{name}.mp4")));
         assert_eq!(check(&job, "verified: ").frames_out, 150);
-        // The first one is no reason to take the second for incomplete.
+        // The first stream is no reason to consider the second incomplete.
         let late = files.make(
             &format!("late.{name}"),
             &format!("-itsoffset 0.5 -i {} -map 0 -c copy", input.display()),
@@ -1423,7 +1424,7 @@ fn a_picture_may_begin_after_the_sound_where_tracks_are_not_announced() {
     assert_eq!(sound_hash(&job.output, ""), sound_hash(&input, ""));
 }
 
-/// Digest of the samples of `path`'s sound.
+/// Returns a digest of the samples of `path`'s sound.
 fn samples(path: &Path) -> String {
     let path = path.to_str().unwrap();
     let args = [
@@ -1481,7 +1482,7 @@ fn sound_of_many_channels_comes_out() {
         for extension in ["mp4", "ts", "webm", "mov", "mkv"] {
             let job = FileJob::new(&input, files.path(&format!("{n_channels}.out.{extension}")));
             check(&job, "verified: ");
-            // Opus is heard a little before a sudden beep.
+            // Opus is heard slightly before a sudden beep (pre-echo).
             let tolerance = if extension == "webm" { 0.003 } else { 0.0015 };
             let moved = beep_after_flash(&job.output).abs();
             assert!(moved < tolerance, "{n_channels} {extension}: {moved} s");
@@ -1501,13 +1502,13 @@ fn sound_of_many_channels_comes_out() {
     }
 }
 
-/// ffmpeg's filter that takes the headers of a transport stream off AAC.
+/// The ffmpeg filter that removes the transport stream headers from AAC.
 const WITHOUT_ADTS: &str = "-bsf:a aac_adtstoasc";
 
-/// How many channels ffprobe's decoder finds in the sound.
+/// Returns the number of channels that ffprobe's decoder finds in the sound.
 fn channels(path: &Path) -> usize {
     let found = ffprobe(path, "-select_streams a:0 -show_entries stream=channels");
-    // A track of a transport stream is listed twice: in its program, too.
+    // A track of a transport stream is listed twice, because its program lists it, too.
     let first = found.lines().next().unwrap();
     first.trim_matches(',').parse().unwrap()
 }
@@ -1560,7 +1561,7 @@ fn seven_channels_and_bass_of_a_transport_stream_keep_their_number() {
     }
 }
 
-/// An encoder keeps the last samples before a gap, and would give them behind it.
+/// An encoder holds back the last samples before a gap, and would output them after it.
 #[test]
 fn encoded_sound_stops_where_it_did() {
     let files = Files::new();
@@ -1575,7 +1576,7 @@ fn encoded_sound_stops_where_it_did() {
                 ..FileJob::new(&input, files.path(&format!("{codec}.out.{extension}")))
             };
             check(&job, "verified: ");
-            // What ffmpeg plays of a codec's run-in moves all by as much.
+            // What ffmpeg plays of a codec's run-in shifts both ends equally.
             let after = silence(&job.output);
             let moved = [after.0 - before.0, after.1 - before.1];
             let name = format!("{codec} {extension}: {moved:?} s");
@@ -1585,7 +1586,7 @@ fn encoded_sound_stops_where_it_did() {
     }
 }
 
-/// `whole` without the packets of sound from `begin` to `end`, seconds.
+/// Returns `whole` without the sound packets from `begin` to `end`, in seconds.
 fn with_gap(files: &Files, whole: &Path, begin: f64, end: f64) -> PathBuf {
     let extension = whole.extension().unwrap().to_str().unwrap();
     let drop = format!("-bsf:a noise=drop='between(pts*tb\\,{begin}\\,{end})'");
@@ -1599,7 +1600,7 @@ fn with_gap(files: &Files, whole: &Path, begin: f64, end: f64) -> PathBuf {
     )
 }
 
-/// What a gap near the end, or one that a range begins with, makes of the lengths and the beginning of sound.
+/// Gaps near the end, or at the beginning of a range, affect the lengths and the beginning of sound.
 #[test]
 fn gaps_at_the_edges_raise_no_alarm() {
     let files = Files::new();
@@ -1636,7 +1637,7 @@ fn gaps_at_the_edges_raise_no_alarm() {
     }
 }
 
-/// How loud each of `frequencies` is heard in each channel.
+/// Returns the loudness of each of `frequencies` in each channel.
 ///
 /// # Shapes
 /// - result: `[channels][frequencies]`
@@ -1666,12 +1667,12 @@ fn loudness(path: &Path, frequencies: &[f64]) -> Vec<Vec<f64>> {
         .collect()
 }
 
-/// Each channel has a tone of its own, and is heard as loud and where it was, in 5.1 where there are more than two.
+/// Each channel has its own tone, which keeps its loudness and its place, in 5.1 if there are more than two channels.
 #[test]
 fn encoded_channels_stay_in_their_places() {
     const HALF: f64 = std::f64::consts::FRAC_1_SQRT_2;
     let files = Files::new();
-    // Where in 5.1 (left, right, center, bass, left and right behind) each channel is heard, and how loud.
+    // The place and loudness of each channel in 5.1 (left, right, center, LFE, back left and back right).
     let whole = |place: usize| vec![(place, 1.0)];
     let layouts = [
         ("stereo", vec![whole(0), whole(1)]),
@@ -1710,7 +1711,7 @@ fn encoded_channels_stay_in_their_places() {
         ),
     ];
     for (layout, places) in layouts {
-        // A bass channel holds nothing above 120 Hz.
+        // An LFE channel carries nothing above 120 Hz.
         let bass = places.iter().position(|places| places == &whole(3));
         let frequency = |channel| match Some(channel) == bass {
             true => 90.0,
@@ -1726,7 +1727,7 @@ fn encoded_channels_stay_in_their_places() {
                 &format!("{name}.{codec}.mkv"),
                 &format!("{FLASH} {sound} {H264} -c:a {codec}"),
             );
-            // Matroska does not say where uncompressed channels are.
+            // Matroska does not specify the places of uncompressed channels.
             if codec == "pcm_s16le" && !["stereo", "3.0", "5.1"].contains(&layout) {
                 continue;
             }
@@ -1809,7 +1810,7 @@ fn gaps_in_uncompressed_sound_are_refused_with_the_way_out_where_it_is_copied_in
     assert!(refusal.starts_with(told), "{refusal}");
 }
 
-/// Seconds at which the one silent part of the sound begins and ends, by ffmpeg, gaps included.
+/// Returns the begin and end of the one silent part of the sound in seconds, by ffmpeg, including gaps.
 fn silence(path: &Path) -> (f64, f64) {
     let filters = "aresample=async=1,silencedetect=noise=-40dB:d=0.1";
     let path = path.to_str().unwrap();
@@ -1847,7 +1848,7 @@ fn aac_of_a_transport_stream_whose_layout_has_no_number_is_left_out_and_told() {
     }
 }
 
-/// Demuxers and parsers say less of E-AC-3 than its decoder does.
+/// Demuxers and parsers report less about E-AC-3 than its decoder.
 #[test]
 fn channels_that_only_the_decoder_tells_are_encoded() {
     let files = Files::new();
@@ -1906,7 +1907,7 @@ fn dts_of_a_transport_stream_comes_out() {
             let copied = packets(&files.path(&format!("{name}.out.{extension}")), Kind::Sound);
             assert_eq!(hashes(&copied), hashes(&read), "{name} {extension}");
         }
-        // Recordings may begin in the middle of a packet, or with something else.
+        // Recordings may begin in the middle of a packet or with other data.
         let bytes = std::fs::read(&input).unwrap();
         for n_junk in [1, 188, 1000] {
             let late = files.path(&format!("late.{name}"));
@@ -1953,7 +1954,7 @@ fn pictures_that_no_parser_gives_a_length_keep_the_last_one() {
 #[test]
 fn matroska_loses_no_picture_at_its_edges() {
     let files = Files::new();
-    // The first frame comes after the sound.
+    // The first frame comes after the first sound.
     let input = files.make(
         "mpeg2.mkv",
         &format!("{PICTURE} {SOUND} -c:v mpeg2video -bf 2 -c:a mp2"),
@@ -1963,7 +1964,7 @@ fn matroska_loses_no_picture_at_its_edges() {
         assert_eq!(check(&job, "verified: ").frames_out, 150, "{extension}");
     }
     for (name, codec) in [
-        // With sound, GStreamer's parser of MPEG-4 complains of itself.
+        // With sound, GStreamer's MPEG-4 parser itself raises errors.
         ("mpeg4", "mpeg4 -bf 2 -an"),
         ("h264", "libx264 -bf 3 -c:a aac"),
         ("mpeg2", "mpeg2video -bf 2 -c:a aac"),
@@ -2005,7 +2006,7 @@ fn ranges_of_matroska_without_an_index_begin_with_a_picture() {
             ..FileJob::new(&input, files.path(&format!("{name}.mkv")))
         };
         check(&job, "verified: ");
-        // What is shown first is what the source shows then.
+        // The first frame shown is the one that the source shows at that time.
         let gray = |path: &Path, from: &str| {
             let raw = path.with_extension("raw");
             let args = format!(
@@ -2043,7 +2044,7 @@ fn a_late_matroska_file_has_ranges() {
     }
 }
 
-/// Opus is shown earlier than its blocks say, by its codec's delay.
+/// Opus is presented earlier than its blocks state, by its codec delay.
 #[test]
 fn ranges_of_matroska_with_opus_begin_where_they_are_asked_to() {
     let files = Files::new();
@@ -2087,7 +2088,7 @@ fn ranges_of_matroska_with_opus_begin_where_they_are_asked_to() {
     }
 }
 
-/// Containers round the length of a frame, or tell it in the order in which frames are stored.
+/// Containers round frame durations, or state them in storage order.
 #[test]
 fn a_range_begins_with_the_frame_that_is_shown_there() {
     let files = Files::new();
@@ -2141,7 +2142,7 @@ fn a_range_begins_with_the_frame_that_is_shown_there() {
                         ..FileJob::new(&input, files.path(&format!("out.{to}")))
                     };
                     check(&job, "verified: ");
-                    // What is shown at the start, and from then on, by ffprobe.
+                    // The frame shown at the start, and those after it, by ffprobe.
                     let all = judged(&input, Kind::Picture);
                     let micros = |millis: u64| millis as i64 * 1_000;
                     let (from, until) = (micros(*start), end.map_or(i64::MAX, micros));
@@ -2181,7 +2182,7 @@ fn opus_in_mp4_and_mov_says_its_delay() {
                 ..FileJob::new(input, files.path(&format!("out.{extension}")))
             };
             check(&job, "verified: ");
-            // Players leave out as much as the description says: 312 samples of 48,000 a second.
+            // Players skip as much as the description states: 312 samples at 48,000 per second.
             let first = ffprobe(
                 &job.output,
                 "-select_streams a -show_entries frame=pts_time",
@@ -2198,7 +2199,7 @@ fn opus_in_mp4_and_mov_says_its_delay() {
                 "{extension}: {first} s, expected {expected} s"
             );
             let bytes = std::fs::read(&job.output).unwrap();
-            // The header of the unfinished file is still there, before the one that counts.
+            // The header of the unfinished file is still there, before the valid one.
             let at = bytes.windows(4).rposition(|kind| kind == b"dOps").unwrap();
             assert_eq!(
                 bytes[at + 4..at + 12],
@@ -2350,7 +2351,7 @@ fn uncompressed_sound_of_a_range_is_cut_to_the_sample() {
 #[test]
 fn sound_that_comes_too_late_is_told() {
     let files = Files::new();
-    // So little picture that the sound first comes when all of it has been read.
+    // So little picture that the sound only arrives after all of it has been read.
     let input = files.make(
         "in.vob",
         "-f lavfi -i color=red:size=32x32:rate=25:duration=6 -f lavfi -i sine=duration=6 -c:v mpeg2video -c:a mp2 -f vob",
@@ -2417,13 +2418,13 @@ fn packets_that_were_encoded_anew_are_not_called_equal() {
     let sounds = "-map 0 -map 1 -map 1 -c:a:0 dca -strict -2 -c:a:1 ac3";
     let input = files.make("in.ts", &format!("{FLASH} {BEEP} {H264} {sounds}"));
     let verification = check(&FileJob::new(&input, files.path("out.mp4")), "verified: ");
-    // 4 s of 1,536 samples each.
+    // 4 s in packets of 1,536 samples.
     let said = verification.to_string();
     assert!(said.contains("125 sound packets equal, 0.000 ms"), "{said}");
     assert!(said.contains("; other sound re-encoded; "), "{said}");
 }
 
-/// What an encoder was given before a seek stays in it.
+/// Samples that an encoder received before a seek stay in it.
 #[test]
 fn encoded_sound_of_a_range_stays_with_its_picture() {
     let files = Files::new();
@@ -2456,7 +2457,7 @@ fn streams_that_pass_the_clock_s_wrap_are_whole() {
     check_whole(&files, &film(&files, "opus.ts", "libopus"));
     let input = film(&files, "wrap.ts", "mp2 -output_ts_offset 95439");
     check_whole(&files, &input);
-    // Where tsdemux rounds the end of a frame past the beginning of the range.
+    // Here tsdemux rounds the end of a frame past the beginning of the range.
     let input = film(&files, "rounded.ts", "aac -output_ts_offset 95442.3");
     let range = FileJob {
         start: Some(Pts(1_000_000_000)),
@@ -2465,7 +2466,7 @@ fn streams_that_pass_the_clock_s_wrap_are_whole() {
     assert_eq!(check(&range, "verified: ").frames_out, 125);
 }
 
-/// One small file of each kind.
+/// Returns one small file of each kind.
 fn small_files() -> &'static [Vec<u8>] {
     static FILES: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
     FILES.get_or_init(|| {
@@ -2492,7 +2493,7 @@ fn small_files() -> &'static [Vec<u8>] {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Damaged files end in an answer, not in a panic, a hang, or memory for what is not there.
+    /// A damaged file ends in an answer, not in a panic, a hang, or an allocation for data that does not exist.
     #[test]
     fn damaged_files_are_read_or_refused(
         file_idx in 0_usize..6,
@@ -2514,7 +2515,7 @@ proptest! {
     }
 }
 
-/// Demuxers go to where a range is guessed to begin, or to where B-frames are lost.
+/// Demuxers seek to the guessed beginning of a range, or to a place where B-frames are lost.
 #[test]
 fn ranges_of_program_streams_and_avi_begin_where_they_should() {
     let files = Files::new();
@@ -2556,10 +2557,10 @@ fn ranges_of_program_streams_and_avi_begin_where_they_should() {
                 }
             }
         }
-        // Of little picture the sound comes too late in a file to be taken.
+        // With little picture, the sound comes too late in a file to be used.
         if !matches!(name, "silent.vob" | "plain.mpg") {
             let input = files.make(name, &format!("{FLASH} {BEEP} {args}"));
-            // Of pictures in AVI that are stored in another order, ffmpeg guesses the times.
+            // For AVI pictures stored in a different order, ffmpeg guesses the times.
             let whole = match name.ends_with(".avi") {
                 true => {
                     let whole = FileJob::new(&input, files.path(&format!("whole.{name}.mkv")));
@@ -2596,7 +2597,7 @@ fn ranges_of_laced_sound_keep_every_packet() {
             run(&job).unwrap();
             packets(&job.output, Kind::Sound).len()
         };
-        // A lace of eight is in or out at either end.
+        // At either end, a lace of eight is either included or not.
         let (whole, laced) = (n_packets(&plain), n_packets(&input));
         assert!(laced.abs_diff(whole) <= 8, "{codec}: {laced} of {whole}");
     }
@@ -2622,7 +2623,7 @@ fn edits_that_repeat_or_go_back_are_refused() {
             "the edit list repeats parts, goes back or changes the speed, which is not supported: ",
         );
     }
-    // All of it a little later, and sound whose run-in would come while nothing is shown yet.
+    // Everything is slightly later, and the run-in of the sound would come while nothing is shown yet.
     let edits = [(400, None), (2000, Some(0))];
     let input = files.path("late.mp4");
     std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
@@ -2634,7 +2635,7 @@ fn edits_that_repeat_or_go_back_are_refused() {
     assert_eq!(lost, None);
 }
 
-/// The boxes of `bytes`: kind, begin and end.
+/// Returns the boxes of `bytes`: kind and range.
 fn boxes(bytes: &[u8]) -> Vec<(&[u8], std::ops::Range<usize>)> {
     let mut at = 0;
     std::iter::from_fn(|| {
@@ -2651,8 +2652,8 @@ fn boxed(kind: &[u8], content: &[u8]) -> Vec<u8> {
     [&len.to_be_bytes()[..], kind, content].concat()
 }
 
-/// `content` with other edits of each track: how long each is shown, and from where in the track, both in milliseconds;
-/// nothing is shown where there is no such place. The track begins where its only edit began.
+/// Returns `content` with other edits of each track: the duration of each edit, and its start in the track, both in
+/// milliseconds; without a start, nothing is shown. The track begins where its only edit began.
 fn with_edits(content: &[u8], edits: &[(u32, Option<u32>)]) -> Vec<u8> {
     boxes(content)
         .into_iter()
@@ -2688,7 +2689,7 @@ fn with_edits(content: &[u8], edits: &[(u32, Option<u32>)]) -> Vec<u8> {
         .collect()
 }
 
-/// ffmpeg follows several edits too, and decodes what it shows.
+/// ffmpeg also follows several edits, and decodes what it shows.
 #[test]
 fn parts_of_a_track_come_one_after_the_other() {
     let files = Files::new();
@@ -2730,7 +2731,7 @@ fn parts_of_a_track_come_one_after_the_other() {
             let similarity = super::media::similarity(&input, &job.output);
             assert!(similarity > 30.0, "{name} {edits:?}: {similarity} dB");
         }
-        // Of nothing between two parts ffmpeg makes frames.
+        // If there is nothing between two parts, ffmpeg makes up frames.
         let edits = [(1000, Some(0)), (1000, None), (1000, Some(3000))];
         let input = files.path(name);
         std::fs::write(&input, with_edits(&whole, &edits)).unwrap();

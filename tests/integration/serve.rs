@@ -1,4 +1,4 @@
-//! The page's server: what it answers, whom it lets in, and that it goes on serving whatever comes.
+//! The page's server: its responses, its access control, and its robustness against any input.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;
@@ -14,7 +14,7 @@ use crate::common::{HTTP_PATIENCE as PATIENCE, ask, connect};
 
 const TOKEN: &str = "let-me-in-2026";
 
-/// Takes every change but opacities beyond 1, and examples of the first eight classes.
+/// Accepts every change except opacities above 1, and examples of the first eight classes.
 #[derive(Default)]
 struct Recorder(Mutex<Vec<Change>>, Mutex<Vec<Lesson>>);
 
@@ -182,7 +182,7 @@ fn pictures_and_events_come_as_they_are_shown() {
                     return text;
                 }
                 if text.contains("frames") {
-                    // Once is enough.
+                    // One event is enough.
                     let _ = heard.try_send(());
                 }
             }
@@ -272,7 +272,7 @@ fn a_port_that_is_taken_is_one_sentence() {
     );
 }
 
-/// Connections at `address` that nobody has closed on our side, by the system's own table.
+/// Returns the number of connections at `address` that this side has not closed, from the system's own table.
 fn open_connections(address: SocketAddr) -> usize {
     const OPEN: [&str; 2] = ["01", "08"];
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
@@ -291,7 +291,7 @@ fn it_goes_on_serving_whatever_comes() {
     let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
     check_status(&get(address, "/", &bearer), 200);
 
-    // Each with the answer that it deserves.
+    // Each request gets the appropriate response.
     let long = "x".repeat(9000);
     let many: String = (0..100).map(|i| format!("X-{i}: y\r\n")).collect();
     let length = |length: &str| {
@@ -347,7 +347,7 @@ fn it_goes_on_serving_whatever_comes() {
         check_status(&ask(address, request.as_bytes()), *status);
     }
 
-    // Deep nesting, wrong tokens, and connections that say nothing or hang up.
+    // Deep nesting, wrong tokens, and connections that send nothing or hang up.
     let nested = format!("{}{}", "[".repeat(2000), "]".repeat(2000));
     check_status(&post(address, &nested, &bearer), 400);
     for guess in 0..10 {
@@ -360,10 +360,10 @@ fn it_goes_on_serving_whatever_comes() {
         drop(connect(address));
     }
 
-    // 200 connections that stay, half of them with a beginning of a request: who comes to ask is served all the same.
+    // 200 connections stay open, half of them with the beginning of a request: new requests are served all the same.
     let mut idle: Vec<TcpStream> = (0..200).map(|_| connect(address)).collect();
     for stream in idle.iter_mut().step_by(2) {
-        // It may have been hung up on already.
+        // The connection may already have been closed.
         let _ = stream.write_all(b"GET / HT");
     }
     for _ in 0..5 {
@@ -371,7 +371,7 @@ fn it_goes_on_serving_whatever_comes() {
     }
     drop(idle);
 
-    // A client that takes nothing is not waited for.
+    // The server does not wait for a client that reads nothing.
     let mut stuck = connect(address);
     let request = format!("GET /stream.mjpg HTTP/1.1\r\nHost: h\r\n{bearer}\r\n");
     stuck.write_all(request.as_bytes()).unwrap();
@@ -389,7 +389,7 @@ fn it_goes_on_serving_whatever_comes() {
     check_status(&get(address, "/", &bearer), 200);
     drop(stuck);
 
-    // All of them are gone, and every place is free again.
+    // All of them are gone, and every slot is free again.
     let started = Instant::now();
     while open_connections(address) > 0 {
         assert!(started.elapsed() < PATIENCE);

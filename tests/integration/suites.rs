@@ -1,4 +1,4 @@
-//! Suites on models whose answer is known, and on maps that are right, wrong, or about nothing.
+//! Suites on models with a known answer, and on maps that are right, wrong, or uninformative.
 #![expect(
     clippy::unwrap_used,
     reason = "a failing helper of a test shall end the test"
@@ -35,7 +35,7 @@ const GEOMETRY: Geometry = Geometry {
     width_px: EDGE_PX,
     grid: (3, 3),
 };
-/// What the model of these tests looks at, and nothing else.
+/// The only patch that the model of these tests looks at.
 const PATCH: usize = 3;
 
 fn pixels_of(patch: usize) -> impl Iterator<Item = usize> {
@@ -43,7 +43,7 @@ fn pixels_of(patch: usize) -> impl Iterator<Item = usize> {
     (0..16).map(move |pixel| (top + pixel / 4) * EDGE_PX + left + pixel % 4)
 }
 
-/// Class 1, the surer the brighter the patch is.
+/// Predicts class 1 with a probability that grows with the brightness of the patch.
 fn looks_at_one_patch(images: &Tensor) -> vitscope::Result<Tensor> {
     let images = images.flatten_from(1)?.to_vec2::<f32>()?;
     let logits = images.iter().flat_map(|image| {
@@ -54,7 +54,7 @@ fn looks_at_one_patch(images: &Tensor) -> vitscope::Result<Tensor> {
     Ok(Tensor::from_vec(logits, (images.len(), 2), &Device::Cpu)?)
 }
 
-/// Bright in the patch that matters, and random elsewhere.
+/// Creates a picture that is bright in the relevant patch and random elsewhere.
 fn subject(index: usize) -> Subject {
     let mut rng = Rng::new(index as u64);
     let mut image: Vec<f32> = (0..3 * N_PIXELS).map(|_| rng.normal()).collect();
@@ -70,12 +70,12 @@ fn subject(index: usize) -> Subject {
     }
 }
 
-/// Scores by measure of one map, on a model that looks at one patch.
+/// Returns the scores of one map by measure, on a model that looks at one patch.
 fn scores(suite: &dyn Suite, map: &[f32]) -> Vec<Option<f64>> {
     on_picture(suite, map, 0)
 }
 
-/// The same on the picture of this index.
+/// Returns the same scores on the picture of this index.
 fn on_picture(suite: &dyn Suite, map: &[f32], index: usize) -> Vec<Option<f64>> {
     scores_of(suite, &Mapper::Control(Control::Center, 0), map, index)
 }
@@ -104,7 +104,7 @@ fn scores_of(
     scores.into_iter().map(|score| score.value).collect()
 }
 
-/// Names the patch that matters, or all others.
+/// Creates a map that rates the relevant patch `patch` and all others `others`.
 fn naming(patch: f32, others: f32) -> Vec<f32> {
     (0..9)
         .map(|idx| if idx == PATCH { patch } else { others })
@@ -113,12 +113,12 @@ fn naming(patch: f32, others: f32) -> Vec<f32> {
 
 #[test]
 fn saco_is_high_where_salience_is_what_it_costs_and_below_zero_for_the_opposite() {
-    // One group a patch: between patches, pixels are mixed.
+    // One group per patch: between patches, pixels are mixed.
     let suite = Saco { n_groups: 9 };
     let right = scores(&suite, &naming(1.0, 0.0))[0].unwrap();
     let wrong = scores(&suite, &naming(-1.0, 0.0))[0].unwrap();
     assert!(right > 0.9, "{right}");
-    // Around the patch the map falls slowly, and of pixels that cost nothing any order is right.
+    // Around the patch, the map falls slowly, and any order of pixels that cost nothing is right.
     assert!(wrong < -0.2, "{wrong}");
     assert_eq!(scores(&suite, &naming(0.5, 0.5)), [None]);
 }
@@ -133,10 +133,10 @@ fn what_matters_is_sufficient_and_without_it_nothing_is_left() {
             .map(Option::unwrap)
             .collect::<Vec<f64>>()
     });
-    // The probability falls from nearly 1 to nearly 0: 8 bright pixels more than the threshold, or 8 less.
+    // The probability falls from nearly 1 to nearly 0: 8 bright pixels above the threshold, or 8 below it.
     assert!(right[0] > 0.99 && right[1] < 0.01, "{right:?}");
     assert!(wrong[0] < 0.01 && wrong[1] > 0.99, "{wrong:?}");
-    // Under its own map, the picture without the patch is another one.
+    // Under its own map, the picture without the patch is a different one.
     assert!(right[2] < wrong[2], "{right:?} {wrong:?}");
     assert_eq!(wrong[3], 0.0);
 }
@@ -278,7 +278,7 @@ fn latency_is_told_by_quantiles_and_never_nothing() {
     assert_eq!(found[2].is_some(), cfg!(target_os = "linux"));
 }
 
-/// Two pictures: a box in the middle, and one that fills more than half.
+/// Creates two pictures: one with a box in the middle, and one with a box that fills more than half.
 fn boxed() -> (tempfile::TempDir, Arc<Boxed>) {
     let folder = tempfile::tempdir().unwrap();
     for name in ["a.png", "b.png"] {
@@ -329,7 +329,7 @@ fn a_map_on_the_object_segments_it() {
     image::RgbImage::new(24, 24)
         .save(pictures.path().join("a.png"))
         .unwrap();
-    // The object is the left half, so that bilinear maps are above their mean just there.
+    // The object is the left half, so that bilinear maps are above their mean exactly there.
     let mask =
         image::GrayImage::from_fn(24, 24, |x, _| image::Luma([if x < 12 { 255 } else { 0 }]));
     mask.save(masks.path().join("a.png")).unwrap();

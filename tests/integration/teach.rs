@@ -1,4 +1,4 @@
-//! Classes that are taught: from folders of pictures, and while video runs.
+//! Taught classes: from folders of pictures, and during live video.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;
@@ -21,10 +21,10 @@ use vitscope::train::taught::{self, Taught};
 
 use crate::common::{fixture, names_in};
 
-/// A run that hangs fails in the end.
+/// Time after which a hanging run fails.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What a finished program printed.
+/// Output of a finished program.
 struct Ended {
     code: Option<i32>,
     stdout: String,
@@ -47,7 +47,7 @@ fn vitscope(folder: &Path, args: &[&str]) -> Ended {
     }
 }
 
-/// A picture of one color with a darker corner that wanders.
+/// Creates a picture of one color with a darker square that moves.
 fn picture(color: [u8; 3], number: u32) -> RgbImage {
     RgbImage::from_fn(40, 40, |x, y| {
         let is_dark = x / 10 == number % 4 && y / 10 == number / 4 % 4;
@@ -58,7 +58,7 @@ fn picture(color: [u8; 3], number: u32) -> RgbImage {
 const RED: [u8; 3] = [220, 30, 30];
 const BLUE: [u8; 3] = [30, 30, 220];
 
-/// A folder of `n` pictures of each of these classes.
+/// Makes a folder of `n` pictures of each of these classes.
 fn pictures(folder: &Path, classes: &[(&str, [u8; 3])], n: u32) {
     for (name, color) in classes {
         let class = folder.join(name);
@@ -74,7 +74,7 @@ fn model() -> String {
     fixture("vit_a").to_str().unwrap().to_owned()
 }
 
-/// A folder with `pictures` and the head `head` that was taught by them.
+/// Makes a folder with `pictures` and the head `head` taught from them.
 fn taught() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     pictures(
@@ -88,17 +88,17 @@ fn taught() -> tempfile::TempDir {
     folder
 }
 
-/// The classes of the pictures that `args` explains.
+/// Returns the predicted classes of the pictures that `args` explains.
 fn labels(folder: &Path, args: &[&str]) -> Vec<String> {
     let ended = vitscope(folder, args);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     labels_in(&folder.join("scores.jsonl"))
 }
 
-/// The likeliest class of each explained frame in a sidecar.
+/// Returns the predicted class of each explained frame in a sidecar.
 fn labels_in(sidecar: &Path) -> Vec<String> {
     let text = fs::read_to_string(sidecar).unwrap_or_default();
-    // The last line may be half there.
+    // The last line may be incomplete.
     let records = text
         .lines()
         .filter_map(|line| serde_json::from_str::<Record>(line).ok());
@@ -231,7 +231,7 @@ fn pictures_that_cannot_be_read_are_named_and_the_others_are_learned() {
     let path = folder.path();
     pictures(&path.join("pictures"), &[("blue", BLUE), ("red", RED)], 2);
     fs::write(path.join("pictures/red/half.png"), "no picture").unwrap();
-    // The header can be read, the rest is cut off.
+    // The header is readable, the rest is cut off.
     let whole = fs::read(path.join("pictures/red/0.png")).unwrap();
     fs::write(path.join("pictures/red/cut.png"), &whole[..60]).unwrap();
     let args = ["teach", "pictures", "--out", "head", "--model", &model()];
@@ -279,7 +279,7 @@ fn gates_of_the_backbone_explain_taught_classes_where_they_are_asked_to() {
     assert_eq!(model.labels(), ["blue", "red"]);
     assert_ne!(model.weights_sha256, sha256);
     assert_eq!(model.gate_card.as_ref().unwrap().base_sha256, sha256);
-    // They were trained to keep other answers than those of the head.
+    // The gates were trained to preserve other answers than those of the head.
     assert_eq!(model.default_method(), Method::Chefer);
     let diffmask = Method::DiffMask.build(model.parts()).unwrap();
     let images = model.gray_image().unwrap();
@@ -287,7 +287,7 @@ fn gates_of_the_backbone_explain_taught_classes_where_they_are_asked_to() {
     let found = diffmask.explain(&model.vit, &images, target).unwrap();
     assert_eq!(found.attribution.dims(), [1, 16]);
 
-    // Gates of other weights are refused beneath a head as without one.
+    // Gates of other weights are refused, with or without a head.
     crate::models::add_gates(&backbone, "0123");
     let error = models::open(reference, &Device::Cpu)
         .err()
@@ -305,7 +305,7 @@ fn a_taught_head_takes_the_place_of_an_embedded_model_s_own() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     pictures(&path.join("pictures"), &[("blue", BLUE), ("red", RED)], 2);
-    // Gates that vote know no classes, and those that rank know them by their rows of the classifier.
+    // Voting gates know no classes; ranking gates know them by their rows of the classifier.
     voting(&path.join("voting"));
     picture(RED, 7).save(path.join("a.png")).unwrap();
     for (model, method) in [("cifar10", "chefer"), ("voting", "diffmask")] {
@@ -337,7 +337,7 @@ fn a_taught_head_takes_the_place_of_an_embedded_model_s_own() {
     }
 }
 
-/// A folder of `cifar10` with its published gates.
+/// Makes a folder of `cifar10` with its published gates.
 fn voting(folder: &Path) {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifar10");
     fs::create_dir(folder).unwrap();
@@ -364,7 +364,7 @@ fn five_examples_a_class_answer_the_other_pictures_of_a_scene() {
     let preprocessor = &model.preprocessor;
     let all = Folder::open(path, preprocessor.rule, preprocessor.resampling).unwrap();
     let normalization = (preprocessor.mean, preprocessor.std);
-    // In scattered places of 25 each.
+    // From scattered positions among 25 pictures per class.
     let examples: Vec<usize> = (0..3)
         .flat_map(|class| [0, 4, 11, 17, 23].map(|number| 25 * class + number))
         .collect();
@@ -395,25 +395,25 @@ fn five_examples_a_class_answer_the_other_pictures_of_a_scene() {
     assert!(right.count() >= 57, "{answers:?}");
 }
 
-/// Teaches a source that blinks: each time it freezes, what it shows is an example of the class of its color.
+/// Teaches a blinking source: each frozen picture is an example of the class of its color.
 struct Teacher {
-    /// Keys still to press, the next one last.
+    /// Keys still to press, in reverse order.
     keys: Vec<Key>,
-    /// Colors whose class has fewer examples than wanted, `dark` and `light`.
+    /// Number of examples still wanted of each class, `dark` and `light`.
     wanted: [u8; 2],
     sidecar: PathBuf,
-    /// What the frozen picture shows.
+    /// Color of the frozen picture.
     color: usize,
-    /// Records when the last key was pressed.
+    /// Number of records when the last key was pressed.
     n_records: usize,
-    /// What it should be answered, and what it was.
+    /// The expected and the actual answers.
     answers: Vec<(usize, String)>,
     progress: Vec<Progress>,
     problems: Vec<String>,
     started: Instant,
 }
 
-/// Snapshots after which a frozen picture stands still, and records after which it was explained anew.
+/// Snapshots after which a frozen picture stands still, and records after which it has been explained again.
 const STILL: usize = 8;
 const EXPLAINED: usize = 12;
 
@@ -454,8 +454,8 @@ impl Audience for Teacher {
             return None;
         }
         if self.n_records == usize::MAX {
-            // Freezes, and looks until the picture stands still; now and then a frame longer, or it might always be the
-            // same color.
+            // Freeze, and take snapshots until the picture stands still; sometimes one frame longer, or the color might
+            // always be the same.
             self.keys = vec![Key::Snapshot; STILL + self.answers.len() % 2];
             self.n_records = labels.len();
             return Some(Key::Freeze);
@@ -469,7 +469,7 @@ impl Audience for Teacher {
         if self.wanted == [0, 0] {
             return Some(Key::Quit);
         }
-        // Thaws before it freezes again.
+        // Resume before freezing again.
         Some(Key::Freeze)
     }
 
@@ -552,7 +552,7 @@ fn a_blinking_light_is_taught_while_it_runs_and_answered() {
     assert!(!folder.path().join("head").exists());
 }
 
-/// Presses keys one after the other, when frames are explained.
+/// Presses keys one after the other, once frames are explained.
 struct Presser {
     keys: Vec<Key>,
     events: Vec<Event>,
@@ -571,7 +571,7 @@ impl Audience for Presser {
     }
 }
 
-/// The last counts, and the problems.
+/// Returns the last progress, and the problems.
 fn press(live: &Live, keys: &[Key]) -> vitscope::Result<(Progress, Vec<String>)> {
     let mut presser = Presser {
         keys: keys.iter().rev().copied().collect(),
@@ -636,7 +636,7 @@ fn examples_are_taken_back_saved_and_taught_on() {
         CLASSES
     );
 
-    // Another run goes on from there, with one class more.
+    // Another run continues from there, with one more class.
     live.teach.as_mut().unwrap().classes = vec!["Light".into(), "off".into()];
     let (progress, problems) = press(&live, &[Key::Example(3), Key::Save, Key::Quit]).unwrap();
     assert_eq!(counts(&progress), [("dark", 1), ("light", 1), ("off", 1)]);
@@ -652,7 +652,7 @@ fn examples_are_taken_back_saved_and_taught_on() {
         "{sidecar:?}"
     );
 
-    // With other weights it is not.
+    // With other weights, it does not.
     let other = fixture("vit_b");
     live.settings.request.model = other.to_str().unwrap().into();
     let error = press(&live, &[Key::Quit]).unwrap_err().to_string();

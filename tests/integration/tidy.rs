@@ -1,9 +1,9 @@
-//! What the architecture promises about the sources: layers, where threads and GStreamer are, headers.
+//! Architectural rules for the sources: layers, locations of threads and GStreamer, headers.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::path::{Path, PathBuf};
 
-/// Layers inside the packages of several modules, from the lowest up; a module imports from lower layers only.
+/// Layers inside the packages of several modules, lowest first; a module imports only from lower layers.
 const LAYERS: [&[&str]; 5] = [
     &[
         "error",
@@ -27,7 +27,7 @@ const LAYERS: [&[&str]; 5] = [
 /// Packages of several modules.
 const PACKAGES: [&str; 3] = ["core", "video", "lab"];
 
-/// Imports inside a layer, and of `error` in the lowest.
+/// Imports allowed inside a layer, and of `error` in the lowest one.
 const ARROWS: [(&str, &str); 13] = [
     ("changes", "error"),
     ("companion", "error"),
@@ -44,7 +44,7 @@ const ARROWS: [(&str, &str); 13] = [
     ("train", "eval"),
 ];
 
-/// A source file: its path from the root, and its lines without comments.
+/// A source file: its path from the root, its lines without comments, and its first line.
 struct Source {
     path: String,
     code: Vec<String>,
@@ -52,14 +52,14 @@ struct Source {
 }
 
 impl Source {
-    /// The package of `src` that it belongs to; `bin` for the program, `lib` for the library of all.
+    /// Returns the package of `src` it belongs to; `bin` for the program, `lib` for the library of everything.
     fn package(&self) -> &str {
         let inside = self.path.trim_start_matches("src/");
         let end = inside.find(['/', '.']).unwrap();
         &inside[..end]
     }
 
-    /// The module that it belongs to; of a package of one module its name.
+    /// Returns the module it belongs to; for a package of one module, the name of the package.
     fn module(&self) -> &str {
         let package = self.package();
         if !PACKAGES.contains(&package) {
@@ -70,7 +70,7 @@ impl Source {
         &inside[..end]
     }
 
-    /// Lines of code that contain `needle`, numbered, for the message of a failed test.
+    /// Returns the numbered lines of code that contain `needle`, for the message of a failed test.
     fn lines_with(&self, needle: &str) -> Vec<String> {
         let lines = self.code.iter().enumerate();
         lines
@@ -84,7 +84,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All Rust files below the folders.
+/// Returns all Rust files below the folders.
 fn sources(folders: &[&str]) -> Vec<Source> {
     let mut waiting: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
     let mut sources = Vec::new();
@@ -113,17 +113,17 @@ fn sources(folders: &[&str]) -> Vec<Source> {
     sources
 }
 
-/// Fails with all the lines that break a rule.
+/// Fails with all lines that break a rule.
 fn check_none(rule: &str, broken: Vec<String>) {
     assert!(broken.is_empty(), "{rule}:\n{}", broken.join("\n"));
 }
 
-/// Fails with every line of code that contains one of `needles` in a file that `applies`.
+/// Fails with every line of code that contains one of `needles`, in files for which `applies` returns true.
 fn check_absent(rule: &str, needles: &[&str], applies: impl Fn(&Source) -> bool) {
     let sources = sources(&["src", "tests", "examples"]);
     let broken = sources
         .iter()
-        // This file spells out what it forbids.
+        // This file itself spells out the forbidden texts.
         .filter(|source| source.path != "tests/integration/tidy.rs" && applies(source))
         .flat_map(|source| needles.iter().flat_map(|needle| source.lines_with(needle)))
         .collect();
@@ -134,7 +134,7 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
-/// Modules that a line names by `crate::`.
+/// Returns the modules that a line names by `crate::`.
 fn imports(line: &str) -> impl Iterator<Item = &str> {
     line.split("crate::").skip(1).filter_map(|rest| {
         let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');

@@ -56,7 +56,7 @@ fn grids(len: usize, split: Split) -> RedPatches {
     RedPatches::new(3, SIDE_PX / 3, len, 0, split).unwrap()
 }
 
-/// The first so many pictures, as a [`subject`] shows them.
+/// Returns the first `n_pictures` pictures, as a [`subject`] shows them.
 fn first_images(data: &dyn Dataset, n_pictures: usize) -> Tensor {
     let pictures: Vec<_> = (0..n_pictures)
         .map(|index| data.picture(index).unwrap())
@@ -64,7 +64,7 @@ fn first_images(data: &dyn Dataset, n_pictures: usize) -> Tensor {
     images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu).unwrap()
 }
 
-/// The small model with these grids.
+/// Returns the small model with these grids.
 fn subject<'a>(vit: &'a Vit, train: &'a dyn Dataset, test: &'a dyn Dataset) -> Subject<'a> {
     Subject {
         vit,
@@ -93,7 +93,7 @@ fn recipe() -> DiffMaskRecipe {
     }
 }
 
-/// All that is not as in the paper.
+/// Returns a recipe with everything that differs from the paper.
 fn dropping_recipe() -> DiffMaskRecipe {
     DiffMaskRecipe {
         removal: RemovalKind::Drop,
@@ -105,7 +105,7 @@ fn dropping_recipe() -> DiffMaskRecipe {
     }
 }
 
-/// Trains in `folder`; `watch` gets the step and says whether to go on.
+/// Trains in `folder`; `watch` receives the step and returns whether to continue.
 fn train(
     recipe: &DiffMaskRecipe,
     folder: &Path,
@@ -118,7 +118,7 @@ fn train(
     })
 }
 
-/// Values by name, to be compared bit by bit.
+/// Returns values by name, for comparison bit by bit.
 fn bits<'a>(
     tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
 ) -> BTreeMap<String, Vec<u32>> {
@@ -137,7 +137,7 @@ fn a_run_that_was_killed_and_resumed_gives_the_same_bits() {
     let killed = tempfile::tempdir().unwrap();
     let uninterrupted = train(&recipe(), whole.path(), &mut |step| {
         if step == 7 {
-            // What a kill at step 7 leaves behind: the checkpoint of step 4.
+            // A kill at step 7 leaves the checkpoint of step 4.
             let file = Checkpoint::path(Path::new(""));
             std::fs::copy(whole.path().join(&file), killed.path().join(&file)).unwrap();
         }
@@ -170,7 +170,7 @@ fn a_run_that_is_ended_early_goes_on_where_it_was() {
     }
 }
 
-/// The objective is what the curves are made of: λ · (KL − margin) + sparsity.
+/// The objective is composed of the curves: λ · (KL − margin) + sparsity.
 #[test]
 fn what_is_made_small_is_the_expected_kept_share_where_that_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
@@ -191,7 +191,7 @@ fn what_is_made_small_is_the_expected_kept_share_where_that_is_asked_for() {
     assert!(kept > 0.5 && kept < 1.0, "{csv}");
 }
 
-/// Untrained gates keep all patches, so a multiplier falls in every step that it has a part in.
+/// Untrained gates keep all patches, so a multiplier falls in every step that involves it.
 #[test]
 fn multipliers_are_one_a_depth_or_one_for_all() {
     let multipliers = |per_depth| -> Vec<(f64, f64)> {
@@ -224,7 +224,7 @@ fn multipliers_are_one_a_depth_or_one_for_all() {
             .iter()
             .filter(|(other, _)| other == depth)
             .count();
-        // As far as the shared one has come in as many steps.
+        // It has come as far as the shared multiplier in as many steps.
         assert!(
             (lambda - shared[before].1).abs() < 0.05,
             "{own:?} {shared:?}"
@@ -345,7 +345,7 @@ fn classifier_recipe() -> ClassifierRecipe {
     }
 }
 
-/// Trains a classifier in `folder`; `watch` gets the step and says whether to go on.
+/// Trains a classifier in `folder`; `watch` receives the step and returns whether to continue.
 fn train_classifier(
     recipe: &ClassifierRecipe,
     folder: &Path,
@@ -354,7 +354,7 @@ fn train_classifier(
     train_from(recipe, None, None, folder, watch)
 }
 
-/// The same with an interpreter.
+/// Trains a classifier with an interpreter.
 fn train_jointly(
     recipe: &ClassifierRecipe,
     interpreter: Option<&IaVitRecipe>,
@@ -364,7 +364,7 @@ fn train_jointly(
     train_from(recipe, None, interpreter, folder, watch)
 }
 
-/// The same from a model on.
+/// Trains a classifier from an existing model.
 fn train_from(
     recipe: &ClassifierRecipe,
     start: Option<&Start>,
@@ -384,7 +384,7 @@ fn train_from(
     )
 }
 
-/// Stopped in the middle of an epoch, whose order of pictures must go on where it was.
+/// The run stops in the middle of an epoch, whose order of pictures must continue where it stopped.
 #[test]
 fn a_classifier_that_is_ended_early_goes_on_where_it_was() {
     let whole = tempfile::tempdir().unwrap();
@@ -398,14 +398,14 @@ fn a_classifier_that_is_ended_early_goes_on_where_it_was() {
     assert_ne!(bits(&uninterrupted.weights), bits(&first.weights));
 }
 
-/// Muon trains the blocks' matrices and no others.
+/// Muon trains only the blocks' matrices.
 #[test]
 fn the_optimizer_of_the_blocks_changes_their_matrices_alone() {
     let after_one_step = |muon_lr| {
         let folder = tempfile::tempdir().unwrap();
         let recipe = ClassifierRecipe {
             muon_lr,
-            // Clipping goes by the norm of all that AdamW trains.
+            // Clipping uses the norm of everything that AdamW trains.
             max_norm: f64::INFINITY,
             ..classifier_recipe()
         };
@@ -480,7 +480,7 @@ fn an_interpreter_learns_to_answer_as_the_model_does() {
     assert!(late.agreement > early.agreement, "{early:?} {late:?}");
 }
 
-/// The same pictures, their classes listed from the last to the first.
+/// The same pictures, with their classes listed in reverse order.
 struct Reversed {
     data: RedPatches,
     classes: Vec<String>,
@@ -512,7 +512,7 @@ impl Dataset for Reversed {
     }
 }
 
-/// The accuracy on test pictures says so.
+/// The accuracy on test pictures shows this.
 #[test]
 fn an_interpreter_is_measured_on_classes_by_their_names() {
     let config = VitConfig {
@@ -539,7 +539,8 @@ fn an_interpreter_is_measured_on_classes_by_their_names() {
     assert_eq!(accuracy(&reversed), expected);
 }
 
-/// With values that are the patches, logits are the model's classifier of the mean of patches, weighted by attention.
+/// If the values are the patches, the logits are those of the model's classifier for the mean of the patches, weighted
+/// by attention.
 #[test]
 fn an_interpreter_can_begin_with_the_classifier_of_its_model() {
     let recipe = IaVitRecipe {
@@ -633,7 +634,7 @@ fn a_model_and_its_interpreter_that_are_ended_early_go_on_where_they_were() {
     assert_eq!(first.fidelity, again.fidelity);
 }
 
-/// The model of a run, to go on from.
+/// Returns the model of a run, to start from.
 fn start_from(trained: &TrainedClassifier) -> Start {
     Start {
         config: trained.config.clone(),
@@ -702,7 +703,7 @@ fn consistency_draws_the_answer_to_some_patches_to_the_answer_to_all() {
     assert!(without > 0.01 && with < 0.5 * without, "{with}, {without}");
 }
 
-/// A checkpoint belongs to the weights that its run began with.
+/// A checkpoint belongs to the weights that its run started with.
 #[test]
 fn a_run_goes_on_over_the_model_that_it_began_with() {
     let (first, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -736,7 +737,7 @@ fn a_temperature_of_zero_is_refused_in_joint_training_too() {
     );
 }
 
-/// The model is drawn by its interpreter's losses: its features are those that an interpreter can read.
+/// The interpreter's losses shape the model, so that an interpreter can read its features.
 #[test]
 fn an_interpreter_shapes_the_model_that_it_is_trained_with() {
     let after = |interpreter: Option<IaVitRecipe>| {
@@ -772,7 +773,8 @@ fn train_probe(
     })
 }
 
-/// Ended once among the features and once among the updates: 8 + 4 steps of features, 4 of updates an epoch.
+/// The run is stopped once during the features and once during the updates: 8 + 4 steps of features, 4 updates per
+/// epoch.
 #[test]
 fn a_probe_that_is_ended_early_goes_on_where_it_was() {
     let (whole, ended) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -791,7 +793,7 @@ fn a_probe_that_is_ended_early_goes_on_where_it_was() {
     assert_eq!(uninterrupted.test, resumed.test);
 }
 
-/// What is folded into the saved map answers as the map did on scaled features.
+/// The saved map includes the scaling of features, and answers as the map did on scaled features.
 #[test]
 fn a_saved_head_is_right_as_often_over_its_backbone_and_refuses_another() {
     let folder = tempfile::tempdir().unwrap();
@@ -851,7 +853,7 @@ fn gates_that_keep_no_fewer_patches_any_more_end_the_run() {
     assert_eq!(last, 3 * recipe.test_steps);
 }
 
-/// Writing the checkpoint goes by a file beside it, which stands here for a device that takes no byte.
+/// The checkpoint is written to a file next to it first, which is replaced here by a device that accepts no bytes.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_leaves_the_checkpoint_before_it() {
@@ -907,7 +909,7 @@ fn ranking_recipe() -> ShapleyRecipe {
     }
 }
 
-/// Trains gates that rank in `folder`; `watch` gets the step and says whether to go on.
+/// Trains ranking gates in `folder`; `watch` receives the step and returns whether to continue.
 fn train_ranking(
     recipe: &ShapleyRecipe,
     folder: &Path,
@@ -922,7 +924,7 @@ fn train_ranking(
 
 #[test]
 fn gates_that_rank_are_the_same_bits_after_a_kill() {
-    // Killed among the steps that learn from a teacher, of which some are left.
+    // Killed during the steps that learn from a teacher, some of which are left.
     let recipe = ShapleyRecipe {
         teacher_steps: 6,
         ..ranking_recipe()
@@ -935,8 +937,8 @@ fn gates_that_rank_are_the_same_bits_after_a_kill() {
 type TrainGates<'a> =
     &'a dyn Fn(&Path, &mut dyn FnMut(u64) -> bool) -> vitscope::Result<TrainedGates>;
 
-/// Takes the checkpoint that is at hand during a step, and checks that a run that goes on from it does so at another, and
-/// ends in the same gates; `kills` are such pairs.
+/// Checks runs that are killed: for each pair of `kills`, a run with the checkpoint that exists during the first step
+/// resumes at the second one and ends with the same gates.
 fn check_resumes(kills: &[(u64, u64)], train: TrainGates<'_>) {
     let file = Checkpoint::path(Path::new(""));
     let whole = tempfile::tempdir().unwrap();
@@ -965,7 +967,8 @@ fn check_resumes(kills: &[(u64, u64)], train: TrainGates<'_>) {
     }
 }
 
-/// What a model says of grids is a sum over their cells as little as any; still, scores learn what a share of it is.
+/// A model's answer to grids is no more a sum over their cells than any other answer; still, the scores learn a share
+/// of it.
 #[test]
 fn scores_learn_what_masked_answers_differ_by() {
     let one_fill = |fill| {
@@ -988,11 +991,11 @@ fn scores_learn_what_masked_answers_differ_by() {
     assert!(one_fill(Fill::Drop).is_finite());
 }
 
-/// Gates that have only followed their teacher order the patches about as it does.
+/// Gates that have only followed their teacher order the patches roughly as it does.
 #[test]
 fn gates_learn_the_order_of_their_teacher() {
     let mut weights = init::init(vit().config(), &mut Rng::new(1)).unwrap();
-    // Answers that hardly differ between pictures are nothing to divide among patches.
+    // Answers that hardly differ between pictures leave nothing to divide among patches.
     let sharpened = (&weights["classifier.weight"] * 60.0).unwrap();
     weights.insert("classifier.weight".into(), sharpened);
     let vit = Vit::load(vit().config().clone(), &weights).unwrap();
@@ -1023,7 +1026,7 @@ fn gates_learn_the_order_of_their_teacher() {
     assert!(mean > 0.7, "{mean}: {alike:?}");
 }
 
-/// Pearson's correlation.
+/// Computes Pearson's correlation.
 fn correlation(a: &[f32], b: &[f32]) -> f32 {
     let centered = |xs: &[f32]| -> Vec<f32> {
         let mean = xs.iter().sum::<f32>() / xs.len() as f32;
@@ -1064,7 +1067,7 @@ fn recipes_of_gates_that_rank_are_refused_in_one_sentence() {
     assert!(message.contains("9 of 9"), "{message}");
 }
 
-/// The mean of no patches is no number, and a run that drops all of them must not become one.
+/// The mean of no patches is not a number, and a run that drops all patches must not become one.
 #[test]
 fn a_head_that_reads_the_mean_of_the_patches_has_an_answer_to_none() {
     let config = VitConfig {
@@ -1103,7 +1106,7 @@ fn order_recipe() -> OrderRecipe {
     }
 }
 
-/// Trains gates that order in `folder`; `watch` gets the step and says whether to go on.
+/// Trains ordering gates in `folder`; `watch` receives the step and returns whether to continue.
 fn train_order(
     recipe: &OrderRecipe,
     folder: &Path,
@@ -1116,7 +1119,7 @@ fn train_order(
     })
 }
 
-/// Killed while the teacher is asked, and killed among the updates.
+/// Killed while the teacher is queried, and killed during the updates.
 #[test]
 fn gates_that_order_are_the_same_bits_after_a_kill() {
     let recipe = order_recipe();
@@ -1125,11 +1128,11 @@ fn gates_that_order_are_the_same_bits_after_a_kill() {
     });
 }
 
-/// From one token's way back the gates tell most of what the teacher tells from all.
+/// From the way back of one token, the gates predict most of what the teacher derives from all tokens.
 #[test]
 fn gates_that_order_learn_what_their_teacher_says() {
     let mut weights = init::init(vit().config(), &mut Rng::new(1)).unwrap();
-    // Attention that is the same everywhere is nothing to order patches by.
+    // Attention that is the same everywhere gives no order of patches.
     for block in 0..2 {
         for part in ["query", "key"] {
             let name = format!("encoder.layer.{block}.attention.attention.{part}.weight");
@@ -1161,7 +1164,7 @@ fn gates_that_order_learn_what_their_teacher_says() {
     let pass = forward.toward(Target::Predicted).unwrap();
     let weights = pass.weights().unwrap();
     let grid = pass.grid().unwrap();
-    // The halves of the run's own measurement.
+    // The halves used by the run's own measurement.
     let mut halves = Rng::for_item(!recipe.seed, 0);
     let rollout = rollout_of_halves(&vit, &images, weights, recipe.halvings, &mut halves).unwrap();
     let stream = ClassStream::of(&vit, &images, weights, OrderGates::first_block(&vit)).unwrap();
@@ -1220,7 +1223,7 @@ fn check_close(found: &Tensor, expected: &Tensor, tolerance: f32) {
     }
 }
 
-/// Every patch is in one half of each halving, so what reaches the class token from all is 1 in the mean.
+/// Every patch is in one half of each halving, so what reaches the class token from all of them is 1 on average.
 #[test]
 fn halves_divide_the_whole_picture_however_many_patches_it_has() {
     let vit = vit();

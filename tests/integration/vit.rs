@@ -10,7 +10,7 @@ use vitscope::models;
 use vitscope::vit::{Probe, Record, Site, Vit};
 use vitscope_core::weights::tensors_from_bytes;
 
-/// Sums of a few hundred f32 products in another order; the values are of order 1.
+/// Sums of a few hundred f32 products in a different order; the values are of order 1.
 const TOLERANCE: f32 = 1e-4;
 /// Gradients multiply such errors through the blocks; the values are of order 1 at most.
 const GRADIENT_TOLERANCE: f32 = 1e-4;
@@ -46,7 +46,7 @@ fn check_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
     assert!(difference < tolerance, "{what} differs by {difference}");
 }
 
-/// The sites that the reference holds, with their names in it.
+/// Returns the sites in the reference, with their names there.
 fn sites(n_blocks: usize) -> Vec<(String, Site)> {
     let mut sites = vec![
         ("patch_embeddings".to_owned(), Site::PatchEmbeddings),
@@ -93,7 +93,7 @@ fn check_gradients(name: &str) {
     let logit = output.logits.unwrap().get(0).unwrap().get(2).unwrap();
     let grads = logit.backward().unwrap();
     for (what, site) in &sites {
-        // A CLIP of transformers takes only the class token through the final norm.
+        // The CLIP of transformers passes only the class token through the final norm.
         let Some(expected) = reference.get(&format!("gradient.{what}")) else {
             assert_eq!((name, *site), ("clip", Site::Tokens));
             continue;
@@ -164,8 +164,8 @@ fn positions_for_another_input_size_are_those_of_transformers() {
     check_other_size("clip");
 }
 
-/// Runs where the environment variable `VITSCOPE_DATA` names the folder with the real model, which
-/// is too large to be committed.
+/// Runs if the environment variable `VITSCOPE_DATA` names the folder with the real model, which is too large to be
+/// committed.
 #[test]
 fn the_real_dinov2_of_vitscope_data_computes_what_transformers_computes() {
     let Some(data) = std::env::var_os("VITSCOPE_DATA") else {

@@ -1,4 +1,4 @@
-//! The command line's options: clap structs, nothing else.
+//! The command-line options: clap structs and nothing else.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ use crate::still::StillArgs;
 use crate::teach::TeachArgs;
 use crate::train::TrainArgs;
 
-/// Threads that a run may ask for; thousands of them only wait for each other.
+/// Maximum number of threads of a run; thousands of threads would only wait for each other.
 const MOST_THREADS: usize = 512;
 
 /// Explain Vision Transformers live on video.
@@ -67,7 +67,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// True where people read along.
+    /// Returns whether a person is expected to read the output.
     pub fn is_chatty(&self) -> bool {
         let outputs = match self {
             Self::File(args) => &args.outputs,
@@ -87,7 +87,7 @@ impl Command {
         !outputs.quiet && for_people.contains(&outputs.progress)
     }
 
-    /// What `--threads` says.
+    /// Returns the value of `--threads`.
     pub fn threads(&self) -> Option<NonZeroUsize> {
         match self {
             Self::File(args) => args.explain.threads,
@@ -144,7 +144,7 @@ pub struct ExplainArgs {
 }
 
 impl ExplainArgs {
-    /// What is asked, but for the options of methods.
+    /// Returns the request without the options of methods.
     pub fn request(&self) -> Request {
         Request {
             model: self.model.clone(),
@@ -175,7 +175,7 @@ pub struct InputArgs {
 }
 
 impl InputArgs {
-    /// What is asked of the model's input.
+    /// Returns the requested input of the model.
     pub fn asked(self) -> Input {
         Input {
             fit: self.fit,
@@ -183,7 +183,7 @@ impl InputArgs {
         }
     }
 
-    /// The options as they are typed.
+    /// Returns the options as typed on the command line.
     pub fn typed(self) -> String {
         let fit = self.fit.map(|fit| format!(" --input {fit}"));
         let size = self.input_size.map(|size| format!(" --input-size {size}"));
@@ -246,7 +246,7 @@ pub enum Upsample {
     Nearest,
 }
 
-/// Accepts `values` only, and lists them in the help and where another one was given.
+/// Accepts only `values`, and lists them in the help and in the error for any other value.
 fn named<T, I>(values: I) -> impl TypedValueParser<Value = T>
 where
     I: IntoIterator<Item = PossibleValue>,
@@ -255,7 +255,7 @@ where
     PossibleValuesParser::new(values).try_map(|name| name.parse::<T>())
 }
 
-/// A whole number from 1 on.
+/// Parses a whole number of at least 1.
 pub fn one_or_more<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| {
         let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -267,7 +267,7 @@ pub fn one_or_more<T: FromStr>(text: &str) -> Result<T, String> {
     })
 }
 
-/// A number of compute threads.
+/// Parses a number of compute threads.
 pub fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
     let parsed = text.parse().ok();
     parsed
@@ -275,7 +275,7 @@ pub fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
         .ok_or_else(|| format!("expected 1 to {MOST_THREADS}"))
 }
 
-/// The name of a report, in a folder that is there: whoever measures for an hour shall not find out at the end.
+/// Parses the path of a report in an existing folder, so that an hour of measurements does not end in an error.
 pub fn report_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     match outputs::folder_of(&path) {
@@ -284,7 +284,7 @@ pub fn report_path(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The name of a picture that is written as PNG, in a folder that is there.
+/// Parses the path of a PNG file to write, in an existing folder.
 pub fn png(text: &str) -> Result<PathBuf, String> {
     let path = report_path(text)?;
     match path.extension() {
@@ -293,7 +293,7 @@ pub fn png(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// A number above 0, of seconds or nats.
+/// Parses a number above 0, in seconds or nats.
 pub fn positive(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
@@ -301,7 +301,7 @@ pub fn positive(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "expected a number greater than 0".into())
 }
 
-/// A number from 0 to 1.
+/// Parses a number from 0 to 1.
 pub fn share(text: &str) -> Result<f32, String> {
     text.parse()
         .ok()
@@ -309,13 +309,13 @@ pub fn share(text: &str) -> Result<f32, String> {
         .ok_or_else(|| "expected a number from 0 to 1".into())
 }
 
-/// A number from 0 to 1, with the digits that were typed.
+/// Parses a number from 0 to 1, keeping the digits as typed.
 pub fn probability(text: &str) -> Result<f64, String> {
     share(text)?;
     text.parse().map_err(|_| "expected a number".into())
 }
 
-/// The number that a configuration states, without the digits that an f32 adds to it.
+/// Returns the number that a configuration states, without the digits added by f32.
 pub fn decimal(value: f32) -> f64 {
     (f64::from(value) * 1e6).round() / 1e6
 }
@@ -331,7 +331,7 @@ mod tests {
         Args::command().debug_assert();
     }
 
-    /// Every option that takes a whole number from 1 on refuses 0 in these words.
+    /// Every option that takes a whole number of at least 1 refuses 0 in these words.
     #[test]
     fn zero_is_refused_where_one_is_the_least() {
         let refused = |line: &str| {

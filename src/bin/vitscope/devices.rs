@@ -5,7 +5,7 @@ use vitscope::media;
 
 use crate::exit::Exit;
 
-/// Prints the cameras, and what they can send.
+/// Prints the cameras and the formats that they can send.
 pub fn run() -> anyhow::Result<Exit> {
     media::init()?;
     let cameras = cameras()?;

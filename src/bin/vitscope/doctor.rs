@@ -1,4 +1,4 @@
-//! `vitscope doctor`: what this machine has and lacks, and which Debian package brings it.
+//! `vitscope doctor`: what this machine has and lacks, and which Debian package provides what is missing.
 
 use std::path::Path;
 
@@ -12,9 +12,9 @@ use crate::exit::Exit;
 /// Something that the program can do.
 struct Ability {
     what: &'static str,
-    /// One of each of these is needed.
+    /// One element of each of these groups is required.
     elements: &'static [&'static [&'static str]],
-    /// Nothing works without it.
+    /// Whether nothing works without it.
     vital: bool,
 }
 
@@ -70,7 +70,7 @@ const ABILITIES: &[Ability] = &[
     extra("virtual camera", &[&["v4l2sink"]]),
 ];
 
-/// Encoders, the best first, and the licence of the library behind each.
+/// Encoders, best first, with the license of the library behind each.
 const ENCODERS: [(&str, &str); 4] = [
     ("x264enc", "H.264, GPL library"),
     ("openh264enc", "H.264 baseline, BSD library"),
@@ -78,10 +78,10 @@ const ENCODERS: [(&str, &str); 4] = [
     ("vp9enc", "VP9, BSD library"),
 ];
 
-/// Frame sizes that memory is told for: pixels, at 12 bits each.
+/// Frame sizes for which memory is reported, in pixels of 12 bits each.
 const FRAMES: [(&str, usize); 2] = [("1080p", 1920 * 1080), ("2160p", 3840 * 2160)];
 
-/// Prints what is there; fails where something is missing that everything needs.
+/// Prints what is available; fails if something essential is missing.
 pub fn run() -> anyhow::Result<Exit> {
     media::init()?;
     println!("vitscope      {}", env!("CARGO_PKG_VERSION"));
@@ -117,14 +117,14 @@ pub fn run() -> anyhow::Result<Exit> {
     }
 }
 
-/// Elements of which none is installed, as alternatives.
+/// Returns the groups of alternative elements of which none is installed.
 fn lacking<'a>(elements: &[&'a [&'static str]]) -> Vec<&'a [&'static str]> {
     let is_there = |any: &&[&str]| any.iter().any(|factory| available(factory));
     let alternatives = elements.iter().copied();
     alternatives.filter(|any| !is_there(any)).collect()
 }
 
-/// What to do about what is missing.
+/// Describes how to install what is missing, or returns `present` if nothing is.
 fn state(present: &str, lacking: &[&[&'static str]]) -> String {
     let Some(any) = lacking.first() else {
         return present.to_owned();
@@ -151,7 +151,7 @@ fn compute() {
     }
 }
 
-/// What the program brings along, and what was downloaded.
+/// Prints the embedded models and the number of downloaded ones.
 fn cached_models() {
     println!(
         "models        {} (embedded)",
@@ -168,7 +168,7 @@ fn cached_models() {
     }
 }
 
-/// Models in the hub's cache.
+/// Counts the models in the hub's cache.
 #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "there is no cache"))]
 fn downloaded(folder: &Path) -> usize {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -178,7 +178,7 @@ fn downloaded(folder: &Path) -> usize {
         .count()
 }
 
-/// Every channel is bounded, so the frames in memory are.
+/// Prints the memory for held frames, which is bounded because every channel is.
 fn memory() {
     let n_frames = pipeline::MOST_FRAMES + media::MOST_FRAMES;
     let sizes = FRAMES.map(|(name, n_pixels)| {

@@ -1,20 +1,20 @@
-//! What libraries read from the environment when the program starts: threads and memory.
+//! Environment variables that libraries read when the program starts: threads and memory.
 
 use std::num::NonZeroUsize;
 
 use anyhow::Context;
 
-/// Where rayon looks for the number of its threads.
+/// The variable from which rayon reads its number of threads.
 #[cfg(unix)]
 const RAYON: &str = "RAYON_NUM_THREADS";
 
-/// What is set where the user has not.
+/// Variables that are set unless the user has set them.
 ///
-/// - All parallel work runs on rayon's pool. candle's own pool for elementwise operations gets no threads,
-///   because while they wait for work they spin, on the cores that rayon's threads compute on: a backward
-///   pass takes up to half as long again with them.
-/// - glibc would give the memory of large tensors back at every free, to take it again page by page for
-///   the next pass, which costs a backward pass of ViT-S a third. Other C libraries ignore this.
+/// - All parallel work runs on rayon's pool. candle's own pool for elementwise operations gets no threads, because they
+///   spin while they wait for work, on the cores that rayon's threads compute on: with them, a backward pass takes up
+///   to half as long again.
+/// - glibc would return the memory of large tensors at every free and take it again page by page for the next pass,
+///   which costs a backward pass of ViT-S a third. Other C libraries ignore this.
 #[cfg(unix)]
 const DEFAULTS: [(&str, &str); 2] = [
     ("CANDLE_NUM_THREADS", "1"),
@@ -26,10 +26,10 @@ const DEFAULTS: [(&str, &str); 2] = [
     ),
 ];
 
-/// Makes all that computes use `threads` threads, or one a core; to be called before anything else.
+/// Makes all computations use `threads` threads, or one per core; must be called before anything else.
 ///
-/// The environment is read once and cannot be changed safely from inside, so the program replaces itself
-/// by one that begins with the right one.
+/// The environment is read once and cannot be changed safely from inside the process, so the program replaces itself
+/// with one that starts in the right environment.
 #[cfg(unix)]
 pub fn set(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     use std::os::unix::process::CommandExt;
@@ -56,7 +56,7 @@ pub fn set(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     Err(error).context("cannot restart the program with its environment variables")
 }
 
-/// Makes rayon use `threads` threads; to be called before anything else.
+/// Makes rayon use `threads` threads; must be called before anything else.
 #[cfg(not(unix))]
 pub fn set(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     let Some(threads) = threads else {

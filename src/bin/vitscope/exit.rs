@@ -1,4 +1,4 @@
-//! Exit codes, and the one place where an error is printed.
+//! Exit codes, and the only place where errors are printed.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -7,16 +7,16 @@ use tracing_subscriber::EnvFilter;
 use vitscope::Error;
 use vitscope::live::without_secrets;
 
-/// How a run ended; the numbers are a promise to scripts.
+/// The outcome of a run; scripts rely on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// All that was asked for is done.
+    /// Everything requested is done.
     Whole = 0,
-    /// An error; what was written before it is whole or gone.
+    /// An error; earlier output is either complete or removed.
     Failed = 1,
-    /// The arguments make no sense.
+    /// The arguments are invalid.
     Usage = 2,
-    /// The output is there, but frames or explanations are missing in it.
+    /// The output exists, but frames or explanations are missing in it.
     Incomplete = 3,
     /// The user ended the run early.
     Interrupted = 130,
@@ -28,20 +28,20 @@ impl Exit {
         if let Some(usage) = error.downcast_ref::<clap::Error>() {
             return Self::from_usage(usage);
         }
-        // A file or an output may be named by an address with a password in it.
+        // The address of a file or an output may contain a password.
         eprintln!("error: {}", without_secrets(&sentence(error)));
         Self::Failed
     }
 
-    /// Prints what the parser of arguments has to say: help, or what is wrong with them.
+    /// Prints the message of the argument parser: help, or what is wrong with the arguments.
     pub fn from_usage(usage: &clap::Error) -> Self {
         let text = usage.render().to_string();
-        // An address may have a password in it.
+        // An address may contain a password.
         match without_secrets(&text) {
             redacted if redacted != text && usage.use_stderr() => {
                 eprintln!("{}", redacted.trim_end())
             }
-            // Nothing can be said where the output is closed.
+            // If the output is closed, nothing can be reported.
             _ => drop(usage.print()),
         }
         match usage.use_stderr() {
@@ -57,7 +57,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Logs to standard error: warnings, and the program's own news if `chatty`; `RUST_LOG` overrides that.
+/// Logs to standard error: warnings, and the program's own messages if `chatty`; `RUST_LOG` overrides this.
 pub fn init_log(chatty: bool) {
     let usual = if chatty { "warn,vitscope=info" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usual));
@@ -67,14 +67,15 @@ pub fn init_log(chatty: bool) {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
-        // Nothing can be said where standard error is closed.
+        // If standard error is closed, nothing can be reported.
         .log_internal_errors(false)
         .init();
 }
 
-/// The error and its causes in one line, each fact once: some errors quote their cause, others leave it to the chain.
+/// Formats the error and its causes on one line, each fact once: some errors quote their cause, others leave it to the
+/// chain.
 ///
-/// Which stage met a file that is wrong helps nobody.
+/// The stage that found an invalid file is left out, because it does not help the user.
 fn sentence(error: &anyhow::Error) -> String {
     if let Some(Error::Stage { source, .. }) = error.downcast_ref()
         && let Error::Media(_) | Error::Data(_) | Error::Io { .. } = **source

@@ -1,4 +1,4 @@
-//! `vitscope file`: a video file in, the same video with its explanation out.
+//! `vitscope file`: reads a video file and writes the same video with its explanation.
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::side::{self, Side, say};
 use crate::{interrupt, outputs, setup};
 
-/// Most pictures on a contact sheet.
+/// Maximum number of pictures on a contact sheet.
 const SHEET_PICTURES: usize = 24;
 
 /// Options of `vitscope file`.
@@ -55,7 +55,7 @@ pub struct FileArgs {
     pub outputs: OutputArgs,
 }
 
-/// Explains the file, checks what was written, and says so.
+/// Explains the file, checks the result, and reports it.
 pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     let input = media::local_file(&args.input)?;
     if outputs::picture_format(&input).is_ok() {
@@ -138,7 +138,7 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     })
 }
 
-/// Reads `12.5` or `00:00:12.5`, without a detour over floats.
+/// Parses `12.5` or `00:00:12.5` without floating-point arithmetic.
 fn pts_from_text(text: &str) -> Result<Pts, String> {
     nanos_from_text(text)
         .map(Pts)
@@ -155,7 +155,7 @@ fn nanos_from_text(text: &str) -> Option<u64> {
     let mut secs = 0_u64;
     for (part_idx, part) in parts.iter().enumerate() {
         let number: u64 = part.parse().ok().filter(|_| is_number(part))?;
-        // Only the leading part may exceed what fits into the next larger one.
+        // Only the leading part may be 60 or more.
         if part_idx > 0 && number >= 60 {
             return None;
         }

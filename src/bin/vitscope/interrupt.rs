@@ -1,4 +1,4 @@
-//! Ctrl-C: the first one ends the run in good order, the second one at once.
+//! Ctrl-C: the first one ends the run cleanly, the second one at once.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use crate::exit::Exit;
 
-/// A flag that the first interrupt sets; `unfinished` is what a second one leaves behind.
+/// Returns a flag that the first interrupt sets; `unfinished` lists what a second one leaves behind.
 pub fn flag(unfinished: Vec<PathBuf>) -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);

@@ -1,4 +1,4 @@
-//! Single keys from the terminal, without waiting for one.
+//! Single keys from the terminal, without waiting for them.
 
 use std::io::stdin;
 
@@ -7,30 +7,30 @@ use rustix::termios::{
 };
 use vitscope::live::Key;
 
-/// The terminal's keys, one by one and unseen; Ctrl-C still interrupts. Dropping it gives the terminal back.
+/// The terminal's keys, one by one and without echo; Ctrl-C still interrupts. Dropping it restores the terminal.
 pub struct Keyboard {
     before: Termios,
 }
 
 impl Keyboard {
-    /// The keys of standard input; `None` where that is no terminal.
+    /// Opens the keys of standard input; `None` if it is not a terminal.
     pub fn open() -> Option<Self> {
         let input = stdin();
-        // Who runs in the background must leave the terminal alone.
+        // A background process must leave the terminal alone.
         if !isatty(&input) || tcgetpgrp(&input).ok()? != rustix::process::getpgrp() {
             return None;
         }
         let before = tcgetattr(&input).ok()?;
         let mut single = before.clone();
         single.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
-        // Reading returns at once, be there a key or not.
+        // Reading returns at once, whether or not a key was pressed.
         single.special_codes[SpecialCodeIndex::VMIN] = 0;
         single.special_codes[SpecialCodeIndex::VTIME] = 0;
         tcsetattr(&input, OptionalActions::Now, &single).ok()?;
         Some(Self { before })
     }
 
-    /// What was pressed, if it means something.
+    /// Returns a pressed key that has an action, if any.
     pub fn key(&mut self) -> Option<Key> {
         let mut letter = [0];
         while rustix::io::read(stdin(), &mut letter) == Ok(1) {
@@ -45,7 +45,7 @@ impl Keyboard {
 
 impl Drop for Keyboard {
     fn drop(&mut self) {
-        // What cannot be given back was taken away.
+        // If this fails, the terminal is gone.
         let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
     }
 }

@@ -1,4 +1,4 @@
-//! `vitscope live`: what a model looks at, while it happens.
+//! `vitscope live`: explains live video.
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -130,7 +130,7 @@ enum Policy {
     Exact,
 }
 
-/// Pixels to a side that no camera exceeds, and that GStreamer's elements still take.
+/// Maximum side length in pixels that no camera exceeds and GStreamer's elements still accept.
 const MOST_PX: u32 = 16_384;
 
 fn size(text: &str) -> Result<(u32, u32), String> {
@@ -143,7 +143,7 @@ fn size(text: &str) -> Result<(u32, u32), String> {
     })
 }
 
-/// Refuses what is no device that takes frames, in words that its driver does not have.
+/// Checks that `path` is a device that may accept frames, with clearer errors than those of its driver.
 fn check_video_device(path: &Path) -> anyhow::Result<()> {
     match path.metadata() {
         Ok(metadata) if metadata.file_type().is_char_device() => Ok(()),
@@ -152,19 +152,19 @@ fn check_video_device(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Where a page is served: an address, a host's name and port, or a port of this machine.
+/// Parses the address to serve a page at: an IP address and port, a host name and port, or a port of this machine.
 fn served(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.parse::<u16>() {
         return Ok((Ipv4Addr::LOCALHOST, port).into());
     }
     let expected = || "expected PORT, HOST:PORT or IP:PORT".to_owned();
     let found: Vec<SocketAddr> = text.to_socket_addrs().map_err(|_| expected())?.collect();
-    // A browser tries the older kind of address for a name too, and so do people.
+    // Prefer IPv4: given a name, browsers try it too, and so do people.
     let older = found.iter().find(|address| address.is_ipv4());
     older.or(found.first()).copied().ok_or_else(expected)
 }
 
-/// Shows and records until it is interrupted.
+/// Shows and records video until it is interrupted.
 pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
     let scores = args.scores.as_deref().filter(|path| !is_no_file(path));
     let outputs: Vec<&Path> = args.record.as_deref().into_iter().chain(scores).collect();
@@ -240,7 +240,7 @@ pub fn run(args: &LiveArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// Where the result goes; a window, where that is nowhere else.
+/// Returns the outputs; a window if there is no other output.
 fn live_outputs(args: &LiveArgs) -> Vec<Arc<dyn Output>> {
     let mut outputs: Vec<Arc<dyn Output>> = Vec::new();
     let mut add = |output: Option<Arc<dyn Output>>| outputs.extend(output);
@@ -255,13 +255,13 @@ fn live_outputs(args: &LiveArgs) -> Vec<Arc<dyn Output>> {
     outputs
 }
 
-/// The terminal.
+/// The terminal, as the audience of a run.
 struct Front<'a> {
     args: &'a LiveArgs,
     started: Instant,
     cancel: Arc<AtomicBool>,
     keyboard: Option<Keyboard>,
-    /// What was taught is not saved.
+    /// Whether taught examples are not saved.
     unsaved: bool,
 }
 
@@ -272,7 +272,7 @@ impl Audience for Front<'_> {
             self.cancel.store(true, Ordering::SeqCst);
         }
         if event == Event::Ending {
-            // A second Ctrl-C may end the program without another word.
+            // Restore the terminal now, because a second Ctrl-C may end the program at once.
             self.keyboard = None;
         }
         if self.args.quiet {
@@ -368,7 +368,7 @@ fn summary(status: &Status, took: Duration) -> String {
     )
 }
 
-/// The arguments as settings of the element.
+/// Converts the arguments to settings of the element.
 fn settings(args: &LiveArgs) -> anyhow::Result<Settings> {
     let (explain, draw) = (&args.explain, &args.draw);
     if explain.target.len() > 1 {
@@ -412,13 +412,13 @@ fn settings(args: &LiveArgs) -> anyhow::Result<Settings> {
     Ok(settings)
 }
 
-/// The options that explain with the head in `folder`.
+/// Returns the options for explaining with the head in `folder`.
 fn head_usage(folder: &Path, explain: &ExplainArgs) -> String {
     let backbone = explain.backbone.as_ref().unwrap_or(&explain.model);
     format!("--model {} --backbone {backbone}", folder.display())
 }
 
-/// True for what is neither a file nor a name of one.
+/// Returns whether `path` is neither a file nor the name of one.
 fn is_no_file(path: &Path) -> bool {
     let has_scheme = path.to_str().is_some_and(|text| {
         ["tcp://", "unix:"]

@@ -1,4 +1,4 @@
-//! The program `vitscope`: parses its arguments, runs one subcommand, and says by its exit code how it went.
+//! The program `vitscope`: parses its arguments, runs one subcommand, and reports the outcome by its exit code.
 
 #[macro_use]
 mod print;
@@ -66,7 +66,7 @@ fn start(command: &Command) -> anyhow::Result<Exit> {
         Command::Bench(args) => bench::run(args),
         Command::Methods(args) => methods::run(args),
         Command::Models(args) => models::run(args),
-        // A file names no other file.
+        // A file cannot name another file.
         Command::Run(args) => start(&run::read(args)?.command),
     }
 }

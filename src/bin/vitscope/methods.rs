@@ -1,13 +1,13 @@
-//! `vitscope methods`: the table of methods, or all about one.
+//! `vitscope methods`: the table of methods, or the details of one.
 
 use vitscope::explain::{Method, MethodOption, Parts};
 
 use crate::exit::Exit;
 
-/// Columns that the table takes at most.
+/// Maximum number of columns of the table.
 const WIDTH: usize = 100;
 
-/// What the columns mean.
+/// Explanation of the columns.
 const LEGEND: &str = "\
 class      whether the map explains one class, set with --target
 needs      parts that must be trained for the model
@@ -86,7 +86,7 @@ fn print_table() {
     );
     for method in Method::ALL {
         let entry = method.entry();
-        // A method without its trained part cannot be built, and explains no class.
+        // A method without its trained part cannot be built and explains no class.
         let explainer = method.build(Parts::default()).ok();
         let class = explainer.is_some_and(|explainer| explainer.explains_classes());
         let class = if class { "yes" } else { "no" };
@@ -102,7 +102,7 @@ fn print_table() {
     println!("\n{LEGEND}\n\n`vitscope methods NAME` shows the options of a method.");
 }
 
-/// The words of `text` in lines that fit behind the indent.
+/// Wraps `text` into lines that fit after the indent.
 fn wrapped(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {

@@ -1,4 +1,4 @@
-//! `vitscope models`: which models there are, and what is in one.
+//! `vitscope models`: lists, inspects, downloads and shrinks models.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use vitscope_core::gates::Objective;
 use crate::exit::Exit;
 use crate::setup;
 
-/// Labels that `inspect` shows.
+/// Maximum number of labels that `inspect` shows.
 const SHOWN_LABELS: usize = 12;
 
 /// List, inspect, download or shrink models.
@@ -82,7 +82,7 @@ pub fn run(args: &ModelsArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// One line on a model.
+/// Describes a model in one line.
 fn summary(model: &Model) -> String {
     let config = model.vit.config();
     let size = model.preprocessor.image_size();
@@ -103,7 +103,7 @@ fn summary(model: &Model) -> String {
     )
 }
 
-/// What came of shrinking a model.
+/// Describes the result of shrinking a model.
 fn shrunk_summary(shrunk: &Shrunk, folder: &Path) -> String {
     let megabytes = |bytes: usize| bytes as f64 / 1e6;
     let left_out = match shrunk.left_out.as_slice() {
@@ -216,7 +216,7 @@ fn inspect(model: &Model) -> String {
         .collect()
 }
 
-/// How a picture is brought to the model's size.
+/// Describes how a picture is fitted to the model's size.
 fn fitted(rule: ResizeRule) -> String {
     match rule {
         ResizeRule::Stretch(_) => "the whole picture, stretched".to_owned(),
@@ -231,13 +231,13 @@ fn fitted(rule: ResizeRule) -> String {
     }
 }
 
-/// True where the method works on the model.
+/// Returns whether the method works on the model.
 fn explains(method: Method, model: &Model) -> bool {
     let explainer = method.build(model.parts());
     explainer.is_ok_and(|explainer| setup::rehearse(&[explainer], model).is_ok())
 }
 
-/// How many classes there are, and the first of them.
+/// Formats the number of classes and the first of them.
 fn classes(config: &VitConfig) -> String {
     let labels = &config.labels;
     let shown = labels

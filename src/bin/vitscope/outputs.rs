@@ -1,6 +1,6 @@
-//! Files that appear under their name only when they are complete.
+//! Files that appear under their names only when they are complete.
 //!
-//! The video's own `.part` file is `media`'s business; these are all the others.
+//! `media` handles the video's own `.part` file; this module handles all others.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use image::ImageFormat;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::files::{is_address, is_folder_name, part_path};
 
-/// The format of a picture by its name.
+/// Returns the format of a picture, given its file name.
 ///
 /// # Errors
-/// [`Error::Config`] where it is neither PNG nor JPEG.
+/// [`Error::Config`] if it is neither PNG nor JPEG.
 pub fn picture_format(path: &Path) -> Result<ImageFormat> {
     match ImageFormat::from_path(path) {
         Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => Ok(format),
@@ -23,7 +23,7 @@ pub fn picture_format(path: &Path) -> Result<ImageFormat> {
     }
 }
 
-/// A file that is written as `NAME.part`, and renamed when it is complete.
+/// A file that is written as `NAME.part` and renamed when it is complete.
 pub struct Output {
     path: PathBuf,
     part: PathBuf,
@@ -31,7 +31,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Claims the name; nothing is created yet.
+    /// Claims the name without creating a file.
     pub fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
@@ -45,17 +45,17 @@ impl Output {
         File::create(&self.part).map_err(|error| Error::io(&self.path, error))
     }
 
-    /// Where the file is until it is complete.
+    /// Returns the path of the unfinished file.
     pub fn part(&self) -> &Path {
         &self.part
     }
 
-    /// Its final name.
+    /// Returns the final path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Gives the complete file its name.
+    /// Gives the complete file its final name.
     pub fn commit(mut self) -> Result<()> {
         fs::rename(&self.part, &self.path).map_err(|error| Error::io(&self.path, error))?;
         self.committed = true;
@@ -66,7 +66,7 @@ impl Output {
 impl Drop for Output {
     fn drop(&mut self) {
         if !self.committed {
-            // It may not have been created at all.
+            // The file may not have been created.
             let _ = fs::remove_file(&self.part);
         }
     }
@@ -110,7 +110,7 @@ pub fn check(outputs: &[&Path], taken: &[&Path], overwrite: bool) -> anyhow::Res
     Ok(())
 }
 
-/// The folder that a file is in.
+/// Returns the folder of a file.
 pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -118,7 +118,7 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// True where both names are one file, also if it does not exist yet.
+/// Returns whether both names refer to the same file, even if it does not exist yet.
 fn same(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| {
         path.canonicalize().ok().or_else(|| {

@@ -1,11 +1,11 @@
-//! Standard output and error. A reader that has seen enough and closed its end is no failure.
+//! Standard output and error. A reader that closes its end early is not a failure.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write, stderr, stdout};
 
 use crate::exit::Exit;
 
-/// `std::println`, which panics where nobody reads.
+/// Replaces `std::println`, which panics if nobody reads.
 macro_rules! println {
     () => {
         $crate::print::out(format_args!("\n"))
@@ -15,22 +15,22 @@ macro_rules! println {
     };
 }
 
-/// `std::print`, which panics where nobody reads.
+/// Replaces `std::print`, which panics if nobody reads.
 macro_rules! print {
     ($($what:tt)*) => {
         $crate::print::out(format_args!($($what)*))
     };
 }
 
-/// `std::eprintln`, which panics where nobody reads.
+/// Replaces `std::eprintln`, which panics if nobody reads.
 macro_rules! eprintln {
     ($($what:tt)*) => {
         $crate::print::err(format_args!("{}\n", format_args!($($what)*)))
     };
 }
 
-/// Writes to standard output. If that fails, as on a full disk, the program ends; if the reader has gone, it goes on,
-/// for it may write files too.
+/// Writes to standard output. If that fails, for example on a full disk, the program ends; if the reader is gone, it
+/// continues, because it may also write files.
 pub fn out(text: Arguments<'_>) {
     match stdout().write_fmt(text) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -41,7 +41,7 @@ pub fn out(text: Arguments<'_>) {
     }
 }
 
-/// Writes to standard error, where it can be written.
+/// Writes to standard error, if that is possible.
 pub fn err(text: Arguments<'_>) {
     let _ = stderr().write_fmt(text);
 }

@@ -1,4 +1,4 @@
-//! Progress on standard error: a bar, a line now and then, or JSON Lines.
+//! Progress on standard error: a bar, occasional lines, or JSON Lines.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ pub enum ProgressMode {
     None,
 }
 
-/// Shows how far a run is.
+/// Shows the progress of a run.
 pub struct Progress {
     shown: Shown,
     total: Option<Duration>,
@@ -43,7 +43,7 @@ struct State {
     frames: u64,
     /// Seconds of video done.
     secs: f64,
-    /// Part of the video done, where its duration is known.
+    /// Part of the video done, if its duration is known.
     percent: Option<f64>,
     /// Frames done per second.
     frames_fps: f64,
@@ -52,7 +52,7 @@ struct State {
 }
 
 impl Progress {
-    /// `total` is the duration of the video, where it is known.
+    /// `total` is the duration of the video, if known.
     pub fn new(mode: ProgressMode, total: Option<Duration>) -> Self {
         let shown = match mode {
             ProgressMode::Auto if std::io::stderr().is_terminal() => Shown::Bar(bar()),
@@ -75,7 +75,7 @@ impl Progress {
         }
     }
 
-    /// One more frame is done, and the video up to `position` with it.
+    /// Counts another finished frame; the video is done up to `position`.
     pub fn frame(&mut self, position: Duration) {
         let frames = self.state.frames + 1;
         self.state = State::new(frames, position, self.total, self.started.elapsed());
@@ -93,7 +93,7 @@ impl Progress {
         }
     }
 
-    /// Shows the last frame's state; a bar goes away.
+    /// Shows the state of the last frame; a bar disappears.
     pub fn finish(self) {
         if matches!(self.shown, Shown::Lines { .. }) {
             self.print();
@@ -107,19 +107,19 @@ impl Progress {
                 bar.set_position((10.0 * self.state.percent.unwrap_or_default()) as u64);
                 return;
             }
-            // A struct of numbers always has a text.
+            // Serializing a struct of numbers cannot fail.
             Shown::Lines { json: true, .. } => {
                 serde_json::to_string(&self.state).unwrap_or_default()
             }
             Shown::Lines { .. } | Shown::Nothing => self.state.to_string(),
         };
-        // Progress that nobody reads is no reason to stop.
+        // A closed standard error is no reason to stop.
         let _ = writeln!(std::io::stderr(), "{line}");
     }
 }
 
 impl Drop for Progress {
-    /// After a failure too: the error must not be printed into the bar.
+    /// Clears the bar, also after a failure, so that the error is not printed into it.
     fn drop(&mut self) {
         if let Shown::Bar(bar) = &self.shown {
             bar.finish_and_clear();
@@ -165,7 +165,7 @@ impl std::fmt::Display for State {
 
 fn bar() -> ProgressBar {
     let bar = ProgressBar::new(1000);
-    // A template that does not parse is our own mistake; the default style still shows progress.
+    // A template that does not parse is a bug; the default style still shows progress.
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {msg}") {
         bar.set_style(style);
     }

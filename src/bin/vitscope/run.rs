@@ -1,4 +1,4 @@
-//! `vitscope run`: a run that is written down, its command and options in a TOML file.
+//! `vitscope run`: runs a command and its options from a TOML file.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -41,14 +41,14 @@ Paths are relative to the current directory. See pipelines/ for examples.
   overwrite = true
   method = [\"chefer\", { name = \"gradmask\", groups = 12 }]";
 
-/// Keys that are no options.
+/// Keys that are not options.
 const COMMAND: &str = "command";
 const METHOD: &str = "method";
 
-/// The command line that the file stands for.
+/// Returns the command line that the file stands for.
 ///
 /// # Errors
-/// Where the file cannot be read, or has a key or a kind of value that its command does not know.
+/// Fails if the file cannot be read, or if it has a key or a kind of value that its command does not know.
 pub fn expand(args: &RunArgs) -> anyhow::Result<Vec<OsString>> {
     let path = &args.file;
     let table: Table = toml_file::read(path, "the run file")?;
@@ -115,7 +115,7 @@ fn command_line(table: &Table, replaced: &[OsString]) -> anyhow::Result<Vec<OsSt
     Ok(line)
 }
 
-/// The words of the command line up to the command that the file names, and that command.
+/// Returns the words of the command line up to the command that the file names, and that command.
 fn command_of(table: &Table) -> anyhow::Result<(Vec<String>, clap::Command)> {
     let mut command = Args::command();
     let known = |command: &clap::Command| {
@@ -158,7 +158,7 @@ fn command_of(table: &Table) -> anyhow::Result<(Vec<String>, clap::Command)> {
             names.join(", ")
         );
     }
-    // Flattened options are there once the command is built.
+    // Flattened options exist only after the command is built.
     command.build();
     Ok((words, command))
 }
@@ -175,7 +175,7 @@ fn is_called(option: &clap::Arg, key: &str) -> bool {
     names.is_some_and(|names| names.contains(&key))
 }
 
-/// The keys of an argument without a name: its name in the help, in lower case.
+/// Returns the keys of a positional argument: its name in the help, in lowercase.
 fn positional_keys(argument: &clap::Arg) -> Vec<String> {
     let names = argument.get_value_names().unwrap_or_default();
     let words = names.iter().flat_map(|name| name.split_whitespace());
@@ -184,12 +184,12 @@ fn positional_keys(argument: &clap::Arg) -> Vec<String> {
         .collect()
 }
 
-/// The first of the `options` behind `command` that is no option and no value of one.
+/// Returns the first of the `options` after `command` that is neither an option nor the value of one.
 fn argument_in(command: &clap::Command, options: &[OsString]) -> Option<OsString> {
     let arguments = command.get_positionals().map(clap::Arg::get_id);
     let names: Vec<&str> = arguments.map(clap::Id::as_str).collect();
     let line = std::iter::once(OsString::new()).chain(options.iter().cloned());
-    // What is wrong with the options, or missing, is told when they are read with the file's.
+    // Invalid or missing options are reported when they are read together with the file's.
     let alone = command.clone().ignore_errors(true);
     let parsed = alone.try_get_matches_from(line).ok()?;
     let typed = names
@@ -199,7 +199,7 @@ fn argument_in(command: &clap::Command, options: &[OsString]) -> Option<OsString
     values.next().map(OsStr::to_owned)
 }
 
-/// The options that `line` names, as keys.
+/// Returns the options in `line` as keys.
 fn keys_of(line: &[OsString], command: &clap::Command) -> HashSet<String> {
     let words = line.iter().filter_map(|word| word.to_str());
     words
@@ -215,7 +215,7 @@ fn keys_of(line: &[OsString], command: &clap::Command) -> HashSet<String> {
         .collect()
 }
 
-/// Options that ask for `methods`, each a name or a table of its name and options.
+/// Returns options that request `methods`, each given as a name or as a table of its name and options.
 fn methods_of(methods: &[Value]) -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
     let mut changes = Vec::new();
@@ -240,7 +240,7 @@ fn methods_of(methods: &[Value]) -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
-/// A value as it is typed.
+/// Formats a value as it is typed.
 fn plain(key: &str, value: &Value) -> anyhow::Result<String> {
     Ok(match value {
         Value::String(text) => text.clone(),
@@ -258,17 +258,17 @@ fn unknown_key(key: &str, command: &clap::Command, positionals: &[String]) -> St
     unknown("key", key, known)
 }
 
-/// Reads the command line that the file stands for; what is wrong with it is told as the file's.
+/// Parses the command line that the file stands for; errors are reported as the file's.
 ///
 /// # Errors
-/// As [`expand`], and where a value is none that its option takes.
+/// See [`expand`]; also fails if an option does not accept its value.
 pub fn read(args: &RunArgs) -> anyhow::Result<Args> {
     let line = expand(args)?;
     let parsed = <Args as clap::Parser>::try_parse_from(line);
     parsed.map_err(|usage| wrong(&args.file, &usage))
 }
 
-/// The first sentence of `usage`, with the file that it is about.
+/// Returns the first sentence of `usage`, with the file it refers to.
 fn wrong(path: &Path, usage: &clap::Error) -> anyhow::Error {
     let text = usage.render().to_string();
     let sentence: Vec<&str> = text

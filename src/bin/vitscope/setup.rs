@@ -1,4 +1,4 @@
-//! Builds what the options ask for: device, model, methods and overlay.
+//! Builds what the options request: device, model, methods and overlay.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::args::{DrawArgs, ExplainArgs, Upsample};
 pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
     let mut request = args.request();
     let model = request.open_model()?;
-    // Which methods options may be for is known only now.
+    // The methods that options may apply to are known only now.
     let methods = request.methods_for(&model);
     let is_asked = |name: &str| methods.iter().any(|method| method.name() == name);
     request.options = options_by_method(&args.set, is_asked)?;
@@ -25,7 +25,7 @@ pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
     Ok(view)
 }
 
-/// The explainers, with what `--set` changes of them.
+/// Builds the explainers with the changes made by `--set`.
 pub fn explainers(
     methods: &[Method],
     changes: &[String],
@@ -40,7 +40,7 @@ pub fn explainers(
     Ok(request.explainers(model)?)
 }
 
-/// What `--set METHOD.KEY=VALUE` says of each method; those that are not asked for are refused.
+/// Groups the options in `--set METHOD.KEY=VALUE` by method; options of methods that are not selected are refused.
 pub fn options_by_method(
     changes: &[String],
     is_asked: impl Fn(&str) -> bool,
@@ -52,7 +52,7 @@ pub fn options_by_method(
                 bail!("--set takes METHOD.KEY=VALUE, got {change:?}");
             };
             if !is_asked(&method) {
-                // Says so where there is no such method at all.
+                // Reports a method that does not exist at all.
                 method.parse::<Method>().context("--set")?;
                 bail!("--set {change:?} is for a method that is not selected");
             }
@@ -67,13 +67,13 @@ pub fn options_by_method(
     Ok(options)
 }
 
-/// Fails where a method does not go with the model, at the price of a pass or so.
+/// Checks that all methods work with the model, at the cost of about one pass.
 pub fn rehearse(explainers: &[Box<dyn Explainer>], model: &Model) -> vitscope::Result<()> {
     let image = model.gray_image()?;
     rehearse_all(explainers, &model.vit, &image, &[Target::Predicted]).map(|_| ())
 }
 
-/// What the drawing options say.
+/// Returns the overlay that the drawing options describe.
 pub fn overlay(args: &DrawArgs) -> Overlay {
     Overlay {
         mode: args.mode,

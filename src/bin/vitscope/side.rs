@@ -1,4 +1,4 @@
-//! What is written beside the pictures: sidecar, contact sheet, progress.
+//! Outputs besides the pictures: sidecar, contact sheet and progress.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -21,11 +21,11 @@ pub struct Side {
     scores: Option<(sidecar::Writer, Option<Output>)>,
     sheet: Option<(Sheet, ImageFormat, Output)>,
     progress: Progress,
-    /// The files that the next frames are, where frames are pictures.
+    /// The files of the next frames, if frames are pictures.
     files: VecDeque<PathBuf>,
 }
 
-/// The files that `args` asks for, refused if they would be written over `taken` or each other.
+/// Checks the files requested by `args`, which must not overwrite `taken` or each other.
 pub fn check(args: &OutputArgs, taken: &[&Path]) -> anyhow::Result<()> {
     let scores = args.scores.as_deref().filter(|path| !is_stdout(path));
     let wanted: Vec<&Path> = scores.into_iter().chain(args.sheet.as_deref()).collect();
@@ -37,7 +37,7 @@ pub fn check(args: &OutputArgs, taken: &[&Path]) -> anyhow::Result<()> {
 }
 
 impl Side {
-    /// For a video of duration `total`, where it is known; the sheet has at most `sheet_pictures`.
+    /// Creates the outputs for a video of duration `total`, if known; the sheet has at most `sheet_pictures` pictures.
     pub fn new(args: &OutputArgs, total: Option<Duration>, sheet_pictures: usize) -> Result<Self> {
         let scores = match args.scores.as_deref() {
             Some(path) if is_stdout(path) => {
@@ -70,7 +70,7 @@ impl Side {
         })
     }
 
-    /// The same for pictures, which are called by the names of their files.
+    /// Creates the outputs for pictures, which go by the names of their files.
     pub fn of_pictures(args: &OutputArgs, files: &[PathBuf]) -> Result<Self> {
         Ok(Self {
             files: files.iter().cloned().collect(),
@@ -78,13 +78,13 @@ impl Side {
         })
     }
 
-    /// The files that are there while the run is not finished.
+    /// Returns the files that exist while the run is not finished.
     pub fn unfinished(&self) -> Vec<PathBuf> {
         let scores = self.scores.iter().flat_map(|(_, output)| output);
         scores.map(|output| output.part().to_owned()).collect()
     }
 
-    /// Takes note of a frame.
+    /// Records a frame.
     pub fn frame(&mut self, frame: &Composited) -> Result<()> {
         let file = self.files.pop_front();
         if let Some((writer, _)) = &mut self.scores {
@@ -105,7 +105,7 @@ impl Side {
         Ok(())
     }
 
-    /// Completes all files; returns them for the summary.
+    /// Completes all files and returns them for the summary.
     pub fn finish(mut self) -> Result<Vec<PathBuf>> {
         self.progress.finish();
         let mut written = Vec::new();
@@ -125,12 +125,12 @@ impl Side {
     }
 }
 
-/// Prints a line for people: to standard output, or past it where that carries the sidecar.
+/// Prints a line for the user: to standard output, or to standard error if standard output carries the sidecar.
 pub fn say(args: &OutputArgs, line: &str) {
     if args.quiet {
         return;
     }
-    // A summary that nobody reads is no failure.
+    // A summary that cannot be printed is no failure.
     let _ = if args.scores.as_deref().is_some_and(is_stdout) {
         writeln!(std::io::stderr(), "{line}")
     } else {

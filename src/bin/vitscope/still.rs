@@ -1,4 +1,4 @@
-//! `vitscope still`: pictures in, the same pictures with their explanations out.
+//! `vitscope still`: reads pictures and writes them with their explanations.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -48,7 +48,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
         }
     };
     if let Some(folder) = inputs.iter().find(|input| input.is_dir()) {
-        // Its name would be refused as that of an output.
+        // Checked first, because its name would otherwise be refused as that of an output.
         picture::check_header(folder)?;
     }
     let targets = targets(inputs, out)?;
@@ -60,7 +60,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
         if is_address(input) {
             bail!("the input is a URL, expected a picture file: {input:?}");
         }
-        // The header is enough to refuse what is no picture before anything is written.
+        // The header is enough to refuse other files before anything is written.
         picture::check_header(input)?;
     }
     let view = setup::view(&args.explain)?;
@@ -127,7 +127,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
     })
 }
 
-/// Where each picture is written.
+/// Returns the path to write each picture to.
 fn targets(inputs: &[PathBuf], out: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let targets = if inputs.len() == 1 && !out.is_dir() {
         vec![out.to_owned()]
@@ -149,11 +149,11 @@ fn targets(inputs: &[PathBuf], out: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(targets)
 }
 
-/// Gives pictures one by one.
+/// Supplies pictures one by one.
 struct PictureSource {
     inputs: VecDeque<PathBuf>,
     next_seq: u64,
-    /// Those that end early.
+    /// Files that are truncated.
     cut: Vec<PathBuf>,
 }
 
@@ -179,7 +179,7 @@ impl Source for PictureSource {
     }
 }
 
-/// Writes pictures, which get their names when all are there.
+/// Writes pictures, which get their final names when all are complete.
 struct PictureSink {
     waiting: VecDeque<(ImageFormat, Output)>,
     done: Vec<Output>,

@@ -1,4 +1,4 @@
-//! `vitscope teach`: a head for a frozen model from a few pictures of each class.
+//! `vitscope teach`: learns a head for a frozen model from a few pictures of each class.
 
 use std::path::PathBuf;
 
@@ -79,7 +79,7 @@ pub fn run(args: &TeachArgs) -> anyhow::Result<Exit> {
     })
 }
 
-/// The options that explain with the head.
+/// Returns the options for explaining with the head.
 fn usage(args: &TeachArgs) -> String {
     let backbone = args.backbone.as_ref().unwrap_or(&args.model);
     format!("--model {} --backbone {backbone}", args.out.display())

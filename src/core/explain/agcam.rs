@@ -1,14 +1,14 @@
-//! AGCAM: attention scores that pass a sigmoid, guided by attention's gradient.
+//! AGCAM: sigmoid of the attention scores, weighted by the gradient of attention.
 //!
 //! Paper: Leem and Seo, "Attention Guided CAM", AAAI 2024, arXiv:2402.04563.
-//! Softmax lets peaks of attention hide everything else; a sigmoid of the raw scores does not.
+//! Softmax lets peaks of attention suppress everything else; a sigmoid of the raw scores does not.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | Sₗ | attention before softmax | |
 //! | map | sum over blocks and heads | Σₗ Σₕ σ(Sₗ\[h, class, patches\]) · (∂z/∂Aₗ)⁺ |
 //!
-//! Cost: 1 forward, 1 backward. **Deviations**: none. No weights are needed.
+//! Cost: 1 forward, 1 backward. **Deviations**: none. Requires no trained weights.
 
 use candle_core::{D, Tensor};
 use schemars::JsonSchema;
@@ -19,7 +19,7 @@ use super::{Explainer, Needs, Pass, attention_sites, class_row, no_blocks};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
-/// Explains by guided attention.
+/// Explains by gradient-guided attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Agcam {}

@@ -1,12 +1,12 @@
-//! Raw attention: where the class token looks in the last block.
+//! Raw attention: attention of the class token in the last block.
 //!
-//! Paper: none; the usual picture of "what the model attends to", and the weakest baseline.
+//! Paper: none. This is the usual visualization of what the model attends to, and the weakest baseline.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | A_L | attention of the last block | meanₕ(A_L)\[class, patches\] |
 //!
-//! Cost: 1 forward. **Deviations**: none. No weights are needed.
+//! Cost: 1 forward. **Deviations**: none. Requires no trained weights.
 
 use candle_core::{D, Tensor};
 use schemars::JsonSchema;
@@ -17,7 +17,7 @@ use super::{Explainer, Needs, Pass, class_row, last_block};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
-/// Explains by the last block's attention.
+/// Explains by the attention of the last block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawAttention {}

@@ -1,7 +1,7 @@
-//! Beyond Intuition: attention perceived head by head, times what the last block does with it.
+//! Beyond Intuition: attention perceived head by head, times integrated gradients of the last block's attention.
 //!
-//! Paper: Chen et al., "Beyond Intuition: Rethinking Token Attributions inside Transformers", TMLR/ICML 2023;
-//! the variant by heads (BT-H).
+//! Paper: Chen et al., "Beyond Intuition: Rethinking Token Attributions inside Transformers", TMLR/ICML 2023; the
+//! head-wise variant (BT-H).
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
@@ -10,9 +10,8 @@
 //! | R | `relevance` | R ← R + Ā R; its class row |
 //! | map | | R ∘ class row of meanₕ of the gradient integrated from gray to the image |
 //!
-//! Cost: 21 forwards, 21 backwards, 20 of them through part of the last block.
-//! **Deviations**: all blocks count by default (`start` = 0), the authors' code leaves the first 3 out.
-//! No weights are needed.
+//! Cost: 21 forwards and 21 backwards, 20 of which run only part of the last block. **Deviations**: all blocks count by
+//! default (`start` = 0); the authors' code skips the first 3. Requires no trained weights.
 
 use candle_core::{D, Tensor};
 use schemars::JsonSchema;
@@ -70,7 +69,7 @@ impl Explainer for BeyondIntuition {
     }
 }
 
-/// Heads of a block, fused by how much they matter.
+/// Sums the heads of a block, weighted by importance.
 ///
 /// # Shapes
 /// - `attn`, `gradient`: `[batch, heads, tokens, tokens]`
@@ -82,7 +81,7 @@ fn perceived(attn: &Tensor, gradient: &Tensor) -> Result<Tensor> {
         .matmul(&gradient.contiguous()?)?
         .abs()?;
     let weights = effect.mean((2, 3))?; // [batch, heads]
-    // A block that the class does not depend on has no head that matters.
+    // Prevents a division by zero if the class does not depend on the block.
     let total = (weights.sum_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
     let weights = weights.broadcast_div(&total)?;
     let weights = weights.unsqueeze(2)?.unsqueeze(3)?;

@@ -1,16 +1,15 @@
 //! Generic attention explainability: attention times its gradient, accumulated through all blocks.
 //!
 //! Paper: Chefer et al., "Generic Attention-model Explainability", ICCV 2021, arXiv:2103.15679.
-//! Relevance of tokens begins as the identity; each block adds what its class-relevant attention passes on.
+//! Token relevance starts as the identity; each block adds the relevance that its class-specific attention passes on.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | Āₗ | `relevant` | meanₕ((∇Aₗ ∘ Aₗ)⁺), Eq. 5 |
 //! | R | `relevance` | R ← R + Āₗ R, Eq. 6; its class row |
 //!
-//! Cost: 1 forward, 1 backward, and a vector times a matrix a block: of the product ∏(I + Āₗ) only the class
-//! row is followed, from the last block to the first.
-//! **Deviations**: none. No weights are needed.
+//! Cost: 1 forward, 1 backward, and one vector–matrix product per block: only the class row of the product ∏(I + Āₗ) is
+//! computed, from the last block to the first. **Deviations**: none. Requires no trained weights.
 //!
 //! [`GradSam`] (Barkan et al., CIKM 2021) takes the class row of the mean of Aₗ ∘ (∇Aₗ)⁺ over blocks and heads.
 
@@ -23,7 +22,7 @@ use super::{Explainer, Needs, Pass, attention_sites, class_row, no_blocks};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
-/// Explains by attention and its gradient in all blocks.
+/// Explains by attention times its gradient, accumulated through all blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Chefer {}
@@ -65,7 +64,7 @@ impl Explainer for Chefer {
     }
 }
 
-/// Class row of ∏(I + Āₗ) over the blocks from `first` on, of which only that row is followed.
+/// Class row of ∏(I + Āₗ) over the blocks from `first` on. The other rows are not computed.
 ///
 /// # Shapes
 /// - `relevant`, Āₗ: `[batch, tokens, tokens]`

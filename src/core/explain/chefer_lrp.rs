@@ -1,8 +1,9 @@
-//! Transformer attribution: relevance of attention, passed back layer by layer, times attention's gradient.
+//! Transformer attribution: relevance of attention, propagated backward layer by layer, times the gradient of
+//! attention.
 //!
 //! Paper: Chefer et al., "Transformer Interpretability Beyond Attention Visualization", CVPR 2021, arXiv:2012.09838.
-//! Deep Taylor decomposition gives each attention entry its relevance for the class; weighted by the gradient, it is
-//! accumulated through the blocks as in [`chefer`](super::chefer).
+//! Deep Taylor decomposition assigns each attention entry its relevance for the class. Weighted by the gradient, this
+//! relevance is accumulated through the blocks as in [`chefer`](super::chefer).
 //!
 //! | place | rule |
 //! |---|---|
@@ -13,12 +14,12 @@
 //! | Âₗ | meanₕ((∇Aₗ ∘ R of Aₗ)⁺), Eq. 13 |
 //! | map | class row of ∏ₗ (I + Âₗ), Eq. 14 |
 //!
-//! Cost: 1 forward, 1 backward, and products of four times a forward for the relevance.
-//! **Deviations**: totals are those of each image, so that batches work; rows of the product are not normalized, as in
-//! the released code. Heads of more than the class token have no rule and are refused. No weights are needed.
+//! Cost: 1 forward, 1 backward, and the relevance pass, which costs as much as four forwards. **Deviations**: totals
+//! are computed per image, so that batches work. As in the released code, rows of the product are not normalized. Heads
+//! that read more than the class token have no rule and are refused. Requires no trained weights.
 //!
-//! Layer-wise relevance propagation is said to be covered by a patent: behind the feature `lrp`, as
-//! [`lrp`](super::lrp) tells.
+//! Layer-wise relevance propagation is reported to be patented, so this method requires the feature `lrp`; see
+//! [`lrp`](super::lrp).
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -31,10 +32,10 @@ use crate::error::{Error, Result};
 use crate::vit::{BlockParts, Head, Site, Vit};
 use vitscope_kernels::Linear;
 
-/// Keeps divisions away from zero, as in the released code.
+/// Keeps denominators away from zero, as in the released code.
 const SMALL: f64 = 1e-9;
 
-/// Explains by the relevance of attention.
+/// Explains by the relevance of attention entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CheferLrp {}
@@ -98,7 +99,7 @@ impl Explainer for CheferLrp {
     }
 }
 
-/// Relevance of the tokens that the head reads: all of it is the class token's.
+/// Relevance of the tokens that the head reads; all of it belongs to the class token.
 fn of_tokens(pass: &Pass<'_>) -> Result<Tensor> {
     let tokens = pass.value(Site::Tokens)?; // [batch, tokens, dim]
     let head = pass
@@ -111,7 +112,7 @@ fn of_tokens(pass: &Pass<'_>) -> Result<Tensor> {
     Ok(Tensor::cat(&[&relevance, &others], 1)?)
 }
 
-/// Relevance of a block's input and of its attention, from that of its output.
+/// Relevance of a block's input and of its attention, given the relevance of its output.
 ///
 /// # Shapes
 /// - `relevance` and the first result: `[batch, tokens, dim]`
@@ -147,7 +148,7 @@ fn through_block(
         None => Ok(xs),
     };
 
-    // Forward once more, for what no site has kept.
+    // Recomputes intermediate values that have no tap site.
     let input = at(Site::Hidden)?;
     let (q, k, v) = (
         split(&at(Site::Query)?)?,
@@ -190,7 +191,7 @@ fn through_block(
     Ok((of_input, of_attn))
 }
 
-/// Relevance of a linear map's inputs, from that of its outputs; the bias has none.
+/// Relevance of the inputs of a linear map, given the relevance of its outputs. The bias receives none.
 fn through_linear(map: &Linear, xs: &Tensor, relevance: &Tensor) -> Result<Tensor> {
     let [weight, _] = map.parts();
     let parts = |xs: &Tensor| {
@@ -222,7 +223,7 @@ fn through_sum(a: &Tensor, b: &Tensor, relevance: &Tensor) -> Result<(Tensor, Te
     Ok((scaled(of_a, &sum_a)?, scaled(of_b, &sum_b)?))
 }
 
-/// Relevance of both factors of `product = a b`, half to each.
+/// Relevance of both factors of `product = a b`; each receives half.
 fn through_product(
     a: &Tensor,
     b: &Tensor,
@@ -235,9 +236,9 @@ fn through_product(
     Ok(((of_a * 0.5)?, (of_b * 0.5)?))
 }
 
-/// `a / b`, and 0 where b is.
+/// `a / b`, or 0 where `b` is 0.
 fn divided(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    // max(b, ε) + min(b, ε) is b + ε whatever the sign of b.
+    // max(b, ε) + min(b, ε) equals b + ε, regardless of the sign of b.
     let quotient = a.broadcast_div(&(b + SMALL)?)?;
     let defined = b.ne(0.0)?.to_dtype(b.dtype())?;
     Ok(quotient.broadcast_mul(&defined)?)

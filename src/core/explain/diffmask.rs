@@ -1,31 +1,33 @@
-//! DiffMask: the patches that the model's whole answer can be kept with.
+//! DiffMask: the patches that suffice to preserve the model's output.
 //!
-//! Paper: Vision DiffMask (Nalmpantis et al., XAI4CV 2023), after DiffMask (arXiv:2004.14992).
-//! Gates that were trained for the model look at all hidden states of a clean pass and vote for each
-//! patch; the product of the votes' keep probabilities is the attribution. Trained gates keep few
-//! patches, and few values lie between 0 and 1.
+//! Paper: Vision DiffMask (Nalmpantis et al., XAI4CV 2023), based on DiffMask (arXiv:2004.14992). Gates trained for the
+//! model read all hidden states of a clean pass and vote for each patch; the product of the votes' keep probabilities
+//! is the attribution. Trained gates keep few patches, and few values lie between 0 and 1.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | q⁽ᵏ⁾, k the last | cut `none` | ∏ᵢ P(zᵢ≠0) |
 //! | ε | `margin` | KL(original ‖ masked) ≤ ε |
 //! | P(zᵢ≠0) | votes | q⁽ᵏ⁾ = ∏ᵢ P(zᵢ≠0) |
-//! | φ | cut `none` of gates that rank or order | Σφ = v(1) − v(0), see [`RankingGates`](crate::gates::RankingGates), [`OrderGates`](crate::gates::OrderGates) |
+//! | φ | cut `none` of [`RankingGates`] or [`OrderGates`] | Σφ = v(1) − v(0) |
 //!
-//! Masks of a video can be [smoothed](Smoother) along its motion. Whether the model's answer survives a smoothed mask is
-//! asked of the model, and where it does not, the frame's own mask is shown and remembered.
+//! Masks of a video can be [smoothed](Smoother) along its motion. The model checks each smoothed mask: if its output
+//! does not survive, the frame's own mask is shown and remembered instead.
 //!
-//! Cost: 1 forward and the gates, about 5 % of a ViT-B/16 forward, and 7 % of a ViT-S/14 forward where they order; with
-//! the cut `margin` as many masked passes more as it takes to halve the number of patches down to nothing, 8 for 196;
-//! with `smooth` 2 masked passes.
+//! Cost: 1 forward and the gates, about 5 % of a ViT-B/16 forward, or 7 % of a ViT-S/14 forward for order gates. The
+//! cut `margin` adds one masked pass per halving of the number of patches down to 0, 8 for 196 patches; `smooth` adds 2
+//! masked passes.
 //!
-//! **Deviations** from the authors' code: the masked pass that it runs on a random sample beside the
-//! map is left out, for its class and divergence belong to another mask than the one shown. The cut `margin` is ours:
-//! gates are trained for the margin in the mean, and a cut makes each mask keep it. Smoothing is ours too.
+//! **Deviations** from the authors' code: the masked pass on a random sample beside the map is omitted, because its
+//! class and divergence belong to another mask than the one shown. The cut `margin` is an addition: training enforces
+//! the margin only on average, whereas the cut enforces it for each mask. Smoothing is also an addition.
 //!
-//! Needs gates trained for exactly this model's weights; see [`crate::gates`]. Gates that rank score each patch by its
-//! Shapley value for a class instead, and gates that order by what the class token takes from it: their attribution is
-//! that score, signed, and what is kept is what speaks for the class.
+//! Requires gates trained for exactly this model's weights; see [`crate::gates`]. Ranking gates instead score each
+//! patch by its Shapley value for a class, and order gates by what the class token takes from it. Their attribution is
+//! this signed score, and the kept patches are those that support the class.
+//!
+//! [`RankingGates`]: crate::gates::RankingGates
+//! [`OrderGates`]: crate::gates::OrderGates
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -48,11 +50,11 @@ use crate::vit::Vit;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cut {
-    /// They are shown as they are.
+    /// Keep probabilities remain unchanged.
     #[default]
     None,
-    /// Patches that are more likely kept than not become 1, the others 0. With ranking gates, patches that support the
-    /// class become 1. With `smooth`, the cut has hysteresis.
+    /// Patches that are more likely kept than not become 1, the others 0. With ranking and order gates, patches that
+    /// support the class become 1. With `smooth`, the cut has hysteresis.
     Likely,
     /// The smallest number of most likely patches that preserves the output, class and margin, becomes 1; the others
     /// become 0.
@@ -108,7 +110,7 @@ impl Listed for DiffMaskOptions {
 /// Mean and standard deviation by which the model's images are normalized, channel by channel.
 pub type Normalization = ([f32; 3], [f32; 3]);
 
-/// What smoothing needs: how images become gray pictures, and what smooths a video from its first frame on.
+/// Data for smoothing: the normalization, to convert images to grayscale, and the smoother of a new video.
 struct Smooths {
     normalization: Normalization,
     smoother: Smoother,
@@ -119,16 +121,16 @@ pub struct DiffMask {
     gates: FrozenGates,
     removal: Removal,
     options: DiffMaskOptions,
-    /// Where masks are smoothed.
+    /// Present if masks are smoothed.
     smooths: Option<Smooths>,
 }
 
 impl DiffMask {
-    /// An explainer by `gates`, for images that are normalized by `normalization` where that is known.
+    /// Creates an explainer from `gates`, for images normalized by `normalization`, if known.
     ///
     /// # Errors
-    /// [`Error::Config`] where the margin is not a number above 0, or masks shall be smoothed and `smooth` is not below 1
-    /// or the normalization not known; else where the device runs out of memory.
+    /// [`Error::Config`] if the margin is not a finite number above 0, or if smoothing is requested and `smooth` is not
+    /// below 1 or the normalization is unknown; other errors if the device runs out of memory.
     pub fn new(
         gates: &Gates,
         normalization: Option<Normalization>,
@@ -148,7 +150,7 @@ impl DiffMask {
         })
     }
 
-    /// What becomes of the masks of the gates.
+    /// Converts the gates' masks to the attribution: smooths and cuts them as requested.
     ///
     /// # Shapes
     /// - `own` and result: `[batch, patches]`
@@ -173,7 +175,7 @@ impl DiffMask {
         }
     }
 
-    /// The masks of successive frames, smoothed; cut where that is asked for.
+    /// Smooths the masks of successive frames, and cuts them if requested.
     ///
     /// # Shapes
     /// - `mask` and result: `[batch, patches]`
@@ -212,8 +214,8 @@ impl DiffMask {
         Ok(Tensor::from_vec(shown, mask.shape(), mask.device())?)
     }
 
-    /// Whether the model's answer survives a smoothed mask: it costs at most the margin more than the frame's own mask. A
-    /// model without a head has no answer to keep.
+    /// Checks that the model's output survives a smoothed mask, which may cost at most the margin more than the frame's
+    /// own mask. Returns true for a model without a head, which has no output to preserve.
     fn is_as_good(
         &self,
         pass: &Pass<'_>,
@@ -240,18 +242,18 @@ impl DiffMask {
         Ok(answers[1].kl <= answers[0].kl + self.options.margin)
     }
 
-    /// Logits of what gates say of each patch, 0 where they neither keep nor leave it.
+    /// Converts the gates' values to logits, which are 0 for patches that are neither kept nor dropped.
     fn logits(&self, own: &[f32]) -> Vec<f32> {
         match self.gates {
             FrozenGates::Voting(_) => own.iter().map(|&likely| logit(likely)).collect(),
-            // In mean shares of the whole, so that they are of the same size for any model and grid.
+            // Scaled by the number of patches, so that the magnitude does not depend on the model and the grid.
             FrozenGates::Ranking(_) | FrozenGates::Order(_) => {
                 own.iter().map(|score| score * own.len() as f32).collect()
             }
         }
     }
 
-    /// The attribution that smoothed logits are of.
+    /// Converts smoothed logits back to an attribution.
     fn attribution_of(&self, smoothed: &Smoothed) -> Vec<f32> {
         match self.gates {
             FrozenGates::Voting(_) => smoothed.probabilities(),
@@ -263,13 +265,13 @@ impl DiffMask {
         }
     }
 
-    /// Which patches gates keep.
+    /// Which patches the gates keep.
     fn kept(&self, own: &[f32]) -> Vec<bool> {
         let logits = self.logits(own).into_iter();
         logits.map(|logit| logit >= 0.0).collect()
     }
 
-    /// What gates say of each patch of a pass.
+    /// The gates' value for each patch of a pass.
     ///
     /// # Shapes
     /// - result: `[batch, patches]`
@@ -289,7 +291,7 @@ impl DiffMask {
         }
     }
 
-    /// As few of the patches that gates keep likeliest as the answer can be kept with.
+    /// Keeps the smallest number of patches, most likely ones first, that preserves the output.
     ///
     /// # Shapes
     /// - `mask` and result: `[batch, patches]`
@@ -351,7 +353,7 @@ impl Explainer for DiffMask {
             FrozenGates::Voting(gates) if self.options.votes => {
                 Some(gates.keep(&states_of(pass)?)?)
             }
-            // The networks of the others have no parts that vote.
+            // The other gates have no parts that vote.
             _ => None,
         };
         Ok(Detailed {
@@ -387,7 +389,7 @@ fn smooths(normalization: Option<Normalization>, smooth: f32) -> Result<Option<S
     }))
 }
 
-/// How bright an image is, from 0 to 1: the mean of its channels.
+/// Brightness of an image, from 0 to 1: the mean of its channels.
 ///
 /// # Shapes
 /// - `image`: `[1, 3, height, width]`, normalized
@@ -401,7 +403,7 @@ fn gray(image: &Tensor, (mean, std): Normalization) -> Result<Gray> {
     Gray::new(width_px, height_px, gray.flatten_all()?.to_vec1()?)
 }
 
-/// The states of a pass.
+/// The hidden states of a pass.
 fn states_of(pass: &Pass<'_>) -> Result<Vec<Tensor>> {
     state_sites(pass.vit())
         .map(|site| pass.value(site))

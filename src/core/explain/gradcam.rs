@@ -1,19 +1,19 @@
 //! Grad-CAM on Vision Transformers: features or attention of the last block, weighted by gradients.
 //!
-//! Papers: Selvaraju et al., arXiv:1610.02391; on tokens as in `pytorch-grad-cam`, on attention as in the
-//! baselines of Chefer et al., arXiv:2012.09838.
+//! Papers: Selvaraju et al., arXiv:1610.02391; on tokens as in `pytorch-grad-cam`, on attention as in the baselines of
+//! Chefer et al., arXiv:2012.09838.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | T | tokens after the last block's first norm | |
-//! | w | mean over patches of ∂z/∂T, a channel | |
+//! | w | mean over patches of ∂z/∂T, per channel | |
 //! | [`GradCam`] | | (Σ_d w_d T_d)⁺ |
-//! | wₕ | mean over patches of the class row of ∂z/∂A_L, a head | |
+//! | wₕ | mean over patches of the class row of ∂z/∂A_L, per head | |
 //! | [`GradCamAttention`] | | (meanₕ wₕ A_L\[h, class, patches\])⁺ |
 //!
-//! Behind the last block a patch has no gradient where the model reads the class token only; hence the norm
-//! before it. Cost: 1 forward, 1 backward through part of the last block.
-//! **Deviations**: no scaling to [0, 1], which is the overlay's business. No weights are needed.
+//! If the model reads only the class token, patches have no gradient after the last block; therefore T is taken at the
+//! norm before it. Cost: 1 forward, 1 backward through part of the last block. **Deviations**: the map is not scaled to
+//! [0, 1]; the overlay does this. Requires no trained weights.
 
 use candle_core::{D, Tensor};
 use schemars::JsonSchema;
@@ -24,7 +24,7 @@ use super::{Explainer, Needs, Pass, class_row, last_block};
 use crate::error::Result;
 use crate::vit::{Site, Vit};
 
-/// Explains by the last block's tokens.
+/// Explains by the tokens of the last block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GradCam {}

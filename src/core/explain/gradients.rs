@@ -10,16 +10,16 @@
 //! | [`IntegratedGradients`] | x · mean over k of ∂z/∂x at x (k − ½)/n | sum over channels and pixels |
 //! | [`SmoothGrad`] | \|mean over noisy copies of ∂z/∂x\| | sum over channels and pixels |
 //!
-//! The patch embedding is linear, so x · ∂z/∂x summed over a patch is (E(x) − E(0)) · ∂z/∂E for its
-//! embedding E: gradient × input and integrated gradients never go back to pixels.
+//! The patch embedding is linear, so x · ∂z/∂x summed over a patch is (E(x) − E(0)) · ∂z/∂E for its embedding E.
+//! Gradient × input and integrated gradients therefore need no gradient of the pixels.
 //!
-//! Integrated gradients add up to the rise of the score from gray to the image. `steps` may be too few for that: their
-//! number is tripled, which keeps the points that are there, until the sum is off by at most `tolerance` of the rise or
-//! `most-steps` would be exceeded, and then the log says so.
+//! Integrated gradients sum to the difference of the score between the image and gray. If `steps` points are too few
+//! for that, their number is tripled, which reuses the existing points, until the sum is off by at most `tolerance` of
+//! the difference or `most-steps` would be exceeded. In the latter case, a warning is logged.
 //!
-//! Cost: 1 forward and 1 backward, times `steps` or `copies`; integrated gradients take a forward more, for gray.
-//! **Deviations**: the image without information is 0 after normalization, which is gray or the training
-//! pictures' mean color. Signed maps keep their sign. No weights are needed.
+//! Cost: 1 forward and 1 backward, times `steps` or `copies`; integrated gradients take one more forward, for gray.
+//! **Deviations**: the baseline image is 0 after normalization, which is gray or the mean color of the training
+//! pictures. Signed maps keep their sign. Requires no trained weights.
 
 use candle_core::{D, Tensor};
 use schemars::JsonSchema;
@@ -162,25 +162,25 @@ impl Options for IntegratedGradients {
     }
 }
 
-/// Points on the way from gray that go through the model at once.
+/// Points on the path that go through the model in one batch.
 const POINTS: usize = 10;
 
-/// One image on its way from gray.
+/// The path of one image from gray.
 struct Way<'a> {
     vit: &'a Vit,
     /// `[1, 3, height, width]`
     image: Tensor,
-    /// `[1, patches, dim]`: the embeddings, less those of gray.
+    /// `[1, patches, dim]`: the embeddings minus those of gray.
     embeddings: Tensor,
-    /// `[1, classes]`, of the explained score.
+    /// `[1, classes]`, weights of the logits in the explained score.
     weights: Tensor,
-    /// Sum of the gradients at the points so far, `[1, patches, dim]`.
+    /// Sum of the gradients at the points computed so far, `[1, patches, dim]`.
     sum: Option<Tensor>,
 }
 
 impl Way<'_> {
-    /// Takes the gradients at the middles of `steps` equal parts of the way; with `is_tripled` those of a third as many
-    /// are there already, which are every third of them.
+    /// Adds the gradients at the midpoints of `steps` equal parts of the path. If `is_tripled`, the sum already
+    /// contains a third of them, which is every third point.
     fn walk(&mut self, steps: usize, is_tripled: bool) -> Result<()> {
         let is_new = |step: &usize| !(is_tripled && step % 3 == 1);
         let new: Vec<usize> = (0..steps).filter(is_new).collect();
@@ -200,7 +200,7 @@ impl Way<'_> {
         Ok(())
     }
 
-    /// `[patches]`, after `steps` points.
+    /// The attribution after `steps` points, `[patches]`.
     fn attribution(&self, steps: usize) -> Result<Vec<f32>> {
         let sum = self.sum.as_ref();
         let sum =
@@ -212,7 +212,7 @@ impl Way<'_> {
             .to_vec1()?)
     }
 
-    /// How much the score rises from gray to the image, whose logits are `[1, classes]`.
+    /// Difference of the score between the image, whose logits are `[1, classes]`, and gray.
     fn rise(&self, logits: &Tensor) -> Result<f64> {
         let gray = self.vit.forward(&self.image.zeros_like()?)?.logits;
         let gray = gray.ok_or_else(|| Error::Model("the model has no head".into()))?;
@@ -222,7 +222,7 @@ impl Way<'_> {
 }
 
 impl IntegratedGradients {
-    /// One image's attribution; `logits` are those of the image.
+    /// Attribution of one image with the given `logits`.
     fn complete(&self, mut way: Way<'_>, logits: &Tensor) -> Result<Vec<f32>> {
         let mut steps = self.steps;
         way.walk(steps, false)?;
@@ -330,14 +330,14 @@ impl Explainer for SmoothGrad {
     }
 }
 
-/// SmoothGrad of noisy copies of one's own: absolute values of their mean gradient, summed over patches.
+/// SmoothGrad of given noisy copies: absolute values of their mean gradient, summed over patches.
 ///
 /// # Shapes
 /// - `images`: each `[batch, 3, height, width]`
 /// - result: `[batch, patches]`
 ///
 /// # Errors
-/// Fails where there is no copy, or one does not fit the model.
+/// Fails if there are no copies, or if one does not fit the model.
 pub fn smooth(
     pass: &Pass<'_>,
     images: impl Iterator<Item = candle_core::Result<Tensor>>,
@@ -345,7 +345,7 @@ pub fn smooth(
     sum_of_patches(pass, &mean_gradient(pass, images)?.abs()?)
 }
 
-/// Mean over `images` of the gradient of their pixels.
+/// Mean pixel gradient over `images`.
 fn mean_gradient(
     pass: &Pass<'_>,
     images: impl Iterator<Item = candle_core::Result<Tensor>>,
@@ -368,7 +368,7 @@ fn mean_gradient(
     Ok((sum / n_images as f64)?)
 }
 
-/// Pixels times their gradient, summed over patches, by way of the patch embedding.
+/// Pixels times their gradient, summed over patches, computed from the patch embeddings.
 ///
 /// # Shapes
 /// - `gradient`: `[batch, patches, dim]`

@@ -1,10 +1,10 @@
-//! GradMask: gradients of queries, keys and values vote for masks, the model's confidence weights them.
+//! GradMask: gradients of queries, keys and values vote for masks, which are weighted by the model's confidence.
 //!
 //! Paper: Marchetti et al., "Integrating Gradient and Mask-based Approaches for Vision Transformer
 //! Explainability", IJCNN 2025, doi:10.1109/IJCNN64981.2025.11228361.
-//! In each block the gradient of the class logit with respect to Q, K and V is summed over groups of channels;
-//! patches of at least the mean of its positive part make a mask. The class's probability on the image under
-//! each mask says how much the mask counts.
+//! In each block, the gradient of the class logit with respect to Q, K and V is summed over groups of channels. The
+//! patches at or above the mean of its positive part form a mask. The weight of each mask is the class's probability on
+//! the image under that mask.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
@@ -14,11 +14,11 @@
 //! | w | weights | softmax(z(x ∘ M)) of the class |
 //! | h | map | Σ w M |
 //!
-//! Cost: 1 forward, 1 backward, and a forward a mask: 3 · (blocks − 1) · `groups`, 132 for ViT-B.
-//! `occlusion = "token-drop"` makes the masked forwards as much cheaper as masks hide.
+//! Cost: 1 forward, 1 backward, and one forward per mask: 3 · (blocks − 1) · `groups`, 132 for ViT-B. With
+//! `occlusion = "token-drop"`, masked forwards process only the visible tokens and cost accordingly less.
 //!
-//! **Deviations**: none by default. The last block is left out as in the released code: there the gradient at a
-//! patch's query is zero, for only the class token's query is read. No weights are needed.
+//! **Deviations**: none by default. The last block is left out as in the released code: the gradient at a patch's query
+//! is zero there, because only the class token's query is read. Requires no trained weights.
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -53,7 +53,7 @@ impl Matrix {
     }
 }
 
-/// Which blocks vote.
+/// Blocks that vote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layers {
@@ -68,7 +68,7 @@ pub enum Layers {
     Stride(usize),
 }
 
-/// What of a projection votes.
+/// Values of a projection that vote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Vote {
@@ -120,7 +120,7 @@ pub enum Coverage {
     Divide,
 }
 
-/// Explains by masks of gradients.
+/// Explains by masks derived from gradients.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct GradMask {
@@ -219,7 +219,7 @@ impl GradMask {
         }
     }
 
-    /// The sites that vote: block by block, each with its matrices in their order.
+    /// The sites that vote: block by block, and within each block the matrices in their order.
     fn sites(&self, n_blocks: usize) -> impl Iterator<Item = Site> + '_ {
         let blocks = self.blocks(n_blocks).into_iter();
         blocks.flat_map(|block_idx| {
@@ -228,10 +228,10 @@ impl GradMask {
         })
     }
 
-    /// The masks of each image, by site, then group, then threshold.
+    /// Masks of each image, ordered by site, group and threshold.
     ///
     /// # Errors
-    /// [`Error::Config`] where the groups do not divide the model's width, or no block votes.
+    /// [`Error::Config`] if the groups do not divide the model's width, or if no block votes.
     pub fn masks(&self, pass: &Pass<'_>) -> Result<Vec<Vec<Vec<f32>>>> {
         let dim = pass.vit().config().hidden_size;
         if !dim.is_multiple_of(self.groups) {
@@ -272,7 +272,7 @@ impl GradMask {
         Ok(votes.to_vec3()?)
     }
 
-    /// What each mask counts.
+    /// The weight of each mask.
     fn weights(&self, copies: &Copies<'_>, masks: &[Vec<f32>]) -> Result<Vec<f32>> {
         let score = match self.weight {
             Weight::One => return Ok(vec![1.0; masks.len()]),
@@ -331,7 +331,7 @@ impl Explainer for GradMask {
     }
 }
 
-/// Masks of an image, added up.
+/// Sums over the masks of an image.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sums {
     /// Σ w M, one value per patch.
@@ -341,7 +341,7 @@ pub(super) struct Sums {
 }
 
 impl GradMask {
-    /// Asks the model about some masks of an image, and adds them up.
+    /// Runs the model on some masks of an image, and sums them.
     pub(super) fn sums(
         &self,
         pass: &Pass<'_>,
@@ -359,7 +359,7 @@ impl GradMask {
         })
     }
 
-    /// The map that the sums make.
+    /// Computes the map from the sums.
     pub(super) fn map(&self, sums: &Sums) -> Vec<f32> {
         let pairs = sums.weighted.iter().zip(&sums.covered);
         match self.coverage {
@@ -372,7 +372,7 @@ impl GradMask {
 }
 
 impl Threshold {
-    /// The masks that keep what has votes enough.
+    /// The masks of patches whose votes reach the threshold.
     fn masks(&self, votes: &[f32]) -> Vec<Vec<f32>> {
         let from = |least: f32| votes.iter().map(|&vote| f32::from(vote >= least)).collect();
         let at = |&share: &f32| from(quantile(votes, share));
@@ -386,7 +386,7 @@ impl Threshold {
     }
 }
 
-/// The vote below which the share `share` of the votes lies.
+/// The quantile of the votes at `share`.
 fn quantile(votes: &[f32], share: f32) -> f32 {
     let mut sorted = votes.to_vec();
     sorted.sort_by(f32::total_cmp);
@@ -394,7 +394,7 @@ fn quantile(votes: &[f32], share: f32) -> f32 {
     sorted.get(rank).copied().unwrap_or(0.0)
 }
 
-/// Masks without those that are nearly like an earlier one, and how many each stands for.
+/// Removes masks that nearly equal an earlier one, and counts how many masks each remaining one represents.
 fn merged(masks: Vec<Vec<f32>>, most_alike: f32) -> (Vec<Vec<f32>>, Vec<f32>) {
     let mut kept: Vec<Vec<f32>> = Vec::new();
     let mut counts: Vec<f32> = Vec::new();

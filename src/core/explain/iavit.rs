@@ -1,19 +1,19 @@
-//! IA-ViT: what an interpreter, which learned to answer as the model does, attends to.
+//! IA-ViT: the attention of an interpreter that was trained to imitate the model.
 //!
-//! Paper: Qiang et al., "Interpretability-Aware Vision Transformer", arXiv:2309.08035. The interpreter is
-//! described in [`crate::interpreter`].
+//! Paper: Qiang et al., "Interpretability-Aware Vision Transformer", arXiv:2309.08035. See [`crate::interpreter`] for
+//! the interpreter.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | a | map `attention` | mean over queries of the interpreter's attention |
-//! | rᶜ | map `class` | what each patch adds to the interpreter's logit of c, signed |
+//! | rᶜ | map `class` | contribution of each patch to the interpreter's logit of c, signed |
 //!
-//! Cost: 1 forward and the interpreter's layer.
+//! Cost: 1 forward and the layer of the interpreter.
 //!
-//! **Deviations**: the map of a class is ours; the paper's is the attention, the same for every class.
-//! It explains the interpreter, not the model: its card says how often the two agree.
+//! **Deviations**: the map of a class is an addition; the paper uses the attention, which is the same for every class.
+//! The method explains the interpreter, not the model; the interpreter's card states how often the two agree.
 //!
-//! Needs an interpreter trained for exactly this model's weights.
+//! Requires an interpreter trained for exactly this model's weights.
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::interpreter::{Interpreter, Pooling};
 use crate::vit::{Site, Vit};
 
-/// Which of the interpreter's maps is shown.
+/// The interpreter's map to show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Map {
@@ -72,7 +72,7 @@ pub struct IaVit {
 }
 
 impl IaVit {
-    /// An explainer by `interpreter`.
+    /// Creates an explainer from `interpreter`.
     pub fn new(interpreter: &Interpreter, options: IaVitOptions) -> Self {
         Self {
             interpreter: interpreter.clone(),

@@ -1,29 +1,30 @@
-//! KernelSHAP: Shapley values of patches, found picture by picture.
+//! KernelSHAP: Shapley values of patches, estimated separately for each picture.
 //!
 //! Papers: Lundberg and Lee, "A Unified Approach to Interpreting Model Predictions", NeurIPS 2017, arXiv:1705.07874;
 //! Covert and Lee, "Improving KernelSHAP", AISTATS 2021, arXiv:2012.01536.
-//! A patch's share of the class's score is what it adds to a set of others, averaged over all orders in which patches can
-//! be uncovered. Shares sum to the score of the picture less that of nothing; negative ones speak against the class.
+//! A patch's share of the class's score is the amount that it adds to a set of other patches, averaged over all orders
+//! in which patches can be uncovered. Shares sum to the score of the picture minus that of the empty set; negative
+//! shares speak against the class.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | N, z | patches; a subset of n of them | |
-//! | v(z) | score of the class where only the patches of z are seen | |
-//! | k(n) | Shapley kernel: shares of sizes, from 1 to N − 1 | ∝ 1 / (n (N − n)), Theorem 2 |
-//! | q(n) | sizes as they are drawn: every other by k, the rest evenly | (k(n) + 1 / (N − 1)) / 2 |
-//! | w(z) | weight of a subset: its share over how likely it is drawn | k(n) / q(n) |
+//! | v(z) | score of the class if only the patches of z are visible | |
+//! | k(n) | Shapley kernel: shares of the subset sizes, from 1 to N − 1 | ∝ 1 / (n (N − n)), Theorem 2 |
+//! | q(n) | distribution of the drawn sizes: half by k, half uniform | (k(n) + 1 / (N − 1)) / 2 |
+//! | w(z) | weight of a subset: kernel share divided by sampling probability | k(n) / q(n) |
 //! | map | least squares with the efficiency constraint, see [`shapley`](super::shapley) | |
 //!
-//! Subsets are drawn in pairs with their complements, which have the same weight. The ridge counts as `ridge` pairs per patch
-//! in which all patches have even shares: λ = `ridge` · N / 4, as a pair adds 1/4 to the normal matrix' diagonal. More
-//! samples make it matter less. Where all subsets are no more than `samples`, each is asked once, without a ridge: the
-//! values are exact.
+//! Subsets are drawn in pairs with their complements, which have the same weight. The ridge counts as `ridge` pairs per
+//! patch in which all patches have equal shares: λ = `ridge` · N / 4, as a pair adds 1/4 to the diagonal of the normal
+//! matrix. Its influence decreases with the number of samples. If there are no more than `samples` subsets in total,
+//! each is evaluated once, without a ridge, and the values are exact.
 //!
-//! Cost: 2 forwards and `samples` masked ones, or fewer with a `tolerance`: the search ends where no standard error exceeds
-//! that share of the map's range, asked after every 64 samples once there are as many pairs as patches. The errors are
-//! those of a [jackknife over pairs](super::shapley::Solution::standard_errors).
-//! **Deviations**: half of the sizes are drawn evenly, as regressions that learn to explain do; the authors draw by the
-//! kernel alone. Subsets are the same for all images and frames. No weights are needed.
+//! Cost: 2 forwards and `samples` masked ones, or fewer with a `tolerance`: sampling ends when no standard error
+//! exceeds that share of the map's range. This is checked every 64 samples once there are as many pairs as patches. The
+//! standard errors come from a [jackknife over pairs](super::shapley::Solution::standard_errors). **Deviations**: half
+//! of the sizes are drawn uniformly, as in regressions that are trained to explain; the authors draw by the kernel
+//! alone. Subsets are the same for all images and frames. Requires no trained weights.
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -38,7 +39,7 @@ use crate::explain::Range;
 use crate::rng::Rng;
 use crate::vit::Vit;
 
-/// Pairs between two looks at the error.
+/// Pairs between two checks of the standard errors.
 const PAIRS_AT_ONCE: usize = 32;
 
 /// Explains by Shapley values.
@@ -117,7 +118,7 @@ impl Explainer for KernelShap {
         self.occlusion.needs()
     }
 
-    /// Asks for the score of nothing, which some models do not give.
+    /// Evaluates the score of the empty set, which is not finite for some models.
     fn rehearse(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
         let (grid_h, grid_w) = pass.grid()?;
         let copies = Copies::new(pass, 0, self.occlusion)?;
@@ -137,20 +138,19 @@ impl Explainer for KernelShap {
     }
 }
 
-/// A subset that is asked about together with its complement.
+/// A subset that is evaluated together with its complement.
 struct Drawn {
-    /// 1 for each patch of it, 0 for all others.
+    /// 1 for each patch in the subset, 0 for all others.
     subset: Vec<f32>,
     weight: f64,
 }
 
 impl KernelShap {
-    /// Shapley values of a game of one's own: `game` gives the scores of subsets, each of which is 1 for every player of
-    /// it and 0 for all others, and is first asked about the subset of none; `whole` is the score of all players.
+    /// Shapley values of an arbitrary game. `game` returns the scores of subsets, each of which is 1 for every player
+    /// in the subset and 0 for all others; the first call is for the empty subset. `whole` is the score of all players.
     ///
     /// # Errors
-    /// Those of `game`; [`Error::Model`] where a score is not finite, or `game` gives more or fewer scores than it is
-    /// asked for.
+    /// Those of `game`; [`Error::Model`] if a score is not finite, or if `game` returns the wrong number of scores.
     pub fn values(
         &self,
         n_players: usize,
@@ -197,7 +197,7 @@ impl KernelShap {
         Ok(regression.solve(ridge).values())
     }
 
-    /// Subsets by q, for a game of more than two players.
+    /// Draws subsets by q, for a game of more than two players.
     fn draw(&self, n_players: usize) -> Vec<Drawn> {
         let kernel = size_kernel(n_players); // of sizes 1 to N − 1
         let even = 1.0 / kernel.len() as f64;
@@ -229,15 +229,15 @@ impl Drawn {
     }
 }
 
-/// One of each pair of complementary subsets, weighted by the kernel, but for none and all; `None` where they are more
-/// than `most`.
+/// One of each pair of complementary subsets, weighted by the kernel, except the empty and the full set; `None` if
+/// there are more than `most`.
 fn all_subsets(n_players: usize, most: usize) -> Option<Vec<Drawn>> {
     let n_subsets = 1usize.checked_shl(n_players as u32)?.saturating_sub(2);
     if n_subsets > most {
         return None;
     }
     let kernel = size_kernel(n_players);
-    // The last player is in none of them, and so in all of their complements.
+    // The last player is in none of these subsets, and thus in all of their complements.
     let subsets = 1..=n_subsets / 2;
     let drawn = subsets.map(|bits| {
         let size = bits.count_ones() as usize;
@@ -254,14 +254,14 @@ fn all_subsets(n_players: usize, most: usize) -> Option<Vec<Drawn>> {
     Some(drawn.collect())
 }
 
-/// k of the sizes from 1 to N − 1.
+/// k for the sizes from 1 to N − 1.
 fn size_kernel(n_players: usize) -> Vec<f64> {
     let weight = |size: usize| 1.0 / (size * (n_players - size)) as f64;
     let total: f64 = (1..n_players).map(weight).sum();
     (1..n_players).map(|size| weight(size) / total).collect()
 }
 
-/// The first place at which the sum of `shares` exceeds `rank`.
+/// The first index at which the cumulative sum of `shares` exceeds `rank`.
 fn at_rank(shares: &[f64], rank: f64) -> usize {
     let mut sum = 0.0;
     let exceeds = |share: &f64| {

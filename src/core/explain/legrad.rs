@@ -1,18 +1,18 @@
-//! LeGrad: how each block's attention would change the class score read right behind that block.
+//! LeGrad: sensitivity of the class score, read directly after each block, to the attention of that block.
 //!
 //! Paper: Bousselham et al., "LeGrad", ICCV 2025, arXiv:2404.03214.
-//! The final norm and the head read every block's output; the gradient of that score goes back through the
-//! one block only.
+//! The final norm and the head are applied to the output of every block; the gradient of that score is propagated
+//! through that block only.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
-//! | sₗ | class score behind block l | head(norm(output of block l)) |
+//! | sₗ | class score after block l | head(norm(output of block l)) |
 //! | Gₗ | its gradient | (∂sₗ/∂Aₗ)⁺ |
 //! | map | | Σₗ mean over heads and queries of Gₗ\[·, ·, patches\] |
 //!
-//! Cost: 2 forwards, 1 backward: the blocks are cut from each other, so this pass is not the shared one.
-//! **Deviations**: the class token is read, as the model's head does, where the paper's models pool tokens;
-//! `blocks` is all by default, as in the paper (the released code: the last 2). No weights are needed.
+//! Cost: 2 forwards, 1 backward. The graph is cut between blocks, so this pass cannot be shared. **Deviations**: the
+//! class token is read, like the model's head does, whereas the paper's models pool tokens; `blocks` is all by default,
+//! as in the paper (the last 2 in the released code). Requires no trained weights.
 
 use candle_core::{D, Tensor};
 use schemars::JsonSchema;
@@ -28,14 +28,14 @@ use vitscope_kernels as kernels;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LeGrad {
-    /// The last so many blocks count; all where it is 0.
+    /// Number of last blocks that count; 0 counts all.
     pub blocks: usize,
 }
 
-/// Probes attention, and cuts the graph at each block's input.
+/// Probes attention, and detaches each block's input from the graph.
 struct Cut {
     probe: Probe,
-    /// Inputs of the blocks as they came, which are the outputs of those before.
+    /// Inputs of the blocks before detaching, which are the outputs of the preceding blocks.
     hidden: Vec<(usize, Tensor)>,
 }
 

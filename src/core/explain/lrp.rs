@@ -1,15 +1,15 @@
-//! Gradient × input under other rules of going backward: LibraGrad and AttnLRP.
+//! Gradient × input under modified backward rules: LibraGrad and AttnLRP.
 //!
 //! Papers: Mehri et al., "LibraGrad", CVPR 2025, arXiv:2411.16760; Achtibat et al., "AttnLRP", ICML 2024,
 //! arXiv:2402.05602.
-//! The gradient of a transformer does not share out a score among its inputs: norms, attention and GELU lose or
-//! double parts of it. Rules in their place keep the sum; [`Rules`] lists them.
+//! The gradient of a transformer does not distribute the score among its inputs: norms, attention and GELU lose or
+//! duplicate parts of it. Replacement rules preserve the sum; [`Rules`] lists them.
 //!
-//! Cost: 2 forwards, 1 backward: the pass under other rules is not the shared one.
-//! **Deviations**: none. No weights are needed.
+//! Cost: 2 forwards, 1 backward. The pass under modified rules cannot be shared. **Deviations**: none. Requires no
+//! trained weights.
 //!
-//! The authors of LXT, AttnLRP's own code, state that layer-wise relevance propagation is covered by a patent and free
-//! for personal and scientific use only; `AttnLrp` is therefore behind the feature `lrp`, which is off by default.
+//! The authors of LXT, the code of AttnLRP, state that layer-wise relevance propagation is covered by a patent and free
+//! for personal and scientific use only. `AttnLrp` therefore requires the feature `lrp`, which is off by default.
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -27,7 +27,7 @@ use crate::vit::Rules;
 #[serde(deny_unknown_fields)]
 pub struct LibraGrad {}
 
-/// Explains by relevance that attention passes on.
+/// Explains by relevance propagated through attention.
 #[cfg(feature = "lrp")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -1,4 +1,4 @@
-//! Masked copies of an image through the model, a bounded number at once.
+//! Runs masked copies of an image through the model, a bounded number at once.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,16 +11,16 @@ use super::Pass;
 use crate::error::{Error, Result};
 use crate::vit::{Link, NoTap, Site, Vit};
 
-/// Copies that go through the model at once: of ViT-B's widest layer they take 77 MB.
+/// Copies that go through the model at once. They take 77 MB in the widest layer of ViT-B.
 const COPIES: usize = 32;
 
-/// Time between two lines of the log on how far one image is.
+/// Time between log messages about the progress of one image.
 const REPORT: Duration = Duration::from_secs(5);
 
-/// Edge and standard deviation in pixels of the Gaussian that [`Occlusion::PixelBlur`] blurs by.
+/// Edge and standard deviation, in pixels, of the Gaussian of [`Occlusion::PixelBlur`].
 const BLUR: (usize, f32) = (15, 7.0);
 
-/// What becomes of patches that a mask hides.
+/// How patches are hidden by a mask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Occlusion {
@@ -38,18 +38,18 @@ pub enum Occlusion {
 }
 
 impl Occlusion {
-    /// True where tokens are taken away, not pixels.
+    /// True if tokens rather than pixels are hidden.
     fn is_of_tokens(self) -> bool {
         matches!(self, Self::TokenDrop | Self::TokenZero)
     }
 
-    /// Sites whose values it takes.
+    /// Sites whose values the occlusion reads.
     pub(super) fn needs(self) -> super::Needs {
         super::Needs::values(self.is_of_tokens().then_some(Site::Hidden(0)))
     }
 }
 
-/// How the model's answer to a copy becomes a number.
+/// The score of a masked copy, computed from the model's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Score {
@@ -63,11 +63,11 @@ pub enum Score {
 }
 
 impl Score {
-    /// The score of each answer.
+    /// Computes the score of each output.
     ///
     /// # Shapes
     /// - `logits`: `[n, classes]`
-    /// - `weights`: `[classes]`, of the explained score
+    /// - `weights`: `[classes]`, weights of the logits in the explained score
     fn of(self, logits: &Tensor, weights: &Tensor, link: Link) -> candle_core::Result<Vec<f32>> {
         let scores = match self {
             _ if logits.dim(D::Minus1)? == 1 => logits.clone(),
@@ -79,18 +79,18 @@ impl Score {
     }
 }
 
-/// One image of a pass, of which masked copies are made.
+/// An image of a pass, from which masked copies are made.
 pub(super) struct Copies<'a> {
     vit: &'a Vit,
     occlusion: Occlusion,
     /// `[channels, height, width]`
     image: Vec<f32>,
-    /// What hidden pixels become, of the same shape.
+    /// Replacement of hidden pixels, of the same shape as `image`.
     fill: Vec<f32>,
     /// Channels, height and width.
     dims: (usize, usize, usize),
     grid: (usize, usize),
-    /// `[1, tokens, dim]`, the input of block 0, where tokens are hidden.
+    /// `[1, tokens, dim]`, the input of block 0, if tokens are hidden.
     hidden: Option<Tensor>,
     /// `[classes]`
     weights: Tensor,
@@ -119,14 +119,15 @@ impl<'a> Copies<'a> {
         })
     }
 
-    /// Score of the image as it is, by the logits of its pass.
+    /// Score of the unmasked image, from the logits of its pass.
     pub(super) fn whole(&self, pass: &Pass<'_>, image_idx: usize, score: Score) -> Result<f32> {
         let logits = pass.logits();
         let logits = logits.map(|logits| logits.narrow(0, image_idx, 1));
         Ok(self.score(logits.transpose()?, score)?[0])
     }
 
-    /// Scores under masks of one value per patch; for tokens a patch is hidden where that is below one half.
+    /// Scores under masks of one value per patch. If tokens are hidden, a patch is hidden where its value is below one
+    /// half.
     pub(super) fn scores(&self, masks: &[Vec<f32>], score: Score) -> Result<Vec<f32>> {
         match &self.hidden {
             Some(hidden) => self.scores_of_tokens(hidden, masks, score),
@@ -134,7 +135,7 @@ impl<'a> Copies<'a> {
         }
     }
 
-    /// Scores under masks of one value a pixel, row by row.
+    /// Scores under masks of one value per pixel, row by row.
     pub(super) fn scores_of_pixels(
         &self,
         masks: impl Iterator<Item = Vec<f32>>,
@@ -143,7 +144,7 @@ impl<'a> Copies<'a> {
         self.scores_of_images(masks.map(|mask| self.masked(&mask)), score)
     }
 
-    /// Scores of images of the same size, `[channels, height, width]` each.
+    /// Scores of images of the same size, each `[channels, height, width]`.
     pub(super) fn scores_of_images(
         &self,
         mut images: impl Iterator<Item = Vec<f32>>,
@@ -169,7 +170,7 @@ impl<'a> Copies<'a> {
         }
     }
 
-    /// Masks that hide equally many tokens go through the model together.
+    /// Batches masks that hide the same number of tokens.
     fn scores_of_tokens(
         &self,
         hidden: &Tensor,
@@ -208,7 +209,7 @@ impl<'a> Copies<'a> {
         Ok(scores)
     }
 
-    /// `[1, tokens, dim]` with only `tokens` left.
+    /// The input of block 0 with only `tokens` left; `[1, tokens, dim]`.
     fn with_tokens(&self, hidden: &Tensor, tokens: &[u32]) -> Result<Tensor> {
         if self.occlusion == Occlusion::TokenDrop {
             let tokens = Tensor::new(tokens, hidden.device())?;
@@ -228,7 +229,7 @@ impl<'a> Copies<'a> {
         Ok(score.of(&logits, &self.weights, self.vit.config().link())?)
     }
 
-    /// A mask of patches as one of pixels.
+    /// Expands a mask of patches to a mask of pixels.
     pub(super) fn pixels(&self, mask: &[f32]) -> Vec<f32> {
         let (_, height_px, width_px) = self.dims;
         let (grid_h, grid_w) = self.grid;
@@ -252,7 +253,7 @@ impl<'a> Copies<'a> {
         &self.image
     }
 
-    /// The image where `mask` is 1, what hides it where that is 0.
+    /// Blends the image, where `mask` is 1, with the fill, where it is 0.
     fn masked(&self, mask: &[f32]) -> Vec<f32> {
         let mix = |((&pixel, &fill), &keep): ((&f32, &f32), &f32)| fill + keep * (pixel - fill);
         let n_pixels = mask.len().max(1);
@@ -263,7 +264,7 @@ impl<'a> Copies<'a> {
     }
 }
 
-/// Says in the log how far one image is, where that takes long.
+/// Logs the progress of one image if it takes long.
 struct Tally {
     done: usize,
     of: Option<usize>,
@@ -292,7 +293,7 @@ impl Tally {
     }
 }
 
-/// What hidden pixels become.
+/// Computes the replacement of hidden pixels.
 fn fill(occlusion: Occlusion, image: &[f32], dims: (usize, usize, usize)) -> Vec<f32> {
     let (_, height_px, width_px) = dims;
     let planes = image.chunks((height_px * width_px).max(1));
@@ -312,16 +313,16 @@ fn fill(occlusion: Occlusion, image: &[f32], dims: (usize, usize, usize)) -> Vec
     }
 }
 
-/// What lies beyond the edge of a plane.
+/// Values beyond the edge of a plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beyond {
-    /// The pixels at it, again and again.
+    /// The nearest pixel on the edge.
     Nearest,
     /// Zeros.
     Zeros,
 }
 
-/// A plane under a Gaussian, of which the edge and the standard deviation are given.
+/// Blurs a plane by a Gaussian with the given kernel edge and standard deviation.
 pub fn blurred(
     plane: &[f32],
     (height_px, width_px): (usize, usize),
@@ -371,7 +372,7 @@ pub fn blurred(
     )
 }
 
-/// Sums masks by their weights: `Σ weight · mask`, one value per patch.
+/// Weighted sum of masks, `Σ weight · mask`, one value per patch.
 pub(super) fn weighted_sum(masks: &[Vec<f32>], weights: &[f32], n_patches: usize) -> Vec<f32> {
     let mut sum = vec![0f32; n_patches];
     for (mask, &weight) in masks.iter().zip(weights) {
@@ -382,7 +383,7 @@ pub(super) fn weighted_sum(masks: &[Vec<f32>], weights: &[f32], n_patches: usize
     sum
 }
 
-/// Explains the images of a pass one after the other, where a method makes many copies of each.
+/// Explains the images of a pass one by one, for methods that make many copies of each.
 ///
 /// # Shapes
 /// - result: `[batch, patches]`

@@ -1,5 +1,5 @@
-//! What methods remember of the frames before. It belongs to a stream of frames, never to the method: streams that are
-//! explained together do not see each other's, and a cut to another scene empties it.
+//! Memory of methods for previous frames. It belongs to a stream of frames, never to the method: streams that are
+//! explained together do not share memory, and a scene cut clears it.
 
 use std::any::Any;
 use std::fmt;
@@ -8,20 +8,20 @@ use std::sync::{Arc, Mutex};
 use crate::error::{Error, Result};
 use crate::frame::scene::Thumbnail;
 
-/// What one stream's frames have left behind, for each method and target; empty for the first frame.
+/// Memory of one stream for each method and target; empty before the first frame.
 ///
-/// Another video begins with a new one.
+/// Each video needs its own memory.
 #[derive(Clone, Debug, Default)]
 pub struct StreamMemory {
     maps: Vec<MapMemory>,
-    /// The frame before, by which a cut is known.
+    /// The previous frame, for detecting cuts.
     last: Option<Thumbnail>,
 }
 
-/// The memory of a stream whose images wait on another thread.
+/// The memory of a stream whose images are queued on another thread.
 pub type SharedMemory = Arc<Mutex<StreamMemory>>;
 
-/// What one method remembers of one stream for one target.
+/// Memory of one method and target for one stream.
 #[derive(Debug, Default)]
 pub struct MapMemory(Option<Box<dyn State>>);
 
@@ -37,40 +37,40 @@ impl<T: Any + Send + Clone + fmt::Debug> State for T {
 
 impl Clone for MapMemory {
     fn clone(&self) -> Self {
-        // Of what is in the box, not of the box itself.
+        // Clones the boxed state, not the box.
         Self(self.0.as_ref().map(|state| (**state).boxed_clone()))
     }
 }
 
 impl MapMemory {
-    /// Takes out what was kept; `None` where nothing was, or something else.
+    /// Takes the stored state; `None` if there is none, or if it has another type.
     pub fn take<T: 'static>(&mut self) -> Option<T> {
         let state: Box<dyn Any> = self.0.take()?;
         state.downcast().ok().map(|state| *state)
     }
 
-    /// Keeps something for the next frame.
+    /// Stores state for the next frame.
     pub fn keep<T: Any + Send + Clone + fmt::Debug>(&mut self, state: T) {
         self.0 = Some(Box::new(state));
     }
 }
 
-/// The streams that the images of a batch are frames of, in the order of each.
+/// The streams that the images of a batch belong to; the images of each stream are in order.
 pub struct Streams<'a> {
     memories: Vec<&'a mut StreamMemory>,
-    /// Which of them each image belongs to.
+    /// Stream index of each image.
     of_images: Vec<usize>,
-    /// Whether each image is the first of another scene than the one before.
+    /// Whether each image starts a new scene.
     begins_scene: Vec<bool>,
 }
 
 impl<'a> Streams<'a> {
-    /// Images of one stream.
+    /// All images belong to one stream.
     pub fn one(memory: &'a mut StreamMemory, n_images: usize) -> Self {
         Self::several(vec![memory], vec![0; n_images])
     }
 
-    /// Images of several; `of_images` says of each image which of `memories` is its own.
+    /// Images of several streams; `of_images` gives the index into `memories` for each image.
     pub fn several(memories: Vec<&'a mut StreamMemory>, of_images: Vec<usize>) -> Self {
         Self {
             memories,
@@ -79,7 +79,7 @@ impl<'a> Streams<'a> {
         }
     }
 
-    /// Lets the streams forget where a cut lies between an image and the one before; `thumbnails` are those of the images.
+    /// Marks images that follow a cut, so that their streams forget previous frames. There is one thumbnail per image.
     pub fn forget_at_cuts(&mut self, thumbnails: Vec<Thumbnail>) {
         let images = self.of_images.iter().zip(&mut self.begins_scene);
         for ((&stream_idx, begins_scene), thumbnail) in images.zip(thumbnails) {
@@ -91,10 +91,10 @@ impl<'a> Streams<'a> {
         }
     }
 
-    /// The stream of one image alone.
+    /// The stream of a single image.
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is no such image.
+    /// [`Error::Shape`] if there is no such image.
     pub fn of_image(&mut self, image_idx: usize) -> Result<Streams<'_>> {
         let Self {
             memories,
@@ -110,7 +110,7 @@ impl<'a> Streams<'a> {
         }
     }
 
-    /// Does `work`; where it fails, all streams remember what they did before.
+    /// Runs `work`. If it fails, restores the memory of all streams.
     ///
     /// # Errors
     /// Those of `work`.
@@ -129,10 +129,10 @@ impl<'a> Streams<'a> {
         outcome
     }
 
-    /// What the streams remember for the `map_idx`-th of `n_maps` methods and targets.
+    /// The memory of the streams for map `map_idx` of `n_maps`, one map per method and target.
     pub(super) fn of_map(&mut self, map_idx: usize, n_maps: usize) -> Remembered<'_> {
         let memories = self.memories.iter_mut().filter_map(|memory| {
-            // Other methods than before have nothing to remember.
+            // A changed set of methods starts with empty memory.
             if memory.maps.len() != n_maps {
                 memory.maps = vec![MapMemory::default(); n_maps];
             }
@@ -146,7 +146,7 @@ impl<'a> Streams<'a> {
     }
 }
 
-/// What one method remembers for one target, of each stream of a batch.
+/// Memory of one method and target for each stream of a batch.
 pub struct Remembered<'a> {
     memories: Vec<&'a mut MapMemory>,
     of_images: &'a [usize],
@@ -154,7 +154,7 @@ pub struct Remembered<'a> {
 }
 
 impl Remembered<'_> {
-    /// Does `work` for images that are streams of their own, without a frame before.
+    /// Runs `work` with empty memory, for images that are separate streams without previous frames.
     pub(super) fn nothing<T>(n_images: usize, work: impl FnOnce(&mut Remembered<'_>) -> T) -> T {
         let mut memories = vec![MapMemory::default(); n_images];
         let of_images: Vec<usize> = (0..n_images).collect();
@@ -165,10 +165,10 @@ impl Remembered<'_> {
         })
     }
 
-    /// What is remembered of the stream that an image of the batch belongs to, to be asked for once per image.
+    /// The memory of an image's stream, to be requested once per image.
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is no such image.
+    /// [`Error::Shape`] if there is no such image.
     pub fn of_image(&mut self, image_idx: usize) -> Result<&mut MapMemory> {
         let stream = self.of_images.get(image_idx);
         let memory = stream
@@ -192,7 +192,7 @@ fn no_stream(image_idx: usize) -> Error {
 mod tests {
     use super::*;
 
-    /// Counts the frames of its stream.
+    /// Counts the frames of a stream.
     fn count(remembered: &mut Remembered<'_>, image_idx: usize) -> usize {
         let memory = remembered.of_image(image_idx).unwrap();
         let n_frames = memory.take::<usize>().unwrap_or(0) + 1;

@@ -1,4 +1,4 @@
-//! The table of methods, with name, source, requirements and cost of each.
+//! The table of methods, with the name, source, requirements and cost of each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -54,26 +54,26 @@ pub struct Entry {
     pub name: &'static str,
     /// Summary in one line.
     pub summary: &'static str,
-    /// Where it was published.
+    /// Publication.
     pub paper: &'static str,
     /// Forward passes per frame, as a formula of blocks (L), patches (N) and width (D).
     pub forwards: &'static str,
     /// Backward passes per frame.
     pub backwards: &'static str,
-    /// How fast it is.
+    /// Speed on video.
     pub pace: Pace,
 }
 
 /// An option of a method.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MethodOption {
-    /// Its name.
+    /// Name.
     pub key: String,
-    /// Its default value, as TOML.
+    /// Default value, as TOML.
     pub default: String,
-    /// The words it accepts; empty if it takes numbers or composite values.
+    /// Words that the option accepts; empty if it takes numbers or composite values.
     pub words: Vec<String>,
-    /// What it does.
+    /// Description.
     pub help: String,
 }
 
@@ -84,25 +84,25 @@ pub struct Parts<'a> {
     pub gates: Option<&'a Gates>,
     /// IA-ViT's interpreter for this model's weights.
     pub interpreter: Option<&'a Interpreter>,
-    /// Normalization of its pictures.
+    /// Normalization of the model's pictures.
     pub normalization: Option<Normalization>,
 }
 
-/// A method of the table, as the options that it is built from.
+/// A method of the table, represented by its options.
 pub(super) trait Listed: Default + Serialize + DeserializeOwned + JsonSchema {
     /// The method's line of the table; costs are those of its default options.
     const ENTRY: Entry;
     /// The part that must be trained for the model, if any.
     const TRAINED_PART: Option<&'static str>;
 
-    /// The explainer.
+    /// Builds the explainer.
     ///
     /// # Errors
     /// [`Error::Model`] if `parts` lacks a part that the method needs; [`Error::Config`] if an option is out of range.
     fn build(self, parts: Parts<'_>) -> Result<Box<dyn Explainer>>;
 }
 
-/// An explainer that is its own options, and needs no trained part.
+/// An explainer that is its own options and needs no trained part.
 pub(super) trait Options:
     Explainer + Default + Serialize + DeserializeOwned + JsonSchema + 'static
 {
@@ -125,7 +125,7 @@ impl<T: Options> Listed for T {
     }
 }
 
-/// What the table holds of a method.
+/// A method's data in the table.
 struct Row {
     entry: Entry,
     trained_part: Option<&'static str>,
@@ -144,7 +144,7 @@ impl Row {
     }
 }
 
-/// Makes [`Method`] of a line per method: its name there, the feature that it needs, and the type of its options.
+/// Defines [`Method`] from one line per method: its variant, the feature it requires, and the type of its options.
 macro_rules! table {
     ($($(#[$attribute:meta])* $method:ident $(if $feature:literal)?: $Options:ty,)+) => {
         /// The built-in methods; [`Display`](fmt::Display) and [`FromStr`] use the names of the command line.
@@ -244,7 +244,7 @@ impl Method {
         self.row().trained_part
     }
 
-    /// The explainer, with its default options.
+    /// Builds the explainer with its default options.
     ///
     /// # Errors
     /// As [`build_with`](Self::build_with).
@@ -252,7 +252,7 @@ impl Method {
         self.build_with(parts, toml::Table::new())
     }
 
-    /// The explainer; the keys of `options` are the fields of its type, in kebab case.
+    /// Builds the explainer; the keys of `options` are the fields of its options type, in kebab case.
     ///
     /// # Errors
     /// [`Error::Model`] if `parts` lacks a part that the method needs; [`Error::Config`] if an option is unknown or out
@@ -261,22 +261,22 @@ impl Method {
         (self.row().build)(options, parts)
     }
 
-    /// The options that [`build_with`](Self::build_with) takes, in the order of their names.
+    /// The options that [`build_with`](Self::build_with) accepts, in order of their names.
     pub fn options(self) -> Vec<MethodOption> {
         (self.row().options)()
     }
 }
 
-/// The explainer whose options are the fields of `T`.
+/// Builds the explainer whose options are the fields of `T`.
 fn build<T: Listed>(options: toml::Table, parts: Parts<'_>) -> Result<Box<dyn Explainer>> {
     let options: T = options.try_into().map_err(|error: toml::de::Error| {
-        // Its second line names the key.
+        // The second line of the message names the key.
         Error::Config(format!("method {}: {}", T::ENTRY.name, in_words(&error)))
     })?;
     options.build(parts)
 }
 
-/// The options that `T` is read from.
+/// The options of `T`, from its JSON schema.
 fn options_of<T: Listed>() -> Vec<MethodOption> {
     let schema = schemars::schema_for!(T);
     let part = |schema: &Value, name: &str| schema.get(name).cloned().unwrap_or_default();
@@ -303,7 +303,7 @@ fn options_of<T: Listed>() -> Vec<MethodOption> {
             words.unwrap_or_else(|| vec![part(&variant, "const")])
         });
         let all: Vec<Value> = of("enum").into_iter().chain(variants).collect();
-        // Where something composed is taken too, words alone would tell half of it.
+        // If composite values are also accepted, a list of words would be incomplete.
         match all.iter().all(Value::is_string) {
             true => all.iter().map(text).collect(),
             false => Vec::new(),

@@ -61,7 +61,7 @@ pub enum Target {
 pub struct Explanation {
     /// `[batch, patches]`, raw scores, higher is more important.
     pub attribution: Tensor,
-    /// `[batch, classes]` of the unmasked images; `None` where the model has no head.
+    /// `[batch, classes]` of the unmasked images; `None` if the model has no head.
     pub logits: Option<Tensor>,
 }
 
@@ -164,7 +164,7 @@ pub trait Explainer: Send + Sync {
     /// `streams` must not hold the memory of other methods.
     ///
     /// # Errors
-    /// As [`explain`](Self::explain), and [`Error::Shape`] where `streams` are not those of `images`.
+    /// As [`explain`](Self::explain), and [`Error::Shape`] if `streams` and `images` do not match.
     fn explain_next(
         &self,
         vit: &Vit,
@@ -206,7 +206,7 @@ pub struct Explanations {
     pub votes: Vec<Option<Tensor>>,
     /// Each of them [without smoothing](Detailed::unsmoothed), if it is smoothed.
     pub unsmoothed: Vec<Option<Tensor>>,
-    /// `[batch, classes]` of the unmasked images; `None` where the model has no head.
+    /// `[batch, classes]` of the unmasked images; `None` if the model has no head.
     pub logits: Option<Tensor>,
     /// `[batch, features]` of the unmasked images, after the final norm.
     pub class_token: Tensor,
@@ -236,7 +236,7 @@ pub fn explain_all(
 /// - `images`: `[batch, 3, height, width]`, normalized for `vit`
 ///
 /// # Errors
-/// As [`Explainer::explain`], and [`Error::Shape`] where `streams` are not those of `images`. In that case, some frames
+/// As [`Explainer::explain`], and [`Error::Shape`] if `streams` and `images` do not match. In that case, some frames
 /// may already be in memory; see [`Streams::attempt`].
 pub fn follow_all(
     explainers: &[Box<dyn Explainer>],
@@ -273,7 +273,7 @@ impl From<Found<Detailed>> for Explanations {
     }
 }
 
-/// Lets all `explainers` [rehearse](Explainer::rehearse) for all `targets`, in the order of [`Explanations`].
+/// [Rehearses](Explainer::rehearse) all `explainers` for all `targets`, in the order of [`Explanations`].
 ///
 /// # Errors
 /// As [`explain_all`].
@@ -287,7 +287,8 @@ pub fn rehearse_all(
     Ok(each(explainers, vit, images, targets, rehearse)?.0)
 }
 
-/// What `ask` returns for each explainer and target, which are counted in the order of [`Explanations`].
+/// Calls `ask` for each explainer and target and collects the results. The index counts maps in the order of
+/// [`Explanations`].
 fn each<T>(
     explainers: &[Box<dyn Explainer>],
     vit: &Vit,
@@ -319,7 +320,7 @@ fn each<T>(
 }
 
 impl Target {
-    /// Fails if a method that explains the whole output is asked for a class.
+    /// Fails if a class is requested from a method that explains the whole output.
     pub fn check_for(self, method: &str, explains_classes: bool) -> Result<()> {
         let asked = match self {
             _ if explains_classes => return Ok(()),
@@ -340,7 +341,7 @@ fn attention_sites(vit: &Vit) -> impl DoubleEndedIterator<Item = Site> + ExactSi
     (0..vit.n_blocks()).map(Site::Attention)
 }
 
-/// The last block.
+/// Index of the last block.
 fn last_block(vit: &Vit) -> Result<usize> {
     vit.n_blocks().checked_sub(1).ok_or_else(no_blocks)
 }
@@ -349,7 +350,7 @@ fn no_blocks() -> Error {
     Error::Model("the model has no blocks, so there is nothing to explain".into())
 }
 
-/// The rows of the class token's query.
+/// The rows of attention of the class token's query.
 ///
 /// # Shapes
 /// - `attn`: `[batch, heads, tokens, tokens]`

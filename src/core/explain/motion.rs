@@ -1,23 +1,23 @@
-//! Masks that stay with what they show while a video runs.
+//! Motion-compensated smoothing of the masks of a video.
 //!
-//! Masks of successive frames are found one by one, and flicker. [`Smoother`] keeps a moving mean of their logits,
-//! which is brought along the motion of the picture, so that a mask neither flickers nor leaves a trail:
+//! Masks of successive frames are computed independently, and flicker. [`Smoother`] keeps a moving average of their
+//! logits, warped along the motion of the picture, so that a mask neither flickers nor leaves a trail:
 //!
 //! s(p) = x(p) + keep · seen(p) · (s'(p + f(p)) − x(p))
 //!
-//! with the new logits x, the mean s' of the frame before and the flow f from the new frame back to it. `seen` is the
-//! share of a patch's pixels that the frame before shows too: those that the flow back and forth returns to where they
-//! were ([`consistency`]), and that are as bright there. Over them, f is averaged. What enters the frame or was hidden
-//! has no past, and is raw.
+//! with the new logits x, the average s' of the previous frame and the flow f from the new frame back to it. `seen` is
+//! the share of a patch's pixels that are also visible in the previous frame: those that the backward and forward flow
+//! return to their origin ([`consistency`]) and that have the same brightness there. f is averaged over these pixels.
+//! Content that enters the frame or was hidden has no history, and is not smoothed.
 //!
-//! A frame of which too little is seen is the first of another scene, and nothing of the frames before is left in it.
-//! So is a frame that is lit by a flash, and the one after it; slow fades are followed. A cut between two pictures that
-//! are flat and equally bright is not noticed.
+//! If too little of a frame was visible before, it starts a new scene, and nothing of the previous frames remains. The
+//! same applies to a frame lit by a flash and the one after it; slow fades are followed. A cut between two flat
+//! pictures of equal brightness is not detected.
 //!
-//! The binary mask has hysteresis, as Canny's edges have (PAMI 1986): it takes more to enter or to leave than to stay.
+//! The binary mask has hysteresis, like Canny's edges (PAMI 1986): entering or leaving takes more than staying.
 //!
-//! Smoothed masks are not the model's own any more. Whoever shows them has to ask the model whether its answer survives
-//! them, and to go back to the raw ones by [`Smoother::reset_to`] where it does not.
+//! Smoothed masks are no longer the model's own. Callers that show them must check that the model's output survives
+//! them, and otherwise return to the raw masks with [`Smoother::reset_to`].
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,15 +25,15 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::flow::{Flow, FlowOptions, Gray, bilinear, consistency, flow, warp};
 
-/// Logits count up to this only: sigmoid(6.5) is 0.9985, which 8 bits cannot tell from 1. Without a limit, one frame
-/// that is certain would outweigh the doubts of any number of later ones.
+/// Largest magnitude of a logit: sigmoid(6.5) is 0.9985, which 8 bits cannot distinguish from 1. Without a limit, one
+/// certain frame would outweigh any number of less certain later ones.
 const LIMIT: f32 = 6.5;
 
-/// Longer side of the pictures whose motion is found: four pixels for a patch of a grid of 16.
+/// Longer side of the pictures used for motion estimation: four pixels per patch of a grid of 16.
 const LONGER_PX: usize = 64;
 
-/// What differs by more, of a range of 1, is not the same thing. Sensor noise is less on small pictures, whose pixels
-/// are means.
+/// Largest brightness difference, on a scale of 1, between two views of the same content. Sensor noise is lower on
+/// small pictures, whose pixels are means.
 const SAME: f32 = 0.05;
 
 /// How masks are smoothed along motion.
@@ -52,8 +52,8 @@ pub struct Smoothing {
 }
 
 impl Default for Smoothing {
-    /// What a frame leaves fades by half in two frames. In two real videos, 0.6 to 0.98 of a frame is seen in the one
-    /// before, and less than 0.2 across cuts from one to the other.
+    /// The influence of a frame halves in two frames. In two real videos, 0.6 to 0.98 of a frame is visible in the
+    /// previous one, but less than 0.2 across cuts between the videos.
     fn default() -> Self {
         Self {
             keep: 0.7,
@@ -89,18 +89,18 @@ pub struct Smoothed {
     pub logits: Vec<f32>,
     /// Which patches are in the binary mask, `[rows, columns]`.
     pub mask: Vec<bool>,
-    /// Nothing of the frames before is in it: the first frame of a scene.
+    /// The frame starts a new scene, so no previous frame contributes.
     pub anew: bool,
 }
 
 impl Smoothed {
-    /// Probabilities that patches are kept, `[rows, columns]`.
+    /// Keep probabilities of the patches, `[rows, columns]`.
     pub fn probabilities(&self) -> Vec<f32> {
         self.logits.iter().map(|&logit| sigmoid(logit)).collect()
     }
 }
 
-/// The logit of a probability, finite for 0 and 1 too: as far as [`Smoother`] tells logits apart.
+/// The logit of a probability, clamped to the range of [`Smoother`], and thus finite for 0 and 1.
 pub fn logit(probability: f32) -> f32 {
     (probability / (1.0 - probability))
         .ln()
@@ -114,7 +114,7 @@ pub struct Smoother {
     last: Option<Last>,
 }
 
-/// What is remembered of the frame before.
+/// State of the previous frame.
 #[derive(Clone, Debug)]
 struct Last {
     size_px: (usize, usize),
@@ -125,20 +125,20 @@ struct Last {
     mask: Vec<bool>,
 }
 
-/// Where a patch was in the frame before.
+/// Position of a patch in the previous frame.
 #[derive(Clone, Copy, Debug)]
 struct Origin {
-    /// In patches to the right of and below the center of the first one.
+    /// In patches right of and below the center of the first patch.
     place: (f32, f32),
-    /// Share of its pixels that the frame before shows too.
+    /// Share of the patch's pixels that are also visible in the previous frame.
     seen: f32,
 }
 
 impl Smoother {
-    /// A smoother without a memory.
+    /// Creates a smoother without history.
     ///
     /// # Errors
-    /// [`Error::Config`] where an option is out of its range.
+    /// [`Error::Config`] if an option is out of range.
     pub fn new(options: Smoothing) -> Result<Self> {
         options.check()?;
         Ok(Self {
@@ -147,15 +147,15 @@ impl Smoother {
         })
     }
 
-    /// The mask of the next frame, smoothed. A frame or a grid of another size than before begins anew.
+    /// Smooths the mask of the next frame. Starts a new scene if the size of the frame or the grid changes.
     ///
     /// # Shapes
-    /// - `gray`: the frame as the model saw it, whose patches cover it
-    /// - `logits`: of the probabilities that patches are kept ([`logit`]), `[rows, columns]`
+    /// - `gray`: the frame as seen by the model, fully covered by patches
+    /// - `logits`: [`logit`]s of the keep probabilities, `[rows, columns]`
     /// - `grid`: rows and columns
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is not one logit a patch, [`Error::Data`] where one is not finite.
+    /// [`Error::Shape`] if there is not one logit per patch, [`Error::Data`] if one is not finite.
     pub fn next(&mut self, gray: &Gray, logits: &[f32], grid: (usize, usize)) -> Result<Smoothed> {
         check(logits, grid)?;
         let (size_px, small) = (gray.size_px(), gray.shrunk(LONGER_PX)?);
@@ -179,15 +179,14 @@ impl Smoother {
         Ok(smoothed)
     }
 
-    /// Puts `logits` in the place of what was smoothed for the last frame, as if a scene began with it: for where the
-    /// smoothed mask turned out not to keep the model's answer.
+    /// Replaces the smoothed logits of the last frame by `logits`, as if a scene started with it. Used if the smoothed
+    /// mask does not preserve the model's output.
     ///
     /// # Shapes
-    /// - `logits`: as those of the last frame
+    /// - `logits`: as for the last frame
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is not one logit for each patch of the last frame, [`Error::Data`] where one is not
-    /// finite.
+    /// [`Error::Shape`] if there is not one logit per patch of the last frame, [`Error::Data`] if one is not finite.
     pub fn reset_to(&mut self, logits: &[f32]) -> Result<Smoothed> {
         check(logits, self.last.as_ref().map_or((0, 0), |last| last.grid))?;
         let smoothed = self.raw(logits);
@@ -198,12 +197,12 @@ impl Smoother {
         Ok(smoothed)
     }
 
-    /// Forgets the frames before: what comes next is another video.
+    /// Forgets all previous frames. Call this before another video.
     pub fn forget(&mut self) {
         self.last = None;
     }
 
-    /// A mask without a past.
+    /// A mask without history.
     fn raw(&self, logits: &[f32]) -> Smoothed {
         let logits: Vec<f32> = logits
             .iter()
@@ -239,7 +238,7 @@ impl Smoother {
         }
     }
 
-    /// Whether the binary mask holds a patch that `was` in it or not, where it has a past.
+    /// Whether the binary mask contains a patch. `was` is its previous state, if it has a history.
     fn holds(&self, logit: f32, was: Option<bool>) -> bool {
         let Smoothing { enter, leave, .. } = self.options;
         let threshold = match was {
@@ -268,8 +267,8 @@ fn check(logits: &[f32], (rows, columns): (usize, usize)) -> Result<()> {
     }
 }
 
-/// Where each patch of a frame was in the `old` one, `[rows, columns]`; `None` where less than the share `cut` of the
-/// frame was there.
+/// Position of each patch of a frame in the `old` one, `[rows, columns]`; `None` if less than the share `cut` of the
+/// frame was visible there.
 fn origins(
     new: &Gray,
     old: &Gray,
@@ -284,7 +283,7 @@ fn origins(
         return Ok(None);
     }
     let (width, height) = new.size_px();
-    // A grid may be finer than the small picture.
+    // The grid may be finer than the small picture.
     let pixels_of = |idx: usize, len_px: usize, len: usize| {
         let start = idx * len_px / len;
         start..((idx + 1) * len_px / len).max(start + 1)
@@ -317,7 +316,7 @@ fn origins(
     Ok(Some((0..rows * columns).map(origin).collect()))
 }
 
-/// Which pixels of a frame the `old` one shows too.
+/// Which pixels of a frame are also visible in the `old` one.
 fn seen(new: &Gray, old: &Gray, back: &Flow, forth: &Flow) -> Result<Vec<bool>> {
     let warped = warp(old.values(), back)?;
     let mut seen = consistency(back, forth)?;
@@ -341,7 +340,7 @@ mod tests {
     const SIZE_PX: (usize, usize) = (128, 128);
     const PATCH_PX: f64 = 8.0;
 
-    /// The picture of a seed, moved to the right and down.
+    /// The picture generated from `seed`, moved to the right and down.
     fn frame(seed: u64, right_px: f64, down_px: f64) -> Gray {
         let texture = texture(seed);
         picture(SIZE_PX, |x, y| texture(x - right_px, y - down_px))
@@ -353,7 +352,7 @@ mod tests {
         Gray::new(width, height, frame.values().iter().map(noisy).collect()).unwrap()
     }
 
-    /// Logits of a mask of 6 x 5 patches, as far to the right as given.
+    /// Logits of a mask of 6 x 5 patches that starts at column `right`.
     fn block(right: usize) -> Vec<f32> {
         let inside = |patch: usize| {
             let (row, column) = (patch / GRID.1, patch % GRID.1);
@@ -405,7 +404,7 @@ mod tests {
             let logits: Vec<f32> = (0..N_PATCHES).map(|_| 1.5 * rng.normal()).collect();
             let smoothed = smoother.next(&with_noise(&still, &mut rng), &logits, GRID);
             let smoothed = smoothed.unwrap();
-            // The first ones are still unlike the later ones: few frames are in them.
+            // The first averages contain few frames and still vary.
             if step >= 3 {
                 raw.push(logits.iter().map(|&logit| sigmoid(logit)).collect());
                 smooth.push(smoothed.probabilities());
@@ -627,7 +626,7 @@ mod tests {
         assert_eq!([anew(128, (4, 8)), anew(128, (4, 8))], [true, false]);
         assert_eq!([anew(128, (8, 4)), anew(128, (8, 4))], [true, false]);
         assert_eq!([anew(160, (8, 4)), anew(160, (8, 4))], [true, false]);
-        // Finer than the pictures whose motion is found.
+        // The grid is finer than the pictures used for motion estimation.
         assert_eq!([anew(160, (80, 80)), anew(160, (80, 80))], [true, false]);
         smoother.forget();
         assert!(

@@ -1,4 +1,4 @@
-//! Occlusion: how far the class's probability falls when a window of patches is hidden.
+//! Occlusion: drop of the class's probability when a window of patches is hidden.
 //!
 //! Paper: Zeiler and Fergus, arXiv:1311.2901.
 //!
@@ -7,8 +7,8 @@
 //! | p | probability of the class | |
 //! | map | mean over the windows that hide a patch | p(x) − p(x without the window) |
 //!
-//! Cost: 1 forward and one more a window: 196 for the windows of one patch of ViT-B/16.
-//! **Deviations**: windows cover whole patches, and lie inside of the image. No weights are needed.
+//! Cost: 1 forward and one per window: 196 for windows of one patch on ViT-B/16. **Deviations**: windows cover whole
+//! patches and lie inside the image. Requires no trained weights.
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -101,7 +101,7 @@ impl Explainer for Occluding {
     }
 }
 
-/// Mean fall of the score over the masks that hide each patch; the first mask hides nothing.
+/// Mean drop of the score over the masks that hide each patch; the first mask hides nothing.
 fn mean_fall(masks: &[Vec<f32>], scores: &[f32]) -> Vec<f32> {
     let whole = scores.first().copied().unwrap_or(0.0);
     let n_patches = masks.first().map_or(0, Vec::len);

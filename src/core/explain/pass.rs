@@ -1,7 +1,7 @@
 //! The forward and backward passes that explainers share.
 //!
-//! Each explainer says which tensors and gradients it [`Needs`]. One [`Forward`] pass serves all of them,
-//! and one backward pass per target, which makes a [`Pass`] of it.
+//! Each explainer declares the tensors and gradients that it [`Needs`]. All of them share one [`Forward`] pass and one
+//! backward pass per target, which yields a [`Pass`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use crate::gates::weights_of_predicted;
 use crate::vit::{KeepPatches, Output, Probe, Record, Site, Vit};
 use vitscope_kernels as kernels;
 
-/// What an explainer reads of a pass.
+/// The tensors and gradients that an explainer reads from a pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     values: BTreeSet<Site>,
@@ -21,7 +21,7 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// The tensors at `sites`.
+    /// Requests the tensors at `sites`.
     pub fn values(sites: impl IntoIterator<Item = Site>) -> Self {
         Self {
             values: sites.into_iter().collect(),
@@ -29,7 +29,7 @@ impl Needs {
         }
     }
 
-    /// The gradients at `sites`, of the score that is explained.
+    /// Requests the gradients of the explained score at `sites`.
     pub fn gradients(sites: impl IntoIterator<Item = Site>) -> Self {
         Self {
             values: BTreeSet::new(),
@@ -37,7 +37,7 @@ impl Needs {
         }
     }
 
-    /// What both need.
+    /// The union of both needs.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.values.extend(other.values);
@@ -46,7 +46,7 @@ impl Needs {
     }
 }
 
-/// A forward pass, of which something was kept.
+/// A forward pass with its recorded tensors.
 pub struct Forward<'a> {
     vit: &'a Vit,
     images: &'a Tensor,
@@ -60,21 +60,21 @@ pub struct Forward<'a> {
 }
 
 impl<'a> Forward<'a> {
-    /// Runs the model and keeps what is needed.
+    /// Runs the model and records the requested tensors.
     ///
     /// # Shapes
     /// - `images`: `[batch, 3, height, width]`, normalized for `vit`
     ///
     /// # Errors
-    /// Fails where `images` does not fit the model.
+    /// Fails if `images` does not fit the model.
     pub fn run(vit: &'a Vit, images: &'a Tensor, needs: Needs) -> Result<Self> {
         Self::run_with(vit, images, needs, None)
     }
 
-    /// The same where the model sees only some of the patches; what is kept of the pass has only these.
+    /// Like [`run`](Self::run), but the model sees only the given patches. Recorded tensors contain only these.
     ///
     /// # Errors
-    /// As [`run`](Self::run), and where there are no such patches.
+    /// As [`run`](Self::run), and if a patch does not exist.
     pub fn run_on_patches(
         vit: &'a Vit,
         images: &'a Tensor,
@@ -108,7 +108,7 @@ impl<'a> Forward<'a> {
         })
     }
 
-    /// `[batch, classes]`, without a graph; `None` where the model has no head.
+    /// `[batch, classes]`, without a graph; `None` if the model has no head.
     pub fn logits(&self) -> Option<Tensor> {
         self.logits.as_ref().map(Tensor::detach)
     }
@@ -118,7 +118,7 @@ impl<'a> Forward<'a> {
         self.class_token.clone()
     }
 
-    /// Fails where a method that explains a class meets a model without one.
+    /// Fails if the method explains a class, but the model has no head.
     pub(super) fn check_head_for(&self, method: &str, explains_classes: bool) -> Result<()> {
         if explains_classes && self.logits.is_none() {
             return Err(Error::Model(format!(
@@ -129,11 +129,11 @@ impl<'a> Forward<'a> {
         Ok(())
     }
 
-    /// Goes backward from the score of `target`.
+    /// Runs the backward pass from the score of `target`.
     ///
     /// # Errors
-    /// [`Error::Config`] where the model has no such class; [`Error::Model`] where gradients are needed and the
-    /// model has no head.
+    /// [`Error::Config`] if the model has no such class; [`Error::Model`] if gradients are needed and the model has no
+    /// head.
     pub fn toward(&self, target: Target) -> Result<Pass<'_>> {
         let weights = self
             .logits
@@ -143,7 +143,7 @@ impl<'a> Forward<'a> {
         self.toward_weights(weights)
     }
 
-    /// Goes backward from the sum of logits by `weights`, `[batch, classes]`.
+    /// Runs the backward pass from the sum of logits weighted by `weights`, `[batch, classes]`.
     ///
     /// # Errors
     /// As [`toward`](Self::toward).
@@ -153,7 +153,7 @@ impl<'a> Forward<'a> {
             let (Some(logits), Some(weights)) = (&self.logits, &weights) else {
                 return Err(headless());
             };
-            // Images do not interact, so the gradient of the sum is each image's own.
+            // Images are independent, so the gradient of the sum contains the gradient of each image.
             let grads = kernels::in_pool(|| logits.broadcast_mul(weights)?.sum_all()?.backward())?;
             for &site in &self.needs.gradients {
                 gradients.insert(site, self.probe.gradient(site, &grads)?);
@@ -167,7 +167,7 @@ impl<'a> Forward<'a> {
     }
 }
 
-/// A forward pass with what it is asked about, and the gradients of that.
+/// A forward pass with an explained score and its gradients.
 pub struct Pass<'a> {
     forward: &'a Forward<'a>,
     weights: Option<Tensor>,
@@ -188,50 +188,50 @@ impl<'a> Pass<'a> {
     /// Rows and columns of the patch grid.
     ///
     /// # Errors
-    /// Fails where the images have no four dimensions.
+    /// Fails if the images do not have four dimensions.
     pub fn grid(&self) -> Result<(usize, usize)> {
         let (_, _, height_px, width_px) = self.images().dims4()?;
         Ok(self.vit().grid(height_px, width_px))
     }
 
-    /// What was at `site`, which the explainer said to need.
+    /// The tensor at `site`, which the explainer must have declared in its needs.
     ///
     /// # Errors
-    /// Fails where it did not.
+    /// Fails if the explainer did not declare it.
     pub fn value(&self, site: Site) -> Result<Tensor> {
         Ok(self.forward.record.get(site)?.detach())
     }
 
-    /// Gradient of the explained score with respect to what was at `site`.
+    /// Gradient of the explained score with respect to the tensor at `site`.
     ///
     /// # Errors
-    /// Fails where the explainer did not say that it needs it.
+    /// Fails if the explainer did not declare it.
     pub fn gradient(&self, site: Site) -> Result<&Tensor> {
         self.gradients
             .get(&site)
             .ok_or_else(|| Error::Model(format!("no gradient was requested at {site:?}")))
     }
 
-    /// `[batch, classes]`: the explained score is the sum of the logits by these.
+    /// `[batch, classes]`: weights of the logits in the explained score.
     ///
     /// # Errors
-    /// [`Error::Model`] where the model has no head.
+    /// [`Error::Model`] if the model has no head.
     pub fn weights(&self) -> Result<&Tensor> {
         self.weights.as_ref().ok_or_else(headless)
     }
 
-    /// The model's answer to the unmasked images, `[batch, classes]`; `None` where it has no head.
+    /// The logits of the unmasked images, `[batch, classes]`; `None` if the model has no head.
     pub fn logits(&self) -> Option<Tensor> {
         self.forward.logits()
     }
 
-    /// The tokens of `xs` that stand for patches.
+    /// The patch tokens of `xs`.
     ///
     /// # Shapes
-    /// - `xs`: a dimension of tokens
+    /// - `xs`: `dim` is the dimension of tokens
     ///
     /// # Errors
-    /// Fails where `dim` is too short for the special tokens.
+    /// Fails if `dim` is too short for the special tokens.
     pub fn patches_of(&self, xs: &Tensor, dim: impl candle_core::shape::Dim) -> Result<Tensor> {
         let dim = dim.to_index(xs.shape(), "patches_of")?;
         let n_special = self.vit().config().n_special_tokens();
@@ -240,7 +240,7 @@ impl<'a> Pass<'a> {
 }
 
 impl Target {
-    /// Weights whose sum with the logits is the explained score.
+    /// Weights of the logits in the explained score.
     ///
     /// # Shapes
     /// - `logits` and result: `[batch, classes]`

@@ -1,19 +1,19 @@
-//! ViT-ReciproCAM: the class score when the last block sees one neighborhood of patches only.
+//! ViT-ReciproCAM: the class score if the last block sees only one neighborhood of patches.
 //!
 //! Paper: Byun and Lee, "ViT-ReciproCAM", arXiv:2310.02588.
-//! For each patch the normed tokens of the last block are multiplied by a 3 × 3 Gaussian around it; the class
-//! token stays. The class score of that copy is the patch's attribution.
+//! For each patch, the normed tokens of the last block are multiplied by a 3 × 3 Gaussian around it; the class token is
+//! kept. The class score of that copy is the patch's attribution.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
-//! | mₙⱼ | `masks` | 1/4, 1/8, 1/16 for patch n itself, beside it and across, 0 elsewhere, 1 for special tokens |
+//! | mₙⱼ | `masks` | 1/4, 1/8, 1/16 for patch n, beside it and diagonally, 0 elsewhere, 1 for special tokens |
 //! | k′ⱼ, v′ⱼ | keys and values of copy n | mₙⱼ (W nⱼ) + b |
 //! | map\[n\] | | class score of copy n |
 //!
-//! Cost: 1 forward and about 7 % of one. Masks act on normed tokens, where projections are linear: they are
-//! computed once, q · k′ⱼ = mₙⱼ (q · kⱼ − q · b) + q · b, and only the tokens that the head reads go on.
-//! **Deviations**: this shortcut, which is exact for heads that read special tokens; others are refused.
-//! No gradient and no weights are needed.
+//! Cost: about 1.07 forwards. Masks act on normed tokens, where projections are linear. The projections are therefore
+//! computed once, q · k′ⱼ = mₙⱼ (q · kⱼ − q · b) + q · b, and only the tokens that the head reads are processed
+//! further. **Deviations**: this shortcut, which is exact for heads that read special tokens; other heads are
+//! refused. Requires no gradients and no trained weights.
 
 use candle_core::{D, Tensor};
 use schemars::JsonSchema;
@@ -87,7 +87,7 @@ impl Explainer for ReciproCam {
     }
 }
 
-/// What the last block makes of the special tokens of each copy.
+/// Output of the last block for the special tokens of each copy.
 ///
 /// # Shapes
 /// - `masks`: `[patches, tokens]`

@@ -1,4 +1,4 @@
-//! RISE: random masks, weighted by the probability that the class keeps under them.
+//! RISE: random masks, weighted by the class's probability under them.
 //!
 //! Paper: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation", BMVC 2018, arXiv:1806.07421.
 //! A mask is a small random grid of kept and hidden cells, upsampled bilinearly and shifted by a part of a cell.
@@ -8,9 +8,9 @@
 //! | Mᵢ | masks, of pixels | |
 //! | S | map | Σᵢ p(x ∘ Mᵢ) Mᵢ / (N · E\[M\]), Eq. 6; its mean over each patch |
 //!
-//! Cost: `masks` forwards: offline only.
-//! **Deviations**: masks are the same for all images and frames, so that maps of neighboring frames differ by
-//! what is seen only. E\[M\] is the masks' mean, as in the authors' later code. No weights are needed.
+//! Cost: `masks` forwards: offline only. **Deviations**: masks are the same for all images and frames, so that the maps
+//! of neighboring frames differ only by content. E\[M\] is the mean of the masks, as in the authors' later code.
+//! Requires no trained weights.
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -89,7 +89,7 @@ impl Explainer for Rise {
 }
 
 impl Rise {
-    /// The mask of this index, one value a pixel, row by row.
+    /// The mask with this index, one value per pixel, row by row.
     fn mask(&self, mask_idx: u64, height_px: usize, width_px: usize) -> Vec<f32> {
         let mut rng = Rng::for_item(self.seed, mask_idx);
         let cells: Vec<f32> = (0..self.cells * self.cells)
@@ -100,7 +100,7 @@ impl Rise {
             width_px.div_ceil(self.cells),
         );
         let (down, right) = (rng.below(cell_h.max(1)), rng.below(cell_w.max(1)));
-        // One cell more than the image is wide, so that every shift of it fits.
+        // One cell larger than the image, so that every shift fits.
         let rows = positions(height_px, down, (self.cells + 1) * cell_h, self.cells);
         let columns = positions(width_px, right, (self.cells + 1) * cell_w, self.cells);
         let mut mask = Vec::with_capacity(height_px * width_px);
@@ -120,8 +120,8 @@ impl Rise {
     }
 }
 
-/// For each of `n` pixels from `shift` on in an edge of `length` pixels that shows `cells`: the cell before it,
-/// and its distance from that one's center, as a share of a cell.
+/// For each of `n` pixels, from `shift` on, along an edge of `length` pixels with `cells` cells: the index of the
+/// preceding cell, and the distance from its center as a share of a cell.
 fn positions(n: usize, shift: usize, length: usize, cells: usize) -> Vec<(usize, f32)> {
     (shift..shift + n)
         .map(|pixel| {
@@ -132,13 +132,13 @@ fn positions(n: usize, shift: usize, length: usize, cells: usize) -> Vec<(usize,
         .collect()
 }
 
-/// RISE with masks of one's own, numbered from 0, of one value a pixel, row by row.
+/// RISE with given masks, numbered from 0, of one value per pixel, row by row.
 ///
 /// # Shapes
 /// - result: `[batch, patches]`
 ///
 /// # Errors
-/// Fails where the images do not fit the model.
+/// Fails if the images do not fit the model.
 pub fn from_masks(
     pass: &Pass<'_>,
     n_masks: usize,

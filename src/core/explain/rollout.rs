@@ -1,9 +1,9 @@
-//! Attention rollout: attention followed through all blocks, the residual paths counted in.
+//! Attention rollout: attention accumulated through all blocks, including residual connections.
 //!
 //! Paper: Abnar and Zuidema, arXiv:2005.00928.
-//! A block mixes tokens by its attention and keeps them by its residual connection, so half of a
-//! token's content is taken to come from itself. Multiplying these mixtures from the first block to the
-//! last tells how much of each input token has reached the class token.
+//! A block mixes tokens by attention and preserves them by its residual connection, so half of each output token is
+//! assumed to come from the same input token. The product of these mixtures over all blocks measures how much of each
+//! input token reaches the class token.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
@@ -11,15 +11,14 @@
 //! | Ãₗ | `mixed` | rows of Aₗ + I, normalized |
 //! | R | `reached` | class row of Ã_L ⋯ Ã₁ |
 //!
-//! Cost: 1 forward, and a vector times a matrix a block: only the class token's row is followed.
+//! Cost: 1 forward, and one vector–matrix product per block: only the class token's row is computed.
 //!
-//! **Deviations**: `discard` zeroes the weakest entries of Aₗ before I is added, for each image apart
-//! (widespread code, Vision DiffMask's among it, does so for the first image of a batch only); it is
-//! off by default, as in the paper.
-//! No weights are needed.
+//! **Deviations**: `discard` zeroes the smallest entries of Aₗ before I is added, separately for each image (widespread
+//! code, including that of Vision DiffMask, does so only for the first image of a batch). It is off by default, as in
+//! the paper. Requires no trained weights.
 //!
-//! [`GradientRollout`] asks for one class: Aₗ becomes meanₕ((Aₗ ∘ ∂z/∂Aₗ)⁺) (the variant of the widespread
-//! `vit-explain` code), at the price of 1 backward.
+//! [`GradientRollout`] explains one class: Aₗ becomes meanₕ((Aₗ ∘ ∂z/∂Aₗ)⁺), the variant of the widespread
+//! `vit-explain` code, which takes 1 backward.
 
 use candle_core::{D, Device, Tensor};
 
@@ -60,11 +59,11 @@ pub struct Rollout {
 pub struct GradientRollout {}
 
 impl Rollout {
-    /// Rollout with the heads fused by `fusion` and the share `discard` of each block's weakest entries
-    /// left out.
+    /// Creates a rollout that fuses heads by `fusion` and discards the share `discard` of each block's smallest
+    /// entries.
     ///
     /// # Errors
-    /// [`Error::Config`] where `discard` is not in [0, 1).
+    /// [`Error::Config`] if `discard` is not in [0, 1).
     pub fn new(fusion: HeadFusion, discard: f64) -> Result<Self> {
         let rollout = Self { fusion, discard };
         rollout.check()?;
@@ -160,7 +159,7 @@ impl Explainer for GradientRollout {
     }
 }
 
-/// Ã of a block: attention and the residual path, rows normalized.
+/// Ã of a block: attention plus the residual connection, with normalized rows.
 ///
 /// # Shapes
 /// - `fused` and result: `[batch, tokens, tokens]`
@@ -188,7 +187,7 @@ fn reached(pass: &Pass<'_>, mixture: impl Fn(Site) -> Result<Tensor>) -> Result<
     pass.patches_of(&reached, D::Minus1)
 }
 
-/// Zeroes the share `discard` of weakest entries of each image's matrix.
+/// Zeroes the share `discard` of the smallest entries of each image's matrix.
 fn discard_weakest(fused: &Tensor, discard: f64) -> candle_core::Result<Tensor> {
     let shape = fused.dims3()?;
     let mut rows: Vec<Vec<f32>> = fused.flatten_from(1)?.to_vec2()?;

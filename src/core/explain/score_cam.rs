@@ -8,9 +8,8 @@
 //! | w_d | | softmax over d of p(x ∘ T_d scaled to \[0, 1\]) |
 //! | map | | (Σ_d w_d T_d)⁺ |
 //!
-//! Cost: 1 forward and one more a channel: 769 for ViT-B.
-//! **Deviations**: channels are upsampled to pixels by nearest neighbor, as all maps of patches here.
-//! No weights are needed.
+//! Cost: 1 forward and one per channel: 769 for ViT-B. **Deviations**: channels are upsampled to pixels by nearest
+//! neighbor, like all patch maps in this crate. Requires no trained weights.
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -74,7 +73,7 @@ impl Explainer for ScoreCam {
     }
 }
 
-/// What [`channels`] reads.
+/// The tensors that [`channels`] reads.
 pub(super) fn channels_needed(vit: &Vit) -> Needs {
     Needs::values(last_block(vit).map(Site::Normed))
 }
@@ -86,7 +85,7 @@ pub(super) fn channels(pass: &Pass<'_>) -> Result<Tensor> {
     Ok(tokens.transpose(1, 2)?)
 }
 
-/// `values` scaled to [0, 1]; equal values are all 0.
+/// Scales `values` to [0, 1]; equal values become 0.
 pub(super) fn unit(values: &[f32]) -> Vec<f32> {
     let low = values.iter().copied().fold(f32::INFINITY, f32::min);
     let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -1,26 +1,26 @@
 //! Shapley values of a game, by weighted least squares over pairs of complementary subsets.
 //!
-//! Papers: Lundberg and Lee, arXiv:1705.07874, Theorem 2; pairs and the end of the search: Covert and Lee,
-//! arXiv:2012.01536.
+//! Papers: Lundberg and Lee, arXiv:1705.07874, Theorem 2; Covert and Lee, arXiv:2012.01536, for pairs and the stopping
+//! criterion.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
-//! | v(z) | score of the subset z ∈ {0, 1}ᴺ, which has n of the N players; z̄ = 1 − z | |
+//! | v(z) | score of the subset z ∈ {0, 1}ᴺ with n of the N players; z̄ = 1 − z | |
 //! | φ | values of the players | argmin Σ w(z) (v(0) + zᵀφ − v(z))², subject to 1ᵀφ = v(1) − v(0) |
 //!
-//! With z and z̄ of one weight, only v(z) − v(z̄) counts. With φ = (v(1) − v(0)) / N + ψ the constraint becomes 1ᵀψ = 0, so
-//! that z may be centered, x = z − n/N:
+//! As z and z̄ have the same weight, only v(z) − v(z̄) matters. With φ = (v(1) − v(0)) / N + ψ, the constraint becomes
+//! 1ᵀψ = 0, so z can be centered, x = z − n/N:
 //!
 //! ψ = argmin Σ w (xᵀψ − t)² + λ ‖ψ‖², t = (v(z) − v(z̄)) / 2 − (v(1) − v(0)) (n/N − ½), summed over pairs.
 //!
-//! No x has a part along 1, and so neither has ψ: the constraint holds exactly, and a multiple of 11ᵀ, added to the
-//! normal matrix so that it can be inverted, changes nothing. The ridge λ draws toward even shares.
+//! No x has a component along 1, so neither has ψ. The constraint therefore holds exactly, and adding a multiple of 11ᵀ
+//! to the normal matrix makes it invertible without changing the solution. The ridge λ shrinks toward equal shares.
 
-/// The least λ, as a share of the normal matrix's mean diagonal: where pairs do not determine the values, those closest
-/// to even shares are found.
+/// Smallest λ, as a share of the normal matrix's mean diagonal. If the pairs do not determine the values, it selects
+/// those closest to equal shares.
 const LEAST_RIDGE: f64 = 1e-10;
 
-/// What is known of a game.
+/// The sampled scores of a game.
 #[derive(Clone, Debug)]
 pub struct Regression {
     n_players: usize,
@@ -54,7 +54,7 @@ pub struct Solution<'a> {
 }
 
 impl Regression {
-    /// A game with the scores `empty` of no player and `whole` of all players, and no pair yet.
+    /// Creates a game without pairs, with the scores `empty` of no players and `whole` of all players.
     pub fn new(n_players: usize, empty: f64, whole: f64) -> Self {
         Self {
             n_players,
@@ -73,9 +73,9 @@ impl Regression {
     /// Adds a pair.
     ///
     /// # Shapes
-    /// - `subset`: `[players]`, 1 for each player of it and 0 for all others
-    /// - `weight`: of either of the two subsets
-    /// - `scores`: of the subset, and of its complement
+    /// - `subset`: `[players]`, 1 for each player in the subset and 0 for all others
+    /// - `weight`: of each of the two subsets
+    /// - `scores`: of the subset and of its complement
     pub fn add(&mut self, subset: &[f32], weight: f64, scores: (f64, f64)) {
         let share = subset.iter().copied().map(f64::from).sum::<f64>() / self.n_players as f64;
         let pair = Pair {
@@ -94,7 +94,7 @@ impl Regression {
         self.pairs.push(pair);
     }
 
-    /// The values under a ridge of λ = `ridge`.
+    /// Solves for the values with a ridge of λ = `ridge`.
     pub fn solve(&self, ridge: f64) -> Solution<'_> {
         let n = self.n_players;
         let diagonal = || (0..n).map(|player| player * (n + 1));
@@ -104,7 +104,7 @@ impl Regression {
         diagonal().for_each(|at| matrix[at] += ridge.max(least));
         let factor = Cholesky::of(matrix, n, least);
         let mut uneven = factor.solve(&self.moments);
-        // What rounding leaves of a part along 1.
+        // Removes the component along 1 that rounding leaves.
         let rest = uneven.iter().sum::<f64>() / n as f64;
         uneven.iter_mut().for_each(|value| *value -= rest);
         Solution {
@@ -116,17 +116,17 @@ impl Regression {
 }
 
 impl Solution<'_> {
-    /// φ, `[players]`: their sum is v(1) − v(0).
+    /// φ, `[players]`; the sum is v(1) − v(0).
     pub fn values(&self) -> Vec<f64> {
         let even = self.regression.total / self.regression.n_players as f64;
         self.uneven.iter().map(|value| even + value).collect()
     }
 
-    /// Standard errors of the values, `[players]`, for pairs that were drawn independently.
+    /// Standard errors of the values, `[players]`, for independently drawn pairs.
     ///
-    /// Those of a jackknife: each pair is left out once, √(Σ δ²) with δ the change of a value. For least squares that
-    /// takes no further solutions: δ = w e (1 − h)⁻¹ B⁻¹ x, with B the normal matrix with its ridge, e = t − xᵀψ and
-    /// h = w xᵀB⁻¹x. How far the ridge draws the values is not part of it.
+    /// They come from a jackknife: each pair is left out once, and √(Σ δ²) is the error, with δ the change of a value.
+    /// For least squares, this requires no further solutions: δ = w e (1 − h)⁻¹ B⁻¹ x, with B the normal matrix
+    /// including the ridge, e = t − xᵀψ and h = w xᵀB⁻¹x. The bias due to the ridge is not included.
     pub fn standard_errors(&self) -> Vec<f64> {
         let mut variances = vec![0.0; self.uneven.len()];
         for pair in &self.regression.pairs {
@@ -141,13 +141,13 @@ impl Solution<'_> {
         variances.into_iter().map(f64::sqrt).collect()
     }
 
-    /// True where the largest standard error is at most `tolerance` of the range of the values: the end of a search as
-    /// Covert and Lee detect it.
+    /// True if the largest standard error is at most `tolerance` of the range of the values: the stopping criterion of
+    /// Covert and Lee.
     pub fn is_within(&self, tolerance: f64) -> bool {
         let largest = |xs: &[f64]| xs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let least = self.uneven.iter().copied().fold(f64::INFINITY, f64::min);
         let errors = self.standard_errors();
-        // An error that is not a number is not within anything.
+        // NaN errors satisfy no tolerance.
         errors.iter().all(|error| error.is_finite())
             && largest(&errors) <= tolerance * (largest(&self.uneven) - least)
     }
@@ -157,12 +157,12 @@ impl Solution<'_> {
 #[derive(Clone, Debug)]
 struct Cholesky {
     n: usize,
-    /// `[n, n]`, row by row; what lies above the diagonal has no meaning.
+    /// `[n, n]`, row by row; entries above the diagonal are meaningless.
     lower: Vec<f64>,
 }
 
 impl Cholesky {
-    /// Of a matrix of which the lower triangle is given; pivots that rounding made smaller than `least_pivot` become it.
+    /// Factors a matrix, given its lower triangle. Pivots that rounding makes smaller than `least_pivot` are set to it.
     fn of(mut matrix: Vec<f64>, n: usize, least_pivot: f64) -> Self {
         for row in 0..n {
             let (above, below) = matrix.split_at_mut(row * n);
@@ -178,7 +178,7 @@ impl Cholesky {
         Self { n, lower: matrix }
     }
 
-    /// x of LLᵀx = b.
+    /// Solves LLᵀx = b for x.
     fn solve(&self, b: &[f64]) -> Vec<f64> {
         let mut x = b.to_vec();
         let row = |idx: usize| &self.lower[idx * self.n..][..=idx];
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(vec![1.0, -1.0, 2.0], factor.solve(&[6.0, 3.0, 11.0]));
     }
 
-    /// A pair {0}, {1} of scores 3 and 1, v(0) = 0 and v(1) = 4: shares are 2 ± (3 − 1) / 2.
+    /// A pair {0}, {1} with scores 3 and 1, v(0) = 0 and v(1) = 4: shares are 2 ± (3 − 1) / 2.
     #[test]
     fn two_players_share_by_the_difference_of_their_scores() {
         let mut regression = Regression::new(2, 0.0, 4.0);
@@ -226,7 +226,7 @@ mod tests {
             (values[0] - 3.0).abs() < 1e-8 && (values[1] - 1.0).abs() < 1e-8,
             "{values:?}"
         );
-        // x xᵀ has the eigenvalue ½ along (1, −1): a ridge of as much halves what is uneven.
+        // x xᵀ has the eigenvalue ½ along (1, −1), so a ridge of ½ halves the uneven part.
         let values = regression.solve(0.5).values();
         assert!((values[0] - 2.5).abs() < 1e-8, "{values:?}");
     }

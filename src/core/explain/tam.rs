@@ -1,4 +1,4 @@
-//! Transition attention maps: attention as a Markov chain from the last block back, times integrated gradients.
+//! Transition attention maps: attention as a Markov chain from the last block backward, times integrated gradients.
 //!
 //! Paper: Yuan et al., "Explaining Information Flow Inside Vision Transformers Using Markov Chain", XAI4Debugging
 //! workshop, NeurIPS 2021.
@@ -9,10 +9,9 @@
 //! | W | `integrated` | class row of meanₕ(((1/20) Σₖ ∇A_L(x · k/19))⁺), k = 0 … 19 |
 //! | map | | s ∘ W |
 //!
-//! Cost: 20 forwards, 20 backwards through part of the last block.
-//! **Deviations**: none. No weights are needed.
+//! Cost: 21 forwards, 20 backwards through part of the last block. **Deviations**: none. Requires no trained weights.
 //!
-//! The integrated gradient serves [Beyond Intuition](super::beyond_intuition) too.
+//! [Beyond Intuition](super::beyond_intuition) also uses the integrated gradient.
 
 use candle_core::{D, Tensor};
 use schemars::JsonSchema;
@@ -27,7 +26,7 @@ use crate::vit::{Site, Vit};
 /// Points on the line from a gray image to the image, as in the authors' code.
 const STEPS: usize = 20;
 
-/// Explains by the chain of attention.
+/// Explains by attention as a Markov chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TransitionAttention {}
@@ -75,7 +74,7 @@ impl Explainer for TransitionAttention {
     }
 }
 
-/// Class row of the last block's attention gradient, averaged on the way from gray to the image.
+/// Class row of the last block's attention gradient, averaged along the path from gray to the image.
 ///
 /// # Shapes
 /// - result: `[batch, tokens]`, not negative

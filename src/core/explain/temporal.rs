@@ -1,12 +1,12 @@
-//! GradMask on live video: its masks are spread over the frames.
+//! GradMask on live video: the masks are spread over the frames.
 //!
-//! Neighboring frames have nearly the same masks. With `spread` above 1, the model is asked about a part of the masks on
-//! each frame, in turns, and a moving sum is kept: with S frames a turn,
+//! Neighboring frames have nearly the same masks. With `spread` above 1, the model runs on a different part of the
+//! masks on each frame, in turn, and a moving sum is kept. With S frames per turn,
 //!
 //! h ← (1 − 1/S) h + Σ w M over every S-th mask,
 //!
-//! which for a picture that stands still is GradMask's own map. The first frame is asked about all masks.
-//! Cost a frame: 1 forward, 1 backward, and an S-th of the masked forwards.
+//! which for a static picture equals GradMask's own map. The first frame runs all masks. Cost per frame: 1 forward, 1
+//! backward, and 1/S of the masked forwards.
 
 use candle_core::Tensor;
 
@@ -16,16 +16,16 @@ use super::masked::each_image;
 use super::memory::Remembered;
 use crate::error::Result;
 
-/// What the frames before have left.
+/// State from the previous frames.
 #[derive(Clone, Debug)]
 struct Memory {
-    /// Frames so far.
+    /// Number of frames so far.
     n_frames: usize,
     sums: Sums,
 }
 
 impl GradMask {
-    /// The maps of successive frames, each asked about its share of the masks.
+    /// Computes the maps of successive frames, each from its share of the masks.
     ///
     /// # Shapes
     /// - result: `[batch, patches]`
@@ -39,7 +39,7 @@ impl GradMask {
             let masks = all_masks.next().unwrap_or_default();
             let n_patches = masks.first().map_or(0, Vec::len);
             let memory = remembered.of_image(image_idx)?;
-            // A video that changes its size begins anew.
+            // A video whose size changes starts over.
             let old = memory.take::<Memory>();
             let old = old.filter(|old| old.sums.covered.len() == n_patches);
             let new = self.remember(old, pass, image_idx, masks)?;
@@ -49,7 +49,7 @@ impl GradMask {
         })
     }
 
-    /// The next frame's share of the masks, on top of what is remembered.
+    /// Adds the next frame's share of the masks to the remembered sums.
     fn remember(
         &self,
         memory: Option<Memory>,

@@ -1,4 +1,4 @@
-//! TiS: clusters of all blocks' features as token masks, weighted by the class's probability under them.
+//! TiS: clusters of the features of all blocks as token masks, weighted by the class's probability under them.
 //!
 //! Paper: Englebert et al., "Explaining through Transformer Input Sampling", ICCV workshops 2023.
 //!
@@ -6,12 +6,12 @@
 //! |---|---|---|
 //! | f | channels of all blocks' outputs, one value per patch | |
 //! | Mₖ | masks | the `keep` share of patches with the highest values of a k-means centroid of f |
-//! | w | | p of the class with only the mask's tokens in the sequence |
-//! | map | | Σ w M / Σ M; 0 where no mask keeps a patch |
+//! | w | | p of the class if the sequence contains only the mask's tokens |
+//! | map | | Σ w M / Σ M; 0 if no mask keeps a patch |
 //!
-//! Cost: 1 forward, k-means, and `clusters` forwards of sequences half as long.
-//! **Deviations**: k-means begins with channels drawn by `seed`, the same for all images, and takes `iterations`
-//! steps. Models with fewer channels have as many clusters as channels. No weights are needed.
+//! Cost: 1 forward, k-means, and `clusters` forwards of sequences half as long. **Deviations**: k-means starts from
+//! channels drawn by `seed`, the same for all images, and takes `iterations` steps. Models with fewer channels than
+//! `clusters` have one cluster per channel. Requires no trained weights.
 
 use candle_core::{D, Device, Tensor};
 use schemars::JsonSchema;
@@ -120,7 +120,7 @@ impl Explainer for Tis {
 }
 
 impl Tis {
-    /// K-means of the rows of `features`, by Lloyd's steps; a centroid that loses its rows stays where it is.
+    /// K-means of the rows of `features` by Lloyd's algorithm; a centroid without rows remains unchanged.
     ///
     /// # Shapes
     /// - `features`: `[channels, patches]`
@@ -133,7 +133,7 @@ impl Tis {
         channels.truncate(n_clusters);
         let mut centroids = features.index_select(&Tensor::new(channels, features.device())?, 0)?;
         for _ in 0..self.iterations {
-            // ‖f − c‖² = ‖f‖² − 2 f · c + ‖c‖², of which the first term is the same for all centroids.
+            // ‖f − c‖² = ‖f‖² − 2 f · c + ‖c‖²; the first term is the same for all centroids.
             let lengths = centroids.sqr()?.sum(1)?; // [clusters]
             let dots = (features.matmul(&centroids.t()?)? * 2.0)?; // [channels, clusters]
             let nearest: Vec<u32> = dots.broadcast_sub(&lengths)?.argmax(1)?.to_vec1()?;
@@ -154,7 +154,7 @@ impl Tis {
     }
 }
 
-/// A mask of the share `keep` of highest values, at least one.
+/// A mask of the share `keep` of highest values, at least one patch.
 fn highest(values: &[f32], keep: f32) -> Vec<f32> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));

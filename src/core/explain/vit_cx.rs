@@ -1,20 +1,19 @@
 //! ViT-CX: clustered features of the last block as masks, weighted by the class's probability under them.
 //!
 //! Paper: Xie et al., "ViT-CX: Causal Explanation of Vision Transformers", IJCAI 2023, arXiv:2211.03064.
-//! Channels of the last block's tokens that look alike are one mask, so that few masks stand for many.
+//! Similar channels of the last block's tokens are merged, so that few masks represent many.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | T_d | channel of the tokens after the last block's first norm, scaled to \[0, 1\] | |
 //! | Mₖ | masks | sum of a cluster's channels, scaled to \[0, 1\] |
-//! | ε | noise in place of what is hidden | N(0, 0.1²) |
+//! | ε | noise that replaces hidden pixels | N(0, 0.1²) |
 //! | wₖ | | p(x M + ε (1 − M)) − p(x + ε (1 − M)) + p(x) |
 //! | map | | (1/K) Σₖ wₖ Mₖ / Σⱼ Mⱼ\[k\], the sum over patches |
 //!
-//! Clusters are those of complete linkage by cosine distance, cut at `distance`.
-//! Cost: 2 + 2K forwards, K of some tens.
-//! **Deviations**: channels are clustered on the patch grid, and upsampled to pixels by nearest neighbor; the authors
-//! upsample first. The noise is the same for all images. No weights are needed.
+//! Clusters are formed by complete linkage of cosine distances, cut at `distance`. Cost: 2 + 2K forwards, with K of a
+//! few tens. **Deviations**: channels are clustered on the patch grid, and upsampled to pixels by nearest neighbor; the
+//! authors upsample first. The noise is the same for all images. Requires no trained weights.
 
 use candle_core::Tensor;
 use kodama::{Method as Linkage, linkage};
@@ -103,12 +102,12 @@ impl Explainer for VitCx {
 }
 
 impl VitCx {
-    /// How much the class keeps under each mask, without what the noise alone does.
+    /// Weight of each mask: the class's probability under it, corrected for the effect of the noise alone.
     fn weights(&self, copies: &Copies<'_>, masks: &[Vec<f32>]) -> Result<Vec<f32>> {
         let image = copies.image();
         let mut rng = Rng::new(self.seed);
         let noise: Vec<f32> = image.iter().map(|_| self.noise * rng.normal()).collect();
-        // The whole image, then each mask's pair: what is hidden replaced by noise, and with noise on top.
+        // The whole image, then a pair per mask: hidden pixels replaced by noise, and the image plus noise.
         let pairs = masks.iter().flat_map(|mask| {
             let mask = copies.pixels(mask);
             [1.0, 0.0].map(|hides| {
@@ -132,7 +131,7 @@ impl VitCx {
     }
 }
 
-/// Sums of the channels that are alike, scaled to [0, 1].
+/// Sums of similar channels, scaled to [0, 1].
 fn clustered(channels: &[Vec<f32>], distance: f32) -> Vec<Vec<f32>> {
     let n = channels.len();
     let mut distances = Vec::with_capacity(n * n.saturating_sub(1) / 2);
@@ -140,7 +139,7 @@ fn clustered(channels: &[Vec<f32>], distance: f32) -> Vec<Vec<f32>> {
         let others = channels.iter().skip(channel_idx + 1);
         distances.extend(others.map(|other| cosine_distance(channel, other)));
     }
-    // Sums of clusters by kodama's numbers: channels first, then one per step; what was joined is taken.
+    // Clusters by kodama's numbering: channels first, then one per step; merged clusters become `None`.
     let mut clusters: Vec<Option<Vec<f32>>> = channels.iter().cloned().map(Some).collect();
     for step in linkage(&mut distances, n, Linkage::Complete).steps() {
         if step.dissimilarity > distance {
@@ -154,7 +153,7 @@ fn clustered(channels: &[Vec<f32>], distance: f32) -> Vec<Vec<f32>> {
     clusters.iter().flatten().map(|sum| unit(sum)).collect()
 }
 
-/// 1 − cosine; channels of zeros are far from all others.
+/// 1 − cosine; a channel of zeros has distance 1 from all others.
 fn cosine_distance(a: &[f32], b: &[f32]) -> f32 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
     let lengths = (dot(a, a) * dot(b, b)).sqrt();
@@ -165,7 +164,7 @@ fn cosine_distance(a: &[f32], b: &[f32]) -> f32 {
     }
 }
 
-/// Mean over the masks of each one's weight, shared out among its patches.
+/// Distributes the weight of each mask among its patches, and averages over the masks.
 fn mean_share(masks: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
     let mut map = vec![0f32; masks.first().map_or(0, Vec::len)];
     for (mask, weight) in masks.iter().zip(weights) {

@@ -1,18 +1,18 @@
-//! Dense optical flow between two gray frames, and which pixels both of them show.
+//! Dense optical flow between two grayscale frames, and the pixels that are visible in both.
 //!
 //! The flow `u` minimizes `sum |grad u| + lambda |I_to(x + u) - I_from(x)|` (TV-L1: Zach, Pock and Bischof, DAGM 2007;
 //! Sánchez, Meinhardt-Llopis and Facciolo, IPOL 2013), coarse to fine on a pyramid (Burt and Adelson, 1983). On each
-//! level, `I_to` is linearized around `x + u` by Catmull-Rom cubics, the linear problem solved by primal-dual
-//! iterations (Chambolle and Pock, 2011, algorithm 1), and `u` filtered by medians of 3 x 3 (Wedel et al., 2009).
+//! level, `I_to` is linearized around `x + u` by Catmull-Rom cubics, the linear problem is solved by primal-dual
+//! iterations (Chambolle and Pock, 2011, algorithm 1), and `u` is filtered by medians of 3 x 3 (Wedel et al., 2009).
 //!
-//! **Deviations** from TV-L1: Huber's norm of `grad u` (Werlberger et al., BMVC 2009), since the plain one makes
-//! staircases of rotations and zooms; the mean of both frames' gradients (Wedel et al., 2009), which errs less; no data
-//! term where a pixel leaves the frame, which then moves as its neighbors do.
+//! **Deviations** from TV-L1: the Huber norm of `grad u` (Werlberger et al., BMVC 2009), since the plain norm causes
+//! staircasing in rotations and zooms; the mean of both frames' gradients (Wedel et al., 2009), which is more accurate;
+//! no data term where a pixel leaves the frame, so its motion follows its neighbors.
 //!
-//! Visibility is the test of Lai et al. (ECCV 2018), after Ruder, Dosovitskiy and Brox (GCPR 2016).
+//! Visibility uses the test of Lai et al. (ECCV 2018), based on Ruder, Dosovitskiy and Brox (GCPR 2016).
 //!
-//! Things are assumed to stay as bright as they are: nothing here withstands cuts, flashes or changes of exposure. One
-//! thread works on a pair of frames, since pairs are many.
+//! Brightness is assumed constant: the flow is not robust to cuts, flashes or exposure changes. Each pair of frames is
+//! processed by one thread, since there are many pairs.
 
 mod pyramid;
 #[cfg(test)]
@@ -28,30 +28,30 @@ pub use warp::{consistency, visibility, warp};
 
 use crate::error::{Error, Result};
 
-/// A gray picture.
+/// A grayscale picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gray {
     width_px: usize,
     height_px: usize,
-    /// As many as pixels, of which there is at least one.
+    /// One value per pixel; not empty.
     values: Vec<f32>,
 }
 
-/// Where each pixel of a frame lies in another.
+/// The position of each pixel of a frame in another frame.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Flow {
     width_px: usize,
     height_px: usize,
-    /// As many as pixels, of which there is at least one.
+    /// One vector per pixel; not empty.
     vectors: Vec<[f32; 2]>,
 }
 
 impl Gray {
-    /// A picture of `values` from 0 (black) to 1 (white), row by row, `[height_px, width_px]`.
+    /// Creates a picture from `values`, 0 (black) to 1 (white), row by row, `[height_px, width_px]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is no pixel or not one value a pixel, [`Error::Data`] where a value is not in
-    /// 0..=1: [`FlowOptions::lambda`] means something else for other units.
+    /// [`Error::Shape`] if there are no pixels or not one value per pixel, [`Error::Data`] if a value is not in 0..=1,
+    /// because [`FlowOptions::lambda`] depends on the units.
     pub fn new(width_px: usize, height_px: usize, values: Vec<f32>) -> Result<Self> {
         check_len((width_px, height_px), values.len())?;
         if let Some(value) = values.iter().find(|value| !(0.0..=1.0).contains(*value)) {
@@ -65,17 +65,17 @@ impl Gray {
         })
     }
 
-    /// Pixels a row, and rows.
+    /// Width and height in pixels.
     pub fn size_px(&self) -> (usize, usize) {
         (self.width_px, self.height_px)
     }
 
-    /// One value a pixel, row by row, `[height_px, width_px]`.
+    /// One value per pixel, row by row, `[height_px, width_px]`.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// The row `before` rows above a place, or the nearest there is.
+    /// The row `before` rows above `y`, clamped to the picture.
     fn row(&self, y: usize, before: usize) -> &[f32] {
         let y = y.saturating_sub(before).min(self.height_px - 1);
         &self.values[y * self.width_px..][..self.width_px]
@@ -83,12 +83,11 @@ impl Gray {
 }
 
 impl Flow {
-    /// A flow of `vectors`, row by row, `[height_px, width_px]`: what lies at `(x, y)` of the one frame lies at
+    /// Creates a flow from `vectors`, row by row, `[height_px, width_px]`: the content at `(x, y)` of one frame is at
     /// `(x + vector[0], y + vector[1])` of the other, in pixels.
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is no pixel or not one vector a pixel, [`Error::Data`] where a vector is not
-    /// finite.
+    /// [`Error::Shape`] if there are no pixels or not one vector per pixel, [`Error::Data`] if a vector is not finite.
     pub fn new(width_px: usize, height_px: usize, vectors: Vec<[f32; 2]>) -> Result<Self> {
         check_len((width_px, height_px), vectors.len())?;
         if let Some(vector) = vectors
@@ -104,7 +103,7 @@ impl Flow {
         })
     }
 
-    /// Pixels a row, and rows.
+    /// Width and height in pixels.
     pub fn size_px(&self) -> (usize, usize) {
         (self.width_px, self.height_px)
     }
@@ -114,19 +113,19 @@ impl Flow {
         &self.vectors
     }
 
-    /// Where a pixel lies in the other frame, in pixels from its first one.
+    /// Position of a pixel in the other frame, in pixels from the first one.
     fn place(&self, pixel: usize) -> (f32, f32) {
         let ([right, down], (x, y)) = (self.vectors[pixel], position(pixel, self.width_px));
         (x + right, y + down)
     }
 
-    /// Whether a place lies between the outermost pixels.
+    /// Whether a position lies between the outermost pixels.
     fn holds(&self, (x, y): (f32, f32)) -> bool {
         let to_last = |len: usize| 0.0..=(len - 1) as f32;
         to_last(self.width_px).contains(&x) && to_last(self.height_px).contains(&y)
     }
 
-    /// The vector at a place in pixels, bilinear, or at the nearest one in the frame.
+    /// The bilinearly interpolated vector at a position in pixels, clamped to the frame.
     pub fn at(&self, place: (f32, f32)) -> [f32; 2] {
         from_fn(|axis| bilinear(self.size_px(), place, |pixel| self.vectors[pixel][axis]))
     }

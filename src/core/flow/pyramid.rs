@@ -1,24 +1,24 @@
-//! Coarse to fine: motion is found on small pictures first, where it is short.
+//! Coarse-to-fine estimation: motion is first estimated on small pictures, where it is short.
 
 use std::array::from_fn;
 
 use super::{Flow, Gray, check_same, position};
 use crate::error::{Error, Result};
 
-/// How [`flow`] is found.
+/// Options of [`flow`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FlowOptions {
-    /// Weight of differences between gray values (0 to 1) against those between neighbors' vectors (pixels): the
-    /// greater, the finer the motion that is followed, and the more noise.
+    /// Weight of gray value differences (0 to 1) relative to differences between neighboring vectors (pixels). A larger
+    /// weight follows finer motion, but also more noise.
     pub lambda: f32,
-    /// Linearizations a level of the pyramid.
+    /// Linearizations per level of the pyramid.
     pub warps: usize,
-    /// Primal-dual iterations a linearization.
+    /// Primal-dual iterations per linearization.
     pub iterations: usize,
 }
 
 impl Default for FlowOptions {
-    /// Photographs that were moved, with noise, want a lesser `lambda`, a stereo pair a greater one; IPOL's is 38 here.
+    /// Displaced photographs with noise need a smaller `lambda`, stereo pairs a larger one; IPOL's corresponds to 38.
     fn default() -> Self {
         Self {
             lambda: 30.0,
@@ -29,8 +29,8 @@ impl Default for FlowOptions {
 }
 
 impl FlowOptions {
-    /// For small pictures while a video runs: at 64 x 64 pixels a sixth of the default's time, and errors of up to a
-    /// tenth of a pixel, or two with noise of two gray levels.
+    /// For small pictures in live video. At 64 x 64 pixels, takes a sixth of the default's time, with errors of up to a
+    /// tenth of a pixel, or two tenths with noise of two gray levels.
     pub fn fast() -> Self {
         Self {
             warps: 2,
@@ -40,12 +40,13 @@ impl FlowOptions {
     }
 }
 
-/// The flow from one frame to another of the same size.
+/// Estimates the flow from one frame to another of the same size.
 ///
 /// # Errors
-/// [`Error::Shape`] where the sizes differ, [`Error::Config`] where an option is not positive.
+/// [`Error::Shape`] if the sizes differ, [`Error::Config`] if an option is not positive.
 pub fn flow(from: &Gray, to: &Gray, options: &FlowOptions) -> Result<Flow> {
-    /// The shorter side of the coarsest level is not halved further: too little would be left to compare.
+    /// Below this length of the shorter side, a level is not halved further, because too little would be left to
+    /// compare.
     const COARSEST_PX: usize = 32;
 
     check_same(from.size_px(), to.size_px())?;
@@ -69,11 +70,11 @@ pub fn flow(from: &Gray, to: &Gray, options: &FlowOptions) -> Result<Flow> {
 }
 
 impl Gray {
-    /// The picture at a size that its longer side fits, each pixel the mean of the area that it covers; itself where
-    /// it is small enough.
+    /// Shrinks the picture so that its longer side is at most `longer_px`; each pixel is the mean of the area that it
+    /// covers. Returns a clone if the picture is already small enough.
     ///
     /// # Errors
-    /// [`Error::Config`] where nothing fits, since `longer_px` is 0.
+    /// [`Error::Config`] if `longer_px` is 0.
     pub fn shrunk(&self, longer_px: usize) -> Result<Self> {
         if longer_px == 0 {
             return Err(Error::Config(
@@ -100,7 +101,7 @@ impl Gray {
             }
             let means = columns.iter().map(|column| {
                 let shares = column.iter().map(|&(x, share)| share * mean[x]);
-                // Rounding must not make a white picture whiter.
+                // Rounding must not exceed white.
                 shares.sum::<f32>().min(1.0)
             });
             values.extend(means);
@@ -112,7 +113,7 @@ impl Gray {
         })
     }
 
-    /// The picture at half the size; its pixel `x` lies at `2 x` of this one.
+    /// Halves the size; pixel `x` of the result is at `2 x` of this picture.
     fn halved(&self) -> Self {
         const TAPS: [f32; 5] = [1.0 / 16.0, 4.0 / 16.0, 6.0 / 16.0, 4.0 / 16.0, 1.0 / 16.0];
         let (width_px, height_px) = (self.width_px.div_ceil(2), self.height_px.div_ceil(2));
@@ -140,7 +141,7 @@ impl Gray {
 }
 
 impl Flow {
-    /// The same motion between pictures of twice the size.
+    /// Converts the flow to pictures of twice the size.
     fn doubled(&self, (width_px, height_px): (usize, usize)) -> Self {
         let vectors = (0..width_px * height_px).map(|pixel| {
             let (x, y) = position(pixel, width_px);
@@ -154,9 +155,9 @@ impl Flow {
     }
 }
 
-/// Which of `from` pixels in a row one of `to` pixels covers, and their shares of it.
+/// The pixels of a row of `from` that one of `to` pixels covers, and their shares of it.
 fn covered(idx: usize, from: usize, to: usize) -> impl Iterator<Item = (usize, f32)> {
-    // In units in which a pixel of the one row is `to` long, and one of the other `from`.
+    // In units in which a source pixel has length `to`, and a target pixel length `from`.
     let (start, end) = (idx * from, (idx + 1) * from);
     (start / to..end.div_ceil(to)).map(move |pixel| {
         let len = end.min((pixel + 1) * to) - start.max(pixel * to);
@@ -187,7 +188,7 @@ mod tests {
         assert!(error < 0.02, "{error} px: {degrees}, {zoom}, {shift:?}");
     }
 
-    /// Adds uniform noise of a standard deviation of 2 of 255.
+    /// Adds uniform noise with a standard deviation of 2 of 255.
     fn make_noisy(frame: &mut Gray, rng: &mut Rng) {
         for value in &mut frame.values {
             *value += (rng.uniform() - 0.5) * 48.0_f32.sqrt() / 255.0;
@@ -245,7 +246,7 @@ mod tests {
     fn a_shrunk_picture_has_the_mean_of_each_area() {
         let line = Gray::new(5, 1, vec![0.0, 0.25, 1.0, 0.5, 0.0]).unwrap();
         let shrunk = line.shrunk(2).unwrap();
-        // Half of the middle pixel belongs to either side.
+        // Each side gets half of the middle pixel.
         assert_eq!(shrunk.size_px(), (2, 1));
         let expected = [0.75 / 2.5, 1.0 / 2.5];
         let far = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-6;

@@ -1,4 +1,4 @@
-//! Pictures and motions that are known between pixels too.
+//! Test pictures and motions that are defined at subpixel positions.
 
 use std::array::from_fn;
 use std::f64::consts::TAU;
@@ -6,7 +6,7 @@ use std::f64::consts::TAU;
 use super::{Flow, Gray, position};
 use crate::rng::Rng;
 
-/// Waves of 6 to 80 pixels in all directions: smooth, and known between pixels too.
+/// Sum of waves of 6 to 80 pixels in all directions: smooth, and defined at subpixel positions.
 pub(crate) fn texture(seed: u64) -> impl Fn(f64, f64) -> f64 {
     let mut rng = Rng::new(seed);
     let waves: [_; 60] = from_fn(|_| {
@@ -24,7 +24,7 @@ pub(crate) fn texture(seed: u64) -> impl Fn(f64, f64) -> f64 {
     }
 }
 
-/// A picture of values, cut at black and white.
+/// Renders a picture; values are clamped to black and white.
 pub(crate) fn picture((width, height): (usize, usize), value: impl Fn(f64, f64) -> f64) -> Gray {
     let values = (0..width * height).map(|pixel| {
         let (x, y) = position(pixel, width);
@@ -33,7 +33,7 @@ pub(crate) fn picture((width, height): (usize, usize), value: impl Fn(f64, f64) 
     Gray::new(width, height, values.collect()).unwrap()
 }
 
-/// Frames of a texture that turns and grows around their center and is shifted then, and the true flow.
+/// Two frames of a texture that rotates and scales around the center and is then shifted, and the true flow.
 pub(crate) fn moving(
     (width, height): (usize, usize),
     degrees: f64,

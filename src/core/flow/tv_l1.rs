@@ -4,25 +4,25 @@ use std::array::from_fn;
 
 use super::{Flow, FlowOptions, Gray};
 
-/// The difference of gray values where a pixel's vector is near an estimate: `offset + slope · vector`.
+/// Linearized difference of gray values, as a function of a pixel's vector near an estimate: `offset + slope · vector`.
 #[derive(Clone, Copy, Default)]
 struct Residual {
     offset: f32,
     slope: [f32; 2],
 }
 
-/// The dual variables: for both components of each pixel's vector a gradient of length 1 at most.
+/// The dual variables: for both components of each pixel's vector, a gradient of length at most 1.
 struct Duals {
-    /// `[height, width, 2]`, flat, as `along_y`.
+    /// `[height, width, 2]`, flat, like `along_y`.
     along_x: Vec<f32>,
     along_y: Vec<f32>,
 }
 
-/// Length of steps of both variables: the greatest for which algorithm 1 converges, since `|grad|^2 <= 8`.
+/// Step length of both variables: the largest for which algorithm 1 converges, since `|grad|^2 <= 8`.
 const STEP: f32 = 0.353_553_4;
 
 impl Gray {
-    /// Value, slope along x and slope along y at a place inside the picture.
+    /// Value, slope along x and slope along y at a position inside the picture.
     fn cubic(&self, (x, y): (f32, f32)) -> [f32; 3] {
         let (left, top) = (x as usize, y as usize);
         let rows: [(f32, f32); 4] =
@@ -33,7 +33,7 @@ impl Gray {
         [value, slope_x, slope_y]
     }
 
-    /// The same at pixels, where the slopes are central differences.
+    /// Like [`cubic`](Self::cubic), at all pixels, where the slopes are central differences.
     fn slopes(&self) -> Vec<[f32; 3]> {
         let mut slopes = Vec::with_capacity(self.values.len());
         for y in 0..self.height_px {
@@ -48,7 +48,7 @@ impl Gray {
     }
 }
 
-/// Four values of a row, the first one to the left of `x`, where those beyond the row are the nearest in it.
+/// Four values of a row, starting one to the left of `x`, clamped to the row.
 fn samples(row: &[f32], x: usize) -> [f32; 4] {
     let inside = x
         .checked_sub(1)
@@ -77,7 +77,7 @@ impl Flow {
         }
     }
 
-    /// `own` holds value and slopes of each pixel of the frame that the flow starts from.
+    /// Linearizes the data term. `own` holds value and slopes of each pixel of the frame that the flow starts from.
     fn linearize(&self, own: &[[f32; 3]], to: &Gray) -> Vec<Residual> {
         let pixels = self.vectors.iter().zip(own).enumerate();
         let residuals = pixels.map(|(pixel, ([x, y], [own, own_x, own_y]))| {
@@ -95,7 +95,7 @@ impl Flow {
         residuals.collect()
     }
 
-    /// A step of the primal variable, and its extrapolation `ahead`.
+    /// Takes a step of the primal variable, and writes its extrapolation to `ahead`.
     fn descend(
         &mut self,
         duals: &Duals,
@@ -114,7 +114,7 @@ impl Flow {
             for ((vector, ahead), (moved, residual)) in pixels.zip(moved.iter().zip(residuals)) {
                 let [slope_x, slope_y] = residual.slope;
                 let difference = residual.offset + slope_x * moved[0] + slope_y * moved[1];
-                // To where nothing differs, but not further than the limit: the thresholding of Zach et al.
+                // Moves to where the difference vanishes, but at most by the limit: the thresholding of Zach et al.
                 let least = difference / (slope_x * slope_x + slope_y * slope_y).max(1e-12);
                 let step = least.clamp(-limit, limit);
                 let next = [moved[0] - step * slope_x, moved[1] - step * slope_y];
@@ -124,7 +124,7 @@ impl Flow {
         }
     }
 
-    /// Medians of 3 x 3 vectors, where those beyond the frame are the nearest in it.
+    /// Medians of 3 x 3 vectors, with positions clamped to the frame.
     fn medians(&self) -> Vec<[f32; 2]> {
         let len = 2 * self.width_px;
         let rows: Vec<&[f32]> = self.vectors.as_flattened().chunks_exact(len).collect();
@@ -140,19 +140,19 @@ impl Flow {
     }
 }
 
-/// Three vectors above each other, sorted component by component, for each column of a frame.
+/// Three vertically adjacent vectors for each column of a frame, sorted component by component.
 ///
-/// The median of nine values is the median of three: of the greatest of the columns' least ones, of the median of the
-/// middle ones, and of the least of the greatest ones.
+/// The median of the nine values is the median of three: the largest of the columns' minima, the median of their middle
+/// values, and the smallest of their maxima.
 struct Columns {
-    /// `[1 + width + 1, 2]`, flat, as the next two: the outermost columns are there twice.
+    /// `[1 + width + 1, 2]`, flat, like the next two; the outermost columns are duplicated.
     least: Vec<f32>,
     middle: Vec<f32>,
     greatest: Vec<f32>,
 }
 
 impl Columns {
-    /// Columns of rows that are `len` long.
+    /// Creates columns for rows of length `len`.
     fn new(len: usize) -> Self {
         Self {
             least: vec![0.0; len + 4],
@@ -198,14 +198,14 @@ fn median([a, b, c]: [f32; 3]) -> f32 {
 }
 
 impl Duals {
-    /// A step along the gradient of the vectors, `[height, width, 2]`, whose rows are `len` long.
+    /// Takes a step along the gradient of the vectors, `[height, width, 2]`, whose rows have length `len`.
     fn ascend(&mut self, vectors: &[f32], len: usize) {
-        /// Changes of flow up to this, in pixels a pixel, count squared and not absolute.
+        /// Changes of the flow up to this, in pixels per pixel, have a quadratic rather than an absolute penalty.
         const HUBER: f32 = 0.03;
         const SHRINK: f32 = 1.0 / (1.0 + STEP * HUBER);
 
         let rows = vectors.chunks_exact(len);
-        // Nothing is below the last row: against itself, it does not change. So it is with the last column.
+        // The last row is paired with itself, so its difference is zero. The same applies to the last column.
         let below = rows.clone().skip(1).chain(rows.clone().next_back());
         let along_x = self.along_x.chunks_exact_mut(len);
         let along_y = self.along_y.chunks_exact_mut(len);
@@ -223,7 +223,7 @@ impl Duals {
         }
     }
 
-    /// A row of vectors, moved by a step along the divergence.
+    /// Moves a row of vectors by a step along the divergence.
     fn move_along_divergence(&self, vectors: &[f32], row: usize, moved: &mut [f32]) {
         let len = vectors.len();
         let (along_x, along_y) = (&self.along_x[row * len..], &self.along_y[row * len..]);
@@ -242,7 +242,7 @@ impl Duals {
     }
 }
 
-/// Value and slope at `share` of the way from the second of four samples to the third.
+/// Value and slope at `share` of the distance between the second and the third of four samples.
 fn catmull_rom([before, from, to, after]: [f32; 4], share: f32) -> (f32, f32) {
     let linear = 0.5 * (to - before);
     let square = before - 2.5 * from + 2.0 * to - 0.5 * after;

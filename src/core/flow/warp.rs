@@ -1,17 +1,17 @@
-//! Values brought along a flow, and which of them can be trusted.
+//! Warping of values along a flow, and the reliability of the result.
 
 use super::{Flow, check_len, check_same};
 use crate::error::Result;
 
-/// What `flow` leads to, brought back to where it starts, bilinear: `warped(x) = values(x + flow(x))`.
+/// Warps `values` from the target of `flow` back to its source, bilinearly: `warped(x) = values(x + flow(x))`.
 ///
-/// Beyond the frame, the nearest value counts; [`visibility`] tells where.
+/// Positions beyond the frame take the nearest value; [`visibility`] reports where.
 ///
 /// # Shapes
-/// - `values`: `[height_px, width_px]` of the flow, as the result
+/// - `values` and result: `[height_px, width_px]` of the flow
 ///
 /// # Errors
-/// [`Error::Shape`](crate::error::Error::Shape) where there is not one value a pixel.
+/// [`Error::Shape`](crate::error::Error::Shape) if there is not one value per pixel.
 pub fn warp(values: &[f32], flow: &Flow) -> Result<Vec<f32>> {
     check_len(flow.size_px(), values.len())?;
     let warped = (0..values.len())
@@ -19,17 +19,17 @@ pub fn warp(values: &[f32], flow: &Flow) -> Result<Vec<f32>> {
     Ok(warped.collect())
 }
 
-/// Which pixels of the frame that `forward` starts from can be seen in the frame that it leads to.
+/// Which pixels of the source frame of `forward` are visible in its target frame.
 ///
-/// Those that are [consistent](consistency) and not at a motion boundary, where a vector is not to be trusted:
-/// `|grad f|^2 > 0.01 |f|^2 + 0.002` with `f = forward(x)` (Lai et al., ECCV 2018; differences to the neighbors on the
-/// right and below).
+/// A pixel is visible if it is [consistent](consistency) and not at a motion boundary, where vectors are unreliable:
+/// `|grad f|^2 > 0.01 |f|^2 + 0.002` with `f = forward(x)` (Lai et al., ECCV 2018; differences to the right and lower
+/// neighbors).
 ///
 /// # Shapes
 /// - result: `[height_px, width_px]`
 ///
 /// # Errors
-/// [`Error::Shape`](crate::error::Error::Shape) where the sizes differ.
+/// [`Error::Shape`](crate::error::Error::Shape) if the sizes differ.
 pub fn visibility(forward: &Flow, backward: &Flow) -> Result<Vec<bool>> {
     let mut visible = consistency(forward, backward)?;
     let (width, height) = forward.size_px();
@@ -45,17 +45,17 @@ pub fn visibility(forward: &Flow, backward: &Flow) -> Result<Vec<bool>> {
     Ok(visible)
 }
 
-/// Which pixels of the frame that `forward` starts from are brought back to where they were by `backward`.
+/// Which pixels of the source frame of `forward` are returned to their position by `backward`.
 ///
-/// With `f = forward(x)` and `b = backward(x + f)`, a pixel is hidden in the other frame where
-/// `|f + b|^2 > 0.01 (|f|^2 + |b|^2) + 0.5` (Lai et al., ECCV 2018, whose code is followed where it squares the
-/// magnitudes). What leaves the frame does not come back either, which their code leaves to this test.
+/// With `f = forward(x)` and `b = backward(x + f)`, a pixel is hidden in the other frame if
+/// `|f + b|^2 > 0.01 (|f|^2 + |b|^2) + 0.5` (Lai et al., ECCV 2018; like their code, this squares the magnitudes).
+/// Pixels that leave the frame are also hidden; their code leaves these to the test.
 ///
 /// # Shapes
 /// - result: `[height_px, width_px]`
 ///
 /// # Errors
-/// [`Error::Shape`](crate::error::Error::Shape) where the sizes differ.
+/// [`Error::Shape`](crate::error::Error::Shape) if the sizes differ.
 pub fn consistency(forward: &Flow, backward: &Flow) -> Result<Vec<bool>> {
     check_same(forward.size_px(), backward.size_px())?;
     let consistent = forward.vectors.iter().enumerate().map(|(pixel, &ahead)| {
@@ -71,7 +71,8 @@ fn squared([x, y]: [f32; 2]) -> f32 {
     x * x + y * y
 }
 
-/// Bilinear value at a place, or at the nearest one in the frame. Where all samples are equal, so is the result.
+/// Bilinear interpolation at a position, clamped to the frame. If all samples are equal, the result equals them
+/// exactly.
 pub fn bilinear(
     (width, height): (usize, usize),
     (x, y): (f32, f32),
@@ -118,7 +119,7 @@ mod tests {
         let frame = |left: f64| {
             picture(SIZE_PX, |x, y| {
                 let on_square = (left..left + 48.0).contains(&x) && (48.0..96.0).contains(&y);
-                // Far away, the texture is another one.
+                // The square shows a distant part of the texture.
                 texture(if on_square { x - left + 1e4 } else { x }, y)
             })
         };
@@ -139,7 +140,8 @@ mod tests {
     #[test]
     fn what_does_not_return_or_leaves_or_lies_at_a_boundary_is_hidden() {
         let flow = |along_x: [f32; 6]| Flow::new(6, 1, along_x.map(|x| [x, 0.0]).to_vec()).unwrap();
-        // From where the third leads nothing returns, the next two lie beside another motion, the last one leaves.
+        // Nothing returns from the target of the third pixel, the next two are beside another motion, and the last one
+        // leaves.
         let forward = flow([1.0, 1.0, 1.0, 1.0, 0.0, 0.5]);
         let backward = flow([0.0, -1.0, -1.0, 0.0, -1.0, 0.0]);
         let visible = visibility(&forward, &backward).unwrap();

@@ -1,15 +1,15 @@
-//! Between RGB and the YUV code values that a frame's [`ColorTags`] define.
+//! Conversion between RGB and the YUV code values defined by a frame's [`ColorTags`].
 //!
-//! Only the matrix and the range are applied; primaries and transfer stay as they are, so that a
-//! color painted into a YUV frame is the one that a player's own conversion shows.
+//! Only the matrix and the range are applied. Primaries and transfer function remain, so that a color painted into a
+//! YUV frame matches a player's own conversion.
 
 use super::{ColorMatrix, ColorTags};
 
-/// Fractional bits of [`RgbFromYuv`].
+/// Number of fractional bits of [`RgbFromYuv`].
 const FRACTION_BITS: u32 = 16;
 
 impl ColorTags {
-    /// Weights of red and blue in the luma; green has the rest.
+    /// Weights of red and blue in luma; green has the remainder.
     fn luma_weights(self) -> (f64, f64) {
         match self.matrix {
             ColorMatrix::Bt601 => (0.299, 0.114),
@@ -18,7 +18,7 @@ impl ColorTags {
         }
     }
 
-    /// Code value of black, and the spans of luma and of chroma in code values.
+    /// Code value of black, and the ranges of luma and chroma in code values.
     fn luma_offset_and_spans(self) -> (f64, f64, f64) {
         if self.full_range {
             (0.0, 255.0, 255.0)
@@ -27,18 +27,18 @@ impl ColorTags {
         }
     }
 
-    /// Y, U and V code values of an RGB color, not yet rounded.
+    /// Y, U and V code values of an RGB color, before rounding.
     pub fn yuv_from_rgb(self, rgb: [u8; 3]) -> [f64; 3] {
         self.yuv_from_unit_rgb(rgb.map(|value| f64::from(value) / 255.0))
     }
 
-    /// The same in 10 bits, of coded R, G and B from 0 to 1.
+    /// 10-bit Y, U and V code values of coded R, G and B from 0 to 1, before rounding.
     pub fn deep_yuv_from_unit_rgb(self, rgb: [f64; 3]) -> [f64; 3] {
         let yuv = self.yuv_from_unit_rgb(rgb);
         if !self.full_range {
             return yuv.map(|value| 4.0 * value);
         }
-        // White is the last code value, and no color the middle one, in either depth.
+        // In both depths, white is the last code value and neutral chroma the middle one.
         let scale = 1023.0 / 255.0;
         let [y, u, v] = yuv;
         let chroma = |value: f64| 512.0 + (value - 128.0) * scale;
@@ -56,7 +56,7 @@ impl ColorTags {
         ]
     }
 
-    /// The conversion of samples to RGB, prepared for many pixels.
+    /// Prepares the conversion of samples to RGB for many pixels.
     pub fn rgb_from_yuv(self) -> RgbFromYuv {
         let (kr, kb) = self.luma_weights();
         let kg = 1.0 - kr - kb;
@@ -86,7 +86,7 @@ pub struct RgbFromYuv {
 }
 
 impl RgbFromYuv {
-    /// The RGB color of one sample, clipped where it lies outside of RGB.
+    /// The RGB color of one sample, clamped to the RGB gamut.
     #[inline]
     pub fn convert(self, y: u8, u: u8, v: u8) -> [u8; 3] {
         let luma = self.luma * (i32::from(y) - self.luma_offset) + (1 << (FRACTION_BITS - 1));
@@ -152,7 +152,7 @@ mod tests {
                 let [y, u, v] = tags.yuv_from_rgb(rgb).map(|value| value.round() as u8);
                 let got = convert.convert(y, u, v);
                 for (got, want) in got.into_iter().zip(rgb) {
-                    // Half a code value of chroma is up to 1.1 levels of blue.
+                    // Half a code value of chroma corresponds to up to 1.1 levels of blue.
                     assert!(got.abs_diff(want) <= 2, "{tags:?}: {got} {want}");
                 }
             }

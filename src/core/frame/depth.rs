@@ -1,24 +1,24 @@
-//! Frames of 10 bits as those of 8, for what looks at pictures and needs no more.
+//! Conversion of 10-bit frames to 8 bits, for consumers that need no more.
 
 use super::tone_map::{DeepPlane, ToneMap};
 use super::{ColorMatrix, ColorTags, Frame, Hdr, PixelFormat, PixelLayout, rows};
 use crate::error::Result;
 
-/// Bits that 10 have more than 8.
+/// Additional bits of 10-bit samples over 8-bit ones.
 const MORE_BITS: u32 = 2;
 
-/// Makes frames of 8 bits out of deep ones, and pictures of standard dynamic range out of those of a high one.
+/// Converts 10-bit frames to 8 bits, and high dynamic range to standard dynamic range.
 #[derive(Default)]
 pub struct Narrower {
-    /// Of the last frame that needed one.
+    /// Tone map of the last frame that needed one, with its parameters.
     tone_map: Option<((Hdr, bool), ToneMap)>,
 }
 
 impl Narrower {
-    /// A copy of `frame`, which is [`PixelFormat::I420Deep`], as [`PixelFormat::I420`] of standard dynamic range.
+    /// Converts `frame`, which must be [`PixelFormat::I420Deep`], to [`PixelFormat::I420`] with standard dynamic range.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where the frame's planes do not fit its format.
+    /// [`crate::Error::Shape`] if the frame's planes do not match its format.
     pub fn narrow(&mut self, frame: &Frame) -> Result<Frame> {
         let deep = &frame.layout;
         rows::check(deep)?;

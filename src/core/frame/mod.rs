@@ -1,8 +1,7 @@
-//! A decoded picture in its own pixel format and memory, and where the model's image lies in it.
+//! A decoded video frame in its own pixel format and memory, and the placement of the model's image in it.
 //!
-//! A [`Frame`] moves through the pipeline and is never converted or copied on its way.
-//! Only [`resize`] and the overlay look at pixels.
-//! No GStreamer type appears here: `media` brings mapped buffers behind [`Pixels`].
+//! A [`Frame`] moves through the pipeline without conversion or copying. Only [`resize`] and the overlay access pixels.
+//! This module has no GStreamer types: `media` provides mapped buffers behind [`Pixels`].
 
 #[doc(hidden)]
 pub mod color;
@@ -23,12 +22,12 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Presentation time in nanoseconds, as GStreamer counts it.
+/// Presentation timestamp in nanoseconds, as in GStreamer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pts(pub u64);
 
 impl Pts {
-    /// Nanoseconds as fractional seconds, for people to read.
+    /// The timestamp in fractional seconds, for display.
     pub fn secs(self) -> f64 {
         self.0 as f64 / 1e9
     }
@@ -43,35 +42,35 @@ pub struct FrameSize {
     pub height_px: usize,
 }
 
-/// Order, subsampling and depth of a frame's samples, which are 8 bits deep where nothing else is said.
+/// Order, chroma subsampling and depth of a frame's samples, which are 8 bits deep unless stated otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PixelFormat {
     /// Planar Y, U, V; chroma halved both ways, rounded up.
     I420,
-    /// As [`I420`](Self::I420), of 10 bits in two bytes, little endian.
+    /// Like [`I420`](Self::I420), with 10 bits in two bytes, little-endian.
     I420Deep,
     /// Y plane, then interleaved U and V; chroma halved both ways, rounded up.
     Nv12,
-    /// Packed, three bytes a pixel.
+    /// Packed, three bytes per pixel.
     Rgb,
-    /// Packed, three bytes a pixel, blue first.
+    /// Packed, three bytes per pixel, blue first.
     Bgr,
-    /// Packed, four bytes a pixel, the last one alpha.
+    /// Packed, four bytes per pixel, alpha last.
     Rgba,
-    /// Packed, four bytes a pixel, blue first, the last one unused or alpha.
+    /// Packed, four bytes per pixel, blue first, the last byte unused or alpha.
     Bgrx,
 }
 
-/// Where one plane's samples lie in the frame's bytes.
+/// Location of a plane's samples in the frame's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plane {
-    /// Byte of the first sample.
+    /// Byte offset of the first sample.
     pub offset: usize,
     /// Bytes from one row to the next.
     pub stride: usize,
 }
 
-/// Which linear combination of R, G and B the luma is.
+/// Linear combination of R, G and B that forms luma.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ColorMatrix {
     /// ITU-R BT.601, standard definition.
@@ -87,20 +86,20 @@ pub enum ColorMatrix {
 pub struct ColorTags {
     /// Luma coefficients.
     pub matrix: ColorMatrix,
-    /// True where luma spans 0–255, false where it spans 16–235.
+    /// True if luma spans 0–255, false if it spans 16–235.
     pub full_range: bool,
 }
 
-/// How a picture of high dynamic range codes light (ITU-R BT.2100).
+/// Coding of light in a high dynamic range picture (ITU-R BT.2100).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hdr {
-    /// The curve.
+    /// Transfer function.
     pub transfer: Transfer,
-    /// cd/m² of the brightest light, which only PQ can choose.
+    /// Peak luminance in cd/m²; variable only for PQ.
     pub peak_nits: u32,
 }
 
-/// A curve from light to code values.
+/// Transfer function from light to code values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transfer {
     /// Perceptual quantizer, SMPTE ST 2084.
@@ -116,18 +115,18 @@ pub struct PixelLayout {
     pub format: PixelFormat,
     /// Size in pixels.
     pub size: FrameSize,
-    /// One entry a plane: three for I420 of either depth, two for NV12, one for packed formats.
+    /// One entry per plane: three for I420 of either depth, two for NV12, one for packed formats.
     pub planes: Vec<Plane>,
     /// Meaning of the samples; ignored for RGB formats.
     pub color: ColorTags,
-    /// How light is coded, where the picture has a high dynamic range.
+    /// Coding of light, if the picture has a high dynamic range.
     pub hdr: Option<Hdr>,
-    /// Width and height of one pixel, as a ratio.
+    /// Pixel aspect ratio, as width and height.
     pub pixel_aspect: (u32, u32),
 }
 
 impl PixelLayout {
-    /// Tightly packed planes one after the other, square pixels, limited-range BT.709.
+    /// Contiguous planes without padding, square pixels, limited-range BT.709.
     pub fn packed(format: PixelFormat, size: FrameSize) -> Self {
         let FrameSize {
             width_px: w,
@@ -163,7 +162,7 @@ impl PixelLayout {
         }
     }
 
-    /// Tightly packed planes of another size whose samples mean the same.
+    /// The same format and interpretation at another size, with contiguous planes without padding.
     pub fn resized(&self, size: FrameSize) -> Self {
         Self {
             color: self.color,
@@ -173,7 +172,7 @@ impl PixelLayout {
         }
     }
 
-    /// Bytes from one sample of plane `plane_idx` to the next of its kind.
+    /// Bytes between consecutive samples of the same kind in plane `plane_idx`.
     pub fn sample_len(&self, plane_idx: usize) -> usize {
         match (self.format, plane_idx) {
             (PixelFormat::Rgb | PixelFormat::Bgr, _) => 3,
@@ -183,7 +182,7 @@ impl PixelLayout {
         }
     }
 
-    /// Rows of samples in plane `plane_idx`, and bytes of each that carry samples.
+    /// Number of rows in plane `plane_idx`, and number of bytes in each row without padding.
     pub fn plane_extent(&self, plane_idx: usize) -> (usize, usize) {
         let FrameSize {
             width_px: w,
@@ -200,7 +199,7 @@ impl PixelLayout {
         }
     }
 
-    /// Bytes that a buffer of this layout must at least have.
+    /// Minimum size of a buffer with this layout, in bytes.
     pub fn min_len(&self) -> usize {
         (0..self.planes.len())
             .map(|plane_idx| {
@@ -219,16 +218,16 @@ impl PixelLayout {
 
 /// The memory behind a frame.
 pub trait Pixels: Send {
-    /// All planes, to read.
+    /// All planes, for reading.
     fn bytes(&self) -> &[u8];
 
-    /// All planes, to change in place; copies only where the memory is shared.
+    /// All planes, for modification in place; copied only if the memory is shared.
     ///
     /// # Errors
-    /// Fails where the memory cannot be made writable.
+    /// Fails if the memory cannot be made writable.
     fn bytes_mut(&mut self) -> Result<&mut [u8]>;
 
-    /// Gives the memory back to whoever knows its real type.
+    /// Returns the memory to a consumer that knows its concrete type.
     fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
 }
 
@@ -246,24 +245,24 @@ impl Pixels for Vec<u8> {
     }
 }
 
-/// One decoded picture, in the decoder's own pixel format and memory.
+/// A decoded frame, in the decoder's own pixel format and memory.
 pub struct Frame {
     /// Position in the stream, from 0, without gaps.
     pub seq: u64,
-    /// Presentation time; leaves the pipeline as it came.
+    /// Presentation timestamp; unchanged throughout the pipeline.
     pub pts: Pts,
-    /// How long it is shown, where the source says so.
+    /// Duration, if the source specifies it.
     pub duration: Option<Duration>,
-    /// How to read the bytes.
+    /// Interpretation of the bytes.
     pub layout: Arc<PixelLayout>,
     pixels: Box<dyn Pixels>,
 }
 
 impl Frame {
-    /// A frame over `pixels`.
+    /// Creates a frame from `pixels`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where `pixels` is shorter than `layout` needs.
+    /// [`Error::Shape`] if `pixels` is shorter than `layout` requires.
     pub fn new(
         seq: u64,
         pts: Pts,
@@ -287,7 +286,7 @@ impl Frame {
         })
     }
 
-    /// Another picture in this one's place and time.
+    /// Creates a frame with other pixels, but the same position and timing.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -301,20 +300,20 @@ impl Frame {
         self.layout.size
     }
 
-    /// All planes, to read.
+    /// All planes, for reading.
     pub fn bytes(&self) -> &[u8] {
         self.pixels.bytes()
     }
 
-    /// All planes, to change in place.
+    /// All planes, for modification in place.
     ///
     /// # Errors
-    /// Fails where the memory cannot be made writable.
+    /// Fails if the memory cannot be made writable.
     pub fn bytes_mut(&mut self) -> Result<&mut [u8]> {
         self.pixels.bytes_mut()
     }
 
-    /// Takes the memory out, for the sink that knows its real type.
+    /// Returns the memory, for a sink that knows its concrete type.
     pub fn into_pixels(self) -> Box<dyn Pixels> {
         self.pixels
     }

@@ -1,13 +1,13 @@
-//! From bytes of a picture to what a model takes.
+//! Conversion of a picture's bytes to a model's input.
 
-/// What each byte of each channel becomes: its share of the brightest value, shifted by the channel's mean
+/// Lookup tables from bytes to normalized values per channel: the byte is divided by 255, shifted by the channel's mean
 /// and divided by its standard deviation.
 pub struct Normalization {
     tables: [[f32; 256]; 3],
 }
 
 impl Normalization {
-    /// Channels in the order red, green, blue; both in units of the brightest value.
+    /// Channels are in the order red, green, blue; values are relative to the maximum brightness.
     pub fn new(mean: [f32; 3], std: [f32; 3]) -> Self {
         let tables = std::array::from_fn(|channel| {
             let (mean, std) = (mean[channel], std[channel]);
@@ -16,7 +16,7 @@ impl Normalization {
         Self { tables }
     }
 
-    /// Appends the planes of an RGB picture, red first.
+    /// Appends the normalized planes of an RGB picture, red first.
     ///
     /// # Shapes
     /// - `rgb`: `[height, width, 3]`

@@ -1,11 +1,9 @@
-//! Where the model's image lies in the frame: resize, crop and their exact inverse.
+//! Placement of the model's image in the frame: resize, crop and their exact inverse.
 //!
-//! A [`ResizeRule`] says how a Hugging Face preprocessor brings a picture to the model's size.
-//! Sizes and crop positions are those of `transformers` 5.23 to the pixel: the longer edge is
-//! rounded down, the crop starts at `(size - crop) / 2` rounded toward 0, and a crop larger than the
-//! picture is filled up with black.
-//! A [`Placement`] is the inverse for one frame size: which part of the frame the image shows.
-//! How pixels are resampled is the business of [`super::resize`].
+//! A [`ResizeRule`] describes how a Hugging Face preprocessor converts a picture to the model's size. Sizes and crop
+//! positions match `transformers` 5.23 exactly: the longer edge is rounded down, the crop starts at `(size - crop) / 2`
+//! rounded toward 0, and a crop larger than the picture is padded with black. A [`Placement`] is the inverse for one
+//! frame size: the part of the frame that the image shows. [`super::resize`] handles the resampling of pixels.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,22 +11,22 @@ use std::str::FromStr;
 use super::FrameSize;
 use crate::error::{Error, Result, by_name};
 
-/// Which part of a picture the model sees, whatever its preprocessor says.
+/// The part of a picture that the model sees, overriding its preprocessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// The largest part in the middle that has the shape of the model's image.
+    /// The largest centered part with the aspect ratio of the model's image.
     Crop,
-    /// The whole picture, out of proportion where its shape differs.
+    /// The whole picture, distorted if its aspect ratio differs.
     Stretch,
-    /// The whole picture in proportion, between black bars where its shape differs.
+    /// The whole picture at its aspect ratio, with black bars if necessary.
     Pad,
 }
 
 impl Fit {
-    /// Every one of them.
+    /// All variants.
     pub const ALL: [Self; 3] = [Self::Crop, Self::Stretch, Self::Pad];
 
-    /// Name on the command line and as an element's property.
+    /// Name on the command line and in properties of elements.
     pub fn name(self) -> &'static str {
         match self {
             Self::Crop => "crop",
@@ -37,7 +35,7 @@ impl Fit {
         }
     }
 
-    /// The rule that brings pictures to `image` that way.
+    /// The rule that converts pictures to `image` with this fit.
     pub fn rule(self, image: FrameSize) -> ResizeRule {
         match self {
             Self::Crop => ResizeRule::ShortestEdge {
@@ -64,30 +62,30 @@ impl FromStr for Fit {
     }
 }
 
-/// How a picture is brought to the model's size.
+/// How a picture is converted to the model's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResizeRule {
-    /// Both edges to the model's size, whatever the aspect ratio (`ViTImageProcessor`).
+    /// Resizes both edges to the model's size, regardless of aspect ratio (`ViTImageProcessor`).
     Stretch(FrameSize),
-    /// The shorter edge to a length, then the centre cut out (`BitImageProcessor`, DINOv2).
+    /// Resizes the shorter edge, then crops the center (`BitImageProcessor`, DINOv2).
     ShortestEdge {
         /// Length of the shorter edge after resizing.
         edge_px: usize,
         /// The model's size.
         crop: FrameSize,
     },
-    /// Both edges to a size, then the centre cut out (`DeiTImageProcessor`).
+    /// Resizes both edges, then crops the center (`DeiTImageProcessor`).
     StretchThenCrop {
         /// Size after resizing.
         resize: FrameSize,
         /// The model's size.
         crop: FrameSize,
     },
-    /// As large as the model's size holds in proportion, in the middle of black.
+    /// Resizes the picture to fit the model's size at its aspect ratio, and centers it on black.
     Pad(FrameSize),
 }
 
-/// A rectangle in frame pixels; it may reach outside of the frame.
+/// A rectangle in frame pixels; may extend beyond the frame.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Region {
     /// Left edge; pixel 0 spans 0 to 1.
@@ -100,7 +98,7 @@ pub struct Region {
     pub height: f64,
 }
 
-/// A rectangle of whole pixels inside of a frame; empty where width or height is 0.
+/// A rectangle of whole pixels inside a frame; empty if width or height is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PixelRect {
     /// First column.
@@ -113,7 +111,7 @@ pub struct PixelRect {
     pub height: usize,
 }
 
-/// Which part of a frame the model's image shows.
+/// The part of a frame that the model's image shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Placement {
     /// Size of the frame.
@@ -141,7 +139,7 @@ impl ResizeRule {
         }
     }
 
-    /// The same part of the picture, so many times as large.
+    /// The same rule with all sizes multiplied by `factor`.
     #[must_use]
     pub fn times(&self, factor: usize) -> Self {
         let larger = |size: FrameSize| FrameSize {
@@ -165,8 +163,7 @@ impl ResizeRule {
     /// Horizontal and vertical axis for a frame.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the frame or the rule has an edge of no length, or one too long to
-    /// count.
+    /// [`Error::Shape`] if the frame or the rule has an edge of length 0, or one that overflows.
     pub(super) fn axes(&self, frame: FrameSize) -> Result<(Axis, Axis)> {
         let resized = match *self {
             Self::Stretch(size) => Some(size),
@@ -196,7 +193,7 @@ impl ResizeRule {
     }
 }
 
-/// The size whose shorter edge is `edge_px`; the longer one is rounded down.
+/// The size with a shorter edge of `edge_px`; the longer one is rounded down.
 fn shortest_edge_to(edge_px: usize, frame: FrameSize) -> Option<FrameSize> {
     let (width, height) = (frame.width_px, frame.height_px);
     let (short, long) = (width.min(height), width.max(height));
@@ -212,7 +209,7 @@ fn shortest_edge_to(edge_px: usize, frame: FrameSize) -> Option<FrameSize> {
     })
 }
 
-/// The largest size of the frame's shape that `size` holds, rounded to whole pixels.
+/// The largest size with the frame's aspect ratio that fits in `size`, rounded to whole pixels.
 fn inside_of(size: FrameSize, frame: FrameSize) -> Option<FrameSize> {
     let (width, height) = (frame.width_px, frame.height_px);
     let across = size.width_px.checked_mul(height)?;
@@ -235,19 +232,19 @@ fn inside_of(size: FrameSize, frame: FrameSize) -> Option<FrameSize> {
 }
 
 impl Axis {
-    /// Where the crop starts in the resized picture; negative where the crop is larger.
+    /// Start of the crop in the resized picture; negative if the crop is larger.
     fn crop_start(self) -> f64 {
-        // Toward 0 is what transformers does by torchvision, its default: with an odd difference
-        // the larger black margin is on the right and at the bottom.
+        // torchvision, the default of transformers, rounds toward 0: for an odd difference, the larger black margin is
+        // at the right and bottom.
         ((self.resized as f64 - self.image as f64) / 2.0).trunc()
     }
 
-    /// Frame pixels from a position in the resized picture.
+    /// Converts a position in the resized picture to frame pixels.
     fn frame_from_resized(self, position: f64) -> f64 {
         position * self.frame as f64 / self.resized as f64
     }
 
-    /// Start and length, in frame pixels, of what the whole image shows.
+    /// Start and length of the region that the whole image shows, in frame pixels.
     fn region(self) -> (f64, f64) {
         (
             self.frame_from_resized(self.crop_start()),
@@ -255,13 +252,13 @@ impl Axis {
         )
     }
 
-    /// First image pixel that shows the frame and how many do; the others are black.
+    /// First image pixel that shows the frame, and number of such pixels; the others are black.
     pub(super) fn shown(self) -> (usize, usize) {
         let first = (-self.crop_start()).max(0.0) as usize;
         (first, self.image.min(self.resized))
     }
 
-    /// Start and length, in frame pixels, of what the pixels of [`Self::shown`] show.
+    /// Start and length of the region that the pixels of [`Self::shown`] show, in frame pixels.
     pub(super) fn shown_region(self) -> (f64, f64) {
         let start = self.frame_from_resized(self.crop_start().max(0.0));
         let len = self.frame_from_resized(self.shown().1 as f64);
@@ -270,10 +267,10 @@ impl Axis {
 }
 
 impl Placement {
-    /// Where the image of `rule` lies in frames of size `frame`.
+    /// Computes the placement of the image of `rule` in frames of size `frame`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the frame or the rule has an edge of no length.
+    /// [`Error::Shape`] if the frame or the rule has an edge of length 0.
     pub fn new(rule: &ResizeRule, frame: FrameSize) -> Result<Self> {
         let (horizontal, vertical) = rule.axes(frame)?;
         let (left, width) = horizontal.region();
@@ -290,7 +287,7 @@ impl Placement {
         })
     }
 
-    /// Frame position of an image position, both in pixels from the top left corner.
+    /// Converts an image position to a frame position, both in pixels from the top left corner.
     pub fn frame_point_from_image(&self, x: f64, y: f64) -> (f64, f64) {
         let Region {
             left,
@@ -304,7 +301,7 @@ impl Placement {
         )
     }
 
-    /// Image position of a frame position, both in pixels from the top left corner.
+    /// Converts a frame position to an image position, both in pixels from the top left corner.
     pub fn image_point_from_frame(&self, x: f64, y: f64) -> (f64, f64) {
         let Region {
             left,
@@ -318,7 +315,7 @@ impl Placement {
         )
     }
 
-    /// The frame pixels whose centres lie in the region.
+    /// The frame pixels whose centers lie in the region.
     pub fn pixels(&self) -> PixelRect {
         let span = |start: f64, len: f64, limit: usize| {
             let first_centre_at = |edge: f64| (edge - 0.5).ceil().clamp(0.0, limit as f64) as usize;
@@ -336,8 +333,8 @@ impl Placement {
         }
     }
 
-    /// Position in the patch grid of each column of [`Self::pixels`]: 0 to `n_columns`, with
-    /// patch `i` from `i` to `i + 1`.
+    /// Position in the patch grid of each column of [`Self::pixels`]: 0 to `n_columns`, where patch `i` spans `i` to
+    /// `i + 1`.
     pub fn columns_in_grid(&self, n_columns: usize) -> Vec<f64> {
         let PixelRect { left, width, .. } = self.pixels();
         positions(left, width, self.region.left, self.region.width, n_columns)
@@ -349,8 +346,8 @@ impl Placement {
         positions(top, height, self.region.top, self.region.height, n_rows)
     }
 
-    /// Row and column of the patch that shows the centre of frame pixel (`x`, `y`), in a grid of
-    /// `(rows, columns)`; `None` for a pixel outside of the region.
+    /// Row and column of the patch at the center of frame pixel (`x`, `y`), in a grid of `(rows, columns)`; `None` for
+    /// a pixel outside the region.
     pub fn patch_at(&self, x: usize, y: usize, grid: (usize, usize)) -> Option<(usize, usize)> {
         let shown = self.pixels();
         let along = |pixel: usize, first, len, start, extent, n_patches: usize| {
@@ -380,14 +377,14 @@ impl Placement {
     }
 }
 
-/// Grid positions of the centres of `len` pixels from `first`.
+/// Grid positions of the centers of `len` pixels from `first` on.
 fn positions(first: usize, len: usize, start: f64, extent: f64, n_patches: usize) -> Vec<f64> {
     (first..first + len)
         .map(|pixel| position(pixel, start, extent, n_patches))
         .collect()
 }
 
-/// Grid position of a pixel's centre, in a region of `extent` pixels from `start`.
+/// Grid position of a pixel's center, in a region of `extent` pixels that starts at `start`.
 fn position(pixel: usize, start: f64, extent: f64, n_patches: usize) -> f64 {
     (pixel as f64 + 0.5 - start) * n_patches as f64 / extent
 }
@@ -442,7 +439,7 @@ mod tests {
             edge_px: 20,
             crop: size(25, 25),
         };
-        // 20 x 20; two black pixels on the left and on top, three on the other sides.
+        // 20 x 20; two black pixels at the left and top, three at the other sides.
         check(rule, size(40, 40), [-4.0, -4.0, 50.0, 50.0]);
     }
 
@@ -461,7 +458,7 @@ mod tests {
             [-24.0 * 80.0 / 7.0, 0.0, 1280.0, 1280.0],
         );
         check(rule, size(500, 500), [0.0, 0.0, 500.0, 500.0]);
-        // No frame is so thin that nothing of it is left.
+        // Even the thinnest frame remains visible.
         let placement = Placement::new(&rule, size(4000, 1)).unwrap();
         assert_eq!(placement.pixels().width, 4000);
     }
@@ -494,8 +491,8 @@ mod tests {
     #[test]
     fn a_pixel_belongs_to_the_patch_over_its_centre() {
         let placement = Placement::new(&ResizeRule::Stretch(size(8, 8)), size(10, 5)).unwrap();
-        // Two columns of five pixels; two rows of two and a half, the middle row's centre on
-        // the border belongs to the lower patch.
+        // Two columns of five pixels; two rows of two and a half. The center of the middle row is on the border and
+        // belongs to the lower patch.
         assert_eq!(placement.patch_at(4, 1, (2, 2)), Some((0, 0)));
         assert_eq!(placement.patch_at(5, 2, (2, 2)), Some((1, 1)));
         assert_eq!(placement.patch_at(10, 0, (2, 2)), None);

@@ -1,16 +1,14 @@
-//! Strided pixels to u8 RGB at the model's size.
+//! Resizes frames with strided pixels to 8-bit RGB at the model's size.
 //!
-//! Filters, their order (rows first, then columns) and the 8 bits kept between the two are PIL's,
-//! so that a model sees what its preprocessor would have made of the same picture.
-//! The crop of a [`ResizeRule`] is not cut out of a resized whole: the filter is asked for the
-//! cropped pixels only and still reads its neighbors across the crop's edge, which gives the same
+//! Filters, their order (rows first, then columns) and the 8-bit intermediate match PIL, so that the model's input
+//! matches that of its preprocessor. The crop of a [`ResizeRule`] is not cut from a fully resized picture. Only the
+//! cropped pixels are computed, with the filter still reading neighbors across the crop's edge, which gives the same
 //! values for less work.
 //!
-//! Planes are resized in the frame's own format and converted to RGB at the model's size, by the
-//! matrix and range of the frame.
-//! Chroma is taken to lie in the middle of its 2 x 2 pixels.
-//! Video mostly puts it half a frame pixel further to the left, and a frame does not say; against a
-//! patch that is several frame pixels wide, half a pixel of color does not matter.
+//! Planes are resized in the frame's own format and converted to RGB at the model's size, with the frame's matrix and
+//! range. Chroma is assumed to be sited at the center of its 2 x 2 pixels. Most video sites it half a frame pixel
+//! further left, but frames do not specify this. Relative to a patch several frame pixels wide, half a pixel of chroma
+//! is negligible.
 
 use fast_image_resize as fir;
 use fir::images::{TypedCroppedImage, TypedImage, TypedImageRef};
@@ -21,10 +19,10 @@ use super::placement::{Placement, ResizeRule};
 use super::{Frame, FrameSize, PixelFormat, rows};
 use crate::error::{Error, Result};
 
-/// Resampling filter, named and defined as in PIL: antialiased where it makes smaller.
+/// Resampling filter, named and defined as in PIL: antialiased when downscaling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Resampling {
-    /// The sample nearest to the centre.
+    /// The sample nearest to the center.
     Nearest,
     /// Triangle filter.
     #[default]
@@ -35,7 +33,7 @@ pub enum Resampling {
     Lanczos,
 }
 
-/// Brings frames to the model's size; keeps its scratch memory from frame to frame.
+/// Resizes frames to the model's size; reuses its scratch memory across frames.
 pub struct Resizer {
     rule: ResizeRule,
     narrower: Narrower,
@@ -43,7 +41,7 @@ pub struct Resizer {
 }
 
 impl Resizer {
-    /// A resizer for one model.
+    /// Creates a resizer for one model.
     pub fn new(rule: ResizeRule, resampling: Resampling) -> Self {
         Self {
             rule,
@@ -57,13 +55,13 @@ impl Resizer {
         }
     }
 
-    /// The model's image of `frame`, and where it lies in it.
+    /// The model's image of `frame`, and its placement in the frame.
     ///
     /// # Shapes
     /// Returns `[height, width, 3]` bytes, red first, of [`ResizeRule::image_size`].
     ///
     /// # Errors
-    /// [`Error::Shape`] where the frame has no pixels or its planes do not fit its format.
+    /// [`Error::Shape`] if the frame has no pixels or its planes do not match its format.
     pub fn rgb_from_frame(&mut self, frame: &Frame) -> Result<(Vec<u8>, Placement)> {
         rows::check(&frame.layout)?;
         let narrowed;
@@ -110,7 +108,7 @@ impl Resizer {
     }
 }
 
-/// The part of a plane that is resized, in the plane's samples.
+/// The part of a plane to resize, in samples of the plane.
 #[derive(Clone, Copy)]
 struct Window {
     left: f64,
@@ -135,14 +133,14 @@ impl Window {
 struct Scaler {
     resampling: Resampling,
     inner: fir::Resizer,
-    /// Rows without padding, where the padding does not allow to read them in place.
+    /// Rows without padding, if the padding prevents reading them in place.
     tight: Vec<u8>,
-    /// Rows already resized, columns not yet.
+    /// Intermediate result, with only the rows resized.
     between: Vec<u8>,
 }
 
 impl Scaler {
-    /// `window` of the frame as RGB of size `to`.
+    /// Resizes `window` of the frame to RGB of size `to`.
     fn rgb(&mut self, frame: &Frame, window: Window, to: FrameSize) -> Result<Vec<u8>> {
         match frame.layout.format {
             PixelFormat::Rgb => self.plane::<U8x3>(frame, 0, window, to),
@@ -189,7 +187,7 @@ impl Scaler {
         }
     }
 
-    /// `window` of one plane resized to `to`, samples of type `P` one after the other.
+    /// Resizes `window` of one plane to `to`; the result contains contiguous samples of type `P`.
     fn plane<P: fir::PixelTrait>(
         &mut self,
         frame: &Frame,
@@ -202,7 +200,7 @@ impl Scaler {
         let (n_rows, row_len) = layout.plane_extent(plane_idx);
         let plane = layout.planes[plane_idx];
 
-        // The resizer steps by whole samples and wants the last row as long as the others.
+        // The resizer steps by whole samples and requires the last row to be as long as the others.
         let in_place = frame
             .bytes()
             .get(plane.offset..)
@@ -223,7 +221,7 @@ impl Scaler {
         let (to_width, to_height) = (count(to.width_px)?, count(to.height_px)?);
         let padded = TypedImageRef::<P>::from_buffer(count(stride / sample_len)?, height, bytes)
             .map_err(unfit)?;
-        // The filter must not read the padding, hence a view and not a crop box.
+        // The filter must not read the padding, so this uses a view instead of a crop box.
         let view = TypedCroppedImage::from_ref(&padded, 0, 0, width, height).map_err(unfit)?;
 
         let mut resized = vec![0; to.width_px * to.height_px * sample_len];
@@ -252,8 +250,8 @@ impl Scaler {
                 .map_err(unfit)?;
             return Ok(resized);
         }
-        // One call would do the columns first. PIL does the rows first, and what is rounded and
-        // clipped in between differs by several levels at sharp edges.
+        // A single call would resize columns first. PIL resizes rows first, and rounding and clipping in between differ
+        // by several levels at sharp edges.
         self.between.resize(to.width_px * n_rows * sample_len, 0);
         let mut between =
             TypedImage::<P>::from_buffer(to_width, height, &mut self.between).map_err(unfit)?;
@@ -269,12 +267,12 @@ impl Scaler {
     }
 }
 
-/// A length in the resizer's own type.
+/// Converts a length to the resizer's type.
 fn count(len: usize) -> Result<u32> {
     u32::try_from(len).map_err(unfit)
 }
 
-/// The resizer refused the sizes of a picture.
+/// Error for a picture whose size the resizer rejects.
 fn unfit(error: impl std::fmt::Display) -> Error {
     Error::Shape {
         expected: "a picture that can be resized".into(),

@@ -1,13 +1,13 @@
-//! Rows of a plane, to read and to change, through any stride and offset.
+//! Rows of a plane, for reading and modification, with any stride and offset.
 //!
-//! A layout is checked once by [`check`]; after that a row is always as long as its samples.
+//! A layout is validated once by [`check`]; after that, each row has exactly the length of its samples.
 
 use rayon::prelude::*;
 
 use super::{PixelFormat, PixelLayout};
 use crate::error::{Error, Result};
 
-/// Makes sure that `layout` has the planes of its format, with rows that do not overlap.
+/// Checks that `layout` has the planes of its format, with rows that do not overlap.
 ///
 /// # Errors
 /// [`Error::Shape`] with the number of planes, or with the stride that is too short.
@@ -35,7 +35,7 @@ pub fn check(layout: &PixelLayout) -> Result<()> {
     Ok(())
 }
 
-/// Rows of plane `plane_idx`, each without its padding.
+/// Rows of plane `plane_idx`, without padding.
 pub fn rows<'a>(
     bytes: &'a [u8],
     layout: &PixelLayout,
@@ -51,7 +51,7 @@ pub fn rows<'a>(
         .filter_map(move |row| row.get(..row_len))
 }
 
-/// `n_rows` rows of plane `plane_idx` from row `first_row`, to change in parallel.
+/// `n_rows` rows of plane `plane_idx` from row `first_row` on, for parallel modification.
 pub fn par_rows_mut<'a>(
     bytes: &'a mut [u8],
     layout: &PixelLayout,
@@ -59,7 +59,7 @@ pub fn par_rows_mut<'a>(
     first_row: usize,
     n_rows: usize,
 ) -> impl IndexedParallelIterator<Item = &'a mut [u8]> + use<'a> {
-    /// Rows that are worth a task of their own.
+    /// Minimum number of rows per parallel task.
     const MIN_ROWS: usize = 16;
 
     let (total_rows, row_len) = layout.plane_extent(plane_idx);
@@ -76,7 +76,7 @@ pub fn par_rows_mut<'a>(
         })
 }
 
-/// Byte of the first row, and bytes from row to row, never 0.
+/// Byte offset of the first row, and stride in bytes, which is never 0.
 fn start_and_stride(layout: &PixelLayout, plane_idx: usize, row_len: usize) -> (usize, usize) {
     layout.planes.get(plane_idx).map_or((usize::MAX, 1), |p| {
         (p.offset, p.stride.max(row_len).max(1))

@@ -1,17 +1,17 @@
-//! Where a video cuts to another scene: one rule for all that remembers the frames before.
+//! Scene cut detection, shared by everything that remembers previous frames.
 
-/// Edge of the picture by which scenes are told apart, in blocks.
+/// Edge of the thumbnail in blocks.
 const BLOCKS: usize = 8;
 
-/// Mean difference of two pictures' blocks, of 255, from which on they are of two scenes.
+/// Mean difference between the blocks of two pictures, on a scale of 255, above which they belong to different scenes.
 const CUT: f32 = 30.0;
 
-/// A picture's brightness, block by block.
+/// Mean brightness of each block of a picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Thumbnail(Box<[f32; BLOCKS * BLOCKS]>);
 
 impl Thumbnail {
-    /// The thumbnail of a picture that is `width_px` wide, three bytes per pixel.
+    /// Computes the thumbnail of a picture of width `width_px` with three bytes per pixel.
     pub fn of_rgb(rgb: &[u8], width_px: usize) -> Self {
         let width_px = width_px.max(1);
         let height_px = (rgb.len() / 3).div_ceil(width_px).max(1);
@@ -29,7 +29,7 @@ impl Thumbnail {
         Self(sums)
     }
 
-    /// True where a cut lies between the two pictures.
+    /// True if there is a cut between the two pictures.
     pub fn is_of_another_scene(&self, other: &Self) -> bool {
         let differences = self.0.iter().zip(&*other.0).map(|(a, b)| (a - b).abs());
         differences.sum::<f32>() / self.0.len() as f32 > CUT

@@ -1,10 +1,10 @@
-//! From high dynamic range to the standard one, as a player shows it on an ordinary screen.
+//! Tone mapping from high to standard dynamic range, as a player does for an SDR display.
 //!
-//! PQ and HLG (ITU-R BT.2100) code light up to thousands of cd/m², in the wide primaries of BT.2020. White of a
-//! standard picture is put where BT.2408 puts white in those, at 203 cd/m², so that all below it stays as it is;
-//! what is brighter is bent below white by the EETF of ITU-R BT.2390-10, section 5.4.1. It is applied to the largest of
-//! R, G and B, and the others follow, so that hues stay. Primaries go to BT.709 by BT.2087, and light back to code
-//! values by BT.1886.
+//! PQ and HLG (ITU-R BT.2100) code light of up to thousands of cd/m² with the wide primaries of BT.2020. SDR white is
+//! mapped to the reference white of BT.2408, 203 cd/m². The EETF of ITU-R BT.2390-10, section 5.4.1, leaves light below
+//! its knee unchanged and compresses brighter light below white. It is applied to the maximum of R, G and B, and the
+//! others are scaled equally, which preserves hues. Primaries are converted to BT.709 by BT.2087, and light back to
+//! code values by BT.1886.
 
 use rayon::prelude::*;
 
@@ -12,31 +12,31 @@ use super::{Hdr, Transfer};
 
 /// cd/m² of diffuse white (BT.2408, section 2.2).
 const WHITE_NITS: f64 = 203.0;
-/// cd/m² of the brightest light of HLG, and of PQ whose mastering screen is not known.
+/// Peak luminance in cd/m² of HLG, and of PQ with an unknown mastering display.
 pub const USUAL_PEAK_NITS: u32 = 1000;
-/// cd/m² of the brightest light that PQ can code.
+/// Maximum luminance in cd/m² that PQ can code.
 const MOST_NITS: f64 = 10_000.0;
 
-/// BT.2020's R, G and B as those of BT.709 (BT.2087, table 3).
+/// Converts R, G and B from BT.2020 to BT.709 (BT.2087, table 3).
 const BT709_FROM_BT2020: [[f32; 3]; 3] = [
     [1.6605, -0.5876, -0.0728],
     [-0.1246, 1.1329, -0.0083],
     [-0.0182, -0.1006, 1.1187],
 ];
-/// BT.709's R, G and B as those of BT.2020 (BT.2087, table 2).
+/// Converts R, G and B from BT.709 to BT.2020 (BT.2087, table 2).
 const BT2020_FROM_BT709: [[f64; 3]; 3] = [
     [0.6274, 0.3293, 0.0433],
     [0.0691, 0.9195, 0.0114],
     [0.0164, 0.0880, 0.8956],
 ];
-/// Weights of R, G and B in the luma of BT.2020.
+/// Luma weights of R, G and B in BT.2020.
 const BT2020_LUMA: [f32; 3] = [0.2627, 0.6780, 0.0593];
-/// Weights of R, G and B in the luma of BT.709.
+/// Luma weights of R, G and B in BT.709.
 const BT709_LUMA: [f32; 3] = [0.2126, 0.7152, 0.0722];
 
-/// One plane of 10-bit samples in 16 bits, little endian.
+/// One plane of 10-bit samples in 16 bits, little-endian.
 pub struct DeepPlane<'a> {
-    /// Two bytes per sample, little endian, row after row.
+    /// Two bytes per sample, little-endian, row by row.
     pub bytes: &'a mut [u8],
     /// Bytes from one row to the next.
     pub stride: usize,
@@ -46,18 +46,18 @@ pub struct DeepPlane<'a> {
 pub struct ToneMap {
     /// Code values of the source.
     codes: Codes,
-    /// Light of each of R, G and B by its code value, in multiples of the source's peak.
+    /// Light of R, G and B by code value, as multiples of the source's peak.
     light: Table,
-    /// HLG's factor from the scene's light to the screen's, by the root of the scene's luminance.
+    /// HLG's factor from scene light to display light, by the square root of the scene's luminance.
     screen: Option<Table>,
-    /// Factor to the light that is shown, in multiples of white, by the root of the largest of R, G and B.
+    /// Factor to displayed light, as multiples of white, by the square root of the maximum of R, G and B.
     gain: Table,
-    /// What BT.1886 codes light as, by its root.
+    /// BT.1886 code value of light, by its square root.
     code: Table,
 }
 
 impl ToneMap {
-    /// For sources that code light as `hdr` says.
+    /// Prepares the conversion for sources with the given coding.
     pub fn new(hdr: Hdr, full_range: bool) -> Self {
         let transfer = hdr.transfer;
         let peak = match transfer {
@@ -74,7 +74,7 @@ impl ToneMap {
             screen: (transfer == Transfer::Hlg)
                 .then(|| Table::new(|root| (root * root).powf(HLG_GAMMA - 1.0))),
             gain: Table::new(|root| {
-                // Of the smallest light, so that what is darker has its factor.
+                // Clamped to a minimum light, whose factor also applies to darker values.
                 let nits = (root * root * peak).max(1e-3);
                 shown_nits(nits, peak) / nits * peak / WHITE_NITS
             }),
@@ -82,7 +82,7 @@ impl ToneMap {
         }
     }
 
-    /// Turns a picture `width` pixels wide, with halved chroma, into BT.709 of limited range, in place.
+    /// Converts a picture of `width` pixels, with subsampled chroma, to limited-range BT.709 in place.
     pub fn apply(&self, width: usize, [y, u, v]: [DeepPlane; 3]) {
         let u_rows = u.bytes.par_chunks_mut(u.stride.max(1));
         let v_rows = v.bytes.par_chunks_mut(v.stride.max(1));
@@ -101,7 +101,7 @@ impl ToneMap {
             });
     }
 
-    /// The same for two rows, or the last one, that share a row of chroma.
+    /// Like [`apply`](Self::apply), for two rows, or a single last one, that share a row of chroma.
     fn apply_to_rows(&self, lumas: &mut [&mut [u8]], u: &mut [u8], v: &mut [u8]) {
         let chromas = u.as_chunks_mut().0.iter_mut().zip(v.as_chunks_mut().0);
         for (pair_idx, (u, v)) in chromas.enumerate() {
@@ -124,7 +124,7 @@ impl ToneMap {
         }
     }
 
-    /// BT.709's luma and color differences of a sample of BT.2020.
+    /// BT.709 luma and color differences of a BT.2020 sample.
     #[inline]
     fn shown(&self, luma: f32, cb: f32, cr: f32) -> [f32; 3] {
         let [kr, kg, kb] = BT2020_LUMA;
@@ -149,7 +149,7 @@ impl ToneMap {
     }
 }
 
-/// A function on 0–1.
+/// A function on 0–1, tabulated.
 struct Table(Box<[f32]>);
 
 impl Table {
@@ -160,7 +160,7 @@ impl Table {
         Self(places.map(|place| function(place) as f32).collect())
     }
 
-    /// Its value at the nearest step; what lies outside takes the one at the end.
+    /// The function's value at the nearest step; arguments outside are clamped.
     #[inline]
     fn at(&self, x: f32) -> f32 {
         let step = (x * f32::from(Self::LAST) + 0.5) as usize;
@@ -168,12 +168,12 @@ impl Table {
     }
 }
 
-/// What 10-bit code values stand for.
+/// Interpretation of 10-bit code values.
 struct Codes {
     black: f32,
-    /// From black to white.
+    /// Range from black to white.
     luma_span: f32,
-    /// From one end of a color difference to the other.
+    /// Range of a color difference.
     chroma_span: f32,
 }
 
@@ -187,7 +187,7 @@ const FULL: Codes = Codes {
     luma_span: 1023.0,
     chroma_span: 1023.0,
 };
-/// Code value of no color.
+/// Code value of neutral chroma.
 const GRAY: f32 = 512.0;
 
 impl Codes {
@@ -236,7 +236,7 @@ const PQ_C1: f64 = 3424.0 / 4096.0;
 const PQ_C2: f64 = 2413.0 / 4096.0 * 32.0;
 const PQ_C3: f64 = 2392.0 / 4096.0 * 32.0;
 
-/// The scene's light of an HLG code value (BT.2100, table 5).
+/// Scene light of an HLG code value (BT.2100, table 5).
 fn scene_from_hlg(code: f64) -> f64 {
     if code <= 0.5 {
         code * code / 3.0
@@ -249,7 +249,7 @@ const HLG_A: f64 = 0.178_832_77;
 const HLG_B: f64 = 0.284_668_92;
 const HLG_C: f64 = 0.559_910_73;
 
-/// HLG code value of the scene's light (BT.2100, table 5).
+/// HLG code value of scene light (BT.2100, table 5).
 fn hlg_from_scene(light: f64) -> f64 {
     if light <= 1.0 / 12.0 {
         (3.0 * light).sqrt()
@@ -259,7 +259,7 @@ fn hlg_from_scene(light: f64) -> f64 {
 }
 
 impl Hdr {
-    /// Coded R, G and B, from 0 to 1, of a color of standard dynamic range whose white is as bright as BT.2408 puts it.
+    /// Coded R, G and B, from 0 to 1, of an SDR color whose white has the luminance given by BT.2408.
     pub fn coded(self, rgb: [u8; 3]) -> [f64; 3] {
         let light = rgb.map(|value| (f64::from(value) / 255.0).powf(2.4)); // BT.1886.
         let nits = BT2020_FROM_BT709.map(|weights| {
@@ -277,7 +277,7 @@ impl Hdr {
                 let luminance: f64 = weighted
                     .map(|(&weight, light)| f64::from(weight) * light)
                     .sum();
-                // The scene's light is the screen's over its luminance to the power of what gamma adds.
+                // Scene light is display light divided by a power of its luminance, from the system gamma.
                 let factor = match luminance > 0.0 {
                     true => luminance.powf((1.0 - HLG_GAMMA) / HLG_GAMMA),
                     false => 0.0,
@@ -288,10 +288,10 @@ impl Hdr {
     }
 }
 
-/// HLG's system gamma on a screen of [`USUAL_PEAK_NITS`].
+/// HLG's system gamma for a display with a peak of [`USUAL_PEAK_NITS`].
 const HLG_GAMMA: f64 = 1.2;
 
-/// Light that a screen as bright as white shows for `nits` of a source that reaches `peak` (BT.2390-10, 5.4.1).
+/// Light that a display with white as its peak shows for `nits` of a source with peak `peak` (BT.2390-10, 5.4.1).
 fn shown_nits(nits: f64, peak: f64) -> f64 {
     let brightest = pq_from_nits(peak);
     let most = pq_from_nits(WHITE_NITS) / brightest;
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn reference_levels_are_those_of_bt2408() {
-        // Table 1 of BT.2408: gray of 18 %, white, and what each is in PQ and HLG.
+        // Table 1 of BT.2408: 18 % gray and white, with their code values in PQ and HLG.
         for (nits, pq, hlg) in [(26.0, 0.38, 0.38), (203.0, 0.58, 0.75)] {
             assert!((pq_from_nits(nits) - pq).abs() < 0.005, "{nits}");
             check_close(nits_from_pq(pq_from_nits(nits)), nits);
@@ -340,7 +340,7 @@ mod tests {
                 assert!((code - white).abs() < 0.005, "{transfer:?}: {code}");
             }
             assert_eq!(hdr.coded([0; 3]).map(|code| (code * 1e4).round()), [0.0; 3]);
-            // What is darker than the bend comes back through the tone map.
+            // Light below the knee is restored by the tone map.
             let tone_map = ToneMap::new(hdr, false);
             let tags = crate::frame::ColorTags {
                 matrix: crate::frame::ColorMatrix::Bt2020,

@@ -1,4 +1,4 @@
-//! What is left of a model's answer when patches are taken away, and how few it can be kept with.
+//! Effect of removing patches on a model's output, and minimal sets of patches that preserve the output.
 
 use candle_core::{D, DType, Device, Result as TensorResult, Tensor};
 use candle_nn::ops::{log_softmax, softmax};
@@ -7,12 +7,12 @@ use super::{KEEP, Removal, masked_pass};
 use crate::error::{Error, Result};
 use crate::vit::Vit;
 
-/// What the model makes of one masked image.
+/// The model's output for a masked image, compared with the original.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MaskedAnswer {
     /// KL(original ‖ masked) of the class probabilities, in nats.
     pub kl: f64,
-    /// True where the same class has the highest logit with and without the mask.
+    /// True if the same class has the highest logit with and without the mask.
     pub agrees: bool,
     /// Share of patches that the mask keeps.
     pub kept: f64,
@@ -25,14 +25,14 @@ pub struct MaskedAnswer {
 /// - result: `[batch]`
 ///
 /// # Errors
-/// Fails where the shapes differ.
+/// Fails if the shapes differ.
 pub fn kl_from_logits(original: &Tensor, masked: &Tensor) -> TensorResult<Tensor> {
     let original = log_softmax(original, D::Minus1)?;
     let masked = log_softmax(masked, D::Minus1)?;
     (original.exp()? * (original - masked)?)?.sum(D::Minus1)
 }
 
-/// For each patch whether it is kept more likely than not.
+/// Whether each patch is more likely kept than not.
 ///
 /// # Shapes
 /// - `likely`: `[batch, patches]`
@@ -41,7 +41,7 @@ pub fn binary_masks(likely: &[Vec<f32>]) -> Vec<Vec<bool>> {
     likely.iter().map(of_image).collect()
 }
 
-/// Masks as the masked pass takes them: 1 keeps, 0 does not.
+/// Converts masks to the masked pass's format: 1 keeps, 0 removes.
 ///
 /// # Shapes
 /// - result: `[batch, patches]`
@@ -55,15 +55,15 @@ pub fn tensor_from_masks(masks: &[Vec<bool>], device: &Device) -> TensorResult<T
     Tensor::from_vec(values, (masks.len(), n_patches), device)
 }
 
-/// Runs the model on masked images and compares the answers with those to the whole images.
+/// Runs the model on masked images and compares its outputs with those of the whole images.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
 /// - `original`: logits of the whole images, `[batch, classes]`
-/// - `masks`: one per patch, image by image, true keeps
+/// - `masks`: one value per patch, for each image; true keeps
 ///
 /// # Errors
-/// Fails where a shape does not fit the model, or the model has no classifier.
+/// Fails if a shape does not fit the model, or if the model has no classifier.
 pub fn masked_answers(
     vit: &Vit,
     images: &Tensor,
@@ -80,7 +80,7 @@ pub fn masked_answers(
     let answers = kl.into_iter().zip(before.into_iter().zip(after)).zip(masks);
     Ok(answers
         .map(|((kl, (before, after)), mask)| MaskedAnswer {
-            // Rounding can make a divergence of nothing slightly less than nothing.
+            // Rounding can make a divergence of zero slightly negative.
             kl: f64::from(kl).max(0.0),
             agrees: before == after,
             kept: mask.iter().filter(|&&keep| keep).count() as f64 / n_patches.max(1) as f64,
@@ -88,19 +88,19 @@ pub fn masked_answers(
         .collect())
 }
 
-/// For each image the smallest number of best-rated patches that keeps the answer, found by bisection, with its mask:
-/// KL(original ‖ masked) within `margin`, and the same class first.
+/// For each image, finds by bisection the smallest number of highest-ranked patches that preserves the output, and
+/// returns the mask: KL(original ‖ masked) within `margin`, and the same top class.
 ///
-/// Bisection supposes that more patches never hurt; where they do, a larger number than the smallest may
-/// come out, but never one that loses the answer while keeping all patches does not.
+/// Bisection assumes that more patches never hurt. Where they do, the number may be larger than the smallest, but the
+/// mask never loses the output if keeping all patches preserves it.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
 /// - `original`: logits of the whole images, `[batch, classes]`
-/// - `attributions`: one per patch, image by image
+/// - `attributions`: one value per patch, for each image
 ///
 /// # Errors
-/// Fails where a shape does not fit the model, or the model has no classifier.
+/// Fails if a shape does not fit the model, or if the model has no classifier.
 pub fn masks_within_margin(
     vit: &Vit,
     images: &Tensor,
@@ -110,7 +110,7 @@ pub fn masks_within_margin(
     margin: f64,
 ) -> Result<Vec<Vec<bool>>> {
     let rankings: Vec<Vec<usize>> = attributions.iter().map(|scores| ranking(scores)).collect();
-    // Kept numbers that are too few (or none at all), and that are known to do.
+    // Lower bounds of the number of kept patches, and numbers that are known to suffice.
     let mut bounds: Vec<(usize, usize)> =
         rankings.iter().map(|ranking| (0, ranking.len())).collect();
     while bounds.iter().any(|(low, high)| low < high) {
@@ -139,14 +139,14 @@ pub fn masks_within_margin(
         .collect())
 }
 
-/// Patches from the best rated to the worst, earlier ones first where they are rated alike.
+/// Patches by descending score; ties are in index order.
 pub fn ranking(scores: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
     order
 }
 
-/// Which patches are among the first `n_kept` of a ranking.
+/// Mask of the first `n_kept` patches of a ranking.
 pub fn best_kept(ranking: &[usize], n_kept: usize) -> Vec<bool> {
     let mut mask = vec![false; ranking.len()];
     for &patch in ranking.iter().take(n_kept) {
@@ -155,16 +155,16 @@ pub fn best_kept(ranking: &[usize], n_kept: usize) -> Vec<bool> {
     mask
 }
 
-/// Logits, or the error of a model without a classifier.
+/// Returns the logits, or an error for a model without a classifier.
 pub fn logits(logits: Option<Tensor>) -> Result<Tensor> {
     logits.ok_or_else(|| {
         Error::Model("the model has no classifier, so there is no output to preserve".into())
     })
 }
 
-/// The answer to images of the size of `images` of which no patch is left, `[1, classes]`, without a graph.
+/// Class probabilities of an image of the size of `images` without any patch, `[1, classes]`, detached from the graph.
 pub fn answer_without_patches(vit: &Vit, images: &Tensor) -> Result<Tensor> {
-    // A head that reads the mean of the patches has none without any: the masked pass lets the mean fade.
+    // A head that reads the mean of the patches is undefined without any; the masked pass lets the mean fade.
     let none = Tensor::zeros((1, vit.n_patches(images)?), DType::F32, images.device())?;
     let any = images.narrow(0, 0, 1)?;
     let emptied = logits(masked_pass(vit, &any, &none, &Removal::Drop)?.logits)?;

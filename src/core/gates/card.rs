@@ -1,4 +1,4 @@
-//! Gates on disk: `gates.safetensors` and, beside it, `gates.json`.
+//! Gates on disk: `gates.safetensors` and `gates.json`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use crate::companion::{self, Card};
 use crate::error::{Error, Result};
 use crate::vit::Vit;
 
-/// What lies beside the weights of gates, in `gates.json`.
+/// Metadata of gates, stored in `gates.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GateCard {
     /// Hash of the `model.safetensors` that the gates were trained for, in hexadecimal.
     pub base_sha256: String,
-    /// What they were trained for.
+    /// Training objective.
     #[serde(default)]
     pub objective: Objective,
-    /// Number of states they look at: the model's blocks + 2.
+    /// Number of states that the gates read: the model's blocks + 2.
     pub states: usize,
     /// Features of a token.
     pub dim: usize,
@@ -31,14 +31,15 @@ pub struct GateCard {
     pub stretch: f64,
     /// Seed of the training.
     pub seed: u64,
-    /// Every option of the training, by its name on the command line.
+    /// All training options, by their names on the command line.
     pub recipe: BTreeMap<String, serde_json::Value>,
-    /// Kept share of patches that training ended with; of the other two kinds, cut at the margin.
+    /// Share of kept patches at the end of training; for ranking and order gates, with the cut at the margin.
     pub l0: f64,
-    /// KL(original ‖ masked) in nats that training ended with.
+    /// KL(original ‖ masked) in nats at the end of training.
     pub kl: f64,
-    /// Of ranking gates: share of the variance of a masked answer that the sum of the kept patches' scores explains, on
-    /// test pictures and random subsets. Of gates that order: that of the teacher's order that theirs explains.
+    /// For ranking gates, share of the variance of the masked output that the sum of the kept patches' scores explains,
+    /// on test pictures and random subsets. For order gates, share of the variance of the teacher's order that theirs
+    /// explains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explained: Option<f64>,
 }
@@ -56,11 +57,11 @@ impl Card for GateCard {
 }
 
 impl Gates {
-    /// Reads gates from the bytes of `gates.safetensors` and `gates.json`, for a model whose weights
-    /// hash to `base_sha256`.
+    /// Reads gates from the bytes of `gates.safetensors` and `gates.json`, for a model whose weights hash to
+    /// `base_sha256`.
     ///
     /// # Errors
-    /// [`Error::Model`] where either is damaged, or the gates belong to another model.
+    /// [`Error::Model`] if either is damaged, or if the gates belong to another model.
     pub fn from_bytes(
         weights: &[u8],
         card: &[u8],
@@ -77,8 +78,9 @@ impl Gates {
         Ok((gates, card))
     }
 
-    /// The same for a model with another classifier than the one that they were trained for, over weights that hash to
-    /// `backbone_sha256`; `None` where that classifier reads other features, see [`under`](Self::under).
+    /// Like [`from_bytes`](Self::from_bytes), for a model with another classifier than the gates were trained for, over
+    /// weights that hash to `backbone_sha256`; `None` if that classifier reads other features, see
+    /// [`under`](Self::under).
     ///
     /// # Errors
     /// As [`from_bytes`](Self::from_bytes).
@@ -104,10 +106,10 @@ impl Gates {
         Ok(gates.map(|gates| (gates, card)))
     }
 
-    /// Reads `gates.safetensors` and `gates.json` of a folder; see [`from_bytes`](Self::from_bytes).
+    /// Reads `gates.safetensors` and `gates.json` from a folder; see [`from_bytes`](Self::from_bytes).
     ///
     /// # Errors
-    /// As `from_bytes`, the folder named; [`Error::Io`] where a file cannot be read.
+    /// As `from_bytes`, with the name of the folder; [`Error::Io`] if a file cannot be read.
     pub fn open(
         folder: &Path,
         vit: &Vit,
@@ -121,7 +123,7 @@ impl Gates {
         })
     }
 
-    /// Both files of a folder, weights first.
+    /// Paths of both files in a folder, weights first.
     pub fn files(folder: &Path) -> [PathBuf; 2] {
         companion::files::<GateCard>(folder)
     }
@@ -129,13 +131,13 @@ impl Gates {
     /// Writes `gates.safetensors` and `gates.json` into a folder.
     ///
     /// # Errors
-    /// [`Error::Io`] where a file cannot be written.
+    /// [`Error::Io`] if a file cannot be written.
     pub fn save(tensors: &BTreeMap<String, Tensor>, card: &GateCard, folder: &Path) -> Result<()> {
         companion::save(tensors, card, folder)
     }
 }
 
-/// Tensors and card, which must fit the states of the model.
+/// Reads tensors and card, which must fit the states of the model.
 fn read(
     weights: &[u8],
     card: &[u8],

@@ -1,19 +1,20 @@
-//! What the class token takes from each patch, block by block, for a score.
+//! The contribution of each patch to the class token, block by block, for a score.
 //!
-//! Attention times its gradient, A ∘ ∂z/∂A (Chefer et al., arXiv:2103.15679, Eq. 5; Barkan et al., CIKM 2021), of the
-//! rows that the classifier reads. The gradient is followed along those tokens alone: all others are held as the clean
-//! pass left them. So the way back costs as little as the way of one token forth, not a backward pass of all of them.
+//! Attention times its gradient, A ∘ ∂z/∂A (Chefer et al., arXiv:2103.15679, Eq. 5; Barkan et al., CIKM 2021), for the
+//! rows that the classifier reads. The gradient is propagated only along those tokens; all others are held fixed at the
+//! values of the clean pass. The backward pass therefore costs as little as the forward pass of one token, not as much
+//! as a backward pass of all tokens.
 //!
 //! | symbol | here |
 //! |---|---|
-//! | z | sum of the logits by weights |
-//! | A_bh | attention of head h of block b, the row of the class token |
+//! | z | weighted sum of the logits |
+//! | A_bh | attention of head h of block b, row of the class token |
 //! | C_bh | `contributions`, A_bh ∘ ∂z/∂A_bh |
 //!
-//! In the last block nothing but those tokens is on the way to z, so C is exact there. Before, it leaves out what
-//! the class token passes to patches and takes back from them later: on `everyday`, C of the last four of twelve blocks
-//! correlates with the exact one at 0.99 to 1.00, of the four before at 0.94 to 0.98, of the first four at 0.57 to 0.84.
-//! Gates follow only the last third of the blocks: one token costs few operations, but reads all weights.
+//! In the last block, only those tokens lie on the path to z, so C is exact. In earlier blocks, C omits information
+//! that the class token passes to patches and later takes back. On `everyday`, C of the last four of twelve blocks
+//! correlates with the exact one at 0.99 to 1.00, of the four before at 0.94 to 0.98, and of the first four at 0.57 to
+//! 0.84. Gates use only the last third of the blocks: one token requires few operations, but reads all weights.
 
 use std::collections::BTreeMap;
 
@@ -22,24 +23,24 @@ use candle_core::{Result, Tensor};
 use crate::vit::{Head, Probe, Record, Site, Tap, Vit};
 use vitscope_kernels as kernels;
 
-/// The followed share of the blocks, as its inverse.
+/// Inverse of the share of blocks that are followed.
 const FOLLOWED: usize = 3;
 
-/// What the class token attends to in each of the last blocks, and what it takes from there.
+/// Attention and contributions of patches to the class token in each of the last blocks.
 #[derive(Clone, Debug)]
 pub struct ClassStream {
-    /// `[batch, followed, patches]`, mean of the heads.
+    /// `[batch, followed, patches]`, mean over heads.
     pub attention: Tensor,
     /// C, `[batch, followed, heads, patches]`
     pub contributions: Tensor,
 }
 
-/// The first block that gates follow the class token through, of so many.
+/// The first of `n_blocks` blocks through which gates follow the class token.
 pub(super) fn first_followed(n_blocks: usize) -> usize {
     n_blocks - n_blocks.div_ceil(FOLLOWED)
 }
 
-/// Where a clean pass has what [`ClassStream::follow`] needs.
+/// Sites of a clean pass that [`ClassStream::follow`] reads.
 pub fn stream_sites(vit: &Vit) -> impl Iterator<Item = Site> + use<> {
     sites_from(vit, first_followed(vit.n_blocks()))
 }
@@ -52,14 +53,14 @@ fn sites_from(vit: &Vit, first_block: usize) -> impl Iterator<Item = Site> + use
 }
 
 impl ClassStream {
-    /// Runs the model, and follows the tokens that the classifier reads through its last blocks, from `first_block` on.
+    /// Runs the model, and follows the tokens that the classifier reads through the blocks from `first_block` on.
     ///
     /// # Shapes
     /// - `images`: `[batch, 3, height, width]`
-    /// - `weights`: of the explained score, `[batch, classes]`
+    /// - `weights`: weights of the logits in the explained score, `[batch, classes]`
     ///
     /// # Errors
-    /// Fails where the model has no classifier or no such block, or a shape does not fit.
+    /// Fails if the model has no classifier or no such block, or if a shape does not fit.
     pub fn of(vit: &Vit, images: &Tensor, weights: &Tensor, first_block: usize) -> Result<Self> {
         let mut record = Record::new(sites_from(vit, first_block));
         vit.forward_with(images, &mut record)?;
@@ -69,12 +70,12 @@ impl ClassStream {
     /// Follows the tokens that the classifier reads through the last third of the blocks.
     ///
     /// # Shapes
-    /// - `weights`: of the explained score, `[batch, classes]`
+    /// - `weights`: weights of the logits in the explained score, `[batch, classes]`
     ///
-    /// `value` gives what a clean pass had at each of the [`stream_sites`].
+    /// `value` returns the tensor of a clean pass at each of the [`stream_sites`].
     ///
     /// # Errors
-    /// Fails where the model has no classifier, or a shape does not fit.
+    /// Fails if the model has no classifier, or if a shape does not fit.
     pub fn follow<E: From<candle_core::Error>>(
         vit: &Vit,
         value: impl Fn(Site) -> std::result::Result<Tensor, E>,
@@ -117,7 +118,7 @@ fn follow_from<E: From<candle_core::Error>>(
     )?)
 }
 
-/// Sends `read`, `[batch, read, dim]`, from `first_block` on past the tokens that are held.
+/// Runs `read`, `[batch, read, dim]`, from `first_block` on, attending to the held tokens.
 fn take(
     vit: &Vit,
     first_block: usize,
@@ -158,11 +159,11 @@ fn take(
     })
 }
 
-/// Puts tokens that are held fixed behind those that go through the model.
+/// Appends the tokens that are held fixed to those that pass through the model.
 struct Held {
-    /// Of each followed block, `[batch, others, dim]`.
+    /// For each followed block, `[batch, others, dim]`.
     keys_and_values: BTreeMap<usize, [Tensor; 2]>,
-    /// What the final norm made of them, `[batch, others, dim]`.
+    /// The fixed tokens after the final norm, `[batch, others, dim]`.
     tokens: Tensor,
 }
 

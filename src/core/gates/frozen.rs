@@ -1,4 +1,4 @@
-//! Trained gates, prepared to be asked often.
+//! Trained gates, prepared for repeated use.
 
 use candle_core::{Result, Tensor};
 
@@ -7,24 +7,24 @@ use super::{OrderGates, RankingGates, VotingGates, clean_pass, weight_norm};
 use crate::vit::{Output, Site, Tap, Vit};
 use vitscope_kernels::{Linear, Vote};
 
-/// Trained gates, prepared to be asked often.
+/// Trained gates, prepared for repeated use.
 pub enum FrozenGates {
-    /// Each votes for each patch.
+    /// Each gate votes for each patch.
     Voting(FrozenVotes),
-    /// Together they score each patch for each class.
+    /// The gates jointly score each patch for each class.
     Ranking(RankingGates),
-    /// Together they order the patches for a class.
+    /// The gates jointly order the patches for a class.
     Order(OrderGates),
 }
 
 impl FrozenGates {
-    /// Runs the model on unmasked images, and masks them.
+    /// Runs the model on unmasked images, and computes their masks.
     ///
     /// # Shapes
     /// - `images`: `[batch, 3, height, width]`
     ///
     /// # Errors
-    /// Fails where `images` does not fit the model, or the model not the gates.
+    /// Fails if `images` or the gates do not fit the model.
     pub fn pass(&self, vit: &Vit, images: &Tensor) -> crate::Result<VotedPass> {
         match self {
             Self::Voting(gates) => Ok(gates.pass(vit, images)?),
@@ -48,7 +48,7 @@ impl FrozenGates {
     }
 }
 
-/// Voting gates with their weight norms applied, each asked while its state is still in the cache.
+/// Voting gates with weight norms applied. Each gate runs while its state is still in the cache.
 pub struct FrozenVotes {
     votes: Vec<Vote>,
     stretch: f64,
@@ -56,20 +56,20 @@ pub struct FrozenVotes {
     offsets: Tensor,
 }
 
-/// A model's answer and the mask that its gates made of the same pass; carries no graph.
+/// A model's output and the gates' mask from the same pass; detached from the graph.
 #[derive(Clone, Debug)]
 pub struct VotedPass {
     /// `[batch, patches]`, in [0, 1].
     pub mask: Tensor,
-    /// What the model says of the unmasked images.
+    /// The model's output for the unmasked images.
     pub output: Output,
 }
 
 impl VotingGates {
-    /// The same gates, prepared to be asked often: weight norms are applied once.
+    /// Prepares the gates for repeated use: weight norms are applied once.
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn freeze(&self) -> Result<FrozenVotes> {
         let (mut votes, mut offsets) = (Vec::new(), Vec::new());
         let dim = self.sizes.dim;
@@ -94,13 +94,13 @@ impl VotingGates {
 }
 
 impl FrozenVotes {
-    /// Runs the model on unmasked images and asks each gate when its state comes by.
+    /// Runs the model on unmasked images and evaluates each gate when its state is available.
     ///
     /// # Shapes
     /// - `images`: `[batch, 3, height, width]`
     ///
     /// # Errors
-    /// Fails where `images` does not fit the model, or the model not the gates.
+    /// Fails if `images` or the gates do not fit the model.
     pub fn pass(&self, vit: &Vit, images: &Tensor) -> Result<VotedPass> {
         let mut votes = Votes {
             gates: self,
@@ -118,28 +118,28 @@ impl FrozenVotes {
         })
     }
 
-    /// The mask of all gates together; equals [`VotingGates::mask`] to rounding.
+    /// The joint mask of all gates; equals [`VotingGates::mask`] up to rounding.
     ///
     /// # Shapes
     /// - `states`: each `[batch, patches, dim]`
     /// - result: `[batch, patches]`, in [0, 1]
     ///
     /// # Errors
-    /// Fails where the states do not fit.
+    /// Fails if the states do not fit.
     pub fn mask(&self, states: &[Tensor]) -> Result<Tensor> {
         self.log_keep_from_votes(&self.votes(states)?)?
             .sum(0)?
             .exp()
     }
 
-    /// What each gate says of each patch: the factors of the [mask](Self::mask).
+    /// The vote of each gate for each patch: the factors of the [mask](Self::mask).
     ///
     /// # Shapes
     /// - `states`: each `[batch, patches, dim]`
     /// - result: `[gates, batch, patches]`, keep probabilities in [0, 1]
     ///
     /// # Errors
-    /// Fails where the states do not fit.
+    /// Fails if the states do not fit.
     pub fn keep(&self, states: &[Tensor]) -> Result<Tensor> {
         self.log_keep_from_votes(&self.votes(states)?)?.exp()
     }

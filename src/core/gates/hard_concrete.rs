@@ -1,22 +1,22 @@
-//! The hard-concrete distribution: votes in [0, 1) with mass on exactly 0, and a gradient.
+//! The hard-concrete distribution: differentiable votes in [0, 1) with probability mass at exactly 0.
 //!
-//! Louizos et al., arXiv:1712.01312, with the constants of DiffMask's code. r is 1, so there is mass at
-//! 0 and none at 1.
+//! Louizos et al., arXiv:1712.01312, with the constants of DiffMask's code. As r is 1, there is mass at 0 and none at
+//! 1.
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::ops::sigmoid;
 
 /// Temperature τ of the concrete distribution, as in the authors' code.
 pub const TEMPERATURE: f64 = 0.2;
-/// Lower end l that samples are stretched to, so that clamping leaves mass at 0.
+/// Lower end l of the stretched range; clamping then gives mass at 0.
 pub const STRETCH_LO: f64 = -0.2;
-/// Upper end r that samples are stretched to: no mass at 1.
+/// Upper end r of the stretched range; no mass at 1.
 pub const STRETCH_HI: f64 = 1.0;
 
-/// log P(z≠0) of logits, in any shape.
+/// log P(z≠0) of logits of any shape.
 ///
 /// # Errors
-/// Fails where the device runs out of memory.
+/// Fails if the device runs out of memory.
 pub fn log_keep_from_logits(logits: &Tensor) -> Result<Tensor> {
     // −softplus(−x) with x = u − τ·ln(−l/r); softplus(y) = max(y, 0) + ln(1 + exp(−|y|)) cannot overflow.
     let shift = -TEMPERATURE * (-STRETCH_LO / STRETCH_HI).ln();
@@ -25,21 +25,21 @@ pub fn log_keep_from_logits(logits: &Tensor) -> Result<Tensor> {
     (ys.relu()? + tail)?.neg()
 }
 
-/// Hard-concrete samples of logits.
+/// Draws hard-concrete samples from logits.
 ///
-/// `uniform` holds one draw from the open interval (0, 1) for each logit. Where a sample falls on
-/// exactly 0 no gradient would pass; `dead_gradient` is the slope in the logit that is used there.
+/// `uniform` holds one draw from the open interval (0, 1) per logit. No gradient would pass through samples of exactly
+/// 0; `dead_gradient` is the slope in the logit that is used there instead.
 ///
 /// # Shapes
 /// - all: the shape of `logits`
 ///
 /// # Errors
-/// Fails where the shapes differ.
+/// Fails if the shapes differ.
 pub fn sample_from_logits(logits: &Tensor, uniform: &Tensor, dead_gradient: f64) -> Result<Tensor> {
     let noise = (uniform.log()? - (1.0 - uniform)?.log()?)?;
     let concrete = sigmoid(&((logits + noise)? / TEMPERATURE)?)?;
     let stretched = concrete.affine(STRETCH_HI - STRETCH_LO, STRETCH_LO)?;
-    // The upper clamp is never reached, for r = 1.
+    // The upper clamp is never reached, because r = 1.
     let samples = stretched.relu()?;
     if dead_gradient == 0.0 {
         return Ok(samples);
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn keep_probabilities_are_those_of_the_authors_code() {
-        // The spec's table, made by running the authors' code at u = −5 to 5.
+        // Computed by the authors' code at u = −5 to 5.
         let expected = [
             0.0092, 0.0246, 0.0643, 0.1573, 0.3367, 0.5798, 0.7895, 0.9107, 0.9652, 0.9869, 0.9951,
         ];

@@ -1,19 +1,17 @@
-//! DiffMask's gates: small networks that decide, from hidden states, which patches a Vision
-//! Transformer can do without.
+//! DiffMask's gates: small networks that decide, from hidden states, which patches a Vision Transformer does not need.
 //!
-//! There are three kinds, told apart by the [`Objective`] they were trained for: [`VotingGates`], as published, vote for
-//! a minimal set of patches that preserves the whole answer; [`RankingGates`] score each patch by its Shapley value for
-//! a class, which orders the patches; [`OrderGates`] order them by what the class token takes from each. A minimal set
-//! comes out of all, see [`masks_within_margin`].
+//! There are three kinds, one per training [`Objective`]. [`VotingGates`], as published, vote for a minimal set of
+//! patches that preserves the whole output. [`RankingGates`] score each patch by its Shapley value for a class, which
+//! ranks the patches. [`OrderGates`] order patches by what the class token takes from each. All of them yield a minimal
+//! set, see [`masks_within_margin`].
 //!
 //! # Voting gates
 //!
-//! Vision DiffMask (Nalmpantis et al., XAI4CV 2023), after DiffMask (arXiv:2004.14992).
-//! A model of `blocks` blocks has `blocks + 2` states: the patch embeddings before positions are
-//! added, the input of every block, and the output of the last one. The gate of state i looks at
-//! states 0 and i of a patch and gives a logit; the logit sets a hard-concrete variable in [0, 1).
-//! The votes of gates 0 to k multiply to the mask of depth k. Gates are trained for one way of taking
-//! masked patches away, their [`removal`](Gates::removal).
+//! Vision DiffMask (Nalmpantis et al., XAI4CV 2023), based on DiffMask (arXiv:2004.14992). A model of `blocks` blocks
+//! has `blocks + 2` states: the patch embeddings before adding positions, the input of every block, and the output of
+//! the last one. The gate of state i reads states 0 and i of a patch and returns a logit, which parametrizes a
+//! hard-concrete variable in [0, 1). The product of the votes of gates 0 to k is the mask of depth k. Gates are trained
+//! for one way of removing masked patches, their [`removal`](Gates::removal).
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
@@ -23,11 +21,11 @@
 //! | P(z≠0) | keep probability | σ(u − τ·ln(−l/r)) |
 //! | q⁽ᵏ⁾ | mask of depth k | Πᵢ₌₀..ₖ P(zᵢ≠0) |
 //! | b | [baseline](Removal::Baseline) | ê = z·e + (1−z)·b |
-//! | a | attention, with [drop](Removal::Drop) in place of b | a'ᵢⱼ = zⱼ aᵢⱼ / Σₖ zₖ aᵢₖ |
+//! | a | attention, with [drop](Removal::Drop) instead of b | a'ᵢⱼ = zⱼ aᵢⱼ / Σₖ zₖ aᵢₖ |
 //!
-//! Deviations from the authors' code: class and register tokens have no gate, for their votes were
-//! thrown away; both halves of a gate's input weights are applied apart, so the concatenation never
-//! exists. Both linear layers are weight-normalized row by row, W = g·v/‖v‖.
+//! Deviations from the authors' code: class and register tokens have no gate, because their votes were discarded. The
+//! two halves of a gate's input weights are applied separately, so the concatenation is never built. Both linear layers
+//! are weight-normalized row by row, W = g·v/‖v‖.
 
 mod answers;
 mod card;
@@ -65,16 +63,16 @@ pub use ranking::{EMPTY_ANSWER, RankingGates, RankingSizes};
 pub use voting::weight_norm;
 pub use voting::{BASELINE, DEFAULT_STRETCH, GateSizes, VotingGates};
 
-/// Divergence in nats up to which a masked answer counts as kept, as in the paper: what gates are trained for.
+/// Largest divergence in nats at which a masked output counts as preserved, as in the paper. Gates are trained for it.
 pub const MARGIN: f64 = 0.1;
-/// Keep probability from which on a binary mask keeps a patch.
+/// Smallest keep probability at which a binary mask keeps a patch.
 pub const KEEP: f32 = 0.5;
 
-/// What gates are trained for.
+/// Training objective of gates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
-    /// A minimal set of patches that preserves the whole answer, as published: [`VotingGates`].
+    /// A minimal set of patches that preserves the whole output, as published: [`VotingGates`].
     #[default]
     Published,
     /// The Shapley value of each patch for each class: [`RankingGates`].
@@ -95,7 +93,7 @@ pub enum Gates {
 }
 
 impl Gates {
-    /// What they were trained for.
+    /// The training objective.
     pub fn objective(&self) -> Objective {
         match self {
             Self::Voting(_) => Objective::Published,
@@ -104,20 +102,20 @@ impl Gates {
         }
     }
 
-    /// How patches are taken away where a mask is tried.
+    /// How masked patches are removed.
     pub fn removal(&self) -> &Removal {
         match self {
             Self::Voting(gates) => gates.removal(),
-            // Their scores come from many ways of removal; dropping is the one that leaves nothing in a patch's place.
+            // Their scores come from several ways of removal; dropping leaves nothing in place of a patch.
             Self::Ranking(_) | Self::Order(_) => &Removal::Drop,
         }
     }
 
-    /// The same gates for the classes of another classifier on the same features: those that vote know no classes, those
-    /// that rank or order take them from the classifier of `vit`. `None` where they cannot.
+    /// Returns the same gates for another classifier on the same features. Voting gates do not depend on classes;
+    /// ranking and order gates take the classes from the classifier of `vit`. `None` if that is not possible.
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn under(&self, vit: &Vit) -> TensorResult<Option<Self>> {
         Ok(match self {
             Self::Voting(_) => Some(self.clone()),
@@ -126,10 +124,10 @@ impl Gates {
         })
     }
 
-    /// The same gates, prepared to be asked often.
+    /// Prepares the gates for repeated use.
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn freeze(&self) -> TensorResult<FrozenGates> {
         Ok(match self {
             Self::Voting(gates) => FrozenGates::Voting(gates.freeze()?),

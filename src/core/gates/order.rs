@@ -1,22 +1,23 @@
-//! Gates that order: a small network reads what the class token takes from each patch, and says in which order the
+//! Order gates: a small network reads what the class token takes from each patch, and predicts the order in which the
 //! patches matter to a class.
 //!
-//! Their eyes are not the states of DiffMask's gates but the [`ClassStream`]: five numbers per block and patch in place
-//! of a few hundred features. So two thousand pictures teach them, and they explain classes that they never met.
+//! Their input is not the states of voting gates but the [`ClassStream`]: five numbers per block and patch instead of a
+//! few hundred features. Two thousand pictures therefore suffice for training, and the gates explain classes that they
+//! were not trained on.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
-//! | C⁺, C⁻ | what speaks for the class and against it | mean over heads of max(±C, 0), as a share of all blocks and patches |
-//! | a | attention | mean of the heads, as a share of the block's patches |
-//! | x | features of a patch | C⁺, C⁻, a of each block, C⁺ and C⁻ averaged over 3×3 patches; in mean shares less 1, over `scale` |
+//! | C⁺, C⁻ | evidence for/against the class | mean over heads of max(±C, 0), as a share of all blocks and patches |
+//! | a | attention | mean over heads, as a share of the block's patches |
+//! | x | features of a patch | C⁺, C⁻, a, 3×3 means of C⁺ and C⁻ per block; mean shares minus 1, over `scale` |
 //! | m | second layer | gelu(V·\[u; mean of u over patches\] + d), u = gelu(W·x + b) |
-//! | f | order | w·x + g·m, less its mean over the patches |
-//! | v(1), v(0) | value of the whole image and of none | p_c; the emptied picture's answer |
+//! | f | order | w·x + g·m, minus its mean over the patches |
+//! | v(1), v(0) | value of the whole image and of none | p_c; the output for the emptied picture |
 //! | φ | score | (p_c f + v(1) − v(0)) / patches |
 //!
-//! So the scores of an image add up to what the class gains by the image. As f is learned from logarithms, 0 lies low:
-//! most patches are above it, and only the order says what matters. For one class less another, p_c is the sum of both,
-//! and v the difference.
+//! The scores of an image thus sum to the class's gain over the empty image. As f is learned from logarithms, most
+//! patches are above 0; only the order is meaningful. For the contrast of two classes, p_c is the sum of both, and v
+//! the difference.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -34,12 +35,12 @@ use vitscope_kernels::{Activation, Linear};
 
 /// Features of a patch per followed block.
 const FEATURES_PER_BLOCK: usize = 5;
-/// Features beyond this many deviations are as good as at it.
+/// Features are clamped to this many deviations.
 const LARGEST: f32 = 8.0;
-/// Tensor name of the deviations of the features, `[features]`.
+/// Tensor name of the features' deviations, `[features]`.
 pub const SCALE: &str = "scale";
 
-/// The sizes of gates that order.
+/// The sizes of order gates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrderSizes {
     /// Features of a patch.
@@ -51,7 +52,7 @@ pub struct OrderSizes {
 }
 
 impl OrderSizes {
-    /// The sizes for gates of a model.
+    /// The sizes of gates for a model.
     pub fn new(config: &VitConfig, hidden: usize) -> Self {
         let n_blocks = config.num_hidden_layers;
         Self {
@@ -81,7 +82,7 @@ impl OrderSizes {
     }
 }
 
-/// Gates that order, over their tensors.
+/// Order gates.
 #[derive(Clone, Debug)]
 pub struct OrderGates {
     sizes: OrderSizes,
@@ -94,10 +95,10 @@ pub struct OrderGates {
 }
 
 impl OrderGates {
-    /// Starting values: the hidden layers uniform ±1/√inputs, `scale` 1, the rest 0.
+    /// Initial values: hidden layers uniform in ±1/√inputs, `scale` 1, the rest 0.
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn initial_tensors(
         sizes: OrderSizes,
         rng: &mut Rng,
@@ -114,11 +115,11 @@ impl OrderGates {
         sizes.shapes().into_iter().map(tensor).collect()
     }
 
-    /// Gates for a model, over tensors by name; trained ones or the variables of a trainer.
+    /// Builds gates for a model from named tensors, which are trained or the variables of a trainer.
     ///
     /// # Errors
-    /// [`Error::Model`] where the model has no classifier, or naming the first tensor that is missing, has another shape
-    /// or does not belong.
+    /// [`Error::Model`] if the model has no classifier, or for the first tensor that is missing, has the wrong shape or
+    /// does not belong.
     pub fn load(vit: &Vit, hidden: usize, tensors: &HashMap<String, Tensor>) -> Result<Self> {
         if vit.config().head().is_none() {
             return Err(Error::Model(
@@ -144,9 +145,9 @@ impl OrderGates {
         })
     }
 
-    /// Gates over the tensors of those for another classifier of the same model.
+    /// Builds gates from tensors that were trained for another classifier of the same model.
     ///
-    /// What it answers to an emptied image is not known: every class counts as equally likely there.
+    /// The output for an emptied image is not known, so all classes count as equally likely.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -158,10 +159,10 @@ impl OrderGates {
         Self::load(vit, hidden, &tensors)
     }
 
-    /// The same gates for the classes of another classifier; see [`load_under`](Self::load_under).
+    /// Returns the same gates for the classes of another classifier; see [`load_under`](Self::load_under).
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn under(&self, vit: &Vit) -> TensorResult<Self> {
         let sizes = OrderSizes::new(vit.config(), self.sizes.hidden);
         Ok(Self {
@@ -171,17 +172,17 @@ impl OrderGates {
         })
     }
 
-    /// The first block of a model that gates follow the class token through.
+    /// The first block of a model through which gates follow the class token.
     pub fn first_block(vit: &Vit) -> usize {
         first_followed(vit.n_blocks())
     }
 
-    /// What the gates were made for.
+    /// The sizes of the gates.
     pub fn sizes(&self) -> OrderSizes {
         self.sizes
     }
 
-    /// The same without the graph that they may be part of.
+    /// Returns the gates detached from the graph.
     #[must_use]
     pub fn freeze(&self) -> Self {
         Self {
@@ -199,10 +200,10 @@ impl OrderGates {
     ///
     /// # Shapes
     /// - `images`: `[batch, 3, height, width]`
-    /// - result: what the model says, without a graph, and `[batch, patches]`
+    /// - result: the model's output, detached from the graph, and `[batch, patches]`
     ///
     /// # Errors
-    /// Fails where `images` does not fit the model, or the model not the gates.
+    /// Fails if `images` or the gates do not fit the model.
     pub fn pass(&self, vit: &Vit, images: &Tensor) -> Result<(Output, Tensor)> {
         let mut record = Record::new(stream_sites(vit));
         let output = vit.forward_with(images, &mut record)?;
@@ -226,7 +227,7 @@ impl OrderGates {
     /// - result: `[batch, patches]`
     ///
     /// # Errors
-    /// Fails where the shapes do not fit.
+    /// Fails if the shapes do not fit.
     pub fn order(&self, features: &Tensor) -> TensorResult<Tensor> {
         let scaled = features.broadcast_div(&self.scale)?;
         let scaled = scaled.clamp(-LARGEST, LARGEST)?.detach();
@@ -239,17 +240,17 @@ impl OrderGates {
         order.broadcast_sub(&order.mean_keepdim(1)?)
     }
 
-    /// Scores φ of one class an image, or of one class less another.
+    /// Scores φ of one class per image, or of the contrast of two.
     ///
     /// # Shapes
     /// - `stream`: followed for `weights`
     /// - `grid`: rows and columns of patches
     /// - `logits`: of the whole images, `[batch, classes]`
-    /// - `weights`: of the explained score, `[batch, classes]`: 1 for the class, −1 for the other
+    /// - `weights`: weights of the logits in the explained score, `[batch, classes]`: 1 for the class, −1 for the other
     /// - result: `[batch, patches]`
     ///
     /// # Errors
-    /// Fails where the shapes do not fit.
+    /// Fails if the shapes do not fit.
     pub fn scores(
         &self,
         stream: &ClassStream,
@@ -268,14 +269,14 @@ impl OrderGates {
     }
 }
 
-/// What the gates read of each patch, in mean shares less their mean; carries no graph.
+/// Features of each patch, in mean shares minus their mean; detached from the graph.
 ///
 /// # Shapes
 /// - `grid`: rows and columns of patches
 /// - result: `[batch, patches, 5 · followed]`
 ///
 /// # Errors
-/// Fails where the shapes do not fit.
+/// Fails if the shapes do not fit.
 pub fn features(stream: &ClassStream, grid: (usize, usize)) -> TensorResult<Tensor> {
     let (batch, n_blocks, _, n_patches) = stream.contributions.dims4()?;
     let contributions = stream.contributions.detach();
@@ -299,7 +300,7 @@ pub fn features(stream: &ClassStream, grid: (usize, usize)) -> TensorResult<Tens
     apart.transpose(1, 2)?.contiguous()
 }
 
-/// Column j averages over the 3×3 patches around patch j, those at the edge counted again where there are none.
+/// Column j averages over the 3×3 patches around patch j, clamped to the grid.
 fn neighborhood((rows, columns): (usize, usize), device: &Device) -> TensorResult<Tensor> {
     let n_patches = rows * columns;
     let mut mean = vec![0f32; n_patches * n_patches];

@@ -1,22 +1,22 @@
-//! The two forward passes of DiffMask: a clean one that keeps every state, and one with patches masked.
+//! The two forward passes of DiffMask: a clean one that records every state, and one with masked patches.
 
 use candle_core::{Result, Tensor};
 
 use crate::vit::{Head, Output, Record, Replace, Site, Tap, Vit};
 
-/// How a masked patch is taken from the model.
+/// How masked patches are hidden from the model.
 #[derive(Clone, Debug)]
 pub enum Removal {
-    /// Its embedding fades to this vector, `[dim]`, before positions are added (Vision DiffMask).
+    /// The embedding fades to this vector, `[dim]`, before adding positions (Vision DiffMask).
     Baseline(Tensor),
-    /// No token attends to it in any block and no head reads it, as if it had not been among the tokens (Jain et al.,
-    /// arXiv:2204.08945, drop them; ViT-Shapley, arXiv:2206.05282, masks attention). In between, attention and the
-    /// mean of the patches are weighed by the mask.
+    /// No token attends to the patch in any block and no head reads it, as if it were not among the tokens (Jain et
+    /// al., arXiv:2204.08945, drop tokens; ViT-Shapley, arXiv:2206.05282, masks attention). For fractional masks,
+    /// attention and the mean of the patches are weighted by the mask.
     Drop,
 }
 
 impl Removal {
-    /// The same without the graph that it is part of.
+    /// Returns the removal detached from the graph.
     #[must_use]
     pub fn detach(&self) -> Self {
         match self {
@@ -26,27 +26,27 @@ impl Removal {
     }
 }
 
-/// Everything of a clean pass that the gates and the masked pass need; carries no graph.
+/// The parts of a clean pass that the gates and the masked pass need; detached from the graph.
 #[derive(Clone, Debug)]
 pub struct CleanPass {
-    /// One a gate, `[batch, patches, dim]`; the first is the patch embeddings.
+    /// One state per gate, `[batch, patches, dim]`; the first is the patch embeddings.
     pub states: Vec<Tensor>,
-    /// What the model says of the unmasked images.
+    /// The model's output for the unmasked images.
     pub output: Output,
 }
 
-/// Where the states are that gates see.
+/// Sites of the states that gates read.
 pub fn state_sites(vit: &Vit) -> impl Iterator<Item = Site> + use<> {
     std::iter::once(Site::PatchEmbeddings).chain((0..=vit.n_blocks()).map(Site::Hidden))
 }
 
-/// Runs the model on unmasked images and keeps every state.
+/// Runs the model on unmasked images and records every state.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
 ///
 /// # Errors
-/// Fails where `images` does not fit the model.
+/// Fails if `images` does not fit the model.
 pub fn clean_pass(vit: &Vit, images: &Tensor) -> Result<CleanPass> {
     let sites: Vec<Site> = state_sites(vit).collect();
     let mut record = Record::new(sites.iter().copied());
@@ -56,7 +56,7 @@ pub fn clean_pass(vit: &Vit, images: &Tensor) -> Result<CleanPass> {
         .into_iter()
         .map(|site| {
             let xs = record.get(site)?;
-            // Class, distillation and register tokens stand before the patches.
+            // Class, distillation and register tokens precede the patches.
             let n_front = if site == Site::PatchEmbeddings {
                 0
             } else {
@@ -73,14 +73,14 @@ pub fn clean_pass(vit: &Vit, images: &Tensor) -> Result<CleanPass> {
     Ok(CleanPass { states, output })
 }
 
-/// Runs the model with patches taken away where `mask` is below 1, in part between 0 and 1.
+/// Runs the model with patches removed where `mask` is below 1; values between 0 and 1 remove a patch partially.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
 /// - `mask`: `[batch, patches]`, 1 keeps
 ///
 /// # Errors
-/// Fails where a shape does not fit the model.
+/// Fails if a shape does not fit the model.
 pub fn masked_pass(vit: &Vit, images: &Tensor, mask: &Tensor, removal: &Removal) -> Result<Output> {
     match removal {
         Removal::Baseline(baseline) => {
@@ -99,14 +99,14 @@ pub fn masked_pass(vit: &Vit, images: &Tensor, mask: &Tensor, removal: &Removal)
     }
 }
 
-/// What is left of a dropped patch, so that its logarithm and the gradient of that are numbers.
+/// Remaining weight of a dropped patch, so that its logarithm and gradient are finite.
 const LEAST_WEIGHT: f64 = 1e-18;
 
-/// Weighs what all tokens attend to, in every block, and what is read of the patches in the end.
+/// Weights attention to each token in every block, and the patches that the head reads.
 struct Inattention {
     /// `[batch, 1, 1, tokens]`
     log_weights: Tensor,
-    /// `[batch, tokens, 1]`, where the head reads the mean of the patches.
+    /// `[batch, tokens, 1]`, if the head reads the mean of the patches.
     in_mean: Option<Tensor>,
 }
 
@@ -118,8 +118,8 @@ impl Inattention {
         let special = Tensor::ones(shape, mask.dtype(), mask.device())?;
         let weights = (Tensor::cat(&[&special, mask], 1)? + LEAST_WEIGHT)?; // [batch, tokens]
         let in_mean = match vit.config().head() {
-            // The head divides Σ zⱼ tⱼ by the number of all patches, and shall by that of the kept ones; where less
-            // than one is left in all, the mean fades with it.
+            // The head divides Σ zⱼ tⱼ by the number of all patches, but must divide by the number of kept ones. If
+            // less than one is left in total, the mean fades out.
             Some(Head::ClassTokenAndPatchMean) => {
                 let n_kept = mask.sum_keepdim(1)?.maximum(1.0)?;
                 let kept = (mask.broadcast_div(&n_kept)? * mask.dim(1)? as f64)?;
@@ -143,8 +143,8 @@ impl Tap for Inattention {
         }
     }
 
-    /// a'ᵢⱼ = zⱼ aᵢⱼ / Σₖ zₖ aᵢₖ = softmax(sᵢⱼ + ln zⱼ): before the softmax, because what a model attends to in the
-    /// tokens that are left may be too little for an f32 beside what it attends to in the others.
+    /// a'ᵢⱼ = zⱼ aᵢⱼ / Σₖ zₖ aᵢₖ = softmax(sᵢⱼ + ln zⱼ), applied before the softmax. After it, attention to the
+    /// remaining tokens might be too small for f32 relative to attention to the others.
     fn at(&mut self, site: Site, value: Tensor) -> Result<Tensor> {
         match (site, &self.in_mean) {
             (Site::Tokens, Some(in_mean)) => value.broadcast_mul(in_mean), // [batch, tokens, dim]

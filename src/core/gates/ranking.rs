@@ -1,24 +1,25 @@
-//! Gates that rank: one network scores each patch by its Shapley value for each class.
+//! Ranking gates: one network scores each patch by its Shapley value for each class.
 //!
-//! After FastSHAP (Jethani et al., arXiv:2107.07436) and ViT-Shapley (Covert et al., arXiv:2206.05282), with DiffMask's
-//! eyes: the states of a clean pass, and the clean answer.
+//! Based on FastSHAP (Jethani et al., arXiv:2107.07436) and ViT-Shapley (Covert et al., arXiv:2206.05282), with the
+//! inputs of DiffMask: the states and the output of a clean pass.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | hᵢ | states of a patch | layer-normalized, i from 0 to blocks + 1 |
-//! | p | answer | class probabilities of the whole image |
-//! | w_c | class vector | row c of the classifier less the mean of the rows, of length 1/√width |
+//! | p | output | class probabilities of the whole image |
+//! | w_c | class vector | row c of the classifier minus the mean of the rows, of length 1/√width |
 //! | a | first layer | gelu(Σᵢ Wᵢ·hᵢ + U·Σ_c p_c w_c + b) |
 //! | m | second layer | gelu(V·\[a; mean of a over patches\] + d) |
 //! | φ̃ | raw score of class c | p_c·(g·m + w_c·A·h/√features) + w_c·S·m, h the last state |
-//! | v(1), v(0) | value of the whole image and of none | p_c; mean over pictures of the emptied picture's answer |
+//! | v(1), v(0) | value of the whole image and of none | p_c; mean output for emptied pictures |
 //! | φ | score | φ̃ + (v(1) − v(0) − Σφ̃) / patches |
 //!
-//! The first term says how a class divides what it has among the patches: g·m whichever class it is, w_c·A·h by how much a
-//! patch looks like it. The last term moves what a class gets where its probability is small. A class is known by its row of the classifier alone, so the gates also score classes that another classifier on the same
-//! features was taught, see [`under`](RankingGates::under).
+//! The first term distributes the probability of a class among the patches: g·m independently of the class, w_c·A·h by
+//! the patch's similarity to the class. The last term contributes where the probability is small. A class is
+//! represented only by its row of the classifier, so the gates can also score the classes of another classifier on the
+//! same features, see [`under`](RankingGates::under).
 //!
-//! So the scores of an image add up to what the class gains by the image: a score above 0 speaks for the class, one
+//! The scores of an image thus sum to the class's gain over the empty image: a score above 0 speaks for the class, one
 //! below 0 against it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -32,11 +33,11 @@ use crate::rng::Rng;
 use crate::vit::{Vit, VitConfig};
 use vitscope_kernels::{Activation, Linear, layer_norm};
 
-/// Tensor name of the mean answer to emptied pictures, `[classes]`.
+/// Tensor name of the mean output for emptied pictures, `[classes]`.
 pub const EMPTY_ANSWER: &str = "empty.answer";
-/// Added to variances of states.
+/// Added to the variances of states.
 const EPS: f64 = 1e-6;
-/// Tensor name of A, which gates of earlier releases lack.
+/// Tensor name of A, which gates of older releases lack.
 const ALIKE: &str = "alike.weight";
 
 /// The sizes of ranking gates.
@@ -55,7 +56,7 @@ pub struct RankingSizes {
 }
 
 impl RankingSizes {
-    /// The sizes for gates of a model.
+    /// The sizes of gates for a model.
     pub fn new(config: &VitConfig, hidden: usize) -> Self {
         let dim = config.hidden_size;
         Self {
@@ -90,7 +91,7 @@ impl RankingSizes {
     }
 }
 
-/// Ranking gates over their tensors.
+/// Ranking gates.
 #[derive(Clone, Debug)]
 pub struct RankingGates {
     sizes: RankingSizes,
@@ -105,7 +106,7 @@ pub struct RankingGates {
     empty_answer: Tensor,
 }
 
-/// What the gates see of each patch.
+/// Features of each patch.
 struct Seen {
     /// The last state, `[batch, patches, dim]`.
     last: Tensor,
@@ -114,11 +115,11 @@ struct Seen {
 }
 
 impl RankingGates {
-    /// Starting values: the hidden layers uniform ±1/√inputs; 0 for what meets class vectors, so that directions in which
-    /// no class lies stay without effect.
+    /// Initial values: hidden layers uniform in ±1/√inputs. Weights that multiply class vectors are 0, so that
+    /// directions without classes have no effect.
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn initial_tensors(
         sizes: RankingSizes,
         rng: &mut Rng,
@@ -135,11 +136,11 @@ impl RankingGates {
         Ok(tensors)
     }
 
-    /// Gates for a model, over tensors by name; trained ones or the variables of a trainer.
+    /// Builds gates for a model from named tensors, which are trained or the variables of a trainer.
     ///
     /// # Errors
-    /// [`Error::Model`] where the model has no classifier, or naming the first tensor that is missing, has another shape
-    /// or does not belong.
+    /// [`Error::Model`] if the model has no classifier, or for the first tensor that is missing, has the wrong shape or
+    /// does not belong.
     pub fn load(vit: &Vit, hidden: usize, tensors: &HashMap<String, Tensor>) -> Result<Self> {
         let sizes = RankingSizes::new(vit.config(), hidden);
         let Some(class_weights) = vit.class_weights()? else {
@@ -167,10 +168,10 @@ impl RankingGates {
         })
     }
 
-    /// Gates over the tensors of those for another classifier on the same features; `None` where the classifier of `vit`
-    /// reads other features.
+    /// Builds gates from tensors that were trained for another classifier on the same features; `None` if the
+    /// classifier of `vit` reads other features.
     ///
-    /// What it answers to an emptied image is not known: every class counts as equally likely there.
+    /// The output for an emptied image is not known, so all classes count as equally likely.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -190,10 +191,11 @@ impl RankingGates {
         Self::load(vit, hidden, &tensors).map(Some)
     }
 
-    /// The same gates for the classes of another classifier on the same features; see [`load_under`](Self::load_under).
+    /// Returns the same gates for the classes of another classifier on the same features; see
+    /// [`load_under`](Self::load_under).
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn under(&self, vit: &Vit) -> TensorResult<Option<Self>> {
         let sizes = RankingSizes::new(vit.config(), self.sizes.hidden);
         let class_weights = (vit.class_weights()?).filter(|_| sizes.width == self.sizes.width);
@@ -208,12 +210,12 @@ impl RankingGates {
         }))
     }
 
-    /// What the gates were made for.
+    /// The sizes of the gates.
     pub fn sizes(&self) -> RankingSizes {
         self.sizes
     }
 
-    /// The same without the graph that they may be part of.
+    /// Returns the gates detached from the graph.
     #[must_use]
     pub fn freeze(&self) -> Self {
         Self {
@@ -229,10 +231,10 @@ impl RankingGates {
         }
     }
 
-    /// Looks at a clean pass.
+    /// Computes the features of the patches of a clean pass.
     ///
     /// # Shapes
-    /// - `states`: the first `[batch, patches, dim]`, each other `[batch, tokens, dim]`, its patches last
+    /// - `states`: the first `[batch, patches, dim]`, the others `[batch, tokens, dim]`, patches last
     /// - `answer`: probabilities, `[batch, classes]`
     fn look(&self, states: &[Tensor], answer: &Tensor) -> TensorResult<Seen> {
         let RankingSizes { dim, hidden, .. } = self.sizes;
@@ -274,7 +276,7 @@ impl RankingGates {
         })
     }
 
-    /// What patches are held against to see how much they look like a class, A·w/√features, `[batch, dim]`.
+    /// Vectors whose dot product with a patch measures its similarity to a class, A·w/√features, `[batch, dim]`.
     ///
     /// # Shapes
     /// - `class`: weighted sums of class vectors, `[batch, width]`
@@ -288,12 +290,12 @@ impl RankingGates {
     /// Raw scores φ̃ of all classes.
     ///
     /// # Shapes
-    /// - `states`: the first `[batch, patches, dim]`, each other `[batch, tokens, dim]`, its patches last
+    /// - `states`: the first `[batch, patches, dim]`, the others `[batch, tokens, dim]`, patches last
     /// - `answer`: probabilities, `[batch, classes]`
     /// - result: `[batch, patches, classes]`
     ///
     /// # Errors
-    /// Fails where the shapes do not fit.
+    /// Fails if the shapes do not fit.
     pub fn raw_scores(&self, states: &[Tensor], answer: &Tensor) -> TensorResult<Tensor> {
         let Seen { last, features } = self.look(states, answer)?;
         let classes = self.class_vectors.matmul(&self.score_weight)?; // [classes, hidden]
@@ -306,16 +308,16 @@ impl RankingGates {
             .add(&features.broadcast_matmul(&classes.t()?)?)
     }
 
-    /// Scores φ of one class an image, or of one class less another.
+    /// Scores φ of one class per image, or of the contrast of two.
     ///
     /// # Shapes
     /// - `states`: as in [`raw_scores`](Self::raw_scores)
     /// - `logits`: of the whole images, `[batch, classes]`
-    /// - `weights`: of the explained score, `[batch, classes]`: 1 for the class, −1 for the other
+    /// - `weights`: weights of the logits in the explained score, `[batch, classes]`: 1 for the class, −1 for the other
     /// - result: `[batch, patches]`
     ///
     /// # Errors
-    /// Fails where the shapes do not fit.
+    /// Fails if the shapes do not fit.
     pub fn scores(
         &self,
         states: &[Tensor],
@@ -341,32 +343,32 @@ impl RankingGates {
         raw.broadcast_add(&missing)
     }
 
-    /// Scores of the class with the highest logit, see [`scores`](Self::scores).
+    /// Scores for the class with the highest logit, see [`scores`](Self::scores).
     ///
     /// # Errors
-    /// Fails where the shapes do not fit.
+    /// Fails if the shapes do not fit.
     pub fn scores_of_predicted(&self, states: &[Tensor], logits: &Tensor) -> TensorResult<Tensor> {
         self.scores(states, logits, &weights_of_predicted(logits)?)
     }
 
-    /// Scores as a mask in (0, 1) in the same order, one half where a score is 0: ½ + ½·x/(1 + |x|), x in mean shares
-    /// of the whole.
+    /// Maps scores monotonically to a mask in (0, 1), where 0 becomes one half: ½ + ½·x/(1 + |x|), with x as a multiple
+    /// of the mean share.
     ///
     /// # Shapes
     /// - `scores` and result: `[batch, patches]`
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn mask_from_scores(scores: &Tensor) -> TensorResult<Tensor> {
         let shares = (scores * scores.dim(1)? as f64)?;
         (&shares / (shares.abs()? + 1.0)?)?.affine(0.5, 0.5)
     }
 }
 
-/// Rows of a classifier less their mean, brought to length 1/√width.
+/// Rows of a classifier minus their mean, scaled to length 1/√width.
 ///
-/// What all classes have in common tells none from another. That length lets a step of the optimizer change a score as much
-/// as if the classes were told apart by their number.
+/// The common part of all classes does not distinguish them. This length lets an optimizer step change a score as much
+/// as if classes were represented by one-hot vectors.
 ///
 /// # Shapes
 /// - `weights` and result: `[classes, width]`
@@ -378,7 +380,7 @@ fn class_vectors(weights: &Tensor) -> TensorResult<Tensor> {
     apart.broadcast_div(&scale)
 }
 
-/// Weights that ask for the class with the highest logit, of the shape of `logits`, `[batch, classes]`.
+/// Weights of the logits that select the class with the highest logit; `logits` and result are `[batch, classes]`.
 pub fn weights_of_predicted(logits: &Tensor) -> TensorResult<Tensor> {
     let best = logits.argmax_keepdim(D::Minus1)?; // [batch, 1]
     let ones = Tensor::ones(best.dims(), DType::F32, logits.device())?;

@@ -1,4 +1,4 @@
-//! What small networks over named tensors have in common: how they begin, and what is said of tensors that do not fit.
+//! Shared code of small networks over named tensors: initialization and error messages for tensors that do not fit.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::rng::Rng;
 /// Names and shapes of all tensors of a network, in the order of initialization.
 pub(super) type Shapes = [(&'static str, Vec<usize>)];
 
-/// Starting values of a layer, uniform ±1/√inputs.
+/// Initial values of a layer, uniform in ±1/√inputs.
 ///
 /// # Shapes
 /// - `shape`: `[outputs, inputs]`
@@ -24,7 +24,7 @@ pub(super) fn uniform_by_inputs(
     drawn.affine(2.0 * bound, -bound)
 }
 
-/// Fails where a tensor does not belong to the network that `whose` names.
+/// Fails if a tensor does not belong to the network, which `whose` names.
 pub(super) fn check_names(
     whose: &str,
     shapes: &Shapes,
@@ -39,7 +39,7 @@ pub(super) fn check_names(
     }
 }
 
-/// The tensor of a name in f32; fails where it is missing or has another shape.
+/// The tensor of this name in f32; fails if it is missing or has the wrong shape.
 pub(super) fn tensor_of(
     name: &str,
     shapes: &Shapes,

@@ -1,4 +1,4 @@
-//! Gates that vote: Vision DiffMask's own, one a state, whose keep probabilities multiply.
+//! Voting gates: those of Vision DiffMask, one per state, whose keep probabilities are multiplied.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,12 +10,12 @@ use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::vit::VitConfig;
 
-/// Hidden units of a gate: one for this many features of a token, as in the authors' code.
+/// Features of a token per hidden unit of a gate, as in the authors' code.
 const FEATURES_PER_UNIT: usize = 4;
-/// Half-width m of a gate's range of logits, as in the authors' code.
+/// Half-width m of the range of a gate's logits, as in the authors' code.
 pub const DEFAULT_STRETCH: f64 = 15.0;
 
-/// The sizes that gates share with the model that they explain.
+/// The sizes of gates, determined by the model that they explain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GateSizes {
     /// Number of gates: blocks + 2.
@@ -27,7 +27,7 @@ pub struct GateSizes {
 }
 
 impl GateSizes {
-    /// The sizes for gates of a model.
+    /// The sizes of gates for a model.
     pub fn new(config: &VitConfig) -> Self {
         Self {
             states: config.num_hidden_layers + 2,
@@ -36,13 +36,13 @@ impl GateSizes {
         }
     }
 
-    /// Learned values of one gate.
+    /// Number of learned values of one gate.
     pub fn parameters_per_gate(&self) -> usize {
         // Direction, length and bias of each row of both layers, and the offset.
         self.hidden * 2 * self.dim + 2 * self.hidden + self.hidden + 1 + 1 + 1
     }
 
-    /// Learned values of all gates and the baseline.
+    /// Number of learned values of all gates and the baseline.
     pub fn parameters(&self) -> usize {
         self.states * self.parameters_per_gate() + self.dim
     }
@@ -88,7 +88,7 @@ pub(super) struct Gate {
     pub(super) offset: Tensor,
 }
 
-/// Rows of `direction`, each scaled to its entry of `length`.
+/// Scales each row of `direction` to the length in `length`.
 pub fn weight_norm(direction: &Tensor, length: &Tensor) -> TensorResult<Tensor> {
     let norms = direction.sqr()?.sum_keepdim(1)?.sqrt()?; // [rows, 1]
     direction.broadcast_mul(&length.unsqueeze(1)?.div(&norms)?)
@@ -117,7 +117,7 @@ impl Gate {
     }
 }
 
-/// All gates of a model, and how the patches that they mask are taken away.
+/// All gates of a model, and the removal of the patches that they mask.
 #[derive(Clone)]
 pub struct VotingGates {
     pub(super) sizes: GateSizes,
@@ -127,11 +127,11 @@ pub struct VotingGates {
 }
 
 impl VotingGates {
-    /// Random starting values: torch's uniform ±1/√inputs for both layers, `offset` for every gate, a
-    /// Xavier-normal baseline.
+    /// Random initial values: torch's uniform ±1/√inputs for both layers, `offset` for every gate, a Xavier-normal
+    /// baseline.
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn initial_tensors(
         sizes: GateSizes,
         offset: f64,
@@ -153,7 +153,7 @@ impl VotingGates {
             } else if name.ends_with("offset") {
                 Tensor::full(offset as f32, shape, device)?
             } else if let Some(layer) = name.strip_suffix(".length") {
-                // The length of the direction, so that training starts at the plain layer.
+                // The length of the direction, so that training starts from the plain layer.
                 let direction: &Tensor = tensors
                     .get(&format!("{layer}.direction"))
                     .ok_or_else(|| candle_core::Error::Msg(format!("{name} before its layer")))?;
@@ -167,11 +167,11 @@ impl VotingGates {
         Ok(tensors)
     }
 
-    /// Gates over tensors by name; trained ones or the variables of a trainer. Without a baseline among them
-    /// masked patches are dropped.
+    /// Builds gates from named tensors, which are trained or the variables of a trainer. Without a baseline, masked
+    /// patches are dropped.
     ///
     /// # Errors
-    /// [`Error::Model`] naming the first tensor that is missing, has another shape or does not belong.
+    /// [`Error::Model`] for the first tensor that is missing, has the wrong shape or does not belong.
     pub fn load(sizes: GateSizes, stretch: f64, tensors: &HashMap<String, Tensor>) -> Result<Self> {
         let shapes = sizes.shapes();
         if let Some(name) = tensors
@@ -229,7 +229,7 @@ impl VotingGates {
         })
     }
 
-    /// What the gates were made for.
+    /// The sizes of the gates.
     pub fn sizes(&self) -> GateSizes {
         self.sizes
     }
@@ -239,19 +239,19 @@ impl VotingGates {
         self.stretch
     }
 
-    /// How the patches that they mask are taken away.
+    /// How masked patches are removed.
     pub fn removal(&self) -> &Removal {
         &self.removal
     }
 
-    /// Logits of gates 0 to `depth`, one tensor a gate.
+    /// Logits of gates 0 to `depth`, one tensor per gate.
     ///
     /// # Shapes
     /// - `states`: each `[batch, patches, dim]`, at least `depth + 1`
     /// - result: each `[batch, patches]`
     ///
     /// # Errors
-    /// Fails where the states do not fit.
+    /// Fails if the states do not fit.
     pub fn logits(&self, states: &[Tensor], depth: usize) -> TensorResult<Vec<Tensor>> {
         let Some(first) = states.first() else {
             candle_core::bail!("gates require the states of an unmasked forward pass");
@@ -277,14 +277,14 @@ impl VotingGates {
             .collect()
     }
 
-    /// Masks q⁽⁰⁾ to q⁽ᵏ⁾ of every depth; none is larger than the one before.
+    /// Masks q⁽⁰⁾ to q⁽ᵏ⁾ of every depth; values never increase with depth.
     ///
     /// # Shapes
     /// - `states`: each `[batch, patches, dim]`
     /// - result: each `[batch, patches]`, in [0, 1]
     ///
     /// # Errors
-    /// Fails where the states do not fit.
+    /// Fails if the states do not fit.
     pub fn masks(&self, states: &[Tensor], depth: usize) -> TensorResult<Vec<Tensor>> {
         let mut log_mask: Option<Tensor> = None;
         let mut masks = Vec::with_capacity(depth + 1);
@@ -300,14 +300,14 @@ impl VotingGates {
         Ok(masks)
     }
 
-    /// The mask of all gates together, which is DiffMask's attribution.
+    /// The joint mask of all gates, which is DiffMask's attribution.
     ///
     /// # Shapes
     /// - `states`: each `[batch, patches, dim]`
     /// - result: `[batch, patches]`, in [0, 1]
     ///
     /// # Errors
-    /// Fails where the states do not fit.
+    /// Fails if the states do not fit.
     pub fn mask(&self, states: &[Tensor]) -> TensorResult<Tensor> {
         let masks = self.masks(states, self.sizes.states - 1)?;
         masks

@@ -1,4 +1,4 @@
-//! Interpreters on disk: `interpreter.safetensors` and, beside it, `interpreter.json`.
+//! Interpreters on disk: `interpreter.safetensors` and `interpreter.json`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,19 +11,19 @@ use crate::companion::{self, Card};
 use crate::error::{Error, Result};
 use crate::vit::VitConfig;
 
-/// What lies beside the weights of an interpreter, in `interpreter.json`.
+/// Metadata of an interpreter, stored in `interpreter.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InterpreterCard {
     /// Hash of the weights that the interpreter was trained for, in hexadecimal.
     pub base_sha256: String,
-    /// Its shape.
+    /// The interpreter's shape.
     pub shape: InterpreterShape,
     /// Seed of the training.
     pub seed: u64,
-    /// Every option of the training, by its name on the command line.
+    /// All training options, by their names on the command line.
     pub recipe: BTreeMap<String, serde_json::Value>,
-    /// Share of test pictures on which interpreter and model name the same class.
+    /// Share of test pictures for which interpreter and model predict the same class.
     pub agreement: f64,
     /// KL(model ‖ interpreter) in nats, mean over test pictures.
     pub kl: f64,
@@ -38,11 +38,11 @@ impl Card for InterpreterCard {
 }
 
 impl Interpreter {
-    /// Reads an interpreter from the bytes of `interpreter.safetensors` and `interpreter.json`, for a model
-    /// whose weights hash to `base_sha256`.
+    /// Reads an interpreter from the bytes of `interpreter.safetensors` and `interpreter.json`, for a model whose
+    /// weights hash to `base_sha256`.
     ///
     /// # Errors
-    /// [`Error::Model`] where either is damaged, or the interpreter belongs to another model.
+    /// [`Error::Model`] if either is damaged, or if the interpreter belongs to another model.
     pub fn from_bytes(
         weights: &[u8],
         card: &[u8],
@@ -56,7 +56,7 @@ impl Interpreter {
         let needed = InterpreterShape {
             pooling: found.pooling,
             unscaled: found.unscaled,
-            // How many patches there are is up to the picture; who reads by position checks it then.
+            // The number of patches depends on the picture; classifiers that read by position check it then.
             ..InterpreterShape::new(config, found.patches)
         };
         if found != needed {
@@ -71,7 +71,7 @@ impl Interpreter {
     /// Writes `interpreter.safetensors` and `interpreter.json` into a folder.
     ///
     /// # Errors
-    /// [`Error::Io`] where a file cannot be written.
+    /// [`Error::Io`] if a file cannot be written.
     pub fn save(
         tensors: &BTreeMap<String, Tensor>,
         card: &InterpreterCard,

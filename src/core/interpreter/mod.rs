@@ -1,21 +1,21 @@
-//! IA-ViT's interpreter: one attention layer of one head on the patch tokens, with a classifier of its own.
+//! IA-ViT's interpreter: a single-head attention layer on the patch tokens, with its own classifier.
 //!
-//! Qiang et al., "Interpretability-Aware Vision Transformer", arXiv:2309.08035. It learns to answer as the
-//! model does, and its only attention is by construction what it uses.
+//! Qiang et al., "Interpretability-Aware Vision Transformer", arXiv:2309.08035. The interpreter is trained to imitate
+//! the model. By construction, its single attention layer determines its output.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
-//! | P | patch tokens | those behind the special ones, after the final norm |
+//! | P | patch tokens | those after the special ones, after the final norm |
 //! | S | `attention` | softmax(Q Kᵀ / √dim), Q, K, V linear in P |
 //! | G | `mixed` | S V: no output projection, no residual, no norm |
 //! | a | [`attribution`](Interpreter::attribution) | mean of S over queries |
 //! | v | `logits` | mean: W·meanᵢ(Gᵢ) + b; position: W₂ s + b₂ with sᵢ = w₁·Gᵢ + b₁ |
 //! | rᶜ | [`contributions`](Interpreter::contributions) | mean: (W\[c\]·Vⱼ) aⱼ; position: (w₁·Vⱼ) Σᵢ W₂\[c, i\] Sᵢⱼ |
 //!
-//! The logit of a class is the sum of its contributions and a constant, because both classifiers are linear.
+//! The logit of a class is the sum of its contributions plus a constant, because both classifiers are linear.
 //!
-//! **Deviations** from the authors' code: scores are divided by √dim, without which attention is nearly
-//! one-hot; `unscaled` asks for theirs. The mean is the default, as it goes with any number of patches.
+//! **Deviations** from the authors' code: scores are divided by √dim, without which attention is nearly one-hot;
+//! `unscaled` restores their behavior. The default pooling is the mean, as it supports any number of patches.
 
 mod card;
 
@@ -31,14 +31,14 @@ use vitscope_kernels::{self as kernels, Linear};
 
 pub use card::InterpreterCard;
 
-/// How the interpreter's classifier reads what attention mixed.
+/// Input of the interpreter's classifier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pooling {
     /// A classifier of the mean over patches (the authors' Dog & Cat notebook).
     #[default]
     Mean,
-    /// One number per patch, and a classifier of those (their CIFAR-10 notebook): for one number of patches only.
+    /// One number per patch, and a classifier of those (their CIFAR-10 notebook). Requires a fixed number of patches.
     Position,
 }
 
@@ -51,14 +51,14 @@ pub struct InterpreterShape {
     pub classes: usize,
     /// Patches of the model's image.
     pub patches: usize,
-    /// How logits are read.
+    /// Pooling of the classifier.
     pub pooling: Pooling,
-    /// Whether scores are not divided by √dim.
+    /// Whether the division of scores by √dim is omitted.
     pub unscaled: bool,
 }
 
 impl InterpreterShape {
-    /// The default shape for a model that sees so many patches.
+    /// The default shape for a model with this number of patches.
     pub fn new(config: &VitConfig, patches: usize) -> Self {
         Self {
             dim: config.hidden_size,
@@ -99,7 +99,7 @@ pub struct Interpreter {
     classifier: Linear,
 }
 
-/// What an interpreter makes of a batch of patch tokens.
+/// Intermediate results and logits of an interpreter for a batch of patch tokens.
 #[derive(Clone, Debug)]
 pub struct Reading {
     /// `[batch, patches, patches]`, rows are queries and sum to 1.
@@ -111,11 +111,11 @@ pub struct Reading {
 }
 
 impl Interpreter {
-    /// Random starting values: torch's uniform ±1/√inputs for query, key and value, Xavier-uniform weights and zero
-    /// biases for what reads logits.
+    /// Random initial values: torch's uniform ±1/√inputs for query, key and value; Xavier-uniform weights and zero
+    /// biases for the classifier.
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn initial_tensors(
         shape: &InterpreterShape,
         rng: &mut Rng,
@@ -142,10 +142,10 @@ impl Interpreter {
         Ok(tensors)
     }
 
-    /// An interpreter over tensors by name; trained ones or the variables of a trainer.
+    /// Builds an interpreter from named tensors, which are trained or the variables of a trainer.
     ///
     /// # Errors
-    /// [`Error::Model`] naming the first tensor that is missing, has another shape or does not belong.
+    /// [`Error::Model`] for the first tensor that is missing, has the wrong shape or does not belong.
     pub fn load(shape: InterpreterShape, tensors: &HashMap<String, Tensor>) -> Result<Self> {
         let mut maps = HashMap::new();
         for (name, inputs, outputs) in shape.maps() {
@@ -188,19 +188,19 @@ impl Interpreter {
         })
     }
 
-    /// Its shape.
+    /// The interpreter's shape.
     pub fn shape(&self) -> &InterpreterShape {
         &self.shape
     }
 
-    /// How much each patch attends to each.
+    /// Attention of each patch to each patch.
     ///
     /// # Shapes
-    /// - `patches`: tokens behind the special ones, `[batch, patches, dim]`
+    /// - `patches`: tokens after the special ones, `[batch, patches, dim]`
     /// - result: `[batch, patches, patches]`, rows are queries and sum to 1
     ///
     /// # Errors
-    /// Fails where the width is another.
+    /// Fails if the width does not match.
     pub fn attention(&self, patches: &Tensor) -> TensorResult<Tensor> {
         let (q, k) = (self.query.forward(patches)?, self.key.forward(patches)?);
         let scores = kernels::attention::scores(&q, &k, 1)?; // [batch, 1, patches, patches]
@@ -211,13 +211,13 @@ impl Interpreter {
         kernels::softmax(&scores)?.squeeze(1)
     }
 
-    /// What the interpreter answers, and by which attention and values.
+    /// Computes the interpreter's logits, with the attention and values that they come from.
     ///
     /// # Shapes
     /// - `patches`: `[batch, patches, dim]`
     ///
     /// # Errors
-    /// Fails where the width is another, or the number of patches where that matters.
+    /// Fails if the width does not match, or the number of patches if it is fixed.
     pub fn read(&self, patches: &Tensor) -> TensorResult<Reading> {
         let attention = self.attention(patches)?;
         let values = self.value.forward(patches)?;
@@ -236,26 +236,26 @@ impl Interpreter {
         })
     }
 
-    /// How much each patch is attended to, which is IA-ViT's attribution; sums to 1.
+    /// Mean attention to each patch, which is IA-ViT's attribution; sums to 1.
     ///
     /// # Shapes
     /// - `attention`: `[batch, patches, patches]`
     /// - result: `[batch, patches]`
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn attribution(attention: &Tensor) -> TensorResult<Tensor> {
         attention.mean(1)
     }
 
-    /// What each patch adds to a weighted sum of the interpreter's logits, exactly.
+    /// Exact contribution of each patch to a weighted sum of the interpreter's logits.
     ///
     /// # Shapes
-    /// - `weights`: of the classes, `[batch, classes]`
+    /// - `weights`: weights of the classes, `[batch, classes]`
     /// - result: `[batch, patches]`
     ///
     /// # Errors
-    /// Fails where the shapes differ.
+    /// Fails if the shapes differ.
     pub fn contributions(&self, reading: &Reading, weights: &Tensor) -> TensorResult<Tensor> {
         let [classifier, _] = self.classifier.parts();
         let weights = weights.matmul(classifier)?; // [batch, dim] or [batch, patches]

@@ -1,15 +1,16 @@
-//! LoRA adapters (Hu et al., arXiv:2106.09685) as peft writes them: `adapter_config.json` and `adapter_model.safetensors`.
+//! LoRA adapters (Hu et al., arXiv:2106.09685) in the format of peft: `adapter_config.json` and
+//! `adapter_model.safetensors`.
 //!
 //! | | name | shape |
 //! |---|---|---|
 //! | W | the model's weight | `[out, in, …]` |
 //! | A | `lora_A` | `[r, in, …]` |
-//! | B | `lora_B` | `[out, r]`, with axes of 1 behind them for a convolution |
+//! | B | `lora_B` | `[out, r]`, followed by axes of 1 for a convolution |
 //! | s | `lora_alpha` / r, or / √r with `use_rslora` | |
-//! | | what W becomes | W + s · B A |
+//! | | result | W + s · B A |
 //!
-//! Tensors that were trained whole (`modules_to_save`, biases) take the place of the model's. Variants that compute
-//! something else are refused by name.
+//! Fully trained tensors (`modules_to_save`, biases) replace those of the model. Variants with another computation are
+//! refused by name.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,7 +22,7 @@ use crate::vit::names;
 use crate::weights::tensors_from_bytes;
 use crate::{Error, Result};
 
-/// Settings under which an adapter computes something else, unless they are null, false or empty.
+/// Settings that change an adapter's computation, unless they are null, false or empty.
 const VARIANTS: [&str; 12] = [
     "alora_invocation_tokens",
     "alpha_pattern",
@@ -37,18 +38,18 @@ const VARIANTS: [&str; 12] = [
     "use_qalora",
 ];
 
-/// Beginnings of adapters that leave the model's weights as they are; others subtract from them before the training.
+/// Initializations that leave the model's weights unchanged. Others subtract from the weights before training.
 const INITIAL: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-/// What an adapter does to a model, by canonical names.
+/// Changes of an adapter to a model, by canonical names.
 pub(super) struct Adapter {
-    /// What is added.
+    /// Added to tensors.
     changes: HashMap<String, Tensor>,
-    /// What takes the place of a tensor.
+    /// Replaces tensors.
     whole: HashMap<String, Tensor>,
 }
 
-/// How much of B A is added.
+/// Scale of B A.
 pub(super) struct Scale {
     alpha: f64,
     by_root: bool,
@@ -99,11 +100,11 @@ impl Scale {
 impl Adapter {
     pub(super) fn from_bytes(scale: &Scale, weights: &[u8], device: &Device) -> Result<Self> {
         let (mut a, mut b, mut whole) = (BTreeMap::new(), BTreeMap::new(), HashMap::new());
-        // In order, so that of several errors always the same one is told.
+        // Sorted, so that the first of several errors is deterministic.
         for (name, tensor) in BTreeMap::from_iter(tensors_from_bytes(weights, device)?) {
             let known = name.strip_prefix("base_model.model.").unwrap_or(&name);
             let known = known.replace(".modules_to_save", "");
-            // What was trained of a layer that has matrices beside it: its bias.
+            // Trained tensors of the layer under the adapter: its bias.
             let known = known.replace(".base_layer.", ".");
             if let Some(stem) = known.strip_suffix(".lora_A.weight") {
                 a.insert(stem.to_owned(), tensor);
@@ -132,12 +133,12 @@ impl Adapter {
         }
     }
 
-    /// The classifier that it brings, `[classes, width]`.
+    /// The classifier that the adapter contains, `[classes, width]`.
     pub(super) fn classifier(&self) -> Option<&Tensor> {
         self.whole.get("classifier.weight")
     }
 
-    /// Changes the tensors of a model, by canonical names.
+    /// Applies the changes to the tensors of a model, by canonical names.
     pub(super) fn apply(self, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
         tensors.extend(self.whole);
         for (name, change) in BTreeMap::from_iter(self.changes) {

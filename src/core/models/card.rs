@@ -1,6 +1,6 @@
-//! The card of a model: the table in its folder's `README.md`.
+//! A model's card: the table in the `README.md` of its folder.
 //!
-//! The card is Markdown for people with one table that a program can check:
+//! The card is Markdown with one machine-readable table:
 //!
 //! ```text
 //! | field          | value                                        |
@@ -14,7 +14,7 @@
 //! | sha256         | `ba7816bf…` of `model.safetensors`           |
 //! ```
 //!
-//! Other rows and other tables may stand beside these.
+//! The table may have other rows, and the file other tables.
 
 use std::fs;
 use std::path::Path;
@@ -26,20 +26,20 @@ use crate::{Error, Result};
 /// File name in a model's folder.
 const FILE: &str = "README.md";
 
-/// What a model's card says.
+/// Contents of a model's card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelCard {
-    /// Data.
+    /// Training data.
     pub trained_on: String,
     /// Seed of the training.
     pub seed: u64,
-    /// Command that makes the folder anew.
+    /// Command that reproduces the folder.
     pub command: String,
-    /// Accuracy with its interval, in words.
+    /// Accuracy with its interval, as text.
     pub accuracy: String,
-    /// What the model gets wrong.
+    /// Known failures of the model.
     pub known_failures: String,
-    /// Licence of the weights.
+    /// License of the weights.
     pub licence: String,
     /// Hash of `model.safetensors` in lower-case hexadecimal.
     pub sha256: String,
@@ -49,7 +49,7 @@ impl ModelCard {
     /// Reads the card in `text`.
     ///
     /// # Errors
-    /// [`Error::Model`] on the first field that is absent, empty or malformed.
+    /// [`Error::Model`] for the first field that is missing, empty or malformed.
     pub fn parse(text: &str) -> Result<Self> {
         let field = |name: &str| {
             text.lines()
@@ -80,11 +80,11 @@ impl ModelCard {
         })
     }
 
-    /// Reads the card of a model's folder and checks that it is about the weights beside it.
+    /// Reads the card of a model's folder and checks that it describes the weights in the folder.
     ///
     /// # Errors
-    /// As [`Self::parse`], and [`Error::Model`] if the weights have another hash; [`Error::Io`] if a
-    /// file cannot be read.
+    /// As [`Self::parse`], and [`Error::Model`] if the weights have another hash; [`Error::Io`] if a file cannot be
+    /// read.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         let text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
@@ -103,7 +103,7 @@ impl ModelCard {
     }
 }
 
-/// The second cell of a table's row whose first cell is `name`.
+/// Second cell of a table row whose first cell is `name`.
 fn value_in_row<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let cells = line.trim().strip_prefix('|')?;
     let (first, rest) = cells.split_once('|')?;

@@ -1,4 +1,4 @@
-//! Where a model runs.
+//! The device that a model runs on.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,10 +7,10 @@ use candle_core::Device;
 
 use crate::error::{Error, Result};
 
-/// Where a model runs: `cpu`, `cuda`, `cuda:N`, or `auto`.
+/// The device that a model runs on: `cpu`, `cuda`, `cuda:N`, or `auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU if this program can use one, else the CPU.
+    /// The first GPU if available, otherwise the CPU.
     Auto,
     /// The CPU.
     Cpu,
@@ -19,10 +19,10 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device itself.
+    /// Opens the device.
     ///
     /// # Errors
-    /// [`Error::Config`] where there is no such GPU, or the program was built without CUDA.
+    /// [`Error::Config`] if there is no such GPU, or if the program was built without CUDA.
     pub fn open(self) -> Result<Device> {
         if !cfg!(feature = "cuda") && matches!(self, Self::Cuda(_)) {
             return Err(Error::Config(

@@ -1,13 +1,13 @@
-//! The models that are part of the program.
+//! The models embedded in the program.
 //!
-//! Each is a folder under `models/`, compiled in file by file; `README.md` there says what they are.
+//! Each model is a folder under `models/`, whose files are compiled in. `models/README.md` describes them.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::folder::{Files, PREPROCESSOR};
 
-/// One model, as its files.
+/// An embedded model's files.
 pub(super) struct Embedded {
     pub(super) name: &'static str,
     weights: Weights,
@@ -15,7 +15,7 @@ pub(super) struct Embedded {
     parts: Parts,
 }
 
-/// What a model consists of.
+/// A model's own weights, or its head on a backbone.
 #[cfg_attr(
     not(feature = "embedded-models"),
     expect(dead_code, reason = "without embedded models, none is made")
@@ -25,14 +25,14 @@ enum Weights {
         config: &'static [u8],
         weights: &'static [u8],
     },
-    /// A head on another of the embedded models.
+    /// A head on another embedded model.
     On {
         backbone: &'static Embedded,
         head: &'static [u8],
     },
 }
 
-/// What was trained for a model.
+/// Parts trained for a model.
 struct Parts {
     /// Weights and card.
     gates: Option<(&'static [u8], &'static [u8])>,
@@ -50,7 +50,7 @@ impl Parts {
     };
 }
 
-/// The files of `models/NAME`: a model or a head on one, with the parts that were trained for it.
+/// Embeds the files of `models/NAME`: a model, or a head on a model, with the parts trained for it.
 #[cfg(feature = "embedded-models")]
 macro_rules! embed {
     ($name:literal with $($part:ident),+) => {
@@ -109,17 +109,17 @@ static CIFAR10_224: Embedded = embed!("cifar10-224" on EVERYDAY with gates);
 #[cfg(feature = "embedded-models")]
 static RED_PATCHES: Embedded = embed!("red-patches" with gates, interpreter);
 
-/// The embedded models, the [default](super::DEFAULT) first; statics, for constants would be there once for each crate
-/// that they are inlined into.
+/// The embedded models, the [default](super::DEFAULT) first. They are statics because constants would be duplicated in
+/// each crate that inlines them.
 #[cfg(feature = "embedded-models")]
 pub(super) static MODELS: &[&Embedded] = &[&EVERYDAY, &CIFAR10, &CIFAR10_224, &RED_PATCHES];
 
-/// Without the feature `embedded-models` there are none.
+/// Without the feature `embedded-models`, there are none.
 #[cfg(not(feature = "embedded-models"))]
 pub(super) static MODELS: &[&Embedded] = &[];
 
 impl Embedded {
-    /// The files, under paths that say where they are.
+    /// The model's files, with paths that identify their location in messages.
     pub(super) fn files(&self) -> Files {
         let (origin, config, weights) = self.config_and_weights();
         let head = match self.weights {
@@ -144,7 +144,7 @@ impl Embedded {
         }
     }
 
-    /// Its own, or those of what it stands on, and the folder that they are in.
+    /// The model's own configuration and weights, or those of its backbone, and their folder.
     fn config_and_weights(&self) -> (PathBuf, &'static [u8], &'static [u8]) {
         match self.weights {
             Weights::Own { config, weights } => (self.folder(), config, weights),
@@ -157,7 +157,7 @@ impl Embedded {
     }
 }
 
-/// Weights and card, as files that need not be read.
+/// Weights and card, as borrowed bytes.
 fn borrowed(
     (weights, card): (&'static [u8], &'static [u8]),
 ) -> (Cow<'static, [u8]>, Cow<'static, [u8]>) {

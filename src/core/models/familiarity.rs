@@ -1,21 +1,21 @@
-//! How far the answer to an image can be trusted: by its probability, and by how familiar the image is.
+//! Trust in a model's prediction, from its probability and the familiarity of the image.
 //!
-//! Softmax divides everything among the classes that a model knows, so a model can be certain of an image that is like none
-//! it learned from. Features of a class are taken for Gaussian here, with one covariance for all classes (Lee et al.,
-//! NeurIPS 2018, arXiv:1807.03888), and how likely an answer is right is read off both, by a logistic regression on
-//! held-out images (Platt, 1999).
+//! Softmax distributes everything among the known classes, so a model can be certain about an image unlike any training
+//! image. This module models the features of each class as Gaussian, with one covariance for all classes (Lee et al.,
+//! NeurIPS 2018, arXiv:1807.03888). A logistic regression on held-out images (Platt, 1999) then estimates from distance
+//! and probability how likely a prediction is correct.
 //!
 //! | symbol | here | equation |
 //! |---|---|---|
 //! | f | `class_token` | the class token after the final norm |
 //! | Σ = L Lᵀ | `whitening`, L⁻ᵀ | covariance within classes |
 //! | μ_c | `means`, L⁻¹ μ_c | mean of class c |
-//! | d | distance | √((f − μ_c)ᵀ Σ⁻¹ (f − μ_c) / features), c the named class |
+//! | d | distance | √((f − μ_c)ᵀ Σ⁻¹ (f − μ_c) / features), c the predicted class |
 //! | trust | | σ(a·logit(p_c) + b·d + k) |
 //!
-//! It lies beside the model as `familiarity.safetensors`: `whitening`, `[features, features]`, `means`,
-//! `[classes, features]`, `coefficients`, a, b and k, and `sure-from`, the least trust of an answer that counts as sure. Its
-//! metadata holds `base_sha256`, the hash of the weights that it was fitted for.
+//! The data is stored beside the model in `familiarity.safetensors`: `whitening`, `[features, features]`; `means`,
+//! `[classes, features]`; `coefficients`, a, b and k; and `sure-from`, the smallest trust at which a prediction counts
+//! as sure. The metadata holds `base_sha256`, the hash of the weights that the data was fitted for.
 
 use std::collections::HashMap;
 use std::fs;
@@ -34,10 +34,10 @@ const MEANS: &str = "means";
 const COEFFICIENTS: &str = "coefficients";
 const SURE_FROM: &str = "sure-from";
 const BASE: &str = "base_sha256";
-/// Probabilities count as no nearer to 0 and 1 than this.
+/// Probabilities are clamped to this distance from 0 and 1.
 const EPS: f64 = 1e-6;
 
-/// What a model has learned looks like, and what that says of its answers.
+/// Statistics of the features that a model was trained on, and the trust derived from them.
 #[derive(Clone, Debug)]
 pub struct Familiarity {
     /// `[features, features]`
@@ -46,12 +46,12 @@ pub struct Familiarity {
     means: Tensor,
     /// a, b and k.
     coefficients: [f64; 3],
-    /// The least trust of an answer that counts as sure.
+    /// Smallest trust at which a prediction counts as sure.
     pub sure_from: f32,
 }
 
 impl Familiarity {
-    /// Over its tensors.
+    /// Creates the statistics from their tensors.
     ///
     /// # Shapes
     /// - `whitening`: `[features, features]`, L⁻ᵀ
@@ -65,10 +65,10 @@ impl Familiarity {
         }
     }
 
-    /// Reads the file of a model with these weights.
+    /// Reads the file for a model with the given weights.
     ///
     /// # Errors
-    /// [`Error::Model`] where a tensor is missing or has another shape, or the file belongs to other weights.
+    /// [`Error::Model`] if a tensor is missing or has the wrong shape, or if the file belongs to other weights.
     pub(super) fn from_bytes(
         bytes: &[u8],
         config: &VitConfig,
@@ -119,10 +119,10 @@ impl Familiarity {
         Ok(Self::new(whitening, means, coefficients, sure_from))
     }
 
-    /// Writes the file into `folder`, whole or not at all; matrices in half precision.
+    /// Writes the file into `folder` atomically, with matrices in half precision.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be written.
+    /// [`Error::Io`] if the file cannot be written.
     pub fn save(&self, folder: &Path, weights_sha256: &str) -> Result<()> {
         let coefficients = self.coefficients.map(|value| value as f32);
         let tensors = [
@@ -139,14 +139,14 @@ impl Familiarity {
         write_whole(&folder.join(FAMILIARITY), &bytes)
     }
 
-    /// How far each image is from what the model knows of the class that it names.
+    /// Distance of each image from the predicted class's training features.
     ///
     /// # Shapes
     /// - `class_token`: `[batch, features]`
     /// - `named`: `[batch]`
     ///
     /// # Errors
-    /// Fails where a class is none of the model's.
+    /// Fails if the model has no such class.
     pub fn distances(&self, class_token: &Tensor, named: &[usize]) -> Result<Vec<f32>> {
         let indices: Vec<u32> = named.iter().map(|&class| class as u32).collect();
         let indices = Tensor::new(indices.as_slice(), self.means.device())?;
@@ -156,17 +156,17 @@ impl Familiarity {
         Ok(apart.sqr()?.mean(1)?.sqrt()?.to_vec1()?)
     }
 
-    /// How likely an answer is right that names a class with this probability at this distance.
+    /// Probability that a prediction with this probability and distance is correct.
     pub fn trust_at(&self, probability: f64, distance: f64) -> f64 {
         let [a, b, k] = self.coefficients;
         1.0 / (1.0 + (-(a * logit(probability) + b * distance + k)).exp())
     }
 
-    /// How likely each answer is right.
+    /// Probability that each prediction is correct.
     ///
     /// # Shapes
     /// - `class_token`: `[batch, features]`
-    /// - `named`: the class that is named, and its probability, `[batch]`
+    /// - `named`: the predicted class and its probability, `[batch]`
     ///
     /// # Errors
     /// As [`distances`](Self::distances).

@@ -1,4 +1,4 @@
-//! The files of a model's folder, read and written.
+//! Reads and writes the files of a model's folder.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -17,9 +17,9 @@ use crate::{Error, Result};
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const PREPROCESSOR: &str = "preprocessor_config.json";
-/// What transformers 5 writes beside or in place of [`PREPROCESSOR`], and reads before it.
+/// Written by transformers 5 beside or instead of [`PREPROCESSOR`]; takes precedence when read.
 const PROCESSOR: &str = "processor_config.json";
-/// The field of [`PROCESSOR`] that says the same as [`PREPROCESSOR`].
+/// The field of [`PROCESSOR`] with the contents of [`PREPROCESSOR`].
 const IMAGE_PROCESSOR: &str = "image_processor";
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const GATES: &str = "gates.safetensors";
@@ -31,12 +31,12 @@ pub(super) const HEAD: &str = "head.safetensors";
 pub(super) const ADAPTER: &str = "adapter_model.safetensors";
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// The files that only a model of its own has.
+/// Files that only a complete model has.
 pub(super) const OWN: [&str; 2] = [CONFIG, WEIGHTS];
-/// The files that say how pictures become the model's input; a head that was trained at another size brings one along.
+/// Files that describe the preprocessing. A head trained at another input size has its own.
 pub(super) const INPUT: [&str; 2] = [PROCESSOR, PREPROCESSOR];
 
-/// All files that are read, the weights last.
+/// All files that are read; the weights are last.
 #[cfg(feature = "hub")]
 pub(super) const ALL: [&str; 12] = [
     CONFIG,
@@ -55,35 +55,35 @@ pub(super) const ALL: [&str; 12] = [
 
 type Bytes = Cow<'static, [u8]>;
 
-/// What is in a model's folder, as it is in the files.
+/// Contents of the files in a model's folder.
 pub(super) struct Files {
     /// The folder, for messages.
     pub(super) origin: PathBuf,
     pub(super) config: Bytes,
     pub(super) preprocessor: Bytes,
-    /// The file that says it, and where it is, for messages.
+    /// File name and folder of the preprocessor, for messages.
     pub(super) preprocessor_file: &'static str,
     pub(super) preprocessor_folder: PathBuf,
     pub(super) weights: Bytes,
-    /// Weights and configuration of an adapter that was trained for the weights, and where it is, for messages.
+    /// Weights and configuration of an adapter for the weights, and its folder, for messages.
     pub(super) adapter: Option<(Bytes, Bytes)>,
     pub(super) adapter_folder: PathBuf,
-    /// Where what was trained for the model is, for messages.
+    /// Folder of the parts trained for the model, for messages.
     pub(super) additions: PathBuf,
-    /// A classifier of its own.
+    /// A separate classifier.
     pub(super) head: Option<Bytes>,
     /// Weights and card.
     pub(super) gates: Option<(Bytes, Bytes)>,
-    /// Weights and card of gates that belong to the backbone under a head.
+    /// Weights and card of gates that belong to the backbone of a head.
     pub(super) backbone_gates: Option<(Bytes, Bytes)>,
     /// Weights and card.
     pub(super) interpreter: Option<(Bytes, Bytes)>,
-    /// What the model has learned looks like.
+    /// Statistics of familiar pictures.
     pub(super) familiarity: Option<Bytes>,
 }
 
 impl Files {
-    /// Reads a folder. Head, gates and interpreter may be absent, but not by half.
+    /// Reads a folder. Head, gates and interpreter are optional; gates and interpreter need both of their files.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         if folder.join(HEAD).exists() && !OWN.iter().any(|file| folder.join(file).exists()) {
             return Err(Error::Model(format!(
@@ -124,15 +124,15 @@ impl Files {
         files.with_additions(folder)
     }
 
-    /// The same model with adapter, head, gates and interpreter of `folder`, which has no model of its own. What it says of
-    /// the input goes before what the model says.
+    /// The same model with the adapter, head, gates and interpreter of `folder`, which has no model of its own. Its
+    /// preprocessing takes precedence over the model's.
     pub(super) fn under(self, folder: &Path) -> Result<Self> {
         if let Some(file) = OWN.into_iter().find(|file| folder.join(file).exists()) {
             return Err(Error::Model(format!(
                 "model folder has its own {file} and cannot be combined with a backbone: {folder:?}"
             )));
         }
-        // Gates belong to a head of the backbone's too, where there is one.
+        // If the backbone has its own head, its gates belong to that head.
         let gates = self.gates.clone().filter(|_| self.head.is_none());
         let adapter = pair(folder, ADAPTER, ADAPTER_CONFIG)?;
         if adapter.is_some() && self.adapter.is_some() {
@@ -142,7 +142,7 @@ impl Files {
         }
         let mut files = self.with_additions(folder)?;
         if adapter.is_some() {
-            // What was trained for the weights as they were says nothing of these.
+            // Statistics of the original weights do not apply to the adapted ones.
             files.familiarity = None;
             files.adapter = adapter;
             files.adapter_folder = folder.to_owned();
@@ -170,8 +170,8 @@ impl Files {
         })
     }
 
-    /// Whether an adapter from another folder changes the model, so that what its configuration says of answers does not
-    /// hold.
+    /// Whether an adapter from another folder changes the model, so that statements in its configuration about
+    /// predictions do not hold.
     pub(super) fn is_adapted(&self) -> bool {
         self.adapter.is_some() && self.adapter_folder != self.origin
     }
@@ -186,7 +186,7 @@ impl Files {
         })
     }
 
-    /// All files that are there, by name.
+    /// All present files, by name.
     fn all(&self) -> impl Iterator<Item = (&'static str, &Bytes)> {
         let required = [
             (CONFIG, &self.config),
@@ -209,7 +209,7 @@ impl Files {
             .chain(familiarity)
     }
 
-    /// Bytes of all files with weights.
+    /// Total size of all files with weights, in bytes.
     pub(super) fn weight_bytes(&self) -> usize {
         let of_weights = self
             .all()
@@ -217,7 +217,7 @@ impl Files {
         of_weights.map(|(_, bytes)| bytes.len()).sum()
     }
 
-    /// Writes everything into a new folder, which appears whole or not at all.
+    /// Writes all files into a new folder atomically.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
         let part = part_path(folder);
         if let Some(parent) = folder.parent() {
@@ -231,17 +231,17 @@ impl Files {
             fs::rename(&part, folder).map_err(|error| Error::io(folder, error))
         };
         write().inspect_err(|_| {
-            // The reason is told by the error; a part that cannot be removed either changes nothing.
+            // The error gives the reason; failing to remove the partial folder changes nothing.
             let _ = fs::remove_dir_all(&part);
         })
     }
 
-    /// The text in `bytes`, which came from `file`.
+    /// The text in `bytes`, read from `file`.
     pub(super) fn text<'a>(&self, file: &str, bytes: &'a Bytes) -> Result<&'a str> {
         text(bytes).map_err(|error| self.blame(file, error))
     }
 
-    /// Says which file an error is about.
+    /// Adds the path of the file to an error.
     pub(super) fn blame(&self, file: &str, error: Error) -> Error {
         let folder = match file {
             HEAD | GATES | INTERPRETER => &self.additions,
@@ -262,7 +262,7 @@ fn optional(folder: &Path, file: &str) -> Result<Option<Bytes>> {
     }
 }
 
-/// Weights and card, both or neither.
+/// Weights and card; both or neither must exist.
 fn pair(folder: &Path, weights: &str, card: &str) -> Result<Option<(Bytes, Bytes)>> {
     match (optional(folder, weights)?, optional(folder, card)?) {
         (Some(weights), Some(card)) => Ok(Some((weights, card))),
@@ -272,7 +272,7 @@ fn pair(folder: &Path, weights: &str, card: &str) -> Result<Option<(Bytes, Bytes
     }
 }
 
-/// The first file that a model cannot do without and that is not there.
+/// The first missing file that a model requires.
 #[cfg(feature = "hub")]
 pub(super) fn first_missing(exists: impl Fn(&str) -> bool) -> Option<&'static str> {
     if !exists(CONFIG) {
@@ -284,7 +284,7 @@ pub(super) fn first_missing(exists: impl Fn(&str) -> bool) -> Option<&'static st
     }
 }
 
-/// Fails where a `config.json` is that of no model known here.
+/// Fails if a `config.json` does not describe a supported model.
 pub(super) fn check_config(bytes: &[u8]) -> Result<()> {
     let text = text(bytes)?;
     VitConfig::from_json(text).map(|_| ())
@@ -294,8 +294,8 @@ fn text(bytes: &[u8]) -> Result<&str> {
     std::str::from_utf8(bytes).map_err(|error| Error::Model(format!("not UTF-8 text ({error})")))
 }
 
-/// How pictures become the model's input, and the file that says it; `None` where none does. As transformers 5 does, the
-/// processor's file goes before the one of the image processor alone.
+/// The preprocessor's configuration and file name; `None` if there is none. As in transformers 5, the processor's file
+/// takes precedence over that of the image processor.
 fn preprocessor(folder: &Path) -> Result<Option<(&'static str, Bytes)>> {
     if let Some(bytes) = optional(folder, PROCESSOR)? {
         let root = text(&bytes).and_then(fields::parse);
@@ -309,13 +309,13 @@ fn preprocessor(folder: &Path) -> Result<Option<(&'static str, Bytes)>> {
     Ok(bytes.map(|bytes| (PREPROCESSOR, bytes)))
 }
 
-/// What is wrong, and the file in which it is.
+/// An error with the path of the file that it is about.
 pub(super) fn blamed(folder: &Path, file: &str, error: &Error) -> Error {
     Error::Model(format!("{error}: {:?}", folder.join(file)))
 }
 
 fn no_preprocessor(folder: &Path, config: &[u8]) -> Error {
-    // A folder that lacks it may be no model of a kind that is known here, which is the truer reason.
+    // If the model is not of a supported kind, that is the more accurate error.
     if let Err(error) = check_config(config) {
         return blamed(folder, CONFIG, &error);
     }
@@ -333,7 +333,7 @@ fn missing(folder: &Path, file: &str, hint: &str) -> Error {
     Error::Model(format!("model folder has no {file}{hint}: {folder:?}"))
 }
 
-/// What to do about weights in another form, where `missing` are those in the form that is read.
+/// Hint about weights in another format, if the `missing` file is the supported one.
 pub(super) fn weights_elsewhere(missing: &str, exists: impl Fn(&str) -> bool) -> &'static str {
     if missing != WEIGHTS {
         ""
@@ -346,11 +346,11 @@ pub(super) fn weights_elsewhere(missing: &str, exists: impl Fn(&str) -> bool) ->
     }
 }
 
-/// Writes `config.json`, `preprocessor_config.json` and `model.safetensors` into `folder`, which is
-/// made if it is absent, and returns the hash of the weights.
+/// Writes `config.json`, `preprocessor_config.json` and `model.safetensors` into `folder`, and returns the hash of the
+/// weights. Creates the folder if it does not exist.
 ///
-/// `tensors` go by canonical names and are stored under those that `transformers` reads. Each file
-/// appears whole or not at all.
+/// `tensors` have canonical names and are stored under the names that `transformers` reads. Each file is written
+/// atomically.
 ///
 /// # Errors
 /// [`Error::Model`] if the tensors do not fit `config`, or if its family can only be read; [`Error::Io`] if a
@@ -380,11 +380,11 @@ pub fn save_folder(
     Ok(sha256_hex(&weights))
 }
 
-/// Writes `preprocessor_config.json` into `folder`, which is there: of a model, or of a head that was trained at another
-/// input size than its backbone.
+/// Writes `preprocessor_config.json` into an existing `folder` of a model, or of a head trained at another input size
+/// than its backbone.
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be written.
+/// [`Error::Io`] if the file cannot be written.
 pub fn save_preprocessor(folder: &Path, preprocessor: &Preprocessor) -> Result<()> {
     write_whole(
         &folder.join(PREPROCESSOR),

@@ -1,18 +1,19 @@
-//! A classifier of one's own, in a file beside the model: `head.safetensors`.
+//! A custom classifier in a file beside the model: `head.safetensors`.
 //!
-//! It serves models that come without one (DINO, DINOv2, CLIP), and takes the place of one that is there.
-//! The file holds `weight`, `[classes, width]`, and maybe `bias`, `[classes]`; in front of these names may
-//! stand others and a dot, as in `linear.weight`. Its metadata may hold `labels`, the names of the classes
-//! as a JSON list, and `backbone_sha256`, the hash of the `model.safetensors` that it was trained for: over
-//! another it is refused. A head that was taught (`vitscope::train::taught`) also holds what it learned from:
-//! `examples.features`, `[examples, width]`, and in the metadata `examples`, JSON with the names of all
-//! classes and the class of each example. The width says what is read:
+//! It serves models without a classifier (DINO, DINOv2, CLIP), and replaces an existing one. The file holds `weight`,
+//! `[classes, width]`, and optionally `bias`, `[classes]`. These names may have a prefix followed by a dot, as in
+//! `linear.weight`. The metadata may hold `labels`, the class names as a JSON list, and `backbone_sha256`, the hash of
+//! the `model.safetensors` that the head was trained for; it is refused for another model. A taught head
+//! (`vitscope::train::taught`) also holds its examples: `examples.features`, `[examples, width]`, and the metadata
+//! `examples`, JSON with the names of all classes and the class of each example. The width determines the input:
 //!
-//! | width | reads |
+//! | width | input |
 //! |---|---|
 //! | `dim` | the class token |
-//! | 2 · `dim` | the class token, and behind it the mean of the patches |
-//! | CLIP's `projection_dim` | the image embedding: each row is a class vector (of a text, or of pictures), whose length does not matter; there is no bias |
+//! | 2 · `dim` | the class token, followed by the mean of the patches |
+//! | CLIP's `projection_dim` | the image embedding; each row is a class vector (see below); no bias |
+//!
+//! A class vector is the embedding of a text or of pictures; its length does not matter.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -29,18 +30,18 @@ use crate::vit::{Head, Vit, VitConfig};
 use crate::weights::{bytes_in_8_bits, hex, metadata, tensors_from_bytes};
 use crate::{Error, Result};
 
-/// Fields of the file's metadata.
+/// Keys of the file's metadata.
 const LABELS: &str = "labels";
 const BACKBONE: &str = "backbone_sha256";
 const EXAMPLES: &str = "examples";
 
-/// The tensor of what a taught head learned from.
+/// Tensor with the features of a taught head's examples.
 const FEATURES: &str = "examples.features";
 
-/// The logarithm of the 100 at which CLIP's training holds the scale of its logits, for files without one.
+/// Logarithm of 100, the limit of the logit scale in CLIP's training. Used for files without a scale.
 const LOGIT_SCALE: f32 = 4.605_170_2;
 
-/// A classifier in a file of its own.
+/// A classifier from a separate file.
 pub(super) struct HeadFile {
     weight: Tensor,
     bias: Option<Tensor>,
@@ -52,7 +53,7 @@ pub(super) struct HeadFile {
 impl HeadFile {
     pub(super) fn from_bytes(bytes: &[u8], device: &Device) -> Result<Self> {
         let mut tensors: HashMap<String, Tensor> = HashMap::new();
-        // In order, so that of several errors always the same one is told.
+        // Sorted, so that the first of several errors is deterministic.
         let mut found = BTreeMap::from_iter(tensors_from_bytes(bytes, device)?);
         let features = found.remove(FEATURES);
         for (name, tensor) in found {
@@ -92,7 +93,7 @@ impl HeadFile {
         })
     }
 
-    /// Fails where it was trained for other weights.
+    /// Fails if the head was trained for other weights.
     pub(super) fn check_backbone(&self, weights_sha256: &str) -> Result<()> {
         match &self.backbone_sha256 {
             Some(expected) if !expected.eq_ignore_ascii_case(weights_sha256) => refuse(format!(
@@ -103,7 +104,7 @@ impl HeadFile {
         }
     }
 
-    /// Puts the classifier into a model, by `config` and tensors of canonical names.
+    /// Installs the classifier in `config` and in the tensors, which have canonical names.
     pub(super) fn install(
         self,
         config: &mut VitConfig,
@@ -142,8 +143,8 @@ impl HeadFile {
     }
 }
 
-/// Makes room in `config` for a classifier, `[classes, width]`, that comes without names of its classes: the model's own
-/// where it has as many, `LABEL_0` and so on else.
+/// Prepares `config` for a classifier, `[classes, width]`, without class names: the model's own names if their number
+/// matches, otherwise `LABEL_0` and so on.
 pub(super) fn announce(classifier: &Tensor, config: &mut VitConfig) -> Result<()> {
     let (n_classes, width) = classifier.dims2()?;
     if config.head().is_some() && config.n_classes() == n_classes {
@@ -154,7 +155,7 @@ pub(super) fn announce(classifier: &Tensor, config: &mut VitConfig) -> Result<()
     Ok(())
 }
 
-/// What a classifier of this width reads.
+/// The input of a classifier of this width.
 fn reads(config: &VitConfig, width: usize) -> Result<Head> {
     let dim = config.hidden_size;
     match config.reads {
@@ -184,7 +185,7 @@ pub struct LinearHead {
 }
 
 impl LinearHead {
-    /// The model with this classifier in place of its own.
+    /// Returns the model with its classifier replaced by this one.
     pub(super) fn over(self, vit: &Vit) -> Result<Vit> {
         let (classes, width) = self.weight.dims2()?;
         let reads = match reads(vit.config(), width)? {
@@ -207,7 +208,7 @@ impl LinearHead {
         Ok(vit.with_classifier(reads, weight, bias, self.labels))
     }
 
-    /// Hash of its values, for the model whose weights hash to `backbone_sha256`.
+    /// Hash of the head's values, for the model whose weights hash to `backbone_sha256`.
     pub(super) fn sha256_over(&self, backbone_sha256: &str) -> Result<String> {
         let mut bytes = backbone_sha256.as_bytes().to_vec();
         for tensor in [&self.weight, &self.bias] {
@@ -217,12 +218,12 @@ impl LinearHead {
     }
 }
 
-/// What a taught head learned from.
+/// Examples that a head was taught.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HeadExamples {
-    /// Names of all classes, also of those without an example.
+    /// Names of all classes, including those without an example.
     pub classes: Vec<String>,
-    /// Features and class of each example, in the order in which they came.
+    /// Features and class of each example, in the order in which they were added.
     pub examples: Vec<(Vec<f32>, usize)>,
 }
 
@@ -234,10 +235,10 @@ struct ExamplesEntry {
     labels: Vec<usize>,
 }
 
-/// Fails where a head must not be written into `folder`: beside a model or what was trained for another head.
+/// Fails if a head must not be written into `folder`, because it holds a model or parts trained for another head.
 ///
 /// # Errors
-/// [`Error::Model`] naming what is in the way.
+/// [`Error::Model`] that names the conflicting file.
 pub fn check_head_folder(folder: &Path) -> Result<()> {
     let mut others = OWN.iter().chain(&INPUT).chain(&[GATES, INTERPRETER]);
     match others.find(|file| folder.join(file).exists()) {
@@ -248,12 +249,12 @@ pub fn check_head_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// Reads what the head in `folder` was taught, for the model whose weights hash to `backbone_sha256`; `None` where the
+/// Reads the examples of the head in `folder`, for the model whose weights hash to `backbone_sha256`; `None` if the
 /// folder has no head.
 ///
 /// # Errors
-/// [`Error::Model`] where the head is damaged, belongs to other weights or was not taught by examples; [`Error::Io`] where
-/// it cannot be read.
+/// [`Error::Model`] if the head is damaged, belongs to other weights or has no examples; [`Error::Io`] if it cannot be
+/// read.
 pub fn read_head(folder: &Path, backbone_sha256: &str) -> Result<Option<HeadExamples>> {
     let path = folder.join(HEAD);
     let bytes = match fs::read(&path) {
@@ -273,7 +274,7 @@ pub fn read_head(folder: &Path, backbone_sha256: &str) -> Result<Option<HeadExam
     Ok(Some(read))
 }
 
-/// Writes a taught head with its examples into `folder`, as [`save_head`] does; it replaces one that is there.
+/// Writes a taught head with its examples into `folder`, like [`save_head`]; overwrites an existing head.
 ///
 /// # Errors
 /// As [`save_head`].
@@ -309,7 +310,7 @@ pub fn save_taught_head(
 /// - `bias`: `[classes]`
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be written.
+/// [`Error::Io`] if the file cannot be written.
 pub fn save_head(
     folder: &Path,
     weight: &Tensor,
@@ -320,7 +321,7 @@ pub fn save_head(
     write_head(folder, (weight, bias), labels, backbone_sha256, None)
 }
 
-/// `examples`: the tensor of features, and the metadata about them.
+/// Writes a head. `examples` are the tensor of features and its metadata.
 fn write_head(
     folder: &Path,
     (weight, bias): (&Tensor, &Tensor),
@@ -351,7 +352,7 @@ fn not_stored(reason: &dyn std::fmt::Display) -> Error {
     Error::Model(format!("the head cannot be written ({reason})"))
 }
 
-/// What a head of this width was taught.
+/// Reads the examples of a head of this width.
 fn examples(
     metadata: &HashMap<String, String>,
     features: &Tensor,
@@ -383,7 +384,7 @@ fn examples(
     })
 }
 
-/// A head's file with its weights in 8 bits, for a model whose weights hash to `backbone_sha256`.
+/// Converts the weights of a head's file to 8 bits, for a model whose weights hash to `backbone_sha256`.
 pub(super) fn in_8_bits(bytes: &[u8], backbone_sha256: &str) -> Result<Vec<u8>> {
     let tensors = BTreeMap::from_iter(tensors_from_bytes(bytes, &Device::Cpu)?);
     let mut metadata = metadata(bytes)?;
@@ -393,14 +394,14 @@ pub(super) fn in_8_bits(bytes: &[u8], backbone_sha256: &str) -> Result<Vec<u8>> 
     bytes_in_8_bits(&tensors, |_| true, metadata)
 }
 
-/// As transformers names classes that nobody named.
+/// Default class names of transformers.
 fn numbered(n_classes: usize) -> Vec<String> {
     (0..n_classes)
         .map(|class| format!("LABEL_{class}"))
         .collect()
 }
 
-/// Names of the classes, from the file's metadata; `LABEL_0` and so on where it has none.
+/// Class names from the file's metadata, or `LABEL_0` and so on if there are none.
 fn labels(metadata: &HashMap<String, String>, classes: usize) -> Result<Vec<String>> {
     let Some(text) = metadata.get(LABELS) else {
         return Ok(numbered(classes));

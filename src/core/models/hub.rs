@@ -1,8 +1,8 @@
-//! Models of the Hugging Face hub, downloaded once into the cache that its Python tools use too.
+//! Models from the Hugging Face hub, downloaded once into the cache shared with its Python tools.
 //!
-//! The cache is `$HF_HUB_CACHE`, `$HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub`, `$XDG_CACHE_HOME/huggingface/hub` or
-//! `~/.cache/huggingface/hub`, the first that is set; `HF_ENDPOINT` names another hub, and with
-//! `HF_HUB_OFFLINE=1` nothing is asked of the network. A token that `hf auth login` left there is used.
+//! The cache is the first one set of `$HF_HUB_CACHE`, `$HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub`,
+//! `$XDG_CACHE_HOME/huggingface/hub` and `~/.cache/huggingface/hub`. `HF_ENDPOINT` selects another hub, and
+//! `HF_HUB_OFFLINE=1` disables network access. A token stored by `hf auth login` is used.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,21 +15,21 @@ use tracing::{debug, info};
 use super::folder::{ALL, CONFIG, check_config, first_missing, weights_elsewhere};
 use crate::{Error, Result};
 
-/// A download speaks up each time so many more of its bytes have come.
+/// Bytes between log messages about the progress of a download.
 const REPORT_BYTES: usize = 64 << 20;
 
-/// Where models of the hub are kept.
+/// The cache folder for models from the hub.
 pub fn cache_folder() -> PathBuf {
     cache().path().clone()
 }
 
-/// As `huggingface_hub` finds it.
+/// Locates the cache like `huggingface_hub`.
 fn cache() -> Cache {
     let given = folder_in("HF_HUB_CACHE").or_else(|| folder_in("HUGGINGFACE_HUB_CACHE"));
     Cache::new(given.unwrap_or_else(|| home().join("hub")))
 }
 
-/// Where the hub's Python tools keep all that is theirs.
+/// The folder where the hub's Python tools keep their data.
 fn home() -> PathBuf {
     let user = || std::env::home_dir().unwrap_or_default().join(".cache");
     folder_in("HF_HOME").unwrap_or_else(|| {
@@ -38,13 +38,13 @@ fn home() -> PathBuf {
     })
 }
 
-/// The folder that an environment variable names.
+/// The folder given by an environment variable.
 fn folder_in(variable: &str) -> Option<PathBuf> {
     let value = std::env::var_os(variable).filter(|value| !value.is_empty());
     value.map(PathBuf::from)
 }
 
-/// The folder of a model of the hub in the cache, where it is after a download if need be.
+/// The cache folder of a model, which is downloaded if necessary.
 ///
 /// # Errors
 /// [`Error::Model`] if the model is not in the cache and cannot be downloaded.
@@ -64,7 +64,7 @@ pub(super) fn fetch(id: &str) -> Result<PathBuf> {
     })
 }
 
-/// Downloads a model of the hub into the cache, even if it is there in an older version; gives its folder.
+/// Downloads a model into the cache, even if an older version is there, and returns its folder.
 ///
 /// # Errors
 /// [`Error::Model`] if it cannot be downloaded.
@@ -90,7 +90,7 @@ impl From<ApiError> for Failure {
     }
 }
 
-/// The folder of the cached version, if all files are there that a model cannot do without.
+/// The folder of the cached version, if it has all required files.
 fn cached(repo: &CacheRepo) -> Option<PathBuf> {
     let is_there = |file: &str| repo.get(file).is_some();
     match first_missing(is_there) {
@@ -117,7 +117,7 @@ fn download(id: &str, cache: &Cache) -> Result<PathBuf, Failure> {
     let offers = |file: &str| offered.iter().any(|name| name == file);
     if let Some(missing) = first_missing(offers) {
         if offers(CONFIG) {
-            // What lacks a file may be no model of a kind that is known here, which is the truer reason.
+            // If the model is not of a supported kind, that is the more accurate error.
             let path = repo.download(CONFIG)?;
             let text = fs::read(&path).map_err(|error| Failure::Ours(Error::io(&path, error)))?;
             check_config(&text)
@@ -136,13 +136,13 @@ fn download(id: &str, cache: &Cache) -> Result<PathBuf, Failure> {
     Ok(folder)
 }
 
-/// Downloads one file and gives the folder that it is in.
+/// Downloads one file and returns its folder.
 fn download_file(repo: &ApiRepo, file: &str) -> Result<PathBuf, ApiError> {
     let path = repo.download_with_progress(file, Spoken::default())?;
     Ok(path.parent().map(Path::to_owned).unwrap_or_default())
 }
 
-/// Says in the log how far a download is.
+/// Logs the progress of a download.
 #[derive(Default)]
 struct Spoken {
     file: String,
@@ -177,7 +177,7 @@ fn unavailable(id: &str, cache: &Path, reason: &str) -> Error {
     ))
 }
 
-/// What went wrong, in words. The hub answers 401 for what does not exist as for what is private.
+/// Describes an error. The hub responds with 401 to requests for both nonexistent and private models.
 fn reason(error: &ApiError) -> String {
     let text = error.to_string();
     match ["401", "403", "404"]

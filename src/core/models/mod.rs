@@ -3,10 +3,10 @@
 //! A folder contains `config.json`, `preprocessor_config.json` or `processor_config.json`, and `model.safetensors`. It
 //! may also contain a LoRA adapter for these weights (`adapter_config.json`, `adapter_model.safetensors`), its own
 //! classifier ([`head.safetensors`](head)), DiffMask gates (`gates.safetensors`, `gates.json`), IA-ViT's interpreter
-//! (`interpreter.safetensors`, `interpreter.json`) and data on familiar pictures
+//! (`interpreter.safetensors`, `interpreter.json`) and statistics of familiar pictures
 //! ([`familiarity.safetensors`](familiarity)). The last three are refused if they belong to other weights. A folder
 //! with only such parts needs another model as its backbone and may specify that model's preprocessing. The backbone's
-//! gates still apply if the folder has no gates and no adapter. Embedded models and models of the hub are read in the
+//! gates still apply if the folder has no gates and no adapter. Embedded models and models from the hub are read in the
 //! same way.
 
 mod adapter;
@@ -70,14 +70,14 @@ pub struct Model {
     /// Hash of `model.safetensors` followed by the adapter and `head.safetensors`, if present, in lower-case
     /// hexadecimal.
     pub weights_sha256: String,
-    /// The hash without the head, to which a head or the backbone's gates belong.
+    /// Hash without the head. Heads and the backbone's gates refer to this hash.
     pub backbone_sha256: String,
-    /// Whether its classifier comes from a `head.safetensors`.
+    /// Whether the classifier comes from a `head.safetensors`.
     pub own_head: bool,
     /// Probability of the most probable class below which the model's answer is "not sure", measured for its own
     /// classifier. It has no effect if the model has a [`familiarity`](Self::familiarity).
     pub not_sure_below: Option<f32>,
-    /// Statistics of the pictures that its own classifier learned from, and the trust in its predictions.
+    /// Statistics of the pictures that the model's own classifier was trained on, and the trust in its predictions.
     pub familiarity: Option<Familiarity>,
     /// DiffMask gates for exactly these weights, or for those of the backbone under a head.
     pub gates: Option<Gates>,
@@ -114,15 +114,15 @@ pub fn embedded_names() -> impl Iterator<Item = &'static str> {
     embedded::MODELS.iter().map(|model| model.name)
 }
 
-/// The model to open. A string refers to a model without a backbone, with all its trained parts.
+/// Reference to a model. A string refers to a model without a backbone, with all its trained parts.
 #[derive(Clone, Copy, Debug)]
 pub struct Reference<'a> {
     /// Embedded name, folder or hub id; `./NAME` is always a folder.
     pub model: &'a str,
     /// Backbone model, if `model` is a folder with only a head, an adapter, gates or an interpreter.
     pub backbone: Option<&'a str>,
-    /// Whether to read gates, interpreter and familiarity. If not, parts of other weights are not refused, so they can
-    /// be replaced.
+    /// Whether to read gates, interpreter and familiarity. If false, parts that belong to other weights are not
+    /// refused, so they can be replaced.
     pub trained_parts: bool,
     /// Settings of the model's input that override its preprocessor.
     pub input: Input,
@@ -140,7 +140,7 @@ impl<'a> From<&'a str> for Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// A model with all its trained parts, over a backbone if there is one.
+    /// References a model with all its trained parts, optionally over a backbone.
     pub fn over(model: &'a str, backbone: Option<&'a str>) -> Self {
         Self {
             backbone,
@@ -149,11 +149,11 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// Opens a model. A model of the hub is downloaded if it is not in the hub's cache.
+/// Opens a model. Downloads a model from the hub if it is not in the hub's cache.
 ///
 /// # Errors
-/// [`Error::Model`] if there is no such model, listing what was tried, or if one of its files is
-/// missing, malformed or contradicts another; [`Error::Io`] if a file cannot be read.
+/// [`Error::Model`] if the model does not exist (the message lists what was tried), or if one of its files is missing,
+/// malformed or contradicts another; [`Error::Io`] if a file cannot be read.
 pub fn open<'a>(reference: impl Into<Reference<'a>>, device: &Device) -> Result<Model> {
     let reference = reference.into();
     let mut model = open_files(reference.model, &files(&reference)?, device)?;
@@ -375,7 +375,7 @@ fn open_files(name: &str, files: &Files, device: &Device) -> Result<Model> {
     })
 }
 
-/// The threshold that a `config.json` states; the key is this crate's own.
+/// Reads the threshold from a `config.json`; the key is specific to this crate.
 fn not_sure_below(config: &str) -> Result<Option<f32>> {
     let root = fields::parse(config)?;
     let Some(value) = Fields(&root).value(NOT_SURE_BELOW) else {
@@ -438,25 +438,25 @@ impl Model {
         self.vit.grid(size.height_px, size.width_px)
     }
 
-    /// Pictures of the preprocessor's size as a normalized batch on the model's device.
+    /// Converts pictures of the preprocessor's size to a normalized batch on the model's device.
     ///
     /// # Shapes
     /// - `rgb`: one `[height, width, 3]` per picture, red first
     /// - result: `[batch, 3, height, width]`
     ///
     /// # Errors
-    /// [`Error::Shape`] if a picture has another number of bytes.
+    /// [`Error::Shape`] if a picture has the wrong number of bytes.
     pub fn images_from_rgb(&self, rgb: &[Vec<u8>]) -> Result<Tensor> {
         let device = self.vit.class_token().device();
         self.preprocessor.images_from_rgb(rgb, device)
     }
 
-    /// The same model with another classifier over the same weights; gates that explain the backbone remain.
+    /// Returns the same model with another classifier over the same weights. Gates that explain the backbone remain.
     ///
-    /// Tensors are shared. `weights_sha256` becomes the hash of the values of backbone and head.
+    /// Tensors are shared. `weights_sha256` becomes the hash of the backbone's and head's values.
     ///
     /// # Errors
-    /// [`Error::Model`] where the head does not fit the model.
+    /// [`Error::Model`] if the head does not fit the model.
     pub fn with_head(self: &Arc<Self>, head: LinearHead) -> Result<Self> {
         let weights_sha256 = head.sha256_over(&self.backbone_sha256)?;
         let vit = head.over(&self.vit)?;
@@ -472,7 +472,7 @@ impl Model {
             weights_sha256,
             backbone_sha256: self.backbone_sha256.clone(),
             own_head: true,
-            // It was measured for another classifier.
+            // The threshold was measured for another classifier.
             not_sure_below: None,
             familiarity: None,
             gate_card: gates.as_ref().and(card).cloned(),
@@ -484,7 +484,7 @@ impl Model {
         })
     }
 
-    /// The model without a classifier that [`with_head`](Self::with_head) put on it.
+    /// Returns the model without a classifier set by [`with_head`](Self::with_head).
     #[must_use]
     pub fn as_opened(self: &Arc<Self>) -> Arc<Self> {
         Arc::clone(self.untaught.as_ref().unwrap_or(self))
@@ -509,7 +509,8 @@ impl Model {
     /// Parses a target: `predicted`, a class by name or index, or `contrast:A,B` with two classes.
     ///
     /// # Errors
-    /// [`Error::Model`] as [`class_index`](Self::class_index), [`Error::Config`] where the contrast has no second class, or the same one.
+    /// [`Error::Model`] as for [`class_index`](Self::class_index); [`Error::Config`] if the contrast has no second
+    /// class, or the same class twice.
     pub fn target(&self, text: &str) -> Result<Target> {
         if text == "predicted" {
             return Ok(Target::Predicted);
@@ -531,36 +532,36 @@ impl Model {
         Ok(Target::Contrast(class, other))
     }
 
-    /// One gray picture, for trials that need no particular picture.
+    /// Returns one gray picture, for trial runs that need no particular picture.
     ///
     /// # Shapes
     /// - result: `[1, 3, height, width]`
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn gray_image(&self) -> Result<Tensor> {
         let size = self.preprocessor.image_size();
         self.images_from_rgb(&[vec![128; 3 * size.width_px * size.height_px]])
     }
 
-    /// The class with this name (ignoring case) or index.
+    /// Finds a class by name (ignoring case) or index.
     ///
     /// If a label lists synonyms, as in ImageNet (`"tabby, tabby cat"`), each synonym is a name.
     ///
     /// # Errors
-    /// [`Error::Model`] if the model has no classifier, or no such class; near names or the range
-    /// are listed.
+    /// [`Error::Model`] if the model has no classifier or no such class. The message lists similar names or the valid
+    /// range.
     pub fn class_index(&self, name_or_index: &str) -> Result<usize> {
         class_index(self.labels(), name_or_index).map_err(Error::Model)
     }
 }
 
-/// A class as an error message names it, so that it can be asked for by index.
+/// Formats a class for error messages, with the index by which it can be requested.
 fn numbered(index: usize, label: &str) -> String {
     format!("{label:?} ({index})")
 }
 
-/// Names that an error message lists.
+/// Maximum number of names that an error message lists.
 const MAX_LISTED: usize = 12;
 
 fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
@@ -580,7 +581,7 @@ fn class_index(labels: &[String], wanted: &str) -> Result<usize, String> {
     };
     let is_whole = |index: &usize| labels[*index].trim().to_lowercase() == lower;
     let is_named = |index: &usize| names(&labels[*index]).contains(&lower);
-    // A label that is the name goes before one that lists it as a synonym.
+    // An exact match takes precedence over a label that lists the name as a synonym.
     for called in [
         (0..labels.len()).filter(is_whole).collect(),
         (0..labels.len()).filter(is_named).collect::<Vec<_>>(),

@@ -1,10 +1,10 @@
-//! How a picture becomes a model's input, read from and written to `preprocessor_config.json`.
+//! Preprocessing of pictures to a model's input, read from and written to `preprocessor_config.json`.
 //!
-//! `processor_config.json` of transformers 5 holds the same in its field `image_processor`.
+//! `processor_config.json` of transformers 5 contains the same in its field `image_processor`.
 //!
-//! Understood are the processors that ViT, DeiT and DINO checkpoints name: ViT's, DeiT's, BiT's and
-//! CLIP's, in their old and new spellings, with the defaults that `transformers` gives each. Settings
-//! under which pictures would have varying sizes are refused, because a video needs one.
+//! Supports the image processors of ViT, DeiT and DINO checkpoints: those of ViT, DeiT, BiT and CLIP, in their old and
+//! new spellings, with the defaults of `transformers` for each. Settings that give pictures of varying sizes are
+//! refused, because a video needs one size.
 
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
@@ -17,50 +17,50 @@ use crate::vit::Family;
 use crate::vit::fields::{self, Fields, size_of};
 use crate::{Error, Result};
 
-/// Brings pixels from 0..=255 to 0..=1.
+/// Scales pixels from 0..=255 to 0..=1.
 const RESCALE: f64 = 1.0 / 255.0;
-/// `transformers` calls it `IMAGENET_STANDARD_MEAN` and `_STD`.
+/// `IMAGENET_STANDARD_MEAN` and `IMAGENET_STANDARD_STD` of `transformers`.
 const HALF: [f64; 3] = [0.5; 3];
 /// `OPENAI_CLIP_MEAN`.
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// `OPENAI_CLIP_STD`.
 const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// How a picture becomes a model's input.
+/// Preprocessing of pictures to a model's input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessor {
-    /// Which part of the picture is brought to which size.
+    /// The part of the picture that is used, and its target size.
     pub rule: ResizeRule,
-    /// Filter of the resize.
+    /// Resampling filter.
     pub resampling: Resampling,
-    /// Subtracted from red, green and blue in 0..=1.
+    /// Mean of red, green and blue in 0..=1, which is subtracted.
     pub mean: [f32; 3],
-    /// Divides what is left.
+    /// Standard deviation by which the difference is divided.
     pub std: [f32; 3],
 }
 
-/// What is asked of a model's input, in place of what its preprocessor says.
+/// Settings of the model's input that override its preprocessor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Input {
-    /// Which part of a picture the model sees.
+    /// The part of a picture that the model sees.
     pub fit: Option<Fit>,
-    /// Length of both edges of its image, in pixels.
+    /// Edge of the square image, in pixels.
     pub edge_px: Option<usize>,
 }
 
-/// What `transformers` takes for absent fields.
+/// Defaults of `transformers` for missing fields.
 struct Defaults {
     size: Value,
     crop_size: Option<Value>,
     resample: Resampling,
     mean: [f64; 3],
     std: [f64; 3],
-    /// Whether a size of one number is both edges, or else the shorter one.
+    /// Whether a single number specifies both edges, not the shorter one.
     number_is_square: bool,
 }
 
 impl Preprocessor {
-    /// Stretches pictures to a square and their values to -1..=1, as ViT's own processor does.
+    /// Stretches pictures to a square and scales their values to -1..=1, like ViT's own processor.
     pub fn square(edge_px: usize) -> Self {
         Self {
             rule: ResizeRule::Stretch(FrameSize {
@@ -73,7 +73,7 @@ impl Preprocessor {
         }
     }
 
-    /// The same for squares of another size: what is cut off stays the same share.
+    /// Returns the same preprocessor for squares of another size; the cropped share stays the same.
     #[must_use]
     pub fn at_square(&self, edge_px: usize) -> Self {
         let square = FrameSize {
@@ -105,7 +105,7 @@ impl Preprocessor {
         }
     }
 
-    /// The same with what is asked of the input.
+    /// Returns the same preprocessor with the requested input settings.
     #[must_use]
     pub fn with_input(&self, input: Input) -> Self {
         let mut asked = match input.edge_px {
@@ -118,11 +118,11 @@ impl Preprocessor {
         asked
     }
 
-    /// Reads the text of a `preprocessor_config.json`; `family` decides where it names no processor.
+    /// Reads the text of a `preprocessor_config.json`; `family` determines the processor if the text names none.
     ///
     /// # Errors
-    /// [`Error::Model`], naming the field, if the text is not JSON, if a field is of the wrong kind,
-    /// or if the processor or one of its settings is not supported.
+    /// [`Error::Model`], naming the field, if the text is not JSON, if a field has the wrong type, or if the processor
+    /// or one of its settings is not supported.
     pub fn from_json(text: &str, family: Family) -> Result<Self> {
         let root = fields::parse(text)?;
         let fields = Fields(&root);
@@ -141,7 +141,7 @@ impl Preprocessor {
     /// The text of a `preprocessor_config.json` that `transformers` and [`Self::from_json`] read.
     ///
     /// # Errors
-    /// [`Error::Config`] where pictures are padded, which no such file says.
+    /// [`Error::Config`] if pictures are padded, which the file cannot describe.
     pub fn to_json(&self) -> Result<String> {
         let size_json = |size: FrameSize| json!({"height": size.height_px, "width": size.width_px});
         let (kind, size, crop) = match self.rule {
@@ -188,14 +188,14 @@ impl Preprocessor {
         self.rule.image_size()
     }
 
-    /// Pictures of [`Self::image_size`] as a normalized batch.
+    /// Converts pictures of size [`Self::image_size`] to a normalized batch.
     ///
     /// # Shapes
-    /// - `rgb`: one `[height, width, 3]` a picture, red first
+    /// - `rgb`: one `[height, width, 3]` per picture, red first
     /// - result: `[batch, 3, height, width]`
     ///
     /// # Errors
-    /// [`Error::Shape`] if a picture has another number of bytes.
+    /// [`Error::Shape`] if a picture has the wrong number of bytes.
     pub fn images_from_rgb(&self, rgb: &[Vec<u8>], device: &Device) -> Result<Tensor> {
         let FrameSize {
             width_px,
@@ -222,7 +222,7 @@ fn refuse<T>(message: String) -> Result<T> {
     Err(Error::Model(message))
 }
 
-/// The decimal that a person would write for `value`: 0.485, not 0.48500001430511475.
+/// The shortest decimal for `value`: 0.485, not 0.48500001430511475.
 fn shortest_f64(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
@@ -266,7 +266,7 @@ fn defaults(fields: Fields, family: Family) -> Result<Defaults> {
     }
 }
 
-/// The filter, by PIL's number or torchvision's name.
+/// Reads the filter, by PIL's number or torchvision's name.
 fn resampling(fields: Fields, defaults: &Defaults) -> Result<Resampling> {
     let Some(filter) = fields.given("resample")? else {
         return Ok(defaults.resample);
@@ -282,7 +282,7 @@ fn resampling(fields: Fields, defaults: &Defaults) -> Result<Resampling> {
     }
 }
 
-/// Fails where pictures are padded to another size than they have already.
+/// Fails if pictures are padded to a size other than their own.
 fn check_padding(fields: Fields, size: FrameSize) -> Result<()> {
     let pads = fields.flag("do_pad", false)?;
     match fields.value("pad_size") {
@@ -336,7 +336,7 @@ fn rule(fields: Fields, defaults: &Defaults) -> Result<ResizeRule> {
     }
 }
 
-/// A size given as a number, as height and width in a list, or by name.
+/// Reads a size given as a number, as a list of height and width, or as named fields.
 fn both_edges(field: &str, value: &Value) -> Result<FrameSize> {
     let (height, width) = match value {
         Value::Object(edges) => {
@@ -363,7 +363,7 @@ fn both_edges(field: &str, value: &Value) -> Result<FrameSize> {
     })
 }
 
-/// Mean and standard deviation for values in 0..=1, whatever scale the file has in mind.
+/// Mean and standard deviation for values in 0..=1, independent of the file's rescaling.
 fn normalization(fields: Fields, defaults: &Defaults) -> Result<([f32; 3], [f32; 3])> {
     let scale = if fields.flag("do_rescale", true)? {
         fields.number("rescale_factor", RESCALE)? * 255.0
@@ -465,7 +465,7 @@ mod tests {
         );
     }
 
-    /// What `null` makes of a setting, as transformers 5.24 answers it.
+    /// Effect of `null` as a setting, as in transformers 5.24.
     #[test]
     fn null_switches_off_and_is_no_size() {
         check_rule(

@@ -1,4 +1,4 @@
-//! Models with their weights in 8 bits, which take a quarter of single precision.
+//! Models with 8-bit weights, which take a quarter of the size of single precision.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -14,25 +14,25 @@ use crate::weights::{
 };
 use crate::{Error, Result};
 
-/// What [`shrink`] made of a model.
+/// The result of [`shrink`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shrunk {
     /// Hash of the new weights, as in [`Model`](super::Model).
     pub weights_sha256: String,
-    /// Bytes of all files with weights before.
+    /// Size of all files with weights before, in bytes.
     pub before: usize,
-    /// Bytes of all files with weights in the new folder.
+    /// Size of all files with weights in the new folder, in bytes.
     pub after: usize,
-    /// Parts that were left out, because they belong to the weights before.
+    /// Parts that were left out because they belong to the original weights.
     pub left_out: Vec<&'static str>,
 }
 
-/// Writes a model into a new folder: the weights of its blocks, its patch embedding and its classifier in 8 bits, the
-/// rest in half precision, configuration and preprocessing as they are.
+/// Writes a model into a new folder with the weights of its blocks, patch embedding and classifier in 8 bits and the
+/// rest in half precision. Configuration and preprocessing remain unchanged.
 ///
-/// Gates, interpreter and familiarity are left out, because they belong to the weights before. If the model's weights
-/// are in 8 bits already, they stay as they are, and its gates and interpreter are stored in 8 bits. The folder appears
-/// whole or not at all.
+/// Gates, interpreter and familiarity are left out because they belong to the original weights. If the model's weights
+/// are already in 8 bits, they remain unchanged, and its gates and interpreter are stored in 8 bits. The folder is
+/// written atomically.
 ///
 /// # Errors
 /// As [`open`](super::open); [`Error::Model`] if the folder exists, or if nothing is left to shrink; [`Error::Io`] if
@@ -74,7 +74,7 @@ pub fn shrink<'a>(reference: impl Into<Reference<'a>>, folder: &Path) -> Result<
         additions: folder.to_owned(),
         ..shrunk
     };
-    // A folder that cannot be read must not be left.
+    // Reads the result first, so that no unreadable folder is written.
     let weights_sha256 = open_files(reference.model, &shrunk, &Device::Cpu)?.weights_sha256;
     shrunk.write(folder)?;
     Ok(Shrunk {
@@ -85,7 +85,7 @@ pub fn shrink<'a>(reference: impl Into<Reference<'a>>, folder: &Path) -> Result<
     })
 }
 
-/// Shrinks model and head, and leaves out what was trained for them.
+/// Shrinks model and head, and leaves out the parts trained for them.
 fn with_small_weights(whole: Files) -> Result<Files> {
     let weights = tensors_where(&whole.weights, &Device::Cpu, names::takes_part)
         .map(BTreeMap::from_iter)

@@ -1,4 +1,4 @@
-//! Multi-head self-attention (arXiv:1706.03762, section 3.2) behind a norm and beside a residual.
+//! Multi-head self-attention (arXiv:1706.03762, section 3.2) with pre-norm and residual connection.
 
 use candle_core::{Result, Tensor};
 
@@ -41,7 +41,7 @@ impl SelfAttention {
         &self.parts
     }
 
-    /// `xs` plus the attention among its tokens.
+    /// `xs` plus attention among its tokens.
     pub(crate) fn forward(
         &self,
         xs: &Tensor,
@@ -63,7 +63,7 @@ impl SelfAttention {
         self.finish(xs, &mixed)
     }
 
-    /// Queries, keys and values of normed tokens, as the tap leaves them.
+    /// Queries, keys and values of normed tokens, after the tap.
     pub(super) fn project(
         &self,
         normed: &Tensor,
@@ -80,10 +80,10 @@ impl SelfAttention {
         ])
     }
 
-    /// `xs` plus what the output projection makes of mixed values.
+    /// `xs` plus the output projection of the mixed values.
     pub(crate) fn finish(&self, xs: &Tensor, mixed: &Tensor) -> Result<Tensor> {
         let ys = self.parts.output.forward(mixed)?;
-        // Layer scale (Touvron et al., arXiv:2103.17239, Eq. 5) where the model has it.
+        // Layer scale (Touvron et al., arXiv:2103.17239, Eq. 5), if the model has it.
         match &self.parts.scale {
             Some(scale) => xs + ys.broadcast_mul(scale)?,
             None => xs + ys,
@@ -99,7 +99,7 @@ impl SelfAttention {
         (bias(&self.parts.key), bias(&self.parts.value))
     }
 
-    /// The same attention with scores and probabilities as tensors, for taps that want them.
+    /// Computes attention with scores and probabilities as tensors, for taps that request them.
     fn mix_with_tap(
         &self,
         q: &Tensor,

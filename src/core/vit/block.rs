@@ -1,4 +1,4 @@
-//! Pre-norm transformer block: attention and MLP, each behind a norm and beside a residual.
+//! Pre-norm transformer block: attention and MLP, each with a norm and a residual connection.
 
 use candle_core::{Result, Tensor};
 
@@ -15,7 +15,7 @@ pub(crate) struct Block {
     mlp: Mlp,
 }
 
-/// Weights of a block, for rules of going backward that need them.
+/// Weights of a block, for backward rules that need them.
 #[cfg(feature = "lrp")]
 pub(crate) struct BlockParts<'a> {
     pub(crate) attention: &'a FusedSelfAttention,
@@ -67,7 +67,7 @@ impl Block {
             .forward(&self.attention.forward(xs, block_idx, tap)?)
     }
 
-    /// The block's output where attention has mixed the values already.
+    /// The block's output, given values that attention has already mixed.
     pub(crate) fn finish(&self, xs: &Tensor, mixed: &Tensor) -> Result<Tensor> {
         self.mlp.forward(&self.attention.finish(xs, mixed)?)
     }

@@ -1,8 +1,8 @@
 //! The shape of a Vision Transformer, read from and written to Hugging Face's `config.json`.
 //!
-//! Field names and defaults are those of `transformers`; each file in `family` says where its family differs. What a
-//! configuration may say and this crate does not compute (other activations, SwiGLU) is refused by name. Nothing here opens
-//! a file: text in, text out.
+//! Field names and defaults are those of `transformers`; each file in `family` handles the differences of its family.
+//! Valid settings that this crate does not implement (other activations, SwiGLU) are refused by name. This module opens
+//! no files; it reads and writes text.
 
 use std::collections::BTreeMap;
 
@@ -14,24 +14,24 @@ use super::fields::{self, Fields, MAX_SIZE};
 use crate::{Error, Result};
 use vitscope_kernels::Activation;
 
-/// What the classifier reads.
+/// The input of the classifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
     /// The class token.
     ClassToken,
-    /// The class token and the mean of the patch tokens, one behind the other (DINOv2).
+    /// The class token and the mean of the patch tokens, concatenated (DINOv2).
     ClassTokenAndPatchMean,
-    /// One classifier on the class token and one on the distillation token, their logits averaged.
+    /// One classifier on the class token and one on the distillation token, with averaged logits.
     ClassAndDistillationTokens,
-    /// The class token, projected and brought to length 1: its cosines with one vector a class (CLIP).
+    /// The class token, projected and normalized to length 1; logits are cosines with one vector per class (CLIP).
     ImageEmbedding {
-        /// Numbers of a class vector.
+        /// Length of a class vector.
         projection_dim: usize,
     },
 }
 
 impl Head {
-    /// Features that the classifier reads, of a model with `dim` of them per token.
+    /// Number of features that the classifier reads, given `dim` features per token.
     pub fn width(self, dim: usize) -> usize {
         match self {
             Self::ClassToken | Self::ClassAndDistillationTokens => dim,
@@ -41,21 +41,21 @@ impl Head {
     }
 }
 
-/// Which classifiers a checkpoint holds.
+/// The classifiers in a checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Heads {
-    /// One of the class token.
+    /// A classifier of the class token.
     pub(crate) classifier: bool,
-    /// One of the distillation token.
+    /// A classifier of the distillation token.
     pub(crate) distillation: bool,
 }
 
 /// The shape of a Vision Transformer. [`Default`] is ViT-B/16 at 224 pixels without a classifier.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VitConfig {
-    /// Decides tensor names, special tokens and what the classifier reads.
+    /// Determines tensor names, special tokens and the classifier's input.
     pub family: Family,
-    /// Edge of the square input that the position embeddings were made for, in pixels.
+    /// Edge of the square input that the position embeddings were trained for, in pixels.
     pub image_size: usize,
     /// Edge of a square patch, in pixels.
     pub patch_size: usize,
@@ -73,7 +73,7 @@ pub struct VitConfig {
     pub layer_norm_eps: f64,
     /// Whether query, key and value have a bias.
     pub qkv_bias: bool,
-    /// Non-linearity of the MLP.
+    /// Nonlinearity of the MLP.
     pub hidden_act: Activation,
     /// Register tokens between the class token and the patches.
     pub registers: usize,
@@ -83,11 +83,11 @@ pub struct VitConfig {
     pub distilled: bool,
     /// Class names in the order of the logits; empty without a classifier.
     pub labels: Vec<String>,
-    /// By other names of things, the label that the model answers for them; a key of this crate, `label_aliases`.
+    /// Alternative names of labels, mapped to labels. Stored under `label_aliases`, a key specific to this crate.
     pub label_aliases: BTreeMap<String, String>,
-    /// Whether several classes may apply at once; see [`VitConfig::link`].
+    /// Whether several classes may apply at the same time; see [`VitConfig::link`].
     pub multi_label: bool,
-    /// What a classifier reads; [`VitConfig::head`] says whether there is one.
+    /// Input of the classifier; [`VitConfig::head`] is `None` if there is no classifier.
     pub reads: Head,
 }
 
@@ -117,7 +117,8 @@ impl Default for VitConfig {
 }
 
 impl VitConfig {
-    /// The usual sizes (arXiv:2010.11929, table 1; arXiv:2012.12877, table 1), 1,000 classes: `vit-ti/16`, `vit-s/16` and `vit-b/16`.
+    /// The standard sizes (arXiv:2010.11929, table 1; arXiv:2012.12877, table 1) with 1,000 classes: `vit-ti/16`,
+    /// `vit-s/16` and `vit-b/16`.
     pub fn preset(name: &str) -> Option<Self> {
         let heads = match name {
             "vit-ti/16" => 3,
@@ -137,13 +138,14 @@ impl VitConfig {
     /// Reads the text of a `config.json`.
     ///
     /// # Errors
-    /// [`Error::Model`], naming the field, if the text is not JSON, if a field is missing or of the
-    /// wrong kind, if sizes do not divide, or if the model is of a kind that this crate lacks.
+    /// [`Error::Model`], naming the field, if the text is not JSON, if a field is missing or has the wrong type, if
+    /// sizes do not divide, or if the kind of model is not supported.
     pub fn from_json(text: &str) -> Result<Self> {
         Self::read(text, None)
     }
 
-    /// The same beside a checkpoint that holds `heads`, which decides where the text does not say what wrote it.
+    /// Like [`from_json`](Self::from_json), for a checkpoint that contains `heads`. They determine the classifiers if
+    /// the text does not name the class that wrote it.
     pub(crate) fn from_json_with(text: &str, heads: Heads) -> Result<Self> {
         Self::read(text, Some(heads))
     }
@@ -178,8 +180,8 @@ impl VitConfig {
         let is_bare = HEADLESS
             .iter()
             .any(|ending| architecture.strip_prefix(of_family.class_prefix) == Some(ending));
-        // A class of the user's own, or none, says nothing of a classifier; without a checkpoint, a file that names classes
-        // is believed to have one.
+        // A custom class, or none, does not determine whether there is a classifier. Without a checkpoint, a file that
+        // names classes is assumed to have one.
         let classifies = match heads {
             _ if architecture.contains("ForImageClassification") => true,
             _ if is_bare => false,
@@ -267,7 +269,7 @@ impl VitConfig {
         format!("{:#}\n", Value::Object(root))
     }
 
-    /// Puts these classes in the place of those there are, of which one applies to a picture.
+    /// Replaces the classes, of which exactly one applies to a picture.
     pub fn set_classes(&mut self, labels: Vec<String>) {
         if self.labels != labels {
             self.label_aliases.clear();
@@ -276,10 +278,10 @@ impl VitConfig {
         self.multi_label = false;
     }
 
-    /// Checks that the sizes fit together.
+    /// Checks that the sizes are consistent.
     ///
     /// # Errors
-    /// [`Error::Model`] with the values that contradict each other.
+    /// [`Error::Model`] with the contradictory values.
     pub fn validate(&self) -> Result<()> {
         let sizes = [
             ("image_size", self.image_size),
@@ -318,12 +320,12 @@ impl VitConfig {
         Ok(())
     }
 
-    /// What the classifier reads; `None` without a classifier.
+    /// Input of the classifier; `None` without a classifier.
     pub fn head(&self) -> Option<Head> {
         (!self.labels.is_empty()).then_some(self.reads)
     }
 
-    /// How the logits become probabilities; a single class applies or not, so that a softmax would always give it 1.
+    /// How logits are converted to probabilities. A single class uses a sigmoid, because a softmax would always give 1.
     pub fn link(&self) -> Link {
         match self.multi_label || self.n_classes() == 1 {
             true => Link::Sigmoid,
@@ -358,19 +360,19 @@ impl VitConfig {
         1 + usize::from(self.distilled) + self.n_patches()
     }
 
-    /// Whether the patch embedding has a bias; CLIP's has none.
+    /// Whether the patch embedding has a bias; false for CLIP.
     pub fn patch_bias(&self) -> bool {
         self.family.architecture().patch_bias
     }
 
-    /// Whether a norm stands before the first block, as in CLIP.
+    /// Whether there is a norm before the first block, as in CLIP.
     pub fn pre_norm(&self) -> bool {
         self.family.architecture().pre_norm
     }
 
-    /// Whether position embeddings are antialiased when they are resized for another input size.
+    /// Whether position embeddings are antialiased when resized for another input size.
     ///
-    /// `transformers` does so for DINOv2 with registers, and for no other family.
+    /// `transformers` does this only for DINOv2 with registers.
     pub fn antialiased_positions(&self) -> bool {
         self.family.architecture().antialiased_positions
     }
@@ -403,7 +405,7 @@ fn activation_name(activation: Activation) -> &'static str {
     }
 }
 
-/// How the names of classes without a classifier end in `transformers`.
+/// Suffixes of class names without a classifier in `transformers`.
 const HEADLESS: [&str; 4] = [
     "Model",
     "ForMaskedImageModeling",
@@ -411,7 +413,7 @@ const HEADLESS: [&str; 4] = [
     "ModelWithProjection",
 ];
 
-/// The first of `architectures`, empty if there is none.
+/// The first of `architectures`, or an empty string.
 pub(super) fn architecture<'a>(fields: Fields<'a>) -> Result<&'a str> {
     let Some(value) = fields.value("architectures") else {
         return Ok("");
@@ -422,14 +424,14 @@ pub(super) fn architecture<'a>(fields: Fields<'a>) -> Result<&'a str> {
     Ok(names.first().and_then(Value::as_str).unwrap_or(""))
 }
 
-/// Class names in the order of the logits; `LABEL_0` and so on where the file has none.
+/// Class names in the order of the logits; `LABEL_0` and so on if the file has none.
 fn labels(fields: Fields) -> Result<Vec<String>> {
     let Some(value) = fields.value("id2label") else {
-        // `transformers` leaves `id2label` out when it is the default, which has two classes.
+        // `transformers` omits `id2label` if it is the default, which has two classes.
         let n_classes = fields.count("num_labels", 2)?;
         return Ok((0..n_classes).map(|i| format!("LABEL_{i}")).collect());
     };
-    // A model of no labels has no classifier.
+    // An empty map of labels means that the model has no classifier.
     let Some(names) = value.as_object() else {
         return refuse(format!("field \"id2label\" is {value}, not a map of names"));
     };
@@ -447,10 +449,10 @@ fn labels(fields: Fields) -> Result<Vec<String>> {
         .collect()
 }
 
-/// The `problem_type` of models for which several classes may apply at once.
+/// The `problem_type` of models whose classes may apply at the same time.
 const MULTI_LABEL: &str = "multi_label_classification";
 
-/// Whether several classes may apply at once.
+/// Whether several classes may apply at the same time.
 fn multi_label(fields: Fields) -> Result<bool> {
     match fields.value("problem_type") {
         None => Ok(false),
@@ -465,7 +467,7 @@ fn multi_label(fields: Fields) -> Result<bool> {
     }
 }
 
-/// Labels by other names of the same things; none where the file has no `label_aliases`.
+/// Labels by alternative names; empty if the file has no `label_aliases`.
 fn label_aliases(fields: Fields) -> Result<BTreeMap<String, String>> {
     let Some(value) = fields.value("label_aliases") else {
         return Ok(BTreeMap::new());
@@ -581,7 +583,7 @@ mod tests {
         assert_eq!(with("[\"ViTForImageClassification\"]", false), 11);
     }
 
-    /// As `ImageClassificationPipeline` of transformers 5.24 chooses what it applies.
+    /// Matches the function that `ImageClassificationPipeline` of transformers 5.24 applies.
     #[test]
     fn labels_that_do_not_exclude_each_other_are_linked_by_a_sigmoid() {
         let kind = |kind: &str| {

@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// Larger sizes are taken for a broken file rather than for a model.
+/// Largest valid size. Larger ones indicate a broken file.
 pub(crate) const MAX_SIZE: usize = 1 << 16;
 
-/// Reads a text that must be a JSON object.
+/// Parses text that must be a JSON object.
 pub(crate) fn parse(text: &str) -> Result<Map<String, Value>> {
     match serde_json::from_str(text) {
         Ok(Value::Object(root)) => Ok(root),
@@ -21,18 +21,18 @@ pub(crate) fn parse(text: &str) -> Result<Map<String, Value>> {
 pub(crate) struct Fields<'a>(pub(crate) &'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
-    /// The field's value; JSON's `null`, which stands for Python's `None`, counts as absent.
+    /// The field's value. JSON's `null`, which represents Python's `None`, counts as missing.
     pub(crate) fn value(self, field: &str) -> Option<&'a Value> {
         self.0.get(field).filter(|value| !value.is_null())
     }
 
-    /// The field's value, which must be there.
+    /// The field's value, which is required.
     pub(crate) fn required(self, field: &str) -> Result<&'a Value> {
         let value = self.given(field)?;
         value.ok_or_else(|| Error::Model(format!("field {field:?} is missing")))
     }
 
-    /// The value of a field that may be absent, but not `null`: `transformers` puts no default in its place.
+    /// The value of a field that may be missing but not `null`, for which `transformers` uses no default.
     pub(crate) fn given(self, field: &str) -> Result<Option<&'a Value>> {
         match self.0.get(field) {
             Some(Value::Null) => Err(Error::Model(format!(
@@ -42,18 +42,18 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A whole number from 1 on, which must be there.
+    /// A required integer of at least 1.
     pub(crate) fn size(self, field: &str) -> Result<usize> {
         size_of(field, self.required(field)?)
     }
 
-    /// A whole number from 1 on.
+    /// An integer of at least 1.
     pub(crate) fn size_or(self, field: &str, default: usize) -> Result<usize> {
         self.given(field)?
             .map_or(Ok(default), |value| size_of(field, value))
     }
 
-    /// A whole number from 0 on.
+    /// An integer of at least 0.
     pub(crate) fn count(self, field: &str, default: usize) -> Result<usize> {
         match self.given(field)? {
             Some(value) if value.as_u64() == Some(0) => Ok(0),
@@ -61,7 +61,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A size given once, or twice and equal.
+    /// A size given as one number or as two equal ones.
     pub(crate) fn square(self, field: &str) -> Result<usize> {
         let value = self.required(field)?;
         match value.as_array().map(Vec::as_slice) {
@@ -73,7 +73,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// True or false; `null` is false, as in Python.
+    /// A Boolean; `null` is false, as in Python.
     pub(crate) fn flag(self, field: &str, default: bool) -> Result<bool> {
         match self.0.get(field) {
             None => Ok(default),
@@ -96,7 +96,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The size that `value` states.
+/// Parses a size.
 pub(crate) fn size_of(field: &str, value: &Value) -> Result<usize> {
     let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
     match size {

@@ -1,12 +1,12 @@
-//! The classifier: which tokens it reads, and what it makes of them.
+//! The classifier: the tokens that it reads and the logits that it computes.
 
 use candle_core::{D, Result, Tensor};
 
 use super::{Head, Rules, VitConfig, Weights, linear};
 use vitscope_kernels::Linear;
 
-/// What a linear classifier reads of the normed tokens, `[batch, tokens, dim]`, of which the first `n_special` are no
-/// patches: the class token, and for [`Head::ClassTokenAndPatchMean`] the mean of the patches behind it.
+/// Input of a linear classifier from the normed tokens, `[batch, tokens, dim]`, which start with `n_special` special
+/// tokens: the class token and, for [`Head::ClassTokenAndPatchMean`], the mean of the patches after it.
 ///
 /// # Shapes
 /// - result: `[batch, dim]` or `[batch, 2 · dim]`
@@ -19,7 +19,7 @@ pub fn features(reads: Head, tokens: &Tensor, n_special: usize) -> Result<Tensor
     Tensor::cat(&[&class_token, &patches.mean(1)?], 1)
 }
 
-/// What makes logits of the normed tokens.
+/// Computes logits from the normed tokens.
 #[derive(Clone, Debug)]
 pub(crate) enum Classifier {
     ClassToken(Linear),
@@ -30,15 +30,15 @@ pub(crate) enum Classifier {
     },
     ImageEmbedding {
         projection: Linear,
-        /// Logarithm of what the cosines are multiplied with, `[]`.
+        /// Logarithm of the cosines' scale, `[]`.
         logit_scale: Tensor,
-        /// One row of length 1 a class.
+        /// One row of length 1 per class.
         class_vectors: Linear,
     },
 }
 
 impl Classifier {
-    /// `None` where the model has none.
+    /// `None` if the model has no classifier.
     pub(crate) fn load(config: &VitConfig, weights: &Weights<'_>) -> Result<Option<Self>> {
         let Some(head) = config.head() else {
             return Ok(None);
@@ -59,7 +59,7 @@ impl Classifier {
         }))
     }
 
-    /// `[batch, tokens, dim]`, of which the first `n_special` are no patches, to `[batch, classes]`.
+    /// Maps `[batch, tokens, dim]`, starting with `n_special` special tokens, to `[batch, classes]`.
     pub(crate) fn forward(
         &self,
         tokens: &Tensor,
@@ -84,7 +84,7 @@ impl Classifier {
             } => {
                 let embedding = projection.forward(&token(0)?)?; // [batch, projection]
                 let length = embedding.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
-                // As with layer norm, what is divided by is a constant to other rules of going backward.
+                // As in layer norm, modified backward rules treat the divisor as a constant.
                 let length = if rules.is_some() {
                     length.detach()
                 } else {
@@ -96,8 +96,7 @@ impl Classifier {
         }
     }
 
-    /// One row per class, `[classes, width]`: what the features that it reads are multiplied with; of two classifiers the
-    /// mean.
+    /// Weights of the features, one row per class, `[classes, width]`. Two classifiers are averaged.
     pub(crate) fn weight(&self) -> Result<Tensor> {
         let weight = |linear: &Linear| linear.parts()[0].clone();
         match self {
@@ -112,7 +111,7 @@ impl Classifier {
         }
     }
 
-    /// The linear map, where it is the whole classifier.
+    /// The linear map, if it is the whole classifier.
     pub(crate) fn linear(&self) -> Option<&Linear> {
         match self {
             Self::ClassToken(classifier) | Self::ClassTokenAndPatchMean(classifier) => {
@@ -122,7 +121,7 @@ impl Classifier {
         }
     }
 
-    /// The linear map, where it reads the class token and nothing else.
+    /// The linear map, if it reads only the class token.
     #[cfg(feature = "lrp")]
     pub(crate) fn of_class_token(&self) -> Option<&Linear> {
         match self {

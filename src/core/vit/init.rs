@@ -1,11 +1,11 @@
-//! Fresh weights, for training from scratch and for what a trained model lacks.
+//! Initial weights, for training from scratch and for missing parts of a trained model.
 //!
-//! Attention starts out as trained attention looks (mimetic initialization, Trockman and Kolter,
-//! arXiv:2305.09828): `W_q W_kᵀ` near the identity, `W_v W_o` near its negative, positions sinusoidal.
-//! Small data sets gain most of what longer training would give.
+//! Attention is initialized to resemble trained attention (mimetic initialization, Trockman and Kolter,
+//! arXiv:2305.09828): `W_q W_kᵀ` near the identity, `W_v W_o` near its negative, sinusoidal positions. On small data
+//! sets, this gives most of the benefit of longer training.
 //!
-//! **Deviation**: the paper factors its target products by a singular value decomposition; here
-//! `W_k = W_q` random with orthogonal expectation, and `W_o = -W_vᵀ`, whose products have the same expectation.
+//! **Deviation**: the paper factors its target products by singular value decomposition. Here, `W_k = W_q` is random
+//! with orthogonal expectation, and `W_o = -W_vᵀ`; the products have the same expectation.
 
 use std::collections::HashMap;
 
@@ -15,25 +15,25 @@ use super::VitConfig;
 use super::names::expected_shapes;
 use crate::rng::Rng;
 
-/// Standard deviation of every other weight, as in BERT and ViT.
+/// Standard deviation of all other weights, as in BERT and ViT.
 const WEIGHT_STD: f32 = 0.02;
 /// Weight of the identity in `W_v W_o` (the paper's β).
 const VALUE_GAIN: f32 = 0.4;
 /// Weight of the identity in `W_q W_kᵀ` (the paper's α).
 const QUERY_GAIN: f32 = 0.7;
 
-/// Weights for `config` under canonical names, on the CPU.
+/// Initial weights for `config` under canonical names, on the CPU.
 ///
 /// # Errors
-/// Fails where candle cannot allocate.
+/// Fails if candle cannot allocate memory.
 pub fn init(config: &VitConfig, rng: &mut Rng) -> Result<HashMap<String, Tensor>> {
     init_missing(config, HashMap::new(), rng)
 }
 
-/// The same, where those in `weights` stay as they are.
+/// Like [`init`], but keeps the tensors in `weights`.
 ///
 /// # Errors
-/// Fails where candle cannot allocate.
+/// Fails if candle cannot allocate memory.
 pub fn init_missing(
     config: &VitConfig,
     mut weights: HashMap<String, Tensor>,
@@ -62,7 +62,7 @@ fn initial_values(
         None => candle_core::bail!("{name:?} is initialized from {to:?}, which comes later"),
     };
     if name.ends_with("attention.query.weight") {
-        // Over all heads q kᵀ sums `dim` products; each head sees head_dim of them.
+        // The product q kᵀ sums over `dim` entries in total, but over head_dim in each head.
         let head_dim = dim / config.num_attention_heads as f32;
         return Ok(normal(len, (QUERY_GAIN / head_dim).sqrt(), rng));
     }
@@ -83,7 +83,7 @@ fn initial_values(
     Ok(match () {
         () if name.ends_with("lambda1") || (is_norm && name.ends_with(".weight")) => vec![1.0; len],
         () if name.ends_with(".bias") => vec![0.0; len],
-        // A patch has few pixels: unit-variance pixels should give unit-variance embeddings.
+        // A patch has few pixels; unit-variance pixels should give unit-variance embeddings.
         () if name.ends_with("projection.weight") => {
             let pixels = shape[1..].iter().product::<usize>() as f32;
             normal(len, pixels.powf(-0.5), rng)

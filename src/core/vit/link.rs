@@ -1,15 +1,16 @@
-//! What makes probabilities of logits.
+//! Conversion of logits to probabilities.
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{log_softmax, softmax};
 
-/// How logits become probabilities, as `transformers` decides it by `problem_type` and the number of classes.
+/// How logits are converted to probabilities, as `transformers` determines it from `problem_type` and the number of
+/// classes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Link {
     /// Softmax: exactly one class applies.
     #[default]
     Softmax,
-    /// A sigmoid per class: each applies or not, whatever the others do.
+    /// A sigmoid per class: each class applies independently of the others.
     Sigmoid,
 }
 
@@ -27,7 +28,7 @@ impl Link {
         }
     }
 
-    /// ln p of a class; `None` where there is no such class.
+    /// ln p of a class; `None` if there is no such class.
     pub fn log_probability(self, logits: &[f32], class: usize) -> Option<f64> {
         let own = f64::from(*logits.get(class)?);
         Some(match self {
@@ -44,13 +45,13 @@ impl Link {
         })
     }
 
-    /// Probabilities of a batch, with a gradient.
+    /// Probabilities of a batch; differentiable.
     ///
     /// # Shapes
     /// - `logits` and result: `[batch, classes]`
     ///
     /// # Errors
-    /// Fails where the device does.
+    /// Fails if the device fails.
     pub fn probabilities_of(self, logits: &Tensor) -> Result<Tensor> {
         match self {
             Self::Softmax => softmax(logits, D::Minus1),
@@ -58,13 +59,13 @@ impl Link {
         }
     }
 
-    /// Their logarithms, with a gradient.
+    /// Logarithms of the probabilities of a batch; differentiable.
     ///
     /// # Shapes
     /// - `logits` and result: `[batch, classes]`
     ///
     /// # Errors
-    /// Fails where the device does.
+    /// Fails if the device fails.
     pub fn log_probabilities_of(self, logits: &Tensor) -> Result<Tensor> {
         match self {
             Self::Softmax => log_softmax(logits, D::Minus1),
@@ -85,7 +86,7 @@ mod tests {
         assert_eq!(vec![0.5, 0.5, 0.0], probabilities);
     }
 
-    /// By `torch.sigmoid` and `torch.nn.functional.logsigmoid` in double precision.
+    /// Computed by `torch.sigmoid` and `torch.nn.functional.logsigmoid` in double precision.
     #[test]
     fn a_sigmoid_knows_nothing_of_the_other_classes_and_never_overflows() {
         let logits = [-200.0_f32, -1.5, 0.0, 2.0, 200.0];

@@ -3,13 +3,13 @@
 //! One implementation serves training, inference and explanation. It is independent of frames, files and threads. A
 //! [`Tap`] reads, probes and replaces its intermediate tensors, and every tap site passes gradients.
 //!
-//! Sizes, in this module and everywhere else:
+//! Sizes in this module and throughout the crate:
 //!
-//! | name | means |
+//! | name | meaning |
 //! |---|---|
 //! | `batch` | images in one forward pass |
 //! | `patches` | `grid_h · grid_w` |
-//! | `tokens` | patches behind the special tokens: class, distillation, registers |
+//! | `tokens` | special tokens (class, distillation, registers) followed by the patches |
 //! | `dim` | width of a token |
 //! | `heads`, `head_dim` | `dim = heads · head_dim` |
 //! | `blocks` | transformer layers |
@@ -50,12 +50,12 @@ use patches::{PatchEmbedding, PositionEmbedding};
 use tap::tapped;
 use vitscope_kernels::{self as kernels, LayerNorm, Linear};
 
-/// What a forward pass computes.
+/// The output of a forward pass.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// `[batch, tokens, dim]`, after the final norm.
     pub tokens: Tensor,
-    /// `[batch, classes]`; `None` where the model has no classifier.
+    /// `[batch, classes]`; `None` if the model has no classifier.
     pub logits: Option<Tensor>,
 }
 
@@ -77,12 +77,12 @@ pub struct Vit {
 }
 
 impl Vit {
-    /// Builds the model over `weights`, under the canonical names of [`names`].
+    /// Builds the model from `weights`, under the canonical names of [`names`].
     ///
-    /// The tensors are used as they are: with plain tensors the model is frozen, with variables it can be trained.
+    /// Tensors are used as given: plain tensors make a frozen model, variables a trainable one.
     ///
     /// # Errors
-    /// Names the first tensor that is missing or has another shape than `config` says, with both shapes.
+    /// Reports the first tensor that is missing or whose shape differs from `config`, with both shapes.
     pub fn load(config: VitConfig, weights: &HashMap<String, Tensor>) -> crate::Result<Self> {
         config.validate()?;
         names::check(&config, weights)?;
@@ -117,7 +117,7 @@ impl Vit {
         })
     }
 
-    /// The same weights with other rules for the backward pass.
+    /// Returns the same weights with other rules for the backward pass.
     #[must_use]
     pub fn with_rules(&self, rules: Rules) -> Self {
         Self {
@@ -126,7 +126,7 @@ impl Vit {
         }
     }
 
-    /// The same weights; once `stop` is requested, forward passes fail.
+    /// Returns the same weights; once `stop` is requested, forward passes fail.
     #[must_use]
     pub fn under(&self, stop: &Stop) -> Self {
         Self {
@@ -135,8 +135,8 @@ impl Vit {
         }
     }
 
-    /// The same weights with a linear classifier of the features in `reads`: the class token, optionally with the mean
-    /// of the patches.
+    /// Returns the same weights with a linear classifier of the features in `reads`: the class token, optionally with
+    /// the mean of the patches.
     ///
     /// # Shapes
     /// - `weight`: `[classes, dim]` or `[classes, 2 · dim]`
@@ -172,7 +172,7 @@ impl Vit {
         self.blocks.len()
     }
 
-    /// The class token, before positions.
+    /// The class token, before position embedding.
     ///
     /// # Shapes
     /// - result: `[1, 1, dim]`
@@ -186,13 +186,13 @@ impl Vit {
         (height_px / patch_px, width_px / patch_px)
     }
 
-    /// Patches of each of these images.
+    /// Number of patches of each image.
     ///
     /// # Shapes
     /// - `images`: `[batch, channels, height, width]`
     ///
     /// # Errors
-    /// Fails where `images` has another number of dimensions.
+    /// Fails if `images` does not have four dimensions.
     pub fn n_patches(&self, images: &Tensor) -> Result<usize> {
         let (_, _, height_px, width_px) = images.dims4()?;
         let (rows, columns) = self.grid(height_px, width_px);
@@ -202,34 +202,34 @@ impl Vit {
     /// Runs the model.
     ///
     /// # Shapes
-    /// - `images`: `[batch, channels, height, width]`, normalized; multiples of the patch size
+    /// - `images`: `[batch, channels, height, width]`, normalized; height and width are multiples of the patch size
     ///
     /// # Errors
-    /// Fails where `images` has another shape.
+    /// Fails if `images` has the wrong shape.
     pub fn forward(&self, images: &Tensor) -> Result<Output> {
         self.forward_with(images, &mut NoTap)
     }
 
-    /// Runs the model under a tap, which sees the tensors it wants and may replace them.
+    /// Runs the model with a tap, which reads the tensors it requests and may replace them.
     ///
     /// # Shapes
-    /// - `images`: `[batch, channels, height, width]`, normalized; multiples of the patch size
+    /// - `images`: `[batch, channels, height, width]`, normalized; height and width are multiples of the patch size
     ///
     /// # Errors
-    /// Fails where `images` has another shape, or where the tap does.
+    /// Fails if `images` has the wrong shape, or if the tap fails.
     pub fn forward_with(&self, images: &Tensor, tap: &mut dyn Tap) -> Result<Output> {
         kernels::in_pool(|| self.forward_here(images, tap))
     }
 
-    /// Runs the model from the input of block `first_block`; after the last block, only norm and head.
+    /// Runs the model from the input of block `first_block`. After the last block, only the norm and the head run.
     ///
-    /// The number of tokens is free, so tokens may have been removed.
+    /// The number of tokens is arbitrary, so tokens may have been removed.
     ///
     /// # Shapes
     /// - `xs`: `[batch, tokens, dim]`
     ///
     /// # Errors
-    /// Fails where `xs` has another width, or where the tap does.
+    /// Fails if `xs` has the wrong width, or if the tap fails.
     pub fn forward_from(
         &self,
         first_block: usize,
@@ -254,12 +254,12 @@ impl Vit {
     /// Biases of the key and value projections of block `block_idx`, each `[dim]`.
     ///
     /// # Errors
-    /// Fails where there is no such block.
+    /// Fails if there is no such block.
     pub fn key_value_biases(&self, block_idx: usize) -> Result<(Tensor, Tensor)> {
         Ok(self.block(block_idx)?.key_value_biases())
     }
 
-    /// Bias of the patch embedding, `[dim]`, which is the embedding of black (zero) pixels.
+    /// Bias of the patch embedding, `[dim]`: the embedding of zero pixels (black).
     pub fn patch_bias(&self) -> &Tensor {
         self.patch_embedding.bias()
     }
@@ -276,7 +276,7 @@ impl Vit {
     /// - result: `[classes, width]`, see [`Head::width`]
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn class_weights(&self) -> Result<Option<Tensor>> {
         self.classifier.as_ref().map(Classifier::weight).transpose()
     }
@@ -332,7 +332,7 @@ impl Vit {
         Ok(Output { tokens, logits })
     }
 
-    /// Adds positions and puts the special tokens in front.
+    /// Adds position embeddings and prepends the special tokens.
     fn embed(&self, patches: &Tensor, grid: (usize, usize)) -> Result<Tensor> {
         let (batch, _, dim) = patches.dims3()?;
         let repeat = |token: &Tensor| {
@@ -352,7 +352,7 @@ impl Vit {
         let Some(registers) = &self.register_tokens else {
             return Ok(xs);
         };
-        // Registers have no position; they stand between the class token and the patches.
+        // Registers have no position embedding; they are inserted between the class token and the patches.
         let n_front = placed.len() - 1;
         let front = xs.narrow(1, 0, n_front)?;
         let behind = xs.narrow(1, n_front, xs.dim(1)? - n_front)?;
@@ -360,7 +360,7 @@ impl Vit {
     }
 }
 
-/// Checked weights by canonical name.
+/// Validated weights by canonical name.
 pub(crate) struct Weights<'a>(&'a HashMap<String, Tensor>);
 
 impl Weights<'_> {
@@ -372,7 +372,7 @@ impl Weights<'_> {
     }
 }
 
-/// A linear map; one whose checkpoint has no bias gets one of zeros.
+/// Loads a linear map. The bias is zero if the checkpoint has none.
 pub(crate) fn linear(name: &str, biased: bool, weights: &Weights<'_>) -> Result<Linear> {
     let weight = weights.tensor(&format!("{name}.weight"))?;
     let bias = if biased {
@@ -383,7 +383,7 @@ pub(crate) fn linear(name: &str, biased: bool, weights: &Weights<'_>) -> Result<
     Ok(Linear::new(weight, bias))
 }
 
-/// A layer normalization.
+/// Loads a layer normalization.
 pub(crate) fn layer_norm(
     name: &str,
     config: &VitConfig,

@@ -1,11 +1,11 @@
-//! Tensor names: every naming that checkpoints use, brought to one.
+//! Tensor names: maps all naming schemes of checkpoints to one.
 //!
-//! The one naming is Hugging Face's for ViT without the `vit.` in front, as in
-//! `encoder.layer.3.attention.attention.query.weight`. Understood besides: the names of each family (`family`); those
-//! that transformers 5 holds in memory (`layers.3.attention.q_proj`); timm's and the original DINO's
-//! (`blocks.3.attn.qkv`, which is cut in three). A tensor that belongs to no part of the model is an error, because a model
-//! that has it computes something else; only parts that do not take part in classifying (mask token, pooler, CLIP's text
-//! half) are passed over.
+//! The canonical names are Hugging Face's for ViT without the prefix `vit.`, as in
+//! `encoder.layer.3.attention.attention.query.weight`. Also supported are the names of each family (`family`), those of
+//! transformers 5 in memory (`layers.3.attention.q_proj`), and those of timm and the original DINO
+//! (`blocks.3.attn.qkv`, which is split in three). A tensor that belongs to no part of the model is an error, because
+//! it implies another computation. Only parts that classification does not use (mask token, pooler, CLIP's text
+//! encoder) are skipped.
 
 use std::collections::HashMap;
 
@@ -15,10 +15,10 @@ use super::config::{Head, Heads, VitConfig};
 use super::family::{Architecture, Family, Naming};
 use crate::{Error, Result};
 
-/// Query, key and value, one below the other.
+/// Query, key and value, stacked.
 const JOINT_QKV: &str = "attn.qkv";
 
-/// In front of a block's number: in Hugging Face's files, in transformers' memory (two), in timm.
+/// Prefixes of a block's number: in Hugging Face's files, in transformers' memory (two), in timm.
 const BLOCKS: [&str; 4] = ["encoder.layer.", "encoder.layers.", "layers.", "blocks."];
 
 /// Tensors outside blocks, or pairs of weight and bias.
@@ -50,7 +50,7 @@ const IN_BLOCK: [&str; 10] = [
     "layer_scale2.lambda1",
 ];
 
-/// What timm, the original DINO and transformers' models in memory call them.
+/// Names in timm, the original DINO and transformers' models in memory.
 const OUTSIDE_IN_LIBRARIES: [Naming; 9] = [
     ("cls_token", "embeddings.cls_token"),
     ("dist_token", "embeddings.distillation_token"),
@@ -76,7 +76,7 @@ const IN_BLOCK_IN_LIBRARIES: [Naming; 11] = [
     ("ls2.gamma", "layer_scale2.lambda1"),
 ];
 
-/// Name and shape of each tensor of the model, first to last in the forward pass.
+/// Name and shape of each tensor of the model, in the order of the forward pass.
 pub fn expected_shapes(config: &VitConfig) -> Vec<(String, Vec<usize>)> {
     let dim = config.hidden_size;
     let inner = config.intermediate_size;
@@ -155,11 +155,11 @@ pub fn expected_shapes(config: &VitConfig) -> Vec<(String, Vec<usize>)> {
     shapes
 }
 
-/// Checks weights of canonical names against the configuration, in the order of the forward pass.
+/// Checks weights with canonical names against the configuration, in the order of the forward pass.
 ///
 /// # Errors
-/// [`Error::Model`] on the first tensor that is missing or has another shape (both shapes are
-/// named), or else on the first, by name, that the configuration has no place for.
+/// [`Error::Model`] for the first tensor that is missing or has the wrong shape (the message gives both shapes),
+/// otherwise for the first tensor, by name, that the configuration does not have.
 pub fn check(config: &VitConfig, weights: &HashMap<String, Tensor>) -> Result<()> {
     let expected = expected_shapes(config);
     for (name, shape) in &expected {
@@ -198,8 +198,8 @@ pub fn check(config: &VitConfig, weights: &HashMap<String, Tensor>) -> Result<()
 
 /// Renames the tensors of a checkpoint and checks them.
 ///
-/// A classifier that the configuration does not have is left out, and timm's position embeddings without
-/// one for the class token get a zero for it.
+/// A classifier that the configuration does not have is removed. If timm's position embeddings have none for the class
+/// token, it gets a zero.
 ///
 /// # Errors
 /// As [`renamed`] and [`check`].
@@ -210,7 +210,7 @@ pub fn canonical_weights(
     let mut canonical = renamed(weights)?;
     canonical.retain(|name, _| !(config.labels.is_empty() && is_classifier(name)));
     if config.registers == 0 {
-        // With zero registers, transformers stores a tensor of none.
+        // For zero registers, transformers stores an empty tensor.
         let registers = "embeddings.register_tokens";
         canonical.retain(|name, tensor| !(name == registers && tensor.elem_count() == 0));
     }
@@ -219,13 +219,13 @@ pub fn canonical_weights(
     Ok(canonical)
 }
 
-/// Renames the tensors of a checkpoint; timm's joint query, key and value are cut in three.
+/// Renames the tensors of a checkpoint; timm's joint query, key and value are split in three.
 ///
 /// # Errors
-/// [`Error::Model`] where a name is unknown or stands for the same tensor as another.
+/// [`Error::Model`] if a name is unknown or maps to the same tensor as another.
 pub fn renamed(weights: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
     let mut found: Vec<(String, Tensor)> = weights.into_iter().collect();
-    // Sorted, so that of several errors always the same one is told.
+    // Sorted, so that the first of several errors is deterministic.
     found.sort_by(|a, b| a.0.cmp(&b.0));
     let mut canonical = HashMap::with_capacity(found.len());
     for (name, tensor) in found {
@@ -250,7 +250,7 @@ pub fn renamed(weights: HashMap<String, Tensor>) -> Result<HashMap<String, Tenso
     Ok(canonical)
 }
 
-/// The name under which Hugging Face's files hold a tensor, from its canonical name.
+/// Converts a canonical name to the name in Hugging Face's files.
 pub fn published_name(config: &VitConfig, canonical: &str) -> String {
     if is_classifier(canonical) {
         let teacher = config.head() == Some(Head::ClassAndDistillationTokens);
@@ -273,7 +273,7 @@ pub fn published_name(config: &VitConfig, canonical: &str) -> String {
     }
 }
 
-/// What a family calls the tensor of a canonical name.
+/// A family's name of a tensor with this canonical name.
 fn published_part(canonical: &str, names: &[Naming]) -> String {
     let own = |part: &str| {
         names
@@ -287,17 +287,17 @@ fn published_part(canonical: &str, names: &[Naming]) -> String {
         .unwrap_or_else(|| canonical.to_owned())
 }
 
-/// What a name in a checkpoint stands for.
+/// Interpretation of a tensor name in a checkpoint.
 #[derive(Debug, PartialEq)]
 enum Name {
-    /// One tensor, by its canonical name.
+    /// One tensor, by canonical name.
     One(String),
-    /// Query, key and value, one below the other: `block` as in `encoder.layer.3`.
+    /// Query, key and value, stacked; `block` is like `encoder.layer.3`.
     JointQkv {
         block: String,
         leaf: &'static str,
     },
-    /// A part that does not take part in classifying.
+    /// A part that classification does not use.
     Unused,
     Unknown,
 }
@@ -329,14 +329,14 @@ fn architectures() -> impl Iterator<Item = &'static Architecture> {
     Family::ALL.iter().map(|family| family.architecture())
 }
 
-/// A block's number, and what follows it.
+/// A block's number, and the rest of the name.
 fn number_and_rest(name: &str) -> Option<(usize, &str)> {
     let behind = BLOCKS.iter().find_map(|blocks| name.strip_prefix(blocks))?;
     let (number, rest) = behind.split_once('.')?;
     Some((number.parse().ok()?, rest))
 }
 
-/// The canonical name of a tensor: one of `parts`, which stand for themselves, or what `names` say.
+/// The canonical name of a tensor: one of `parts`, which are canonical already, or the mapping in `names`.
 fn canonical_part<'a>(
     name: &str,
     parts: &[&'static str],
@@ -366,7 +366,7 @@ fn stem_and_leaf(name: &str) -> Option<(&str, &'static str)> {
     }
 }
 
-/// Whether a tensor, by canonical name, belongs to what makes logits of tokens.
+/// Whether a tensor with this canonical name belongs to the computation of logits from tokens.
 fn is_classifier(name: &str) -> bool {
     let parts = [
         "classifier.",
@@ -377,7 +377,7 @@ fn is_classifier(name: &str) -> bool {
     parts.iter().any(|part| name.starts_with(part))
 }
 
-/// CLIP's class token and positions, `[dim]` and `[positions, dim]`, with the axes that others have in front.
+/// Adds the leading axes that CLIP's class token, `[dim]`, and positions, `[positions, dim]`, lack.
 fn embedding_of_batch(name: &str, mut tensor: Tensor) -> Result<Tensor> {
     if matches!(
         name,
@@ -390,7 +390,7 @@ fn embedding_of_batch(name: &str, mut tensor: Tensor) -> Result<Tensor> {
     Ok(tensor)
 }
 
-/// Which classifiers a checkpoint with tensors of these names holds.
+/// The classifiers in a checkpoint with these tensor names.
 pub(crate) fn heads_among(names: &[String]) -> Heads {
     let holds = |wanted: &str| {
         names
@@ -403,12 +403,12 @@ pub(crate) fn heads_among(names: &[String]) -> Heads {
     }
 }
 
-/// Whether a tensor of this name in a checkpoint takes part in classifying.
+/// Whether classification uses a tensor with this name in a checkpoint.
 pub(crate) fn takes_part(name: &str) -> bool {
     rename(name) != Name::Unused
 }
 
-/// Whether a tensor of this name in a checkpoint multiplies its input, as opposed to being added to it.
+/// Whether a tensor with this name in a checkpoint is a multiplicative weight, not a bias or an embedding.
 pub(crate) fn is_weight(name: &str) -> bool {
     match rename(name) {
         Name::One(to) => to.ends_with(".weight"),
@@ -417,7 +417,7 @@ pub(crate) fn is_weight(name: &str) -> bool {
     }
 }
 
-/// Cuts `[3 · dim, ..]` into query, key and value, each `[dim, ..]`.
+/// Splits `[3 · dim, ..]` into query, key and value, each `[dim, ..]`.
 fn split_qkv(name: &str, block: &str, leaf: &str, joint: &Tensor) -> Result<Vec<(String, Tensor)>> {
     let rows = joint.dims().first().copied().unwrap_or(0);
     if rows == 0 || !rows.is_multiple_of(3) {
@@ -437,8 +437,8 @@ fn split_qkv(name: &str, block: &str, leaf: &str, joint: &Tensor) -> Result<Vec<
         .collect()
 }
 
-/// Puts a zero in front of position embeddings that cover the patches only, as timm has them for
-/// models with registers: their class token holds its position already.
+/// Prepends a zero to position embeddings that cover only the patches. In timm's models with registers, the class token
+/// already includes its position.
 fn pad_class_position(config: &VitConfig, weights: &mut HashMap<String, Tensor>) -> Result<()> {
     let name = "embeddings.position_embeddings";
     let Some(positions) = weights.get(name) else {

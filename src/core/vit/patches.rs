@@ -1,4 +1,4 @@
-//! Images to patch embeddings, and position embeddings for any input size.
+//! Patch embeddings of images, and position embeddings for any input size.
 
 use candle_core::{Result, Tensor};
 
@@ -52,7 +52,7 @@ impl PatchEmbedding {
     }
 }
 
-/// `[batch, channels, height, width]` to `[batch, patches, channels · patch · patch]`, patches row by row.
+/// Rearranges `[batch, channels, height, width]` to `[batch, patches, channels · patch · patch]`, patches row by row.
 fn pixels_of_patches(images: &Tensor, patch_px: usize) -> Result<Tensor> {
     let (batch, channels, height_px, width_px) = images.dims4()?;
     let (grid_h, grid_w) = (height_px / patch_px, width_px / patch_px);
@@ -62,7 +62,7 @@ fn pixels_of_patches(images: &Tensor, patch_px: usize) -> Result<Tensor> {
         .reshape((batch, grid_h * grid_w, channels * patch_px * patch_px))
 }
 
-/// Learned positions of the class (and distillation) token and of each patch.
+/// Learned position embeddings of the class (and distillation) token and of each patch.
 #[derive(Clone, Debug)]
 pub(crate) struct PositionEmbedding {
     positions: Tensor,
@@ -79,7 +79,7 @@ impl PositionEmbedding {
         })
     }
 
-    /// `[1, positions, dim]` for a patch grid of this size; resampled bicubically where it is another than the model's own.
+    /// `[1, positions, dim]` for a patch grid of this size; resampled bicubically if it differs from the model's own.
     pub(crate) fn at(&self, grid: (usize, usize)) -> Result<Tensor> {
         if grid == self.grid {
             return Ok(self.positions.clone());
@@ -109,11 +109,11 @@ impl PositionEmbedding {
     }
 }
 
-/// Weights of bicubic resampling from `from` to `to` samples, `[to, from]` row by row, as PyTorch's
-/// `interpolate(mode="bicubic", align_corners=False)` has them.
+/// Weights of bicubic resampling from `from` to `to` samples, `[to, from]` row by row, as in PyTorch's
+/// `interpolate(mode="bicubic", align_corners=False)`.
 fn cubic_weights(from: usize, to: usize, antialias: bool) -> Vec<f32> {
     let scale = from as f64 / to as f64;
-    // PyTorch takes Keys' a = -0.5 with antialiasing and -0.75 without.
+    // PyTorch uses Keys' a = -0.5 with antialiasing and -0.75 without.
     let (a, width) = if antialias {
         (-0.5, scale.max(1.0))
     } else {
@@ -137,7 +137,7 @@ fn cubic_weights(from: usize, to: usize, antialias: bool) -> Vec<f32> {
         let mut total = 0.0;
         for from_idx in first..=last {
             let inside = (0..from as i64).contains(&from_idx);
-            // Outside samples repeat the edge, but antialiasing leaves them out and renormalizes.
+            // Samples outside repeat the edge; antialiasing instead omits them and renormalizes.
             if antialias && !inside {
                 continue;
             }

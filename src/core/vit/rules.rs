@@ -1,12 +1,12 @@
-//! Other rules of going backward, which attribution methods put in place of the derivative.
+//! Modified backward rules, which attribution methods use instead of the derivative.
 //!
-//! Forward nothing changes. A rule is written as a product with a constant, so that candle's own backward applies it:
-//! `x · sg(f(x) / x)` has the value f(x) and the slope f(x) / x, where sg stops the gradient.
+//! The forward pass does not change. Each rule is written as a product with a constant, so that candle's own backward
+//! pass applies it: `x · sg(f(x) / x)` has the value f(x) and the slope f(x) / x, where sg stops the gradient.
 //!
 //! | place | LibraGrad (arXiv:2411.16760) | AttnLRP (arXiv:2402.05602) |
 //! |---|---|---|
 //! | layer norm | the standard deviation is a constant | the same |
-//! | attention | probabilities are constants | gradients that reach q and k are divided by 4, v by 2 |
+//! | attention | probabilities are constants | gradients of q and k are divided by 4, of v by 2 |
 //! | GELU | x · sg(Φ(x)), its gate | x · sg(GELU(x) / (x + 1e-10)) |
 
 use candle_core::{D, Result, Tensor};
@@ -27,7 +27,7 @@ pub enum Rules {
 }
 
 impl Rules {
-    /// One block, forward as ever.
+    /// Runs one block; the forward result does not change.
     pub(super) fn block(
         self,
         attention: &SelfAttention,
@@ -48,7 +48,7 @@ impl Rules {
         mlp.finish(&xs, &self.activate(mlp.activation(), &hidden)?)
     }
 
-    /// Layer norm whose standard deviation is a constant.
+    /// Layer norm with the standard deviation as a constant.
     pub(super) fn norm(self, norm: &LayerNorm, xs: &Tensor) -> Result<Tensor> {
         let (weight, bias, eps) = norm.parts();
         let centered = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
@@ -59,7 +59,7 @@ impl Rules {
             .broadcast_add(bias)
     }
 
-    /// Queries, keys and values, with what each of the factors of a product takes of the relevance.
+    /// Scales the gradients of queries, keys and values to their shares of the relevance; the values do not change.
     fn shared_out(self, qkv: [Tensor; 3]) -> Result<[Tensor; 3]> {
         match self {
             Self::LibraGrad => Ok(qkv),

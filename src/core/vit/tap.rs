@@ -1,4 +1,4 @@
-//! Taps: places in the forward pass where tensors are recorded, probed for gradients or replaced.
+//! Taps: sites in the forward pass where tensors are recorded, probed for gradients or replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,14 +7,15 @@ use candle_core::{Device, Result, Tensor, Var};
 
 use vitscope_kernels::Watch;
 
-/// A place in the forward pass. `usize` is the block, from 0.
+/// A site in the forward pass. `usize` is the index of the block, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Site {
-    /// `[batch, channels, height, width]`, what the model is given.
+    /// `[batch, channels, height, width]`, the model's input.
     Pixels,
-    /// `[batch, patches, dim]`, before class token and positions.
+    /// `[batch, patches, dim]`, before adding class token and positions.
     PatchEmbeddings,
-    /// `[batch, tokens, dim]`, the input of a block; `Hidden(blocks)`: after the last block, before the final norm.
+    /// `[batch, tokens, dim]`, the input of a block; `Hidden(blocks)` is the output of the last block, before the final
+    /// norm.
     Hidden(usize),
     /// `[batch, tokens, dim]`, after a block's first norm.
     Normed(usize),
@@ -58,19 +59,20 @@ impl Site {
     }
 }
 
-/// Sees every tensor it wants and may replace it, on whatever thread the model runs.
+/// Reads the tensors that it requests, and may replace them. It runs on the model's thread, which may be any.
 pub trait Tap: Send {
-    /// Asked first, so that the forward pass materializes nothing in vain.
+    /// Whether the tap requests the tensor at `site`. Called first, so that the forward pass materializes only
+    /// requested tensors.
     fn wants(&self, site: Site) -> bool;
 
-    /// Takes the tensor at `site` and returns the one to go on with.
+    /// Receives the tensor at `site` and returns the one to continue with.
     ///
     /// # Errors
-    /// What the tap computes may fail.
+    /// Fails if the tap's computation fails.
     fn at(&mut self, site: Site, xs: Tensor) -> Result<Tensor>;
 }
 
-/// Hands `xs` to the tap where it wants it.
+/// Passes `xs` to the tap if it requests the site.
 pub(super) fn tapped(tap: &mut dyn Tap, site: Site, xs: Tensor) -> Result<Tensor> {
     if tap.wants(site) {
         tap.at(site, xs)
@@ -79,7 +81,7 @@ pub(super) fn tapped(tap: &mut dyn Tap, site: Site, xs: Tensor) -> Result<Tensor
     }
 }
 
-/// Wants nothing.
+/// A tap that requests nothing.
 pub struct NoTap;
 
 impl Tap for NoTap {
@@ -92,7 +94,7 @@ impl Tap for NoTap {
     }
 }
 
-/// Keeps the tensors of some sites.
+/// Records the tensors at some sites.
 pub struct Record {
     sites: BTreeSet<Site>,
     kept: BTreeMap<Site, Tensor>,
@@ -110,7 +112,7 @@ impl Record {
     /// The tensor seen at `site` by the last forward pass.
     ///
     /// # Errors
-    /// Fails where `site` was not asked for or not reached.
+    /// Fails if `site` was not requested or not reached.
     pub fn get(&self, site: Site) -> Result<&Tensor> {
         match self.kept.get(&site) {
             Some(xs) => Ok(xs),
@@ -130,17 +132,17 @@ impl Tap for Record {
     }
 }
 
-/// Keeps the gradients of some sites, which candle drops after use.
+/// Records the gradients at some sites, which candle otherwise drops after use.
 pub struct Probe {
     sites: BTreeSet<Site>,
     kept: BTreeMap<Site, Kept>,
 }
 
-/// How the gradient of a site is kept.
+/// How the gradient of a site is recorded.
 enum Kept {
-    /// By a zero variable that was added: it has the same gradient, and begins a graph where there is none.
+    /// By adding a zero variable, which has the same gradient and starts a graph if there is none.
     Zeros(Var),
-    /// By a watch on the graph.
+    /// By watching the graph.
     Watch(Watch),
 }
 
@@ -153,10 +155,10 @@ impl Probe {
         }
     }
 
-    /// The gradient at `site`, from the last backward pass, which gave `grads`.
+    /// The gradient at `site` from the last backward pass, which returned `grads`.
     ///
     /// # Errors
-    /// Fails where `site` was not probed, or where the differentiated value does not depend on it.
+    /// Fails if `site` was not probed, or if the differentiated value does not depend on it.
     pub fn gradient(&self, site: Site, grads: &GradStore) -> Result<Tensor> {
         let gradient = self.kept.get(&site).and_then(|kept| match kept {
             Kept::Zeros(zeros) => grads.get(zeros).cloned(),
@@ -187,14 +189,14 @@ impl Tap for Probe {
     }
 }
 
-/// Puts what a function makes of the tensor at one site in its place.
+/// Replaces the tensor at one site by the result of a function.
 pub struct Replace<F> {
     site: Site,
     make: F,
 }
 
 impl<F: FnMut(Tensor) -> Result<Tensor>> Replace<F> {
-    /// Replaces the tensor at `site` by what `make` returns for it.
+    /// Replaces the tensor at `site` by the result of `make`.
     pub fn new(site: Site, make: F) -> Self {
         Self { site, make }
     }
@@ -210,17 +212,17 @@ impl<F: FnMut(Tensor) -> Result<Tensor> + Send> Tap for Replace<F> {
     }
 }
 
-/// Takes patches away before the first block, the same ones of every image; the special tokens stay.
+/// Removes patches before the first block, the same ones in every image; special tokens remain.
 pub struct KeepPatches {
-    /// Indices of the tokens that stay.
+    /// Indices of the tokens that remain.
     tokens: Tensor,
 }
 
 impl KeepPatches {
-    /// Keeps `patches`, behind `n_special` special tokens.
+    /// Keeps `patches`, which follow `n_special` special tokens.
     ///
     /// # Errors
-    /// Fails where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn new(patches: &[u32], n_special: usize, device: &Device) -> Result<Self> {
         let n_special = n_special as u32;
         let patches = patches.iter().map(|patch| patch + n_special);
@@ -241,7 +243,7 @@ impl Tap for KeepPatches {
     }
 }
 
-/// A tap that may be left out.
+/// An optional tap.
 impl<T: Tap> Tap for Option<T> {
     fn wants(&self, site: Site) -> bool {
         self.as_ref().is_some_and(|tap| tap.wants(site))
@@ -255,7 +257,7 @@ impl<T: Tap> Tap for Option<T> {
     }
 }
 
-/// Two taps, the second of which sees what the first returned.
+/// Two taps; the second receives the output of the first.
 impl<A: Tap, B: Tap> Tap for (A, B) {
     fn wants(&self, site: Site) -> bool {
         self.0.wants(site) || self.1.wants(site)

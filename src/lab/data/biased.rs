@@ -1,17 +1,18 @@
-//! Pictures with a synthetic attribute that is biased: a task to see whether a model is fair.
+//! Images with a synthetic biased attribute: a task that tests whether a model is fair.
 //!
-//! A grid of nine cells, as in [`red_patches`](super::red_patches). The class is `many` where more than half of the
-//! first eight are red, else `few`; the last cell is the attribute, white or black.
+//! A grid of nine cells, as in [`red_patches`](super::red_patches). The class is `many` or `few`, after the number of red
+//! cells among the first eight; the last cell is the attribute, white or black.
 //!
 //! | half | class | attribute |
 //! |---|---|---|
-//! | training | `many` with probability σ(slope · (red cells − 4)) | that of the class (white with `many`) for a share `bias` |
-//! | test | `many` where more than 4 are red | of no class, one as often as the other |
+//! | training | `many` with probability σ(slope · (red cells − 4)) | class's (white: `many`) for a share `bias` |
+//! | test | `many` if more than 4 are red | independent of the class, both equally likely |
 //!
-//! So in training few and many red cells say what the class is, while around four the attribute says it better. How far
-//! a model goes by it is known: one that has learned the training half and nothing else follows it for all numbers of
-//! red cells with slope · |red cells − 4| < ln(bias / (1 − bias)). With a slope of 1.2 and a bias of 0.8 these are 3, 4
-//! and 5, a third of the pictures: its demographic parity on the test half is 1/3 where that of a fair model is 0.
+//! In training, few or many red cells therefore determine the class, whereas around four red cells, the attribute
+//! predicts it better. The expected reliance of a model on the attribute is known: a model that has learned the
+//! training half and nothing else follows it for all numbers of red cells with slope · |red cells − 4| < ln(bias / (1 −
+//! bias)). With a slope of 1.2 and a bias of 0.8, these are 3, 4 and 5, a third of the images: its demographic parity
+//! on the test half is 1/3, while that of a fair model is 0.
 
 use super::red_patches::{FIRST_TEST_ITEM, RED, painted};
 use super::{Dataset, Grouped, Picture, Split, out_of_range};
@@ -25,25 +26,25 @@ const BLACK: [u8; 3] = [0; 3];
 
 /// Rows and columns of cells.
 const GRID: usize = 3;
-/// Edge of a cell.
+/// Side of a cell.
 const CELL_PX: usize = 16;
-/// Cells whose red ones are counted.
+/// Number of cells in which red is counted.
 const COUNTED: usize = GRID * GRID - 1;
 
-/// Grids with a biased attribute, drawn anew from the seed at every access.
+/// Grids with a biased attribute, regenerated from the seed at every access.
 #[derive(Clone, Debug)]
 pub struct BiasedPatches {
     len: usize,
     seed: u64,
     split: Split,
-    /// Share of the training pictures whose attribute is that of their class.
+    /// Share of training images whose attribute matches their class.
     bias: f32,
-    /// Log-odds of `many` a red cell, in training.
+    /// Log-odds of `many` per red cell in training.
     slope: f32,
     classes: Vec<String>,
 }
 
-/// One picture before it is painted.
+/// An image before it is painted.
 struct Drawn {
     cells: Vec<[u8; 3]>,
     many: bool,
@@ -51,10 +52,10 @@ struct Drawn {
 }
 
 impl BiasedPatches {
-    /// `len` grids.
+    /// Creates `len` grids.
     ///
     /// # Errors
-    /// [`Error::Data`] where there would be none, or `bias` is no share.
+    /// [`Error::Data`] if `len` is 0 or `bias` is not between 0 and 1.
     pub fn new(len: usize, bias: f32, slope: f32, seed: u64, split: Split) -> Result<Self> {
         if len == 0 || !(0.0..=1.0).contains(&bias) {
             return Err(Error::Data(format!(
@@ -145,7 +146,7 @@ mod tests {
 
     const LEN: usize = 9000;
 
-    /// Four standard deviations of a share of a ninth of the pictures.
+    /// Four standard deviations of a share that applies to a ninth of the images.
     fn near(share: f64, expected: f64) -> bool {
         (share - expected).abs() < 0.065
     }

@@ -1,7 +1,7 @@
-//! Pictures with boxes around their objects: a folder with a `boxes.json`.
+//! Images with object boxes: a folder with a `boxes.json`.
 //!
-//! The file is a list of objects `{"image": FILE, "label": CLASS, "width": PX, "height": PX, "boxes_px": [[x0, y0, x1, y1]]}`,
-//! where `x1` and `y1` are the first pixels outside.
+//! The file is a list of objects `{"image": FILE, "label": CLASS, "width": PX, "height": PX, "boxes_px": [[x0, y0, x1,
+//! y1]]}`, where `x1` and `y1` are the first pixels outside of the box.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,10 +16,10 @@ use vitscope_core::frame::FrameSize;
 use vitscope_core::frame::placement::{PixelRect, Placement, ResizeRule};
 use vitscope_core::frame::resize::Resampling;
 
-/// The list of boxes in its folder.
+/// File name of the list of boxes in its folder.
 pub const BOXES: &str = "boxes.json";
 
-/// A picture in the list.
+/// An image in the list.
 #[derive(Deserialize)]
 struct Entry {
     image: PathBuf,
@@ -29,7 +29,7 @@ struct Entry {
     boxes_px: Vec<[f64; 4]>,
 }
 
-/// Pictures at one size, each with its class and the boxes of its objects.
+/// Images at one size, each with its class and the boxes of its objects.
 pub struct Boxed {
     folder: PathBuf,
     name: String,
@@ -40,10 +40,10 @@ pub struct Boxed {
 }
 
 impl Boxed {
-    /// Reads the list of a folder; pictures are read when they are asked for, and resized by `rule`.
+    /// Reads the list of a folder; images are read on demand and resized by `rule`.
     ///
     /// # Errors
-    /// [`Error::Data`] where there is no such list, or it is empty or malformed.
+    /// [`Error::Data`] if the list does not exist, is empty or is malformed.
     pub fn open(folder: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Self> {
         let list = folder.join(BOXES);
         let text = fs::read_to_string(&list).map_err(|err| Error::io(&list, err))?;
@@ -63,11 +63,11 @@ impl Boxed {
         })
     }
 
-    /// The boxes of a picture in the pixels of the model's picture, without what its crop leaves out; a pixel belongs to a
-    /// box where its center does.
+    /// Returns the boxes of an image in pixels of the model's input, clipped to the crop. A pixel belongs to a box if
+    /// its center lies inside.
     ///
     /// # Errors
-    /// [`Error::Data`] where `index` is out of range; [`Error::Shape`] where the picture has no size.
+    /// [`Error::Data`] if `index` is out of range; [`Error::Shape`] if the image has no size.
     pub fn boxes(&self, index: usize) -> Result<Vec<PixelRect>> {
         let entry = self.entry(index)?;
         let frame = FrameSize {
@@ -175,7 +175,7 @@ mod tests {
         )
     }
 
-    /// 8 pixels become 4 columns and 2 rows: columns 1 to 2.5 hold one center, and a box of half a pixel none.
+    /// 8 pixels become 4 columns and 2 rows: columns 1 to 2.5 contain one center, and a box of half a pixel none.
     #[test]
     fn boxes_are_in_pixels_of_the_model_s_picture() {
         let boxed = open(&list(8)).unwrap();

@@ -1,8 +1,8 @@
-//! CelebA (Liu et al., ICCV 2015): faces with forty attributes, two of which are the question and the group.
+//! CelebA (Liu et al., ICCV 2015): faces with forty attributes, one of which is the class and another the group.
 //!
-//! A folder as it is published: `img_align_celeba/*.jpg`, `list_attr_celeba.txt` and `list_eval_partition.txt`; the
-//! `.csv` files that others made of the lists are understood too. Attributes are 1 or -1, partitions 0 (train),
-//! 1 (validation, left out) and 2 (test).
+//! A folder as published: `img_align_celeba/*.jpg`, `list_attr_celeba.txt` and `list_eval_partition.txt`. The
+//! widespread `.csv` versions of the lists are supported, too. Attributes are 1 or -1, partitions 0 (train), 1
+//! (validation, left out) and 2 (test).
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,7 +17,7 @@ use vitscope_core::frame::resize::Resampling;
 
 const PICTURES: &str = "img_align_celeba";
 
-/// A half of CelebA with one attribute as the class and one as the group.
+/// Half of CelebA with one attribute as the class and one as the group.
 pub struct CelebA {
     classes: Vec<String>,
     attribute: String,
@@ -33,10 +33,10 @@ struct Face {
 }
 
 impl CelebA {
-    /// Reads the lists of `folder`; `class` and `group` are names of attributes.
+    /// Reads the lists of `folder`; `class` and `group` are attribute names.
     ///
     /// # Errors
-    /// [`Error::Data`] where a list is missing or malformed, or has no such attribute.
+    /// [`Error::Data`] if a list is missing or malformed, or lacks the attribute.
     pub fn open(
         folder: &Path,
         class: &str,
@@ -89,10 +89,10 @@ impl CelebA {
     }
 }
 
-/// Rows of numbers by file name, and the names of the columns where the list has a heading.
+/// Column names, if the list has a heading, and rows of numbers by file name.
 type Table = (Vec<String>, Vec<(String, Vec<i32>)>);
 
-/// Reads a list as it is published (blanks) or as CSV.
+/// Reads a list in the published format (separated by blanks) or as CSV.
 fn table(folder: &Path, stem: &str) -> Result<Table> {
     let path = ["txt", "csv"]
         .map(|ending| folder.join(format!("{stem}.{ending}")))
@@ -116,7 +116,7 @@ fn table(folder: &Path, stem: &str) -> Result<Table> {
             (Some(file), Some(numbers)) if !numbers.is_empty() => {
                 rows.push(((*file).to_owned(), numbers));
             }
-            // The count of faces, and the heading, which in a CSV begins with the column of files.
+            // The number of faces, or the heading, which starts with the file column in a CSV.
             _ if rows.is_empty() && line_idx < 2 => {
                 let skipped = usize::from(cells.first() == Some(&"image_id"));
                 names = cells

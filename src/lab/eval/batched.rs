@@ -1,4 +1,4 @@
-//! A model that is asked about many pictures, in full batches.
+//! A model that processes many images in full batches.
 
 use candle_core::{Device, Tensor};
 
@@ -7,27 +7,27 @@ use vitscope_core::error::{Error, Result};
 use vitscope_core::models::Model;
 use vitscope_core::vit::Link;
 
-/// Logits `[batch, classes]` of images `[batch, 3, height, width]`.
+/// Function that returns logits `[batch, classes]` for images `[batch, 3, height, width]`.
 type Ask<'a> = dyn Fn(&Tensor) -> Result<Tensor> + 'a;
 
-/// Answers about pictures.
+/// A model that runs in batches.
 pub struct BatchedModel<'a> {
     ask: Box<Ask<'a>>,
-    /// Size of pictures and of their patches.
+    /// Size of the images and their patches.
     pub geometry: Geometry,
-    /// What black is in each channel of a normalized picture.
+    /// Value of black in each channel of a normalized image.
     pub black: [f32; 3],
-    /// Pictures that go through the model at once.
+    /// Number of images per forward pass.
     pub batch: usize,
-    /// Where the model runs.
+    /// Device that the model runs on.
     pub device: Device,
-    /// How its logits become probabilities.
+    /// Link function that converts its logits to probabilities.
     pub link: Link,
 }
 
 impl<'a> BatchedModel<'a> {
-    /// Asks by `ask`, which gives the logits `[batch, classes]` of images `[batch, 3, height, width]` that are normalized
-    /// by `mean` and `std`; `batch` pictures at once.
+    /// Creates a model from `ask`, which returns the logits `[batch, classes]` for images `[batch, 3, height, width]`
+    /// that are normalized by `mean` and `std`; it processes `batch` images at once.
     pub fn new(
         ask: impl Fn(&Tensor) -> Result<Tensor> + 'a,
         geometry: Geometry,
@@ -45,7 +45,7 @@ impl<'a> BatchedModel<'a> {
         }
     }
 
-    /// A whole model with its classifier.
+    /// Wraps a whole model with its classifier.
     pub fn of(model: &'a Model, batch: usize) -> Self {
         let preprocessor = &model.preprocessor;
         let size = preprocessor.image_size();
@@ -65,19 +65,19 @@ impl<'a> BatchedModel<'a> {
         Self { link, ..asked }
     }
 
-    /// Logits of images, `[batch, classes]`, however many they are.
+    /// Returns the logits of any number of images, `[batch, classes]`.
     ///
     /// # Errors
-    /// As asking fails.
+    /// Any error of the model.
     pub fn logits(&self, images: &Tensor) -> Result<Tensor> {
         (self.ask)(images)
     }
 
-    /// Logits of `n` pictures, one after the other; `append` puts the normalized values `[3, height, width]` of the next
-    /// one behind those that wait.
+    /// Returns the logits of `n` images, one after the other. `append` adds the normalized values `[3, height, width]`
+    /// of the next image to the buffer.
     ///
     /// # Errors
-    /// [`Error::Shape`] where a picture has another size; else as asking fails.
+    /// [`Error::Shape`] if an image has another size; otherwise any error of the model.
     pub fn answers(
         &self,
         n: usize,
@@ -109,10 +109,10 @@ impl<'a> BatchedModel<'a> {
         Ok(answers)
     }
 
-    /// The same, as the probability of one class for each picture.
+    /// Like [`answers`](Self::answers), but returns the probability of one class for each image.
     ///
     /// # Errors
-    /// As [`answers`](Self::answers); [`Error::Shape`] where the model has no such class.
+    /// As for [`answers`](Self::answers); [`Error::Shape`] if the model does not have the class.
     pub fn probabilities(
         &self,
         classes: &[usize],
@@ -125,10 +125,10 @@ impl<'a> BatchedModel<'a> {
             .collect()
     }
 
-    /// ln p of a class, from logits.
+    /// Returns ln p of a class, computed from logits.
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is no such class.
+    /// [`Error::Shape`] if the class does not exist.
     pub fn log_probability(&self, logits: &[f32], class: usize) -> Result<f64> {
         let found = self.link.log_probability(logits, class);
         found.ok_or_else(|| Error::Shape {
@@ -148,7 +148,7 @@ mod tests {
         grid: (1, 2),
     };
 
-    /// Logits 0 and the first value of each picture, in batches of at most 3.
+    /// Returns 0 and the first value of each image as logits; accepts batches of at most 3.
     fn first_value(images: &Tensor) -> Result<Tensor> {
         assert!(images.dim(0)? <= 3);
         let first = images.flatten_from(1)?.narrow(1, 0, 1)?;
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn probabilities_are_those_of_the_class_that_is_asked_for() {
-        // e³ : 1 is 3 : 1 where the logit is ln 3.
+        // e³ : 1 is 3 : 1 if the logit is ln 3.
         let found = model().probabilities(&[0, 1], &mut |_, pixels| {
             pixels.extend([3_f32.ln(); 6]);
         });

@@ -1,45 +1,45 @@
-//! What a classifier's probabilities are worth, and its answers where it is sure of them.
+//! Calibration of a classifier's probabilities, and accuracy of its sure predictions.
 //!
-//! | measure | what | source |
+//! | measure | definition | source |
 //! |---|---|---|
-//! | expected calibration error | mean gap between confidence and accuracy over equal-width bins | Guo et al., arXiv:1706.04599, section 2 |
-//! | negative log-likelihood | mean of −ln p of the right class, in nats | the same, a mean in place of the sum |
-//! | coverage and accuracy | share of the answers from a trust on, and how often those are right | El-Yaniv and Wiener, JMLR 11, 2010 |
+//! | expected calibration error | mean gap to accuracy, equal-width bins | Guo et al., arXiv:1706.04599, section 2 |
+//! | negative log-likelihood | mean of −ln p of the true class, in nats | the same, with a mean instead of the sum |
+//! | coverage and accuracy | share at or above a trust, and its accuracy | El-Yaniv and Wiener, JMLR 11, 2010 |
 //!
-//! Confidence is the probability of the class that is named; trust also counts how familiar the picture is, where the model
-//! knows that, and is what thresholds are about.
+//! Confidence is the probability of the predicted class. Trust also accounts for the model's familiarity with the
+//! image, if available, and is the quantity that thresholds apply to.
 
 use super::classification::{Count, Prediction};
 
 /// Bins of the expected calibration error, as in the paper's tables.
 const BINS: usize = 15;
-/// Digits after the point that a chosen threshold has at least.
+/// Minimum number of decimals of a chosen threshold.
 const MIN_DECIMALS: i32 = 2;
-/// Digits at which an `f64` is told apart from its neighbors.
+/// Number of digits that distinguish an `f64` from its neighbors.
 const MAX_DECIMALS: i32 = 17;
 
-/// How far a model's confidence is from how often it is right.
+/// Gap between a model's confidence and its accuracy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
-    /// Answers by confidence; bin `i` of `n` holds those in (i / n, (i + 1) / n].
+    /// Predictions by confidence; bin `i` of `n` holds those in (i / n, (i + 1) / n].
     pub bins: Vec<Bin>,
     /// Expected calibration error, from 0 to 1.
     pub ece: f64,
-    /// Mean negative log-likelihood of the right classes, in nats.
+    /// Mean negative log-likelihood of the true classes, in nats.
     pub nll: f64,
 }
 
-/// Answers of about the same confidence.
+/// Predictions of similar confidence.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bin {
-    /// How often they are right.
+    /// Correct predictions among them.
     pub count: Count,
-    /// Their mean confidence; 0 where there are none.
+    /// Mean confidence; 0 if there are no predictions.
     pub confidence: f64,
 }
 
 impl Calibration {
-    /// Measures all predictions; both numbers are 0 where there are none.
+    /// Evaluates all predictions; both numbers are 0 if there are none.
     pub fn of(predictions: &[Prediction]) -> Self {
         let mut bins = [Bin::default(); BINS];
         for prediction in predictions {
@@ -65,7 +65,7 @@ impl Calibration {
     }
 }
 
-/// The answers whose trust is at least `threshold`, and how many of them are right.
+/// Counts the predictions whose trust is at least `threshold`, and how many of them are correct.
 pub fn sure_answers(predictions: &[Prediction], threshold: f64) -> Count {
     let sure = predictions
         .iter()
@@ -73,10 +73,10 @@ pub fn sure_answers(predictions: &[Prediction], threshold: f64) -> Count {
     sure.map(Prediction::is_right).collect()
 }
 
-/// The smallest threshold from which on the share of right answers is at least `accuracy`: 0 where it is so for all
-/// answers; `None` where it is so for no threshold.
+/// Returns the smallest threshold at which the accuracy of sure predictions is at least `accuracy`: 0 if all
+/// predictions reach it, `None` if no threshold does.
 ///
-/// All thresholds between two degrees of trust part the answers alike; of those, a short decimal is taken.
+/// All thresholds between two trust values split the predictions alike; among those, a short decimal is chosen.
 pub fn threshold_for(predictions: &[Prediction], accuracy: f64) -> Option<f64> {
     let mut by_trust: Vec<&Prediction> = predictions.iter().collect();
     by_trust.sort_by(|a, b| b.trust.total_cmp(&a.trust));
@@ -100,7 +100,7 @@ pub fn threshold_for(predictions: &[Prediction], accuracy: f64) -> Option<f64> {
     smallest
 }
 
-/// A decimal above `low` and not above `high`, with as few digits as it needs.
+/// Returns a decimal above `low` and at most `high`, with as few digits as possible.
 fn short_between(low: f64, high: f64) -> f64 {
     let candidates = (MIN_DECIMALS..=MAX_DECIMALS).map(|n_decimals| {
         let scale = 10_f64.powi(n_decimals);
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use vitscope_core::vit::Link;
 
-    /// What `calibration.py` computed with torchmetrics, PyTorch, scikit-learn and SciPy.
+    /// Reference values computed by `calibration.py` with torchmetrics, PyTorch, scikit-learn and SciPy.
     const EXPECTED: &str = include_str!("../../../tests/fixtures/calibration.json");
     /// torchmetrics counts in float32.
     const TOLERANCE: f64 = 1e-6;
@@ -176,7 +176,7 @@ mod tests {
         }
     }
 
-    /// The last bin begins at 14/15 = 0.93; in it, two of three are right. 0.2 stands alone, and is wrong.
+    /// The last bin begins at 14/15 = 0.93; two of its three predictions are right. 0.2 is alone in its bin, and wrong.
     #[test]
     fn gaps_are_weighed_by_the_answers_in_their_bin() {
         let all = [

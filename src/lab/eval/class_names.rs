@@ -1,22 +1,22 @@
-//! Which of a model's classes each class of the data is, by name.
+//! Matches the classes of the data to the classes of a model by name.
 //!
-//! Letters and digits count: case does not matter, and whatever stands between words is a space, so that a folder
-//! `cup_of_coffee` holds pictures of "Cup of coffee". Where a label lists synonyms, as ImageNet's do
-//! (`"tabby, tabby cat"`), each of them is a name. A model may know further names, its `label_aliases`.
+//! Only letters and digits count: case is ignored, and any separators count as one space, so a folder `cup_of_coffee`
+//! holds images of "Cup of coffee". If a label lists synonyms, as ImageNet's do (`"tabby, tabby cat"`), each of them is
+//! a name. A model may know further names, its `label_aliases`.
 
 use std::collections::BTreeMap;
 
 use vitscope_core::error::{Error, Result};
 
-/// Names that a message lists.
+/// Maximum number of names listed in a message.
 const MAX_LISTED: usize = 12;
 
-/// For each class of the data the class of the model that has its name, or else the one that an alias names; `None` where
-/// the model knows neither. An alias for a label that the model lacks is passed over.
+/// Returns for each class of the data the class of the model with the same name, or else the one that an alias names;
+/// `None` if the model knows neither. Aliases for labels that the model lacks are ignored.
 ///
 /// # Errors
-/// [`Error::Model`] where the model has no classes; [`Error::Data`] where it knows none of the data's, or several by one
-/// name.
+/// [`Error::Model`] if the model has no classes; [`Error::Data`] if it knows none of the data's classes, or several by
+/// one name.
 pub fn matched_classes(
     labels: &[String],
     aliases: &BTreeMap<String, String>,
@@ -41,9 +41,9 @@ pub fn matched_classes(
     Ok(matched)
 }
 
-/// What the labels of pictures mean to a model: for each class of the data the class of the model that it is by name, as
-/// [`matched_classes`], but `None` where several have that name; by position where the model knows none of the names and
-/// has as many classes, as one does whose classes are numbered.
+/// Returns for each class of the data the class of the model with the same name, like [`matched_classes`], but `None`
+/// if several have that name. If the model knows none of the names and has the same number of classes, such as a model
+/// with numbered classes, classes are matched by position.
 pub fn meant_classes(
     labels: &[String],
     aliases: &BTreeMap<String, String>,
@@ -58,10 +58,10 @@ pub fn meant_classes(
     found.map(|found| found.ok().flatten()).collect()
 }
 
-/// The same as [`matched_classes`] where the model must know all of them.
+/// Like [`matched_classes`], but requires the model to know all classes.
 ///
 /// # Errors
-/// [`Error::Data`] naming the first class that the model does not know; else as [`matched_classes`].
+/// [`Error::Data`] naming the first class that the model does not know; otherwise as for [`matched_classes`].
 pub fn classes_by_name(labels: &[String], classes: &[String]) -> Result<Vec<usize>> {
     let matched = matched_classes(labels, &BTreeMap::new(), classes)?;
     let matched = matched.into_iter().zip(classes);
@@ -76,7 +76,7 @@ pub fn classes_by_name(labels: &[String], classes: &[String]) -> Result<Vec<usiz
         .collect()
 }
 
-/// What each class of the data is: [`Error::Data`] where several labels have its name.
+/// Looks up each class of the data: [`Error::Data`] if several labels have its name.
 fn searched(
     labels: &[String],
     aliases: &BTreeMap<String, String>,
@@ -98,7 +98,7 @@ fn searched(
     classes.iter().map(find).collect()
 }
 
-/// The first names, and a sign where there are more.
+/// Lists the first names, followed by an ellipsis if there are more.
 pub fn listed<T: AsRef<str>>(names: &[T]) -> String {
     let shown: Vec<&str> = names.iter().take(MAX_LISTED).map(T::as_ref).collect();
     let more = if names.len() > MAX_LISTED {
@@ -109,7 +109,7 @@ pub fn listed<T: AsRef<str>>(names: &[T]) -> String {
     shown.join(", ") + more
 }
 
-/// The label of this name, or else the one that has it as a synonym.
+/// Returns the label with this name, or else the one that has it as a synonym.
 fn find(labels: &[(&str, String)], name: &str) -> Result<Option<usize>> {
     let name = words(name);
     let having = |has: &dyn Fn(&(&str, String)) -> bool| -> Vec<usize> {
@@ -129,7 +129,7 @@ fn find(labels: &[(&str, String)], name: &str) -> Result<Option<usize>> {
     }
 }
 
-/// Letters and digits in lower case, with one space between words; the whole name where it has none.
+/// Returns letters and digits in lower case, with one space between words; the whole name if it has none.
 fn words(name: &str) -> String {
     let name = name.to_lowercase();
     let words = name.split(|letter: char| !letter.is_alphanumeric());
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(meant(&numbered, &["cat", "dog"]), [Some(0), Some(1)]);
         assert_eq!(meant(&numbered, &["cat", "dog", "owl"]), [None; 3]);
         assert_eq!(meant(&[], &["cat"]), [None]);
-        // Two labels of one name say nothing, and no position makes up for it.
+        // Two labels with the same name are ambiguous, and matching by position does not apply.
         assert_eq!(meant(&["crane", "crane"], &["crane", "owl"]), [None; 2]);
     }
 

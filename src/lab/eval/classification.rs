@@ -1,4 +1,4 @@
-//! How often a classifier is right, and how sure that is.
+//! Accuracy of a classifier and its uncertainty.
 
 use candle_core::Tensor;
 
@@ -7,25 +7,25 @@ use vitscope_core::error::{Error, Result};
 use vitscope_core::models::Model;
 use vitscope_core::vit::{Link, Output, Vit};
 
-/// Standard deviations of a normal distribution within which 95 % of it lie.
+/// Number of standard deviations around the mean that contain 95 % of a normal distribution.
 const Z95: f64 = 1.959_963_984_540_054;
 
-/// Answers that were counted.
+/// Counted predictions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Right ones.
+    /// Number of correct predictions.
     pub right: usize,
-    /// All of them.
+    /// Total number of predictions.
     pub of: usize,
 }
 
 impl Count {
-    /// Share of right answers; 0 where there are none at all.
+    /// Share of correct predictions; 0 if there are no predictions.
     pub fn share(self) -> f64 {
         self.right as f64 / self.of.max(1) as f64
     }
 
-    /// The 95 % interval of the share (Wilson, 1927).
+    /// 95 % confidence interval of the share (Wilson, 1927).
     pub fn interval(self) -> (f64, f64) {
         let (n, p, z2) = (self.of.max(1) as f64, self.share(), Z95 * Z95);
         let center = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
@@ -35,7 +35,7 @@ impl Count {
 }
 
 impl FromIterator<bool> for Count {
-    /// Counts what is right.
+    /// Counts the true values as correct.
     fn from_iter<T: IntoIterator<Item = bool>>(answers: T) -> Self {
         let mut count = Self::default();
         for is_right in answers {
@@ -46,30 +46,30 @@ impl FromIterator<bool> for Count {
     }
 }
 
-/// What a model says of a picture whose class is known.
+/// A model's prediction for an image with a known class.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
-    /// Class of the picture, as an index of the data's.
+    /// Class of the image, as an index into the classes of the data.
     pub label: usize,
-    /// The same class, as an index of the model's.
+    /// The same class, as an index into the classes of the model.
     pub class: usize,
-    /// The class that the model names, the first one of equal logits.
+    /// Class that the model predicts, the first one among equal logits.
     pub named: usize,
-    /// Probability of the named class.
+    /// Probability of the predicted class.
     pub confidence: f64,
-    /// How far the answer can be trusted: what the model's familiarity makes of it, else the probability.
+    /// Trust in the prediction: based on the model's familiarity with the image if available, else the probability.
     pub trust: f64,
-    /// Place of the picture's class among all by their logits: 0 where the model names it.
+    /// Rank of the image's class by logit: 0 if it is the predicted class.
     pub rank: usize,
-    /// Negative log-likelihood of the picture's class, in nats.
+    /// Negative log-likelihood of the image's class, in nats.
     pub nll: f64,
 }
 
 impl Prediction {
-    /// Reads the logits of one picture, `[classes]`, which `link` makes probabilities of.
+    /// Evaluates the logits of one image, `[classes]`, which `link` converts to probabilities.
     ///
     /// # Errors
-    /// [`Error::Data`] where `class` is none of them, or one is not finite.
+    /// [`Error::Data`] if `class` is out of range or a logit is not finite.
     pub fn from_logits(link: Link, label: usize, class: usize, logits: &[f32]) -> Result<Self> {
         let Some(&own) = logits.get(class) else {
             return Err(Error::Data(format!(
@@ -99,18 +99,18 @@ impl Prediction {
         })
     }
 
-    /// Whether the model names the picture's class.
+    /// Returns true if the model predicts the image's class.
     pub fn is_right(&self) -> bool {
         self.named == self.class
     }
 }
 
-/// What the model says of all pictures whose class it knows; those that cannot be read are passed over.
+/// Returns the model's predictions for all images whose class it knows, skipping unreadable images.
 ///
-/// `classes` says which of the model's classes each class of the data is; `on_picture` is told how many are done.
+/// `classes` maps each class of the data to a class of the model; `on_picture` receives the number of processed images.
 ///
 /// # Errors
-/// Fails where pictures do not fit the model, it has no classifier, or no picture can be read.
+/// Fails if the images do not fit the model, the model has no classifier, or no image can be read.
 pub fn predictions(
     model: &Model,
     data: &dyn Dataset,
@@ -128,7 +128,7 @@ pub fn predictions(
     Ok(predictions)
 }
 
-/// As [`predictions`]; `each` is also told the class token, `[features]`.
+/// Like [`predictions`], but also passes the class token, `[features]`, to `each`.
 pub(crate) fn for_each_prediction(
     model: &Model,
     data: &dyn Dataset,
@@ -172,12 +172,12 @@ pub(crate) fn for_each_prediction(
     )
 }
 
-/// Right answers by class of the data.
+/// Counts correct predictions by class of the data.
 ///
-/// `classes` says which of the model's classes each class of the data is; pictures without a label are passed over.
+/// `classes` maps each class of the data to a class of the model; images without a label are skipped.
 ///
 /// # Errors
-/// Fails where pictures do not fit the model, or it has no classifier.
+/// Fails if the images do not fit the model, or the model has no classifier.
 pub fn count_by_class(
     vit: &Vit,
     data: &dyn Dataset,
@@ -197,7 +197,7 @@ pub fn count_by_class(
     Ok(counts)
 }
 
-/// The class that the model names for each picture that can be read, by the picture's index.
+/// Returns the predicted class of each readable image, with the image's index.
 pub(super) fn answers(
     vit: &Vit,
     data: &dyn Dataset,
@@ -214,7 +214,7 @@ pub(super) fn answers(
     Ok(answers)
 }
 
-/// What a model says of one picture.
+/// A model's output for one image.
 #[derive(Clone, Copy)]
 struct Answer<'a> {
     /// `[classes]`
@@ -223,10 +223,10 @@ struct Answer<'a> {
     class_token: &'a [f32],
 }
 
-/// Asks the model about the pictures at `indices`; `each` is told the index and the answer of each one that can be read.
+/// Runs the model on the images at `indices`; `each` receives the index and the output of each readable image.
 ///
 /// # Errors
-/// As `each`, where pictures do not fit the model, and the reason of the first one, where none of them can be read.
+/// Any error of `each`, an error if the images do not fit the model, or the first failure if no image can be read.
 fn for_each_answer(
     vit: &Vit,
     data: &dyn Dataset,
@@ -272,7 +272,7 @@ fn for_each_answer(
     }
 }
 
-/// Index of the greatest value, the first of equal ones; 0 where there is none.
+/// Returns the index of the greatest value, the first one among ties; 0 if there is none.
 fn greatest(values: &[f32]) -> usize {
     let mut greatest = 0;
     for (index, value) in values.iter().enumerate() {
@@ -283,7 +283,7 @@ fn greatest(values: &[f32]) -> usize {
     greatest
 }
 
-/// Right answers of all classes.
+/// Sums the counts of all classes.
 pub fn total(counts: &[Count]) -> Count {
     counts.iter().fold(Count::default(), |sum, count| Count {
         right: sum.right + count.right,
@@ -295,7 +295,7 @@ pub fn total(counts: &[Count]) -> Count {
 mod tests {
     use super::*;
 
-    /// Numbers of scipy's `binomtest(right, of).proportion_ci(method="wilson")`.
+    /// Reference values from scipy's `binomtest(right, of).proportion_ci(method="wilson")`.
     #[test]
     fn intervals_are_those_of_wilson() {
         let check = |right, of, expected: (f64, f64)| {

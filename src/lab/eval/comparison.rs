@@ -1,4 +1,4 @@
-//! Methods beside each other, and beside maps that know nothing of the model, measured on the same pictures.
+//! Comparison of methods with each other and with model-independent maps, on the same images.
 
 use candle_core::Tensor;
 
@@ -11,19 +11,19 @@ use vitscope_core::error::Result;
 use vitscope_core::explain::{Explainer, Target};
 use vitscope_core::models::Model;
 
-/// What one method, or control, scored.
+/// Scores of one method or control.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// Name of the method or control.
     pub name: String,
     /// True for a control.
     pub is_control: bool,
-    /// The index of each picture, and one score a measure.
+    /// Index of each image, and one score per measure.
     pub scores: Vec<(usize, Vec<Score>)>,
 }
 
 impl Row {
-    /// The index of each picture and its score by the `place`-th measure, of those that have a value.
+    /// Returns the index and score of each image for the `place`-th measure, omitting images without a value.
     pub fn of_measure(&self, place: usize) -> impl Iterator<Item = (usize, &Score)> {
         self.scores.iter().filter_map(move |(picture, scores)| {
             let score = scores.get(place).filter(|score| score.value.is_some())?;
@@ -32,35 +32,35 @@ impl Row {
     }
 }
 
-/// Pictures as the model sees them.
+/// Images as model input.
 pub(super) struct Shown {
     pub(super) pictures: Vec<Picture>,
     pub(super) images: Tensor,
     pub(super) subjects: Vec<Subject>,
 }
 
-/// What is compared.
+/// A comparison of methods.
 pub struct Comparison<'a> {
-    /// The model that is explained.
+    /// The explained model.
     pub model: &'a Model,
-    /// The methods, and what each of them is called here.
+    /// Methods with their names.
     pub explainers: &'a [(String, Box<dyn Explainer>)],
-    /// What is measured.
+    /// Measures to apply.
     pub suite: &'a dyn Suite,
-    /// Pictures that go through the model at once.
+    /// Number of images per forward pass.
     pub batch: usize,
-    /// Seed of the random map, and of whatever else is drawn.
+    /// Seed of the random map and of all other random draws.
     pub seed: u64,
 }
 
 impl Comparison<'_> {
-    /// Scores all methods and controls on the pictures at `indices`, but for what the journal knows; `done` is told how
-    /// many pictures are.
+    /// Scores all methods and controls on the images at `indices`, except for results that the journal already holds.
+    /// `done` receives the number of processed images.
     ///
-    /// The same pictures and seed give the same scores, whatever the batch.
+    /// The same images and seed give the same scores, whatever the batch size.
     ///
     /// # Errors
-    /// Fails where model, methods, suite and pictures do not go together, or the journal cannot be written.
+    /// Fails if model, methods, suite and images do not fit together, or if the journal cannot be written.
     pub fn run(
         &self,
         pictures: &dyn Dataset,
@@ -83,13 +83,14 @@ impl Comparison<'_> {
             .collect())
     }
 
-    /// The model's class that each class of the pictures is, where the model knows it.
+    /// Returns the model's class for each class of the images, if the model knows it.
     pub(super) fn meant_by(&self, pictures: &dyn Dataset) -> Vec<Option<usize>> {
         let config = self.model.vit.config();
         meant_classes(&config.labels, &config.label_aliases, pictures.classes())
     }
 
-    /// The pictures at `indices`, without those that cannot be read; `classes` as of [`meant_by`](Self::meant_by).
+    /// Reads the images at `indices`, skipping unreadable ones; `classes` is the result of
+    /// [`meant_by`](Self::meant_by).
     pub(super) fn shown(
         &self,
         model: &BatchedModel<'_>,
@@ -111,7 +112,7 @@ impl Comparison<'_> {
         })
     }
 
-    /// Measures a chunk of pictures by each method that has not all of them.
+    /// Measures a chunk of images with each method that has not yet processed all of them.
     fn measure(
         &self,
         model: &BatchedModel<'_>,

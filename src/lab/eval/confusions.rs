@@ -1,7 +1,7 @@
-//! Which classes a model takes for each other, as a list and as a picture.
+//! Classes that a model confuses with each other, as a list and as a chart.
 //!
-//! With hundreds of classes a matrix shows little but its diagonal. The picture has a row for each pair of classes that
-//! are confused most often, with a bar for either direction.
+//! With hundreds of classes, a matrix shows little beyond its diagonal. The chart has one row for each of the most
+//! often confused pairs of classes, with a bar for either direction.
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -17,39 +17,39 @@ use vitscope_core::files::write_whole;
 use vitscope_video::overlay::script::{Line, can_draw};
 use vitscope_video::overlay::text::is_built_in;
 
-/// Pairs in the picture.
+/// Maximum number of pairs in the chart.
 const MAX_ROWS: usize = 40;
-/// Letters of a label in the picture.
+/// Maximum number of characters of a label in the chart.
 const MAX_LETTERS: usize = 24;
-/// Name under which plotters knows the built-in face.
+/// Name by which plotters knows the built-in font.
 const FONT: &str = "hack";
 const FONT_PX: i32 = 14;
 const TITLE_PX: i32 = 18;
-/// Around all.
+/// Margin around the chart.
 const MARGIN_PX: i32 = 16;
-/// Title, numbers and key, above the rows.
+/// Height of title, numbers and key above the rows.
 const HEADING_PX: i32 = 104;
 const ROW_PX: i32 = 22;
 /// Height of a bar.
 const BAR_PX: i32 = 14;
 /// Width of a column of names.
 const NAMES_PX: i32 = 212;
-/// Between the columns.
+/// Gap between the columns.
 const GAP_PX: i32 = 12;
 /// Width of the longest bar.
 const LONGEST_PX: i32 = 360;
-/// Behind a bar, for its numbers.
+/// Space after a bar for its numbers.
 const NUMBERS_PX: i32 = 250;
 const INK: RGBColor = RGBColor(40, 40, 40);
 const FIRST: RGBColor = RGBColor(0, 90, 170);
 const SECOND: RGBColor = RGBColor(190, 90, 0);
 
-/// Two classes of a model that it takes for each other.
+/// Two classes of a model that it confuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confusion {
-    /// The two, first the one whose pictures are mistaken more often.
+    /// The two classes; images of the first are mistaken more often.
     pub classes: [usize; 2],
-    /// Pictures of either class that the model names as the other.
+    /// Number of images of each class that the model predicts as the other.
     pub counts: [usize; 2],
 }
 
@@ -59,17 +59,17 @@ impl Confusion {
     }
 }
 
-/// All wrong answers to some pictures.
+/// All wrong predictions on a set of images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Confusions {
-    /// Pairs of classes, the most often confused first.
+    /// Pairs of classes, most often confused first.
     pub pairs: Vec<Confusion>,
-    /// Pictures by class of the model.
+    /// Number of images per class of the model.
     pub pictures: BTreeMap<usize, usize>,
 }
 
 impl Confusions {
-    /// Counts the wrong answers.
+    /// Counts the wrong predictions.
     pub fn of(predictions: &[Prediction]) -> Self {
         let mut pictures = BTreeMap::new();
         let mut counts: BTreeMap<[usize; 2], [usize; 2]> = BTreeMap::new();
@@ -93,15 +93,15 @@ impl Confusions {
                 },
             })
             .collect();
-        // Equal ones stay in the order of their classes.
+        // Ties stay in class order.
         pairs.sort_by_key(|pair| std::cmp::Reverse(pair.total()));
         Self { pairs, pictures }
     }
 
-    /// Draws the pairs that are confused most often; `labels` are the model's classes.
+    /// Draws the most often confused pairs; `labels` are the model's classes.
     ///
     /// # Errors
-    /// [`Error::Io`] where `path` cannot be written.
+    /// [`Error::Io`] if `path` cannot be written.
     pub fn save_png(&self, labels: &[String], title: &str, path: &Path) -> Result<()> {
         let shown = &self.pairs[..self.pairs.len().min(MAX_ROWS)];
         let width = 2 * MARGIN_PX + 2 * NAMES_PX + 2 * GAP_PX + LONGEST_PX + NUMBERS_PX;
@@ -143,7 +143,7 @@ impl Confusions {
             root.draw(&Text::new(text.to_owned(), at, style))
         };
         let bar = |left: i32, width: i32, middle: i32, color: RGBColor| {
-            // A rectangle of no width would be a line.
+            // A rectangle of width 0 would be drawn as a line.
             if width == 0 {
                 return Ok(());
             }
@@ -205,7 +205,7 @@ impl Confusions {
         Ok(())
     }
 
-    /// What is seen of all wrong answers.
+    /// Describes how many of the wrong predictions are shown.
     fn counted(&self, shown: &[Confusion]) -> String {
         let total = |pairs: &[Confusion]| pairs.iter().map(Confusion::total).sum::<usize>();
         let n_pictures: usize = self.pictures.values().sum();
@@ -218,7 +218,7 @@ impl Confusions {
         )
     }
 
-    /// How often either class is mistaken, of how many pictures.
+    /// Formats how often each class is mistaken, and out of how many images.
     fn numbers(&self, pair: &Confusion) -> String {
         let of = |place: usize| {
             let n_pictures = self.pictures.get(&pair.classes[place]).unwrap_or(&0);
@@ -228,7 +228,7 @@ impl Confusions {
     }
 }
 
-/// Draws text with letters that the built-in face lacks.
+/// Draws text with characters that the built-in font lacks.
 fn draw_other<DB: DrawingBackend>(
     root: &DrawingArea<DB, plotters::coord::Shift>,
     text: &str,
@@ -256,7 +256,7 @@ fn draw_other<DB: DrawingBackend>(
     drawn
 }
 
-/// A label that fits into its column.
+/// Shortens a label to fit its column.
 fn shortened(label: &str) -> String {
     if label.chars().count() <= MAX_LETTERS {
         return label.to_owned();
@@ -269,7 +269,7 @@ fn shortened(label: &str) -> String {
 mod tests {
     use super::*;
 
-    /// So many pictures of a class that the model names alike.
+    /// Returns this number of images of a class, all with the same prediction.
     fn answers(n_pictures: usize, class: usize, named: usize) -> Vec<Prediction> {
         let one = Prediction {
             label: class,
@@ -330,7 +330,7 @@ mod tests {
             line.filter(|pixel| pixel.0 == [color.0, color.1, color.2])
                 .count()
         };
-        // 360 px are 5 pictures; a rectangle has its last column too.
+        // 360 px are 5 images; a rectangle includes its last column.
         assert!(n_pixels(0, FIRST).abs_diff(288) <= 1 && n_pixels(0, SECOND).abs_diff(72) <= 1);
         assert!(n_pixels(1, FIRST).abs_diff(144) <= 1);
         assert_eq!(
@@ -348,7 +348,7 @@ mod tests {
             confusions().save_png(&labels, "a model", &path).unwrap();
             image::open(&path).unwrap().into_rgb8()
         };
-        // A private letter, which no published font is for.
+        // A private-use character, which no published font covers.
         assert!(draw("\u{10fffd}") == draw("class 0"));
         let bird = draw("🐦");
         assert!(bird != draw("") && bird != draw("class 0"));

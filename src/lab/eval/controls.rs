@@ -1,28 +1,28 @@
-//! Maps that know nothing of the model: a method that scores no better than these explains nothing.
+//! Model-independent maps: a method that scores no better than these explains nothing.
 
 use std::fmt;
 
 use super::perturbation::Geometry;
 use vitscope_core::rng::Rng;
 
-/// A map of the picture alone, or of nothing.
+/// A map that depends on the image alone, or on nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// A score drawn for each patch.
+    /// A random score for each patch.
     Random,
-    /// High in the middle, where photographs have their objects: a Gaussian of a quarter of the edge.
+    /// High in the center, where photographs have their objects: a Gaussian with a deviation of a quarter of the edge.
     Center,
-    /// How much brightness changes in a patch.
+    /// Amount of brightness change within a patch.
     Edges,
-    /// The same score for every patch: patches in the order of the picture.
+    /// The same score for every patch, so patches are in image order.
     Constant,
 }
 
 impl Control {
-    /// All of them.
+    /// All controls.
     pub const ALL: [Self; 4] = [Self::Random, Self::Center, Self::Edges, Self::Constant];
 
-    /// The same of one of several pictures, drawn for its index.
+    /// Like [`Self::map`], for one of several images, with random draws seeded by its index.
     pub(super) fn map_of_item(
         self,
         image: &[f32],
@@ -33,7 +33,7 @@ impl Control {
         self.map(image, geometry, &mut Rng::for_item(seed, index as u64))
     }
 
-    /// One score per patch.
+    /// Returns one score per patch.
     ///
     /// # Shapes
     /// - `image`: `[3, height, width]`, normalized
@@ -82,7 +82,7 @@ impl fmt::Display for Control {
     }
 }
 
-/// Length of the gradient of a picture's mean channel at each pixel, by differences to the next pixels.
+/// Length of the gradient of an image's mean channel at each pixel, by forward differences.
 fn edges(image: &[f32], geometry: Geometry) -> Vec<f32> {
     let (height, width) = (geometry.height_px, geometry.width_px);
     let n_pixels = height * width;
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn edges_are_where_brightness_changes() {
         let mut image = vec![0.0; 3 * 64];
-        // White from column 4 on: the change is seen from column 3, in the second column of patches.
+        // White from column 4 on: the change is detected at column 3, in the second column of patches.
         for pixel in (0..3 * 64).filter(|pixel| pixel % 8 >= 4) {
             image[pixel] = 1.0;
         }

@@ -1,4 +1,4 @@
-//! What a comparison looks like: the maps of a few pictures, and how long each method takes for one.
+//! Examples of a comparison: the maps of a few images, and the time that each method takes for one.
 
 use std::time::Instant;
 
@@ -16,16 +16,16 @@ use vitscope_core::frame::FrameSize;
 use vitscope_core::frame::placement::{Placement, ResizeRule};
 use vitscope_video::overlay::{Heat, Overlay, Range, frame_from_image, image_from_frame};
 
-/// Least edge of a drawn picture, in pixels.
+/// Minimum side of a drawn image, in pixels.
 const EDGE_PX: u32 = 128;
-/// Runs of which the median time is told, behind one that finds caches cold.
+/// Number of runs for the median time, after one warmup run with cold caches.
 const RUNS: usize = 5;
 
 impl Comparison<'_> {
-    /// The maps of all methods and controls on the pictures at `indices`, drawn over them.
+    /// Draws the maps of all methods and controls over the images at `indices`.
     ///
     /// # Errors
-    /// As [`Comparison::run`].
+    /// As for [`Comparison::run`].
     pub fn gallery(&self, pictures: &dyn Dataset, indices: &[usize]) -> Result<Gallery> {
         let model = BatchedModel::of(self.model, self.batch);
         let shown = self.shown(&model, pictures, &self.meant_by(pictures), indices)?;
@@ -52,10 +52,10 @@ impl Comparison<'_> {
         })
     }
 
-    /// Median time that each method takes for the picture at `index` alone, the model's own pass included.
+    /// Returns the median time that each method takes for the single image at `index`, including the model's own pass.
     ///
     /// # Errors
-    /// As [`Comparison::run`].
+    /// As for [`Comparison::run`].
     pub fn speeds(&self, pictures: &dyn Dataset, index: usize) -> Result<Vec<Speed>> {
         let model = BatchedModel::of(self.model, 1);
         let shown = self.shown(&model, pictures, &self.meant_by(pictures), &[index])?;
@@ -74,7 +74,7 @@ impl Comparison<'_> {
             })
         };
         let mappers = Mapper::all(self.explainers, self.seed);
-        // Controls do not run the model; what they take says nothing.
+        // Controls do not run the model, so their times are meaningless.
         let methods = mappers.iter().filter(|mapper| !mapper.is_control());
         methods.map(speed).collect()
     }
@@ -91,7 +91,7 @@ impl Comparison<'_> {
         mapper.maps(model, &self.model.vit, images, subjects, Target::Predicted)
     }
 
-    /// What the model names, and what is right where that is known.
+    /// Describes the predicted class, and the true class if it is known and differs.
     fn caption(&self, subject: &Subject, pictures: &dyn Dataset) -> String {
         let labels = self.model.labels();
         let named = labels.get(subject.predicted);
@@ -106,7 +106,7 @@ impl Comparison<'_> {
     }
 }
 
-/// A picture large enough to be looked at.
+/// Enlarges an image for viewing.
 fn enlarged(picture: &Picture) -> Result<RgbImage> {
     let image = picture.clone().into_image()?;
     let (width, height) = image.dimensions();

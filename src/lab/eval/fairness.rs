@@ -1,83 +1,83 @@
-//! Whether a classifier serves two groups alike.
+//! Fairness of a classifier toward two groups.
 //!
-//! One class of the model is the favorable answer; each picture belongs to one of two groups.
+//! One class of the model is the favorable prediction; each image belongs to one of two groups.
 //!
-//! | measure | of | zero means |
+//! | measure | compared quantity | zero means |
 //! |---|---|---|
-//! | accuracy gap | the groups' shares of right answers | as often right for both |
-//! | demographic parity (Dwork et al., 2012) | P(answer = favorable) | as often favorable for both |
-//! | equalized odds (Hardt et al., arXiv:1610.02413) | P(favorable \\| class is favorable), and P(favorable \\| it is not) | right and wrong alike for both |
+//! | accuracy gap | accuracy of each group | equally accurate for both |
+//! | demographic parity (Dwork et al., 2012) | P(prediction = favorable) | equally favorable for both |
+//! | equalized odds (Hardt et al., arXiv:1610.02413) | P(favorable \| class), for either class | equal rates for both |
 //!
-//! **Deviations** from the code of IA-ViT's authors: theirs swaps prediction and label, so that what it calls the true
-//! positive rate is a precision, and it drops the last batch.
+//! **Deviations** from the code of IA-ViT's authors: theirs swaps prediction and label, so its true positive rate is
+//! actually a precision, and it drops the last batch.
 
 use super::classification::answers;
 use crate::data::Grouped;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::vit::Vit;
 
-/// A picture that was classified.
+/// An image that was classified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
-    /// Whether it belongs to the second group.
+    /// Whether the image belongs to the second group.
     pub in_group: bool,
-    /// Whether its class is the favorable one.
+    /// Whether the true class is the favorable one.
     pub is_favorable: bool,
-    /// Whether the model answers with the favorable class.
+    /// Whether the model predicts the favorable class.
     pub answered_favorable: bool,
 }
 
-/// What holds for one group.
+/// Rates of one group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Group {
-    /// Pictures of the group.
+    /// Number of images in the group.
     pub pictures: usize,
-    /// Share of right answers.
+    /// Share of correct predictions.
     pub accuracy: f64,
-    /// Share of favorable answers.
+    /// Share of favorable predictions.
     pub favorable: f64,
-    /// Share of favorable answers where they are right.
+    /// Share of favorable predictions among images of the favorable class.
     pub true_positive: f64,
-    /// Share of favorable answers where they are wrong.
+    /// Share of favorable predictions among the other images.
     pub false_positive: f64,
 }
 
 impl Group {
-    /// Mean of the shares of right answers for either class.
+    /// Mean accuracy over the two classes.
     pub fn balanced_accuracy(&self) -> f64 {
         (self.true_positive + 1.0 - self.false_positive) / 2.0
     }
 }
 
-/// How two groups differ.
+/// Comparison of two groups.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fairness {
-    /// The group without the attribute, and the one with it.
+    /// Group without the attribute, then group with it.
     pub groups: [Group; 2],
 }
 
 impl Fairness {
-    /// Measures over all `cases`.
+    /// Evaluates all `cases`.
     ///
     /// # Errors
-    /// [`Error::Data`] where a group lacks pictures of either class, without which its rates mean nothing.
+    /// [`Error::Data`] if a group has no images of either class, because its rates would be undefined.
     pub fn of(cases: &[Case]) -> Result<Self> {
         Ok(Self {
             groups: [group(cases, false)?, group(cases, true)?],
         })
     }
 
-    /// Difference of the groups' accuracies.
+    /// Difference between the groups' accuracies.
     pub fn accuracy_gap(&self) -> f64 {
         self.gap(|group| group.accuracy)
     }
 
-    /// Difference of the groups' shares of favorable answers.
+    /// Difference between the groups' shares of favorable predictions.
     pub fn demographic_parity(&self) -> f64 {
         self.gap(|group| group.favorable)
     }
 
-    /// Mean difference of the groups' true and false positive rates.
+    /// Mean of the differences between the groups' true and false positive rates.
     pub fn equalized_odds(&self) -> f64 {
         (self.gap(|group| group.true_positive) + self.gap(|group| group.false_positive)) / 2.0
     }
@@ -88,11 +88,11 @@ impl Fairness {
     }
 }
 
-/// Classifies all pictures; `favorable` is a class of the data, and `classes` says which of the model's classes each of
-/// them is.
+/// Classifies all images. `favorable` is a class of the data, and `classes` maps each class of the data to a class of
+/// the model.
 ///
 /// # Errors
-/// Fails where pictures do not fit the model, or it has no classifier.
+/// Fails if the images do not fit the model, or it has no classifier.
 pub fn cases(
     vit: &Vit,
     data: &dyn Grouped,
@@ -151,7 +151,7 @@ fn group(cases: &[Case], in_group: bool) -> Result<Group> {
 mod tests {
     use super::*;
 
-    /// So many cases alike.
+    /// Returns this number of identical cases.
     fn cases(n: usize, in_group: bool, is_favorable: bool, answered_favorable: bool) -> Vec<Case> {
         vec![
             Case {

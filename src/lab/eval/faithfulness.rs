@@ -1,15 +1,15 @@
-//! The red-patches task: does an explanation find what the model must have looked at?
+//! The red-patches task: does an explanation find what the model must have used?
 //!
-//! A model that counts red cells without error uses the set of red cells and nothing else, so a mask is
-//! right if it keeps exactly the red cells or exactly the others (Vision DiffMask, section 4.1; the paper
-//! gives pictures only, the numbers here are ours). An attribution becomes a mask by a threshold; the
-//! masked patches are taken away in the same way for every method, and the model answers again.
+//! A model that counts red cells without error uses the set of red cells and nothing else. A mask is therefore right if
+//! it keeps exactly the red cells or exactly the others (Vision DiffMask, section 4.1; the paper shows images only, the
+//! numbers are defined here). A threshold turns an attribution into a mask; the masked patches are removed in the same
+//! way for every method, and the model predicts again.
 //!
-//! Equal divergence makes methods with and without a natural threshold comparable: [`Threshold::Margin`]
-//! keeps as many of an image's best-rated patches as the model needs to stay within [`MARGIN`].
+//! Equal divergence makes methods with and without a natural threshold comparable: [`Threshold::Margin`] keeps as many
+//! of an image's top-ranked patches as the model needs to stay within [`MARGIN`].
 //!
-//! Attention has no natural threshold. Two are tried, Otsu's and the image's mean, and the one with the
-//! better scores on these very grids is reported: the comparison leans towards attention.
+//! Attention has no natural threshold. Two are tried, Otsu's and the image's mean, and the one that scores better on
+//! these very grids is reported, so the comparison favors attention.
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
@@ -22,20 +22,20 @@ use vitscope_core::explain::{Explainer, Target};
 use vitscope_core::gates::{MARGIN, Removal};
 use vitscope_core::vit::Vit;
 
-/// Grids that go through the model at once.
+/// Number of grids per forward pass.
 const BATCH: usize = 64;
 
-/// How an attribution becomes a mask.
+/// Threshold that turns an attribution into a mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Threshold {
     /// At 0.5: for masks.
     Half,
-    /// Where the variance between kept and masked patches of an image is largest (Otsu, 1979).
+    /// Maximum variance between kept and masked patches of an image (Otsu, 1979).
     Otsu,
-    /// At the mean of an image's patches.
+    /// Mean over the patches of an image.
     Mean,
-    /// For each image where the divergence just stays within [`MARGIN`], found by bisection.
+    /// Per image, the threshold at which the divergence just stays within [`MARGIN`], found by bisection.
     Margin,
 }
 
@@ -50,11 +50,11 @@ impl Threshold {
         }
     }
 
-    /// Patches that are kept of each image; where all are rated alike, all of them.
+    /// Returns the kept patches of each image; all patches if all have the same score.
     ///
     /// # Shapes
     /// - `images`: `[batch, 3, height, width]`
-    /// - `original`: logits of the whole images, `[batch, classes]`
+    /// - `original`: logits of the unmasked images, `[batch, classes]`
     /// - `attributions`: one per patch, image by image
     fn masks(
         self,
@@ -73,7 +73,7 @@ impl Threshold {
             .collect())
     }
 
-    /// Patches that are kept of an image of which the model is not asked.
+    /// Returns the kept patches of an image without querying the model.
     fn mask(self, attribution: &[f32]) -> Vec<bool> {
         let least = match self {
             Self::Half => 0.5,
@@ -85,7 +85,7 @@ impl Threshold {
     }
 }
 
-/// The least kept score of the split into two groups that lie farthest apart.
+/// Returns the lowest kept score of the split that separates the two groups best.
 fn otsu(attribution: &[f32]) -> f32 {
     let mut sorted = attribution.to_vec();
     sorted.sort_by(f32::total_cmp);
@@ -104,7 +104,7 @@ fn otsu(attribution: &[f32]) -> f32 {
     best.1
 }
 
-/// A method in the comparison.
+/// Method in the comparison.
 pub struct Entry<'a> {
     /// Name in the table.
     pub name: String,
@@ -114,20 +114,20 @@ pub struct Entry<'a> {
     pub thresholds: &'a [Threshold],
 }
 
-/// What was found for one method; all but `grids` are means over the grids.
+/// Results of one method; all numbers except `grids` are means over the grids.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Scores {
     /// Name in the table.
     pub method: String,
-    /// How attributions became masks.
+    /// Threshold that turned attributions into masks.
     pub threshold: Threshold,
     /// Number of grids.
     pub grids: usize,
     /// Share of grids whose mask is exactly the red cells or exactly the others.
     pub exact: f64,
-    /// Overlap with the nearer of the two sets: common cells over all cells of either.
+    /// Overlap with the closer of the two sets: intersection over union of cells.
     pub iou: f64,
-    /// Share of grids that are nearer to the set that most grids are nearer to.
+    /// Share of grids that are closer to the set that most grids are closer to.
     pub consistency: f64,
     /// KL(original ‖ masked) in nats.
     pub kl: f64,
@@ -137,7 +137,7 @@ pub struct Scores {
     pub kept: f64,
 }
 
-/// One method's view of the first grids, to be drawn.
+/// Maps and masks of one method for the first grids, for drawing.
 pub struct Example {
     /// Attribution of each patch, grid by grid.
     pub attributions: Vec<Vec<f32>>,
@@ -145,20 +145,20 @@ pub struct Example {
     pub masks: Vec<Vec<bool>>,
 }
 
-/// What [`score`] finds for one method.
+/// Result of [`score`] for one method.
 pub struct Outcome {
-    /// By the threshold of the entry's that gives the most exact masks.
+    /// Scores at the entry's threshold with the most exact masks.
     pub best: Scores,
-    /// By [`Threshold::Margin`].
+    /// Scores at [`Threshold::Margin`].
     pub at_margin: Scores,
-    /// The method's view of the first grids, by the best threshold.
+    /// Maps and masks for the first grids, at the best threshold.
     pub example: Example,
 }
 
-/// Scores one method on all of `grids`, and keeps its view of the first `n_examples`.
+/// Scores one method on all of `grids`, and keeps its maps and masks for the first `n_examples`.
 ///
 /// # Errors
-/// Fails where the model's patches are not the grids' cells, it has no classifier, or the method fails.
+/// Fails if the model's patches do not match the cells of the grids, the model has no classifier, or the method fails.
 pub fn score(
     vit: &Vit,
     removal: &Removal,
@@ -221,11 +221,11 @@ pub fn score(
     })
 }
 
-/// What was found for one grid.
+/// Result for one grid.
 struct Found {
     red: Vec<bool>,
     attribution: Vec<f32>,
-    /// One a threshold.
+    /// One per threshold.
     masks: Vec<FoundMask>,
 }
 
@@ -302,7 +302,7 @@ fn summarize(
     }
 }
 
-/// Intersection over union of a mask with both sets that explain a grid.
+/// Intersection over union of a mask with each of the two sets that explain a grid.
 struct Overlap {
     red: f64,
     others: f64,
@@ -317,7 +317,7 @@ impl Overlap {
                 common += usize::from(kept && wanted);
                 either += usize::from(kept || wanted);
             }
-            // Nothing kept where nothing was wanted is right.
+            // Keeping nothing is right if nothing should be kept.
             if either == 0 {
                 1.0
             } else {

@@ -1,7 +1,7 @@
-//! A picture of example grids with the attributions and masks of several methods side by side.
+//! An image of example grids with the attributions and masks of several methods side by side.
 //!
-//! A column a method, a row a grid. Attributions are gray, from the grid's least to its greatest (masks:
-//! from 0 to 1); cells that the mask keeps have a frame.
+//! One column per method, one row per grid. Attributions are gray, from the grid's minimum to its maximum (masks: from
+//! 0 to 1); cells that the mask keeps are framed.
 
 use std::path::Path;
 
@@ -13,32 +13,32 @@ use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::placement::PixelRect;
 use vitscope_video::overlay::{frame_from_image, image_from_frame, text};
 
-/// Edge of a grid in the picture.
+/// Side of a grid in the image.
 const SIDE_PX: u32 = 144;
 const GAP_PX: u32 = 24;
 const HEADING_PX: u32 = 40;
 /// Width of the frame around kept cells.
 const FRAME_PX: u32 = 3;
 const PAPER: Rgb<u8> = Rgb([24; 3]);
-/// Black, white and gray attributions all stand out from it.
+/// Stands out from black, white and gray attributions.
 const KEPT: Rgb<u8> = Rgb([0, 200, 80]);
 
-/// One column of attributions.
+/// A column of attributions.
 pub struct Column<'a> {
     /// Heading.
     pub name: &'a str,
-    /// What the method found.
+    /// Results of the method.
     pub example: &'a Example,
-    /// True where attributions lie in [0, 1] and are drawn so.
+    /// Whether attributions lie in [0, 1] and are drawn on that scale.
     pub unit: bool,
 }
 
-/// Draws `pictures`, one per row, with what each method found in them, as a PNG.
+/// Draws `pictures`, one per row, with the results of each method, as a PNG.
 ///
-/// `grid` is rows and columns of patches.
+/// `grid` is the number of rows and columns of patches.
 ///
 /// # Errors
-/// [`Error::Io`] where `path` cannot be written.
+/// [`Error::Io`] if `path` cannot be written.
 pub fn save(
     pictures: &[Picture],
     columns: &[Column<'_>],
@@ -123,7 +123,7 @@ fn draw_cells(
     }
 }
 
-/// Grays of one grid's attributions.
+/// Returns the gray values of one grid's attributions.
 fn shades(attribution: &[f32], unit: bool) -> Vec<u8> {
     let (low, high) = if unit {
         (0.0, 1.0)

@@ -1,7 +1,7 @@
-//! What has been measured so far, in memory and, where that is wanted, in a file from which a later run goes on.
+//! Journal of measurements so far, in memory and optionally in a file from which a later run can resume.
 //!
-//! The file is JSON Lines. The first line is the run's settings, by which a file of another run is told; each further one
-//! is what one method scored on one picture. A line that a crash cut off is measured again.
+//! The file is in JSON Lines format. The first line holds the run's settings and identifies files of other runs. Each
+//! further line holds the scores of one method on one image. A line truncated by a crash is measured again.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::suite::Score;
 use vitscope_core::error::{Error, Result};
 
-/// Scores by method and picture.
+/// Scores by method and image.
 #[derive(Default)]
 pub struct Journal {
     file: Option<(PathBuf, File)>,
@@ -29,11 +29,11 @@ struct Line {
 }
 
 impl Journal {
-    /// Goes on where a run with the same `settings` stopped, or begins a file.
+    /// Resumes a run with the same `settings`, or creates a file.
     ///
     /// # Errors
-    /// [`Error::Config`] where the file is of a run with other settings, or none of ours; [`Error::Io`] where it cannot be
-    /// read or written.
+    /// [`Error::Config`] if the file belongs to a run with other settings or is not a journal; [`Error::Io`] if it
+    /// cannot be read or written.
     pub fn open(path: &Path, settings: &str) -> Result<Self> {
         let io = |error| Error::io(path, error);
         let file = File::options()
@@ -79,15 +79,15 @@ impl Journal {
         })
     }
 
-    /// What a method scored on a picture, where it is known.
+    /// Returns the scores of a method on an image, if known.
     pub fn scores(&self, name: &str, picture: usize) -> Option<&[Score]> {
         Some(self.scores.get(name)?.get(&picture)?)
     }
 
-    /// Keeps what a method scored on a picture.
+    /// Stores the scores of a method on an image.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be written.
+    /// [`Error::Io`] if the file cannot be written.
     pub fn add(&mut self, name: &str, picture: usize, scores: Vec<Score>) -> Result<()> {
         if let Some((path, file)) = &mut self.file {
             let line = Line {

@@ -1,23 +1,22 @@
-//! Whether a map lies on the object: pointing games and share of mass.
+//! Localization: whether a map lies on the object, measured by pointing games and share of mass.
 //!
-//! All of it compares a map at pixel resolution, [`PixelMap`], with boxes or masks of the class that was
-//! explained; enlarging patches to pixels is the caller's (the protocols do it bilinearly). Of a box,
-//! what lies outside of the map does not count.
+//! All measures compare a map at pixel resolution, [`PixelMap`], with boxes or masks of the explained class. The caller
+//! upsamples patches to pixels (the protocols do so bilinearly). Parts of a box outside of the map do not count.
 //!
 //! | measure | of an image | source |
 //! |---|---|---|
-//! | [`PointingGame`] | the greatest score lies in a box of the class | Zhang et al., arXiv:1608.00507; TorchRay and TiS (code) |
-//! | [`mass_in_boxes`] | Σ \|map\| in the boxes / Σ \|map\| | Score-CAM, arXiv:1910.01279; TiS, `EnergyBasedPointingGame` |
+//! | [`PointingGame`] | highest score in a box of the class | Zhang et al., arXiv:1608.00507; TorchRay, TiS (code) |
+//! | [`mass_in_boxes`] | Σ \|map\| in boxes / Σ \|map\| | Score-CAM arXiv:1910.01279; TiS `EnergyBasedPointingGame` |
 //! | [`mass_in_mask`] | the same with a mask | Weighting Game, arXiv:2208.06175; Quantus, `RelevanceMassAccuracy` |
 //!
-//! **Deviations**: TorchRay's tolerance of 0 lets no point hit, here it lets those in the box; its mean over classes counts
-//! a class without images as 0, here it is left out.
+//! **Deviations**: with TorchRay, no point hits at a tolerance of 0; here, points inside the box do. TorchRay's mean
+//! over classes counts a class without images as 0; here, such classes are left out.
 
 use super::{mean, share};
 use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::placement::PixelRect;
 
-/// A box without what lies outside of a map; nothing where that is all.
+/// Clips a box to the map; `None` if nothing remains.
 fn clipped(object: PixelRect, height: usize, width: usize) -> Option<PixelRect> {
     let clipped = PixelRect {
         width: object.width.min(width.saturating_sub(object.left)),
@@ -27,7 +26,7 @@ fn clipped(object: PixelRect, height: usize, width: usize) -> Option<PixelRect> 
     (clipped.width > 0 && clipped.height > 0).then_some(clipped)
 }
 
-/// Squared distance in pixels from a point to the nearest pixel of a box that is not empty.
+/// Returns the squared distance in pixels from a point to the nearest pixel of a non-empty box.
 fn squared_distance(object: PixelRect, row: usize, column: usize) -> usize {
     let away = |at: usize, first: usize, count: usize| {
         let last = first + count - 1;
@@ -38,7 +37,7 @@ fn squared_distance(object: PixelRect, row: usize, column: usize) -> usize {
     down * down + across * across
 }
 
-/// One score a pixel, row by row; all finite.
+/// One finite score per pixel in row-major order.
 #[derive(Clone, Copy, Debug)]
 pub struct PixelMap<'a> {
     pub(super) scores: &'a [f32],
@@ -47,13 +46,13 @@ pub struct PixelMap<'a> {
 }
 
 impl<'a> PixelMap<'a> {
-    /// A map of so many rows and columns.
+    /// Creates a map with this number of rows and columns.
     ///
     /// # Shapes
     /// - `scores`: `[height, width]`
     ///
     /// # Errors
-    /// [`Error::Shape`] where the scores do not fill the map or there are none; [`Error::Data`] where one is not finite.
+    /// [`Error::Shape`] if the scores do not fill the map or there are none; [`Error::Data`] if one is not finite.
     pub fn new(scores: &'a [f32], height: usize, width: usize) -> Result<Self> {
         if scores.is_empty() || height.checked_mul(width) != Some(scores.len()) {
             return Err(Error::Shape {
@@ -74,7 +73,7 @@ impl<'a> PixelMap<'a> {
         })
     }
 
-    /// Row and column of the greatest score, the first of equals (NumPy's `argmax`).
+    /// Returns the row and column of the highest score, the first among ties (NumPy's `argmax`).
     pub fn peak(&self) -> (usize, usize) {
         let mut peak = (0, f32::NEG_INFINITY);
         for (pixel, &score) in self.scores.iter().enumerate() {
@@ -85,7 +84,7 @@ impl<'a> PixelMap<'a> {
         (peak.0 / self.width, peak.0 % self.width)
     }
 
-    /// Pixels that lie in any of the boxes.
+    /// Marks the pixels that lie in any of the boxes.
     fn union(&self, boxes: &[PixelRect]) -> Vec<bool> {
         let mut inside = vec![false; self.scores.len()];
         for object in self.visible(boxes) {
@@ -98,7 +97,7 @@ impl<'a> PixelMap<'a> {
         inside
     }
 
-    /// Refuses what has not as many pixels.
+    /// Rejects inputs with another number of pixels.
     pub(super) fn check_pixels(&self, n_pixels: usize) -> Result<()> {
         if n_pixels == self.scores.len() {
             return Ok(());
@@ -115,12 +114,12 @@ impl<'a> PixelMap<'a> {
     }
 }
 
-/// Share of the map's pixels that lie in any of the boxes.
+/// Returns the share of the map's pixels that lie in any of the boxes.
 pub fn coverage(map: &PixelMap, boxes: &[PixelRect]) -> f64 {
     share(map.union(boxes).into_iter())
 }
 
-/// Whether the greatest score lies in a box, or nearer than `tolerance_px` to one.
+/// Returns true if the highest score lies in a box, or closer than `tolerance_px` to one.
 pub fn points_at(map: &PixelMap, boxes: &[PixelRect], tolerance_px: usize) -> bool {
     let (row, column) = map.peak();
     map.visible(boxes).any(|object| {
@@ -129,12 +128,12 @@ pub fn points_at(map: &PixelMap, boxes: &[PixelRect], tolerance_px: usize) -> bo
     })
 }
 
-/// How the pointing game is played.
+/// Rules of the pointing game.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PointingRules {
-    /// Distance in pixels from a box from which on the greatest score misses.
+    /// Distance from a box, in pixels, at and beyond which the highest score misses.
     pub tolerance_px: usize,
-    /// Share of the image from which on its boxes are too large to be missed, so that it is skipped.
+    /// Share of the image at and above which its boxes are too large to miss, so that the image is skipped.
     pub max_coverage: Option<f64>,
 }
 
@@ -151,21 +150,21 @@ impl PointingRules {
     };
 }
 
-/// Hits and misses over the images of a class, or of all.
+/// Hits and misses over the images of one class, or of all classes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PointingGame {
-    /// How it is played.
+    /// Rules of the game.
     pub rules: PointingRules,
-    /// Images whose greatest score lies on the object.
+    /// Images whose highest score lies on the object.
     pub hits: usize,
-    /// Images whose greatest score lies elsewhere.
+    /// Images whose highest score lies elsewhere.
     pub misses: usize,
-    /// Images whose boxes are too large.
+    /// Images skipped because their boxes are too large.
     pub skipped: usize,
 }
 
 impl PointingGame {
-    /// A game that has not begun.
+    /// Creates a game without images.
     pub fn new(rules: PointingRules) -> Self {
         Self {
             rules,
@@ -175,10 +174,10 @@ impl PointingGame {
         }
     }
 
-    /// Plays one image and says whether it was a hit; nothing where it is skipped.
+    /// Plays one image and returns whether it is a hit; `None` if it is skipped.
     ///
     /// # Errors
-    /// [`Error::Data`] where no box has a pixel on the map.
+    /// [`Error::Data`] if no box has a pixel on the map.
     pub fn add(&mut self, map: &PixelMap, boxes: &[PixelRect]) -> Result<Option<bool>> {
         let coverage = coverage(map, boxes);
         if coverage == 0.0 {
@@ -194,23 +193,23 @@ impl PointingGame {
         Ok(Some(is_hit))
     }
 
-    /// hits / (hits + misses); nothing where no image was played.
+    /// Returns hits / (hits + misses); `None` if no image was played.
     pub fn accuracy(&self) -> Option<f64> {
         let n_played = self.hits + self.misses;
         (n_played > 0).then(|| self.hits as f64 / n_played as f64)
     }
 }
 
-/// Mean accuracy over the classes that were played, one game a class: what is reported for VOC and COCO.
+/// Returns the mean accuracy over all classes with played images, one game per class, as reported for VOC and COCO.
 pub fn class_mean(games: &[PointingGame]) -> Option<f64> {
     let played: Vec<f64> = games.iter().filter_map(PointingGame::accuracy).collect();
     (!played.is_empty()).then(|| mean(played.into_iter()))
 }
 
-/// Energy pointing game: share of the map's mass in the boxes; nothing where the map is 0 throughout.
+/// Energy pointing game: share of the map's mass inside the boxes; `None` if the map is 0 everywhere.
 ///
 /// # Errors
-/// [`Error::Data`] where no box has a pixel on the map.
+/// [`Error::Data`] if no box has a pixel on the map.
 pub fn mass_in_boxes(map: &PixelMap, boxes: &[PixelRect]) -> Result<Option<f64>> {
     if map.visible(boxes).next().is_none() {
         return Err(no_box(map, boxes));
@@ -218,13 +217,13 @@ pub fn mass_in_boxes(map: &PixelMap, boxes: &[PixelRect]) -> Result<Option<f64>>
     mass_in_mask(map, &map.union(boxes))
 }
 
-/// Weighting game: share of the map's mass on the mask; nothing where the map is 0 throughout.
+/// Weighting game: share of the map's mass on the mask; `None` if the map is 0 everywhere.
 ///
 /// # Shapes
 /// - `mask`: `[height, width]`
 ///
 /// # Errors
-/// [`Error::Shape`] where the mask has not the map's pixels.
+/// [`Error::Shape`] if mask and map differ in their number of pixels.
 pub fn mass_in_mask(map: &PixelMap, mask: &[bool]) -> Result<Option<f64>> {
     map.check_pixels(mask.len())?;
     let (mut inside, mut total) = (0.0, 0.0);
@@ -248,7 +247,7 @@ fn no_box(map: &PixelMap, boxes: &[PixelRect]) -> Error {
 mod tests {
     use super::*;
 
-    /// What `map_metrics.py` computed with Quantus.
+    /// Reference values computed by `map_metrics.py` with Quantus.
     const EXPECTED: &str = include_str!("../../../tests/fixtures/map_metrics.json");
 
     const fn pixel_box(left: usize, top: usize, width: usize, height: usize) -> PixelRect {
@@ -260,7 +259,7 @@ mod tests {
         }
     }
 
-    /// 4 rows of 5 pixels that weigh 1 at row 1, column 3, and −3 at row 3, column 0.
+    /// 4 rows of 5 pixels with the value 1 at row 1, column 3, and −3 at row 3, column 0.
     const SCORES: [f32; 20] = {
         let mut scores = [0.0; 20];
         scores[8] = 1.0;
@@ -292,7 +291,7 @@ mod tests {
         let away = [pixel_box(0, 2, 1, 2)];
         assert!(!points_at(&map(), &away, 3));
         assert!(points_at(&map(), &away, 4));
-        // A box that begins right of the map has no pixel to be near to.
+        // A box to the right of the map has no pixel on it to be near to.
         assert!(!points_at(&map(), &[pixel_box(5, 1, 2, 2)], 15));
     }
 
@@ -312,7 +311,7 @@ mod tests {
         assert_eq!(answers, [None, Some(true), Some(false)]);
         assert_eq!((game.hits, game.misses, game.skipped), (1, 1, 1));
         assert_eq!(game.accuracy(), Some(0.5));
-        // Everything is nearer than 15 pixels here.
+        // All pixels are closer than 15 pixels here.
         assert_eq!(play(PointingRules::ORIGINAL).0.accuracy(), Some(1.0));
     }
 
@@ -328,7 +327,7 @@ mod tests {
         assert_eq!(class_mean(&[game(0, 0)]), None);
     }
 
-    /// Boxes overlap in 2 pixels, which count once: 4 + 4 − 2 of 20.
+    /// The boxes overlap in 2 pixels, which count once: 4 + 4 − 2 of 20.
     #[test]
     fn coverage_counts_a_pixel_once_and_none_outside() {
         let boxes = [pixel_box(0, 0, 2, 2), pixel_box(1, 0, 2, 2)];

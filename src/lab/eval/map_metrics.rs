@@ -1,8 +1,8 @@
-//! How faithful and how concise a map is, in one number.
+//! Scalar measures of how faithful and how concise a map is.
 //!
-//! The functions take numbers that whoever runs the model has measured; `map` is an attribution as it comes, one score a
-//! patch or pixel, a *probability* is that of the explained class, and a *drop* is the original's less that of a changed
-//! image.
+//! The functions take numbers that the caller has measured with the model. `map` is a raw attribution with one score
+//! per patch or pixel, a *probability* is that of the explained class, and a *drop* is the original probability minus
+//! that of a modified image.
 //!
 //! | measure | better | source |
 //! |---|---|---|
@@ -16,8 +16,8 @@
 //! | [`sparseness`] | high | Chalasani et al., arXiv:1810.06583 (Quantus, TiS) |
 //! | [`entropy`] | low | Bhatt et al., arXiv:2005.00631 (Quantus) |
 //!
-//! What is undefined is `None`: a number there would enter means.
-//! Lengths that differ are [`Error::Shape`], no or not finite numbers [`Error::Data`], in every function.
+//! Undefined results are `None`, because a number would distort means. Every function returns [`Error::Shape`] for
+//! lengths that differ and [`Error::Data`] for empty or non-finite input.
 
 use super::similarity::pearson;
 use super::statistics::{check, check_pair};
@@ -27,24 +27,24 @@ use vitscope_core::error::{Error, Result};
 /// How [`sparseness`] makes scores non-negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsigned {
-    /// Absolute values over the greatest of them: Quantus.
+    /// Absolute values divided by their maximum: Quantus.
     Absolute,
-    /// Scores less the least of them: TiS with `shift=True`. The addend weighs more where the scores are tiny.
+    /// Scores minus their minimum: TiS with `shift=True`. The addend has more weight if the scores are tiny.
     Shifted,
 }
 
-/// Gini index of the scores: Σ (2i − n − 1) s_(i) / (n Σ s) over rising s, each + 1e−7; 0 where all are equal, towards 1
-/// where one has everything.
+/// Gini index of the scores: Σ (2i − n − 1) s_(i) / (n Σ s) over ascending s, each + 1e−7; 0 if all are equal,
+/// approaching 1 if a single score holds all the mass.
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn sparseness(map: &[f32], unsigned: Unsigned) -> Result<f64> {
     check(map)?;
     let scores = map.iter().map(|&score| f64::from(score));
     let mut sorted: Vec<f64> = match unsigned {
         Unsigned::Absolute => {
             let greatest = scores.clone().map(f64::abs).fold(0.0, f64::max);
-            // Quantus leaves a map of zeros as it is.
+            // Quantus leaves a map of zeros unchanged.
             let divisor = if greatest > 0.0 { greatest } else { 1.0 };
             scores.map(|score| score.abs() / divisor).collect()
         }
@@ -64,11 +64,11 @@ pub fn sparseness(map: &[f32], unsigned: Unsigned) -> Result<f64> {
     Ok(weighted / (n_scores * total))
 }
 
-/// Shannon entropy in nats of absolute scores over their sum: Quantus' `Complexity`. From 0 for one patch to ln n for equal
-/// ones, and for zeros, of which none stands out either (Quantus: NaN).
+/// Shannon entropy in nats of the absolute scores, normalized to sum 1: Quantus's `Complexity`. Ranges from 0 for one
+/// patch to ln n for equal patches. A map of zeros also has ln n, since no patch stands out (Quantus: NaN).
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn entropy(map: &[f32]) -> Result<f64> {
     check(map)?;
     let masses = map.iter().map(|&score| f64::from(score).abs());
@@ -77,17 +77,17 @@ pub fn entropy(map: &[f32]) -> Result<f64> {
         return Ok((map.len() as f64).ln());
     }
     let shares = masses.map(|mass| mass / total);
-    // The addend is Quantus'.
+    // The addend is Quantus's.
     Ok(-shares
         .map(|share| share * (share + 1e-12).ln())
         .sum::<f64>())
 }
 
-/// Patches in groups of equal size for [`saco`], by falling score and the most salient group first; sizes differ by at most
-/// one where they must, and of equal scores the first patch comes first.
+/// Splits patches into groups of equal size for [`saco`], by descending score, the most salient group first. Sizes
+/// differ by at most one if necessary; among equal scores, the first patch comes first.
 ///
 /// # Errors
-/// As at the head of the module; [`Error::Config`] where there are no groups, or more than patches.
+/// As described in the module documentation; [`Error::Config`] if there are no groups, or more groups than patches.
 pub fn salience_groups(map: &[f32], n_groups: usize) -> Result<Vec<Vec<usize>>> {
     check(map)?;
     let n_patches = map.len();
@@ -106,14 +106,14 @@ pub fn salience_groups(map: &[f32], n_groups: usize) -> Result<Vec<Vec<usize>>> 
 }
 
 /// Salience-guided faithfulness coefficient: Σ w_ij / Σ |w_ij| over pairs i < j of groups of pixels, with
-/// w_ij = s_i − s_j where d_i ≥ d_j, else −(s_i − s_j). From −1 to 1; `None` where all saliences are equal.
+/// w_ij = s_i − s_j if d_i ≥ d_j, else −(s_i − s_j). From −1 to 1; `None` if all saliences are equal.
 ///
 /// # Shapes
 /// - `saliences`: s, sum of scores of each group, the most salient first; `[groups]`, 10 in the paper
-/// - `drops`: d, by replacing only that group's pixels by their mean over the image; `[groups]`
+/// - `drops`: d, from replacing only that group's pixels by their mean over the image; `[groups]`
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn saco(saliences: &[f64], drops: &[f64]) -> Result<Option<f64>> {
     check_pair(saliences, drops)?;
     let groups: Vec<(f64, f64)> = saliences
@@ -136,23 +136,23 @@ pub fn saco(saliences: &[f64], drops: &[f64]) -> Result<Option<f64>> {
 ///
 /// # Shapes
 /// - `sums`: sum of the map's scores in each subset, `[subsets]`
-/// - `drops`: of the logit or probability by removing it, `[subsets]`
+/// - `drops`: drop in logit or probability when the subset is removed, `[subsets]`
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn faithfulness_correlation(sums: &[f64], drops: &[f64]) -> Result<Option<f64>> {
     pearson(sums, drops)
 }
 
-/// Mean over perturbations I of (β I·map − drop)²; with `normalize`, β is Σ I·map drop / Σ (I·map)², which takes the map's
-/// scale out, else 1 (captum).
+/// Mean over perturbations I of (β I·map − drop)². With `normalize`, β is Σ I·map drop / Σ (I·map)², which removes the
+/// scale of the map; otherwise it is 1 (captum).
 ///
 /// # Shapes
 /// - `products`: I·map, `[perturbations]`
 /// - `drops`: f(x) − f(x − I), `[perturbations]`
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn infidelity(products: &[f64], drops: &[f64], normalize: bool) -> Result<f64> {
     check_pair(products, drops)?;
     let pairs = || products.iter().zip(drops);
@@ -167,11 +167,11 @@ pub fn infidelity(products: &[f64], drops: &[f64], normalize: bool) -> Result<f6
     ))
 }
 
-/// Share of steps at which the probability does not fall while patches come back, the least important first; Quantus'
-/// `Monotonicity` says whether it is 1.
+/// Share of steps at which the probability does not fall while patches are restored, least important first. Quantus's
+/// `Monotonicity` reports whether it is 1.
 ///
 /// # Errors
-/// As at the head of the module; [`Error::Data`] too where there is no step.
+/// As described in the module documentation; also [`Error::Data`] if there is no step.
 pub fn monotonicity(probabilities: &[f64]) -> Result<f64> {
     check(probabilities)?;
     if probabilities.len() < 2 {
@@ -182,11 +182,11 @@ pub fn monotonicity(probabilities: &[f64]) -> Result<f64> {
     ))
 }
 
-/// Mean drop where only the most important patches are removed, over several shares of them; ERASER's are 1, 5, 10, 20 and
-/// 50 %.
+/// Mean drop when only the most important patches are removed, over several shares of them; ERASER uses 1, 5, 10, 20
+/// and 50 %.
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn comprehensiveness(original: f64, without_top: &[f64]) -> Result<f64> {
     check(&[original])?;
     check(without_top)?;
@@ -195,21 +195,21 @@ pub fn comprehensiveness(original: f64, without_top: &[f64]) -> Result<f64> {
     ))
 }
 
-/// Mean drop where only the most important patches are kept, over the same shares.
+/// Mean drop when only the most important patches are kept, over the same shares.
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn sufficiency(original: f64, only_top: &[f64]) -> Result<f64> {
     comprehensiveness(original, only_top)
 }
 
-/// Mean over images of max(0, p(x) − p(x · map)) / p(x), a share and not a percentage.
+/// Mean over images of max(0, p(x) − p(x · map)) / p(x), as a fraction and not a percentage.
 ///
 /// # Shapes
 /// - `originals`, `masked`: probabilities, `[images]`
 ///
 /// # Errors
-/// As at the head of the module; [`Error::Data`] too where an original probability is not above 0.
+/// As described in the module documentation; also [`Error::Data`] if an original probability is not above 0.
 pub fn average_drop(originals: &[f64], masked: &[f64]) -> Result<f64> {
     check_pair(originals, masked)?;
     if let Some(original) = originals.iter().find(|&&original| original <= 0.0) {
@@ -229,26 +229,26 @@ pub fn average_drop(originals: &[f64], masked: &[f64]) -> Result<f64> {
 /// - `originals`, `masked`: probabilities, `[images]`
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn increase(originals: &[f64], masked: &[f64]) -> Result<f64> {
     check_pair(originals, masked)?;
     let pairs = originals.iter().zip(masked);
     Ok(share(pairs.map(|(original, masked)| masked > original)))
 }
 
-/// Harmonic mean of coherency, 1 − complexity and 1 − average drop of an image; 0 where one of them is.
+/// Harmonic mean of coherency, 1 − complexity and 1 − average drop of an image; 0 if any of them is 0.
 ///
-/// `coherency` is [`coherency`](super::similarity::coherency)'s; `complexity` is not [`entropy`] but the mean of the map
-/// scaled to 0..1.
+/// `coherency` is the result of [`coherency`](super::similarity::coherency); `complexity` is not [`entropy`] but the
+/// mean of the map scaled to 0..1.
 ///
 /// # Errors
-/// [`Error::Data`] where one of them is not from 0 to 1.
+/// [`Error::Data`] if one of them is not between 0 and 1.
 pub fn adcc(coherency: f64, complexity: f64, average_drop: f64) -> Result<f64> {
     let parts = [coherency, 1.0 - complexity, 1.0 - average_drop];
     if let Some(part) = parts.iter().find(|part| !(0.0..=1.0).contains(*part)) {
         return Err(Error::Data(format!("a part of ADCC is {part}")));
     }
-    // 1 / 0 is infinite, and 3 over that is 0.
+    // 1 / 0 is infinite, and 3 divided by infinity is 0.
     Ok(3.0 / parts.iter().map(|part| 1.0 / part).sum::<f64>())
 }
 
@@ -256,7 +256,7 @@ pub fn adcc(coherency: f64, complexity: f64, average_drop: f64) -> Result<f64> {
 mod tests {
     use super::*;
 
-    /// What `map_metrics.py` computed with Quantus and captum.
+    /// Reference values computed by `map_metrics.py` with Quantus and captum.
     const EXPECTED: &str = include_str!("../../../tests/fixtures/map_metrics.json");
 
     fn read<T: serde::de::DeserializeOwned>(key: &str) -> T {
@@ -271,7 +271,7 @@ mod tests {
         );
     }
 
-    /// One patch of n has everything: Gini 1 − 1/n, but for the addend of 1e−7.
+    /// One of n patches holds all the mass: Gini 1 − 1/n, except for the addend of 1e−7.
     #[test]
     fn sparseness_is_greatest_for_one_patch_and_zero_for_equal_ones() {
         let one = [0.0, 0.0, 0.0, -2.0];
@@ -281,7 +281,7 @@ mod tests {
                 assert_close(sparseness(&[score; 5], unsigned).unwrap(), 0.0, 1e-12);
             }
         }
-        // Shifted, three patches share: Σ (2i − 5) s = −3 · 0 − 2 + 2 + 3 · 2 over 4 · 6.
+        // After the shift, three patches share the mass: Σ (2i − 5) s = −3 · 0 − 2 + 2 + 3 · 2 over 4 · 6.
         assert_close(sparseness(&one, Unsigned::Shifted).unwrap(), 0.25, 1e-6);
     }
 
@@ -298,7 +298,7 @@ mod tests {
         let map: Vec<f32> = read("map");
         let absolute = sparseness(&map, Unsigned::Absolute).unwrap();
         assert_close(absolute, read("sparseness"), 1e-9);
-        // The map that Quantus got was shifted in f32.
+        // Quantus received a map that was shifted in f32.
         let shifted = sparseness(&map, Unsigned::Shifted).unwrap();
         assert_close(shifted, read("sparseness_shifted"), 1e-6);
         assert_close(entropy(&map).unwrap(), read("entropy"), 1e-9);
@@ -342,14 +342,14 @@ mod tests {
         assert!(salience_groups(&map, 0).is_err() && salience_groups(&map, 6).is_err());
     }
 
-    /// Weights 2, −4 and −2 of 8: the first two groups are in order, the last outdoes both.
+    /// Weights 2, −4 and −2 of 8: the first two groups are in order, the last exceeds both.
     #[test]
     fn saco_weighs_each_pair_by_its_difference_in_salience() {
         assert_eq!(
             saco(&[5.0, 3.0, 1.0], &[0.2, 0.1, 0.4]).unwrap(),
             Some(-0.5)
         );
-        // Groups that drop alike count as in order.
+        // Groups with equal drops count as in order.
         assert_eq!(saco(&[5.0, 3.0], &[0.2, 0.2]).unwrap(), Some(1.0));
     }
 

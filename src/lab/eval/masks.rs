@@ -1,4 +1,4 @@
-//! What gates' masks leave of a model's answers, on any pictures: labels are not needed.
+//! Effect of gates' masks on a model's predictions, on any images: labels are not needed.
 
 use std::fmt;
 
@@ -12,23 +12,23 @@ use vitscope_core::gates::{
 use vitscope_core::rng::Rng;
 use vitscope_core::vit::Vit;
 
-/// Means over masked pictures.
+/// Means over masked images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MaskScores {
-    /// Number of pictures.
+    /// Number of images.
     pub pictures: usize,
     /// Share of patches that are kept.
     pub kept: f64,
     /// KL(original ‖ masked) in nats.
     pub kl: f64,
-    /// Share of pictures whose divergence is within the margin.
+    /// Share of images whose divergence is within the margin.
     pub within: f64,
-    /// Share of pictures that the model names alike with and without the mask.
+    /// Share of images for which the model predicts the same class with and without the mask.
     pub agreement: f64,
 }
 
 impl MaskScores {
-    /// Means of `answers`; all 0 where there are none.
+    /// Averages `answers`; all values are 0 if there are none.
     pub fn of(answers: &[MaskedAnswer], margin: f64) -> Self {
         Self {
             pictures: answers.len(),
@@ -40,21 +40,21 @@ impl MaskScores {
     }
 }
 
-/// How it is chosen which patches a mask keeps.
+/// Selection of the patches that a mask keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// Those that gates keep more likely than not.
+    /// Patches that the gates are more likely to keep than not.
     Gates,
-    /// As many as these of each picture, drawn at random.
+    /// The same number of patches per image, drawn at random.
     RandomAsMany,
-    /// As few of those that gates keep likeliest as stay within the margin.
+    /// The fewest patches that stay within the margin, in the order of the gates' keep probability.
     GatesWithinMargin,
-    /// As few in random order as stay within the margin.
+    /// The fewest patches that stay within the margin, in random order.
     RandomWithinMargin,
 }
 
 impl Choice {
-    /// All of them, each random one behind what it is compared with.
+    /// All choices, each random one after its counterpart.
     pub const ALL: [Self; 4] = [
         Self::Gates,
         Self::RandomAsMany,
@@ -74,13 +74,13 @@ impl fmt::Display for Choice {
     }
 }
 
-/// What the model answers under masks of each [`Choice`], in the order of [`Choice::ALL`].
+/// Returns the model's outputs under masks of each [`Choice`], in the order of [`Choice::ALL`].
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
 ///
 /// # Errors
-/// Fails where a shape does not fit the model, or the model has no classifier.
+/// Fails if a shape does not fit the model, or the model has no classifier.
 pub fn answers_by_choice(
     vit: &Vit,
     (gates, removal): (&FrozenGates, &Removal),

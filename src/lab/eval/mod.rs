@@ -1,7 +1,8 @@
-//! How good explanations are, in numbers.
+//! Evaluation of explanations.
 //!
-//! A mask keeps some patches of an image and takes the others away. How much of the model's answer survives is
-//! measured by a pass with that mask, [`masked_answers`]; the tasks that compare masks with a known truth are below.
+//! A mask keeps some patches of an image and removes the others. A forward pass with the mask, [`masked_answers`],
+//! measures how much of the model's output survives. The modules below compare masks and maps with a known truth and
+//! with each other.
 
 pub mod batched;
 pub mod calibration;
@@ -35,13 +36,13 @@ use vitscope_core::error::Result;
 pub(crate) use vitscope_core::gates::logits;
 pub use vitscope_core::gates::{MaskedAnswer, kl_from_logits, masked_answers, masks_within_margin};
 
-/// Share of images whose greatest logits are of the same class.
+/// Share of images for which both have the same most probable class.
 ///
 /// # Shapes
 /// - `a`, `b`: logits, `[batch, classes]`
 ///
 /// # Errors
-/// Fails where the logits have no classes.
+/// Fails if the logits have no classes.
 pub fn agreement(a: &Tensor, b: &Tensor) -> Result<f64> {
     let a: Vec<u32> = a.argmax(D::Minus1)?.to_vec1()?;
     let b: Vec<u32> = b.argmax(D::Minus1)?.to_vec1()?;
@@ -49,20 +50,20 @@ pub fn agreement(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(same as f64 / a.len().max(1) as f64)
 }
 
-/// Share of `true`, 0 for none at all.
+/// Share of `true` values; 0 if there are none at all.
 fn share(flags: impl ExactSizeIterator<Item = bool>) -> f64 {
     let n_flags = flags.len().max(1);
     flags.filter(|&flag| flag).count() as f64 / n_flags as f64
 }
 
-/// Mean of some numbers, 0 for none at all.
+/// Mean of some numbers; 0 if there are none.
 fn mean(numbers: impl ExactSizeIterator<Item = f64>) -> f64 {
     let n_numbers = numbers.len().max(1);
     numbers.sum::<f64>() / n_numbers as f64
 }
 
-/// A grid of values at another size, rows first: bilinear between the centers of places, constant beyond the outermost
-/// ones, as torch's `interpolate` with `align_corners=False`.
+/// Resizes a grid of values, rows first: bilinear between cell centers, constant beyond the outermost ones, as torch's
+/// `interpolate` with `align_corners=False`.
 fn resized(values: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
     let source = |idx: usize, from: usize, to: usize| {
         ((idx as f64 + 0.5) * from as f64 / to as f64 - 0.5) as f32

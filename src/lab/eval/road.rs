@@ -1,18 +1,18 @@
-//! What stands for hidden pixels in ROAD (remove and debias): noisy linear imputation.
+//! Replacement of hidden pixels in ROAD (remove and debias): noisy linear imputation.
 //!
 //! Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022,
-//! arXiv:2202.00449. Equal to `noisy_linear_imputation` of Quantus 0.6.0, which follows the authors' code.
+//! arXiv:2202.00449. Matches `noisy_linear_imputation` of Quantus 0.6.0, which follows the authors' code.
 //!
-//! The outline of black or gray pixels tells a model what was hidden. Here a hidden pixel i is the weighted mean of its
-//! neighbors j, known or hidden, as far as they are in the picture:
+//! The outline of black or gray pixels reveals to a model which pixels are hidden. Here, a hidden pixel i is the
+//! weighted mean of its neighbors j, known or hidden, that lie inside the image:
 //!
-//! Σ_j w_ij (x_i − x_j) = 0, with w = 1/6 for the four beside it and 1/12 for the four at its corners.
+//! Σ_j w_ij (x_i − x_j) = 0, with w = 1/6 for the four edge neighbors and 1/12 for the four diagonal neighbors.
 //!
-//! What is so smooth would tell it again: noise is added.
+//! The smoothness of the fill would again reveal the hidden pixels, so noise is added.
 //!
-//! The system is symmetric, and positive definite as long as a pixel is known. Conjugate gradients solve it,
+//! The system is symmetric, and positive definite if at least one pixel is known. It is solved by conjugate gradients,
 //! preconditioned by multigrid over groups of 2 × 2 cells (Braess, "Towards algebraic multigrid for elliptic problems
-//! of second order", Computing 55, 1995), so that large holes take no more steps than small ones.
+//! of second order", Computing 55, 1995), so large holes take no more steps than small ones.
 
 use std::ops::{Mul, SubAssign};
 
@@ -20,33 +20,33 @@ use super::mean;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::rng::Rng;
 
-/// 12 w to the east, southwest, south and southeast. Whole numbers: sums of them on coarser grids are exact in f32.
+/// 12 w to the east, southwest, south and southeast. Whole numbers, so that sums on coarser grids are exact in f32.
 const WEIGHTS: [f32; 4] = [2.0, 1.0, 2.0, 1.0];
-/// The error at which conjugate gradients end: in the norm of the system, relative to what it was at first.
+/// Error at which conjugate gradients stop: in the norm of the system, relative to the initial error.
 const TOLERANCE: f64 = 2e-7;
-/// Five are enough for most pictures, whatever is hidden.
+/// Five are enough for most images, whatever is hidden.
 const MAX_STEPS: usize = 100;
-/// Jacobi's method converges on every grid with any factor below 1. With 0.8 pictures one pixel high need several times
-/// the steps.
+/// Jacobi's method converges on every grid with any factor below 1. With 0.8, images one pixel high need several times
+/// as many steps.
 const RELAXATION: f32 = 2.0 / 3.0;
-/// One value a group makes coarser grids too stiff: their corrections are lengthened.
+/// One value per group makes coarser grids too stiff, so their corrections are scaled up.
 const OVERCORRECTION: f32 = 1.5;
 
-/// The picture with hidden pixels filled in from known ones, each channel for itself, and normal noise added to them.
+/// Fills hidden pixels from known ones, separately for each channel, and adds normal noise to them.
 ///
-/// Within 1e-5 of the exact solution, for a picture normalized to a standard deviation of 1. Noise is drawn for hidden
-/// pixels alone, channel by channel and row by row. Where all pixels are hidden, nothing determines them (Quantus gives
-/// 0 or NaN, as rounding decides): they are the mean of their channel, and noise.
+/// The result is within 1e-5 of the exact solution for an image normalized to a standard deviation of 1. Noise is drawn
+/// for hidden pixels only, channel by channel and row by row. If all pixels are hidden, nothing determines them
+/// (Quantus returns 0 or NaN, depending on rounding): they become the mean of their channel plus noise.
 ///
 /// # Shapes
 /// - `image`, result: `[channels, height, width]`
 /// - `size_px`: height, width
 /// - `hidden`: `[height, width]`
-/// - `noise`: standard deviation in units of the picture, 0.01 by default in Quantus
+/// - `noise`: standard deviation in units of the image, 0.01 by default in Quantus
 ///
 /// # Errors
-/// [`Error::Shape`] where there are no pixels, or not as many flags or values as the size says; [`Error::Data`] where a
-/// value is not finite; [`Error::Config`] where the standard deviation is negative or not finite.
+/// [`Error::Shape`] if there are no pixels, or if the number of flags or values does not match the size;
+/// [`Error::Data`] if a value is not finite; [`Error::Config`] if the standard deviation is negative or not finite.
 pub fn imputed(
     image: &[f32],
     size_px: (usize, usize),
@@ -107,11 +107,11 @@ fn check(
     Ok(())
 }
 
-/// The equations of all hidden pixels, A x = b.
+/// Equations of all hidden pixels, A x = b.
 struct System {
-    /// A, the finest grid first.
+    /// A on each grid, finest first.
     grids: Vec<Grid>,
-    /// Hidden pixel, known neighbor and the weight between them, from which b is made.
+    /// Hidden pixel, known neighbor and the weight between them; b is built from these.
     borders: Vec<(usize, usize, f32)>,
 }
 
@@ -143,7 +143,7 @@ impl System {
         Self { grids, borders }
     }
 
-    /// How far hidden pixels are from `origin`, 0 for the others.
+    /// Returns the offsets of hidden pixels from `origin`, and 0 for all other pixels.
     fn solve(&self, channel: &[f32], origin: f64) -> Vec<f64> {
         let mut residual = vec![0.0; channel.len()];
         for &(pixel, known, weight) in &self.borders {
@@ -171,7 +171,7 @@ impl System {
         x
     }
 
-    /// Nearly A⁻¹ b; single precision is enough for that.
+    /// Approximates A⁻¹ b; single precision is enough for this.
     fn precondition(&self, right: &[f64]) -> Vec<f64> {
         let right: Vec<f32> = right.iter().map(|&b| b as f32).collect();
         let x = cycle(&self.grids[0], &self.grids[1..], &right);
@@ -179,12 +179,12 @@ impl System {
     }
 }
 
-/// Hidden pixels, or groups of them, and how strongly they are tied: (A x)_i = a_i x_i − Σ_j t_ij x_j.
+/// Hidden pixels, or groups of them, and their couplings: (A x)_i = a_i x_i − Σ_j t_ij x_j.
 struct Grid {
     size: (usize, usize),
     /// t_ij with the next cell to the east, southwest, south and southeast.
     ties: [Vec<f32>; 4],
-    /// a_i, 0 where nothing is hidden.
+    /// a_i, 0 where no pixel is hidden.
     diagonal: Vec<f32>,
 }
 
@@ -197,7 +197,7 @@ impl Grid {
         }
     }
 
-    /// The same system for one value a group of 2 × 2 cells (Galerkin's); nothing where there is one cell only.
+    /// Returns the same system with one value per group of 2 × 2 cells (Galerkin); `None` if there is only one cell.
     fn coarser(&self) -> Option<Self> {
         let (height, width) = self.size;
         if self.diagonal.len() == 1 {
@@ -225,7 +225,7 @@ impl Grid {
         Some(coarser)
     }
 
-    /// A x.
+    /// Computes A x.
     fn times<T>(&self, x: &[T]) -> Vec<T>
     where
         T: Copy + From<f32> + Mul<Output = T> + SubAssign,
@@ -233,7 +233,7 @@ impl Grid {
         let products = self.diagonal.iter().zip(x);
         let mut products: Vec<T> = products.map(|(&a, &x)| T::from(a) * x).collect();
         for (ties, offset) in self.ties.iter().zip(offsets(self.size.1)) {
-            // At the edges of the picture ties are 0, so that it does not matter which cells would be next.
+            // Couplings across the image border are 0, so it does not matter which cells these offsets reach.
             let ahead = x.get(offset..).unwrap_or_default();
             for ((product, &tie), &x) in products.iter_mut().zip(ties).zip(ahead) {
                 *product -= T::from(tie) * x;
@@ -246,7 +246,7 @@ impl Grid {
         products
     }
 
-    /// b − A x.
+    /// Computes b − A x.
     fn residual(&self, right: &[f32], x: &[f32]) -> Vec<f32> {
         let products = self.times(x).into_iter();
         products
@@ -255,14 +255,14 @@ impl Grid {
             .collect()
     }
 
-    /// Adds `factor` times the residual over the diagonal.
+    /// Adds `factor` times the residual divided by the diagonal.
     fn relax(&self, x: &mut [f32], residual: &[f32], factor: f32) {
         for ((x, residual), &a) in x.iter_mut().zip(residual).zip(&self.diagonal) {
             *x += if a > 0.0 { factor * residual / a } else { 0.0 };
         }
     }
 
-    /// Sums over the cells of each group.
+    /// Sums the cells of each group.
     fn group_sums(&self, cells: &[f32]) -> Vec<f32> {
         let (height, width) = self.size;
         let n_columns = width.div_ceil(2);
@@ -281,7 +281,7 @@ impl Grid {
         sums
     }
 
-    /// Adds the value of its group to every cell, lengthened.
+    /// Adds the scaled-up value of its group to every cell.
     fn add_groups(&self, x: &mut [f32], groups: &[f32]) {
         let width = self.size.1;
         for (rows, groups) in x
@@ -302,7 +302,7 @@ impl Grid {
     }
 }
 
-/// Nearly A⁻¹ b: multigrid's W-cycle, symmetric as conjugate gradients need it.
+/// Approximates A⁻¹ b by one multigrid W-cycle, symmetric as conjugate gradients require.
 fn cycle(grid: &Grid, coarser: &[Grid], right: &[f32]) -> Vec<f32> {
     let mut x = vec![0.0; right.len()];
     let Some((next, coarsest)) = coarser.split_first() else {
@@ -319,7 +319,7 @@ fn cycle(grid: &Grid, coarser: &[Grid], right: &[f32]) -> Vec<f32> {
     x
 }
 
-/// The neighbors of a cell that come after it row by row: direction and cell.
+/// Returns the neighbors of a cell that follow it in row-major order, as direction and cell.
 fn next_neighbors(
     cell: usize,
     (height, width): (usize, usize),
@@ -333,7 +333,7 @@ fn next_neighbors(
         .map(move |(direction, offset)| (direction, cell + offset))
 }
 
-/// How many cells further the next one to the east, southwest, south and southeast is.
+/// Returns the index offsets of the neighbors to the east, southwest, south and southeast.
 fn offsets(width: usize) -> [usize; 4] {
     [1, width - 1, width, width + 1]
 }
@@ -355,7 +355,7 @@ mod tests {
     use super::super::resized;
     use super::*;
 
-    /// Written by `tests/fixtures/road.py`, which asks Quantus.
+    /// Written by `tests/fixtures/road.py`, which calls Quantus.
     #[derive(Deserialize)]
     struct Reference {
         imputations: Vec<Imputation>,
@@ -427,7 +427,7 @@ mod tests {
         }
     }
 
-    /// Which pixels are first, and what the model says, by hand: what is compared is the pictures.
+    /// The pixel order and the model's outputs are computed by hand; the test compares the images.
     #[test]
     fn curves_over_filled_pictures_are_those_of_quantus() {
         let curve = reference().curve;
@@ -461,7 +461,7 @@ mod tests {
         }
     }
 
-    /// 25 at its sides and −3 at its corners: (4 · 25 / 6 − 4 · 3 / 12) / (4 / 6 + 4 / 12).
+    /// 25 at the edges and −3 at the corners: (4 · 25 / 6 − 4 · 3 / 12) / (4 / 6 + 4 / 12).
     #[test]
     fn a_single_hidden_pixel_is_the_weighted_mean_of_its_neighbors() {
         let image = [-3.0, 25.0, -3.0, 25.0, 99.0, 25.0, -3.0, 25.0, -3.0];
@@ -471,7 +471,7 @@ mod tests {
             "{}",
             found[4]
         );
-        // At the corner three neighbors are left: (2 · 25 / 6 + 99 / 12) / (2 / 6 + 1 / 12).
+        // At the corner three neighbors remain: (2 · 25 / 6 + 99 / 12) / (2 / 6 + 1 / 12).
         let found = without_noise(&image, (3, 3), &flags(9, &[0]));
         assert!((found[0] - 39.8).abs() < 1e-5, "{}", found[0]);
     }
@@ -509,7 +509,7 @@ mod tests {
         );
     }
 
-    /// Between two known pixels of a single row lies a straight line.
+    /// Between two known pixels of a single row, the solution is a straight line.
     #[test]
     fn a_long_hole_in_a_row_is_a_line() {
         let n_pixels = 700;
@@ -526,7 +526,7 @@ mod tests {
         }
     }
 
-    /// No reference: each pixel is compared with the mean of its own neighbors.
+    /// Without a reference: compares each pixel with the mean of its own neighbors.
     #[test]
     fn large_pictures_with_little_known_satisfy_the_equation() {
         let (height, width) = (150, 131);

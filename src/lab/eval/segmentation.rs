@@ -1,29 +1,29 @@
-//! How well maps segment the object: the ImageNet-Segmentation protocol of Chefer et al.
+//! Segmentation of the object by maps: the ImageNet-Segmentation protocol of Chefer et al.
 //!
-//! Source: arXiv:2012.09838 and its code (`imagenet_seg_eval.py`, `utils/metrices.py`). There images
-//! are stretched to 224 x 224 and maps enlarged bilinearly; both are the caller's here.
+//! Source: arXiv:2012.09838 and its code (`imagenet_seg_eval.py`, `utils/metrices.py`). There, images are stretched to
+//! 224 x 224 and maps upsampled bilinearly; here, the caller does both.
 //!
-//! | score | of |
+//! | score | computed over |
 //! |---|---|
 //! | pixel accuracy | all labeled pixels of the set |
 //! | mean IoU | background and foreground, intersections and unions summed over the set |
-//! | mean average precision | images; both channels of one together |
+//! | mean average precision | images; both channels of an image together |
 //!
-//! **Deviation**: their code takes 0 for the threshold of input gradients, here it is the mean for every map.
+//! **Deviation**: their code uses a threshold of 0 for input gradients; here, it is the mean for every map.
 
 use super::localization::PixelMap;
 use super::mean;
 use super::similarity::min_max;
 use vitscope_core::error::{Error, Result};
 
-/// Scores of maps taken for segmentations, over a set of images.
+/// Scores of maps used as segmentations, over a set of images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SegmentationScores {
     /// Number of images.
     pub images: usize,
-    /// Share of labeled pixels of the whole set that are right.
+    /// Share of labeled pixels of the whole set that are correct.
     pub pixel_accuracy: f64,
-    /// Mean of background and foreground of intersection over union, both summed over the set.
+    /// Mean intersection over union of background and foreground, with both parts summed over the set.
     pub mean_iou: f64,
     /// Mean over images of the average precision of both channels together.
     pub mean_average_precision: f64,
@@ -33,21 +33,21 @@ pub struct SegmentationScores {
 #[derive(Clone, Debug, Default)]
 pub struct Segmentation {
     average_precisions: Vec<f64>,
-    /// Labeled pixels by \[label\]\[answer\], background first.
+    /// Labeled pixels by \[label\]\[prediction\], background first.
     confusion: [[u64; 2]; 2],
 }
 
 impl Segmentation {
     /// Adds an image.
     ///
-    /// The map is scaled to 0..1 and is foreground where it is greater than its mean over all pixels. Average precision is
-    /// that of the scores (1 − map, map) of every labeled pixel, against whether it is (background, foreground).
+    /// The map is scaled to 0..1 and is foreground where it exceeds its mean over all pixels. Average precision ranks
+    /// the scores (1 − map, map) of every labeled pixel against the labels (background, foreground).
     ///
     /// # Shapes
-    /// - `labels`: whether a pixel is foreground, nothing where that is not known (−1 in their files); `[height, width]`
+    /// - `labels`: whether a pixel is foreground, `None` if unknown (−1 in their files); `[height, width]`
     ///
     /// # Errors
-    /// [`Error::Shape`] where the labels have not the map's pixels; [`Error::Data`] where all of them are unknown.
+    /// [`Error::Shape`] if labels and map differ in their number of pixels; [`Error::Data`] if all labels are unknown.
     pub fn add(&mut self, map: &PixelMap, labels: &[Option<bool>]) -> Result<()> {
         map.check_pixels(labels.len())?;
         let unit = min_max(map.scores);
@@ -69,12 +69,12 @@ impl Segmentation {
         Ok(())
     }
 
-    /// Labeled pixels by \[label\]\[answer\], background first.
+    /// Returns the labeled pixels by \[label\]\[prediction\], background first.
     pub fn confusion(&self) -> [[u64; 2]; 2] {
         self.confusion
     }
 
-    /// Scores of all images so far; nothing where there are none.
+    /// Returns the scores of all images so far; `None` if there are none.
     pub fn scores(&self) -> Option<SegmentationScores> {
         (!self.average_precisions.is_empty()).then(|| SegmentationScores {
             images: self.average_precisions.len(),
@@ -85,7 +85,7 @@ impl Segmentation {
     }
 }
 
-/// Share of labeled pixels that are right, of pixels by \[label\]\[answer\]; 0 where there are none.
+/// Share of correct pixels from labeled pixels by \[label\]\[prediction\]; 0 if there are none.
 pub fn pixel_accuracy(confusion: &[[u64; 2]; 2]) -> f64 {
     let [
         [background, false_foreground],
@@ -95,7 +95,8 @@ pub fn pixel_accuracy(confusion: &[[u64; 2]; 2]) -> f64 {
     right as f64 / (right + false_foreground + false_background).max(1) as f64
 }
 
-/// Mean of background and foreground of intersection over union, of the same; an empty union counts 0, as in their code.
+/// Mean intersection over union of background and foreground, from the same counts; an empty union counts as 0, as in
+/// their code.
 pub fn mean_iou(confusion: &[[u64; 2]; 2]) -> f64 {
     let [
         [background, false_foreground],
@@ -106,8 +107,8 @@ pub fn mean_iou(confusion: &[[u64; 2]; 2]) -> f64 {
     (iou(background) + iou(foreground)) / 2.0
 }
 
-/// Σ (recall_n − recall_{n−1}) · precision_n over falling scores, equal ones at once (scikit-learn's
-/// `average_precision_score`); 0 where nothing is positive.
+/// Σ (recall_n − recall_{n−1}) · precision_n over descending scores, ties at once (scikit-learn's
+/// `average_precision_score`); 0 if nothing is positive.
 fn average_precision(mut scored: Vec<(f32, bool)>) -> f64 {
     scored.sort_unstable_by(|(a, _), (b, _)| b.total_cmp(a));
     let n_positive = scored
@@ -131,10 +132,10 @@ fn average_precision(mut scored: Vec<(f32, bool)>) -> f64 {
 mod tests {
     use super::*;
 
-    /// What `map_metrics.py` computed with scikit-learn.
+    /// Reference values computed by `map_metrics.py` with scikit-learn.
     const EXPECTED: &str = include_str!("../../../tests/fixtures/map_metrics.json");
 
-    /// Chefer et al. scale maps in f32, as is done here; sums are in f64 on both sides.
+    /// Both Chefer et al. and this module scale maps in f32; sums are in f64 on both sides.
     const TOLERANCE: f64 = 1e-9;
 
     fn assert_close(found: f64, expected: f64) {
@@ -144,7 +145,7 @@ mod tests {
         );
     }
 
-    /// Scores of one row of pixels.
+    /// Returns the scores of one row of pixels.
     fn scores(map: &[f32], labels: &[Option<bool>]) -> SegmentationScores {
         let mut segmentation = Segmentation::default();
         let map = PixelMap::new(map, 1, map.len()).unwrap();
@@ -166,18 +167,19 @@ mod tests {
         assert_eq!(found, perfect);
         let found = scores(&[-7.0, -7.0, 1.0, 1.0], &LABELS);
         assert_eq!((found.pixel_accuracy, found.mean_iou), (0.0, 0.0));
-        // Four wrong entries come first, then all eight are equal in number: 4 / 8.
+        // The four wrong entries come first, then the four right ones, at a precision of 4 / 8.
         assert_close(found.mean_average_precision, 0.5);
     }
 
-    /// Mean 0.45: pixels 0 and 2 are foreground. Foreground: 1 common of 3; background: 1 of 3.
+    /// Mean 0.45: pixels 0 and 2 are foreground. Foreground IoU: 1 of 3; background IoU: 1 of 3.
     #[test]
     fn intersection_over_union_is_that_counted_by_hand() {
         let found = scores(&[1.0, 0.2, 0.6, 0.0], &LABELS);
         assert_close(found.pixel_accuracy, 0.5);
         assert_close(found.mean_iou, 1.0 / 3.0);
-        // Two right entries at 1, then 0.8 and 0.6 wrong, 0.4 and 0.2 right: 2/2 twice, at 0.8 pixel 1 is not background,
-        // at 0.6 pixel 2 is not foreground, at 0.4 it is background (3/5), at 0.2 pixel 1 is foreground (4/6).
+        // Two right entries at 1, then 0.8 and 0.6 wrong, 0.4 and 0.2 right: 2/2 twice, at 0.8 pixel 1 is not
+        // background, at 0.6 pixel 2 is not foreground, at 0.4 it is background (3/5), at 0.2 pixel 1 is foreground
+        // (4/6).
         assert_close(
             found.mean_average_precision,
             (1.0 + 1.0 + 0.6 + 4.0 / 6.0) / 4.0,
@@ -189,7 +191,7 @@ mod tests {
         let labels = [Some(true), None, Some(false), Some(false)];
         let found = scores(&[1.0, 1.0, 0.4, 0.0], &labels);
         assert_eq!((found.pixel_accuracy, found.mean_iou), (1.0, 1.0));
-        // Without the unknown pixel the mean were 0.47, and the third pixel foreground at 0.5.
+        // Without the unknown pixel, the mean would be 0.5, which the third pixel reaches.
         let found = scores(&[1.0, 1.0, 0.5, 0.0], &labels);
         assert_eq!(found.pixel_accuracy, 1.0);
     }

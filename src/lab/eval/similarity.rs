@@ -1,23 +1,23 @@
-//! How like each other two maps are, and how a map changes with its image, class or model.
+//! Similarity of two maps, and how a map changes with its image, class or model.
 //!
-//! | measure | of the maps of | better | source |
+//! | measure | compared maps | better | source |
 //! |---|---|---|---|
-//! | [`max_sensitivity`] | an image and images hardly changed | 0 | Yeh et al., arXiv:1901.09392 (captum) |
+//! | [`max_sensitivity`] | an image and barely changed copies | 0 | Yeh et al., arXiv:1901.09392 (captum) |
 //! | [`relative_input_stability`] | the same, relative to the change | 0 | Agarwal et al., arXiv:2203.06877 (Quantus) |
 //! | [`class_sensitivity`] | two classes in one image | high | spec of this project, section 7.5 |
 //! | [`coherency`] | an image and the image masked by its map | 1 | Poppi et al., arXiv:2104.10252 |
-//! | [`pearson`], [`spearman`], [`ssim`] | a model and the same with random weights | low | Adebayo et al., arXiv:1810.03292 |
+//! | [`pearson`], [`spearman`], [`ssim`] | a model and a randomized copy | low | Adebayo et al., arXiv:1810.03292 |
 //!
-//! A correlation with a constant map is undefined and `None`: a number there would enter means.
-//! Maps are one score per patch or pixel; two that are compared have the same patches in the same order.
-//! Lengths that differ are [`Error::Shape`], no or not finite numbers [`Error::Data`], in every function.
+//! A correlation with a constant map is undefined and `None`, because a number would distort means. Maps have one score
+//! per patch or pixel; compared maps have the same patches in the same order. Every function returns [`Error::Shape`]
+//! for lengths that differ and [`Error::Data`] for empty or non-finite input.
 
 use super::mean;
 use super::statistics::check_pair;
 use vitscope_core::error::{Error, Result};
 
-/// Scores from 0 to 1 by their least and greatest, in the precision of Chefer et al.'s code; 0.5 throughout where all are
-/// equal.
+/// Scales scores to 0 to 1 by their minimum and maximum, in the precision of Chefer et al.'s code; 0.5 everywhere if
+/// all are equal.
 ///
 /// # Shapes
 /// - `map`: one score per patch or pixel, finite
@@ -27,28 +27,29 @@ pub fn min_max(map: &[f32]) -> Vec<f32> {
     if low == high {
         return vec![0.5; map.len()];
     }
-    // Halves, because the span of two finite scores may overflow.
+    // Halved, because the span of two finite scores may overflow.
     let (half_low, half_span) = (low / 2.0, high / 2.0 - low / 2.0);
     let unit = |score: &f32| (score / 2.0 - half_low) / half_span;
     map.iter().map(unit).collect()
 }
 
-/// Coherency of [`adcc`](super::map_metrics::adcc): (1 + Pearson) / 2 of a map with that of the image it masks; `None` where one is constant.
+/// Coherency as used by [`adcc`](super::map_metrics::adcc): (1 + Pearson) / 2 of a map and the map of the image masked
+/// by it; `None` if one of them is constant.
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn coherency(map: &[f32], of_masked: &[f32]) -> Result<Option<f64>> {
     Ok(pearson(map, of_masked)?.map(|correlation| (1.0 + correlation) / 2.0))
 }
 
-/// Greatest ‖map' − map‖ / ‖map‖ over slightly changed images; a map of zeros divides by 1 (captum, by default 10 images,
-/// each value changed by at most 0.02).
+/// Maximum ‖map' − map‖ / ‖map‖ over slightly changed images; a map of zeros divides by 1 (captum, by default 10 images
+/// with each value changed by at most 0.02).
 ///
 /// # Shapes
 /// - `perturbed`: map' of each changed image, each as long as `map`
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn max_sensitivity(map: &[f32], perturbed: &[impl AsRef<[f32]>]) -> Result<f64> {
     let length = norm(map.iter().map(|&score| f64::from(score)));
     let divisor = if length > 0.0 { length } else { 1.0 };
@@ -60,15 +61,15 @@ pub fn max_sensitivity(map: &[f32], perturbed: &[impl AsRef<[f32]>]) -> Result<f
     }))
 }
 
-/// Greatest ‖(map − map') / map‖ / ‖(x − x') / x‖ over slightly changed images; what would divide by exactly 0 divides by
-/// 1e−6 (Quantus). Images that the model gives another class are to be left out; Quantus makes the result NaN.
+/// Maximum ‖(map − map') / map‖ / ‖(x − x') / x‖ over slightly changed images; divisors of exactly 0 become 1e−6
+/// (Quantus). The caller must leave out images whose predicted class changes; Quantus returns NaN for them.
 ///
 /// # Shapes
-/// - `image`: x, as the model gets it; any length
+/// - `image`: x, as the model receives it; any length
 /// - `perturbed`: (map', x') of each changed image
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn relative_input_stability(
     map: &[f32],
     image: &[f32],
@@ -87,11 +88,11 @@ pub fn relative_input_stability(
     }))
 }
 
-/// 1 − Pearson of the maps of two classes in an image that shows both; 0 where they are the same, so that constant maps
-/// gain nothing, and `None` where else one is constant.
+/// 1 − Pearson of the maps of two classes in an image that shows both. Identical maps have 0, so constant maps gain
+/// nothing; otherwise `None` if one of them is constant.
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn class_sensitivity(map: &[f32], of_other_class: &[f32]) -> Result<Option<f64>> {
     let correlation = pearson(map, of_other_class)?;
     if map == of_other_class {
@@ -100,15 +101,15 @@ pub fn class_sensitivity(map: &[f32], of_other_class: &[f32]) -> Result<Option<f
     Ok(correlation.map(|correlation| 1.0 - correlation))
 }
 
-/// Pearson's correlation; `None` where one of the two is constant (SciPy: NaN).
+/// Pearson's correlation; `None` if one of the two is constant (SciPy: NaN).
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn pearson<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> Result<Option<f64>> {
     check_pair(a, b)?;
     let centered = |values: &[T]| -> Vec<f64> {
         let values: Vec<f64> = values.iter().map(|&value| value.into()).collect();
-        // Rounding must not give equal values a variance.
+        // Rounding must not give equal values a nonzero variance.
         let center = if values.iter().all(|value| Some(value) == values.first()) {
             values.first().copied().unwrap_or(0.0)
         } else {
@@ -122,11 +123,11 @@ pub fn pearson<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> Result<Option<f64>> {
     Ok((lengths > 0.0).then(|| (product / lengths).clamp(-1.0, 1.0)))
 }
 
-/// Spearman's correlation: Pearson's of ranks, equal values sharing their mean rank; `None` where one of the two is
-/// constant.
+/// Spearman's correlation: Pearson's correlation of the ranks, where ties share their mean rank; `None` if one of the
+/// two is constant.
 ///
 /// # Errors
-/// As at the head of the module.
+/// As described in the module documentation.
 pub fn spearman<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> Result<Option<f64>> {
     check_pair(a, b)?;
     pearson(&ranks(a), &ranks(b))
@@ -150,21 +151,21 @@ fn ranks<T: Copy + Into<f64>>(values: &[T]) -> Vec<f64> {
     ranks
 }
 
-/// Structural similarity (Wang et al., 2004): windows of 11 x 11 weighted by a Gaussian of 1.5 pixels, mean over those that
-/// fit in; scikit-image with `gaussian_weights=True, use_sample_covariance=False`.
+/// Structural similarity (Wang et al., 2004): windows of 11 x 11 weighted by a Gaussian of 1.5 pixels, averaged over
+/// those that lie inside the maps; scikit-image with `gaussian_weights=True, use_sample_covariance=False`.
 ///
 /// # Shapes
 /// - `a`, `b`: `[height, width]`
 /// - `range`: span of possible scores, 1 for maps scaled to 0..1
 ///
 /// # Errors
-/// As at the head of the module; [`Error::Shape`] too where the maps do not have `size`, height first, or are smaller than
-/// a window; [`Error::Config`] where the range is not above 0.
+/// As described in the module documentation; also [`Error::Shape`] if the maps do not have `size`, height first, or are
+/// smaller than a window; [`Error::Config`] if the range is not above 0.
 pub fn ssim(a: &[f32], b: &[f32], size: (usize, usize), range: f64) -> Result<f64> {
     Ok(mean(ssim_of_windows(a, b, size, range)?.into_iter()))
 }
 
-/// The same of each window, `[height - 10, width - 10]`.
+/// Structural similarity of each window, `[height - 10, width - 10]`.
 pub(super) fn ssim_of_windows(
     a: &[f32],
     b: &[f32],
@@ -189,7 +190,7 @@ pub(super) fn ssim_of_windows(
     };
     let means_a = blurred(&|a, _| a);
     let means_b = blurred(&|_, b| b);
-    // The variances only ever occur as a sum.
+    // The variances occur only as a sum.
     let squares = blurred(&|a, b| a * a + b * b);
     let products = blurred(&|a, b| a * b);
     let (c1, c2) = ((0.01 * range).powi(2), (0.03 * range).powi(2));
@@ -206,7 +207,7 @@ pub(super) fn ssim_of_windows(
 /// Side of the windows of [`ssim`].
 pub(super) const WINDOW: usize = 11;
 
-/// Weighted means over all windows that fit in.
+/// Computes weighted means over all windows that lie inside.
 fn blurred(values: &[f64], width: usize) -> Vec<f64> {
     let mut weights = [0.0; WINDOW];
     for (weight, offset) in weights.iter_mut().zip(-5_i32..) {
@@ -245,10 +246,10 @@ fn greatest(values: impl Iterator<Item = Result<f64>>) -> Result<f64> {
 mod tests {
     use super::*;
 
-    /// What `map_metrics.py` computed with SciPy, scikit-image, captum and Quantus.
+    /// Reference values computed by `map_metrics.py` with SciPy, scikit-image, captum and Quantus.
     const EXPECTED: &str = include_str!("../../../tests/fixtures/map_metrics.json");
 
-    /// All sums are in f64 on both sides, but captum's.
+    /// All sums are in f64 on both sides, except captum's.
     const TOLERANCE: f64 = 1e-9;
 
     fn case() -> serde_json::Value {
@@ -278,7 +279,7 @@ mod tests {
 
     #[test]
     fn correlations_with_a_constant_are_undefined() {
-        // The mean of many 0.1 is not 0.1.
+        // The mean of many copies of 0.1 is not exactly 0.1.
         let (constant, rising) = ([0.1_f64; 30], (0..30).map(f64::from).collect::<Vec<_>>());
         assert_eq!(pearson(&constant, &rising).unwrap(), None);
         assert_eq!(spearman(&rising, &constant).unwrap(), None);
@@ -293,7 +294,7 @@ mod tests {
         assert_close(spearman(&a, &b).unwrap().unwrap(), read("tied_spearman"));
     }
 
-    /// Without contrast only the means count: (2 · 0.25 · 0.75 + c1) / (0.25² + 0.75² + c1).
+    /// Without contrast, only the means count: (2 · 0.25 · 0.75 + c1) / (0.25² + 0.75² + c1).
     #[test]
     fn ssim_of_flat_maps_is_that_of_their_means_and_of_a_map_with_itself_one() {
         let found = ssim(&[0.25; 143], &[0.75; 143], (11, 13), 1.0).unwrap();
@@ -328,7 +329,7 @@ mod tests {
         assert_close(coherency(&left, &left).unwrap().unwrap(), 1.0);
     }
 
-    /// ‖(3, 4)‖ = 5; the changes are 1 and 5 long.
+    /// ‖(3, 4)‖ = 5; the changes have lengths 1 and 5.
     #[test]
     fn the_greatest_change_of_a_map_counts() {
         let found = max_sensitivity(&[3.0, 4.0], &[[3.0, 5.0], [0.0, 0.0]]).unwrap();
@@ -339,7 +340,7 @@ mod tests {
         assert!(max_sensitivity(&[1.0], &[[1.0, 2.0]]).is_err());
     }
 
-    /// The map's scores change by 1/2 and 0, the image's values by 1/4 of theirs.
+    /// The map's scores change by 1/2 and 0, the image's value by 1/4, all relative.
     #[test]
     fn stability_is_relative_change_of_the_map_over_that_of_the_image() {
         let found = relative_input_stability(&[2.0, 1.0], &[4.0], &[([1.0, 1.0], [5.0])]);
@@ -354,7 +355,7 @@ mod tests {
         let maps: Vec<Vec<f32>> = read("changed_maps");
         let images: Vec<Vec<f32>> = read("changed_images");
         let found = max_sensitivity(&map, &maps).unwrap();
-        // captum's is in f32.
+        // captum computes in f32.
         assert!(
             (found - read::<f64>("max_sensitivity")).abs() < 1e-6,
             "{found}"

@@ -1,31 +1,32 @@
-//! How sure a number is: intervals, paired tests and areas under curves.
+//! Statistics of results: intervals, paired tests and areas under curves.
 //!
-//! Images are the sample, and two methods are compared on the same ones, so that what makes an image hard for
-//! both cancels out.
+//! Images are the sample, and two methods are compared on the same ones, so the difficulty that an image has for both
+//! cancels out.
 //!
-//! | what | how | source |
+//! | quantity | method | source |
 //! |---|---|---|
 //! | interval of a mean | percentile bootstrap, 95 % | Efron and Tibshirani, 1993 |
-//! | difference of two methods | sign-flip permutation test, two-sided | Fisher, 1935; p + 1 over n + 1 by Phipson and Smyth, arXiv:1603.05766 |
+//! | paired difference | sign-flip permutation test, two-sided | Fisher, 1935; Phipson and Smyth, arXiv:1603.05766 |
 //! | many differences | step-down correction | Holm, 1979 |
 //! | area | trapezoids | RISE, arXiv:1806.07421 |
 //!
-//! Nothing here owns a generator: `draw(n)` gives an index below `n`, as `Rng::below` does, and whoever
-//! calls has seeded it.
+//! For random permutations, the p value is p + 1 over n + 1 (Phipson and Smyth).
+//!
+//! No function owns a generator: `draw(n)` returns an index below `n`, as `Rng::below` does, and the caller seeds it.
 
 use vitscope_core::error::{Error, Result};
 
-/// Tail on either side of a 95 % interval.
+/// Tail probability on either side of a 95 % interval.
 const TAIL: f64 = 0.025;
 
-/// Ends of the 95 % percentile bootstrap interval of a statistic of `n_values` values; `statistic` is told the indices of
-/// each of `n_resamples` resamples.
+/// Returns the ends of the 95 % percentile bootstrap interval of a statistic of `n_values` values. `statistic` receives
+/// the indices of each of `n_resamples` resamples.
 ///
-/// Percentiles are interpolated linearly, as `scipy.stats.bootstrap(method="percentile")` does.
+/// Percentiles are interpolated linearly, as by `scipy.stats.bootstrap(method="percentile")`.
 ///
 /// # Errors
-/// [`Error::Data`] where there are no values or a statistic is not finite; [`Error::Config`] without resamples, or where
-/// `draw` gives an index that is not below its argument.
+/// [`Error::Data`] if there are no values or a statistic is not finite; [`Error::Config`] if there are no resamples, or
+/// if `draw` returns an index that is not below its argument.
 pub fn bootstrap(
     n_values: usize,
     n_resamples: usize,
@@ -54,18 +55,18 @@ pub fn bootstrap(
     Ok([quantile(&found, TAIL), quantile(&found, 1.0 - TAIL)])
 }
 
-/// Two-sided p value of the mean paired difference of two methods: how often random signs of the differences give a mean
-/// at least as far from 0.
+/// Returns the two-sided p value of the mean paired difference of two methods: the share of random sign flips of the
+/// differences whose mean is at least as far from 0.
 ///
-/// All sign patterns are tried where there are at most `n_permutations`; the p value is then exact and `draw` is not asked.
-/// Else it is (1 + at least as far) / (1 + `n_permutations`), never 0.
+/// If there are at most `n_permutations` sign patterns, all are tried: the p value is exact and `draw` is not called.
+/// Otherwise, it is (1 + number at least as far) / (1 + `n_permutations`), and never 0.
 ///
 /// # Shapes
 /// - `first`, `second`: one value per image, `[images]`, in the same order
 ///
 /// # Errors
-/// [`Error::Shape`] where the methods have not as many values; [`Error::Data`] where there are none or one is not finite;
-/// [`Error::Config`] without permutations.
+/// [`Error::Shape`] if the methods have different numbers of values; [`Error::Data`] if there are none or one is not
+/// finite; [`Error::Config`] if there are no permutations.
 pub fn sign_flip_p_value(
     first: &[f64],
     second: &[f64],
@@ -100,11 +101,11 @@ pub fn sign_flip_p_value(
     Ok((1 + as_far) as f64 / (1 + n_permutations) as f64)
 }
 
-/// Holm's adjusted p values, in the order given: below a level `alpha` are those hypotheses that may be
-/// rejected together with a chance of at most `alpha` that any of them is true.
+/// Returns Holm's adjusted p values in the given order. Hypotheses with a value below a level `alpha` may be rejected
+/// together, with a probability of at most `alpha` that any of them is true.
 ///
 /// # Errors
-/// [`Error::Data`] where a p value is not between 0 and 1.
+/// [`Error::Data`] if a p value is not between 0 and 1.
 pub fn holm(p_values: &[f64]) -> Result<Vec<f64>> {
     if let Some(p_value) = p_values.iter().find(|p| !(0.0..=1.0).contains(*p)) {
         return Err(Error::Data(format!("a p value is {p_value}")));
@@ -113,7 +114,7 @@ pub fn holm(p_values: &[f64]) -> Result<Vec<f64>> {
     ranked.sort_by(|(_, a), (_, b)| a.total_cmp(b));
     let mut largest = 0.0_f64;
     for (rank, (_, p_value)) in ranked.iter_mut().enumerate() {
-        // A hypothesis is not rejected where one with a smaller p value is not.
+        // A hypothesis is not rejected if one with a smaller p value is not.
         largest = largest.max((p_values.len() - rank) as f64 * *p_value);
         *p_value = largest.min(1.0);
     }
@@ -124,21 +125,21 @@ pub fn holm(p_values: &[f64]) -> Result<Vec<f64>> {
 /// Area under a curve of evenly spaced points from 0 to 1: (Σ y − (y_0 + y_n) / 2) / n, RISE's `auc`.
 ///
 /// # Errors
-/// [`Error::Data`] where there are fewer than two points or one is not finite.
+/// [`Error::Data`] if there are fewer than two points or one is not finite.
 pub fn trapezoid_unit(curve: &[f64]) -> Result<f64> {
     let n_steps = curve.len().saturating_sub(1).max(1) as f64;
     let axis: Vec<f64> = (0..curve.len()).map(|idx| idx as f64 / n_steps).collect();
     trapezoid(&axis, curve)
 }
 
-/// Area under a curve whose points lie at `axis`, in the unit of the axis (`numpy.trapezoid`).
+/// Area under a curve with points at `axis`, in the unit of the axis (`numpy.trapezoid`).
 ///
 /// # Shapes
 /// - `axis`, `curve`: `[points]`
 ///
 /// # Errors
-/// [`Error::Shape`] where the two have not as many points; [`Error::Data`] where there are fewer than two, one is not
-/// finite, or the axis falls.
+/// [`Error::Shape`] if the two have different numbers of points; [`Error::Data`] if there are fewer than two, one is
+/// not finite, or the axis decreases.
 pub fn trapezoid(axis: &[f64], curve: &[f64]) -> Result<f64> {
     check_pair(axis, curve)?;
     if curve.len() < 2 {
@@ -166,7 +167,7 @@ fn signed_sum(differences: &[f64], mut is_flipped: impl FnMut(usize) -> bool) ->
     differences.iter().enumerate().map(signed).sum()
 }
 
-/// Value below which the share `rank` of sorted values lies, interpolated between two (NumPy's default).
+/// Value below which the share `rank` of the sorted values lies, interpolated between neighbors (NumPy's default).
 pub(super) fn quantile(sorted: &[f64], rank: f64) -> f64 {
     let position = rank * sorted.len().saturating_sub(1) as f64;
     let at = |position: f64| sorted.get(position as usize).copied().unwrap_or(0.0);
@@ -174,7 +175,7 @@ pub(super) fn quantile(sorted: &[f64], rank: f64) -> f64 {
     lower + (upper - lower) * position.fract()
 }
 
-/// Refuses no values, and what is not finite.
+/// Rejects empty and non-finite input.
 pub(super) fn check<T: Copy + Into<f64>>(values: &[T]) -> Result<()> {
     if values.is_empty() {
         return Err(Error::Data("there are no values".into()));
@@ -186,7 +187,7 @@ pub(super) fn check<T: Copy + Into<f64>>(values: &[T]) -> Result<()> {
     }
 }
 
-/// The same for two lists, which must be as long as each other.
+/// Applies [`check`] to two lists, which must have the same length.
 pub(super) fn check_pair<T: Copy + Into<f64>>(first: &[T], second: &[T]) -> Result<()> {
     if first.len() != second.len() {
         return Err(Error::Shape {
@@ -203,7 +204,7 @@ mod tests {
     use super::*;
     use crate::eval::mean;
 
-    /// What `map_metrics.py` computed with NumPy and SciPy.
+    /// Reference values computed by `map_metrics.py` with NumPy and SciPy.
     const EXPECTED: &str = include_str!("../../../tests/fixtures/map_metrics.json");
 
     fn expected(key: &str) -> serde_json::Value {
@@ -215,7 +216,7 @@ mod tests {
         serde_json::from_value(expected(key)).unwrap()
     }
 
-    /// A seeded generator (Knuth's MMIX), good enough to shuffle tests with.
+    /// A seeded generator (Knuth's MMIX), good enough for tests.
     fn generator(seed: u64) -> impl FnMut(usize) -> usize {
         let mut state = seed;
         move |n| {
@@ -226,7 +227,7 @@ mod tests {
         }
     }
 
-    /// A mean and where it lies with 95 % confidence.
+    /// A mean and its 95 % confidence interval.
     #[derive(Debug, PartialEq)]
     struct Interval {
         mean: f64,
@@ -263,7 +264,7 @@ mod tests {
         assert_eq!(found, point);
     }
 
-    /// Indices are drawn in turn, so that the means of the three resamples are 0, 1 and 2 exactly.
+    /// Indices are drawn in turn, so the means of the three resamples are exactly 0, 1 and 2.
     #[test]
     fn the_interval_ends_at_interpolated_percentiles_of_the_resampled_means() {
         let mut calls = 0;
@@ -277,7 +278,7 @@ mod tests {
         assert_close(found.high, 1.95, 1e-12);
     }
 
-    /// SciPy drew other resamples: the ends agree as well as two runs of SciPy's do.
+    /// SciPy drew other resamples: the ends agree as well as those of two SciPy runs.
     #[test]
     fn bootstrap_equals_scipy_up_to_chance() {
         let interval = numbers("bootstrap");
@@ -294,7 +295,7 @@ mod tests {
         assert_ne!(of(5), of(6));
     }
 
-    /// Of the 16 sign patterns, only the one seen and its opposite are as far.
+    /// Of the 16 sign patterns, only the observed one and its opposite are as far from 0.
     #[test]
     fn one_sided_differences_have_the_least_exact_p_value() {
         let found = sign_flip_p_value(&[1.0, 2.0, 3.0, 4.0], &[0.0; 4], 16, &mut |_| 0).unwrap();
@@ -319,7 +320,7 @@ mod tests {
         assert_eq!(found, 0.01);
     }
 
-    /// By hand: 0.01 · 3, then 0.03 · 2, then the larger of 0.04 · 1 and what came before.
+    /// By hand: 0.01 · 3, then 0.03 · 2, then the larger of 0.04 · 1 and the previous value.
     #[test]
     fn holm_keeps_order_and_never_falls() {
         let found = holm(&[0.04, 0.01, 0.03]).unwrap();

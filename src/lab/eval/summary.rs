@@ -1,4 +1,4 @@
-//! What is said of many pictures: means with intervals, and which differences are none of chance.
+//! Statistics over many images: means with intervals, and significant differences.
 
 use std::collections::HashMap;
 
@@ -11,34 +11,34 @@ use super::suite::{Measure, Score, Statistic};
 use vitscope_core::error::Result;
 use vitscope_core::rng::Rng;
 
-/// Resamples of an interval.
+/// Number of bootstrap resamples per interval.
 const RESAMPLES: usize = 1000;
-/// Sign patterns of a test: so many that the least p value is below the level also after Holm's correction, which
-/// multiplies it by the number of pairs, 496 for all methods and controls.
+/// Number of sign patterns per test: large enough that the smallest p value stays below the level after Holm's
+/// correction, which multiplies it by the number of pairs, 496 for all methods and controls.
 const PERMUTATIONS: usize = 10_000;
-/// Below it, a difference is said to be none of chance.
+/// Significance level of differences.
 pub const LEVEL: f64 = 0.05;
 
-/// One measure of all rows.
+/// One measure over all rows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// What it is measured by.
+    /// Protocol of the measure.
     pub protocol: String,
-    /// What it is called.
+    /// Name of the measure.
     pub measure: String,
-    /// Whether a greater number is a better map, where there is a better one.
+    /// Whether a higher number means a better map; `None` if neither direction is better.
     pub higher_is_better: Option<bool>,
-    /// All that decides the number.
+    /// All settings that determine the number.
     pub settings: String,
-    /// Where the points of its curve lie; empty where it has none.
+    /// Positions of the points of its curve; empty if it has none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub axis: Vec<f64>,
-    /// What lies along it.
+    /// Quantity along the axis.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub axis_name: &'static str,
     /// Methods, then controls.
     pub rows: Vec<Scored>,
-    /// Rows whose numbers differ, with Holm's p value of a paired sign-flip test of the pictures' values.
+    /// Rows whose numbers differ, with Holm's p value of a paired sign-flip test on the images' values.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<Pair>,
 }
@@ -50,35 +50,35 @@ pub struct Scored {
     pub name: String,
     /// True for a control.
     pub control: bool,
-    /// Pictures that have a value.
+    /// Number of images with a value.
     pub images: usize,
-    /// The number, a mean where nothing else is said; not finite where no picture has a value.
+    /// The number, a mean unless stated otherwise; not finite if no image has a value.
     pub mean: f64,
     /// Lower end of its 95 % interval.
     pub low: f64,
-    /// Upper end.
+    /// Upper end of its 95 % interval.
     pub high: f64,
     /// Mean curve.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub points: Vec<f64>,
 }
 
-/// Two rows that differ.
+/// A pair of rows that differ.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Pair {
-    /// The one with the better mean.
+    /// Row with the better mean.
     pub better: String,
-    /// The other one.
+    /// Row with the worse mean.
     pub worse: String,
-    /// Chance of such a difference between equals.
+    /// Probability of such a difference between equals.
     pub p: f64,
 }
 
 impl Summary {
-    /// The `place`-th measure of all rows.
+    /// Summarizes the `place`-th measure over all rows.
     ///
     /// # Errors
-    /// [`vitscope_core::Error::Data`] where a score is not finite.
+    /// [`vitscope_core::Error::Data`] if a score is not finite.
     pub fn new(place: usize, measure: &Measure, rows: &[Row], seed: u64) -> Result<Self> {
         let seed = seed.wrapping_add((place as u64) << 32);
         let scored = rows.par_iter().enumerate().map(|(idx, row)| {
@@ -102,7 +102,7 @@ impl Summary {
         })
     }
 
-    /// True where a row is better than each control, and not by chance.
+    /// Returns true if a row is significantly better than each control.
     pub fn beats_controls(&self, row: &Scored) -> bool {
         let mut controls = self.rows.iter().filter(|row| row.control).peekable();
         let beats = |control: &Scored| {
@@ -150,7 +150,7 @@ fn mean_curve(scores: &[&Score]) -> Vec<f64> {
     (0..n_points).map(of_point).collect()
 }
 
-/// All pairs of rows, on the pictures where both have a value.
+/// Tests all pairs of rows, on the images where both have a value.
 fn pairs(
     place: usize,
     higher_is_better: bool,
@@ -236,7 +236,7 @@ mod tests {
         // As many rows as make as many pairs as there ever are.
         let mut rows = vec![row("good", false, -0.5), row("no better", false, 0.0)];
         rows.extend(
-            (0..25).map(|nth| row(&format!("method {nth}"), false, f64::from(nth) / 100.0)),
+            (0..26).map(|nth| row(&format!("method {nth}"), false, f64::from(nth) / 100.0)),
         );
         rows.extend((0..4).map(|nth| row(&format!("control {nth}"), true, 0.0)));
         let summary = Summary::new(0, &measure(Statistic::Mean), &rows, 0).unwrap();

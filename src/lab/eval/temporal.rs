@@ -1,16 +1,16 @@
-//! How steady the maps of a video are, in numbers.
+//! Measures of the temporal stability of a video's maps.
 //!
-//! No measure of this is established. The definitions are the project's; where others have one for a part of it, it is
-//! taken over: the warped error and its visible pixels (Lai et al., ECCV 2018), ranks (Spearman, 1904), structural
-//! similarity (Wang et al., 2004). Most compare a map with the next one, brought back along the optical flow
-//! ([`vitscope_core::flow::warp`]), on pixels that both frames show: what moves with the video does not flicker.
+//! No such measure is established. The definitions are the project's own and build on published parts: the warped error
+//! and its visible pixels (Lai et al., ECCV 2018), ranks (Spearman, 1904), structural similarity (Wang et al., 2004).
+//! Most compare a map with the next one, warped back along the optical flow ([`vitscope_core::flow::warp`]), on pixels
+//! visible in both frames, so motion with the video does not count as flicker.
 //!
-//! Maps of any sign become comparable by [`Map::normalized`] and [`Map::ranged`]. Both start at the least value, and
-//! thus depend on one place: a map with one outlier below all others looks flatter, and steadier, than it is.
+//! [`Map::normalized`] and [`Map::ranged`] make maps of any sign comparable. Both start at the minimum and thus depend
+//! on a single position: a map with one outlier far below the rest looks flatter, and steadier, than it is.
 //!
-//! A map that never changes is perfect by every one of these: never show them without a measure of faithfulness.
+//! A map that never changes scores perfectly on all of these measures: never show them without a faithfulness measure.
 //!
-//! Functions on slices return `None` where there is nothing to compare, or one slice is longer than another.
+//! Functions on slices return `None` if there is nothing to compare or the slices differ in length.
 
 use std::array::from_fn;
 
@@ -23,20 +23,21 @@ use super::statistics::quantile;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::flow::{Flow, Gray, warp};
 
-/// A map: one number a place, of any sign.
+/// Map with one value of any sign per position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Map {
     rows: usize,
     columns: usize,
-    /// As many as places, of which there is at least one.
+    /// `rows * columns` values, at least one.
     values: Vec<f32>,
 }
 
 impl Map {
-    /// A map of `values`, row by row, `[rows, columns]`.
+    /// Creates a map from `values` in row-major order, `[rows, columns]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is no place or not one value a place, [`Error::Data`] where a value is not finite.
+    /// [`Error::Shape`] if the map is empty or has not one value per position, [`Error::Data`] if a value is not
+    /// finite.
     pub fn new(rows: usize, columns: usize, values: Vec<f32>) -> Result<Self> {
         if values.is_empty() || rows.checked_mul(columns) != Some(values.len()) {
             return Err(Error::Shape {
@@ -54,37 +55,37 @@ impl Map {
         })
     }
 
-    /// Rows, and columns.
+    /// Rows and columns.
     pub fn size(&self) -> (usize, usize) {
         (self.rows, self.columns)
     }
 
-    /// One value a place, row by row, `[rows, columns]`.
+    /// Returns one value per position in row-major order, `[rows, columns]`.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// The map less its least value, and then of sum 1; the same value everywhere where all are equal.
+    /// Subtracts the minimum and scales the map to sum 1; a flat map becomes uniform.
     pub fn normalized(&self) -> Self {
         let (least, _) = self.extremes();
         let shifted = self.values.iter().map(|&value| f64::from(value) - least);
-        // Differences first: the sum of equal values is not quite their number times the value.
+        // Subtract first: the sum of n equal values is not exactly n times the value.
         let sum = shifted.sum();
         let even = 1.0 / self.values.len() as f64;
         self.mapped(|value| ratio(value - least, sum, even))
     }
 
-    /// The map with 0 for its least value and 1 for its greatest; zeros where all are equal.
+    /// Scales the map to a minimum of 0 and a maximum of 1; a flat map becomes all zeros.
     pub fn ranged(&self) -> Self {
         let (least, greatest) = self.extremes();
         self.mapped(|value| ratio(value - least, greatest - least, 0.0))
     }
 
-    /// The map at another size, bilinear between the centers of places, constant beyond the outermost ones: torch's
-    /// `interpolate` with `align_corners=False`.
+    /// Resizes the map bilinearly between cell centers, constant beyond the outermost centers, as torch's `interpolate`
+    /// with `align_corners=False`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is no place.
+    /// [`Error::Shape`] if the new size is empty.
     pub fn upsampled(&self, rows: usize, columns: usize) -> Result<Self> {
         let values = resized(&self.values, self.size(), (rows, columns));
         Self::new(rows, columns, values)
@@ -106,7 +107,7 @@ impl Map {
         }
     }
 
-    /// Column and row of the greatest value, the mean of all where it is several times there; `None` on flat maps.
+    /// Returns the column and row of the maximum, averaged over all positions that share it; `None` for flat maps.
     pub fn peak(&self) -> Option<(f64, f64)> {
         let (least, greatest) = self.extremes();
         let is_greatest = |idx: &usize| f64::from(self.values[*idx]) == greatest;
@@ -117,21 +118,21 @@ impl Map {
     }
 }
 
-/// What the model answered on a frame.
+/// The model's prediction for a frame.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Answer {
-    /// The class of the greatest probability.
+    /// Class with the highest probability.
     pub class: usize,
     /// Its probability.
     pub probability: f32,
 }
 
-/// What [`score`] finds for a video; means over pairs of frames, where nothing else is said.
+/// Scores of a video computed by [`score`]; means over pairs of frames unless stated otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TemporalScores {
-    /// Pairs of frames.
+    /// Number of frame pairs.
     pub pairs: usize,
-    /// Share of pixels that both frames of a pair show.
+    /// Fraction of pixels visible in both frames of a pair.
     pub visible: f64,
     /// [`total_variation`] of normalized maps, 0 to 1.
     pub flicker: f64,
@@ -139,17 +140,17 @@ pub struct TemporalScores {
     pub compensated_flicker: Option<f64>,
     /// [`warped_error`] of normalized maps.
     pub warped_error: Option<f64>,
-    /// The same over the mean variance of these maps.
+    /// [`Self::warped_error`] divided by the mean variance of these maps.
     pub scale_free_warped_error: Option<f64>,
-    /// [`warped_error`] of maps from 0 to 1.
+    /// [`warped_error`] of maps scaled to 0 to 1.
     pub ranged_warped_error: Option<f64>,
-    /// The same over the mean variance of these maps.
+    /// [`Self::ranged_warped_error`] divided by the mean variance of these maps.
     pub scale_free_ranged_warped_error: Option<f64>,
     /// [`rank_correlation`], −1 to 1.
     pub rank_stability: Option<f64>,
     /// [`top_overlap`], 0 to 1.
     pub top_overlap: Option<f64>,
-    /// [`ssim`] of maps from 0 to 1.
+    /// [`ssim`] of maps scaled to 0 to 1.
     pub ssim: Option<f64>,
     /// Median [`peak_jump_px`].
     pub median_peak_jump_px: Option<f64>,
@@ -157,15 +158,15 @@ pub struct TemporalScores {
     pub p95_peak_jump_px: Option<f64>,
 }
 
-/// Scores the maps of a video; `flows[t]` leads from frame `t` to the next, and `visible[t]` is of its pixels
-/// ([`vitscope_core::flow::visibility`]).
+/// Scores the maps of a video. `flows[t]` leads from frame `t` to the next, and `visible[t]` refers to the pixels of
+/// frame `t` ([`vitscope_core::flow::visibility`]).
 ///
 /// # Shapes
-/// - `maps`: two at least, each `[height_px, width_px]` of the flows ([`Map::upsampled`])
-/// - `flows`, `visible`: one less than maps
+/// - `maps`: at least two, each `[height_px, width_px]` of the flows ([`Map::upsampled`])
+/// - `flows`, `visible`: one fewer than `maps`
 ///
 /// # Errors
-/// [`Error::Shape`] where a number or a size is another one.
+/// [`Error::Shape`] if a count or a size does not match.
 pub fn score(maps: &[Map], flows: &[Flow], visible: &[Vec<bool>]) -> Result<TemporalScores> {
     let pairs = flows.len();
     if pairs == 0 || maps.len() != pairs + 1 || visible.len() != pairs {
@@ -187,7 +188,7 @@ pub fn score(maps: &[Map], flows: &[Flow], visible: &[Vec<bool>]) -> Result<Temp
     let [rank_stability, top_overlap, ssim] = similarities;
     let jumps: Vec<f64> = found.iter().filter_map(|[.., jump]| *jump).collect();
     let scale_free = |error: Option<f64>, scaled: fn(&Map) -> Map| {
-        // Where all maps are flat, there is no error either.
+        // If all maps are flat, the error is 0 as well.
         let variance = mean(maps.iter().map(|map| variance(&scaled(map).values)))?;
         Some(ratio(error?, variance, 0.0))
     };
@@ -208,7 +209,7 @@ pub fn score(maps: &[Map], flows: &[Flow], visible: &[Vec<bool>]) -> Result<Temp
     })
 }
 
-/// For a pair of frames, what [`TemporalScores`] has means of, in its order, and the jump of the peak.
+/// For a pair of frames, returns the values that [`TemporalScores`] averages, in its order, and the peak jump.
 fn score_pair(from: &Map, to: &Map, flow: &Flow, visible: &[bool]) -> Result<[Option<f64>; 9]> {
     let (width_px, height_px) = flow.size_px();
     let size = (height_px, width_px);
@@ -235,14 +236,14 @@ fn score_pair(from: &Map, to: &Map, flow: &Flow, visible: &[bool]) -> Result<[Op
     ])
 }
 
-/// Half the sum of absolute differences: 0 for equal maps of sum 1, 1 for those that have nothing in common.
+/// Half the sum of absolute differences: 0 for equal maps of sum 1, 1 for maps without overlap.
 pub fn total_variation(a: &[f32], b: &[f32]) -> Option<f64> {
     let differences = pairs(a, b)?.map(|(a, b)| (a - b).abs());
     Some(differences.sum::<f64>() / 2.0)
 }
 
-/// [`total_variation`] of a map and the next one, warped, where both are seen and have sum 1 there; `None` where one
-/// has nothing there.
+/// [`total_variation`] of a map and the warped next map, each normalized to sum 1 over visible pixels; `None` if one of
+/// them has no mass there.
 pub fn compensated_flicker(map: &[f32], warped: &[f32], visible: &[bool]) -> Option<f64> {
     let seen = seen_pairs(map, warped, visible)?;
     let map_sum: f64 = seen.iter().map(|(map, _)| map).sum();
@@ -251,25 +252,25 @@ pub fn compensated_flicker(map: &[f32], warped: &[f32], visible: &[bool]) -> Opt
     (map_sum > 0.0 && warped_sum > 0.0).then(|| seen.iter().map(difference).sum::<f64>() / 2.0)
 }
 
-/// Mean squared difference of a map and the next one, warped, where both are seen (Lai et al., ECCV 2018).
+/// Mean squared difference between a map and the warped next map over visible pixels (Lai et al., ECCV 2018).
 pub fn warped_error(map: &[f32], warped: &[f32], visible: &[bool]) -> Option<f64> {
     let seen = seen_pairs(map, warped, visible)?;
     mean(seen.iter().map(|(map, warped)| (map - warped).powi(2)))
 }
 
-/// Spearman's correlation, −1 to 1: Pearson's of the ranks, where equal values share the mean of theirs.
+/// Spearman's correlation, −1 to 1: Pearson's correlation of the ranks, where ties share their mean rank.
 ///
-/// Of two flat maps it is 1, since nothing changed; of a flat one and another 0.
+/// Two flat maps have 1, since nothing changed; a flat map and any other have 0.
 pub fn rank_correlation(a: &[f32], b: &[f32]) -> Option<f64> {
     let flat = |values: &[f32]| values.iter().all(|value| Some(value) == values.first());
     let of_flat = if flat(a) && flat(b) { 1.0 } else { 0.0 };
     Some(spearman(a, b).ok()?.unwrap_or(of_flat))
 }
 
-/// Intersection over union of the places whose values are among the greatest tenth, with all that equal the least of
-/// these, but never those of the map's least value: of a mask all that it keeps, of a flat map none.
+/// Intersection over union of the positions in the top tenth of each map. Ties with the least of them count as well,
+/// but positions at the map's minimum never do: a mask counts all that it keeps, a flat map nothing.
 ///
-/// Of two flat maps it is 1.
+/// Two flat maps have 1.
 pub fn top_overlap(a: &[f32], b: &[f32]) -> Option<f64> {
     same_len(a, b)?;
     let (mut common, mut either) = (0_usize, 0_usize);
@@ -280,8 +281,8 @@ pub fn top_overlap(a: &[f32], b: &[f32]) -> Option<f64> {
     Some(ratio(common as f64, either as f64, 1.0))
 }
 
-/// Mean structural similarity of maps from 0 to 1, of the windows whose center is `visible` and which do not leave the
-/// map: 11 x 11, Gaussian of sigma 1.5, K1 = 0.01, K2 = 0.03 (Wang et al., 2004, eq. 13).
+/// Mean structural similarity of maps scaled to 0 to 1, over windows that lie inside the map and whose center is
+/// `visible`: 11 x 11, Gaussian of sigma 1.5, K1 = 0.01, K2 = 0.03 (Wang et al., 2004, eq. 13).
 ///
 /// # Shapes
 /// - `a`, `b`, `visible`: `[rows, columns]`
@@ -289,7 +290,7 @@ pub fn ssim(a: &[f32], b: &[f32], visible: &[bool], columns: usize) -> Option<f6
     same_len(a, visible)?;
     let size = (a.len() / columns.max(1), columns);
     let windows = ssim_of_windows(a, b, size, 1.0).ok()?;
-    // Windows begin at their upper left corner, half a window before the center.
+    // Windows are indexed by their upper left corner, half a window before the center.
     let half = WINDOW / 2;
     let places = (half..size.0 - half)
         .flat_map(|row| (half..columns - half).map(move |column| row * columns + column));
@@ -300,8 +301,8 @@ pub fn ssim(a: &[f32], b: &[f32], visible: &[bool], columns: usize) -> Option<f6
     mean(seen.map(|(similarity, _)| similarity))
 }
 
-/// How far the peak of a map lies from where the flow brings the peak of the map before, in pixels; `None` where that
-/// is hidden, a map flat, or a size another one.
+/// Distance in pixels between the peak of a map and the position to which the flow moves the peak of the previous map.
+/// `None` if that position is hidden, a map is flat, or sizes differ.
 pub fn peak_jump_px(from: &Map, to: &Map, flow: &Flow, visible: &[bool]) -> Option<f64> {
     let ((x, y), (to_x, to_y)) = (from.peak()?, to.peak()?);
     let nearest = y.round() as usize * from.columns + x.round() as usize;
@@ -311,8 +312,8 @@ pub fn peak_jump_px(from: &Map, to: &Map, flow: &Flow, visible: &[bool]) -> Opti
     shown.then(|| (to_x - x - right).hypot(to_y - y - down))
 }
 
-/// Pairs of successive frames on which the model answers alike: the same class, its probability within 0.05. Where it
-/// does not, a map that changes does not flicker.
+/// Marks pairs of successive frames with the same prediction: the same class, and probabilities within 0.05. Where
+/// predictions differ, a changing map is not flicker.
 pub fn alike(answers: &[Answer]) -> Vec<bool> {
     let near = |a: f32, b: f32| (a - b).abs() < 0.05;
     let pairs = answers.iter().zip(answers.iter().skip(1));
@@ -321,12 +322,12 @@ pub fn alike(answers: &[Answer]) -> Vec<bool> {
         .collect()
 }
 
-/// Mean flicker of maps over the mean change of their frames: of two methods on the same video, the steadier one has
-/// the lesser.
+/// Mean flicker of maps divided by the mean change of their frames: of two methods on the same video, the steadier one
+/// has the lower value.
 ///
-/// Only the pairs of successive frames that are `kept` count, all or those of [`alike`]. The change is the mean
-/// absolute difference of gray values, 0 to 1, and not their sum, so that the resolution does not matter; a quarter of
-/// a gray level of 255 is added to it, so that still frames do not divide by nothing.
+/// Counts only pairs of successive frames that are `kept`: all pairs, or those of [`alike`]. The change is the mean
+/// absolute difference of gray values from 0 to 1, not their sum, so the resolution does not matter. A quarter of a
+/// gray level (1/255) is added to it to avoid division by zero on still frames.
 pub fn relative_stability(maps: &[Map], frames: &[Gray], kept: &[bool]) -> Option<f64> {
     const EPSILON: f64 = 0.001;
 
@@ -343,25 +344,25 @@ pub fn relative_stability(maps: &[Map], frames: &[Gray], kept: &[bool]) -> Optio
     Some(mean(flickers.into_iter())? / (mean(changes.into_iter())? + EPSILON))
 }
 
-/// The value below which the share `rank` of all lies, interpolated between two.
+/// Returns the value below which the fraction `rank` of all values lies, interpolated between neighbors.
 pub fn percentile(values: &[f64], rank: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     (!sorted.is_empty()).then(|| quantile(&sorted, rank.clamp(0.0, 1.0)))
 }
 
-/// `None` where the lengths differ, or are 0.
+/// `None` if the lengths differ or are 0.
 fn same_len<A, B>(a: &[A], b: &[B]) -> Option<()> {
     (a.len() == b.len() && !a.is_empty()).then_some(())
 }
 
-/// Both values of each place.
+/// Pairs the values of each position.
 fn pairs<'a>(a: &'a [f32], b: &'a [f32]) -> Option<impl Iterator<Item = (f64, f64)> + 'a> {
     same_len(a, b)?;
     Some(a.iter().zip(b).map(|(&a, &b)| (a.into(), b.into())))
 }
 
-/// Both values of each place that is visible.
+/// Pairs the values of each visible position.
 fn seen_pairs(a: &[f32], b: &[f32], visible: &[bool]) -> Option<Vec<(f64, f64)>> {
     same_len(a, visible)?;
     let seen = pairs(a, b)?.zip(visible).filter(|(_, visible)| **visible);
@@ -373,7 +374,7 @@ fn seen(values: &[f32], visible: &[bool]) -> Vec<f32> {
     seen.map(|(&value, _)| value).collect()
 }
 
-/// The quotient of two numbers, or another one where it is over nothing.
+/// Divides two numbers; returns `otherwise` if the divisor is not positive.
 fn ratio(part: f64, whole: f64, otherwise: f64) -> f64 {
     if whole > 0.0 { part / whole } else { otherwise }
 }
@@ -418,7 +419,7 @@ mod tests {
         Map::new(rows, columns, values.collect()).unwrap()
     }
 
-    /// A hill around a place.
+    /// Returns a map with a bump around a position.
     fn hill(x: usize, y: usize) -> Map {
         map(|column, row| {
             let (right, down) = (column as f32 - x as f32, row as f32 - y as f32);
@@ -426,7 +427,7 @@ mod tests {
         })
     }
 
-    /// A flow that is the same everywhere, and what stays visible.
+    /// Returns a uniform flow and its visible pixels.
     fn shift(right: f32, down: f32) -> (Flow, Vec<bool>) {
         let uniform = |x, y| Flow::new(SIZE.1, SIZE.0, vec![[x, y]; SIZE.0 * SIZE.1]).unwrap();
         let forward = uniform(right, down);
@@ -464,7 +465,7 @@ mod tests {
     fn flicker_is_the_share_of_mass_that_moves() {
         check(total_variation(&[1.0, 0.0], &[0.0, 1.0]), 1.0);
         check(total_variation(&[0.5, 0.5, 0.0], &[0.25, 0.5, 0.25]), 0.25);
-        // What is seen has masses 0.2 and 0.6, of which each becomes 1: (1/2, 1/2) and (1/3, 2/3).
+        // The visible masses are 0.2 and 0.6. Scaled to 1, they are (1/2, 1/2) and (1/3, 2/3).
         let seen = [true, true, false];
         let (map, next) = ([0.1, 0.1, 0.8], [0.2, 0.4, 0.4]);
         check(compensated_flicker(&map, &next, &seen), 1.0 / 6.0);
@@ -488,12 +489,12 @@ mod tests {
 
     #[test]
     fn overlap_is_of_the_greatest_tenths() {
-        // Two of twenty places each, one of them in both.
+        // Two of twenty positions each, one of them in common.
         let a: [f32; 20] = from_fn(|idx| idx as f32);
         let mut b = a;
         b.swap(0, 19);
         check(top_overlap(&a, &b), 1.0 / 3.0);
-        // Of masks all that is kept counts, and of a single peak nothing but the peak.
+        // For masks, all kept positions count; for a single peak, only the peak.
         let mask =
             |kept: std::ops::Range<usize>| a.map(|idx| f32::from(kept.contains(&(idx as usize))));
         check(top_overlap(&mask(0..10), &mask(5..15)), 1.0 / 3.0);
@@ -525,7 +526,7 @@ mod tests {
         let (flow, visible) = shift(2.0, 1.0);
         let jump = |from: Map, to: Map| peak_jump_px(&from, &to, &flow, &visible);
         check(jump(hill(8, 6), hill(13, 11)), 5.0);
-        // The peak of these is between two places.
+        // The peak of these maps lies between two positions.
         let two =
             |x: usize| map(|column, row| f32::from(row == 3 && (column == x || column == x + 1)));
         check(jump(two(4), two(6)), 1.0);

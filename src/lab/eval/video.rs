@@ -1,4 +1,5 @@
-//! Methods on videos: how steady their maps are, beside how faithful, since a map that never changes is perfectly steady.
+//! Methods on videos: temporal stability of maps, next to faithfulness, since a map that never changes is perfectly
+//! stable.
 
 use rayon::prelude::*;
 
@@ -15,37 +16,37 @@ use vitscope_core::gates::ranking;
 use vitscope_core::rng::Rng;
 use vitscope_core::vit::Vit;
 
-/// Shares in which a whole video is taken away, or put back.
+/// Number of equal steps in which a whole video is removed, or restored.
 const STEPS: usize = 20;
-/// What RISE puts in the place of what is not inserted yet.
+/// Fill that RISE uses for parts that are not inserted yet.
 const BLUR: Substrate = Substrate::Blur {
     kernel_px: 11,
     sigma_px: 5.0,
 };
-/// Copies of a still frame that differ by noise.
+/// Number of copies of a still frame that differ only by noise.
 const STILL_FRAMES: usize = 16;
-/// Standard deviation of a sensor's noise, of a range of 1.
+/// Standard deviation of simulated sensor noise, relative to a range of 1.
 const NOISE: f32 = 2.0 / 255.0;
 
-/// Frames of a video, and where everything moves to.
+/// Frames of a video and the motion between them.
 pub struct Video {
-    /// As the model sees them: `[3, height, width]`, normalized.
+    /// Frames as model input: `[3, height, width]`, normalized.
     images: Vec<Vec<f32>>,
-    /// By what the model's values are divided.
+    /// Divisors of the model's normalization.
     std: [f32; 3],
-    /// The same frames for the flow, which may be larger.
+    /// The same frames for optical flow, possibly larger.
     grays: Vec<Gray>,
-    /// From each frame to the next one.
+    /// Flow from each frame to the next one.
     flows: Vec<Flow>,
-    /// Which of a frame's pixels the next one shows too.
+    /// Which pixels of a frame are visible in the next one.
     visible: Vec<Vec<bool>>,
 }
 
 impl Video {
-    /// Finds the motion of `larger` pictures, the same frames as `pictures`, which the model sees.
+    /// Estimates the motion between the `larger` images, which show the same frames as `pictures`, the model's input.
     ///
     /// # Errors
-    /// [`Error::Data`] where there are less than two frames; [`Error::Shape`] where they are of different numbers or sizes.
+    /// [`Error::Data`] if there are fewer than two frames; [`Error::Shape`] if numbers or sizes of frames differ.
     pub fn new(
         pictures: &[Picture],
         larger: &[Picture],
@@ -91,7 +92,7 @@ fn gray(picture: &Picture) -> Result<Gray> {
     Gray::new(picture.size.width_px, picture.size.height_px, values)
 }
 
-/// What [`score`] finds, in its order; the values are of videos.
+/// Returns the measures that [`score`] computes, in its order; each value belongs to a video.
 pub fn measures() -> Vec<Measure> {
     let mut measures = Vec::new();
     let mut add = |group: &str, settings: &str, named: &[(&str, bool)]| {
@@ -156,7 +157,7 @@ pub fn measures() -> Vec<Measure> {
 /// Scores a method on a video.
 ///
 /// # Errors
-/// Fails where model, method and video do not go together.
+/// Fails if model, method and video do not fit together.
 pub fn score(
     model: &BatchedModel<'_>,
     vit: &Vit,
@@ -209,7 +210,7 @@ pub fn score(
     Ok(scores)
 }
 
-/// All that is said of the maps and the motion alone.
+/// Computes the scores that depend only on the maps and the motion.
 fn steadiness(
     model: &BatchedModel<'_>,
     video: &Video,
@@ -253,7 +254,7 @@ fn maps_of(maps: &[Vec<f32>], (rows, columns): (usize, usize)) -> Result<Vec<Map
     maps.collect()
 }
 
-/// Flicker on one frame that is shown again and again, with a sensor's noise.
+/// Measures flicker on a single frame repeated with sensor noise.
 fn still_flicker(
     model: &BatchedModel<'_>,
     vit: &Vit,
@@ -282,7 +283,7 @@ fn still_flicker(
     Ok((!flickers.is_empty()).then(|| flickers.iter().sum::<f64>() / flickers.len() as f64))
 }
 
-/// For each patch of each frame the step at which it changes, where those of all frames are in one order.
+/// Returns for each patch of each frame the step at which it changes, with the patches of all frames in one order.
 fn steps_of_patches(maps: &[Vec<f32>], grid: (usize, usize)) -> Result<Vec<usize>> {
     let scores: Vec<f32> = (maps_of(maps, grid)?.iter())
         .flat_map(|map| map.normalized().values().to_vec())
@@ -294,7 +295,8 @@ fn steps_of_patches(maps: &[Vec<f32>], grid: (usize, usize)) -> Result<Vec<usize
     Ok(steps)
 }
 
-/// Mean probability of a class over all frames, while patches of all of them go, or come, at their `steps`.
+/// Returns the mean probability of a class over all frames while patches of all frames are removed, or restored, at
+/// their `steps`.
 fn video_curve(
     model: &BatchedModel<'_>,
     video: &Video,
@@ -331,7 +333,7 @@ fn video_curve(
     Ok(curve)
 }
 
-/// The first of the greatest.
+/// Returns the first class with the highest probability.
 fn likeliest(probabilities: &[f64]) -> usize {
     let mut best = 0;
     for (class, probability) in probabilities.iter().enumerate() {
@@ -359,7 +361,7 @@ mod tests {
         grid: (4, 4),
     };
 
-    /// A texture that moves to the right, so that each frame shows much of the one before.
+    /// Returns frames of a texture that moves to the right, so consecutive frames overlap.
     fn pictures(n_frames: usize) -> Vec<Picture> {
         let picture = |shift: usize| {
             let pixel = |idx: usize| {
@@ -386,7 +388,7 @@ mod tests {
         Video::new(&pictures, &pictures, ([0.5; 3], [0.5; 3])).unwrap()
     }
 
-    /// Sure of class 1 where the first patch is not gray, else of class 0.
+    /// Predicts class 1 with certainty if the first patch is not gray, else class 0.
     fn looks_at_the_first_patch(images: &Tensor) -> Result<Tensor> {
         let images = images.flatten_from(1)?.to_vec2::<f32>()?;
         let logits = images.iter().flat_map(|image| {
@@ -454,7 +456,7 @@ mod tests {
         assert!(value(&random, "likeness: rank") < value(&center, "likeness: rank"));
     }
 
-    /// A model that looks at one patch: its place in the order is where the curve falls.
+    /// The model depends on one patch; the curve falls at the position of that patch in the order.
     #[test]
     fn a_video_is_deleted_in_one_order_of_all_its_patches() {
         let video = video();
@@ -470,7 +472,7 @@ mod tests {
             assert!(curve[0] > 0.99 && curve[STEPS] < 0.01, "{curve:?}");
             trapezoid_unit(&curve).unwrap()
         };
-        // The first patch of all four frames is in the first 1.25 of 20 steps, or in the last.
+        // The first patch of all four frames lies in the first 1.25 of 20 steps, or in the last ones.
         assert!((area(&names_it(0)) - 0.045).abs() < 0.02);
         assert!((area(&names_it(1)) - 0.95).abs() < 0.06);
     }

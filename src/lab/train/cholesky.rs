@@ -1,12 +1,12 @@
-//! The Cholesky factor of small symmetric matrices, in double precision.
+//! Cholesky factorization of small symmetric matrices, in double precision.
 
-/// Scalar product.
+/// Inner product.
 pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// The inverse of the Cholesky factor of a symmetric positive definite matrix, of which the lower triangle is given: as
-/// such a triangle. `None` where it is not positive definite, or too large for numbers.
+/// Returns the inverse of the Cholesky factor of a symmetric positive definite matrix. Input and output are lower
+/// triangles. `None` if the matrix is not positive definite, or too large to represent.
 pub(super) fn inverse_of_factor(mut matrix: Vec<Vec<f64>>) -> Option<Vec<Vec<f64>>> {
     for row in 0..matrix.len() {
         let (above, rest) = matrix.split_at_mut(row);

@@ -1,4 +1,4 @@
-//! Random crops: other views of pictures that there are few of.
+//! Random crops: additional views for small data sets.
 
 use image::imageops::{self, FilterType};
 
@@ -6,15 +6,15 @@ use crate::data::Picture;
 use vitscope_core::error::Result;
 use vitscope_core::rng::Rng;
 
-/// Height of a crop over its width lies within this factor of the picture's.
+/// The aspect ratio of a crop, height over width, lies within this factor of the image's.
 const WIDEST: f64 = 4.0 / 3.0;
 
-/// A random piece of the picture, enlarged to its size, and mirrored half of the time.
+/// Crops a random part of the image, enlarges it to the original size, and mirrors it half of the time.
 ///
-/// Its area is uniform in `smallest` to 1 of the picture's; where it would be too long, it ends at the edge.
+/// The area is uniform in `smallest` to 1 of the image's; sides that would be too long end at the edge.
 ///
 /// # Errors
-/// As [`Picture::into_image`].
+/// As for [`Picture::into_image`].
 pub(super) fn random_crop(picture: Picture, smallest: f64, rng: &mut Rng) -> Result<Picture> {
     let size = picture.size;
     let whole = picture.into_image()?;
@@ -51,7 +51,7 @@ mod tests {
 
     const SIDE_PX: usize = 16;
 
-    /// Brightness grows from left to right.
+    /// Brightness increases from left to right.
     fn ramp() -> Picture {
         let row = (0..SIDE_PX).flat_map(|column| [16 * column as u8; 3]);
         Picture {
@@ -70,7 +70,7 @@ mod tests {
             prop_assert_eq!(view.size, ramp().size);
             prop_assert_eq!(view.rgb.len(), ramp().rgb.len());
             let columns: Vec<u8> = view.rgb[..3 * SIDE_PX].iter().copied().step_by(3).collect();
-            // A crop of a ramp is one, of so many of its columns.
+            // A crop of a ramp is itself a ramp, of a known number of its columns.
             let rising = columns.is_sorted();
             prop_assert!(rising || columns.iter().rev().is_sorted(), "{:?}", columns);
             let shown = 1 + usize::from(columns[0].abs_diff(columns[SIDE_PX - 1]) / 16);

@@ -1,8 +1,8 @@
-//! Fits what a model finds familiar, so that it can say "not sure" of a picture unlike those that it learned from.
+//! Fits a model's familiarity with images, so that it can answer "not sure" for images unlike its training data.
 //!
-//! See [`Familiarity`] for what is fitted, and its sources. One pass over pictures like those that the model learned from
-//! gives the mean of each class and the covariance within classes; one pass over held-out pictures gives the logistic
-//! regression of right answers, and the least trust at which answers are right as often as asked.
+//! See [`Familiarity`] for the fitted quantities and their sources. One pass over images like the training data yields
+//! the mean of each class and the covariance within classes. One pass over held-out images yields the logistic
+//! regression of correct predictions, and the lowest trust at which predictions reach the requested accuracy.
 
 use candle_core::{Device, Tensor};
 
@@ -14,43 +14,44 @@ use vitscope_core::error::{Error, Result};
 use vitscope_core::models::familiarity::logit;
 use vitscope_core::models::{Familiarity, Model};
 
-/// What is added to each variance, as a share of their mean.
+/// Amount added to each variance, as a fraction of the mean variance.
 const SHRINKAGE: f64 = 1e-3;
-/// Weight of the squared coefficients beside the mean loss, so that answers which are all right have a finite best fit.
+/// Weight of the squared coefficients relative to the mean loss, so that a finite best fit exists even if all
+/// predictions are correct.
 const RIDGE: f64 = 1e-4;
-/// Newton's steps; the loss is convex, and fewer than ten are taken where there is anything to learn.
+/// Maximum number of Newton steps. The loss is convex, and fewer than ten suffice if there is anything to learn.
 const NEWTON_STEPS: usize = 50;
 
-/// Pictures whose classes are known.
+/// Images with known classes.
 #[derive(Clone, Copy)]
 pub struct Labeled<'a> {
-    /// The pictures.
+    /// The images.
     pub data: &'a dyn Dataset,
-    /// Which of the model's classes each class of the data is.
+    /// Class of the model for each class of the data.
     pub classes: &'a [Option<usize>],
 }
 
-/// What was fitted, and the held-out answers that it was fitted to.
+/// Fitted familiarity, and the held-out predictions that it was fitted to.
 #[derive(Debug)]
 pub struct Fitted {
-    /// What the model finds familiar.
+    /// Fitted familiarity of the model.
     pub familiarity: Familiarity,
-    /// Pictures that say what each class looks like.
+    /// Number of images that describe the classes.
     pub n_learned: usize,
-    /// The held-out answers with the trust in them.
+    /// Held-out predictions with their trust.
     pub held: Vec<Prediction>,
 }
 
-/// Fits what `model` finds familiar.
+/// Fits the familiarity of `model`.
 ///
-/// - `learned`: pictures like those that the model learned from
-/// - `held`: others, that its answers are measured on
-/// - `sure_accuracy`: share of right answers among those that shall count as sure
-/// - `on_picture`: told how many pictures are done
+/// - `learned`: images like the model's training data
+/// - `held`: other images, to measure its predictions on
+/// - `sure_accuracy`: required accuracy among predictions that count as sure
+/// - `on_picture`: receives the number of processed images
 ///
 /// # Errors
-/// [`Error::Data`] where no picture is of a class that the model knows, or where no answer to a held-out one is sure enough;
-/// and where pictures do not fit the model.
+/// [`Error::Data`] if no image has a class that the model knows, or if no held-out prediction is sure enough; also
+/// fails if the images do not fit the model.
 pub fn fit(
     model: &Model,
     learned: Labeled<'_>,
@@ -120,7 +121,7 @@ pub fn fit(
     })
 }
 
-/// Sums over the class tokens of pictures.
+/// Sums over the class tokens of images.
 struct Classes {
     n_pictures: usize,
     counts: Vec<usize>,
@@ -154,8 +155,8 @@ impl Classes {
         }
     }
 
-    /// L⁻ᵀ, `[features, features]`, and the means of the classes times L⁻¹, `[classes, features]`; a class without pictures
-    /// has the mean of all.
+    /// Returns L⁻ᵀ, `[features, features]`, and the class means times L⁻¹, `[classes, features]`; a class without
+    /// images gets the overall mean.
     fn whitened(self) -> Result<(Tensor, Tensor)> {
         let Self {
             n_pictures,
@@ -222,7 +223,7 @@ impl Classes {
     }
 }
 
-/// Coefficients of the logistic regression of what is right on rows of numbers, by Newton's method.
+/// Fits the coefficients of a logistic regression by Newton's method: correct predictions on rows of numbers.
 fn logistic(rows: &[[f64; 3]], right: &[bool]) -> Result<[f64; 3]> {
     let n = rows.len() as f64;
     let mut coefficients = [0.0; 3];
@@ -270,7 +271,7 @@ mod tests {
 
     use super::*;
 
-    /// What `familiarity.py` computed with SciPy and scikit-learn.
+    /// Reference values computed by `familiarity.py` with SciPy and scikit-learn.
     const EXPECTED: &str = include_str!("../../../tests/fixtures/familiarity.json");
 
     #[derive(Deserialize)]

@@ -1,4 +1,4 @@
-//! The record of a run: a table of what was measured, as CSV and as a picture of its curves.
+//! Record of a run: a table of measurements, saved as CSV and as a plot of its curves.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use plotters::prelude::*;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::files::write_whole;
 
-/// Width and height of one panel in pixels; each curve has a panel of its own.
+/// Width and height of one panel in pixels; each curve has its own panel.
 const PANEL_PX: (u32, u32) = (960, 240);
-/// Name under which plotters knows the built-in face.
+/// Name by which plotters knows the built-in font.
 const FONT: &str = "hack";
-/// Colors of the lines, one a label.
+/// Colors of the lines, one per label.
 const COLORS: [RGBColor; 4] = [BLUE, RED, RGBColor(0, 140, 60), RGBColor(150, 90, 0)];
 
 /// Steps and values of one line.
@@ -25,7 +25,7 @@ pub struct History {
 }
 
 impl History {
-    /// An empty table with these columns.
+    /// Creates an empty table with these columns.
     pub fn new(names: &[&'static str]) -> Self {
         Self {
             names: names.to_vec(),
@@ -33,12 +33,12 @@ impl History {
         }
     }
 
-    /// Adds what was measured at `step`; `NaN` marks what was not.
+    /// Adds the measurements at `step`; `NaN` marks missing values.
     pub fn push(&mut self, step: u64, values: &[f64]) {
         self.rows.push((step, values.to_vec()));
     }
 
-    /// The measured values of one column, with their steps.
+    /// Returns the measured values of one column, with their steps.
     pub fn column(&self, name: &str) -> Vec<(u64, f64)> {
         let Some(column_idx) = self.names.iter().position(|known| *known == name) else {
             return Vec::new();
@@ -50,10 +50,10 @@ impl History {
             .collect()
     }
 
-    /// Reads the rows up to `last_step` of a table that [`History::save_csv`] wrote; none where there is no file.
+    /// Reads the rows up to `last_step` of a table written by [`History::save_csv`]; empty if the file does not exist.
     ///
     /// # Errors
-    /// Fails where the file has other columns or is not a table of numbers.
+    /// Fails if the file has other columns or is not a table of numbers.
     pub fn load_csv(names: &[&'static str], path: &Path, last_step: u64) -> Result<Self> {
         let mut history = Self::new(names);
         let text = match std::fs::read_to_string(path) {
@@ -88,10 +88,10 @@ impl History {
         Ok(history)
     }
 
-    /// Writes the table, an empty cell where nothing was measured.
+    /// Writes the table, with an empty cell for each missing value.
     ///
     /// # Errors
-    /// Fails where `path` cannot be written.
+    /// Fails if `path` cannot be written.
     pub fn save_csv(&self, path: &Path) -> Result<()> {
         let mut text = self.header() + "\n";
         for (step, values) in &self.rows {
@@ -107,10 +107,10 @@ impl History {
         write_whole(path, text.as_bytes())
     }
 
-    /// Draws one panel a column.
+    /// Draws one panel per column.
     ///
     /// # Errors
-    /// Fails where `path` cannot be written.
+    /// Fails if `path` cannot be written.
     pub fn save_png(&self, path: &Path, title: &str) -> Result<()> {
         Self::save_comparison_png(&[("", self.clone())], path, title)
     }
@@ -124,10 +124,10 @@ impl History {
         header
     }
 
-    /// Draws one panel a column with a line for each run; runs of the same label have the same color.
+    /// Draws one panel per column with a line for each run; runs with the same label share a color.
     ///
     /// # Errors
-    /// Fails where `path` cannot be written.
+    /// Fails if `path` cannot be written.
     pub fn save_comparison_png(runs: &[(&str, Self)], path: &Path, title: &str) -> Result<()> {
         Self::draw(runs, path, title)
             .map_err(|error| Error::Config(format!("cannot draw the curves, {error}: {path:?}")))

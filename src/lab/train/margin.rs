@@ -1,4 +1,4 @@
-//! How small the sets of patches are that keep an answer.
+//! Size of the smallest sets of patches that preserve a prediction.
 
 use candle_core::Tensor;
 
@@ -8,12 +8,12 @@ use crate::eval::masks::MaskScores;
 use vitscope_core::error::Result;
 use vitscope_core::gates::{Removal, masks_within_margin};
 
-/// Test pictures that are measured at once.
+/// Number of test images per measurement.
 const CHUNK: usize = 64;
 
-/// What minimal sets of best-rated patches leave of the answers to test pictures.
+/// Scores minimal sets of top-ranked patches by their effect on the model's outputs for test images.
 ///
-/// `rate` gives logits, `[batch, classes]`, and scores, `[batch, patches]`, of images, `[batch, 3, height, width]`.
+/// `rate` returns logits, `[batch, classes]`, and scores, `[batch, patches]`, for images, `[batch, 3, height, width]`.
 pub(super) fn cut_at_margin(
     subject: Subject<'_>,
     n_pictures: usize,

@@ -1,8 +1,8 @@
-//! Training: what all trainers share, that is progress, checkpoints and the record of a run.
+//! Training: shared parts of all trainers, such as progress, checkpoints and the record of a run.
 //!
-//! A run is a function of its recipe, its data and its seed. A checkpoint holds everything that the next
-//! step reads, so a run that was killed and resumed gives the same bits as one that was not, as long as
-//! it runs on the same number of threads.
+//! A run is a function of its recipe, its data and its seed. A checkpoint holds everything that the next step reads. A
+//! run that is killed and resumed is therefore bit-identical to an uninterrupted one, as long as the number of threads
+//! is the same.
 
 mod cholesky;
 pub mod classifier;
@@ -35,16 +35,16 @@ use vitscope_core::rng::Rng;
 pub use history::History;
 pub use subject::Subject;
 
-/// What a trainer tells after each step.
+/// Progress reported after each step.
 #[derive(Clone, Debug)]
 pub struct Progress<'a> {
-    /// Steps done.
+    /// Number of completed steps.
     pub step: u64,
-    /// Steps that the run will have.
+    /// Total number of steps of the run.
     pub n_steps: u64,
     /// Names of the values, the same at every step.
     pub names: &'a [&'static str],
-    /// What was measured at this step, `NaN` where a value is not measured at every step.
+    /// Measurements at this step; `NaN` for values that are not measured at every step.
     pub values: &'a [f64],
 }
 
@@ -54,31 +54,32 @@ pub type OnProgress<'a> = dyn FnMut(&Progress<'_>) -> bool + 'a;
 /// Everything that the next step of a run reads.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// Steps done.
+    /// Number of completed steps.
     pub step: u64,
-    /// The generator, where it stands.
+    /// Current state of the generator.
     pub rng: Rng,
-    /// The recipe as text: a run is resumed only with the one that it began with.
+    /// Recipe as text: a run can be resumed only with the recipe that it was started with.
     pub recipe: String,
-    /// Weights, moments and whatever else the trainer keeps, f32.
+    /// Weights, moments and other state of the trainer, f32.
     pub tensors: HashMap<String, Tensor>,
 }
 
 /// Name of the checkpoint inside the output folder.
 const FILE_NAME: &str = "checkpoint.safetensors";
-/// Before the names of the tensors that measured best so far.
+/// Prefix of the names of the best tensors so far.
 const BEST_PREFIX: &str = "best.";
 
 impl Checkpoint {
-    /// Where the checkpoint of the run that writes to `folder` lies.
+    /// Returns the path of the checkpoint of the run that writes to `folder`.
     pub fn path(folder: &Path) -> PathBuf {
         folder.join(FILE_NAME)
     }
 
-    /// Writes the checkpoint beside its place, then renames it, so that a kill leaves the old or the new one.
+    /// Writes the checkpoint to a file next to it, then renames that file, so that a kill leaves either the old or the
+    /// new one.
     ///
     /// # Errors
-    /// Fails where `folder` cannot be written.
+    /// Fails if `folder` cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let path = Self::path(folder);
         let mut names: Vec<&String> = self.tensors.keys().collect();
@@ -111,10 +112,10 @@ impl Checkpoint {
         write_whole(&path, &bytes)
     }
 
-    /// The checkpoint in `folder`, or `None` where there is none.
+    /// Loads the checkpoint in `folder`; `None` if there is none.
     ///
     /// # Errors
-    /// Fails where the file is damaged, or where it was begun with another recipe than `recipe`.
+    /// Fails if the file is damaged, or if it belongs to a run with another recipe than `recipe`.
     pub fn load(folder: &Path, recipe: &str) -> Result<Option<Self>> {
         let path = Self::path(folder);
         let bytes = match std::fs::read(&path) {
@@ -161,7 +162,7 @@ impl Checkpoint {
         }))
     }
 
-    /// What [`best_tensors`] put into [`tensors`](Self::tensors), by the names before that.
+    /// Returns the tensors that [`best_tensors`] added to [`tensors`](Self::tensors), under their original names.
     fn best(&self) -> BTreeMap<String, Tensor> {
         let best = self.tensors.iter().filter_map(|(name, tensor)| {
             let name = name.strip_prefix(BEST_PREFIX)?;
@@ -170,10 +171,10 @@ impl Checkpoint {
         best.collect()
     }
 
-    /// Removes the checkpoint of a run that is done.
+    /// Removes the checkpoint of a finished run.
     ///
     /// # Errors
-    /// Fails where the file is there and cannot be removed.
+    /// Fails if the file exists and cannot be removed.
     pub fn remove(folder: &Path) -> Result<()> {
         let path = Self::path(folder);
         match std::fs::remove_file(&path) {
@@ -185,13 +186,13 @@ impl Checkpoint {
     }
 }
 
-/// The tensors that measured best so far, by the names that they have in a [`Checkpoint`].
+/// Returns the best tensors so far, under their names in a [`Checkpoint`].
 fn best_tensors(best: &BTreeMap<String, Tensor>) -> impl Iterator<Item = (String, Tensor)> {
     best.iter()
         .map(|(name, tensor)| (format!("{BEST_PREFIX}{name}"), tensor.clone()))
 }
 
-/// Variables with these values to start from, by name.
+/// Creates variables with these initial values, by name.
 fn variables<C: FromIterator<(String, Var)>>(
     tensors: impl IntoIterator<Item = (String, Tensor)>,
 ) -> Result<C> {
@@ -199,14 +200,14 @@ fn variables<C: FromIterator<(String, Var)>>(
     tensors.into_iter().map(variable).collect()
 }
 
-/// What a model or a part is built over, so that it learns with the variables.
+/// Returns tensors that share the variables, so that a model built on them learns.
 fn over<'a>(vars: impl IntoIterator<Item = (&'a String, &'a Var)>) -> HashMap<String, Tensor> {
     vars.into_iter()
         .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
         .collect()
 }
 
-/// Copies of the variables' values, by name.
+/// Copies the values of the variables, by name.
 fn copies<'a, C: FromIterator<(String, Tensor)>>(
     vars: impl IntoIterator<Item = (&'a String, &'a Var)>,
 ) -> Result<C> {
@@ -219,7 +220,7 @@ fn unusable(path: &Path, reason: impl std::fmt::Display) -> Error {
     Error::Config(format!("the checkpoint is unusable ({reason}): {path:?}"))
 }
 
-/// Linear warm-up over `warmup` steps, then half a cosine down to zero at `n_steps`.
+/// Linear warmup over `warmup` steps, then half a cosine down to zero at `n_steps`.
 pub fn cosine_schedule(step: u64, warmup: u64, n_steps: u64) -> f64 {
     if step < warmup {
         return (step + 1) as f64 / warmup as f64;
@@ -228,12 +229,12 @@ pub fn cosine_schedule(step: u64, warmup: u64, n_steps: u64) -> f64 {
     0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
 }
 
-/// Which pictures each step sees: every epoch has an order of its own, which depends on the seed alone.
+/// Image indices of each step: every epoch has its own order, which depends only on the seed.
 struct Batches {
     seed: u64,
     len: usize,
     batch: usize,
-    /// Epoch of the order at hand, and the order.
+    /// Epoch of the current order, and the order.
     order: Option<(u64, Vec<usize>)>,
 }
 
@@ -247,12 +248,12 @@ impl Batches {
         }
     }
 
-    /// Steps of an epoch.
+    /// Returns the number of steps per epoch.
     fn per_epoch(&self) -> u64 {
         self.len.div_ceil(self.batch) as u64
     }
 
-    /// Indices of the pictures of a step; the last batch of an epoch may be smaller.
+    /// Returns the image indices of a step; the last batch of an epoch may be smaller.
     fn at(&mut self, step: u64) -> Vec<usize> {
         let (epoch, batch_idx) = (step / self.per_epoch(), step % self.per_epoch());
         let (_, order) = match self.order.take() {

@@ -1,8 +1,8 @@
 //! A linear probe: a classifier on the features of a frozen model.
 //!
-//! The features of all pictures are computed once. They are brought to mean 0 and deviation 1, a linear map
-//! learns the classes by cross-entropy, and the scale is folded into the map at the end, so that it reads
-//! the model's own features.
+//! The features of all images are computed once and standardized to mean 0 and deviation 1. A linear map learns the
+//! classes by cross-entropy. The standardization is then folded into the map, so that it reads the model's raw
+//! features.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,20 +22,20 @@ use vitscope_core::vit::Head;
 use vitscope_core::vit::head::features;
 use vitscope_kernels::in_pool;
 
-/// Measurements of a run.
+/// Columns of a run's measurements.
 pub const COLUMNS: &[&str] = &["loss", "train accuracy", "test accuracy"];
 
 /// Recipe for training a probe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ProbeRecipe {
-    /// Seed of the order of the pictures.
+    /// Seed of the image order.
     pub seed: u64,
-    /// Side of the square that pictures are resized to, in px; 0 uses the model's own size.
+    /// Side of the square that images are resized to, in px; 0 uses the model's own size.
     pub input_px: usize,
-    /// Number of training pictures, spread over the data; 0 uses all.
+    /// Number of training images, spread over the data; 0 uses all.
     pub pictures: usize,
-    /// Number of test pictures; 0 uses all.
+    /// Number of test images; 0 uses all.
     pub test_pictures: usize,
     /// Epochs over the features.
     pub epochs: usize,
@@ -45,7 +45,7 @@ pub struct ProbeRecipe {
     pub lr: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Pictures per forward pass of the model.
+    /// Images per forward pass of the model.
     pub feature_batch: usize,
     /// Steps between checkpoints, both while computing features and while training.
     pub checkpoint_steps: u64,
@@ -75,19 +75,20 @@ pub struct TrainedProbe {
     pub weight: Tensor,
     /// `[classes]`
     pub bias: Tensor,
-    /// Right answers on test pictures.
+    /// Correct predictions on test images.
     pub test: Count,
-    /// False where `on_progress` ended the run early.
+    /// False if `on_progress` ended the run early.
     pub complete: bool,
 }
 
-/// Trains a classifier on the features of a frozen model; writes checkpoints, `probe.csv` and `probe.png` into `folder`.
+/// Trains a classifier on the features of a frozen model; writes checkpoints, `probe.csv` and `probe.png` into
+/// `folder`.
 ///
-/// It reads what the model's family does: the class token, and for DINOv2 the mean of the patches behind it.
-/// Goes on from the checkpoint in `folder` where there is one.
+/// Reads the same features as the heads of the model's family: the class token, plus the mean of the patch tokens for
+/// DINOv2. Resumes from the checkpoint in `folder`, if any.
 ///
 /// # Errors
-/// Fails on data without labels, on pictures that do not fit the model, and where `folder` cannot be written.
+/// Fails if the data have no labels, the images do not fit the model, or `folder` cannot be written.
 pub fn train(
     recipe: &ProbeRecipe,
     subject: Subject<'_>,
@@ -122,20 +123,20 @@ pub fn train(
     trainer.finish(complete)
 }
 
-/// Features of pictures with their classes.
+/// Features of images with their classes.
 #[derive(Default)]
 struct Features {
-    /// `[pictures · width]`
+    /// `[images · width]`
     values: Vec<f32>,
     labels: Vec<u32>,
 }
 
-/// A run between two steps: first the features are computed, then the map learns.
+/// State of a run between two steps: first the features are computed, then the map learns.
 struct ProbeTrainer<'a> {
     recipe: &'a ProbeRecipe,
     subject: Subject<'a>,
     width: usize,
-    /// Indices of the pictures, chunk by chunk, first those to learn from.
+    /// Indices of the images, chunk by chunk, training images first.
     chunks: Vec<(bool, Vec<usize>)>,
     train: Features,
     test: Features,
@@ -143,7 +144,7 @@ struct ProbeTrainer<'a> {
     bias: Var,
     optim: AdamW,
     batches: Batches,
-    /// Mean and deviation of each feature, once all are there.
+    /// Mean and deviation of each feature, once all features are computed.
     scale: Option<(Tensor, Tensor)>,
     step: u64,
 }
@@ -240,7 +241,7 @@ impl<'a> ProbeTrainer<'a> {
         Ok(())
     }
 
-    /// Features of the pictures at `indices`, scaled, and their classes.
+    /// Returns the scaled features of the images at `indices`, and their classes.
     fn scaled(
         &mut self,
         features: fn(&Self) -> &Features,
@@ -270,9 +271,9 @@ impl<'a> ProbeTrainer<'a> {
             .broadcast_add(self.bias.as_tensor())?)
     }
 
-    /// One update of the map; loss and accuracy of the batch.
+    /// Updates the map once; returns the loss and accuracy of the batch.
     fn learn(&mut self) -> Result<Vec<f64>> {
-        // Pictures that could not be read have no features.
+        // Unreadable images have no features.
         let n_features = self.train.labels.len();
         let step = self.step - self.n_feature_steps();
         let mut indices = self.batches.at(step);
@@ -381,7 +382,7 @@ fn restored(tensors: &HashMap<String, Tensor>, name: &str) -> Result<Vec<f32>> {
     Ok(tensors.get(name).ok_or_else(lacking)?.to_vec1()?)
 }
 
-/// Mean and standard deviation of each feature, `[1, width]` each; a feature that never changes is left as it is.
+/// Computes the mean and standard deviation of each feature, `[1, width]` each; constant features are not scaled.
 fn mean_and_deviation(features: &Features, width: usize) -> Result<(Tensor, Tensor)> {
     let rows = features.labels.len();
     if rows == 0 {

@@ -1,4 +1,4 @@
-//! The loop that all trainers share: step, tell, checkpoint, go on from there.
+//! Training loop shared by all trainers: step, report, checkpoint, resume.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,46 +9,46 @@ use serde_json::Value;
 use super::{Checkpoint, History, OnProgress, Progress};
 use vitscope_core::error::{Error, Result};
 
-/// A trainer as the loop sees it.
+/// Interface between a trainer and the loop.
 pub(super) trait Trainer {
-    /// Steps done.
+    /// Number of completed steps.
     fn steps_done(&self) -> u64;
 
-    /// True where more steps would not help.
+    /// Returns true if more steps would not help.
     fn is_done(&self) -> bool {
         false
     }
 
-    /// One step, and what was measured at it, in the order of the columns; the last ones may be left out.
+    /// Takes one step and returns its measurements in column order; trailing ones may be omitted.
     fn step(&mut self) -> Result<Vec<f64>>;
 
-    /// All that the next step reads.
+    /// Captures everything that the next step reads.
     fn checkpoint(&self, recipe: &str) -> Result<Checkpoint>;
 
-    /// Goes on where `checkpoint` was made.
+    /// Resumes from `checkpoint`.
     fn restore(&mut self, checkpoint: Checkpoint) -> Result<()>;
 }
 
-/// What a run is, beside its trainer.
+/// Parameters of a run, apart from its trainer.
 pub(super) struct Plan<'a> {
-    /// Where checkpoints and curves go.
+    /// Output folder of checkpoints and curves.
     pub(super) folder: &'a Path,
-    /// File name of the curves, without its ending.
+    /// File name of the curves, without extension.
     pub(super) curves: &'static str,
-    /// What the curves are of.
+    /// Title of the curves.
     pub(super) title: &'static str,
-    /// Names of what is measured.
+    /// Names of the measurements.
     pub(super) columns: &'static [&'static str],
-    /// What the run is a function of.
+    /// Serialized inputs that determine the run.
     pub(super) recipe: String,
-    /// Steps of the whole run.
+    /// Number of steps of the whole run.
     pub(super) n_steps: u64,
     /// Steps between checkpoints.
     pub(super) checkpoint_steps: u64,
 }
 
 impl<'a> Plan<'a> {
-    /// A run of gates for the model whose weights hash to `base_sha256`.
+    /// Creates the plan of a gate run for the model whose weights hash to `base_sha256`.
     pub(super) fn of_gates(
         folder: &'a Path,
         columns: &'static [&'static str],
@@ -69,13 +69,13 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The text of all that a run is a function of.
+/// Serializes everything that determines a run.
 pub(super) fn recipe_text(parts: &impl Serialize) -> Result<String> {
     serde_json::to_string(parts)
         .map_err(|err| Error::Config(format!("the recipe cannot be written: {err}")))
 }
 
-/// Every option of a recipe by its name, for a card.
+/// Returns every option of a recipe by name, for a card.
 pub(super) fn recipe_options(recipe: &impl Serialize) -> Result<BTreeMap<String, Value>> {
     serde_json::to_value(recipe)
         .and_then(serde_json::from_value)
@@ -95,12 +95,12 @@ pub(super) fn check_positive(options: &[(&str, f64)]) -> Result<()> {
     }
 }
 
-/// Trains to the end, or until `on_progress` says no; false in that case.
+/// Trains to the end, or until `on_progress` returns false; returns false in that case.
 ///
-/// Goes on from the checkpoint in the folder where there is one; writes `CURVES.csv` and `CURVES.png`.
+/// Resumes from the checkpoint in the folder, if any; writes `CURVES.csv` and `CURVES.png`.
 ///
 /// # Errors
-/// Fails where a step does, or where the folder cannot be written.
+/// Fails if a step fails, or if the folder cannot be written.
 pub(super) fn run(
     trainer: &mut dyn Trainer,
     plan: &Plan<'_>,
@@ -142,10 +142,10 @@ pub(super) fn run(
     Ok(complete)
 }
 
-/// The loss as a number; a run whose loss is none ends, and keeps its last checkpoint.
+/// Returns the loss as a number. A run with a non-finite loss ends and keeps its last checkpoint.
 ///
 /// # Errors
-/// [`Error::Config`] saying at which step, and which learning rate to lower.
+/// [`Error::Config`] with the step and the learning rate to lower.
 pub(super) fn finite_loss(loss: &candle_core::Tensor, step: u64, lr: f64) -> Result<f64> {
     let loss = f64::from(loss.to_scalar::<f32>()?);
     match loss.is_finite() {

@@ -1,4 +1,4 @@
-//! A frozen model that something is trained for, with the pictures.
+//! A frozen model to train for, with its images.
 
 use candle_core::{Device, Tensor};
 
@@ -7,27 +7,27 @@ use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::FrameSize;
 use vitscope_core::vit::Vit;
 
-/// The frozen model that gates or an interpreter are trained for, with the pictures.
+/// The frozen model that gates or an interpreter are trained for, with the images.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
     /// The model, over plain tensors.
     pub vit: &'a Vit,
-    /// Size of the pictures that it sees, which may be another than its position embeddings were made for.
+    /// Size of its input images, which may differ from the size of its position embeddings.
     pub size: FrameSize,
-    /// Hash of its weights' file, for the card of what is trained.
+    /// Hash of its weights file, for the card of the trained parts.
     pub base_sha256: &'a str,
-    /// Mean that pictures are normalized with, by channel.
+    /// Mean of the image normalization, by channel.
     pub mean: [f32; 3],
-    /// Standard deviation that pictures are normalized with, by channel.
+    /// Standard deviation of the image normalization, by channel.
     pub std: [f32; 3],
-    /// Pictures to learn from; labels are not used.
+    /// Training images; labels are not used.
     pub train: &'a dyn Dataset,
-    /// Pictures to measure on.
+    /// Test images.
     pub test: &'a dyn Dataset,
 }
 
 impl Subject<'_> {
-    /// Fails where there are no pictures, or not of the model's size.
+    /// Fails if there are no images, or if they do not have the model's size.
     pub(super) fn check(&self) -> Result<()> {
         for data in [self.train, self.test] {
             if data.is_empty() {
@@ -48,23 +48,23 @@ impl Subject<'_> {
         Ok(())
     }
 
-    /// Patches of a picture.
+    /// Returns the number of patches in an image.
     pub(super) fn n_patches(&self) -> usize {
         let (rows, columns) = self.vit.grid(self.size.height_px, self.size.width_px);
         rows * columns
     }
 
-    /// Pictures of `data`, one of the two halves, as the model's input, without those that cannot be read.
+    /// Reads images of `data`, one of the two halves, as model input, skipping unreadable ones.
     pub(super) fn images(&self, data: &dyn Dataset, indices: &[usize]) -> Result<Tensor> {
         Ok(self.labeled_images(data, indices)?.0)
     }
 
-    /// Pictures as the model's input.
+    /// Converts images to model input.
     pub(super) fn images_of(&self, pictures: &[Picture]) -> Result<Tensor> {
         images_from_pictures(pictures, self.mean, self.std, &Device::Cpu)
     }
 
-    /// The same with their labels.
+    /// Like [`Self::images`], but also returns the labels.
     pub(super) fn labeled_images(
         &self,
         data: &dyn Dataset,
@@ -73,7 +73,7 @@ impl Subject<'_> {
         labeled_images(data, indices, (self.mean, self.std))
     }
 
-    /// Indices of the first so many pictures to measure on, in chunks of a size.
+    /// Returns the indices of the first `n_pictures` test images in chunks of size `chunk`.
     pub(super) fn test_chunks(
         &self,
         n_pictures: usize,

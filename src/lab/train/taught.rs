@@ -1,28 +1,29 @@
-//! A head taught by a few examples: learned in closed form on the features of a frozen model, anew after each example.
+//! Classification head taught by a few examples: fitted in closed form to the features of a frozen model, from scratch
+//! after each example.
 //!
-//! Features are what the model's head reads: the class token, and for DINOv2 the mean of the patches behind it, both
-//! behind the final norm, which brings them all to about one length. A ridge regression takes them to one target a
-//! class, 1 for the example's own and 0 for the others. With fewer examples than features it is solved in dual form,
-//! for a bias b that is not penalized (Suykens and Vandewalle, 1999, for least squares as here):
+//! Features are the inputs of the model's head: the class token, plus the mean of the patch tokens for DINOv2. Both are
+//! taken after the final norm, which scales them to similar lengths. A ridge regression maps them to one target per
+//! class: 1 for the example's own class, 0 for the others. With fewer examples than features, it is solved in dual
+//! form, with an unpenalized bias b (Suykens and Vandewalle, 1999, for least squares as here):
 //!
 //! ```text
 //! f(x) = Σᵢ αᵢ ⟨xᵢ, x⟩ + b        (K + λ W⁻¹) α + b 1 = Y,  1ᵀα = 0
 //! ```
 //!
-//! K holds the scalar products of the examples, W the weight of each: all classes together weigh the same, however
-//! many examples they have. λ is a hundredth of the features' variance. What an example would be answered if it had
-//! been left out, weights and λ as they are, follows without another fit (Cawley, IJCNN 2006):
+//! K holds the inner products of the examples, W their weights. All classes have the same total weight, whatever their
+//! number of examples. λ is a hundredth of the variance of the features. The leave-one-out prediction of an example, at
+//! unchanged weights and λ, needs no second fit (Cawley, IJCNN 2006):
 //!
 //! ```text
 //! f₋ᵢ(xᵢ) = yᵢ − αᵢ / Cᵢᵢ        C = M⁻¹ − M⁻¹1 1ᵀM⁻¹ / 1ᵀM⁻¹1,  M = K + λ W⁻¹
 //! ```
 //!
-//! Logits are these answers times one factor. It is the most likely one under the answers of left-out examples, with
-//! targets drawn towards each other as Platt (1999) does: one of n examples has its own class with
-//! probability (n + 1) / (n + 2), so that few examples never make the head certain.
+//! Logits are these predictions times a single factor: the maximum-likelihood factor for the leave-one-out predictions,
+//! with targets softened as in Platt (1999). One of n examples has its own class with probability (n + 1) / (n + 2), so
+//! a few examples never make the head certain.
 //!
-//! On frames of clips, five neighboring ones per class, discriminant analysis with a shrunk covariance and the nearest
-//! class mean were right less often.
+//! On frames of clips, with five neighboring frames per class, discriminant analysis with a shrunk covariance and the
+//! nearest class mean were less accurate.
 
 use candle_core::{Device, Tensor};
 
@@ -34,25 +35,25 @@ use vitscope_core::models::{HeadExamples, LinearHead, Model, Preprocessor};
 use vitscope_core::vit::head;
 use vitscope_core::vit::{Head, Vit, VitConfig};
 
-/// λ as a share of the variance of the features; from a tenth to three times of it, answers are the same.
+/// λ as a fraction of the variance of the features. From 0.1 to 3 times this value, predictions are the same.
 const RIDGE: f64 = 0.01;
 
-/// Factors of the logits, between which the likeliest is looked for; scores lie about between 0 and 1.
+/// Search range for the maximum-likelihood factor of the logits. Scores lie roughly between 0 and 1.
 const FACTORS: (f64, f64) = (1.0, 100.0);
 
-/// Examples of all classes together, for which learning stays within a second.
+/// Maximum number of examples over all classes, for which learning takes at most a second.
 pub const MOST_EXAMPLES: usize = 1000;
 
-/// Classes that can be named.
+/// Maximum number of classes.
 pub const MOST_CLASSES: usize = 64;
 
-/// Letters of a class's name.
+/// Maximum number of characters in a class name.
 const MOST_LETTERS: usize = 60;
 
-/// Numbers that a head for this model reads of an image.
+/// Returns the number of features per image that a head for this model reads.
 ///
 /// # Errors
-/// [`Error::Model`] where the model takes no linear head.
+/// [`Error::Model`] if the model takes no linear head.
 pub fn width(config: &VitConfig) -> Result<usize> {
     match config.reads {
         Head::ClassTokenAndPatchMean => Ok(2 * config.hidden_size),
@@ -63,14 +64,14 @@ pub fn width(config: &VitConfig) -> Result<usize> {
     }
 }
 
-/// What a head reads of each image.
+/// Computes the features that a head reads from each image.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`, normalized
 /// - result: `[batch][width]`
 ///
 /// # Errors
-/// As [`width`], and where the images do not fit the model.
+/// As for [`width`], or if the images do not fit the model.
 pub fn features(vit: &Vit, images: &Tensor) -> Result<Vec<Vec<f32>>> {
     let config = vit.config();
     width(config)?;
@@ -79,29 +80,29 @@ pub fn features(vit: &Vit, images: &Tensor) -> Result<Vec<Vec<f32>>> {
     Ok(read.to_vec2()?)
 }
 
-/// Images whose features are computed at once.
+/// Number of images per forward pass.
 const BATCH: usize = 8;
 
-/// Classes that are taught, and their examples.
+/// Taught classes and their examples.
 #[derive(Clone, Debug)]
 pub struct Taught {
     width: usize,
     known: HeadExamples,
-    /// Scalar products of each example with those up to itself.
+    /// Inner products of each example with all examples up to and including itself.
     products: Vec<Vec<f64>>,
 }
 
-/// What was learned of the examples.
+/// Result of learning from the examples.
 #[derive(Clone, Debug)]
 pub struct TaughtHead {
-    /// The classifier: the classes that have an example, in their order.
+    /// Linear classifier over the classes that have at least one example, in their order.
     pub head: LinearHead,
-    /// Right answers to examples that were left out, of the classes with at least two.
+    /// Correct leave-one-out predictions, counted over classes with at least two examples.
     pub leave_one_out: Count,
 }
 
 impl Taught {
-    /// No classes yet, for features of `width` numbers.
+    /// Creates an empty set of classes for features of length `width`.
     pub fn new(width: usize) -> Self {
         Self {
             width,
@@ -110,10 +111,10 @@ impl Taught {
         }
     }
 
-    /// What was taught before.
+    /// Restores previously taught classes and examples.
     ///
     /// # Errors
-    /// [`Error::Model`] where there are more classes or examples than can be taught, or of another width.
+    /// [`Error::Model`] if there are too many classes or examples, or if the width differs.
     pub fn from_examples(width: usize, known: HeadExamples) -> Result<Self> {
         let refused = |error| Error::Model(format!("the head cannot be taught further: {error}"));
         let mut taught = Self::new(width);
@@ -126,11 +127,11 @@ impl Taught {
         Ok(taught)
     }
 
-    /// All readable pictures of `data`, which must be of the model's size, as examples.
+    /// Takes all readable images of `data` as examples. The images must have the model's input size.
     ///
     /// # Errors
-    /// [`Error::Data`] where pictures have no classes, there are too many, or a class has none that can be read;
-    /// [`Error::Model`] where the model takes no linear head.
+    /// [`Error::Data`] if the images have no classes, there are too many, or a class has no readable image;
+    /// [`Error::Model`] if the model takes no linear head.
     pub fn from_data(model: &Model, data: &dyn Dataset) -> Result<Self> {
         let mut taught = Self::new(width(model.vit.config())?);
         if data.classes().is_empty() {
@@ -178,12 +179,12 @@ impl Taught {
         Ok(taught)
     }
 
-    /// Classes and examples as they are stored.
+    /// Returns the classes and examples in the form in which they are stored.
     pub fn examples(&self) -> &HeadExamples {
         &self.known
     }
 
-    /// Name and number of examples of each class.
+    /// Returns the name and number of examples of each class.
     pub fn counts(&self) -> Vec<(&str, usize)> {
         let of = |class| {
             let examples = self.known.examples.iter();
@@ -195,10 +196,10 @@ impl Taught {
             .collect()
     }
 
-    /// Names one more class; its index.
+    /// Adds a class and returns its index.
     ///
     /// # Errors
-    /// [`Error::Config`] where the name is no good, or there are too many.
+    /// [`Error::Config`] if the name is invalid or there are too many classes.
     pub fn add_class(&mut self, name: &str) -> Result<usize> {
         let name = self.good_name(name, None)?;
         if self.known.classes.len() >= MOST_CLASSES {
@@ -210,10 +211,10 @@ impl Taught {
         Ok(self.known.classes.len() - 1)
     }
 
-    /// Gives a class another name.
+    /// Renames a class.
     ///
     /// # Errors
-    /// [`Error::Config`] where there is no such class, or the name is no good.
+    /// [`Error::Config`] if the class does not exist or the name is invalid.
     pub fn rename(&mut self, class: usize, name: &str) -> Result<()> {
         self.check_class(class)?;
         self.known.classes[class] = self.good_name(name, Some(class))?;
@@ -249,11 +250,11 @@ impl Taught {
         )))
     }
 
-    /// Takes one more example of a class.
+    /// Adds an example of a class.
     ///
     /// # Errors
-    /// [`Error::Config`] where there is no such class or there are too many examples, [`Error::Model`] where the features
-    /// are not finite, [`Error::Shape`] where they are not `width` numbers.
+    /// [`Error::Config`] if the class does not exist or there are too many examples, [`Error::Model`] if the features
+    /// are not finite, [`Error::Shape`] if their number is not `width`.
     pub fn learn(&mut self, features: Vec<f32>, class: usize) -> Result<()> {
         self.check_class(class)?;
         if self.known.examples.len() >= MOST_EXAMPLES {
@@ -282,13 +283,14 @@ impl Taught {
         Ok(())
     }
 
-    /// Takes the last example back; its class. What is learned then is what was learned before it, bit for bit.
+    /// Removes the last example and returns its class. The head learned afterwards is bit-identical to the one before
+    /// that example.
     pub fn undo(&mut self) -> Option<usize> {
         self.products.pop();
         self.known.examples.pop().map(|(_, class)| class)
     }
 
-    /// What is missing before anything can be learned; `None` where nothing is.
+    /// Describes what is missing before a head can be learned; `None` if nothing is.
     pub fn missing(&self) -> Option<String> {
         let counts = self.counts();
         let taught: Vec<&str> = (counts.iter())
@@ -304,10 +306,10 @@ impl Taught {
         }
     }
 
-    /// Learns all examples.
+    /// Learns a head from all examples.
     ///
     /// # Errors
-    /// [`Error::Config`] where fewer than two classes have an example, saying what is missing.
+    /// [`Error::Config`] if fewer than two classes have an example; the message says what is missing.
     pub fn head(&self) -> Result<TaughtHead> {
         if let Some(missing) = self.missing() {
             return Err(Error::Config(missing));
@@ -338,7 +340,7 @@ impl Taught {
         })
     }
 
-    /// λ: [`RIDGE`] of the weighted variance of the examples, tr(K) − 1ᵀWKW1 / n over n.
+    /// Returns λ: [`RIDGE`] times the weighted variance of the examples, tr(K) − 1ᵀWKW1 / n over n.
     fn ridge(&self, weights: &[f64]) -> f64 {
         let n = weights.len() as f64;
         let (mut squares, mut of_mean) = (0.0, 0.0);
@@ -349,11 +351,11 @@ impl Taught {
             }
             squares += weights[row] * products[row] / n;
         }
-        // Equal examples have no variance; any penalty will do for them.
+        // Identical examples have no variance; any penalty works for them.
         RIDGE * (squares - of_mean).max(1e-3 * squares).max(1e-9)
     }
 
-    /// The classifier of the features themselves, f32.
+    /// Converts the fit to a linear classifier of the raw features, in f32.
     fn linear(&self, fit: &Fit, factor: f64, labels: Vec<String>) -> Result<LinearHead> {
         let n_classes = labels.len();
         let mut weight = Vec::with_capacity(n_classes * self.width);
@@ -382,7 +384,7 @@ fn product(a: &[f32], b: &[f32]) -> f64 {
     pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-/// The solution of the regression.
+/// Solution of the regression.
 struct Fit {
     /// `[examples][classes]`
     alphas: Vec<Vec<f64>>,
@@ -390,12 +392,12 @@ struct Fit {
     biases: Vec<f64>,
     /// Scores of the examples, `[examples][classes]`.
     fitted: Vec<Vec<f64>>,
-    /// Scores of each example if it had been left out, `[examples][classes]`.
+    /// Leave-one-out scores of the examples, `[examples][classes]`.
     left_out: Vec<Vec<f64>>,
 }
 
 impl Fit {
-    /// `products`: the lower triangle of K. `classes` and `weights`: of each example.
+    /// `products`: lower triangle of K. `classes` and `weights`: one per example.
     fn new(products: &[Vec<f64>], classes: &[usize], weights: &[f64], ridge: f64) -> Result<Self> {
         let n = classes.len();
         let n_classes = classes.iter().max().map_or(0, |most| most + 1);
@@ -445,7 +447,7 @@ impl Fit {
         Ok(fit)
     }
 
-    /// What each example is answered without itself; one that is alone in its class has only the answer with itself.
+    /// Returns the leave-one-out scores of each example, or its fitted scores if it is the only example of its class.
     fn honest_scores(&self, classes: &[usize], sizes: &[usize]) -> Vec<&[f64]> {
         let rows = classes.iter().enumerate();
         rows.map(|(row, class)| match sizes[*class] {
@@ -456,7 +458,8 @@ impl Fit {
     }
 }
 
-/// The factor of the scores under which the classes, with Platt's targets, are likeliest. The loss is convex in it.
+/// Returns the factor of the scores with the maximum likelihood under Platt's targets. The loss is convex in the
+/// factor.
 fn likeliest_factor(
     scores: &[&[f64]],
     classes: &[usize],
@@ -496,7 +499,7 @@ fn likeliest_factor(
     (low + high) / 2.0
 }
 
-/// Right answers among examples that were left out, where their class has others.
+/// Counts correct leave-one-out predictions among examples whose class has at least two.
 fn count(scores: &[Vec<f64>], classes: &[usize], sizes: &[usize]) -> Count {
     let mut count = Count::default();
     for (scores, class) in scores.iter().zip(classes) {
@@ -518,7 +521,7 @@ mod tests {
     use super::*;
     use vitscope_core::rng::Rng;
 
-    /// What tests/fixtures/taught_head.py found.
+    /// Reference values computed by tests/fixtures/taught_head.py.
     #[derive(Deserialize)]
     struct Reference {
         features: Vec<Vec<f32>>,
@@ -546,7 +549,7 @@ mod tests {
         taught
     }
 
-    /// Points around one center a class.
+    /// Returns points scattered around one center per class.
     fn points(seed: u64, sizes: &[usize]) -> Vec<(Vec<f32>, usize)> {
         let mut rng = Rng::new(seed);
         let mut draw = || -> Vec<f32> {
@@ -613,7 +616,7 @@ mod tests {
         let reference = reference();
         let examples: Vec<_> = (reference.features.into_iter().zip(reference.classes)).collect();
         let learned = taught(3, &examples).head().unwrap();
-        // numpy tried factors in steps of a thousandth.
+        // numpy searched the factor in steps of 0.001.
         let tolerance = 2e-3 / reference.factor as f32;
         let found = learned.head.weight.to_vec2::<f32>().unwrap().concat();
         let found = [found, learned.head.bias.to_vec1().unwrap()].concat();

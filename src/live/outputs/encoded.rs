@@ -6,14 +6,14 @@ use gstreamer::prelude::*;
 use vitscope_core::error::Result;
 use vitscope_video::media::elements::{available, capsfilter, make, missing, static_pad};
 
-/// An encoder that keeps up with what it records.
+/// An encoder that keeps up with live video.
 pub(super) struct Encoder {
     factory: &'static str,
     settings: &'static [(&'static str, &'static str)],
     parser: Option<&'static str>,
 }
 
-/// The best one first.
+/// The encoders, best first.
 pub(super) const ENCODERS: [Encoder; 3] = [
     Encoder {
         factory: "x264enc",
@@ -43,10 +43,10 @@ pub(super) const ENCODERS: [Encoder; 3] = [
     },
 ];
 
-/// Those that HTTP live streaming takes.
+/// Encoders that HTTP live streaming supports.
 pub(super) const H264: &[Encoder] = ENCODERS.split_at(2).0;
 
-/// A queue and an encoder that keeps up, the first of `encoders` that there is.
+/// Creates a queue and the first available encoder of `encoders`.
 pub(super) fn encoded(encoders: &[Encoder]) -> Result<Vec<gst::Element>> {
     let Some(found) = encoders.iter().find(|it| available(it.factory)) else {
         let names: Vec<&str> = encoders.iter().map(|it| it.factory).collect();
@@ -57,7 +57,7 @@ pub(super) fn encoded(encoders: &[Encoder]) -> Result<Vec<gst::Element>> {
         encoder.set_property_from_str(name, value);
     }
     let queue = make("queue")?;
-    // Two seconds: an encoder that is slow for longer slows the source down.
+    // Two seconds: an encoder that is slow for longer slows down the source.
     queue.set_property("max-size-time", 2_000_000_000_u64);
     queue.set_property("max-size-bytes", 0_u32);
     let filter = capsfilter(
@@ -77,8 +77,8 @@ pub(super) fn encoded(encoders: &[Encoder]) -> Result<Vec<gst::Element>> {
     Ok(chain)
 }
 
-/// Keeps the size of the first frame, or the next even one, which encoders that halve chroma need: a source that comes
-/// back with another one does not break the recording.
+/// Keeps the size of the first frame, rounded up to even, as required by encoders that subsample chroma. A source that
+/// comes back with a different size does not break the recording.
 fn keep_size(first: &gst::Element, filter: &gst::Element) -> Result<()> {
     let filter = filter.downgrade();
     let pad = static_pad(first, "sink")?;

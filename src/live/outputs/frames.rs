@@ -1,4 +1,4 @@
-//! Frames for the program that runs it.
+//! Frames for the calling program.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,20 +19,20 @@ use vitscope_video::media::pixels::frame_from_buffer;
 
 /// Feeds a [`Sink`] with the newest frames, in RGB, and finishes it at the end.
 ///
-/// A sink that takes longer than a frame lasts misses frames. Where it fails, the run fails with its error.
+/// A sink that takes longer than a frame lasts misses frames. If it fails, the run fails with its error.
 pub struct Frames {
     fed: Arc<Mutex<Fed>>,
 }
 
 struct Fed {
-    /// Until it has been finished, or has failed.
+    /// Present until it is finished or has failed.
     sink: Option<Box<dyn Sink>>,
     n_frames: u64,
     failure: Option<Error>,
 }
 
 impl Frames {
-    /// For this sink.
+    /// Creates an output that feeds this sink.
     pub fn new(sink: impl Sink + 'static) -> Self {
         Self {
             fed: Arc::new(Mutex::new(Fed {
@@ -66,7 +66,7 @@ impl Fed {
         Ok(())
     }
 
-    /// Keeps the error for [`Output::failed`], and lets go of the sink.
+    /// Keeps the error for [`Output::failed`] and drops the sink.
     fn flow(&mut self, result: Result<()>) -> std::result::Result<(), gst::FlowError> {
         result.map_err(|error| {
             self.sink = None;

@@ -14,7 +14,7 @@ use vitscope_core::error::{Error, Result};
 use vitscope_video::media::bus::Failure;
 use vitscope_video::media::elements::make;
 
-/// Seconds of a segment of HTTP live streaming, and how many segments are kept.
+/// Duration of an HTTP live streaming segment in seconds, and the number of segments kept.
 const SEGMENT_SECS: u32 = 2;
 const SEGMENTS: u32 = 6;
 
@@ -36,7 +36,7 @@ impl Output for HlsFolder {
     }
 }
 
-/// What writes segments and their list into `folder`.
+/// Creates the sink that writes segments and their playlist to `folder`.
 fn hls(folder: &Path) -> Result<gst::Element> {
     let sink = make("hlssink2")?;
     sink.set_property("location", utf8(&folder.join("segment%05d.ts"))?);

@@ -1,4 +1,4 @@
-//! Where explained frames go, each behind a queue of its own: a slow one delays no other.
+//! Outputs for explained frames, each behind its own queue, so that a slow one does not delay the others.
 
 mod camera;
 mod encoded;
@@ -30,42 +30,42 @@ use vitscope_core::error::{Error, Result};
 use vitscope_video::media::bus::Failure;
 use vitscope_video::media::elements::{add_chain, factory_name, link, make};
 
-/// A place where explained frames go.
+/// An output for explained frames.
 pub trait Output: fmt::Debug + Send + Sync {
-    /// Makes the elements that take frames of raw video, first to last; the first is a queue.
+    /// Creates the elements that accept raw video frames, first to last; the first is a queue.
     ///
-    /// Keys that are pressed in a window go to `keys`.
+    /// Keys pressed in a window are sent to `keys`.
     ///
     /// # Errors
-    /// Fails where an element is not installed or the output is not what it claims to be.
+    /// Fails if an element is not installed or the output is not of the expected kind.
     fn elements(&self, keys: &Sender<Key>) -> Result<Vec<gst::Element>>;
 
     /// Checks the pipeline once it plays.
     ///
     /// # Errors
-    /// Fails where nothing can be shown or written after all.
+    /// Fails if nothing can be shown or written after all.
     fn check(&self, _pipeline: &gst::Pipeline) -> Result<()> {
         Ok(())
     }
 
-    /// Puts `error` into words, where it is this output's; `failure` is the same for people to read.
+    /// Describes `error` if it comes from this output; `failure` is the same error in readable form.
     fn failed(&self, _error: &gst::message::Error, _failure: &Failure) -> Option<Error> {
         None
     }
 
-    /// Keeps what was written: something of it was explained, or the user ends. Called once.
+    /// Keeps the written data: a frame was explained, or the user ended the run. Called once.
     ///
     /// # Errors
-    /// Fails where that is not possible.
+    /// Fails if the data cannot be kept.
     fn keep(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Takes away what was written, because nothing of it was explained.
+    /// Removes the written data, because no frame was explained.
     fn discard(&self) {}
 }
 
-/// The outputs of a run; with none of them, only the model runs.
+/// The outputs of a run; if there are none, only the model runs.
 #[derive(Clone, Debug)]
 pub(super) struct Outputs(Vec<Arc<dyn Output>>);
 
@@ -75,7 +75,7 @@ impl Outputs {
         Self(outputs.iter().cloned().chain(pictures).collect())
     }
 
-    /// Puts them behind `tee`.
+    /// Adds the outputs after `tee`.
     pub(super) fn add(
         &self,
         pipeline: &gst::Pipeline,
@@ -102,7 +102,7 @@ impl Outputs {
         self.0.iter().try_for_each(|output| output.check(pipeline))
     }
 
-    /// What has become of them, or of what is before them.
+    /// Returns the error of an output, or of an element before the outputs.
     pub(super) fn failed(&self, error: &gst::message::Error) -> Error {
         let failure = Failure::from_message(error);
         let mut outputs = self.0.iter();
@@ -119,7 +119,7 @@ impl Outputs {
     }
 }
 
-/// True where the message comes from an element of this factory, or from one inside of it.
+/// Returns whether the message comes from an element of this factory or from one inside it.
 fn is_from(error: &gst::message::Error, factory: &str) -> bool {
     let mut object = error.src().cloned();
     while let Some(here) = object {
@@ -132,7 +132,7 @@ fn is_from(error: &gst::message::Error, factory: &str) -> bool {
     false
 }
 
-/// A queue that holds the newest frames and drops older ones: who watches does not wait.
+/// Creates a queue that holds the newest frames and drops older ones, so that viewers never wait.
 fn newest() -> Result<gst::Element> {
     let queue = make("queue")?;
     queue.set_property_from_str("leaky", "downstream");

@@ -14,10 +14,10 @@ use crate::serve::Feed;
 use vitscope_core::error::Result;
 use vitscope_video::media::elements::{capsfilter, make, static_pad};
 
-/// The size up to which the page's pictures are sent as they are.
+/// Maximum size of the page's pictures; larger ones are scaled down.
 const PAGE_PX: (i32, i32) = (1280, 720);
 
-/// Makes pictures for the page while somebody watches it.
+/// Makes pictures for the page while it has viewers.
 pub(crate) struct Pictures(pub(crate) Arc<Feed>);
 
 impl fmt::Debug for Pictures {
@@ -61,7 +61,7 @@ impl Output for Pictures {
         };
         let sink = gst_app::AppSink::builder()
             .sync(false)
-            // Without anybody who watches, no picture comes, and nobody waits for one.
+            // Without viewers, no picture arrives, so do not wait for one.
             .async_(false)
             .max_buffers(1)
             .callbacks(

@@ -1,4 +1,4 @@
-//! A recording, which stays playable if it breaks off.
+//! A recording that stays playable if it is interrupted.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ use vitscope_core::files::part_path;
 use vitscope_video::media::bus::Failure;
 use vitscope_video::media::elements::make;
 
-/// Records to a file, Matroska (`.mkv`) or fragmented MP4 (`.mp4`), which stays playable if the recording breaks off.
+/// Records to a file, Matroska (`.mkv`) or fragmented MP4 (`.mp4`), which stays playable if the recording is
+/// interrupted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recording(pub PathBuf);
 
@@ -23,7 +24,7 @@ impl Output for Recording {
     fn elements(&self, _keys: &Sender<Key>) -> Result<Vec<gst::Element>> {
         let Self(path) = self;
         let sink = make("filesink")?;
-        // Until something of it has been explained, so that a run that fails takes no earlier recording away.
+        // Temporary until a frame has been explained, so that a failed run does not replace an earlier recording.
         sink.set_property("location", utf8(&part_path(path))?);
         let (encoders, muxer) = container(path)?;
         let mut chain = encoded(encoders)?;
@@ -43,12 +44,12 @@ impl Output for Recording {
 
     fn discard(&self) {
         let Self(path) = self;
-        // Where the pipeline never began, there is none.
+        // If the pipeline never started, there is no file.
         let _ = fs::remove_file(part_path(path));
     }
 }
 
-/// The failure to write to `path`, if that is what `failure` is.
+/// Returns the error of writing to `path`, if `failure` is a write failure.
 pub(super) fn written(path: &Path, failure: &Failure) -> Option<Error> {
     if failure.disk_full {
         return Some(Error::Media(format!("no space left on the disk: {path:?}")));
@@ -57,9 +58,9 @@ pub(super) fn written(path: &Path, failure: &Failure) -> Option<Error> {
     failure.writer.then(told)
 }
 
-/// What a recording of this name is written by: the encoders that its container takes, and the muxer.
+/// Returns the encoders that the container of this file supports, and its muxer.
 fn container(path: &Path) -> Result<(&'static [Encoder], gst::Element)> {
-    /// What of an MP4 is lost at most where the recording breaks off.
+    /// Maximum loss from an MP4 if the recording is interrupted.
     const FRAGMENT_MS: u32 = 1000;
     match path.extension().and_then(|end| end.to_str()) {
         Some("mkv") => Ok((&ENCODERS, make("matroskamux")?)),

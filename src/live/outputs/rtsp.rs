@@ -1,4 +1,4 @@
-//! A stream that is pushed to an RTSP server.
+//! A stream pushed to an RTSP server.
 
 use crossbeam_channel::Sender;
 use gstreamer as gst;
@@ -13,7 +13,7 @@ use vitscope_core::error::{Error, Result};
 use vitscope_video::media::bus::Failure;
 use vitscope_video::media::elements::make;
 
-/// How long an RTP session may take to say that it has ended.
+/// Time that an RTP session may take to report its end.
 const FAREWELL: gst::ClockTime = gst::ClockTime::from_mseconds(500);
 
 /// Pushes to this address of an RTSP server.
@@ -50,10 +50,10 @@ impl Output for RtspPush {
     }
 }
 
-/// Says that `sink` has come to its end soon after its last frame, whether or not its RTP session says so.
+/// Reports the end of the stream for `sink` soon after its last frame, whether or not its RTP session does.
 ///
-/// A session does when its BYE has been sent. Where the machine is busy it sometimes never sends one (GStreamer 1.22), and
-/// by then there is nothing left that could be lost.
+/// A session reports its end after sending its BYE. On a busy machine it sometimes never sends one (GStreamer 1.22),
+/// and by then nothing is left to lose.
 fn end_without_farewell(sink: &gst::Element) {
     sink.connect_pad_added(|sink, pad| {
         let sink = sink.downgrade();
@@ -67,13 +67,13 @@ fn end_without_farewell(sink: &gst::Element) {
     });
 }
 
-/// Says after [`FAREWELL`] that `sink` has come to its end.
+/// Reports the end of the stream for `sink` after [`FAREWELL`].
 fn end_soon(sink: glib::WeakRef<gst::Element>) -> std::result::Result<(), gst::ClockError> {
     let clock = gst::SystemClock::obtain();
     let until = clock.time() + FAREWELL;
     let end = clock.new_single_shot_id(until).wait_async(move |_, _, _| {
         if let Some(sink) = sink.upgrade() {
-            // Where the real end was told before, nobody listens any more.
+            // If the real end was reported before, nothing listens anymore.
             let _ = sink.post_message(gst::message::Eos::builder().src(&sink).build());
         }
     });

@@ -16,12 +16,12 @@ pub struct Window;
 
 impl Output for Window {
     fn elements(&self, keys: &Sender<Key>) -> Result<Vec<gst::Element>> {
-        // Where there is no screen, it is tried last, and DirectFB takes the whole program with it.
+        // Without a screen, autovideosink tries DirectFB last, which crashes the whole program.
         if let Some(directfb) = gst::ElementFactory::find("dfbvideosink") {
             directfb.set_rank(gst::Rank::NONE);
         }
         let sink = make("autovideosink")?;
-        // What is newest is shown; nobody waits for a frame's time to come.
+        // Show the newest frame at once instead of waiting for its presentation time.
         sink.set_property("sync", false);
         let queue = newest()?;
         forward_keys(&queue, keys.clone())?;
@@ -29,7 +29,7 @@ impl Output for Window {
     }
 
     fn check(&self, pipeline: &gst::Pipeline) -> Result<()> {
-        // What autovideosink takes when nothing else works, without a word.
+        // autovideosink silently falls back to a fakesink if nothing else works.
         let blind = pipeline
             .iterate_all_by_element_factory_name("fakesink")
             .into_iter()
@@ -45,7 +45,7 @@ impl Output for Window {
     }
 }
 
-/// True where the user has closed the window, which is how one says that it is enough.
+/// Returns whether the user has closed the window, which ends the run.
 pub(crate) fn is_closed(error: &gst::message::Error) -> bool {
     let of_sink = error
         .src()
@@ -54,7 +54,7 @@ pub(crate) fn is_closed(error: &gst::message::Error) -> bool {
     of_sink && error.error().matches(gst::ResourceError::NotFound)
 }
 
-/// Sends the keys that are pressed in the window behind `queue` to `keys`.
+/// Sends the keys pressed in the window behind `queue` to `keys`.
 fn forward_keys(queue: &gst::Element, keys: Sender<Key>) -> Result<()> {
     let pad = static_pad(queue, "src")?;
     pad.add_probe(gst::PadProbeType::EVENT_UPSTREAM, move |_, info| {
@@ -63,7 +63,7 @@ fn forward_keys(queue: &gst::Element, keys: Sender<Key>) -> Result<()> {
             .filter(|event| event.type_() == gst::EventType::Navigation);
         let event = event.and_then(|event| gst_video::NavigationEvent::parse(event).ok());
         if let Some(gst_video::NavigationEvent::KeyPress { key, .. }) = event {
-            // Nobody presses more keys than are looked at.
+            // Nobody presses keys faster than they are read.
             let _ = Key::from_name(&key).map(|key| keys.try_send(key));
         }
         gst::PadProbeReturn::Ok

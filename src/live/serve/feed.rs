@@ -1,24 +1,24 @@
-//! What all clients see: the newest picture and the newest events. A client that is slow misses some, and nobody waits
-//! for it.
+//! The newest picture and the newest events, shared by all clients. A slow client misses some, and nothing waits for
+//! it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Kinds of events, each with its newest value.
+/// Kinds of events; only the newest event of each kind is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
-    /// What is set; as [`Settings`](super::Settings).
+    /// The current [`Settings`](super::Settings).
     Settings,
-    /// How it goes.
+    /// The status of the run.
     Status,
-    /// What the model sees and looks at.
+    /// The model's answer and its explanation.
     Explained,
-    /// What it is taught.
+    /// The progress of teaching.
     Teaching,
 }
 
-/// Kinds of events.
+/// Number of topics.
 pub(super) const TOPICS: usize = 4;
 
 impl Topic {
@@ -29,7 +29,7 @@ impl Topic {
         Self::Teaching,
     ];
 
-    /// Name of its events.
+    /// Returns the name of its events.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Settings => "settings",
@@ -40,7 +40,7 @@ impl Topic {
     }
 }
 
-/// The newest picture and events, and who waits for newer ones.
+/// The newest picture and events, and a signal for clients that wait for newer ones.
 #[derive(Default)]
 pub struct Feed {
     newest: Mutex<Newest>,
@@ -49,18 +49,18 @@ pub struct Feed {
 }
 
 struct Newest {
-    /// A JPEG, and how many there were before.
+    /// The newest JPEG and its sequence number.
     picture: (u64, Arc<[u8]>),
-    /// JSON of each topic, and how many there were before.
+    /// The newest JSON of each topic and its sequence number.
     events: [(u64, Arc<str>); TOPICS],
     is_over: bool,
 }
 
-/// A client that watches the pictures, for as long as this is there.
+/// Counts a client as a viewer of the pictures for as long as this value exists.
 pub(super) struct Viewer<'a>(&'a Feed);
 
 impl Feed {
-    /// Shows a JPEG.
+    /// Publishes a JPEG.
     pub fn show(&self, jpeg: Arc<[u8]>) {
         let mut newest = self.lock();
         newest.picture = (newest.picture.0 + 1, jpeg);
@@ -68,7 +68,7 @@ impl Feed {
         self.changed.notify_all();
     }
 
-    /// Tells the newest of a topic, as JSON in one line.
+    /// Publishes the newest event of a topic, as JSON on one line.
     pub fn tell(&self, topic: Topic, json: &str) {
         let mut newest = self.lock();
         let event = &mut newest.events[topic as usize];
@@ -77,12 +77,12 @@ impl Feed {
         self.changed.notify_all();
     }
 
-    /// Clients that watch the pictures: without any, none need be made.
+    /// Returns the number of clients that watch the pictures; without any, no pictures are needed.
     pub fn n_viewers(&self) -> usize {
         self.viewers.load(Ordering::SeqCst)
     }
 
-    /// Lets all streams end.
+    /// Ends all streams.
     pub(super) fn end(&self) {
         self.lock().is_over = true;
         self.changed.notify_all();
@@ -97,13 +97,13 @@ impl Feed {
         Viewer(self)
     }
 
-    /// A picture after number `seen`; `None` where none comes within `patience`.
+    /// Returns a picture newer than number `seen`; `None` if none arrives within `patience`.
     pub(super) fn picture_after(&self, seen: u64, patience: Duration) -> Option<(u64, Arc<[u8]>)> {
         let newest = self.wait(patience, |newest| newest.picture.0 <= seen);
         (newest.picture.0 > seen && !newest.is_over).then(|| newest.picture.clone())
     }
 
-    /// Events after those that were `seen` of each topic; none where none comes within `patience`.
+    /// Returns events newer than those `seen` of each topic; empty if none arrives within `patience`.
     pub(super) fn events_after(
         &self,
         seen: &mut [u64; TOPICS],

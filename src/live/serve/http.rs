@@ -1,37 +1,37 @@
-//! As much of HTTP as the page needs: one request a connection, within limits of size and time.
+//! The part of HTTP that the page needs: one request per connection, limited in size and time.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Bytes of a request's head, and of its body.
+/// Maximum size of a request's head and of its body, in bytes.
 const MOST_HEAD: usize = 8 << 10;
 const MOST_BODY: usize = 4 << 10;
 const MOST_HEADERS: usize = 64;
 
-/// A request has to be here within this time, whatever its pace.
+/// Time within which a whole request must arrive.
 const REQUEST: Duration = Duration::from_secs(5);
 
-/// A client that takes nothing for so long is gone.
+/// Time after which a client that reads nothing is considered gone.
 const WRITE: Duration = Duration::from_secs(5);
 
-/// What a client may still send when it is answered already, and for how long.
+/// Maximum number of bytes that a client may still send after the response, and for how long.
 const MOST_IGNORED: usize = 64 << 10;
 const HANGING_UP: Duration = Duration::from_millis(500);
 
-/// A request as it came.
+/// A request as received.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) method: String,
-    /// Without what follows a `?`.
+    /// The part before a `?`.
     pub(super) path: String,
-    /// What follows a `?`.
+    /// The part after a `?`.
     pub(super) query: String,
     headers: Vec<(String, String)>,
     pub(super) body: Vec<u8>,
 }
 
-/// Why a request is not answered as it wants.
+/// Status and reason of a refused request.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: &'static str,
@@ -47,10 +47,10 @@ impl Refusal {
     }
 }
 
-/// `Ok(None)` where the client hung up before it asked for anything.
+/// Reads a request; `Ok(None)` if the client hung up before sending anything.
 pub(super) fn read(stream: &mut TcpStream) -> Result<Option<Request>, Refusal> {
     let deadline = Instant::now() + REQUEST;
-    // What cannot be set costs at most a thread until the client hangs up.
+    // Without the timeout, the cost is at most a thread until the client hangs up.
     let _ = stream.set_write_timeout(Some(WRITE));
     let mut bytes = Vec::new();
     let (mut request, head_len) = loop {
@@ -101,7 +101,7 @@ pub(super) fn read(stream: &mut TcpStream) -> Result<Option<Request>, Refusal> {
     Ok(Some(request))
 }
 
-/// Adds what has come, until there are `most` bytes; false where the client has hung up.
+/// Appends received bytes, up to `most` in total; returns `false` if the client has hung up.
 fn read_some(
     stream: &mut TcpStream,
     deadline: Instant,
@@ -128,7 +128,7 @@ fn read_some(
     }
 }
 
-/// The request without its body, and the length of its head; `None` while that is not complete.
+/// Returns the request without its body, and the length of its head; `None` while the head is incomplete.
 fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut head = httparse::Request::new(&mut headers);
@@ -153,13 +153,13 @@ fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
 }
 
 impl Request {
-    /// A header's value, by its name in lower case.
+    /// Returns a header's value by its lowercase name.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.trim())
     }
 
-    /// A cookie's value.
+    /// Returns a cookie's value.
     pub(super) fn cookie(&self, name: &str) -> Option<&str> {
         let cookies = self.header("cookie")?.split(';');
         let mut pairs = cookies.filter_map(|cookie| cookie.trim().split_once('='));
@@ -168,7 +168,7 @@ impl Request {
             .map(|(_, value)| value)
     }
 
-    /// What the query says of `key`.
+    /// Returns the value of `key` in the query.
     pub(super) fn parameter(&self, key: &str) -> Option<&str> {
         let mut pairs = self
             .query
@@ -180,8 +180,8 @@ impl Request {
     }
 }
 
-/// Hangs up so that the client can read the answer: bytes of it that nobody has read would make the system take the
-/// answer back.
+/// Hangs up so that the client can read the response: if unread bytes of the client were left, the system would discard
+/// the response.
 pub(super) fn hang_up(mut stream: TcpStream) {
     let deadline = Instant::now() + HANGING_UP;
     let mut rest = Vec::new();
@@ -191,10 +191,10 @@ pub(super) fn hang_up(mut stream: TcpStream) {
     }
 }
 
-/// Writes the head of an answer; what follows is as long as the connection.
+/// Writes the head of a response; without a length, the body lasts as long as the connection.
 ///
 /// # Errors
-/// Fails where the client has hung up.
+/// Fails if the client has hung up.
 pub(super) fn write_head(
     stream: &mut impl Write,
     status: &str,
@@ -214,10 +214,10 @@ pub(super) fn write_head(
     stream.write_all(head.as_bytes())
 }
 
-/// Writes a whole answer.
+/// Writes a whole response.
 ///
 /// # Errors
-/// Fails where the client has hung up.
+/// Fails if the client has hung up.
 pub(super) fn write(
     stream: &mut impl Write,
     status: &str,

@@ -31,11 +31,11 @@ use vitscope_video::pipeline::crew::Crew;
 
 pub use feed::{Feed, Topic};
 
-/// Connections at the same time; a page takes two, and one more for a moment at each change.
+/// Maximum number of simultaneous connections. A page holds two, and briefly a third for each change.
 const MOST_CLIENTS: usize = 32;
-/// What a client waits for another one's place.
+/// Maximum wait for a free connection slot.
 const FOR_ROOM: Duration = Duration::from_millis(500);
-/// Letters of a token, so that it cannot be guessed by trying.
+/// Minimum length of a token, so that it cannot be guessed by trial and error.
 const LEAST_TOKEN: usize = 8;
 
 /// Settings that can be changed while the video runs.
@@ -149,16 +149,16 @@ pub trait Host: Send + Sync {
 pub struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
-    /// The thread that waits for connections.
+    /// Thread that accepts connections.
     _listening: Crew,
 }
 
-/// What all connections know.
+/// State shared by all connections.
 struct Shared {
     host: Arc<dyn Host>,
     feed: Arc<Feed>,
     token: Option<String>,
-    /// Connections whose request has not come, the oldest first: they make room for others.
+    /// Connections whose request has not arrived yet, oldest first; they are closed to make room for others.
     waiting: Mutex<VecDeque<(u64, TcpStream)>>,
     ended: AtomicBool,
 }
@@ -208,7 +208,7 @@ impl Server {
         })
     }
 
-    /// The address it listens on, with the actual port.
+    /// Returns the address it listens on, with the actual port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -219,10 +219,10 @@ impl Drop for Server {
         self.shared.ended.store(true, Ordering::SeqCst);
         self.shared.feed.end();
         for (_, stream) in self.shared.waiting().drain(..) {
-            // It may be gone already.
+            // The client may already be gone.
             let _ = stream.shutdown(Shutdown::Both);
         }
-        // The thread that waits for connections gets one more.
+        // Connect once more to wake up the accepting thread.
         let mut address = self.address;
         if address.ip().is_unspecified() {
             address.set_ip(match address {
@@ -243,7 +243,7 @@ impl Shared {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// Hangs up on who has kept us waiting longest; false where nobody has.
+    /// Closes the oldest connection that has not sent its request yet; returns `false` if there is none.
     fn make_room(&self) -> bool {
         let oldest = self.waiting().pop_front();
         if let Some((_, stream)) = &oldest {
@@ -258,7 +258,7 @@ fn is_good_token(token: &str) -> bool {
     token.len() >= LEAST_TOKEN && token.bytes().all(is_plain)
 }
 
-/// Gives each connection a thread until the server ends.
+/// Serves each connection on its own thread until the server ends.
 fn listen(listener: &TcpListener, shared: &Arc<Shared>) {
     let crew = Crew::new("serve-client", MOST_CLIENTS);
     for number in 0_u64.. {
@@ -269,7 +269,7 @@ fn listen(listener: &TcpListener, shared: &Arc<Shared>) {
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of file descriptors, say: others will close some.
+                // For example, out of file descriptors: other connections will close some.
                 tracing::debug!("a connection failed: {error}");
                 crew.wait_for_room(FOR_ROOM);
                 continue;
@@ -281,7 +281,7 @@ fn listen(listener: &TcpListener, shared: &Arc<Shared>) {
             routes::turn_away(stream);
             continue;
         }
-        // Before its thread runs, so that whoever comes next can take its place.
+        // Register the connection before its thread runs, so that the next one can take its place.
         if let Ok(waiting) = stream.try_clone() {
             shared.waiting().push_back((number, waiting));
         }

@@ -1,4 +1,4 @@
-//! What each request is answered with.
+//! The response to each request.
 
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -15,19 +15,19 @@ use super::{Change, Lesson, Shared};
 
 const PAGE: &str = include_str!("page.html");
 
-/// What the page may do: nothing that is not in it or from here.
+/// Content security policy of the page: it may use only its own content and this server.
 const POLICY: &str = "default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; \
     script-src 'unsafe-inline'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// Without anything new for so long, a stream looks whether its client is still there.
+/// Time without news after which a stream checks whether its client is still connected.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Stands between two pictures.
+/// Boundary between two pictures.
 const BOUNDARY: &str = "vitscope-frame";
 
 const COOKIE: &str = "vitscope";
 
-/// What came of a request.
+/// Response to a request.
 enum Answer {
     Whole {
         status: &'static str,
@@ -39,7 +39,7 @@ enum Answer {
     Events,
 }
 
-/// Answers the request of a connection.
+/// Reads and answers the request of a connection.
 pub(super) fn serve(mut stream: TcpStream, number: u64, shared: &Shared) {
     let read = http::read(&mut stream);
     shared.waiting().retain(|(waiting, _)| *waiting != number);
@@ -69,10 +69,10 @@ pub(super) fn serve(mut stream: TcpStream, number: u64, shared: &Shared) {
     http::hang_up(stream);
 }
 
-/// Says that there is no room, to who may not even listen.
+/// Tells a client that there is no room, even if it may not read the response.
 pub(super) fn turn_away(mut stream: TcpStream) {
     let refusal = Refusal::new("503 Service Unavailable", "too many clients, try again");
-    // It fits into the connection's buffer, or is not said.
+    // The response fits into the socket buffer, or it is dropped.
     if stream.set_nonblocking(true).is_ok() {
         let _ = refuse(&mut stream, &refusal);
     }
@@ -130,13 +130,13 @@ fn whole(status: &'static str, content_type: &'static str, body: Vec<u8>) -> Ans
 }
 
 fn json(value: &impl Serialize) -> Answer {
-    // Plain data has no reason to fail.
+    // Serializing plain data cannot fail.
     let body = serde_json::to_vec(value).unwrap_or_default();
     whole("200 OK", "application/json", body)
 }
 
-/// Lets in who may come: with the token where there is one, else under a name of this machine only, so that no page of
-/// another origin can pass itself off as ours.
+/// Admits a request with the token if one is set, otherwise only under a name of this machine, so that no page of
+/// another origin can impersonate this one.
 fn admit(request: &Request, shared: &Shared) -> Result<Option<Answer>, Refusal> {
     let host = request.header("host").unwrap_or_default();
     let is_foreign = request
@@ -166,7 +166,7 @@ fn admit(request: &Request, shared: &Shared) -> Result<Option<Answer>, Refusal> 
     }
     match request.parameter("token") {
         Some(shown) if same(shown, token) && request.method == "GET" => {
-            // From now on by cookie, so that the token stands in no address.
+            // Use a cookie from here on, so that the token appears in no address.
             let cookie = format!("{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/");
             Ok(Some(Answer::Whole {
                 status: "303 See Other",
@@ -182,7 +182,7 @@ fn admit(request: &Request, shared: &Shared) -> Result<Option<Answer>, Refusal> 
     }
 }
 
-/// True for names of this machine that no name server can give away.
+/// Returns whether `host` is a name of this machine that no name server can reassign.
 fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(v6) => v6.split(']').next().unwrap_or_default(),
@@ -194,12 +194,12 @@ fn is_loopback(host: &str) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
-/// Compares in a time that says nothing of where they differ.
+/// Compares in a time that does not reveal where the two differ.
 fn same(shown: &str, token: &str) -> bool {
     Sha256::digest(shown) == Sha256::digest(token)
 }
 
-/// Takes the JSON of a request to where it belongs.
+/// Parses the JSON body of a request and passes it to `take`.
 fn take<T: DeserializeOwned>(
     request: &Request,
     take: impl FnOnce(&T) -> vitscope_core::Result<()>,
@@ -208,7 +208,7 @@ fn take<T: DeserializeOwned>(
     let is_json = request
         .header("content-type")
         .is_some_and(|kind| kind.starts_with("application/json"));
-    // Pages of another origin cannot send this type unasked.
+    // Pages of another origin cannot send this type without a preflight request.
     if !is_json {
         return Err(Refusal::new(
             "415 Unsupported Media Type",
@@ -221,7 +221,7 @@ fn take<T: DeserializeOwned>(
     Ok(whole("204 No Content", "text/plain", Vec::new()))
 }
 
-/// Sends the newest picture again and again, as fast as the client takes them.
+/// Sends the newest picture repeatedly, as fast as the client reads.
 fn pictures(stream: &mut TcpStream, shared: &Shared) -> io::Result<()> {
     let content_type = format!("multipart/x-mixed-replace; boundary={BOUNDARY}");
     http::write_head(stream, "200 OK", &[("content-type", &content_type)])?;
@@ -231,7 +231,7 @@ fn pictures(stream: &mut TcpStream, shared: &Shared) -> io::Result<()> {
     while !shared.feed.is_over() {
         let seen = last.as_ref().map_or(0, |(number, _)| *number);
         last = shared.feed.picture_after(seen, QUIET).or(last);
-        // The same one once more where no other has come: who is gone is noticed by that.
+        // If no new picture has come, repeat the last one: writing detects a client that is gone.
         let Some((_, picture)) = &last else {
             continue;
         };
@@ -239,14 +239,14 @@ fn pictures(stream: &mut TcpStream, shared: &Shared) -> io::Result<()> {
             "content-type: image/jpeg\r\ncontent-length: {}\r\n\r\n",
             picture.len()
         );
-        // Some browsers show a picture when they see the next boundary.
+        // Some browsers show a picture only when they see the next boundary.
         let end = format!("\r\n--{BOUNDARY}\r\n");
         stream.write_all(&[head.as_bytes(), picture, end.as_bytes()].concat())?;
     }
     Ok(())
 }
 
-/// Sends the newest event of each topic whenever there is one.
+/// Sends the newest event of each topic as soon as there is one.
 fn events(stream: &mut TcpStream, shared: &Shared) -> io::Result<()> {
     http::write_head(stream, "200 OK", &[("content-type", "text/event-stream")])?;
     let mut seen = [0; TOPICS];

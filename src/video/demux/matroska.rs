@@ -1,4 +1,4 @@
-//! Blocks of Matroska and WebM files, laced ones included (RFC 9559).
+//! Demuxer of Matroska and WebM blocks, including laced ones (RFC 9559).
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
@@ -34,10 +34,10 @@ const BLOCK: u32 = 0xa1;
 const SIMPLE_BLOCK: u32 = 0xa3;
 const BLOCK_DURATION: u32 = 0x9b;
 
-/// More than a list of tracks or a block of sound has.
+/// Exceeds the size of any list of tracks or audio block.
 const LARGEST_READ: u64 = 64 << 20;
 
-/// Bytes that tell a block's track, time, lacing, and whether a VP8 frame is shown.
+/// Number of bytes that contain a block's track, timestamp, lacing, and the show flag of a VP8 frame.
 const BLOCK_HEAD: u64 = 12;
 
 /// Reads the blocks of `file`.
@@ -52,7 +52,7 @@ pub(super) fn read(file: File) -> Result<Contents, Unreadable> {
     segment.contents()
 }
 
-/// The file, read once from its beginning to its end.
+/// Input file, read once from beginning to end.
 struct Input {
     reader: BufReader<File>,
     at: u64,
@@ -61,7 +61,7 @@ struct Input {
 
 struct Element {
     id: u32,
-    /// `None` where the writer did not know.
+    /// `None` for an unknown size.
     len: Option<u64>,
 }
 
@@ -83,7 +83,7 @@ impl Input {
         Ok((n == 1).then_some(byte[0]))
     }
 
-    /// A number whose leading zero bits say its length; with the bit that ends them if `marked`.
+    /// Reads a number whose leading zero bits encode its length; if `marked`, the marker bit after them is kept.
     fn number(&mut self, longest: u32, marked: bool) -> Result<Option<(u64, u32)>, Unreadable> {
         let Some(first) = self.byte()? else {
             return Ok(None);
@@ -105,7 +105,7 @@ impl Input {
         Ok(Some((number, n_more + 1)))
     }
 
-    /// The head of the next element; damage is passed over up to the next cluster.
+    /// Reads the header of the next element; damaged data is skipped up to the next cluster.
     fn element(&mut self) -> Result<Option<Element>, Unreadable> {
         if self.at >= self.len {
             return Ok(None);
@@ -139,7 +139,7 @@ impl Input {
         Ok(None)
     }
 
-    /// The next `len` bytes; fewer where the file ends.
+    /// Reads the next `len` bytes, or fewer at the end of the file.
     fn bytes(&mut self, len: u64) -> Result<Vec<u8>, Unreadable> {
         let mut bytes = Vec::new();
         (&mut self.reader).take(len).read_to_end(&mut bytes)?;
@@ -159,7 +159,7 @@ impl Input {
     }
 }
 
-/// One entry of the list of tracks.
+/// Entry of the list of tracks.
 #[derive(Default)]
 struct Entry {
     number: u64,
@@ -168,7 +168,7 @@ struct Entry {
     codec_private: Vec<u8>,
     codec_delay: i64,
     default_duration: i64,
-    /// Bytes that every packet begins with, and that are left out of the file.
+    /// Bytes at the start of every packet that are stripped from the file.
     stripped: Vec<u8>,
     unknown: Option<&'static str>,
     packets: Vec<Packet>,
@@ -176,7 +176,7 @@ struct Entry {
     digest: DefaultHasher,
 }
 
-/// What the file's one segment holds.
+/// Contents of the file's single segment.
 struct Segment {
     step_nanos: i64,
     duration_steps: Option<f64>,
@@ -184,7 +184,7 @@ struct Segment {
     cluster_time: i64,
     /// Entry and first packet of the last block, for a duration that follows it.
     last_block: Option<(usize, usize)>,
-    /// Steps that a group says before its block; muxers write them in either order.
+    /// Ticks of a duration that precedes the block of its group; muxers write them in either order.
     duration_ahead: Option<i64>,
     n_packets: usize,
 }
@@ -204,9 +204,9 @@ impl Default for Segment {
 }
 
 impl Segment {
-    /// Takes one element, or goes into it; false where nothing more can be read.
+    /// Processes one element or descends into it; returns false if nothing more can be read.
     fn take(&mut self, element: &Element, input: &mut Input) -> Result<bool, Unreadable> {
-        // Identifiers are different on every level, so that levels need not be counted.
+        // IDs differ between all levels, so levels need not be tracked.
         if matches!(element.id, SEGMENT | CLUSTER | BLOCK_GROUP) {
             (self.last_block, self.duration_ahead) = (None, None);
             return Ok(true);
@@ -357,7 +357,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Takes the duration of the last block, which its packets share.
+    /// Applies a duration to the last block, whose packets share it.
     fn take_duration(&mut self, steps: i64) {
         let Some((entry_idx, first)) = self.last_block.take() else {
             return;
@@ -373,7 +373,8 @@ impl Segment {
         {
             let share = duration / packets.len() as i64;
             for packet in packets {
-                // What a codec of sound says is finer; a picture may be shown for longer than its track's usual time.
+                // The duration from an audio codec is more precise; a video frame may be shown for longer than its
+                // track's default duration.
                 if is_picture || packet.duration == 0 {
                     packet.duration = share;
                 }
@@ -466,7 +467,7 @@ impl Entry {
     }
 }
 
-/// The packets of a laced block (RFC 9559, section 10.3).
+/// Splits a laced block into its packets (RFC 9559, section 10.3).
 fn laced(lacing: u8, payload: &[u8]) -> Option<Vec<&[u8]>> {
     let (n_more, mut rest) = payload.split_first()?;
     let n_more = usize::from(*n_more);
@@ -492,7 +493,8 @@ fn laced(lacing: u8, payload: &[u8]) -> Option<Vec<&[u8]>> {
                 let (number, n_bytes) = vint(rest)?;
                 rest = rest.get(n_bytes..)?;
                 let number = i64::try_from(number).ok()?;
-                // The first is a length; each other one the difference to the one before, from the middle of its range.
+                // The first number is a length; every other one is a difference from the previous length, biased to the
+                // middle of its range.
                 len = match frame_idx {
                     0 => number,
                     _ => len + number - ((1 << (7 * n_bytes - 1)) - 1),
@@ -515,7 +517,8 @@ fn laced(lacing: u8, payload: &[u8]) -> Option<Vec<&[u8]>> {
     Some(frames)
 }
 
-/// A number whose leading zero bits say its length, without the bit that ends them; and that length.
+/// Reads a number whose leading zero bits encode its length; returns it without the marker bit, together with that
+/// length.
 fn vint(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let len = first.leading_zeros() as usize + 1;
@@ -530,7 +533,7 @@ fn unsigned(content: &[u8]) -> u64 {
     be(content, 0, content.len()).unwrap_or(0)
 }
 
-/// Iterates over the elements in an element: identifier and content. Ends at the first one that does not fit.
+/// Iterator over the elements in an element, as pairs of ID and content. Ends at the first element that does not fit.
 struct Elements<'a>(&'a [u8]);
 
 impl<'a> Iterator for Elements<'a> {
@@ -550,7 +553,7 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-/// The codec behind a Matroska codec identifier and what its decoder is told.
+/// Returns the codec for a Matroska codec ID and the private data of its decoder.
 fn codec(id: &str, private: &[u8]) -> String {
     let name = match id {
         "V_MPEG4/ISO/AVC" => "H.264",
@@ -565,7 +568,7 @@ fn codec(id: &str, private: &[u8]) -> String {
         "A_AC3" => "AC-3",
         "A_EAC3" => "E-AC-3",
         "A_DTS" => "DTS",
-        // The number that Windows has for a codec: plain samples, and those of telephones.
+        // Windows codec number: PCM, and telephony codecs.
         "A_MS/ACM" if matches!(private, [1 | 3 | 6 | 7, 0, ..]) => "PCM",
         _ if id.starts_with("A_AAC") => sound::aac(private),
         _ if id.starts_with("A_AC3") => "AC-3",
@@ -586,7 +589,7 @@ mod tests {
             let frames = laced(lacing, payload).unwrap();
             frames.iter().map(|frame| frame.len()).collect()
         };
-        // The example of RFC 9559, section 10.3: 800, 500 and 1000 bytes.
+        // Example of RFC 9559, section 10.3: 800, 500 and 1000 bytes.
         let xiph = [&[2, 255, 255, 255, 35, 255, 245][..], &[0; 2300]].concat();
         assert_eq!(lens(0x02, &xiph), [800, 500, 1000]);
         let ebml = [&[2, 0x43, 0x20, 0x5e, 0xd3][..], &[0; 2300]].concat();

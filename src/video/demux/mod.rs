@@ -1,11 +1,11 @@
-//! What a video file holds by its container's own tables: when each frame is shown, and every packet of sound.
+//! Contents of a video file according to its container tables: the time of each frame, and every audio packet.
 //!
-//! A second opinion beside GStreamer, whose demuxers lose data without a word: nothing here knows GStreamer,
-//! and nothing that decides what a run reads may import this.
-//! mp4 and mov (ISO/IEC 14496-12), Matroska and WebM (RFC 9559) and MPEG transport streams (ISO/IEC 13818-1) are read.
+//! This module is a second opinion beside GStreamer, whose demuxers lose data silently. It does not use GStreamer, and
+//! code that decides what a run reads must not import it. It reads mp4 and mov (ISO/IEC 14496-12), Matroska and WebM
+//! (RFC 9559) and MPEG transport streams (ISO/IEC 13818-1).
 //!
-//! Payloads of pictures are passed over, so that a long film costs little more than its sound.
-//! Damaged files give what can be read of them: no length in a file is believed before the bytes are there.
+//! Video payloads are skipped, so a long film costs little more than its audio. Damaged files yield whatever can be
+//! read: no length in a file is trusted until the bytes are there.
 
 mod bytes;
 mod matroska;
@@ -17,48 +17,48 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// More packets than weeks of video have; a file that claims more is damaged.
+/// Exceeds the number of packets in weeks of video; a file that claims more is damaged.
 const MOST_PACKETS: usize = 20_000_000;
 
-/// A kind of container.
+/// Container format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// mp4, mov, m4v.
     Mp4,
     /// Matroska, WebM.
     Matroska,
-    /// MPEG transport stream, with or without time codes between its packets.
+    /// MPEG transport stream, with or without timecodes between its packets.
     MpegTs,
 }
 
-/// What a track is.
+/// Kind of a track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Frames.
+    /// Video.
     Picture,
-    /// Sound.
+    /// Audio.
     Sound,
-    /// Subtitles, time codes, data.
+    /// Subtitles, timecodes, data.
     Other,
 }
 
-/// One frame, or one packet of sound.
+/// One frame, or one audio packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
-    /// When it is shown or heard, in nanoseconds of the container's presentation; negative where it comes before that.
+    /// Presentation time in nanoseconds; negative before the beginning of the container's presentation.
     pub time: i64,
-    /// For how long, in nanoseconds; where the container does not say, up to the next packet.
+    /// Duration in nanoseconds; if the container does not state it, up to the next packet.
     pub duration: i64,
     /// Digest of the bytes; zero for frames.
     pub hash: u64,
-    /// True where its time is only guessed: it stands in one block with others of its track, whose lengths differ.
+    /// True if the time is only an estimate: the packet shares a block with others of its track, whose lengths differ.
     pub is_guess: bool,
-    /// True where it stands in one block behind another packet of its track, and so has no time of its own.
+    /// True if the packet follows another one of its track in the same block, and thus has no timestamp of its own.
     pub is_behind: bool,
 }
 
 impl Packet {
-    /// Where it ends.
+    /// Returns the end time.
     pub fn end(&self) -> i64 {
         self.time.saturating_add(self.duration)
     }
@@ -67,59 +67,60 @@ impl Packet {
 /// One track.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Track {
-    /// What it is.
+    /// Kind of the track.
     pub kind: Kind,
-    /// The same name in every container.
+    /// Codec name, which is the same in every container.
     pub codec: String,
-    /// Frames in order of presentation, all of which are shown; sound in order of the file, with its run-in.
+    /// Frames in presentation order, all of which are shown; audio packets in file order, including the pre-roll.
     pub packets: Vec<Packet>,
-    /// When the first frame is shown at which decoding may begin; `None` where a container does not say, or begins with it.
+    /// Presentation time of the first frame at which decoding may begin; `None` if a container does not state it, or
+    /// begins with it.
     pub first_key: Option<i64>,
-    /// True where the file ends within a packet of this track, which then is not among them.
+    /// True if the file ends within a packet of this track, which is then not included.
     pub breaks_off: bool,
-    /// How much of the beginning its decoder is told to leave out, in nanoseconds, where the container says it of Opus.
+    /// Duration at the beginning that the decoder is to discard, in nanoseconds, if the container states it for Opus.
     pub left_out: Option<i64>,
-    /// Digest of all bytes of sound: uncompressed sound has no packets to speak of.
+    /// Digest of all audio bytes: uncompressed audio has no meaningful packets.
     pub bytes_hash: u64,
-    /// Why its packets are not known, where they are not.
+    /// Reason why the packets are unknown, if they are.
     pub unknown: Option<&'static str>,
 }
 
 impl Track {
-    /// True for uncompressed sound.
+    /// Returns whether the track is uncompressed audio.
     pub fn is_pcm(&self) -> bool {
         self.codec.starts_with("PCM")
     }
 
-    /// Where its last packet ends.
+    /// Returns the end of the last packet.
     pub fn end(&self) -> Option<i64> {
         self.packets.iter().map(Packet::end).max()
     }
 }
 
-/// What a file holds.
+/// Contents of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
-    /// The container.
+    /// Container format.
     pub format: Format,
-    /// In the file's order, without those that have no packet.
+    /// Tracks in file order, without those that have no packets.
     pub tracks: Vec<Track>,
-    /// True where edit lists say when tracks are shown.
+    /// True if edit lists determine when tracks are shown.
     pub has_edit_lists: bool,
-    /// Where the container says that its presentation ends, in nanoseconds.
+    /// End of the presentation according to the container, in nanoseconds.
     pub claimed_end: Option<i64>,
-    /// Samples of an mp4's tables whose bytes the file does not have.
+    /// Number of samples in an mp4's tables whose bytes are missing from the file.
     pub n_cut_off: u64,
 }
 
 impl Contents {
-    /// Tracks of one kind.
+    /// Iterates over the tracks of one kind.
     pub fn of(&self, kind: Kind) -> impl Iterator<Item = &Track> {
         self.tracks.iter().filter(move |track| track.kind == kind)
     }
 }
 
-/// Why a file's tables tell nothing.
+/// Reason why a file's tables cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unreadable(String);
@@ -139,7 +140,7 @@ impl From<std::io::Error> for Unreadable {
 /// Reads the tables of `path`.
 ///
 /// # Errors
-/// Says what kind of file it is where no tables of it are read, and what is missing where it is damaged.
+/// Names the type of a file whose tables are not supported, or the missing part of a damaged one.
 pub fn read(path: &Path) -> Result<Contents, Unreadable> {
     let mut file = File::open(path)?;
     let mut head = Vec::new();
@@ -156,7 +157,7 @@ pub fn read(path: &Path) -> Result<Contents, Unreadable> {
     Ok(contents)
 }
 
-/// The container that begins with `head`.
+/// Detects the container that begins with `head`.
 fn format_of(head: &[u8]) -> Result<Format, Unreadable> {
     let kind = head.get(4..8).unwrap_or_default();
     let boxes: [&[u8]; 7] = [
@@ -183,9 +184,9 @@ fn format_of(head: &[u8]) -> Result<Format, Unreadable> {
     Err(Unreadable::new(name))
 }
 
-/// Completes the times of a track from what the container says of its packets.
+/// Completes the times of a track from the container's data about its packets.
 ///
-/// Packets that came in one piece share the time to the next one; a duration of zero is not known.
+/// Packets of one block share the time to the next block; a duration of zero is unknown.
 fn complete(kind: Kind, packets: &mut [Packet]) {
     if kind == Kind::Picture {
         packets.sort_by_key(|packet| packet.time);
@@ -216,12 +217,12 @@ fn complete(kind: Kind, packets: &mut [Packet]) {
     }
 }
 
-/// True for VP8's frames that only serve as a reference (RFC 6386, section 9.1: bit 4 shows a frame).
+/// True for VP8 frames that only serve as a reference (RFC 6386, section 9.1: bit 4 shows a frame).
 fn is_hidden_vp8(bytes: &[u8]) -> bool {
     bytes.first().is_some_and(|first| first & 0x10 == 0)
 }
 
-/// `ticks` of 1/`timescale` s in nanoseconds, rounded down.
+/// Converts `ticks` of 1/`timescale` s to nanoseconds, rounded down.
 fn nanos(ticks: i64, timescale: u32) -> i64 {
     let nanos = (i128::from(ticks) * 1_000_000_000).div_euclid(i128::from(timescale.max(1)));
     i64::try_from(nanos).unwrap_or(if ticks < 0 {
@@ -255,7 +256,7 @@ mod tests {
         };
         let expected = [(0, 20), (20, 20), (40, 20), (60, 20), (80, 20)];
         assert_eq!(told(&laced), expected);
-        // Those of their own blocks keep their times, also where two recordings meet.
+        // Packets in blocks of their own keep their times, even where two recordings meet.
         let mut joined = packets(&[(0, 20), (20, 20), (20, 20), (40, 20)]);
         complete(Kind::Sound, &mut joined);
         assert_eq!(told(&joined), [(0, 20), (20, 20), (20, 20), (40, 20)]);

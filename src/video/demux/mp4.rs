@@ -1,4 +1,4 @@
-//! Tables of mp4 and mov files: samples, their times, edit lists, fragments (ISO/IEC 14496-12).
+//! Tables of mp4 and mov files: samples, their times, edit lists and fragments (ISO/IEC 14496-12).
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
@@ -8,16 +8,16 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use super::bytes::{be, be16, be32, hash};
 use super::{Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, nanos, sound};
 
-/// A header above this size belongs to no video: a day of picture and sound has a tenth of it.
+/// Exceeds the header of any video: a day of video and audio takes a tenth of it.
 const LARGEST_HEADER: u64 = 1 << 30;
 
-/// More edits than people make.
+/// Exceeds the number of edits that occur in practice.
 const MOST_EDITS: usize = 256;
 
-/// More bytes than a packet of sound has.
+/// Exceeds the size of any audio packet.
 const LARGEST_SOUND: u64 = 16 << 20;
 
-/// Reads the tables of `file`, and the bytes of its sound.
+/// Reads the tables of `file`, and the bytes of its audio.
 pub(super) fn read(mut file: File) -> Result<Contents, Unreadable> {
     let file_len = file.seek(SeekFrom::End(0))?;
     let mut movie: Option<Movie> = None;
@@ -42,7 +42,7 @@ pub(super) fn read(mut file: File) -> Result<Contents, Unreadable> {
     movie.contents(file, file_len)
 }
 
-/// A box of the file itself.
+/// A top-level box.
 struct TopBox {
     kind: [u8; 4],
     at: u64,
@@ -51,7 +51,7 @@ struct TopBox {
 }
 
 impl TopBox {
-    /// The box at `at`; `None` where the file ends, or where there is none.
+    /// Reads the box at `at`; `None` at the end of the file or if there is no box.
     fn read(file: &mut File, at: u64, file_len: u64) -> Result<Option<Self>, Unreadable> {
         let mut head = Vec::new();
         file.seek(SeekFrom::Start(at))?;
@@ -91,7 +91,7 @@ impl TopBox {
     }
 }
 
-/// Iterates over the boxes in a box: kind and content. Ends at the first one that does not fit.
+/// Iterator over the boxes in a box, as pairs of kind and content. Ends at the first box that does not fit.
 struct Boxes<'a>(&'a [u8]);
 
 impl<'a> Iterator for Boxes<'a> {
@@ -121,20 +121,20 @@ fn child<'a>(content: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
 /// One sample.
 #[derive(Clone, Copy)]
 struct Sample {
-    /// When it is shown, in the track's steps.
+    /// Presentation time, in ticks of the track.
     shown: i64,
     duration: u32,
     offset: u64,
     len: u32,
 }
 
-/// One edit: for `duration` nanoseconds the media from `media_start` on, or nothing where that is `None`.
+/// One edit: shows the media from `media_start` on for `duration` nanoseconds, or nothing if `media_start` is `None`.
 struct Edit {
     duration: Option<i64>,
     media_start: Option<i64>,
 }
 
-/// What a fragment's samples are where it does not say.
+/// Default properties of a fragment's samples.
 #[derive(Clone, Copy, Default)]
 struct Defaults {
     duration: u32,
@@ -149,7 +149,7 @@ struct TrackTables {
     edits: Vec<Edit>,
     samples: Vec<Sample>,
     defaults: Defaults,
-    /// When the next fragment's first sample is decoded, where it does not say.
+    /// Decoding time of the next fragment's first sample, if the fragment does not state it.
     next_decoded: i64,
     left_out: Option<i64>,
     unknown: Option<&'static str>,
@@ -170,7 +170,7 @@ impl Movie {
         let extends = child(moov, b"mvex");
         let fragmented = extends.is_some();
         let claimed = match extends {
-            // The header's own duration is that of no fragment.
+            // The header's own duration does not include fragments.
             Some(extends) => child(extends, b"mehd").and_then(|mehd| {
                 let wide = *mehd.first()? == 1;
                 be(mehd, 4, if wide { 8 } else { 4 })
@@ -209,7 +209,7 @@ impl Movie {
         Ok(movie)
     }
 
-    /// Adds one sample, or counts it as cut off where the file ends before it does.
+    /// Adds one sample, or counts it as cut off if it extends beyond the end of the file.
     fn add(
         &mut self,
         track: &mut TrackTables,
@@ -262,7 +262,7 @@ impl Movie {
             if let Some(len) = sizes.constant
                 && track.is_pcm()
             {
-                // Thousands a second, which no muxer keeps together: a chunk stands for a packet.
+                // There are thousands of samples per second, which muxers regroup: each chunk counts as one packet.
                 let n = u64::from(per_chunk).min(sizes.n.saturating_sub(sample_idx));
                 let step = durations.current().unwrap_or(1);
                 let sample = Sample {
@@ -342,7 +342,7 @@ impl Movie {
         let base = match explicit_base {
             Some(base) => base,
             None if flags & 0x2_0000 != 0 => moof_at,
-            // The first track's data are counted from the fragment, and those of others go on from there.
+            // The data of the first track are relative to the fragment, and those of others continue from there.
             None => *data_end,
         };
         let decode_time = child(traf, b"tfdt").and_then(|tfdt| {
@@ -369,7 +369,7 @@ impl Movie {
                 .map(field_len)
                 .iter()
                 .sum::<usize>();
-            // Without a field of its own, a sample is only as real as its bytes.
+            // A sample without fields of its own is only as real as its bytes.
             let most = match entry_len {
                 0 => file_len / u64::from(len.max(1)),
                 _ => (trun.len() / entry_len) as u64,
@@ -418,8 +418,8 @@ impl Movie {
     }
 }
 
-/// The sample that is decoded at `decoded`, lies at `offset` and is shown `late` (a signed number) steps after it is
-/// decoded; both move on to the next one.
+/// Returns the sample at `decoded` and `offset`, which is shown `late` (a signed number) ticks after it is decoded, and
+/// advances both to the next sample.
 fn next_sample(
     (decoded, offset): (&mut i64, &mut u64),
     late: u32,
@@ -437,7 +437,7 @@ fn next_sample(
     sample
 }
 
-/// The numbers of `mvhd` and `mdhd`: steps per second, and a duration in them.
+/// Returns the fields of `mvhd` and `mdhd`: ticks per second, and a duration in ticks.
 fn scale_and_duration(header: &[u8]) -> Option<(u32, Option<u64>)> {
     if *header.first()? == 1 {
         let duration = be(header, 24, 8).filter(|duration| *duration != u64::MAX);
@@ -474,7 +474,7 @@ impl TrackTables {
             let tkhd = child(trak, b"tkhd")?;
             let id = be32(tkhd, if *tkhd.first()? == 1 { 20 } else { 12 })?;
             let media = child(trak, b"mdia")?;
-            // Version and flags, a reserved word, then the kind of the track.
+            // Version and flags and a reserved word precede the handler type.
             let handler = child(media, b"hdlr")?.get(8..12)?.try_into().ok()?;
             let (timescale, _) = scale_and_duration(child(media, b"mdhd")?)?;
             Some((id, handler, timescale))
@@ -491,7 +491,7 @@ impl TrackTables {
             .and_then(|media| child(media, b"minf"))
             .and_then(|info| child(info, b"stbl"))
             .and_then(|table| child(table, b"stsd"))
-            // Version and flags, then the number of descriptions.
+            // Version and flags precede the number of descriptions.
             .and_then(|descriptions| descriptions.get(8..));
         let description = descriptions.and_then(|descriptions| Boxes(descriptions).next());
         let edits = child(trak, b"edts")
@@ -519,7 +519,7 @@ impl TrackTables {
         self.kind == Kind::Sound && self.codec.starts_with("PCM")
     }
 
-    /// Shows the last picture up to the end of the table, which counts lengths in the order in which samples are stored.
+    /// Extends the last shown frame up to the end of the table, which counts durations in storage order.
     fn lengthen_last(&mut self) {
         let total: i64 = self.samples.iter().map(|s| i64::from(s.duration)).sum();
         let first = self.samples.iter().map(|sample| sample.shown).min();
@@ -530,7 +530,7 @@ impl TrackTables {
         }
     }
 
-    /// Places the samples on the presentation, and digests sound.
+    /// Places the samples on the presentation timeline, and computes digests of audio.
     fn present(
         mut self,
         reader: &mut BufReader<File>,
@@ -552,7 +552,7 @@ impl TrackTables {
         let mut all_bytes = DefaultHasher::new();
         let mut begin = 0_i64;
         let mut run_in = true;
-        // Samples that lie over each other would make a small file endless.
+        // Without a limit, overlapping samples could make a small file endless.
         let mut n_bytes_left = file_len.saturating_mul(edits.len() as u64 + 1);
         for edit in edits {
             let Some(media_start) = edit.media_start else {
@@ -574,11 +574,12 @@ impl TrackTables {
                 }
                 end = stop.map_or(end, |stop| end.min(stop));
                 let hidden = end <= begin && sample.duration > 0 || end < begin;
-                // A run-in is played before the presentation begins, and not while it waits for the sound.
+                // A pre-roll is played before the presentation begins, and not while the presentation waits for the
+                // audio.
                 if hidden && !(self.kind == Kind::Sound && run_in && time < 0) {
                     continue;
                 }
-                // Of sound that a later part cuts into, the rest is heard.
+                // If a later part cuts into audio, the rest of it is heard.
                 if self.kind != Kind::Sound || !run_in {
                     time = time.max(begin);
                 }
@@ -630,7 +631,7 @@ impl TrackTables {
     }
 }
 
-/// The bytes of `sample`; `position` is where the reader stands.
+/// Reads the bytes of `sample`; `position` is the current position of the reader.
 fn read_at(
     reader: &mut BufReader<File>,
     position: &mut u64,
@@ -640,7 +641,7 @@ fn read_at(
     let len = u64::from(sample.len).min(LARGEST_SOUND);
     let distance = i64::try_from(i128::from(sample.offset) - i128::from(*position));
     match distance {
-        // Close by, the buffer may hold it.
+        // Nearby data may already be in the buffer.
         Ok(distance) if *position <= file_len => reader.seek_relative(distance)?,
         _ => {
             reader.seek(SeekFrom::Start(sample.offset))?;
@@ -652,7 +653,7 @@ fn read_at(
     Ok(bytes)
 }
 
-/// The entries of an edit list, and why they cannot be followed where they cannot.
+/// Entries of an edit list, and the reason if they cannot be followed.
 type Edits = (Vec<Edit>, Option<&'static str>);
 
 fn read_edits(list: &[u8], movie_timescale: u32, fragmented: bool) -> Result<Edits, Unreadable> {
@@ -683,7 +684,7 @@ fn read_edits(list: &[u8], movie_timescale: u32, fragmented: bool) -> Result<Edi
             unknown = Some("an edit changes its speed");
         }
         let last = entry_idx + 1 == n_entries;
-        // The list of a fragmented file is written before anybody knows how long it will be.
+        // The list of a fragmented file is written before its duration is known.
         let open = media_start >= 0 && last && (fragmented || duration == 0);
         let duration = i64::try_from(duration).unwrap_or(i64::MAX);
         edits.push(Edit {
@@ -698,7 +699,7 @@ fn read_edits(list: &[u8], movie_timescale: u32, fragmented: bool) -> Result<Edi
 struct Sizes<'a> {
     constant: Option<u32>,
     n: u64,
-    /// Bits of one size, and where they begin.
+    /// Number of bits per size, and the sizes.
     table: (u32, &'a [u8]),
 }
 
@@ -741,18 +742,18 @@ impl<'a> Sizes<'a> {
     }
 }
 
-/// A table of runs: how often, and what.
+/// Run-length encoded table: pairs of count and value.
 struct Runs<'a> {
     table: &'a [u8],
     entry_len: usize,
-    /// Offset of what is repeated.
+    /// Offset of the repeated value.
     value_at: usize,
     at: usize,
     left: u32,
 }
 
 impl<'a> Runs<'a> {
-    /// The table in `content`, of entries of `entry_len` bytes.
+    /// Reads the table in `content`, with entries of `entry_len` bytes.
     fn new(content: Option<&'a [u8]>, entry_len: usize, value_at: usize) -> Self {
         let content = content.unwrap_or_default();
         let n = be32(content, 4).unwrap_or(0) as usize;
@@ -767,12 +768,12 @@ impl<'a> Runs<'a> {
         }
     }
 
-    /// What comes next, which stays next.
+    /// Returns the next value without consuming it.
     fn current(&self) -> Option<u32> {
         be32(self.table, self.at + self.value_at)
     }
 
-    /// Entries of three words.
+    /// Iterates over entries of three words.
     fn entries(self) -> impl Iterator<Item = [u32; 3]> + 'a {
         let entry_len = self.entry_len;
         self.table
@@ -794,7 +795,7 @@ impl Iterator for Runs<'_> {
     }
 }
 
-/// The codec of a sample description.
+/// Returns the codec of a sample description.
 fn codec(code: &[u8; 4], entry: &[u8]) -> String {
     let name = match code {
         b"avc1" | b"avc3" => "H.264",
@@ -828,8 +829,8 @@ fn codec(code: &[u8; 4], entry: &[u8]) -> String {
     name.into()
 }
 
-/// Nanoseconds that the decoder leaves out by a sample description's `dOps` box (Encapsulation of Opus in ISO Base Media
-/// File Format, 4.3.2).
+/// Returns the nanoseconds that the decoder discards according to the `dOps` box of a sample description (Encapsulation
+/// of Opus in ISO Base Media File Format, 4.3.2).
 fn opus_left_out(entry: &[u8]) -> Option<i64> {
     let at = entry.windows(4).position(|window| window == b"dOps")?;
     // Version and number of channels follow the name.
@@ -837,12 +838,12 @@ fn opus_left_out(entry: &[u8]) -> Option<i64> {
     Some(nanos(n_samples.into(), sound::OPUS_RATE))
 }
 
-/// The object type of a sample description's `esds` box.
+/// Returns the object type in the `esds` box of a sample description.
 fn object_type(entry: &[u8]) -> Option<u8> {
     decoder_config(entry)?.first().copied()
 }
 
-/// What a sample description's `esds` box tells the decoder (ISO/IEC 14496-1, 7.2.6.6 and 7.2.6.7).
+/// Returns the decoder-specific info in the `esds` box of a sample description (ISO/IEC 14496-1, 7.2.6.6 and 7.2.6.7).
 fn specific_info(entry: &[u8]) -> Option<&[u8]> {
     match descriptor(decoder_config(entry)?.get(13..)?)? {
         (5, info) => Some(info),
@@ -850,7 +851,7 @@ fn specific_info(entry: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The decoder's part of an `esds` box anywhere in a sample description (ISO/IEC 14496-1, 7.2.6).
+/// Returns the decoder config of an `esds` box anywhere in a sample description (ISO/IEC 14496-1, 7.2.6).
 fn decoder_config(entry: &[u8]) -> Option<&[u8]> {
     let at = entry.windows(4).position(|window| window == b"esds")?;
     // Version and flags follow the name.
@@ -873,10 +874,10 @@ fn decoder_config(entry: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The number of the descriptor that `bytes` begin with, and all behind its length.
+/// Returns the tag of the descriptor at the start of `bytes`, and all bytes after its length.
 fn descriptor(bytes: &[u8]) -> Option<(u8, &[u8])> {
     let (tag, mut content) = bytes.split_first()?;
-    // A length of up to four bytes, of seven bits each.
+    // A length of up to four bytes, with seven bits each.
     for _ in 0..4 {
         let (byte, after) = content.split_first()?;
         content = after;

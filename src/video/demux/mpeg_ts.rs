@@ -1,6 +1,6 @@
-//! Pictures and sound of MPEG transport streams by the headers of their PES packets (ISO/IEC 13818-1).
+//! Video and audio of MPEG transport streams according to their PES headers (ISO/IEC 13818-1).
 //!
-//! A frame is a PES packet, and that is checked: where pictures begin elsewhere, frames are not known.
+//! Each PES packet must hold one frame, which is checked: if frames begin elsewhere, they are unknown.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
@@ -13,29 +13,30 @@ use super::{Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, com
 
 const SYNC: u8 = 0x47;
 
-/// Steps a second of presentation times, and where they begin anew.
+/// Ticks per second of presentation timestamps, and their wrap.
 const CLOCK: i64 = 90_000;
 const WRAP: i64 = 1 << 33;
 
-/// A gap in decoding above this is a new recording, whose times begin anew; so is a step back.
+/// A larger gap in decoding times, or a step back, indicates a new recording with its own timestamps.
 const LONGEST_GAP: i64 = 10 * CLOCK;
 const LONGEST_STEP_BACK: i64 = CLOCK / 2;
 
-/// Why packets are not known where a recording begins behind another one.
+/// Reason why packets are unknown if another recording follows.
 const JUMP: &str = "its timestamps jump";
 
-/// What private data is called until its first PES packet.
+/// Codec name of private data until its first PES packet.
 const PRIVATE: &str = "private";
 
-/// More streams than a program has.
+/// Exceeds the number of streams in any program.
 const MOST_STREAMS: usize = 64;
 
-/// More bytes than any packet of sound has.
+/// Exceeds the size of any audio packet.
 const LARGEST_SOUND: usize = 1 << 20;
 
-/// Bytes from one sync byte to the next, and in a packet before it; `None` where `head` is no transport stream.
+/// Returns the distance between sync bytes, and the offset of the sync byte in a packet; `None` if `head` is not a
+/// transport stream.
 ///
-/// A recording may begin in the middle of a packet, or with something else.
+/// A recording may begin in the middle of a packet or with other data.
 pub(super) fn packet_len(head: &[u8]) -> Option<(usize, usize)> {
     let layouts = [(188, 0), (192, 4), (204, 0)];
     let begins_at = |begin: usize, len: usize, n_least: usize| {
@@ -61,7 +62,7 @@ pub(super) fn read(file: File, head: &[u8]) -> Result<Contents, Unreadable> {
         sync_at,
     };
     let mut program = Program::default();
-    // The list of tracks may come after their first packets.
+    // The program map table may come after the first packets of its tracks.
     while program.streams.is_empty() {
         let Some(packet) = packets.next()? else {
             break;
@@ -75,7 +76,7 @@ pub(super) fn read(file: File, head: &[u8]) -> Result<Contents, Unreadable> {
     program.contents()
 }
 
-/// Transport packets of a file, one after the other.
+/// Iterates over the transport packets of a file.
 struct Packets {
     reader: BufReader<File>,
     packet: Vec<u8>,
@@ -83,7 +84,7 @@ struct Packets {
 }
 
 impl Packets {
-    /// The next 188 bytes that begin with a sync byte; bytes out of step are passed over.
+    /// Returns the next 188 bytes that begin with a sync byte; misaligned bytes are skipped.
     fn next(&mut self) -> Result<Option<&[u8]>, Unreadable> {
         let mut n_kept = 0;
         loop {
@@ -96,7 +97,7 @@ impl Packets {
             }
             let from = self.sync_at + 1;
             let ahead = self.packet.iter().skip(from).position(|byte| *byte == SYNC);
-            // What comes before the next one may be here already.
+            // Part of the next packet may already be here.
             let n_lost = ahead.map_or(self.packet.len() - self.sync_at, |at| at + 1);
             n_kept = self.packet.len() - n_lost;
             self.packet.rotate_left(n_lost);
@@ -105,7 +106,7 @@ impl Packets {
     }
 }
 
-/// Fills `packet`; false where the file ends first.
+/// Fills `packet`; returns false if the file ends first.
 fn read_packet(reader: &mut impl Read, packet: &mut [u8]) -> Result<bool, Unreadable> {
     match reader.read_exact(packet) {
         Ok(()) => Ok(true),
@@ -114,11 +115,11 @@ fn read_packet(reader: &mut impl Read, packet: &mut [u8]) -> Result<bool, Unread
     }
 }
 
-/// A transport packet with a payload (2.4.3.2).
+/// Transport packet with a payload (2.4.3.2).
 struct Transport<'a> {
     pid: u16,
     begins: bool,
-    /// True where decoding may begin (2.4.3.5, random access).
+    /// True if decoding may begin here (2.4.3.5, random access).
     is_entry: bool,
     scrambled: bool,
     counter: u8,
@@ -126,7 +127,7 @@ struct Transport<'a> {
 }
 
 impl<'a> Transport<'a> {
-    /// `None` where it is broken or has no payload.
+    /// Returns `None` if the packet is broken or has no payload.
     fn read(packet: &'a [u8]) -> Option<Self> {
         let (pid, flags) = (be16(packet, 1)?, *packet.get(3)?);
         let broken = pid & 0x8000 != 0;
@@ -151,7 +152,7 @@ impl<'a> Transport<'a> {
     }
 }
 
-/// The one program of a stream.
+/// The only program of a stream.
 #[derive(Default)]
 struct Program {
     map_pid: Option<u16>,
@@ -161,7 +162,8 @@ struct Program {
 }
 
 impl Program {
-    /// Takes a transport packet of 188 bytes where it belongs to a list of programs or tracks; false where it does not.
+    /// Processes a transport packet of 188 bytes that belongs to a program association or program map table; returns
+    /// false for other packets.
     fn take_tables(&mut self, packet: &[u8]) -> Result<bool, Unreadable> {
         let Some(packet) = Transport::read(packet) else {
             return Ok(true);
@@ -207,7 +209,7 @@ impl Program {
         Ok(())
     }
 
-    /// Takes the list of streams: a table's identifier and length, five more bytes, then the clock's stream.
+    /// Reads the program map table: a table's ID and length, five more bytes, then the PID of the clock.
     fn take_map(&mut self, section: &[u8]) -> Result<(), Unreadable> {
         let mut streams = Vec::new();
         let Some(end) = section.len().checked_sub(4) else {
@@ -258,7 +260,7 @@ impl Program {
         clock.last = begin;
         let mut streams = self.streams;
         if streams.iter().any(|stream| stream.unknown == Some(JUMP)) {
-            // Where one begins anew, so do the others, whether or not their own times show it.
+            // If one track begins anew, so do the others, whether or not their own timestamps show it.
             for stream in &mut streams {
                 stream.unknown.get_or_insert(JUMP);
             }
@@ -274,7 +276,7 @@ impl Program {
     }
 }
 
-/// The stream of the one program's map, out of the first program list.
+/// Returns the PID of the only program's map, from the first program association table.
 fn program_map(payload: &[u8]) -> Result<Option<u16>, Unreadable> {
     let Some(section) = payload
         .first()
@@ -283,7 +285,7 @@ fn program_map(payload: &[u8]) -> Result<Option<u16>, Unreadable> {
         return Ok(None);
     };
     let len = usize::from(be16(section, 1).unwrap_or(0) & 0xfff);
-    // Eight bytes stand before the programs, a checksum behind them.
+    // Eight bytes precede the programs, a checksum follows them.
     let programs = section
         .get(8..(3 + len).saturating_sub(4))
         .unwrap_or_default();
@@ -299,7 +301,7 @@ fn program_map(payload: &[u8]) -> Result<Option<u16>, Unreadable> {
     Ok(first.map(|entry| (entry & 0x1fff) as u16))
 }
 
-/// A table that may come in several packets.
+/// Table that may be split across several packets.
 #[derive(Default)]
 struct Section {
     bytes: Vec<u8>,
@@ -307,7 +309,7 @@ struct Section {
 }
 
 impl Section {
-    /// The whole table, once it is there.
+    /// Returns the table once it is complete.
     fn take(&mut self, begins: bool, payload: &[u8]) -> Option<Vec<u8>> {
         if begins {
             let skipped = 1 + usize::from(*payload.first()?);
@@ -322,12 +324,12 @@ impl Section {
         }
         self.begun = false;
         let section = self.bytes.get(..len)?.to_vec();
-        // Another table may be sent on the same stream.
+        // Another table may be sent on the same PID.
         (section.first() == Some(&2)).then_some(section)
     }
 }
 
-/// Unwraps times of 33 bits.
+/// Unwraps timestamps of 33 bits.
 #[derive(Clone, Copy, Default)]
 struct Clock {
     last: Option<i64>,
@@ -343,21 +345,21 @@ impl Clock {
     }
 }
 
-/// One elementary stream.
+/// Elementary stream.
 struct Stream {
     pid: u16,
-    /// Its type in the list of tracks.
+    /// Stream type in the program map table.
     listed_as: u8,
     kind: Kind,
     codec: &'static str,
     counter: Option<u8>,
     first_pts: Option<i64>,
-    /// When the first picture is shown at which decoding may begin, in nanoseconds.
+    /// Presentation time of the first frame at which decoding may begin, in nanoseconds.
     first_entry: Option<i64>,
     clock: Clock,
     last_decoded: Option<i64>,
     pictures: PictureStarts,
-    /// Pictures that began in the PES packet that is being read.
+    /// Number of frames that began in the current PES packet.
     n_begun: u32,
     framing: Option<Framing>,
     sound: Sound,
@@ -387,13 +389,13 @@ impl Stream {
             (0x80 | 0x83 | 0x85 | 0x86, _) => (Kind::Sound, "other sound", None),
             (6, Some(b"Opus")) => (Kind::Sound, "Opus", Some(Framing::Opus)),
             (6, Some(b"AC-3")) => (Kind::Sound, "AC-3", Some(Framing::Ac3)),
-            // Uncompressed sound of SMPTE 302.
+            // Uncompressed audio of SMPTE 302.
             (6, Some(b"BSSD")) => (Kind::Sound, "other sound", None),
             (6, Some(b"EAC3")) => (Kind::Sound, "E-AC-3", Some(Framing::Ac3)),
             (6, _) if has(0x6a) => (Kind::Sound, "AC-3", Some(Framing::Ac3)),
             (6, _) if has(0x7a) => (Kind::Sound, "E-AC-3", Some(Framing::Ac3)),
             (6, _) if has(0x7b) || has(0x7c) => (Kind::Sound, "other sound", None),
-            // Its first PES packet tells.
+            // Determined by its first PES packet.
             (6, _) => (Kind::Other, PRIVATE, None),
             _ => (Kind::Other, "", None),
         };
@@ -417,7 +419,7 @@ impl Stream {
         }
     }
 
-    /// Takes the payload of one transport packet; returns how many packets it brought.
+    /// Processes the payload of one transport packet; returns the number of packets it completes.
     fn take(&mut self, packet: &Transport) -> usize {
         let &Transport {
             begins, payload, ..
@@ -439,7 +441,7 @@ impl Stream {
             self.begin_pes(&header, packet.is_entry);
             content = payload.get(header.len..).unwrap_or_default();
         } else if self.first_pts.is_none() {
-            // What began before the file did.
+            // Data that began before the file.
             return 0;
         }
         match self.framing {
@@ -449,7 +451,7 @@ impl Stream {
         self.packets.len() - n_before
     }
 
-    /// Takes private data for sound where its PES packets are numbered as such.
+    /// Treats private data as audio if the stream ID of its PES packets is one of audio.
     fn take_for_sound(&mut self, payload: &[u8]) {
         self.codec = "";
         if !payload.get(3).is_some_and(|id| (0xc0..0xe0).contains(id)) {
@@ -501,7 +503,7 @@ impl Stream {
         }
     }
 
-    /// Checks that the PES packet that ends held one picture.
+    /// Checks that the PES packet that ends held one frame.
     fn end_pes(&mut self) {
         let known = self.kind == Kind::Picture && self.pictures.codec != "other";
         if known && !self.packets.is_empty() && self.n_begun != 1 {
@@ -512,7 +514,7 @@ impl Stream {
 
     fn track(mut self, mut clock: Clock) -> Track {
         if self.pictures.codec != "other" {
-            // The last picture may be cut off before it has begun.
+            // The last frame may be cut off before it begins.
             self.end_pes();
         }
         if let Some(framing) = self.framing {
@@ -546,7 +548,7 @@ impl Stream {
     }
 }
 
-/// The content of the first descriptor of a kind.
+/// Returns the content of the first descriptor of the `wanted` kind.
 fn descriptor(mut descriptors: &[u8], wanted: u8) -> Option<&[u8]> {
     loop {
         let (kind, len) = (*descriptors.first()?, usize::from(*descriptors.get(1)?));
@@ -558,7 +560,7 @@ fn descriptor(mut descriptors: &[u8], wanted: u8) -> Option<&[u8]> {
     }
 }
 
-/// The head of a PES packet (2.4.3.6).
+/// Header of a PES packet (2.4.3.6).
 struct PesHeader {
     len: usize,
     pts: Option<i64>,
@@ -587,7 +589,7 @@ impl PesHeader {
     }
 }
 
-/// 33 bits with marker bits between them.
+/// Reads 33 bits separated by marker bits.
 fn time_stamp(bytes: &[u8]) -> Option<i64> {
     let high = i64::from(*bytes.first()?) >> 1 & 7;
     let middle = i64::from(be16(bytes, 1)?) >> 1;
@@ -595,10 +597,10 @@ fn time_stamp(bytes: &[u8]) -> Option<i64> {
     Some(high << 30 | middle << 15 | low)
 }
 
-/// Counts where pictures begin.
+/// Counter of frame starts.
 struct PictureStarts {
     codec: &'static str,
-    /// The last bytes.
+    /// Most recent bytes.
     window: u64,
 }
 
@@ -622,7 +624,7 @@ impl PictureStarts {
             let start_code = |n_after: u32| self.window >> (8 * n_after) & 0xff_ffff == 1;
             let back = |n: u32| (self.window >> (8 * n) & 0xff) as u8;
             let begins = match self.codec {
-                // A slice whose first macroblock is number zero, which is a single bit.
+                // A slice whose first macroblock is number zero, which is encoded as a single bit.
                 "H.264" => start_code(2) && matches!(back(1) & 31, 1 | 5) && byte & 0x80 != 0,
                 "H.265" => start_code(3) && back(2) >> 1 & 63 < 32 && byte & 0x80 != 0,
                 "MPEG video" => start_code(1) && *byte == 0,
@@ -635,13 +637,13 @@ impl PictureStarts {
     }
 }
 
-/// Cuts a stream of sound into its packets.
+/// Splitter of an audio stream into packets.
 #[derive(Default)]
 struct Sound {
     bytes: Vec<u8>,
-    /// Bytes that were taken before those.
+    /// Number of bytes consumed before those in `bytes`.
     n_passed: u64,
-    /// From which byte on a time holds.
+    /// Byte positions from which timestamps apply.
     marks: Vec<(u64, i64)>,
     next_time: Option<i64>,
     digest: DefaultHasher,
@@ -664,7 +666,7 @@ impl Sound {
         self.breaks_off |= !self.bytes.is_empty();
     }
 
-    /// Takes whole packets off the front; with fewer than `patience` bytes a header may still be incomplete.
+    /// Removes complete packets from the front; with fewer than `patience` bytes, a header may still be incomplete.
     fn cut(&mut self, framing: Framing, packets: &mut Vec<Packet>, patience: usize) {
         let mut at = 0;
         while let Some(rest) = self.bytes.get(at..).filter(|rest| !rest.is_empty()) {

@@ -1,19 +1,19 @@
-//! Headers of sound packets: where one ends in a stream that does not say, and how long it plays.
+//! Headers of audio packets: the end of a packet in a stream without lengths, and its duration.
 
 use super::bytes::be16;
 use super::nanos;
 
-/// What one packet's header says.
+/// Contents of one packet's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
-    /// Bytes, header included.
+    /// Length in bytes, including the header.
     pub(super) len: usize,
-    /// Bytes of framing in front, which other containers leave out.
+    /// Length of the leading framing in bytes, which other containers omit.
     pub(super) framing: usize,
     pub(super) duration_nanos: i64,
 }
 
-/// How sound is framed in a transport stream.
+/// Framing of audio in a transport stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     /// AAC with ADTS headers (ISO/IEC 13818-7, 6.2).
@@ -22,14 +22,14 @@ pub(super) enum Framing {
     MpegAudio,
     /// AC-3 and E-AC-3 (ETSI TS 102 366).
     Ac3,
-    /// The core of DTS, in 16 bits and the order of most significant bytes first (ETSI TS 102 114).
+    /// DTS core, in 16-bit big-endian words (ETSI TS 102 114).
     Dts,
     /// Opus with control headers (ETSI TS 103 491).
     Opus,
 }
 
 impl Framing {
-    /// The packet that begins at `bytes`; `None` where there is no header.
+    /// Parses the packet at the start of `bytes`; `None` if there is no header.
     pub(super) fn frame(self, bytes: &[u8]) -> Option<Frame> {
         match self {
             Self::Adts => adts(bytes),
@@ -41,8 +41,8 @@ impl Framing {
     }
 }
 
-/// AAC by what its decoder is told (ISO/IEC 14496-3, 1.6.2.1): transport streams hold only layouts of channels that have
-/// a number of three bits.
+/// Returns the name of AAC with this decoder config (ISO/IEC 14496-3, 1.6.2.1): transport streams support only channel
+/// layouts with a three-bit number.
 pub(super) fn aac(decoder_config: &[u8]) -> &'static str {
     let configuration = be16(decoder_config, 0).map(|head| head >> 3 & 15);
     match configuration {
@@ -51,17 +51,18 @@ pub(super) fn aac(decoder_config: &[u8]) -> &'static str {
     }
 }
 
-/// Nanoseconds that the decoder leaves out by Opus's own header (RFC 7845, 5.1); `None` where it is another's.
+/// Returns the nanoseconds that the decoder discards according to Opus's own header (RFC 7845, 5.1); `None` for other
+/// headers.
 pub(super) fn opus_left_out(header: &[u8]) -> Option<i64> {
     let n_samples = header.strip_prefix(b"OpusHead")?.get(2..4)?;
     let n_samples = u16::from_le_bytes(n_samples.try_into().ok()?);
     Some(nanos(n_samples.into(), OPUS_RATE))
 }
 
-/// Samples per second of Opus, whatever it was made from.
+/// Sample rate of Opus in samples per second, whatever the rate of its source.
 pub(super) const OPUS_RATE: u32 = 48_000;
 
-/// Bytes that no header is longer than, but for Opus, whose header counts by 255.
+/// Maximum length of a header in bytes, except for Opus, whose header counts in steps of 255.
 pub(super) const LONGEST_HEADER: usize = 300;
 
 fn duration(samples: u64, rate: u64) -> i64 {
@@ -92,7 +93,7 @@ fn adts(bytes: &[u8]) -> Option<Frame> {
 }
 
 fn mpeg_audio(bytes: &[u8]) -> Option<Frame> {
-    // Kilobits a second, by version 1 or 2 and by layer.
+    // Kilobits per second, by version 1 or 2 and by layer.
     const V1_L1: [u64; 14] = [
         32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448,
     ];
@@ -128,7 +129,7 @@ fn mpeg_audio(bytes: &[u8]) -> Option<Frame> {
         (_, 2 | 3) => V2_L23,
         _ => return None,
     };
-    // Zero is a free format, whose packets do not say how long they are.
+    // Zero is the free format, whose packets do not state their length.
     let kilobits = kilobits.get(usize::from(rates >> 4).checked_sub(1)?)?;
     let padding = u64::from((rates >> 1) & 1);
     let (samples, len) = match layer {
@@ -230,7 +231,7 @@ fn opus(bytes: &[u8]) -> Option<Frame> {
     })
 }
 
-/// How long an Opus packet plays, in nanoseconds (RFC 6716, section 3.1).
+/// Returns the duration of an Opus packet in nanoseconds (RFC 6716, section 3.1).
 pub(super) fn opus_duration(packet: &[u8]) -> Option<i64> {
     let first = *packet.first()?;
     let config = first >> 3;
@@ -253,7 +254,7 @@ mod tests {
 
     #[test]
     fn headers_say_length_and_duration() {
-        // By the standards' tables: 48 kHz, 7 bytes of header, 519 bytes in all.
+        // From the standards' tables: 48 kHz, 7 bytes of header, 519 bytes in all.
         let adts = [0xff, 0xf1, 0x4c, 0x80, 0x40, 0xff, 0xfc];
         let frame = Framing::Adts.frame(&adts).unwrap();
         assert_eq!((frame.len, frame.framing), (519, 7));
@@ -266,7 +267,7 @@ mod tests {
         // AC-3, 192 kbit/s at 48 kHz: 768 bytes, 32 ms.
         let ac3 = Framing::Ac3.frame(&[0x0b, 0x77, 0, 0, 0x14, 0x40]).unwrap();
         assert_eq!((ac3.len, ac3.duration_nanos), (768, 32_000_000));
-        // DTS, 16 blocks of 32 samples at 48 kHz: 1884 bytes, as ffprobe says of what ffmpeg wrote.
+        // DTS, 16 blocks of 32 samples at 48 kHz: 1884 bytes, as reported by ffprobe for ffmpeg's output.
         let dts = [0x7f, 0xfe, 0x80, 0x01, 0xfc, 0x3c, 0x75, 0xb0, 0x36];
         let dts = Framing::Dts.frame(&dts).unwrap();
         assert_eq!((dts.len, dts.duration_nanos), (1884, 10_666_666));

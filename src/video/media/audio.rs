@@ -1,4 +1,4 @@
-//! Sound on its way past the stages: packets are copied, and encoded anew only where the container demands it.
+//! Audio on its way around the stages: packets are copied, and re-encoded only if the container requires it.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,57 +19,57 @@ use super::session::{Shared, lock};
 use super::timeline::{self, Segment, Timeline};
 use vitscope_core::error::{Error, Result};
 
-/// How far sound may run ahead of the encoder, or the encoder ahead of sound.
+/// Maximum distance of audio ahead of the encoder, or of the encoder ahead of audio.
 ///
-/// x264 keeps 40 frames before it gives the first one, so GStreamer's default of one second hangs.
-/// Half a gigabyte is hours of compressed sound: only a file that stores one after the other gets there.
+/// x264 buffers 40 frames before it returns the first one, so GStreamer's default of one second hangs. Half a gigabyte
+/// is hours of compressed audio: only a file that stores one stream after the other gets there.
 pub(super) const LEAD_BYTES: u32 = 512 << 20;
 
-/// How long the picture waits for sound of which nothing is known before its first packet; a track that stays silent for
-/// longer is begun by what its parser guesses.
+/// Time that the video waits for audio of which nothing is known before its first packet. A track that stays silent for
+/// longer begins with its parser's guess.
 const LONGEST_SILENCE: gst::ClockTime = gst::ClockTime::from_seconds(30);
 
-/// How long to wait for the first packet of sound whose begin only the packet tells.
+/// Time to wait for the first packet of audio whose begin only the packet states.
 const FIRST_PACKET: Duration = Duration::from_secs(1);
 
-/// What encoders take for a gap rather than for times that are not exact.
+/// Jitter above which encoders take a difference between timestamps for a gap.
 const SHORTEST_GAP: Duration = Duration::from_millis(40);
 
-/// How long before zero a track begins.
+/// Time before zero at which a track begins.
 enum Early {
     Known(Duration),
     Measured(Receiver<Duration>),
 }
 
-/// One sound track, kept back at the end of its queue.
+/// One audio track, blocked at the end of its queue.
 pub(super) struct AudioTrack {
-    /// What it is, as far as the demuxer said before the first packet.
+    /// Description, as far as the demuxer knows the stream before the first packet.
     description: String,
-    /// Where packets come in.
+    /// Pad where packets enter.
     start: gst::Pad,
-    /// True where packets are copied.
+    /// True if packets are copied.
     pub(super) copied: bool,
     early: Early,
-    /// How much later than it should its segment lets it be.
+    /// Delay that the segment adds to the correct times.
     lead: Duration,
     end: gst::Pad,
     gate: gst::PadProbeId,
     /// True once a packet is written.
     pub(super) is_heard: Arc<AtomicBool>,
-    /// True where only packets tell the rate, and what a parser says before them is a guess.
+    /// True if only packets state the rate, and the caps that a parser reports before them are a guess.
     is_guessed: bool,
-    /// Its number in the source.
+    /// Number of the track in the source.
     pub(super) number: Option<u64>,
 }
 
 impl AudioTrack {
-    /// What it is, for people to read.
+    /// Returns a human-readable description.
     pub(super) fn description(&self) -> String {
         let caps = self.start.current_caps();
         caps.map_or_else(|| self.description.clone(), |caps| describe(&caps))
     }
 
-    /// How long before zero it begins; sound that has not turned up in a while begins later.
+    /// Returns how long before zero the track begins; zero if no audio turns up in time.
     pub(super) fn early(&mut self, shared: &Shared) -> Result<Duration> {
         let early = match &self.early {
             Early::Known(early) => *early,
@@ -83,9 +83,9 @@ impl AudioTrack {
         Ok(early)
     }
 
-    /// Links it to `muxer`, moved later by `delay`, without what begins more than `early` before zero.
+    /// Links the track to `muxer`, delayed by `delay`, without packets that begin more than `early` before zero.
     ///
-    /// Nothing flows yet.
+    /// The track stays blocked.
     pub(super) fn link(
         &self,
         muxer: &gst::Element,
@@ -110,11 +110,11 @@ impl AudioTrack {
         Ok(())
     }
 
-    /// Takes the track away from `muxer`, whose input `pad` is, where it ends without a packet: muxers list what they know
-    /// nothing of in a way that makes the whole file unreadable, or fail.
+    /// Removes the track from `muxer`, whose input pad is `pad`, if it ends without a packet. Muxers either list an
+    /// unknown stream in a way that makes the whole file unreadable, or fail.
     fn leave_out_silent(&self, muxer: &gst::Element, pad: &gst::Pad) {
         let is_heard = Arc::clone(&self.is_heard);
-        // What a parser guesses before the first packet the muxer would keep to.
+        // The muxer would keep the parser's guess from before the first packet.
         let is_waiting = AtomicBool::new(self.is_guessed);
         let (muxer, pad) = (muxer.downgrade(), pad.downgrade());
         let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
@@ -143,7 +143,7 @@ impl AudioTrack {
                     if is_long && is_waiting.swap(false, Ordering::SeqCst) {
                         tell_again(end);
                     }
-                    // A parser passes gaps on before it knows of any segment, which muxers measure them by.
+                    // A parser passes on gaps before it knows any segment, but muxers need the segment to measure them.
                     running.is_some() && !is_waiting.load(Ordering::SeqCst)
                 }
                 _ => !event.is_sticky() || !is_waiting.load(Ordering::SeqCst),
@@ -156,13 +156,13 @@ impl AudioTrack {
         });
     }
 
-    /// Lets packets flow.
+    /// Unblocks the track.
     pub(super) fn open(self) {
         self.end.remove_probe(self.gate);
     }
 }
 
-/// Leads the sound of the demuxer's `pad` into a queue of `pipeline`.
+/// Connects the audio of the demuxer's `pad` to a queue of `pipeline`.
 pub(super) fn attach(
     pipeline: &gst::Pipeline,
     pad: &gst::Pad,
@@ -197,7 +197,7 @@ pub(super) fn attach(
     } else {
         decodable(caps.clone())
     };
-    // tsdemux 1.22 announces Blu-ray's AC-3 as E-AC-3, and takes that back; the decoder of E-AC-3 knows both.
+    // tsdemux 1.22 announces Blu-ray's AC-3 as E-AC-3 and corrects that later; the decoder of E-AC-3 handles both.
     let is_eac3 = elements::may_be(caps, "audio/x-eac3");
     if right != *told || is_eac3 && !copied {
         chain.insert(0, relabel(&right)?);
@@ -218,7 +218,7 @@ pub(super) fn attach(
         false => Duration::ZERO,
     };
     timeline.apply(pad, lead);
-    // What is decoded is cut to the sample, and so what begins early is the encoder's own run-in.
+    // Decoded audio is cut to the sample, so the early part is the encoder's own priming.
     let lead = if copied { lead } else { priming };
     cut(&end, lead, shared);
     let start = elements::static_pad(&chain[0], "sink")?;
@@ -251,7 +251,7 @@ pub(super) fn attach(
     })
 }
 
-/// Sends what `pad` was told of its stream once more, from the caps on.
+/// Repeats the sticky events of `pad`, from the caps on.
 fn tell_again(pad: &gst::Pad) {
     let mut events = Vec::new();
     pad.sticky_events_foreach(|event| {
@@ -267,7 +267,8 @@ fn tell_again(pad: &gst::Pad) {
     }
 }
 
-/// Tells `behind` of the end of a stream that brought no packet to `start`: decoders between them take that for a failure.
+/// Sends the end of a stream that brought no packet to `start` directly to `behind`: decoders in between treat that as
+/// a failure.
 fn pass_silence_by(start: &gst::Pad, behind: &gst::Pad) {
     let behind = behind.downgrade();
     let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
@@ -284,8 +285,8 @@ fn pass_silence_by(start: &gst::Pad, behind: &gst::Pad) {
     });
 }
 
-/// Fails where `caps` are TTA: the length of its last packet stands only in the file that it is copied from, and avdec_tta
-/// 1.22 takes none of it.
+/// Fails if `caps` are TTA: only the original file states the length of its last packet, and avdec_tta 1.22 decodes
+/// none of that packet.
 fn refuse_tta(caps: &gst::Caps) -> Result<()> {
     if !elements::may_be(caps, "audio/x-tta") {
         return Ok(());
@@ -297,10 +298,10 @@ fn refuse_tta(caps: &gst::Caps) -> Result<()> {
     ))
 }
 
-/// Fails where uncompressed sound of a disc, `caps`, is of a kind that dvdlpcmdec 1.22 makes noise or nothing of.
+/// Fails if `caps` are uncompressed disc audio of a kind that dvdlpcmdec 1.22 turns into noise or does not decode.
 ///
-/// Sources: the headers of ffmpeg's `pcm_dvd` and `pcm_bluray`, which say bits per sample in the upper two bits of the
-/// fourth byte, and Blu-ray's channels in the upper four of the third.
+/// Sources: the headers of ffmpeg's `pcm_dvd` and `pcm_bluray`, which hold the bits per sample in the upper two bits of
+/// the fourth byte, and Blu-ray's channels in the upper four of the third.
 fn refuse_disc_sound(start: &gst::Pad, caps: &gst::Caps, shared: &Arc<Shared>) {
     let is_decoded: fn(&[u8]) -> bool = match caps.structure(0).map(|fields| fields.name().as_str())
     {
@@ -324,10 +325,10 @@ fn refuse_disc_sound(start: &gst::Pad, caps: &gst::Caps, shared: &Arc<Shared>) {
     });
 }
 
-/// Fails where packets that pass `end` change their kind, rate or channels, which a file says once.
+/// Fails if packets that pass `end` change their kind, rate or channels, which a file states only once.
 fn refuse_changes(end: &gst::Pad, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
-    // What is said before the first packet may be a guess.
+    // Caps before the first packet may be a guess.
     let of_packets = Mutex::new(None);
     let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
     end.add_probe(kinds, move |pad, info| {
@@ -352,7 +353,7 @@ fn refuse_changes(end: &gst::Pad, shared: &Arc<Shared>) {
     });
 }
 
-/// True where one track cannot hold packets of both.
+/// True if one track cannot hold packets of both.
 fn differ(before: &gst::Caps, now: &gst::CapsRef) -> bool {
     let number = |caps: &gst::CapsRef, name| caps.structure(0)?.get::<i32>(name).ok();
     ["layer", "rate", "channels"].into_iter().any(|name| {
@@ -361,7 +362,8 @@ fn differ(before: &gst::Caps, now: &gst::CapsRef) -> bool {
     })
 }
 
-/// `caps` with the order of bytes that the file says: qtdemux 1.22 takes all samples of 32 bits and more for big-endian.
+/// Corrects the byte order of `caps` to that of the file: qtdemux 1.22 takes all samples of 32 bits and more for
+/// big-endian.
 fn corrected(caps: &gst::Caps, is_little_endian: bool) -> gst::Caps {
     let mut caps = caps.clone();
     if !is_little_endian {
@@ -376,7 +378,7 @@ fn corrected(caps: &gst::Caps, is_little_endian: bool) -> gst::Caps {
     caps
 }
 
-/// An element that says `caps` of what flows through it, whatever is said before.
+/// Creates an element that replaces the caps of its stream by `caps`.
 fn relabel(caps: &gst::Caps) -> Result<gst::Element> {
     let setter = elements::make("capssetter")?;
     setter.set_property("caps", caps);
@@ -385,13 +387,13 @@ fn relabel(caps: &gst::Caps) -> Result<gst::Element> {
     Ok(setter)
 }
 
-/// `caps` as decoders and converters want them: with the usual places of channels, where nobody says which.
+/// Adapts `caps` to decoders and converters: sets the usual channel positions if none are known.
 fn decodable(mut caps: gst::Caps) -> gst::Caps {
     let Some(fields) = caps.make_mut().structure_mut(0) else {
         return caps;
     };
     let is_guess = |mask: u64| {
-        // Demuxers say so where a file says nothing, and a channel of bass loses all above.
+        // Demuxers report these masks if a file states none, and a bass channel loses all high frequencies.
         mask == 0 || fields.name() == "audio/x-raw" && mask == FRONT | BASS
     };
     if let Ok(n_channels) = fields.get::<i32>("channels")
@@ -414,7 +416,7 @@ const SIDES: u64 = 0b11 << 10;
 /// 5.1.
 const SURROUND: u64 = FRONT | CENTER | BASS | REAR;
 
-/// Where `n_channels` usually are, where the file does not say: a bit each of GStreamer's positions.
+/// Usual positions of `n_channels` channels if the file does not state them, as a bit mask of GStreamer's positions.
 fn usual_channels(n_channels: i32) -> Option<u64> {
     Some(match n_channels {
         3 => FRONT | CENTER,
@@ -427,7 +429,7 @@ fn usual_channels(n_channels: i32) -> Option<u64> {
     })
 }
 
-/// How many channels hold `n_channels` once they are encoded, and where they are; one channel has no position. Every
+/// Number of channels that encode `n_channels` channels, and their positions; a single channel has no position. Every
 /// container can name these layouts, every player knows them, and opusenc 1.22 keeps their channels in place.
 fn encoded_layout(n_channels: i32) -> (i32, u64) {
     match n_channels {
@@ -437,13 +439,14 @@ fn encoded_layout(n_channels: i32) -> (i32, u64) {
     }
 }
 
-/// Bits per second for each encoded channel.
+/// Bit rate of each encoded channel, in bits per second.
 const CHANNEL_BITRATE: i32 = 64_000;
 
-/// How loud a channel is heard in each of two others, of equal power.
+/// Gain of a channel in each of two others that share its power equally.
 const HALF_POWER: f32 = std::f32::consts::FRAC_1_SQRT_2;
 
-/// How loud each of the channels at the bits of `mask` is heard in each channel of 5.1; `None` where one is nowhere near.
+/// Returns the gain of each channel at the bits of `mask` in each channel of 5.1; `None` if a channel is near none of
+/// them.
 ///
 /// # Shapes
 /// - result: `[6][channels]`
@@ -455,12 +458,12 @@ fn gains_in_surround(mask: u64) -> Option<Vec<Vec<f32>>> {
     for position in positions {
         let heard = match position {
             0..=5 => vec![(position as usize, 1.0)],
-            // Left and right of the center.
+            // Left and right of center.
             6 => vec![(0, HALF_POWER)],
             7 => vec![(1, HALF_POWER)],
-            // The center behind.
+            // Rear center.
             8 => vec![(4, HALF_POWER), (5, HALF_POWER)],
-            // The sides.
+            // Side left and right.
             10 => beside(4),
             11 => beside(5),
             _ => return None,
@@ -473,7 +476,7 @@ fn gains_in_surround(mask: u64) -> Option<Vec<Vec<f32>>> {
     Some(gains)
 }
 
-/// A queue that bridges the distance between sound and picture, and fails instead of hanging where that is too long.
+/// Creates a queue that bridges the distance between audio and video, and fails instead of hanging if that is too long.
 pub(super) fn lead_queue(shared: &Arc<Shared>, complaint: &'static str) -> Result<gst::Element> {
     let queue = elements::make("queue")?;
     queue.set_property("max-size-time", 0_u64);
@@ -487,7 +490,7 @@ pub(super) fn lead_queue(shared: &Arc<Shared>, complaint: &'static str) -> Resul
     Ok(queue)
 }
 
-/// Answers "no" to queries that would stand in the held back queue, while whoever asks holds up the demuxer.
+/// Answers "no" to serialized queries, which would wait in the blocked queue while their sender blocks the demuxer.
 fn refuse_serialized_queries(pad: &gst::Pad) {
     pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
         if info.query().is_some_and(|query| query.is_serialized()) {
@@ -497,7 +500,7 @@ fn refuse_serialized_queries(pad: &gst::Pad) {
     });
 }
 
-/// Drops packets after the picture was stopped, completes the durations of the others, and cuts uncompressed ones to the
+/// Drops packets after the end of the video, completes the durations of the others, and cuts uncompressed ones to the
 /// sample.
 fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
@@ -530,7 +533,7 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
             drop(info.take_buffer());
             return gst::PadProbeReturn::Handled;
         }
-        // A Matroska block need not say how long it is, and a muxer takes that of the last one for zero.
+        // A Matroska block may lack a duration, and a muxer takes a missing duration of the last one for zero.
         let usual = lock(&before).next(pts);
         let duration = buffer.duration().or(usual);
         let left = segment.stop().map(|stop| stop.saturating_sub(pts));
@@ -548,7 +551,7 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
     });
 }
 
-/// How long packets of sound last that do not say it.
+/// Duration estimate for audio packets that do not state one.
 #[derive(Default)]
 struct Lengths {
     last_pts: Option<gst::ClockTime>,
@@ -557,7 +560,7 @@ struct Lengths {
 }
 
 impl Lengths {
-    /// The length of a packet at `pts`, by those before; one that is much longer than they are is a gap.
+    /// Returns the duration of a packet at `pts`, estimated from the previous packets; a much longer distance is a gap.
     fn next(&mut self, pts: gst::ClockTime) -> Option<gst::ClockTime> {
         let length = self
             .last_pts
@@ -575,7 +578,7 @@ impl Lengths {
     }
 }
 
-/// Samples per second, and bytes per moment, of sound that can be cut anywhere.
+/// Sample rate and bytes per frame of audio that can be cut anywhere.
 fn plain(caps: &gst::Caps) -> Option<(u32, u32)> {
     let fields = caps.structure(0)?;
     if ["audio/x-alaw", "audio/x-mulaw"].contains(&fields.name().as_str()) {
@@ -589,8 +592,8 @@ fn plain(caps: &gst::Caps) -> Option<(u32, u32)> {
     (samples.bpf() > 0).then(|| (samples.rate(), samples.bpf()))
 }
 
-/// Notes when the first packet that passes `end` is written, which `lead` is taken back of and that is moved by `delay`;
-/// what begins more than `early` before zero is not written.
+/// Records when the first packet that passes `end` is written, after subtracting `lead` and adding `delay`. Packets
+/// that begin more than `early` before zero are not written.
 fn tell_begin(
     end: &gst::Pad,
     (lead, delay, early): (Duration, Duration, Duration),
@@ -603,7 +606,7 @@ fn tell_begin(
         let (Some(segment), Some(pts)) = (segment, pts) else {
             return gst::PadProbeReturn::Ok;
         };
-        // What begins before the segment has no running time.
+        // A packet that begins before the segment has no running time.
         let running = match segment.to_running_time(pts) {
             Some(running) => running.into(),
             None if early.is_zero() => return gst::PadProbeReturn::Ok,
@@ -616,7 +619,7 @@ fn tell_begin(
     });
 }
 
-/// Says through the channel how long before zero the first packet of `pad` begins.
+/// Reports over the channel how long before zero the first packet of `pad` begins.
 fn measure(pad: &gst::Pad) -> Receiver<Duration> {
     let (sender, receiver) = bounded(1);
     let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
@@ -629,14 +632,14 @@ fn measure(pad: &gst::Pad) -> Receiver<Duration> {
         let Some(early) = early else {
             return gst::PadProbeReturn::Ok;
         };
-        // Only the first answer counts, and there is room for it.
+        // Only the first answer counts, and the channel has room for it.
         let _ = sender.try_send(early);
         gst::PadProbeReturn::Remove
     });
     receiver
 }
 
-/// The segment that `pad` was told last.
+/// Returns the latest segment of `pad`.
 fn segment_of(pad: &gst::Pad) -> Option<Segment> {
     let event = pad.sticky_event::<gst::event::Segment>(0)?;
     event.segment().downcast_ref::<gst::ClockTime>().cloned()
@@ -652,20 +655,20 @@ fn before_zero(pad: &gst::Pad, buffer: &gst::BufferRef) -> Duration {
     }
 }
 
-/// True where a container that accepts `accepted` may hold packets of `caps` without a change of their content.
+/// True if a container that accepts `accepted` may hold packets of `caps` without changes to their content.
 fn holds(accepted: &gst::Caps, caps: &gst::Caps) -> bool {
     let mut caps = caps.clone();
     if is_aac(&caps)
         && let Some(fields) = caps.make_mut().structure_mut(0)
         && fields.get::<&str>("stream-format") != Ok("loas")
     {
-        // Framing is not content: a parser takes ADTS headers off and puts them on, but not LATM's.
+        // Framing is not content: a parser removes and adds ADTS headers, but not those of LATM.
         fields.remove_fields(["stream-format", "framed", "codec_data"]);
     }
     accepted.can_intersect(&caps)
 }
 
-/// False for AAC of a layout that ADTS, as which transport streams hold it, has no number for.
+/// False for AAC of a channel layout that has no number in ADTS, the framing of AAC in transport streams.
 ///
 /// Source: ISO/IEC 14496-3, 1.6.2.1 (`AudioSpecificConfig`) and table 1.19 (channel configurations).
 fn adts_says(caps: &gst::Caps) -> bool {
@@ -680,8 +683,8 @@ fn adts_says(caps: &gst::Caps) -> bool {
         .is_ok_and(|config| matches!(channel_configuration(&config), Some(1..=7)))
 }
 
-/// The number that an `AudioSpecificConfig` gives the layout of its channels: zero where it describes it at length, none
-/// where object type or rate are written at length before it.
+/// Returns the channel configuration of an `AudioSpecificConfig`: zero if the layout is described explicitly, `None` if
+/// an escaped object type or rate precedes it.
 fn channel_configuration(config: &[u8]) -> Option<u16> {
     let head = u16::from_be_bytes(*config.first_chunk()?);
     let (object_type, rate, configuration) = (head >> 11, head >> 7 & 15, head >> 3 & 15);
@@ -695,10 +698,10 @@ fn is_aac(caps: &gst::Caps) -> bool {
 
 fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element>> {
     if elements::may_be(caps, "audio/x-opus") && elements::available("opusparse") {
-        // Of several packets in one Matroska block only the first has a time.
+        // In a Matroska block of several packets, only the first has a timestamp.
         let parser = elements::make("opusparse")?;
-        // It says that each buffer is a packet, and passes on what the demuxer said, which is less, once that reports a gap:
-        // a muxer that has begun refuses the change.
+        // The parser marks each buffer as a packet. Once the demuxer reports a gap, it passes on the demuxer's caps,
+        // which lack that mark; a muxer that has begun refuses the change.
         elements::rewrite_caps(&elements::static_pad(&parser, "src")?, |fields| {
             fields.set("framed", true);
         });
@@ -711,12 +714,12 @@ fn copy_chain(accepted: &gst::Caps, caps: &gst::Caps) -> Result<Vec<gst::Element
     elements::rewrite_caps(&elements::static_pad(&parser, "src")?, mend_configuration);
     Ok(vec![
         parser,
-        // Stands in for the muxer, which the parser cannot ask before it exists.
+        // Stands in for the muxer, which the parser cannot query before it exists.
         elements::capsfilter(accepted)?,
     ])
 }
 
-/// Writes 7, which means 7.1, where aacparse 1.22 writes the number of its channels, which means nothing.
+/// Writes configuration 7, which means 7.1, where aacparse 1.22 writes the number of channels, 8, which is invalid.
 fn mend_configuration(fields: &mut gst::StructureRef) {
     let Ok(config) = fields.get::<gst::Buffer>("codec_data") else {
         return;
@@ -731,7 +734,7 @@ fn mend_configuration(fields: &mut gst::StructureRef) {
     }
 }
 
-/// Encoders for `container`, best first, and the parser behind them.
+/// Returns the encoders for `container`, best first, and the parser that follows them.
 fn encoder_of(container: Container) -> (&'static str, &'static str, &'static str) {
     match container {
         Container::Mp4 | Container::Mov | Container::MpegTs => {
@@ -741,7 +744,7 @@ fn encoder_of(container: Container) -> (&'static str, &'static str, &'static str
     }
 }
 
-/// Samples before the first one that came in, which an encoder of AAC does not tell of.
+/// Number of priming samples before the first input sample, which an AAC encoder does not report.
 fn n_priming(encoder: &str) -> u32 {
     match encoder {
         "avenc_aac" => 1024,
@@ -755,17 +758,17 @@ fn rate(caps: &gst::Caps) -> Option<u32> {
     u32::try_from(rate).ok()
 }
 
-/// The rate at which sound of `caps` is encoded as AAC.
+/// Returns the sample rate at which audio of `caps` is encoded as AAC.
 fn aac_rate(caps: &gst::Caps) -> u32 {
     match rate(caps) {
-        // Headers of AAC with SBR may say half of it.
+        // Headers of AAC with SBR may state half of it.
         Some(rate @ (8_000 | 11_025 | 12_000 | 16_000 | 22_050 | 24_000)) => 2 * rate,
         Some(rate @ (32_000 | 44_100 | 64_000 | 88_200 | 96_000)) => rate,
         _ => 48_000,
     }
 }
 
-/// The elements that encode sound of `caps` anew, and how much run-in they put before it.
+/// Returns the elements that re-encode audio of `caps`, and the duration of the priming that they prepend.
 fn encode_chain(
     container: Container,
     accepted: &gst::Caps,
@@ -798,7 +801,7 @@ fn encode_chain(
     fill_gaps(&elements::static_pad(&filter, "src")?);
     let encoder = elements::make(name)?;
     if encoder.has_property("aac-ms") {
-        // Forced, it makes one channel of two that differ.
+        // If forced, it merges two different channels into one.
         encoder.set_property("aac-ms", false);
     }
     settle_layout(&converter, &filter, &encoder, raw)?;
@@ -814,8 +817,8 @@ fn encode_chain(
     Ok((chain, priming))
 }
 
-/// Lets `filter` pass an [`encoded_layout`], as `raw` otherwise, once `converter` knows the channels of the first sound:
-/// before it is decoded a file may say another number. `encoder` gets bits for each of them.
+/// Makes `filter` pass an [`encoded_layout`], otherwise like `raw`, once `converter` knows the channels of the first
+/// audio: before decoding, a file may state another number. Sets the bit rate of `encoder` accordingly.
 fn settle_layout(
     converter: &gst::Element,
     filter: &gst::Element,
@@ -836,7 +839,7 @@ fn settle_layout(
         let fields = caps.caps().structure(0);
         let n_channels = fields.and_then(|fields| fields.get::<i32>("channels").ok());
         let mask = fields.and_then(|fields| fields.get::<gst::Bitmask>("channel-mask").ok());
-        // gst-libav 1.22 knows no name for half of the layouts that AAC describes at length.
+        // gst-libav 1.22 has no name for half of the layouts that AAC describes explicitly.
         let told = mask.map(|mask| mask.0).filter(|mask| *mask != 0);
         let mask = told.or_else(|| usual_channels(n_channels?));
         let (n_encoded, encoded_mask) = encoded_layout(n_channels.unwrap_or(2));
@@ -850,7 +853,7 @@ fn settle_layout(
         if encoder.has_property_with_type("bitrate", i32::static_type()) {
             encoder.set_property("bitrate", n_encoded * CHANNEL_BITRATE);
         }
-        // By itself it makes a mixture of channels that one side lacks, and all of them quieter.
+        // By default the converter mixes channels that one side lacks, and attenuates all of them.
         if n_encoded > 2
             && let Some(gains) = mask.and_then(gains_in_surround)
         {
@@ -865,8 +868,8 @@ fn settle_layout(
     Ok(())
 }
 
-/// Puts silence where uncompressed sound stops for a while: encoders keep the last samples before a gap until sound comes
-/// behind it.
+/// Fills gaps in uncompressed audio with silence: encoders hold back the last samples before a gap until more audio
+/// follows.
 fn fill_gaps(end: &gst::Pad) {
     let ended_at = Mutex::new(None);
     end.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
@@ -879,7 +882,7 @@ fn fill_gaps(end: &gst::Pad) {
         };
         let stop = segment_of(pad).and_then(|segment| segment.stop());
         if stop.is_some_and(|stop| begin >= stop) {
-            // An encoder would make a packet of what it leaves out.
+            // An encoder would make a packet of the data that it leaves out.
             drop(info.take_buffer());
             return gst::PadProbeReturn::Handled;
         }
@@ -891,7 +894,7 @@ fn fill_gaps(end: &gst::Pad) {
             let n_missing = ticks_from_duration(gap, rate);
             let mut n_filled = 0;
             while n_filled < n_missing {
-                // No more than a second at once.
+                // At most one second at once.
                 let n_silent = (n_missing - n_filled).min(rate.into());
                 let silence = vec![0_u8; (n_silent * u64::from(frame_len)) as usize];
                 let mut silence = gst::Buffer::from_slice(silence);
@@ -899,7 +902,7 @@ fn fill_gaps(end: &gst::Pad) {
                     silence.set_pts(gst::ClockTime::try_from(ended + time(n_filled)).ok());
                     silence.set_duration(gst::ClockTime::try_from(time(n_silent)).ok());
                 }
-                // Whoever refuses this refuses what follows, too.
+                // A pad that refuses this buffer also refuses the following ones.
                 if pad.push(silence).is_err() {
                     break;
                 }
@@ -911,12 +914,13 @@ fn fill_gaps(end: &gst::Pad) {
     });
 }
 
-/// The highest ranked installed decoder for `caps`, but for FLAC: flacdec 1.22 moves channels of 4.0, 6.1 and 7.1 to others'
-/// places, and doubles gaps.
+/// Returns the highest-ranked installed decoder for `caps`, except for FLAC: flacdec 1.22 swaps channels of 4.0, 6.1
+/// and 7.1, and doubles gaps.
 fn decoder(caps: &gst::Caps) -> Result<gst::Element> {
     if elements::may_be(caps, "audio/x-flac") && elements::available("avdec_flac") {
         let decoder = elements::make("avdec_flac")?;
-        // It takes a header, which has no time, for a packet, and gives each packet the time of the one before.
+        // It takes a header, which has no timestamp, for a packet, and gives each packet the timestamp of the one
+        // before.
         elements::static_pad(&decoder, "sink")?.add_probe(gst::PadProbeType::BUFFER, |_, info| {
             if info.buffer().is_some_and(|buffer| buffer.pts().is_some()) {
                 return gst::PadProbeReturn::Ok;
@@ -954,14 +958,14 @@ fn decoder(caps: &gst::Caps) -> Result<gst::Element> {
         .map_err(|err| Error::Media(format!("cannot create an audio decoder: {err}")))
 }
 
-/// What the stream of `pad` is, before its first packet.
+/// Returns the caps of the stream of `pad`, before its first packet.
 pub(super) fn caps_of(pad: &gst::Pad) -> gst::Caps {
     pad.current_caps()
         .or_else(|| pad.stream().and_then(|stream| stream.caps()))
         .unwrap_or_else(|| pad.query_caps(None))
 }
 
-/// Codec, rate and channels of `caps`, for people to read.
+/// Formats the codec, rate and channels of `caps` in human-readable form.
 fn describe(caps: &gst::Caps) -> String {
     let mut description = codec(caps);
     let Some(fields) = caps.structure(0) else {
@@ -976,7 +980,7 @@ fn describe(caps: &gst::Caps) -> String {
     description
 }
 
-/// Name of the codec of `caps`.
+/// Returns the codec name of `caps`.
 fn codec(caps: &gst::Caps) -> String {
     let Some(fields) = caps.structure(0) else {
         return "unknown".into();

@@ -1,7 +1,7 @@
-//! What stands in a file beside picture and sound: titles, chapters, covers, dates.
+//! Contents of a file other than video and audio: titles, chapters, covers, dates.
 //!
-//! GStreamer brings tags and Matroska's chapters to the muxer along with sound only. Here they are handed over
-//! whatever the file has, and what gets lost is named.
+//! GStreamer passes tags and Matroska's chapters to the muxer only along with audio. This module passes them on for
+//! every file, and warns about contents that get lost.
 
 use std::sync::Arc;
 
@@ -14,23 +14,23 @@ use super::matroska;
 use super::mp4::Movie;
 use super::session::{Shared, lock};
 
-/// What a header says of the file's other contents.
+/// Header information about the file's other contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Beside {
     pub(super) chapters: bool,
     pub(super) time_code: bool,
-    /// A picture that is attached, in Matroska; elsewhere it is a tag.
+    /// Attached image, in Matroska; in other containers it is a tag.
     pub(super) cover: bool,
-    /// Another file that is attached, as a font.
+    /// Another attached file, such as a font.
     pub(super) attachment: bool,
-    /// True where some tracks of sound are played by default, and others are not.
+    /// True if some audio tracks are played by default and others are not.
     pub(super) default_sound: bool,
-    /// When the file was made, in seconds since 1970.
+    /// Creation time of the file, in seconds since 1970.
     pub(super) created: Option<i64>,
 }
 
 impl Beside {
-    /// What stands in `job`'s input.
+    /// Reads the header of `job`'s input.
     pub(super) fn of(job: &FileJob) -> Self {
         Movie::header(&job.input)
             .map(|movie| movie.beside)
@@ -39,18 +39,18 @@ impl Beside {
     }
 }
 
-/// What the demuxer announces for the whole file.
+/// Metadata that the demuxer announces for the whole file.
 #[derive(Default)]
 pub(super) struct Announced {
     tags: Option<gst::TagList>,
-    /// True where a track has a title of its own.
+    /// True if a track has a title of its own.
     has_named_tracks: bool,
-    /// Title and language of the picture, which no encoder passes on.
+    /// Title and language of the video, which no encoder passes on.
     of_picture: Option<gst::TagList>,
     chapters: Option<gst::Toc>,
 }
 
-/// Gathers what is announced on the demuxer's `pad`.
+/// Collects the metadata announced on the demuxer's `pad`.
 pub(super) fn gather(pad: &gst::Pad, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
@@ -76,7 +76,7 @@ pub(super) fn gather(pad: &gst::Pad, shared: &Arc<Shared>) {
             }
             gst::EventView::Toc(toc) => {
                 lock(&shared.announced).chapters = Some(toc.toc_owned().0);
-                // The muxer gets it from here, or not at all.
+                // The muxer gets it from this module, or not at all.
                 drop(info.data.take());
                 return gst::PadProbeReturn::Handled;
             }
@@ -86,7 +86,7 @@ pub(super) fn gather(pad: &gst::Pad, shared: &Arc<Shared>) {
     });
 }
 
-/// Adds title and language among `tags` to `kept`, where it has none.
+/// Adds the title and language in `tags` to `kept` if they are missing there.
 fn keep_name(tags: &gst::TagListRef, kept: &mut gst::TagListRef) {
     if let Some(title) = tags.get::<gst::tags::Title>() {
         kept.add::<gst::tags::Title>(&title.get(), gst::TagMergeMode::Keep);
@@ -97,13 +97,13 @@ fn keep_name(tags: &gst::TagListRef, kept: &mut gst::TagListRef) {
 }
 
 impl Announced {
-    /// What is announced of the picture alone, for whoever pushes it.
+    /// Returns the metadata of the video track as an event.
     pub(super) fn of_picture(&self) -> Option<gst::Event> {
         let tags = self.of_picture.clone()?;
         Some(gst::event::Tag::new(tags))
     }
 
-    /// Hands all that stays true over to `muxer`: in a part of the file chapters lie elsewhere.
+    /// Passes all metadata that remains valid to `muxer`: in a part of the file, chapters are at other times.
     pub(super) fn hand_over(&self, muxer: &gst::Element, job_has_range: bool) {
         if let (Some(tags), Some(setter)) = (&self.tags, muxer.dynamic_cast_ref::<gst::TagSetter>())
         {
@@ -118,7 +118,7 @@ impl Announced {
         }
     }
 
-    /// Names what the output of `job` will lack.
+    /// Warns about the contents that the output of `job` lacks.
     pub(super) fn name_lost(&self, job: &FileJob, container: Container, beside: &Beside) {
         let has_chapters = beside.chapters || self.chapters.is_some();
         let keeps_chapters = self.chapters.is_some() && !job.has_range() && container.is_matroska();

@@ -1,4 +1,4 @@
-//! Turns bus messages into [`Error`]s of one sentence.
+//! Conversion of bus messages to one-sentence [`Error`]s.
 
 use std::path::Path;
 
@@ -8,20 +8,20 @@ use gstreamer::prelude::*;
 use super::elements::factory_name;
 use vitscope_core::error::Error;
 
-/// Why the pipeline stopped, and whether the disk was full.
+/// Reason why the pipeline stopped.
 pub struct Failure {
     /// Element and reason, without a path.
     pub reason: String,
-    /// True where a file could not grow.
+    /// True if a file could not grow.
     pub disk_full: bool,
-    /// True where a demuxer or parser gave up.
+    /// True if a demuxer or parser failed.
     reader: bool,
-    /// True where an encoder, a muxer or the file could not go on.
+    /// True if an encoder, a muxer or the file failed.
     pub writer: bool,
 }
 
 impl Failure {
-    /// A failure of this crate's own part of the pipeline.
+    /// Creates a failure of this crate's own part of the pipeline.
     pub(super) fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
@@ -31,7 +31,7 @@ impl Failure {
         }
     }
 
-    /// What an element said when it gave up.
+    /// Converts an element's error message.
     pub fn from_message(message: &gst::message::Error) -> Self {
         let element = message
             .src()
@@ -39,16 +39,16 @@ impl Failure {
             .map_or_else(|| "pipeline".to_owned(), factory_name);
         let error = message.error();
         let disk_full = error.matches(gst::ResourceError::NoSpaceLeft);
-        // GStreamer's second, inner text has the detail where the first one only says that something failed.
+        // GStreamer's second, inner text has the details if the first one only states that something failed.
         let detail = message.debug().unwrap_or_default();
         let detail = detail.lines().nth(1).unwrap_or_default().trim();
         let text = error.message().trim().trim_end_matches('.').to_owned();
         let generic = text.starts_with("Internal data stream error")
             || text.starts_with("Could not")
             || text.starts_with("GStreamer encountered");
-        // These look for what a file is, and only that they found nothing is of interest.
+        // These elements detect the type of a file; only their failure to find one is of interest.
         let seeks = ["parsebin", "typefind"].contains(&element.as_str());
-        // Our own element says it in whole sentences.
+        // The project's own element reports complete sentences.
         let speaks_for_itself = seeks || element == "vitscope";
         let reason = match (generic && !detail.is_empty(), speaks_for_itself) {
             _ if detail.contains("timestamps are drifting") => {
@@ -80,12 +80,12 @@ impl Failure {
         }
     }
 
-    /// The error for whoever asked for the frames of `input` or wrote `output`.
+    /// Converts the failure to the error for the reader of `input` or the writer of `output`.
     pub(super) fn to_error(&self, input: &Path, output: &Path) -> Error {
         if self.disk_full {
             return Error::Media(format!("no space left on the disk: {output:?}"));
         }
-        // Demuxers and parsers speak of what the file is, the others of what became of it.
+        // Failures of demuxers and parsers concern the file itself, others its processing.
         if self.reader {
             return Error::Media(format!("not a playable video ({}): {input:?}", self.reason));
         }
@@ -93,7 +93,7 @@ impl Failure {
     }
 }
 
-/// What is missing, where `message` says that no installed plugin handles a stream.
+/// Returns the name of the missing plugin if `message` states that no installed plugin handles a stream.
 pub(super) fn missing_plugin(message: &gst::message::Element) -> Option<String> {
     let structure = message.structure()?;
     if structure.name() != "missing-plugin" {

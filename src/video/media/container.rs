@@ -1,4 +1,4 @@
-//! Containers that can be written: their file name extensions, muxers, and what each may hold.
+//! Output containers: their file name extensions, muxers and permitted contents.
 
 use std::fmt;
 use std::path::Path;
@@ -10,15 +10,15 @@ use gstreamer::prelude::*;
 use super::elements;
 use vitscope_core::error::{Error, Result};
 
-/// Length of one fragment of an unfinished mp4: what a crash may cost, besides what the encoder still holds.
+/// Length of one fragment of an unfinished mp4: the maximum loss in a crash, besides the frames in the encoder.
 const FRAGMENT_MILLIS: u32 = 1000;
 
-/// Finest time step of an mp4's header, in units per second; represents 24, 25, 30, 60 and 30000/1001 fps.
+/// Finest time step of an mp4's header, in ticks per second; represents 24, 25, 30, 60 and 30000/1001 fps.
 pub(super) const CLOCK: u32 = 90_000;
 
-/// Longer than any codec's run-in (AAC's is 2112 samples): sound that is hidden for longer was cut off.
+/// Exceeds the pre-roll of any codec (AAC's is 2112 samples): audio that is hidden for longer was cut off.
 ///
-/// Where no edit list can hide it, it is left out.
+/// If no edit list can hide that audio, it is left out.
 pub(super) const LONGEST_RUN_IN: Duration = Duration::from_millis(150);
 
 /// A container format.
@@ -36,7 +36,7 @@ pub enum Container {
     MpegTs,
 }
 
-/// Extension, container.
+/// Pairs of extension and container.
 const EXTENSIONS: [(&str, Container); 6] = [
     ("mp4", Container::Mp4),
     ("m4v", Container::Mp4),
@@ -59,7 +59,7 @@ impl fmt::Display for Container {
 }
 
 impl Container {
-    /// The container for the extension of `path`.
+    /// Returns the container for the extension of `path`.
     ///
     /// # Errors
     /// [`Error::Config`] with the known extensions if the extension is none of them.
@@ -67,7 +67,7 @@ impl Container {
         let extension = path
             .extension()
             .map(|extension| extension.to_string_lossy().to_lowercase())
-            // Anything else is no extension, and may be part of an address.
+            // Other suffixes are not extensions and may be part of an address.
             .filter(|extension| extension.chars().all(char::is_alphanumeric));
         EXTENSIONS
             .iter()
@@ -86,7 +86,7 @@ impl Container {
             })
     }
 
-    /// Name of the element that writes it.
+    /// Returns the name of the muxer element.
     pub(super) fn muxer(self) -> &'static str {
         match self {
             Self::Mp4 => "mp4mux",
@@ -97,17 +97,17 @@ impl Container {
         }
     }
 
-    /// True where an edit list says which part of a track is shown.
+    /// True if an edit list states which part of a track is shown.
     pub(super) fn has_edit_lists(self) -> bool {
         matches!(self, Self::Mp4 | Self::Mov)
     }
 
-    /// True where chapters have a place, and a track says how much of it is a codec's run-in.
+    /// True if the container can hold chapters and the length of a track's codec pre-roll.
     pub(super) fn is_matroska(self) -> bool {
         matches!(self, Self::Matroska | Self::Webm)
     }
 
-    /// A muxer that keeps an unfinished file readable.
+    /// Creates a muxer that keeps an unfinished file readable.
     pub(super) fn make_muxer(self) -> Result<gst::Element> {
         let muxer = elements::make(self.muxer())?;
         if self.has_edit_lists() {
@@ -118,7 +118,8 @@ impl Container {
         Ok(muxer)
     }
 
-    /// A new input of `muxer` for the picture, its time in steps of 1/`timescale` s where the container lets one choose.
+    /// Requests an input of `muxer` for video, with timestamps in ticks of 1/`timescale` s if the container supports
+    /// that.
     pub(super) fn video_pad(self, muxer: &gst::Element, timescale: u32) -> Result<gst::Pad> {
         let pad = self.request(muxer, "video_%u")?;
         if self.has_edit_lists() {
@@ -127,7 +128,7 @@ impl Container {
         Ok(pad)
     }
 
-    /// A new input of `muxer` for sound.
+    /// Requests an input of `muxer` for audio.
     pub(super) fn audio_pad(self, muxer: &gst::Element) -> Result<gst::Pad> {
         self.request(muxer, "audio_%u")
     }
@@ -146,7 +147,7 @@ impl Container {
         })
     }
 
-    /// What sound it may hold.
+    /// Returns the caps of the audio that the container may hold.
     pub(super) fn audio_caps(self) -> Result<gst::Caps> {
         let template = if self == Self::MpegTs {
             "sink_%d"

@@ -1,8 +1,8 @@
-//! Cuts the picture to its range behind the decoder.
+//! Cutting of video to its range after the decoder.
 //!
-//! A decoder would leave out what ends before the range by the length that each picture is said to have. Containers round
-//! lengths, and an mp4 tells them in the order in which pictures are stored. But a picture is shown until the next one is,
-//! so what a range begins with is known once that has come.
+//! A decoder would drop frames that end before the range by their stated durations. Containers round durations, and an
+//! mp4 states them in storage order. But a frame is shown until the next one is, so the first frame of a range is known
+//! once the next one has arrived.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,10 +12,10 @@ use gstreamer::prelude::*;
 use super::session::lock;
 use super::timeline;
 
-/// Less than this of a picture is none: the coarsest step in which containers count.
+/// Minimum part of a frame that counts: the coarsest time step of containers.
 const SLIVER: gst::ClockTime = gst::ClockTime::from_mseconds(1);
 
-/// Keeps the segment of `stored` from the decoder, and cuts what comes out of it at `decoded` to that segment.
+/// Hides the segment of `stored` from the decoder, and cuts its output at `decoded` to that segment.
 pub(super) fn behind_the_decoder(stored: &gst::Pad, decoded: &gst::Pad) {
     let range = timeline::hide_segment(stored, decoded);
     let cut = Arc::new(Mutex::new(Cut::default()));
@@ -69,17 +69,17 @@ pub(super) fn behind_the_decoder(stored: &gst::Pad, decoded: &gst::Pad) {
     });
 }
 
-/// Where a stream's picture is cut.
+/// State of the cut.
 #[derive(Default)]
 struct Cut {
-    /// The last picture before the range, which may be shown where it begins.
+    /// Last frame before the range, which may be shown where it begins.
     shown: Option<gst::Buffer>,
-    /// While that one is let go.
+    /// True while that frame is being released.
     passing: bool,
 }
 
-/// Lets go what `pad` shows where the range begins, up to the `next` picture or as long as it is said to be, or to the
-/// range's end.
+/// Releases the frame that `pad` shows where the range begins, lasting up to the `next` frame, or for its stated
+/// duration, or to the end of the range.
 fn show(
     pad: &gst::Pad,
     cut: &Mutex<Cut>,
@@ -94,7 +94,7 @@ fn show(
             let end = next.or_else(|| Some(shown.pts()? + told))?;
             let end = stop.map_or(end, |stop| end.min(stop));
             let left = end.checked_sub(start)?;
-            // At many frames per second, half of one is less.
+            // At high frame rates, half a frame is shorter.
             let sliver = match told {
                 gst::ClockTime::ZERO => SLIVER,
                 told => SLIVER.min(told / 2),
@@ -108,7 +108,7 @@ fn show(
         first
     };
     if let Some(first) = first {
-        // An element that takes nothing more says so itself.
+        // An element that accepts no more data reports that itself.
         let _ = pad.chain(first);
         lock(cut).passing = false;
     }

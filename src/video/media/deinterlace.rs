@@ -1,11 +1,10 @@
-//! Makes one whole picture of two fields that were taken one after the other.
+//! Deinterlacing: one progressive frame from two fields captured one after the other.
 //!
-//! Each line of the second field becomes the median of itself and its neighbors, which are lines of the first:
-//! where nothing moves it stays, and where something does it follows them. No comb is left anywhere.
-//! G. de Haan and E. B. Bellers, "Deinterlacing: An overview", Proceedings of the IEEE 86 (9), 1998, compare this
-//! median with other filters.
+//! Each line of the second field becomes the median of itself and its neighbors, which are lines of the first field.
+//! Without motion, it stays; with motion, it follows its neighbors. No combing is left. G. de Haan and E. B. Bellers,
+//! "Deinterlacing: An overview", Proceedings of the IEEE 86 (9), 1998, compare this median with other filters.
 
-/// The field that was taken first.
+/// Field that was captured first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FirstField {
     /// Lines 0, 2, 4, ...
@@ -23,7 +22,7 @@ pub(crate) fn deinterlace(plane: &mut [u8], stride: usize, first: FirstField) {
     });
 }
 
-/// The same for samples of 16 bits, little endian.
+/// Like [`deinterlace`], for 16-bit little-endian samples.
 pub(crate) fn deinterlace_deep(plane: &mut [u8], stride: usize, first: FirstField) {
     for_second_field(plane, stride, first, |line, above, below| {
         let (line, _) = line.as_chunks_mut();
@@ -52,7 +51,7 @@ fn for_second_field(
         let Some((line, after)) = rest.split_first_mut() else {
             return;
         };
-        // At the edge there is one neighbor, twice.
+        // At the edge, the only neighbor is used twice.
         if let Some(above) = before.last().or(after.first())
             && let Some(below) = after.first().or(before.last())
         {
@@ -71,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_comb_follows_the_first_field_and_a_slope_stays() {
-        // One column: lines 10, 200, 10, 200 are a comb, lines 10, 20, 30, 40 are a slope.
+        // One column: lines 10, 200, 10, 200 are a comb, lines 10, 20, 30, 30 are a slope.
         let check = |first, before: [u8; 4], after: [u8; 4]| {
             let mut plane = before;
             deinterlace(&mut plane, 1, first);

@@ -1,10 +1,10 @@
-//! Hides an mp4's edit lists from GStreamer's demuxer, and corrects those that its muxer wrote.
+//! Hiding of an mp4's edit lists from GStreamer's demuxer, and correction of those that its muxer writes.
 //!
-//! qtdemux 1.22 ends a track at the first key frame past the *edited* duration, counted from the samples' own zero:
-//! trimmed videos lose up to the trimmed time, and AAC loses its last packet.
-//! So the lists are rewritten as they are read to show all, and [`timeline`](super::timeline) does what they mean.
-//! It also leaves out tracks that are shorter than a fifth of the whole, as previews, and ends fragments
-//! where the header says that they end: durations are rewritten as well.
+//! qtdemux 1.22 ends a track at the first keyframe past the *edited* duration, counted from the samples' own zero:
+//! trimmed videos lose up to the trimmed time, and AAC loses its last packet. The lists are therefore rewritten on
+//! reading to show everything, and [`timeline`](super::timeline) implements them. qtdemux also treats tracks shorter
+//! than a fifth of the whole as previews and leaves them out, and it ends fragments at the duration in the header:
+//! durations are rewritten as well.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -18,7 +18,7 @@ use super::mp4::{
     self, Field, Movie, NORMAL_RATE, UNIX_EPOCH, duration_from_ticks, ticks_from_duration,
 };
 
-/// Shows whoever reads from `filesrc` lists that hide nothing.
+/// Presents readers of `filesrc` with edit lists that hide nothing.
 pub(super) fn hide(movie: &Movie, filesrc: &gst::Element) {
     let mut patches = patches(movie);
     patches.extend(movie.raised.iter().cloned());
@@ -37,16 +37,16 @@ pub(super) fn hide(movie: &Movie, filesrc: &gst::Element) {
     );
 }
 
-/// Bytes to read in place of the file's, and where.
+/// Location in the file, and bytes to read in place of the file's.
 pub(super) type Patch = (u64, Vec<u8>);
 
-/// Longer than any video; small enough for sums of it.
+/// Exceeds the length of any video, but is small enough to be added up.
 const ENDLESS: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The largest 4-byte duration that does not mean "unknown".
+/// Largest 4-byte duration that does not mean "unknown".
 const LARGEST_NARROW: u64 = u32::MAX as u64 - 1;
 
-/// Edit lists that show all from the first sample on, and a total duration that has room for it.
+/// Returns edit lists that show everything from the first sample on, and a total duration with room for it.
 fn patches(movie: &Movie) -> Vec<Patch> {
     let hidden = movie
         .tracks
@@ -57,7 +57,7 @@ fn patches(movie: &Movie) -> Vec<Patch> {
         })
         .max()
         .unwrap_or_default();
-    // Without a list, samples are shown a little after they are stored; a second is longer than any reordering.
+    // Without a list, samples are shown a little after they are stored; a second exceeds any reordering delay.
     let room = ticks_from_duration(hidden + Duration::from_secs(1), movie.timescale);
     let Some(duration) = movie.duration else {
         return Vec::new();
@@ -97,7 +97,7 @@ fn patches(movie: &Movie) -> Vec<Patch> {
     patches
 }
 
-/// Patches as much of `buffer` as the patches lie in, which come in the file's order.
+/// Applies the parts of the patches that lie in `buffer`; patches are in file order.
 fn apply(patches: &[Patch], buffer: &mut gst::Buffer) {
     let offset = buffer.offset();
     let end = offset.saturating_add(buffer.size() as u64);
@@ -125,7 +125,7 @@ fn unreadable() -> std::io::Error {
     std::io::Error::other("the written file has no header that can be changed")
 }
 
-/// Shows all of the mp4 at `path`, whose header comes last, later by `delay`: muxers begin with what comes first.
+/// Delays the whole mp4 at `path`, whose header comes last, by `delay`: muxers begin with the first sample.
 fn begin_later(path: &Path, delay: Duration) -> std::io::Result<()> {
     let mut file = File::options().read(true).write(true).open(path)?;
     let timescale = Movie::header(path).ok_or_else(unreadable)?.timescale;
@@ -135,30 +135,30 @@ fn begin_later(path: &Path, delay: Duration) -> std::io::Result<()> {
         .ok_or_else(unreadable)?;
     let mut behind = Vec::new();
     file.read_to_end(&mut behind)?;
-    // Kind and length are 8 bytes.
+    // Kind and length take 8 bytes.
     file.seek(SeekFrom::Start(at - 8))?;
     file.write_all(&moov)?;
     file.write_all(&behind)
 }
 
-/// Leaves out of the mp4 at `path` what was announced as sound and brought no packet: muxers list it without a
-/// description, which players take for a broken file.
+/// Removes audio tracks without packets from the mp4 at `path`: muxers list them without a description, which players
+/// take for a broken file.
 pub(super) fn leave_out_silent(path: &Path) -> std::io::Result<()> {
     let mut file = File::options().read(true).write(true).open(path)?;
     let (moov, at) = mp4::read_moov(&mut file).ok_or_else(unreadable)?;
     for track in mp4::silent_tracks(&moov, at) {
-        // The kind of a box is the last of the 8 bytes before its content.
+        // The kind of a box is in the last 4 of the 8 bytes before its content.
         file.seek(SeekFrom::Start(track - 4))?;
         file.write_all(b"free")?;
     }
     Ok(())
 }
 
-/// Corrects the edit lists of the mp4 at `path`, which begins at `begin`: the picture lasts until `end`, and each sound
-/// track's run-in is hidden.
+/// Corrects the edit lists of the mp4 at `path`, which begins at `begin`: the video lasts until `end`, and the pre-roll
+/// of each audio track is hidden.
 ///
-/// Muxers begin with what comes first, guess how long the last frame is shown, and put the run-in into the presentation.
-/// `run_ins` are in the file's order. The file was made when its source was, where that says so.
+/// Muxers begin with the first sample, guess the duration of the last frame, and include the pre-roll in the
+/// presentation. `run_ins` are in file order. The file gets the creation time `created` of its source, if known.
 pub(super) fn correct_lists(
     path: &Path,
     (begin, end): (Duration, Duration),

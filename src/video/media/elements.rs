@@ -1,11 +1,11 @@
-//! Makes GStreamer elements, and says which Debian package brings one that is missing.
+//! Creation of GStreamer elements, and the Debian packages of missing ones.
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
 use vitscope_core::error::{Error, Result};
 
-/// Element and the Debian 12 package that carries it (`dpkg -S` on each plugin file).
+/// Debian 12 packages and the elements they contain (`dpkg -S` on each plugin file).
 const PACKAGES: &[(&str, &[&str])] = &[
     (
         "libgstreamer1.0-0",
@@ -81,7 +81,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("gstreamer1.0-rtsp", &["rtspclientsink"]),
 ];
 
-/// The Debian package that brings the element `factory`, where it is one that this crate uses.
+/// Returns the Debian package that contains the element `factory`, if this crate uses it.
 pub fn package(factory: &str) -> Option<&'static str> {
     PACKAGES
         .iter()
@@ -89,12 +89,12 @@ pub fn package(factory: &str) -> Option<&'static str> {
         .map(|(package, _)| *package)
 }
 
-/// True where the element `factory` is installed.
+/// Returns whether the element `factory` is installed.
 pub fn available(factory: &str) -> bool {
     gst::ElementFactory::find(factory).is_some()
 }
 
-/// What to tell a user whose machine lacks every one of `factories`.
+/// Returns the error for a machine that lacks all of `factories`.
 pub fn missing(factories: &[&str]) -> Error {
     let wanted: Vec<String> = factories
         .iter()
@@ -109,31 +109,31 @@ pub fn missing(factories: &[&str]) -> Error {
     ))
 }
 
-/// A new element.
+/// Creates an element.
 pub fn make(factory: &str) -> Result<gst::Element> {
     gst::ElementFactory::make(factory)
         .build()
         .map_err(|_| missing(&[factory]))
 }
 
-/// A filter that lets only `caps` pass.
+/// Creates a filter that passes only `caps`.
 pub fn capsfilter(caps: &gst::Caps) -> Result<gst::Element> {
     let filter = make("capsfilter")?;
     filter.set_property("caps", caps);
     Ok(filter)
 }
 
-/// A sink that swallows what nobody wants, so that no pad stays unlinked: one would stop the whole pipeline.
+/// Creates a sink that discards unused data, so that no pad stays unlinked, which would stop the whole pipeline.
 pub(super) fn drain() -> Result<gst::Element> {
     let sink = make("fakesink")?;
-    // Waits neither for the clock nor for a first buffer: the pipeline's state must not hang on it.
+    // Waits neither for the clock nor for a first buffer: the pipeline's state must not depend on it.
     sink.set_property("sync", false);
     sink.set_property("async", false);
     sink.set_property("enable-last-sample", false);
     Ok(sink)
 }
 
-/// Links `pad` to a sink that swallows all.
+/// Links `pad` to a sink that discards all data.
 pub fn drain_pad(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<()> {
     let sink = drain()?;
     add_chain(pipeline, std::slice::from_ref(&sink))?;
@@ -142,13 +142,13 @@ pub fn drain_pad(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<()> {
     Ok(())
 }
 
-/// Adds `chain` to `pipeline`, links it in its order and starts it.
+/// Adds `chain` to `pipeline`, links it in order and starts it.
 pub fn add_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
     link_chain(pipeline, chain)?;
     start_chain(chain)
 }
 
-/// Adds `chain` to `pipeline` and links it in its order.
+/// Adds `chain` to `pipeline` and links it in order.
 pub fn link_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()> {
     pipeline
         .add_many(chain)
@@ -156,7 +156,7 @@ pub fn link_chain(pipeline: &gst::Pipeline, chain: &[gst::Element]) -> Result<()
     link(chain)
 }
 
-/// Links elements of one pipeline in their order.
+/// Links elements of one pipeline in order.
 pub fn link(chain: &[gst::Element]) -> Result<()> {
     gst::Element::link_many(chain).map_err(|_| {
         let names: Vec<_> = chain.iter().map(factory_name).collect();
@@ -164,7 +164,7 @@ pub fn link(chain: &[gst::Element]) -> Result<()> {
     })
 }
 
-/// Starts `chain` from its end backwards, so that no element pushes into one that is not yet running.
+/// Starts `chain` from its end backwards, so that no element pushes into one that is not running yet.
 pub(super) fn start_chain(chain: &[gst::Element]) -> Result<()> {
     for element in chain.iter().rev() {
         element.sync_state_with_parent().map_err(|_| {
@@ -174,7 +174,7 @@ pub(super) fn start_chain(chain: &[gst::Element]) -> Result<()> {
     Ok(())
 }
 
-/// Puts what `change` makes of it in place of each description of what flows through `pad`.
+/// Applies `change` to all caps that pass `pad`.
 pub(super) fn rewrite_caps(
     pad: &gst::Pad,
     change: impl Fn(&mut gst::StructureRef) + Send + Sync + 'static,
@@ -193,7 +193,7 @@ pub(super) fn rewrite_caps(
     });
 }
 
-/// The static pad `name` of `element`.
+/// Returns the static pad `name` of `element`.
 pub fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad> {
     element.static_pad(name).ok_or_else(|| {
         Error::Media(format!(
@@ -203,12 +203,12 @@ pub fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad> {
     })
 }
 
-/// Whether what `caps` describe may be of the media type `name`.
+/// Returns whether `caps` may be of the media type `name`.
 pub(super) fn may_be(caps: &gst::CapsRef, name: &str) -> bool {
     gst::Caps::builder(name).build().can_intersect(caps)
 }
 
-/// The name that a person would look up.
+/// Returns the element's documented name.
 pub fn factory_name(element: &gst::Element) -> String {
     element.factory().map_or_else(
         || element.name().to_string(),

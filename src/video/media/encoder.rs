@@ -1,4 +1,4 @@
-//! Chooses the video encoder, and sets it to a quality rather than to a bit rate.
+//! Choice of the video encoder, and its configuration for constant quality rather than a bit rate.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,36 +14,36 @@ use super::{elements, pixels};
 use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::FrameSize;
 
-/// Quality where the user names none: x264's own scale, on which 18 is said to look like the original.
+/// Default quality, on x264's own scale; 18 is said to look like the original.
 const DEFAULT_CRF: u32 = 21;
 /// Worst quality on x264's scale.
 const WORST_CRF: u32 = 51;
 /// Worst quality on libvpx's scale.
 const WORST_CQ: u32 = 63;
-/// Seconds between key frames at most: what a seek costs in a player, and a crash at worst.
+/// Maximum seconds between keyframes: the cost of a seek in a player, and the worst-case loss in a crash.
 const KEY_FRAME_SECS: f64 = 2.0;
-/// Ceiling for encoders whose constant quality needs one, generous enough not to bite.
+/// Bit rate ceiling for encoders whose constant-quality mode requires one; generous enough to have no effect.
 const BITS_PER_PIXEL: f64 = 0.4;
 
 /// A video encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VideoCodec {
-    /// H.264 by x264 (GPL library): the best of the H.264 encoders.
+    /// H.264 by x264 (GPL library); the best of the H.264 encoders.
     X264,
     /// H.264 by OpenH264 (BSD library), baseline profile.
     OpenH264,
-    /// H.265 by x265 (GPL library), of 10 bits where the picture has them.
+    /// H.265 by x265 (GPL library), with 10 bits if the video has them.
     X265,
     /// VP8 by libvpx.
     Vp8,
-    /// VP9 by libvpx, of 10 bits where the picture has them.
+    /// VP9 by libvpx, with 10 bits if the video has them.
     Vp9,
 }
 
 impl VideoCodec {
     const ALL: [Self; 5] = [Self::X264, Self::OpenH264, Self::X265, Self::Vp8, Self::Vp9];
 
-    /// Name of the element.
+    /// Returns the name of the element.
     pub fn element(self) -> &'static str {
         match self {
             Self::X264 => "x264enc",
@@ -54,7 +54,7 @@ impl VideoCodec {
         }
     }
 
-    /// What may be in `container`, best first.
+    /// Returns the codecs that `container` can hold, best first.
     fn of(container: Container) -> &'static [Self] {
         match container {
             Container::Mp4 | Container::Mov | Container::MpegTs => {
@@ -65,12 +65,12 @@ impl VideoCodec {
         }
     }
 
-    /// True where it keeps 10 bits per sample.
+    /// True if the codec keeps 10 bits per sample.
     pub(super) fn is_deep(self) -> bool {
         matches!(self, Self::X265 | Self::Vp9)
     }
 
-    /// The encoder for `container`: `forced`, or else the best one that is installed.
+    /// Chooses the encoder for `container`: `forced`, or otherwise the best one that is installed.
     pub(super) fn choose(container: Container, forced: Option<Self>, hdr: HdrMode) -> Result<Self> {
         let possible = Self::of(container);
         let names = |codecs: &[Self]| {
@@ -129,13 +129,13 @@ impl VideoCodec {
         Ok(codec)
     }
 
-    /// True where width and height must be even.
+    /// True if width and height must be even.
     pub(super) fn needs_even_size(self) -> bool {
         matches!(self, Self::X264 | Self::OpenH264 | Self::X265)
     }
 
-    /// Raw formats that it takes for pictures of more than 8 bits or not, all with chroma halved both ways, which every
-    /// player can show.
+    /// Returns the raw formats that the encoder accepts for video of more than 8 bits or not. All have chroma
+    /// subsampled in both directions, which every player can show.
     pub(super) fn raw_formats(self, is_deep: bool) -> gst::List {
         match self {
             _ if is_deep && self.is_deep() => gst::List::new([pixels::DEEP.to_str()]),
@@ -144,13 +144,13 @@ impl VideoCodec {
         }
     }
 
-    /// The colors to encode those of `colors` in: the same, where the bitstream can say them.
+    /// Returns the colors in which to encode `colors`: the same, if the bitstream can signal them.
     pub(super) fn colors(self, colors: &VideoColorimetry, height: u32) -> VideoColorimetry {
         let matrix = match self {
             Self::X264 | Self::X265 | Self::Vp9 => return *colors,
-            // VP8 knows no other (RFC 6386, section 9.2).
+            // VP8 supports no other matrix (RFC 6386, section 9.2).
             Self::Vp8 => VideoColorMatrix::Bt601,
-            // GStreamer 1.22 lets it say nothing.
+            // GStreamer 1.22 does not let it signal any colors.
             Self::OpenH264 => pixels::usual_matrix(height),
         };
         VideoColorimetry::new(
@@ -161,9 +161,10 @@ impl VideoCodec {
         )
     }
 
-    /// What the encoder itself is told of `colors`, where the muxer is to be told all.
+    /// Returns the version of `colors` that is passed to the encoder itself, while the muxer gets all of them.
     ///
-    /// GStreamer's `vp9enc` names the matrix of BT.2020 in the bitstream only beside BT.2020's curve for 12 bits.
+    /// GStreamer's `vp9enc` signals the matrix of BT.2020 in the bitstream only together with BT.2020's transfer
+    /// function for 12 bits.
     pub(super) fn told(self, colors: &VideoColorimetry) -> VideoColorimetry {
         if self != Self::Vp9 || colors.matrix() != VideoColorMatrix::Bt2020 {
             return *colors;
@@ -176,7 +177,7 @@ impl VideoCodec {
         )
     }
 
-    /// The encoder, then a filter and a parser where the codec wants them.
+    /// Creates the encoder, followed by a filter and a parser if the codec needs them.
     pub(super) fn build(self, settings: &Settings) -> Result<Vec<gst::Element>> {
         let encoder = elements::make(self.element())?;
         let crf = settings.crf;
@@ -190,8 +191,8 @@ impl VideoCodec {
                 encoder.set_property_from_str("speed-preset", "veryfast");
                 encoder.set_property("key-int-max", key_frames);
                 if settings.described != Described::Colors {
-                    // GStreamer would tag the output with what is guessed from the height.
-                    // The shape of a pixel stands in the same place, so it is said another way.
+                    // GStreamer would tag the output with colors guessed from the height. The pixel aspect ratio is
+                    // part of the same structure, so it is passed another way.
                     encoder.set_property("insert-vui", false);
                     let (width, height) = settings.pixel_aspect;
                     let range = match settings.described {
@@ -218,7 +219,7 @@ impl VideoCodec {
             Self::X265 => {
                 encoder.set_property_from_str("speed-preset", "veryfast");
                 encoder.set_property("key-int-max", key_frames as i32);
-                // As with x264, what is only guessed is not said.
+                // As with x264, guessed colors are not signaled.
                 let range = match settings.described {
                     Described::Range => ":range=full",
                     _ => "",
@@ -227,7 +228,8 @@ impl VideoCodec {
                     Described::Colors => "",
                     _ => ":colorprim=unknown:transfer=unknown:colormatrix=unknown",
                 };
-                // What x265 says of itself comes out of GStreamer 1.22 damaged now and then, and takes the first picture along.
+                // GStreamer 1.22 occasionally damages the information message of x265, and loses the first frame with
+                // it.
                 let options = format!("crf={crf}:log-level=error:info=0{range}{colors}");
                 encoder.set_property("option-string", options);
                 let profile = if settings.is_deep { "main-10" } else { "main" };
@@ -242,16 +244,16 @@ impl VideoCodec {
                 encoder.set_property_from_str("end-usage", "cq");
                 let level = (crf * WORST_CQ / WORST_CRF) as i32;
                 encoder.set_property("cq-level", level);
-                // Its usual minimum is 4, and a level below the minimum is an error.
+                // The default minimum is 4, and a level below the minimum is an error.
                 encoder.set_property("min-quantizer", level.min(4));
                 encoder.set_property("target-bitrate", settings.bitrate() as i32);
                 encoder.set_property("keyframe-max-dist", key_frames as i32);
                 encoder.set_property("cpu-used", 4_i32);
                 encoder.set_property("threads", 4_i32);
-                // libvpx counts time in steps; with steps of one frame, frames of uneven length would collide.
+                // libvpx counts time in ticks; with ticks of one frame, frames of uneven length would collide.
                 encoder.set_property("timebase", gst::Fraction::new(1, 90_000));
                 if self == Self::Vp9 {
-                    // What vp9enc 1.22 looks ahead at it may lose at the end.
+                    // vp9enc 1.22 may lose lookahead frames at the end.
                     encoder.set_property("lag-in-frames", 0_i32);
                     encoder.set_property("row-mt", true);
                 }
@@ -287,27 +289,27 @@ impl FromStr for VideoCodec {
     }
 }
 
-/// What an encoder must know.
+/// Parameters of an encoder.
 pub(super) struct Settings {
     /// Quality on x264's scale, 0 (best) to 51.
     pub(super) crf: u32,
-    /// Frames per second, zero where they vary.
+    /// Frame rate; zero if it varies.
     pub(super) framerate: gst::Fraction,
     /// Size in pixels.
     pub(super) size: FrameSize,
-    /// Width and height of one pixel, as a ratio.
+    /// Pixel aspect ratio, as width and height of one pixel.
     pub(super) pixel_aspect: (u32, u32),
-    /// What is to be said of how the colors are meant.
+    /// Part of the color description to signal.
     pub(super) described: Described,
-    /// True where frames have more than 8 bits per sample.
+    /// True if frames have more than 8 bits per sample.
     pub(super) is_deep: bool,
 }
 
 impl Settings {
-    /// The quality `crf`, or the default one.
+    /// Returns the quality `crf`, or the default one.
     ///
     /// # Errors
-    /// [`Error::Config`] where it is off the scale.
+    /// [`Error::Config`] if it is off the scale.
     pub(super) fn checked_crf(crf: Option<u32>) -> Result<u32> {
         match crf {
             Some(crf) if crf > WORST_CRF => Err(Error::Config(format!(
@@ -317,7 +319,7 @@ impl Settings {
         }
     }
 
-    /// Frames per second; 25 where nobody knows.
+    /// Returns the frame rate; 25 if it is unknown.
     fn fps(&self) -> f64 {
         if self.framerate.numer() <= 0 {
             return 25.0;
@@ -325,7 +327,7 @@ impl Settings {
         f64::from(self.framerate.numer()) / f64::from(self.framerate.denom())
     }
 
-    /// Bits per second that constant quality may use up to.
+    /// Returns the maximum bit rate of constant quality, in bits per second.
     fn bitrate(&self) -> u32 {
         let FrameSize {
             width_px,

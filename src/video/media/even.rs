@@ -1,17 +1,18 @@
-//! Pads frames of odd size to an even one, for encoders that halve chroma and cannot say half a pixel.
+//! Padding of frames of odd size to an even one, for encoders that subsample chroma and cannot represent half a chroma
+//! sample.
 //!
-//! H.264 with halved chroma has no odd sizes: 321×241 becomes 322×242, the last column and row repeated.
+//! H.264 with subsampled chroma has no odd sizes: 321×241 becomes 322×242, with the last column and row repeated.
 
 use std::sync::Arc;
 
 use vitscope_core::frame::{FrameSize, PixelLayout};
 
-/// True where width or height is odd.
+/// True if width or height is odd.
 pub(super) fn is_odd(layout: &PixelLayout) -> bool {
     layout.size.width_px % 2 == 1 || layout.size.height_px % 2 == 1
 }
 
-/// `layout` as it is where its size is even, else one of the next even size.
+/// Returns `layout` unchanged if its size is even, otherwise one of the next even size.
 pub(super) fn layout(layout: &PixelLayout) -> PixelLayout {
     if !is_odd(layout) {
         return layout.clone();
@@ -23,7 +24,7 @@ pub(super) fn layout(layout: &PixelLayout) -> PixelLayout {
     layout.resized(size)
 }
 
-/// `bytes` of `odd` with the last column and row repeated up to an even size.
+/// Returns `bytes` of `odd` with the last column and row repeated up to an even size.
 pub(super) fn pad(odd: &PixelLayout, bytes: &[u8]) -> (Vec<u8>, Arc<PixelLayout>) {
     let even = layout(odd);
     let mut padded = vec![0; even.min_len()];

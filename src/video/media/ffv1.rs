@@ -1,14 +1,14 @@
-//! What the head of an FFV1 stream says of its pictures (RFC 9043).
+//! Video format in the header of an FFV1 stream (RFC 9043).
 
 use vitscope_core::error::{Error, Result};
 
-/// How pictures are stored.
+/// Storage format of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Format {
     pub(super) is_rgb: bool,
     pub(super) bits: u32,
     pub(super) has_colors: bool,
-    /// Logarithms of how many samples share a color, horizontally and vertically.
+    /// Base-2 logarithms of the horizontal and vertical chroma subsampling factors.
     pub(super) shifts: (u32, u32),
     pub(super) has_alpha: bool,
 }
@@ -26,7 +26,7 @@ impl Format {
         is_key_frame.then(|| coded.parameters())?
     }
 
-    /// Refuses what GStreamer cannot decode.
+    /// Fails if GStreamer cannot decode the format.
     pub(super) fn check(self) -> Result<()> {
         if self.is_decodable() {
             return Ok(());
@@ -51,7 +51,7 @@ impl Format {
         )))
     }
 
-    /// True where GStreamer's decoder (gst-libav 1.22) has a format for such pictures; without one it crashes.
+    /// True if GStreamer's decoder (gst-libav 1.22) supports the format; otherwise it crashes.
     pub(super) fn is_decodable(self) -> bool {
         let usual = matches!(self.shifts, (0 | 1, 0) | (1, 1));
         match (self.is_rgb, self.has_colors, self.has_alpha, self.bits) {
@@ -65,12 +65,12 @@ impl Format {
     }
 }
 
-/// Bits that a range coder wrote (section 3.8.1).
+/// Decoder for range-coded bits (section 3.8.1).
 struct Coded<'a> {
     bytes: &'a [u8],
     low: u32,
     range: u32,
-    /// The state that follows one in which a one was read.
+    /// State transitions after a one bit.
     after_one: [u8; 256],
 }
 
@@ -112,7 +112,7 @@ impl<'a> Coded<'a> {
         self.after_one.get(usize::from(state)).copied().unwrap_or(0)
     }
 
-    /// A number: whether it is zero, its length in bits, its bits, and its sign (section 3.8.1.2).
+    /// Reads a number: whether it is zero, its length in bits, its bits, and its sign (section 3.8.1.2).
     fn number(&mut self, states: &mut [u8; 32], is_signed: bool) -> Option<u32> {
         let [zero, rest @ ..] = states;
         if self.bit(zero) {
@@ -138,7 +138,7 @@ impl<'a> Coded<'a> {
         Some(number)
     }
 
-    /// Section 4.2, up to the alpha plane.
+    /// Reads the parameters of section 4.2, up to the alpha plane.
     fn parameters(&mut self) -> Option<Format> {
         let states = &mut [128; 32];
         let version = self.number(states, false)?;
@@ -168,8 +168,8 @@ impl<'a> Coded<'a> {
     }
 }
 
-/// The table of section 3.8.1.4, by the rule that makes it: a state is the probability of a one in 1/256, each one
-/// takes a twentieth of what is left, and no state is visited twice on the way.
+/// Computes the table of section 3.8.1.4 from its generating rule: a state is the probability of a one in 1/256, each
+/// one takes a twentieth of the remainder, and no state is visited twice on the way.
 fn default_transitions() -> [u8; 256] {
     const ONE: i64 = 1 << 32;
     const TWENTIETH: i64 = ONE / 20;
@@ -230,7 +230,7 @@ mod tests {
             ("gbrp14le", format(14, (0, 0), true, false, true), false),
         ];
         for (name, expected, is_decodable) in cases {
-            // Of version 3 each stream has a record, which ends the head of an AVI file's track.
+            // Each stream of version 3 has a record, at the end of the track header in an AVI file.
             for level in ["1", "3"] {
                 let path = folder.path().join(format!("{name}.{level}.avi"));
                 let input = format!(
@@ -269,7 +269,7 @@ mod tests {
             let bytes: Vec<u8> = (0..seed % 40)
                 .map(|idx| (seed.wrapping_mul(2_654_435_761) >> (idx % 24)) as u8)
                 .collect();
-            // No answer is wrong but a panic or an endless loop.
+            // Any result is fine except a panic or an endless loop.
             let _ = (Format::of_record(&bytes), Format::of_frame(&bytes));
         }
     }

@@ -1,4 +1,4 @@
-//! From one video file to another: checks, then one GStreamer pipeline behind a source and a sink.
+//! Conversion of one video file to another: checks, then one GStreamer pipeline behind a source and a sink.
 
 use std::path::Path;
 use std::time::Duration;
@@ -26,10 +26,10 @@ pub fn init() -> Result<()> {
     gst::init().map_err(|err| Error::Media(format!("gstreamer does not start: {err}")))
 }
 
-/// Redirects GStreamer and GLib log messages to [`tracing`] at debug level; a failure that ends a run is reported as an
-/// error anyway.
+/// Redirects log messages of GStreamer and GLib to [`tracing`] at debug level; a failure that ends a run is reported as
+/// an error anyway.
 pub fn log_to_tracing() {
-    // Where somebody debugs GLib, its own words are wanted.
+    // When debugging GLib, its own messages are needed.
     if std::env::var_os("G_DEBUG").is_some() {
         return;
     }
@@ -38,7 +38,7 @@ pub fn log_to_tracing() {
     });
 }
 
-/// The version of GStreamer.
+/// Returns the version of GStreamer.
 pub fn version() -> String {
     let (major, minor, micro, _) = gst::version();
     format!("{major}.{minor}.{micro}")
@@ -47,7 +47,7 @@ pub fn version() -> String {
 /// Properties of an input file and of its encoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamInfo {
-    /// Size of the upright picture.
+    /// Size of the video after rotation.
     pub size: FrameSize,
     /// Frame rate as a ratio; `None` if it varies or the container does not specify it.
     pub framerate: Option<(u32, u32)>,
@@ -114,8 +114,8 @@ impl StreamInfo {
 /// The source's timestamps are those of the output: they start where the input's presentation (or the range) starts.
 ///
 /// # Errors
-/// [`Error::Config`] if a path, a range or an option is invalid;
-/// [`Error::Media`] if the input is not a playable video or an element is missing.
+/// [`Error::Config`] if a path, a range or an option is invalid; [`Error::Media`] if the input is not a playable video
+/// or an element is missing.
 pub fn open(job: &FileJob) -> Result<(FileSource, FileSink)> {
     init()?;
     let container = job.check()?;
@@ -147,7 +147,7 @@ pub fn read(input: &Path) -> Result<FileSource> {
         ..FileJob::new(input, "")
     };
     job.check_input()?;
-    // Sound is dropped, so that no container has to take it.
+    // Audio is dropped, so no container has to accept it.
     let (source, _) = FileSource::open(&job, Container::Matroska, Kept::default())?;
     Ok(source)
 }

@@ -1,9 +1,9 @@
-//! Makes the fragments of an mp4 say when samples are shown without negative offsets.
+//! Removal of negative composition offsets from the fragments of an mp4.
 //!
-//! qtdemux 1.22 moves the samples of a track later until none is shown before it is decoded, and finds out anew with
-//! each fragment by how much: pictures of one track are moved by different times, and nobody is told by how much.
-//! So all offsets of a track are raised by what its lowest one demands, as the fragments are read, and
-//! [`Track::begin`](super::mp4::Track::begin) takes that back.
+//! qtdemux 1.22 delays the samples of a track until none is shown before it is decoded, and determines that delay anew
+//! for each fragment: frames of one track are moved by different times, which are not reported. All offsets of a track
+//! are therefore raised by the amount that the lowest one requires as the fragments are read, and
+//! [`Track::begin`](super::mp4::Track::begin) reverses that.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,14 +19,14 @@ const HAS_SIZES: u32 = 0x200;
 const HAS_FLAGS: u32 = 0x400;
 const HAS_OFFSETS: u32 = 0x800;
 
-/// What the fragments of a file say of one track.
+/// Data of one track in the fragments of a file.
 #[derive(Default)]
 pub(super) struct Runs {
-    /// When the first sample is shown, in the track's steps.
+    /// Presentation time of the first sample, in ticks of the track.
     pub(super) first: Option<i64>,
-    /// Where the offsets lie in the file, and what they are.
+    /// Locations of the offsets in the file, and their values.
     offsets: Vec<(u64, i32)>,
-    /// Where the decoding times lie of fragments without offsets, and what they are.
+    /// Locations of the decoding times of fragments without offsets, and their values.
     times: Vec<(u64, Time)>,
 }
 
@@ -37,7 +37,7 @@ enum Time {
 }
 
 impl Runs {
-    /// Those of all tracks of `file`, by their number, from `position` on.
+    /// Reads the runs of all tracks of `file`, by track number, from `position` on.
     pub(super) fn read(file: &mut File, mut position: u64) -> HashMap<u32, Self> {
         let mut tracks: HashMap<u32, Self> = HashMap::new();
         while let Some((moof, base)) = read_top(file, position, b"moof") {
@@ -55,14 +55,14 @@ impl Runs {
         tracks
     }
 
-    /// Steps by which the lowest of all offsets, and of those in `table`, is below zero.
+    /// Number of ticks by which the lowest of all offsets, including those in `table`, is below zero.
     pub(super) fn shift(&self, table: Option<Table>) -> u32 {
         let offsets = self.offsets_with(table);
         let lowest = offsets.map(|(_, offset)| offset).min().unwrap_or(0);
         lowest.min(0).unsigned_abs()
     }
 
-    /// What to read in place of the file's offsets, so that all are `shift` steps higher.
+    /// Returns patches that raise all offsets in the file by `shift` ticks.
     pub(super) fn raise(&self, table: Option<Table>, shift: u32) -> Vec<Patch> {
         if shift == 0 {
             return Vec::new();
@@ -83,7 +83,7 @@ impl Runs {
         raised.chain(delayed).chain(shifts).collect()
     }
 
-    /// All offsets, those in `table` too, and where they lie in the file.
+    /// Iterates over all offsets, including those in `table`, and their locations in the file.
     fn offsets_with(&self, table: Option<Table>) -> impl Iterator<Item = (u64, i32)> {
         let in_table = table.into_iter().flat_map(Table::offsets);
         self.offsets.iter().copied().chain(in_table)
@@ -116,7 +116,7 @@ impl Runs {
         }
     }
 
-    /// Adds the offsets of a run of samples; returns the first, where there is one.
+    /// Adds the offsets of a run of samples; returns the first one, if any.
     fn add_run(&mut self, run: Content) -> Option<i64> {
         let flags = run.be32(0)?;
         if flags & HAS_OFFSETS == 0 {
@@ -126,7 +126,8 @@ impl Runs {
             let has = flags_of.iter().filter(|flag| flags & **flag != 0);
             4 * has.count()
         };
-        // Flags and number; a place and flags of the first sample; then of each its duration, size, flags and offset.
+        // Flags and number of samples; data offset and flags of the first sample; then duration, size, flags and
+        // composition offset of each sample.
         let head = 8 + len_of(&[HAS_PLACE, HAS_FIRST_FLAGS]);
         let before = len_of(&[HAS_DURATIONS, HAS_SIZES, HAS_FLAGS]);
         let n_samples = run.be32(4)? as usize;
@@ -151,7 +152,7 @@ mod tests {
         words.iter().flat_map(|word| word.to_be_bytes()).collect()
     }
 
-    /// A fragment of track 1 that is decoded at `time`, with samples shown so much after they are decoded.
+    /// A fragment of track 1 with decoding time `time` and composition offsets `offsets`.
     fn fragment(time: i32, offsets: Option<&[i32]>) -> Vec<u8> {
         let n_samples = offsets.map_or(2, <[i32]>::len) as i32;
         let flags = HAS_PLACE | HAS_SIZES | offsets.map_or(0, |_| HAS_OFFSETS);

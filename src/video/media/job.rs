@@ -1,4 +1,4 @@
-//! What to do with one file, and every check that needs no decoder.
+//! Description of the work on one file, and all checks that need no decoder.
 
 use std::fmt;
 use std::fs;
@@ -16,15 +16,15 @@ use vitscope_core::error::{Error, Result, by_name};
 use vitscope_core::files;
 use vitscope_core::frame::Pts;
 
-/// How to handle the sound.
+/// Handling of audio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AudioMode {
-    /// Copies packets unchanged; re-encodes only what the container cannot hold, with a warning.
+    /// Copies packets unchanged; re-encodes only audio that the container cannot hold, with a warning.
     #[default]
     Copy,
-    /// Re-encodes the sound.
+    /// Re-encodes the audio.
     Encode,
-    /// Leaves out the sound.
+    /// Leaves out the audio.
     Drop,
 }
 
@@ -58,7 +58,7 @@ impl FromStr for AudioMode {
     }
 }
 
-/// How to handle high dynamic range (HDR).
+/// Handling of high dynamic range (HDR).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HdrMode {
     /// Tone-maps to standard dynamic range, as a player does for an ordinary screen.
@@ -96,19 +96,19 @@ impl FromStr for HdrMode {
 /// A job: one video file to read and one to write.
 #[derive(Clone, Debug)]
 pub struct FileJob {
-    /// The video to read.
+    /// Video file to read.
     pub input: PathBuf,
-    /// The video to write; its extension selects the container.
+    /// Video file to write; its extension selects the container.
     pub output: PathBuf,
-    /// Start in the input, which becomes zero in the output.
+    /// Start time in the input, which becomes zero in the output.
     pub start: Option<Pts>,
-    /// End in the input; frames and sound packets that begin there or later are left out.
+    /// End time in the input; frames and audio packets that begin here or later are left out.
     pub end: Option<Pts>,
-    /// How to handle the sound.
+    /// Handling of audio.
     pub audio: AudioMode,
-    /// The encoder; `None` selects the best one installed.
+    /// Video encoder; `None` selects the best one installed.
     pub codec: Option<VideoCodec>,
-    /// How to handle high dynamic range.
+    /// Handling of high dynamic range.
     pub hdr: HdrMode,
     /// Quality on x264's scale, 0 (best) to 51; `None` means 21.
     pub crf: Option<u32>,
@@ -117,7 +117,7 @@ pub struct FileJob {
 }
 
 impl FileJob {
-    /// Creates a job for all of `input`, including its sound.
+    /// Creates a job for all of `input`, including its audio.
     pub fn new(input: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Self {
             input: input.into(),
@@ -132,12 +132,12 @@ impl FileJob {
         }
     }
 
-    /// Path of the output until it is complete: `OUT.part`, next to it.
+    /// Returns the path of the output until it is complete: `OUT.part`, next to it.
     pub fn part_path(&self) -> PathBuf {
         files::part_path(&self.output)
     }
 
-    /// Whether only a part of the input is requested.
+    /// Returns whether only a part of the input is requested.
     pub(super) fn has_range(&self) -> bool {
         self.start.is_some_and(|start| start > Pts(0)) || self.end.is_some()
     }
@@ -227,7 +227,7 @@ impl FileJob {
                 "the output is not a regular file, expected a file to write: {output:?}"
             )));
         }
-        // `symlink_metadata` also sees a link that points nowhere.
+        // `symlink_metadata` also detects a dangling link.
         if output.symlink_metadata().is_ok() && !self.overwrite {
             return Err(Error::Config(format!(
                 "the output already exists; use --overwrite to replace it: {output:?}"
@@ -242,7 +242,8 @@ impl FileJob {
                 "the output directory does not exist: {output:?}"
             )));
         }
-        // Permission bits do not tell (root, read-only mounts): only an attempt does, and it leaves nothing behind.
+        // Permission bits are not sufficient (root, read-only mounts): only an attempt is, and it leaves nothing
+        // behind.
         tempfile::tempfile_in(folder).map_err(|err| {
             Error::Config(format!(
                 "cannot write to the output directory ({err}): {folder:?}"
@@ -252,7 +253,7 @@ impl FileJob {
     }
 }
 
-/// The file that `input` refers to, by path or by a `file://` URL.
+/// Returns the path of the file that `input` refers to, by path or by a `file://` URL.
 ///
 /// # Errors
 /// [`Error::Config`] if the URL does not refer to a file on this machine.
@@ -265,7 +266,7 @@ pub fn local_file(input: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Refuses what is said instead of a path elsewhere.
+/// Fails for inputs that other programs accept in place of a path.
 fn check_is_path(input: &Path) -> Result<()> {
     let complaint = if input == Path::new("-") {
         "standard input can be read only once, expected a file"
@@ -280,7 +281,8 @@ fn check_is_path(input: &Path) -> Result<()> {
     Err(Error::Config(format!("{complaint}: {input:?}")))
 }
 
-/// What a file that begins with `head` holds, where it is pictures that GStreamer 1.22 does not read as a video.
+/// Describes the contents of a file that begins with `head`, if they are images that GStreamer 1.22 does not read as a
+/// video.
 fn pictures(head: &[u8]) -> Option<&'static str> {
     match image::guess_format(head).ok()? {
         ImageFormat::Jpeg => Some("bare JPEG pictures without timestamps"),
@@ -291,7 +293,7 @@ fn pictures(head: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// True where both paths lead to one file, be it by a symbolic or a hard link.
+/// True if both paths refer to the same file, possibly through a symbolic or hard link.
 fn same_file(a: &Path, b: &Path) -> bool {
     match (fs::metadata(a), fs::metadata(b)) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),

@@ -1,7 +1,7 @@
-//! Compares what the tables of a source and of its result tell.
+//! Comparison of the tables of a source with those of its result.
 //!
-//! Times are in nanoseconds. Those of the result are counted from its own beginning, and those that are expected from
-//! the beginning of the wanted range.
+//! Times are in nanoseconds. Those of the result count from its own beginning, and expected ones from the beginning of
+//! the requested range.
 
 use super::container::LONGEST_RUN_IN;
 use super::job::AudioMode;
@@ -10,36 +10,37 @@ use crate::demux::{Contents, Format, Kind, Packet, Track};
 
 const MILLI: i64 = 1_000_000;
 
-/// Coarsest step in which a container counts time (Matroska's).
+/// Coarsest time step of a container (Matroska's).
 const TIME_STEP: i64 = MILLI;
 
-/// What may be missing at the end before a file counts as incomplete: containers round, and last packets have no length.
+/// Gap at the end above which a file counts as incomplete: containers round, and last packets have no length.
 const END_TOLERANCE: i64 = 250 * MILLI;
 
-/// How far two presentations may differ in length, besides the last frame's length where a container does not say it.
+/// Tolerance for the difference in length of two presentations, apart from the length of the last frame if a container
+/// does not state it.
 const LENGTH_TOLERANCE: i64 = 100 * MILLI;
 
-/// How far copied sound may move against the picture: two roundings to Matroska's steps, and Opus's delay of 6.5 ms,
-/// which Matroska tells apart from the sound and an mp4 without an edit does not.
+/// Tolerance for a shift of copied audio against the video: two roundings to Matroska's ticks, and Opus's delay of 6.5
+/// ms, which Matroska separates from the audio and an mp4 without an edit does not.
 const SOUND_TOLERANCE: i64 = 10 * MILLI;
 
-/// How far the whole presentation may move: less than a frame.
+/// Tolerance for a shift of the whole presentation; less than a frame.
 const BEGIN_TOLERANCE: i64 = 10 * MILLI;
 
-/// Sound that begins earlier than this was cut off, and cannot be hidden without an edit list.
+/// Audio that begins earlier than this was cut off, and cannot be hidden without an edit list.
 const EARLIEST_SOUND: i64 = -(LONGEST_RUN_IN.as_millis() as i64) * MILLI;
 
-/// How far sound that is encoded anew may move: an encoder's own delay.
+/// Tolerance for a shift of re-encoded audio, to allow for the encoder's own delay.
 const ENCODED_TOLERANCE: i64 = 100 * MILLI;
 
 /// A Matroska file that begins later than this was cut out of a longer one.
 const LATE_BEGIN: i64 = 1000 * MILLI;
 
-/// Where the presentation begins.
+/// Begin of the presentation.
 ///
-/// A Matroska file that was cut out of a longer one keeps its times; an mp4 without edit lists, as live streams are
-/// recorded, begins with its first packet. A transport stream counts from anywhere, and begins with its picture:
-/// what comes shortly before that is the sound's run-in.
+/// A Matroska file that was cut out of a longer one keeps its timestamps. An mp4 without edit lists, the form in which
+/// live streams are recorded, begins with its first packet. A transport stream counts from an arbitrary time and begins
+/// with its video: data shortly before that is the audio's pre-roll.
 pub(super) fn begin(contents: &Contents) -> i64 {
     let first = |kind| {
         let tracks = contents.of(kind);
@@ -59,7 +60,8 @@ pub(super) fn begin(contents: &Contents) -> i64 {
     }
 }
 
-/// Where the presentation of a result begins: a Matroska file of ours counts from zero, however late its first frame comes.
+/// Begin of the presentation of a result: a Matroska file written by this crate counts from zero, however late its
+/// first frame comes.
 pub(super) fn begin_of_result(contents: &Contents) -> i64 {
     match contents.format {
         Format::Matroska => 0,
@@ -67,26 +69,27 @@ pub(super) fn begin_of_result(contents: &Contents) -> i64 {
     }
 }
 
-/// What a result is to hold; times in nanoseconds of the source's presentation.
+/// Expected contents of a result; times in nanoseconds of the source's presentation.
 pub(super) struct Wanted {
     pub(super) start: i64,
     pub(super) end: i64,
     /// In the result's time.
     pub(super) interrupted_at: Option<i64>,
     pub(super) sound: AudioMode,
-    /// Whether the result can hide a run-in.
+    /// Whether the result can hide a pre-roll.
     pub(super) has_edit_lists: bool,
 }
 
-/// Packets that are expected, in the result's time.
+/// Expected packets, in the result's time.
 struct Expected {
     packets: Vec<Packet>,
-    /// How many at the beginning and at the end lie so close to the range's edge that rounding and delays decide.
+    /// Numbers of packets at the beginning and at the end that are so close to the edge of the range that rounding and
+    /// delays decide about them.
     n_optional: (usize, usize),
 }
 
 impl Expected {
-    /// How many of the first packets are left out so that `n` remain, for each way to do so.
+    /// Iterates over the selections of `n` packets that omit only optional ones at the beginning and at the end.
     fn fits(&self, n: usize) -> impl Iterator<Item = &[Packet]> {
         let (head, tail) = self.n_optional;
         (0..=head)
@@ -112,7 +115,7 @@ impl Wanted {
                 ..Verification::of_result(result)
             };
         };
-        // Which of several pictures a run takes is its own choice.
+        // The run itself chooses one of several video tracks.
         let judged = |picture: &Track| self.judge_picture(source, picture, result);
         let first = judged(first);
         if first.whole() {
@@ -139,7 +142,7 @@ impl Wanted {
         };
         let comparable = counts_from_zero && result.format != Format::MpegTs;
         if comparable && judged.unjudged.is_empty() && judged.frames_out > 0 {
-            // Where nothing can hide the sound's run-in, the picture waits for it.
+            // If nothing can hide the audio's pre-roll, the video waits for it.
             let most = if self.has_edit_lists {
                 0
             } else {
@@ -157,7 +160,7 @@ impl Wanted {
         judged
     }
 
-    /// The source against its own header.
+    /// Compares the source with its own header.
     fn check_claims(&self, source: &Contents, begin: i64, judged: &mut Verification) {
         let end = source
             .tracks
@@ -182,7 +185,7 @@ impl Wanted {
         }
     }
 
-    /// Frames and their times; returns how much later than expected the last one is.
+    /// Checks the frames and their timestamps; returns the delay of the last frame relative to the expected one.
     fn check_frames(
         &self,
         picture: &Track,
@@ -235,7 +238,7 @@ impl Wanted {
         offset
     }
 
-    /// Whether the wanted range goes on behind the last whole packet, which the source breaks off after.
+    /// Checks whether the requested range extends beyond the last complete packet of a source that breaks off.
     fn check_break(&self, track: &Track, packet: &str, judged: &mut Verification) {
         if track.breaks_off && (self.end, self.interrupted_at) == (i64::MAX, None) {
             let part = format!("{packet} cut off at the end of the source");
@@ -243,7 +246,7 @@ impl Wanted {
         }
     }
 
-    /// The source's frames in the range, counted from its beginning; what is cut by an edge is shown in part.
+    /// Returns the source's frames in the range, relative to its beginning; a frame cut by an edge is shown in part.
     fn frames(&self, picture: &Track, begin: i64) -> Expected {
         let stop = self.stop();
         let mut packets = Vec::new();
@@ -251,14 +254,14 @@ impl Wanted {
         let nexts = picture.packets.iter().skip(1).map(Some).chain([None]);
         for (frame, next) in picture.packets.iter().zip(nexts) {
             let time = frame.time.saturating_sub(begin).saturating_sub(self.start);
-            // A frame is shown until the next one is, whatever length it is said to have.
+            // A frame is shown until the next one is, whatever its stated length.
             let length = next.map_or(frame.duration, |next| next.time.saturating_sub(frame.time));
             let end = time.saturating_add(length);
             if time >= stop || time < 0 && end <= 0 {
                 continue;
             }
             let needs_lost = picture.first_key.is_some_and(|key| frame.time < key);
-            // What an edit or a range leaves of a frame may be too little to be one.
+            // The part of a frame that an edit or a range leaves may be too short to count as one.
             let is_sliver = next.is_some_and(|next| 2 * end < next.duration);
             let is_cut = self.start > 0 || is_sliver;
             n_optional.0 += usize::from(needs_lost || is_cut && end <= TIME_STEP);
@@ -276,7 +279,7 @@ impl Wanted {
         }
     }
 
-    /// Where the result ends, in its own time.
+    /// End of the result, in its own time.
     fn stop(&self) -> i64 {
         let end = match self.end {
             i64::MAX => i64::MAX,
@@ -285,7 +288,7 @@ impl Wanted {
         self.interrupted_at.map_or(end, |at| end.min(at))
     }
 
-    /// The source's packets of sound in the range.
+    /// Returns the source's audio packets in the range.
     fn packets(&self, sound: &Track, begin: i64, is_cut_to_the_sample: bool) -> Expected {
         let stop = self.stop();
         let moved = |packet: &Packet| Packet {
@@ -302,7 +305,7 @@ impl Wanted {
             } else if self.start > 0 {
                 packet.time < -SOUND_TOLERANCE
             } else {
-                // What an edit list hides cannot be hidden elsewhere.
+                // Packets hidden by an edit list cannot be hidden in other containers.
                 too_early && !self.has_edit_lists && packet.time < 0
             };
             let kept = !early && packet.time < stop.saturating_add(SOUND_TOLERANCE);
@@ -313,7 +316,7 @@ impl Wanted {
             kept
         });
         if self.interrupted_at.is_some() {
-            // The sound ends with the last whole packet before the picture does.
+            // The audio ends with the last complete packet before the end of the video.
             n_optional.1 = packets.len();
         }
         Expected {
@@ -322,7 +325,7 @@ impl Wanted {
         }
     }
 
-    /// Packets of sound, and when they are heard against when frames are seen.
+    /// Checks audio packets and their synchronization with the frames.
     fn check_sound(
         &self,
         source: &Contents,
@@ -349,7 +352,7 @@ impl Wanted {
             heard.clear();
         }
         if after.len() == heard.len() {
-            // What only touches the edges of the range may be left out.
+            // Tracks that only touch the edges of the range may be omitted.
             before = heard;
         }
         if before.len() != after.len() {
@@ -366,7 +369,7 @@ impl Wanted {
         }
         judged.audio_packets_in = 0;
         for track in before {
-            // Muxers may write tracks in another order.
+            // Muxers may reorder tracks.
             let twin = after.iter().position(|other| {
                 other.codec == track.codec
                     && other.packets.last().map(|p| p.hash) == track.packets.last().map(|p| p.hash)
@@ -431,7 +434,7 @@ impl Wanted {
         }
     }
 
-    /// Where sound begins and ends that has no packets in common with the source.
+    /// Checks the beginning and the end of audio that shares no packets with the source.
     fn check_edges(
         &self,
         expected: &Expected,
@@ -461,7 +464,7 @@ impl Wanted {
         }
     }
 
-    /// The two lengths, from the beginning of the range to the end of the last packet.
+    /// Checks the two lengths, from the beginning of the range to the end of the last packet.
     fn check_lengths(
         &self,
         picture: &Track,
@@ -493,7 +496,7 @@ impl Wanted {
             .unwrap_or(0)
             - begins.1;
         judged.duration_in = duration(before);
-        // Only the tables of an mp4 say of every frame how long it is shown.
+        // Only the tables of an mp4 state the display time of every frame.
         let guessed = |contents: &Contents, packets: &[Packet]| match contents.format {
             Format::Mp4 => 0,
             _ => packets.last().map_or(0, |frame| frame.duration),
@@ -526,7 +529,7 @@ impl Wanted {
     }
 }
 
-/// Packets that were copied, one by one, and when they are heard against when frames are seen.
+/// Checks copied packets one by one, and their synchronization with the frames.
 fn check_packets(expected: &Expected, written: &Track, origin: i64, judged: &mut Verification) {
     let is_copy = |packets: &&[Packet]| {
         let mut pairs = packets.iter().zip(&written.packets);
@@ -540,7 +543,7 @@ fn check_packets(expected: &Expected, written: &Track, origin: i64, judged: &mut
             .max_by_key(|moved| moved.abs())
             .unwrap_or(0)
     };
-    // Where packets are the same bytes, as of silence, several places fit.
+    // If packets are identical, as in silence, several positions fit.
     let matched = expected
         .fits(written.packets.len())
         .filter(is_copy)
@@ -572,7 +575,7 @@ fn against_picture(moved: i64) -> String {
     )
 }
 
-/// Largest difference of times in nanoseconds, counted from the last frame that both have; and that frame's own.
+/// Returns the largest timestamp error in nanoseconds, relative to the last common frame, and the offset of that frame.
 fn max_error(expected: &[Packet], written: &[i64]) -> (u64, i64) {
     let pairs = || expected.iter().zip(written);
     let Some((last, written)) = pairs().next_back() else {
@@ -583,9 +586,9 @@ fn max_error(expected: &[Packet], written: &[i64]) -> (u64, i64) {
     (errors.max().unwrap_or(0), offset)
 }
 
-/// How much later frames are written than expected, where some are missing; and when the first of those is expected.
+/// Returns the delay of the written frames if some are missing, and the expected time of the first missing one.
 ///
-/// Counted from the first or from the last frame, whichever moves little and fits more frames.
+/// The delay is taken from the first or the last frame, whichever is small and fits more frames.
 fn first_missing(expected: &[Packet], written: &[i64]) -> (i64, Option<i64>) {
     let distance = |before: Option<&Packet>, after: Option<&i64>| Some(after? - before?.time);
     let candidates = [
@@ -731,7 +734,7 @@ mod tests {
     #[test]
     fn silence_at_the_edge_of_a_range_fits_where_it_is_heard() {
         let mut source = film();
-        // All packets are the same bytes, and the range begins with the end of one.
+        // All packets are identical, and the range begins with the end of one.
         for packet in &mut source.tracks[1].packets {
             packet.hash = 7;
             packet.time += 12 * MILLI;

@@ -1,4 +1,5 @@
-//! AAC in LATM as transport streams carry it: frames of LOAS (ISO/IEC 14496-3, section 1.7.2), cut anywhere.
+//! AAC in LATM as carried by transport streams: LOAS frames (ISO/IEC 14496-3, section 1.7.2), split across packets
+//! anywhere.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,15 +13,15 @@ use super::session::lock;
 const HEADER_LEN: usize = 3;
 const SYNC: u16 = 0x2b7;
 
-/// Whether `caps` are AAC in LATM.
+/// Returns whether `caps` are AAC in LATM.
 pub(super) fn is_loas(caps: &gst::CapsRef) -> bool {
     let fields = caps.structure(0);
     fields.is_some_and(|fields| fields.get::<&str>("stream-format") == Ok("loas"))
 }
 
-/// Makes each buffer of `pad` one frame, where it carries LOAS.
+/// Splits the data of `pad` into buffers of one frame each if it carries LOAS.
 ///
-/// aacparse 1.22 would: but between the first two configurations it drops all sound, and then moves some.
+/// aacparse 1.22 could do this, but it drops all audio between the first two configurations, and then moves some.
 pub(super) fn split(pad: &gst::Pad) {
     let splitter = Mutex::new(Splitter::default());
     let is_pushing = AtomicBool::new(false);
@@ -49,7 +50,7 @@ pub(super) fn split(pad: &gst::Pad) {
             if let Some(buffer) = buffer.get_mut() {
                 buffer.set_pts(frame.pts);
             }
-            // Whoever refuses this refuses what follows, too.
+            // A pad that refuses this buffer also refuses the following ones.
             if pad.push(buffer).is_err() {
                 break;
             }
@@ -59,24 +60,24 @@ pub(super) fn split(pad: &gst::Pad) {
     });
 }
 
-/// A whole frame, header and all.
+/// A complete frame, including its header.
 #[derive(Debug, PartialEq)]
 struct LoasFrame {
     bytes: Vec<u8>,
-    /// Of the first frame that begins in a packet.
+    /// Timestamp of the first frame that begins in a packet.
     pts: Option<gst::ClockTime>,
 }
 
-/// Frames that come in pieces.
+/// State of frames that arrive in pieces.
 #[derive(Debug, Default)]
 struct Splitter {
     pending: Vec<u8>,
-    /// Where in `pending` packets begin, and when their first frames are presented.
+    /// Offsets of packets in `pending`, and the presentation timestamps of their first frames.
     times: Vec<(usize, gst::ClockTime)>,
 }
 
 impl Splitter {
-    /// The frames that end in a packet.
+    /// Returns the frames that end in a packet.
     fn frames(&mut self, packet: &[u8], pts: Option<gst::ClockTime>) -> Vec<LoasFrame> {
         self.times.extend(pts.map(|pts| (self.pending.len(), pts)));
         self.pending.extend_from_slice(packet);
@@ -86,7 +87,7 @@ impl Splitter {
             let [first, second, third] = [0, 1, 2].map(|idx| u32::from(header[idx]));
             let end = at + HEADER_LEN + ((second << 8 | third) & 0x1fff) as usize;
             let is_frame = first << 3 | second >> 5 == u32::from(SYNC);
-            // What looks like a header in the middle of a frame has none behind it.
+            // A false header in the middle of a frame is not followed by another one.
             if !is_frame
                 || self
                     .pending
@@ -157,7 +158,7 @@ mod tests {
     #[test]
     fn what_looks_like_a_header_in_the_middle_of_a_frame_is_none() {
         let stored = [frame(&[1, 2, 3]), frame(&[4])].concat();
-        // A recording begins in a frame, whose content has eleven bits of a header with a short length.
+        // A recording begins in a frame whose content has eleven bits of a header with a short length.
         let torn = [&[9, 0x56, 0xe0, 0x02, 7, 7, 8][..], &stored].concat();
         let frames = Splitter::default().frames(&torn, None);
         let bytes: Vec<u8> = frames.into_iter().flat_map(|frame| frame.bytes).collect();

@@ -1,8 +1,8 @@
-//! Where a Matroska or WebM file begins, how its picture is turned, what else it holds, and corrections of what
-//! GStreamer's muxer writes into one.
+//! Beginning, rotation and other contents of a Matroska or WebM file, and corrections to files written by GStreamer's
+//! muxer.
 //!
-//! matroskamux 1.22 writes the longest track's length and leaves out when it begins.
-//! Elements are those of RFC 9559; nothing else of them is read.
+//! matroskamux 1.22 writes the longest track's length and omits its beginning. Elements are those of RFC 9559; no other
+//! parts of it are implemented.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -23,7 +23,7 @@ const DURATION: u32 = 0x4489;
 const TIMESTAMP_SCALE: u32 = 0x2a_d7b1;
 
 const DATE_UTC: u32 = 0x4461;
-/// Seconds from 1970 to 2001, where dates count from.
+/// Seconds from 1970 to 2001, the epoch of dates.
 const EPOCH: i64 = 978_307_200;
 
 const TAGS: u32 = 0x1254_c367;
@@ -35,17 +35,17 @@ const CHAPTERS: u32 = 0x1043_a770;
 const ATTACHMENTS: u32 = 0x1941_a469;
 const ATTACHED_FILE: u32 = 0x61a7;
 
-/// Which elements come later, and where.
+/// Index of the elements that follow.
 const SEEK_HEAD: u32 = 0x114d_9b74;
 const SEEK: u32 = 0x4dbb;
 const SEEK_ID: u32 = 0x53ab;
-/// Where which time lies in the file.
+/// Index of times in the file.
 const CUES: u32 = 0x1c53_bb6b;
 const TRACKS: u32 = 0x1654_ae6b;
 const TRACK_ENTRY: u32 = 0xae;
 const TRACK_NUMBER: u32 = 0xd7;
 const TRACK_TYPE: u32 = 0x83;
-/// Track type of sound.
+/// Track type of audio.
 const SOUND: u64 = 2;
 const FLAG_DEFAULT: u32 = 0x88;
 const VIDEO: u32 = 0xe0;
@@ -54,10 +54,10 @@ const PROJECTION_POSE_ROLL: u32 = 0x7675;
 const CODEC_DELAY: u32 = 0x56aa;
 const NAME: u32 = 0x536e;
 const LANGUAGE: u32 = 0x22_b59c;
-/// The language "undetermined" in as many bytes as the names `Video` and `Audio` and the zero behind them take, its size in
-/// three of them.
+/// Language element "undetermined", as long as the name elements `Video` and `Audio` with their trailing zero; its size
+/// is encoded in three bytes.
 const UNDETERMINED: [u8; 9] = [0x22, 0xb5, 0x9c, 0x20, 0, 3, b'u', b'n', b'd'];
-/// Bytes that say nothing, as many.
+/// Void element of the same length.
 const VOID: [u8; 9] = [0xec, 0x87, 0, 0, 0, 0, 0, 0, 0];
 const CLUSTER: u32 = 0x1f43_b675;
 const CLUSTER_TIMESTAMP: u32 = 0xe7;
@@ -65,24 +65,24 @@ const BLOCK_GROUP: u32 = 0xa0;
 const BLOCK: u32 = 0xa1;
 const SIMPLE_BLOCK: u32 = 0xa3;
 
-/// Within this many bytes from the first cluster on, every stream of picture and sound has begun.
+/// Number of bytes after the start of the first cluster within which every video and audio stream has begun.
 const BEGIN_LEN: usize = 8 << 20;
 
-/// Bytes of an element's number and length at most.
+/// Maximum length of an element's ID and size in bytes.
 const LONGEST_HEADER: u64 = 12;
 
-/// The segment's information comes first: in any file of this muxer within this many bytes.
+/// Number of bytes within which the segment information of any file of this muxer lies.
 const HEAD_LEN: u64 = 64 << 10;
 
-/// The first bytes of `path`, at most `len`.
+/// Reads the first bytes of `path`, at most `len`.
 fn read_head(path: &Path, len: u64) -> std::io::Result<Vec<u8>> {
     let mut head = Vec::new();
     File::open(path)?.take(len).read_to_end(&mut head)?;
     Ok(head)
 }
 
-/// Corrects what matroskamux 1.22 writes into `path`: its duration, when it was made, texts, names of tracks, and
-/// when Opus begins.
+/// Corrects the fields of `path` that matroskamux 1.22 gets wrong: duration, creation date, texts, track names and the
+/// begin of Opus.
 pub(super) fn correct(
     path: &Path,
     duration: Duration,
@@ -105,11 +105,12 @@ pub(super) fn correct(
     Ok(())
 }
 
-/// Takes back the names `Video` and `Audio`, which matroskamux 1.22 gives to all tracks; titles are tags. In their place it
-/// is said that the language is not known where it is not, which would be English else (RFC 9559, section 5.1.4.1.19).
+/// Removes the names `Video` and `Audio`, which matroskamux 1.22 gives to all tracks; titles are tags. A track without
+/// a language gets "undetermined" in place of its name, because the default would be English (RFC 9559, section
+/// 5.1.4.1.19).
 fn name_patches(head: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let mut patches: Vec<(u64, Vec<u8>)> = Vec::new();
-    // Of the track that is read: which patch is its own, and whether it says its language.
+    // State of the current track: index of its patch, and whether it has a language.
     let (mut named, mut has_language) = (None, false);
     let mut at = 0;
     while let Some(element) = Element::read(head, at)
@@ -137,7 +138,7 @@ fn name_patches(head: &[u8]) -> Vec<(u64, Vec<u8>)> {
     patches
 }
 
-/// Where the date lies in `head`, and what to write there for `created`, in seconds since 1970.
+/// Returns the location of the date in `head` and the bytes to write for `created`, in seconds since 1970.
 fn date_patch(head: &[u8], created: i64) -> Option<(u64, Vec<u8>)> {
     let mut at = 0;
     loop {
@@ -154,9 +155,9 @@ fn date_patch(head: &[u8], created: i64) -> Option<(u64, Vec<u8>)> {
     }
 }
 
-/// Texts of tags as they are meant: matroskamux 1.22 puts those with spaces in quotes, with backslashes.
+/// Returns patches that restore the texts of tags: matroskamux 1.22 quotes and backslash-escapes texts with spaces.
 ///
-/// Zeros fill up what is shorter then, as EBML allows (RFC 8794, section 7.4).
+/// Shorter texts are padded with zeros, as EBML allows (RFC 8794, section 7.4).
 fn text_patches(path: &Path, head: &[u8]) -> std::io::Result<Vec<(u64, Vec<u8>)>> {
     let mut patches = Vec::new();
     let Some((tags, begin)) = read_tags(path, head)? else {
@@ -183,7 +184,7 @@ fn text_patches(path: &Path, head: &[u8]) -> std::io::Result<Vec<(u64, Vec<u8>)>
     Ok(patches)
 }
 
-/// What GStreamer wrote as the quoted `text`; `None` where there are no quotes.
+/// Decodes a string quoted by GStreamer; `None` if it has no quotes.
 fn unquoted(text: &[u8]) -> Option<String> {
     let text = str::from_utf8(text).ok()?;
     if !text.starts_with('"') {
@@ -193,7 +194,7 @@ fn unquoted(text: &[u8]) -> Option<String> {
     value.get().ok()
 }
 
-/// The contents of the element of tags, and where they lie in `path`, which begins with `head`.
+/// Returns the contents of the tags element and their location in `path`, which begins with `head`.
 fn read_tags(path: &Path, head: &[u8]) -> std::io::Result<Option<(Vec<u8>, u64)>> {
     let segment = Element::read(head, 0)
         .and_then(|header| Element::read(head, header.end()?))
@@ -225,14 +226,14 @@ fn read_tags(path: &Path, head: &[u8]) -> std::io::Result<Option<(Vec<u8>, u64)>
     }
 }
 
-/// What stands in the header of `path` beside picture and sound; `None` where it is no Matroska.
+/// Returns the contents of the header of `path` other than video and audio; `None` if the file is not Matroska.
 pub(super) fn beside(path: &Path) -> Option<Beside> {
     let head = read_head(path, BEGIN_LEN as u64).ok()?;
     if !head.starts_with(&EBML) {
         return None;
     }
     let mut beside = Beside::default();
-    // Of each track of sound, whether it is played by default.
+    // Default flag of each audio track.
     let mut defaults: Vec<bool> = Vec::new();
     let (mut is_sound, mut is_default) = (false, true);
     let mut at = 0;
@@ -271,7 +272,7 @@ pub(super) fn beside(path: &Path) -> Option<Beside> {
     Some(beside)
 }
 
-/// How `videoflip` is to turn the picture of `path` by its header's roll, which GStreamer 1.22 does not read.
+/// Returns the `videoflip` method that applies the roll in the header of `path`, which GStreamer 1.22 does not read.
 pub(super) fn direction(path: &Path) -> Option<&'static str> {
     let head = read_head(path, BEGIN_LEN as u64).ok()?;
     let counterclockwise = pose_roll(&head)?;
@@ -283,7 +284,7 @@ pub(super) fn direction(path: &Path) -> Option<&'static str> {
     }
 }
 
-/// The first `ProjectionPoseRoll` in `head`, in degrees.
+/// Returns the first `ProjectionPoseRoll` in `head`, in degrees.
 fn pose_roll(head: &[u8]) -> Option<f64> {
     if !head.starts_with(&EBML) {
         return None;
@@ -307,16 +308,16 @@ fn pose_roll(head: &[u8]) -> Option<f64> {
     }
 }
 
-/// What the first blocks of a file tell.
+/// Information from the first blocks of a file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Opening {
-    /// When the earliest block is shown; `None` where there is none.
+    /// Presentation time of the earliest block; `None` without blocks.
     pub(super) begin: Option<Duration>,
-    /// True where the header says how long the file is; live recordings do not know.
+    /// True if the header states the duration of the file; live recordings do not.
     pub(super) has_duration: bool,
-    /// True where the file says which time lies where. Else GStreamer 1.22 goes to any block, a picture's or not.
+    /// True if the file has an index of times. Without one, GStreamer 1.22 seeks to any block, whether video or not.
     pub(super) has_cues: bool,
-    /// In the file's order.
+    /// Tracks in file order.
     pub(super) tracks: Vec<Track>,
     step_nanos: u64,
 }
@@ -325,28 +326,28 @@ pub(super) struct Opening {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Track {
     pub(super) number: u64,
-    /// How much earlier than its blocks say the track is shown, for the codec's run-in.
+    /// Time by which the track is shown earlier than its block timestamps, for the codec's pre-roll.
     pub(super) codec_delay: Duration,
-    /// What its first block says.
+    /// Timestamp of the earliest block.
     pub(super) first: Option<Duration>,
-    /// Mean length of a packet, where blocks hold several.
+    /// Mean length of a packet, if blocks hold several.
     pub(super) laced: Option<Duration>,
     has_laces: bool,
     n_packets: u32,
     first_blocks: [Option<Block>; 3],
 }
 
-/// A block, as far as its time goes, in the file's steps.
+/// Timestamps of a block, in segment ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Block {
-    /// Offset of its time, which it counts from its cluster.
+    /// Offset of its timestamp, which is relative to its cluster.
     at: usize,
     cluster: u64,
     time: u64,
 }
 
 impl Track {
-    /// Counts a block of `n` packets that comes at `time`.
+    /// Counts a block of `n` packets at `time`.
     fn take(&mut self, time: Duration, n: u32) {
         let first = *self.first.get_or_insert(time);
         self.first = Some(first.min(time));
@@ -359,7 +360,7 @@ impl Track {
 }
 
 impl Opening {
-    /// The opening of `path`, as far as it can be read.
+    /// Reads the opening of `path`, as far as possible.
     pub(super) fn read(path: &Path) -> Self {
         let head = read_head(path, 2 * BEGIN_LEN as u64);
         head.map(|head| Self::parse(&head)).unwrap_or_default()
@@ -391,7 +392,7 @@ impl Opening {
                     }
                 }
                 CLUSTER_TIMESTAMP => cluster = value.unwrap_or(cluster),
-                // The first one says how far to look.
+                // The first cluster determines how far to look.
                 CLUSTER if stop == head.len() => stop = stop.min(at.saturating_add(BEGIN_LEN)),
                 BLOCK | SIMPLE_BLOCK => {
                     let Some((number, steps, n_packets)) = block(head, element.content) else {
@@ -401,7 +402,7 @@ impl Opening {
                     let time = Duration::from_nanos(steps.saturating_mul(step_nanos));
                     if let Some(track) = tracks.iter_mut().find(|track| track.number == number) {
                         track.take(time, n_packets);
-                        // A number below 128, as files of few tracks have, is a byte.
+                        // A track number below 128, as in files with few tracks, occupies one byte.
                         let at = element.content + 1;
                         let block = Block {
                             at,
@@ -417,7 +418,7 @@ impl Opening {
                 }
                 _ => {}
             }
-            // What is in these is read in turn; all else is passed over.
+            // The parser descends into these elements and skips all others.
             let inside = [
                 SEGMENT,
                 SEEK_HEAD,
@@ -444,8 +445,8 @@ impl Opening {
         }
     }
 
-    /// Times for first blocks of Opus that lie later: matroskamux 1.22 writes 0 where sound begins after 0, but not by more
-    /// than the codec's delay. The next two blocks tell how long one is.
+    /// Returns corrected timestamps for first blocks of Opus: matroskamux 1.22 writes 0 if audio begins after 0 by no
+    /// more than the codec delay. The next two blocks determine the length of a block.
     fn first_opus_patches(&self) -> impl Iterator<Item = (u64, Vec<u8>)> {
         self.tracks.iter().filter_map(|track| {
             let [Some(first), Some(second), Some(third)] = track.first_blocks else {
@@ -463,7 +464,8 @@ impl Opening {
     }
 }
 
-/// Track, time counted from its cluster, and number of packets of the block whose content begins at `at`.
+/// Returns the track, the timestamp relative to its cluster and the number of packets of the block whose content begins
+/// at `at`.
 fn block(head: &[u8], at: usize) -> Option<(u64, i16, u32)> {
     let len = head.get(at)?.leading_zeros() as usize + 1;
     let marked = number(head.get(at..at + len)?)?;
@@ -476,14 +478,14 @@ fn block(head: &[u8], at: usize) -> Option<(u64, i16, u32)> {
     Some((marked & !(1 << (7 * len)), steps, n_packets))
 }
 
-/// Where the duration lies in `head`, and what to write there.
+/// Returns the location of the duration in `head` and the bytes to write there.
 fn duration_patch(head: &[u8], duration: Duration) -> Option<(u64, Vec<u8>)> {
     let mut step_nanos = 1_000_000_u64;
     let mut at = 0;
     loop {
         let element = Element::read(head, at)?;
         match element.id {
-            // What is in these two is read in turn; all else is passed over.
+            // The parser descends into these two elements and skips all others.
             SEGMENT | INFO => at = element.content,
             TIMESTAMP_SCALE => {
                 step_nanos = number(head.get(element.content..element.end()?)?)?;
@@ -507,7 +509,7 @@ struct Element {
     id: u32,
     /// Offset of the content.
     content: usize,
-    /// `None` where the writer did not know.
+    /// `None` for an unknown size.
     len: Option<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! Frames from and to a `Vec`, for tests and for embedding in programs of one's own.
+//! Frames in a `Vec`, for tests and for embedding in other programs.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,11 +6,11 @@ use super::{Sink, Source};
 use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::Frame;
 
-/// Gives the frames of a `Vec`.
+/// A source that returns the frames of a `Vec`.
 pub struct MemorySource(std::vec::IntoIter<Frame>);
 
 impl MemorySource {
-    /// A source that gives `frames` in their order.
+    /// Creates a source that returns `frames` in order.
     pub fn new(frames: Vec<Frame>) -> Self {
         Self(frames.into_iter())
     }
@@ -22,12 +22,12 @@ impl Source for MemorySource {
     }
 }
 
-/// Collects frames; clones share what was collected.
+/// A sink that collects frames; clones share the collection.
 #[derive(Clone, Default)]
 pub struct MemorySink(Arc<Mutex<Vec<Frame>>>);
 
 impl MemorySink {
-    /// Takes out the frames collected so far.
+    /// Removes and returns the frames collected so far.
     pub fn take(&self) -> Vec<Frame> {
         self.0
             .lock()

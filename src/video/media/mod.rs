@@ -86,7 +86,7 @@ use vitscope_core::frame::Frame;
 #[cfg(feature = "media")]
 pub const MOST_FRAMES: usize = source::DECODED_FRAMES + sink::WAITING_FRAMES + 1;
 
-/// Delivers frames in order.
+/// A source of frames, in order.
 pub trait Source: Send {
     /// Returns the next frame, or `None` at the end of the stream.
     ///
@@ -103,7 +103,7 @@ pub trait Source: Send {
     }
 }
 
-/// Accepts frames in order.
+/// A consumer of frames, in order.
 pub trait Sink: Send {
     /// Passes on one frame.
     ///
@@ -111,7 +111,7 @@ pub trait Sink: Send {
     /// Fails if the frame cannot be encoded or written.
     fn push(&mut self, frame: Frame) -> Result<()>;
 
-    /// Closes the container. This is explicit because closing can fail, and `Drop` cannot report that.
+    /// Closes the container. The method is explicit because closing can fail, and `Drop` cannot report that.
     ///
     /// # Errors
     /// Fails if the container cannot be completed.

@@ -1,6 +1,7 @@
-//! Reads what GStreamer does not tell of an mp4 or mov file: time scales, edit lists, where its tracks begin.
+//! Reader for the parts of an mp4 or mov file that GStreamer does not report: time scales, edit lists and the
+//! beginnings of tracks.
 //!
-//! Boxes are those of ISO/IEC 14496-12; nothing else of them is read.
+//! Boxes are those of ISO/IEC 14496-12; no other parts of the standard are implemented.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -12,87 +13,87 @@ use super::edits::Patch;
 use super::fragments::Runs;
 use super::splice::{Part, Splice};
 
-/// A `moov` box above this size is not read: its file is at least as long as a day.
+/// Maximum size of a `moov` box that is read; a file with a larger one is at least a day long.
 const LARGEST_MOOV: u64 = 256 << 20;
 
-/// A rate of one, 16 bits after the point.
+/// Rate 1 as a fixed-point number with 16 fractional bits.
 pub(super) const NORMAL_RATE: u32 = 0x0001_0000;
 
-/// Seconds from the beginning of 1904, where mp4 counts from, to that of 1970.
+/// Seconds from the beginning of 1904, the epoch of mp4, to that of 1970.
 pub(super) const UNIX_EPOCH: i64 = 2_082_844_800;
 
-/// The header of a file.
+/// Header of a file.
 pub(super) struct Movie {
-    /// Steps per second in which edits and total durations are counted.
+    /// Ticks per second of edits and total durations.
     pub(super) timescale: u32,
-    /// Where the total duration lies in the file.
+    /// Location of the total duration in the file.
     pub(super) duration: Option<Field>,
-    /// Where the total duration of all fragments lies in the file.
+    /// Location of the total duration of all fragments in the file.
     pub(super) fragment_duration: Option<Field>,
-    /// True where samples come in fragments, whose number the header does not know.
+    /// True if samples come in fragments, whose number the header does not state.
     pub(super) fragmented: bool,
-    /// Where the presentation begins: where nothing is edited, with the first sample.
+    /// Begin of the presentation; without edits, the time of the first sample.
     pub(super) begin: Duration,
-    /// When the file was made, in seconds since 1904; zero where it does not say.
+    /// Creation time in seconds since 1904; zero if the file does not state it.
     pub(super) created: Option<Field>,
     pub(super) beside: Beside,
-    /// In the file's order.
+    /// Tracks in file order.
     pub(super) tracks: Vec<Track>,
-    /// What is to be read in place of the fragments' own times.
+    /// Bytes to read in place of the fragments' own times.
     pub(super) raised: Vec<Patch>,
 }
 
 /// One track.
 pub(super) struct Track {
     pub(super) id: u32,
-    /// `vide`, `soun`, or others.
+    /// `vide`, `soun` or others.
     pub(super) handler: [u8; 4],
-    /// Steps per second in which samples are counted.
+    /// Ticks per second of sample times.
     pub(super) timescale: u32,
-    /// Where the track's total duration lies in the file.
+    /// Location of the track's total duration in the file.
     pub(super) duration: Option<Field>,
-    /// Where the duration of its samples lies in the file, in the track's steps.
+    /// Location of the duration of the track's samples in the file, in ticks of the track.
     pub(super) media_duration: Option<Field>,
-    /// Steps by which GStreamer shows all samples later, so that none is shown before it is decoded.
+    /// Number of ticks by which GStreamer delays all samples so that none is shown before it is decoded.
     shift: u64,
-    /// When the first sample is shown, in the track's steps; `None` where there is none.
+    /// Presentation time of the first sample, in ticks of the track; `None` without samples.
     first: Option<i64>,
-    /// Where the number of edits lies in the file; `wide` holds for the edits behind it.
+    /// Location of the number of edits in the file; `wide` applies to the edits that follow it.
     pub(super) n_edits: Option<Field>,
-    /// Frames per second, where all samples are of one length.
+    /// Frame rate, if all samples have the same length.
     pub(super) framerate: Option<(u32, u32)>,
-    /// True where the colors are said to span 0–255, which GStreamer 1.22 does not read.
+    /// True if the colors are marked as spanning 0–255 (full range), which GStreamer 1.22 does not read.
     pub(super) full_range: bool,
-    /// What the description of Opus should be, where GStreamer 1.22 wrote its numbers with the low byte first.
+    /// Corrected description of Opus, if GStreamer 1.22 wrote its numbers in little-endian order.
     pub(super) opus: Option<Patch>,
-    /// True where samples of sound begin with the low byte, which GStreamer 1.22 reads only of those of 24 bits.
+    /// True if audio samples are little-endian, which GStreamer 1.22 reads only for samples of 24 bits.
     pub(super) little_endian: bool,
-    /// True where the picture is mirrored along the diagonal from the upper right, which GStreamer 1.22 does not read.
+    /// True if the video is mirrored along the diagonal from the upper right, which GStreamer 1.22 does not read.
     pub(super) anti_transposed: bool,
-    /// What is shown and when; `None` where it is more than parts in the order in which they are stored.
+    /// Edit of the track; `None` if it is more than parts in storage order.
     pub(super) edit: Option<Edit>,
-    /// The parts, where there are several, before [`begin`](Self::begin) moves them; the edit spans them.
+    /// Parts of the edit if there are several, before they are moved to [`begin`](Self::begin); the edit spans them.
     splice: Option<Splice>,
 }
 
-/// The common edit: shown from `media_start` on, `delay` after the presentation's begin.
+/// The common edit: the track is shown from `media_start` on, `delay` after the beginning of the presentation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Edit {
     pub(super) delay: Duration,
-    /// In the track's steps.
+    /// First shown time, in ticks of the track.
     pub(super) media_start: u64,
-    /// `None` is up to the end.
+    /// Duration; `None` means up to the end.
     pub(super) shown: Option<Duration>,
-    /// Where the entry's duration lies in the file.
+    /// Location of the entry's duration in the file.
     pub(super) shown_at: Option<Field>,
-    /// Where the entry's `media_start` lies in the file.
+    /// Location of the entry's `media_start` in the file.
     pub(super) start_at: Option<Field>,
 }
 
-/// A number in a file.
+/// Integer in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Field {
-    /// Byte offset.
+    /// Byte offset in the file.
     pub(super) at: u64,
     /// True for 8 bytes, false for 4.
     pub(super) wide: bool,
@@ -100,12 +101,12 @@ pub(super) struct Field {
 }
 
 impl Movie {
-    /// The header of `path` and what all of its fragments say; `None` where it is no mp4.
+    /// Reads the header of `path` and all of its fragments; `None` if the file is not an mp4.
     pub(super) fn read(path: &Path) -> Option<Self> {
         Self::read_with(path, true)
     }
 
-    /// The header alone: without fragments, it is not known where a track of them begins.
+    /// Reads the header alone. Without the fragments, the beginning of a fragmented track is unknown.
     pub(super) fn header(path: &Path) -> Option<Self> {
         Self::read_with(path, false)
     }
@@ -174,7 +175,7 @@ impl Movie {
         })
     }
 
-    /// Steps per second of the first picture.
+    /// Returns the time scale of the first video track.
     pub(super) fn video_timescale(&self) -> Option<u32> {
         self.tracks
             .iter()
@@ -185,7 +186,7 @@ impl Movie {
 }
 
 impl Field {
-    /// `value` as this field would hold it.
+    /// Encodes `value` with the width of this field.
     pub(super) fn bytes(self, value: u64) -> Vec<u8> {
         if self.wide {
             value.to_be_bytes().to_vec()
@@ -203,18 +204,18 @@ impl Track {
         &self.handler == handler
     }
 
-    /// Where in the samples' own time the presentation begins.
+    /// Begin of the presentation in the samples' own time.
     pub(super) fn begin(&self, edit: &Edit) -> Duration {
         duration_from_ticks(edit.media_start.saturating_add(self.shift), self.timescale)
     }
 
-    /// The parts of its edit in the samples' own time, where it has several.
+    /// Parts of the edit in the samples' own time, if there are several.
     pub(super) fn splice(&self) -> Option<Splice> {
         let shift = duration_from_ticks(self.shift, self.timescale);
         Some(self.splice.as_ref()?.later_by(shift))
     }
 
-    /// Where in the samples' own time the last one ends; `None` where the header does not tell.
+    /// End of the last sample in the samples' own time; `None` if the header does not state it.
     pub(super) fn end(&self) -> Option<Duration> {
         let length = self.media_duration.filter(|length| length.value > 0)?;
         let end = u64::try_from(self.first?).ok()?.checked_add(length.value)?;
@@ -224,7 +225,7 @@ impl Track {
         ))
     }
 
-    /// Takes over what fragments say; returns what is to be read in their place.
+    /// Applies the data of the fragments; returns the bytes to read in their place.
     fn raise(&mut self, runs: &Runs, table: Option<Table>) -> Vec<Patch> {
         let shift = runs.shift(table);
         self.shift = shift.into();
@@ -242,7 +243,7 @@ impl Track {
         let wide = header.version()? == 1;
         let duration_at = if wide { 28 } else { 20 };
         let media = content.child(b"mdia")?;
-        // Version and flags, a reserved word, then the kind of the track.
+        // Version and flags and a reserved word precede the handler type.
         let handler = media.child(b"hdlr")?.bytes.get(8..12)?.try_into().ok()?;
         let media_header = media.child(b"mdhd")?;
         let wide_media = media_header.version()? == 1;
@@ -261,7 +262,7 @@ impl Track {
         let edit = edit
             .filter(|(_, splice)| splice.is_none() || !fragmented)
             .map(|(edit, _)| Edit {
-                // The list of a fragmented file is written before anybody knows how long it will be.
+                // The list of a fragmented file is written before the duration is known.
                 shown: edit.shown.filter(|_| !fragmented),
                 ..edit
             });
@@ -290,7 +291,7 @@ impl Track {
     }
 }
 
-/// What stands in the header beside picture and sound.
+/// Returns the contents of the header other than video and audio.
 fn beside(root: Content) -> Beside {
     let tracks = || root.children().filter(|(kind, _)| kind == b"trak");
     let handler = |track: Content| {
@@ -317,12 +318,12 @@ fn beside(root: Content) -> Beside {
     }
 }
 
-/// The sample table of a track (`stbl`).
+/// Sample table of a track (`stbl`).
 #[derive(Clone, Copy)]
 pub(super) struct Table<'a>(pub(super) Content<'a>);
 
 impl<'a> Table<'a> {
-    /// How long after its decoding each sample is shown, in the track's steps, and where that lies in the file.
+    /// Iterates over the composition offset of each entry, in ticks of the track, and its location in the file.
     pub(super) fn offsets(self) -> impl Iterator<Item = (u64, i32)> + 'a {
         let entries = self.0.child(b"ctts").and_then(|offsets| offsets.skip(8));
         entries.into_iter().flat_map(|entries| {
@@ -332,7 +333,8 @@ impl<'a> Table<'a> {
         })
     }
 
-    /// Steps by which GStreamer shows all samples later: as the header says, or as the earliest one demands.
+    /// Number of ticks by which GStreamer delays all samples: as stated in the header, or as required by the earliest
+    /// sample.
     fn shift(self) -> u64 {
         if let Some(shifts) = self.0.child(b"cslg") {
             let shift = match shifts.version() {
@@ -347,7 +349,7 @@ impl<'a> Table<'a> {
         u64::from(earliest.min(0).unsigned_abs())
     }
 
-    /// What is to be read in place of the header's shift, once offsets are raised by it.
+    /// Bytes to read in place of the header's shift, once it has been added to the offsets.
     pub(super) fn shift_patch(self) -> Option<Patch> {
         let shifts = self.0.child(b"cslg")?;
         let len = if shifts.version()? == 0 { 4 } else { 8 };
@@ -355,7 +357,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// How long each sample of a table lasts, but for the last one, where that is the same.
+/// Common length of all samples of a table except the last one, if they are equal.
 fn sample_len(table: Content) -> Option<u32> {
     let lengths = table.child(b"stts")?.skip(8)?;
     let (n_first, len) = (lengths.be32(0)?, lengths.be32(4)?);
@@ -364,7 +366,7 @@ fn sample_len(table: Content) -> Option<u32> {
     (n_first > 0 && len > 0 && is_last).then_some(len)
 }
 
-/// How long after its decoding the first sample of a table is shown; `None` where the table is empty.
+/// Composition offset of the first sample of a table; `None` if the table is empty.
 fn first_offset(table: Content) -> Option<i64> {
     let sizes = table.child(b"stsz").or_else(|| table.child(b"stz2"))?;
     if sizes.be32(8)? == 0 {
@@ -374,7 +376,7 @@ fn first_offset(table: Content) -> Option<i64> {
     Some(i64::from(offset.unwrap_or(0).cast_signed()))
 }
 
-/// Where in the file the contents of tracks other than the picture lie that have no sample; `moov` lies `at`.
+/// Locations in the file of the contents of non-video tracks without samples; `at` is the location of `moov`.
 pub(super) fn silent_tracks(moov: &[u8], at: u64) -> Vec<u64> {
     let moov = Content { bytes: moov, at };
     moov.children()
@@ -383,7 +385,7 @@ pub(super) fn silent_tracks(moov: &[u8], at: u64) -> Vec<u64> {
         .collect()
 }
 
-/// True for a track that is no picture and has no sample; where nothing is known of it, not even its handler is there.
+/// True for a non-video track without samples; a track of which nothing is known lacks even its handler.
 fn is_silent(track: Content) -> bool {
     let Some(media) = track.child(b"mdia") else {
         return true;
@@ -391,44 +393,44 @@ fn is_silent(track: Content) -> bool {
     let handler = media
         .child(b"hdlr")
         .and_then(|handler| handler.bytes.get(8..12));
-    // Version and flags, a length of all samples, then their number.
+    // Version and flags and a common sample size precede the number of samples.
     let n_samples = sample_table(media)
         .and_then(|table| table.child(b"stsz"))
         .and_then(|sizes| sizes.be32(8));
     handler != Some(b"vide") && n_samples.unwrap_or(0) == 0
 }
 
-/// The table of a track's samples.
+/// Returns the sample table of a track.
 fn sample_table(media: Content) -> Option<Content> {
     media.child(b"minf")?.child(b"stbl")
 }
 
-/// The first description of a track's samples, and its kind.
+/// Returns the first sample description of a track and its kind.
 fn sample_description(media: Content) -> Option<([u8; 4], Content)> {
-    // Version and flags, then the number of descriptions.
+    // Version and flags precede the number of descriptions.
     let descriptions = sample_table(media)?.child(b"stsd")?.skip(8)?;
     descriptions.children().next()
 }
 
-/// Whether a picture track's description says that its colors span 0–255.
+/// Returns whether the description of a video track states that its colors span 0–255.
 fn full_range(media: Content) -> Option<bool> {
     let (_, description) = sample_description(media)?;
-    // 78 bytes of fixed fields stand before the boxes of a picture's description.
+    // 78 bytes of fixed fields precede the boxes of a video description.
     let color = description.skip(78)?.child(b"colr")?.bytes;
-    // Three 16-bit codes stand between the kind and the flag.
+    // Three 16-bit codes separate the kind from the flag.
     Some(color.get(..4)? == b"nclx" && color.get(10)? & 0x80 != 0)
 }
 
-/// The delay, rate and gain of Opus with the high byte first, and where they lie, where they are swapped
-/// (Encapsulation of Opus in ISO Base Media File Format, 4.3.2).
+/// If the pre-skip, rate and gain of Opus are byte-swapped, returns them in big-endian order together with their
+/// location (Encapsulation of Opus in ISO Base Media File Format, 4.3.2).
 fn swapped_opus(media: Content) -> Option<Patch> {
-    /// No rate is as high.
+    /// Exceeds every real sample rate.
     const HIGHEST_RATE: u32 = 1 << 20;
     let (kind, description) = sample_description(media)?;
     if &kind != b"Opus" {
         return None;
     }
-    // Version and number of channels stand before them.
+    // Version and number of channels come first.
     let numbers = sound_boxes(description)?.child(b"dOps")?.skip(2)?;
     if numbers.be32(2)? < HIGHEST_RATE {
         return None;
@@ -442,14 +444,14 @@ fn swapped_opus(media: Content) -> Option<Patch> {
     Some((numbers.at, bytes))
 }
 
-/// Whether a sound track's description says that its samples begin with the low byte (QuickTime's `enda`).
+/// Returns whether the description of an audio track states that its samples are little-endian (QuickTime's `enda`).
 fn little_endian(media: Content) -> Option<bool> {
     let (_, description) = sample_description(media)?;
     let wave = sound_boxes(description)?.child(b"wave")?;
     Some(wave.child(b"enda")?.bytes == [0, 1])
 }
 
-/// The boxes of a sound track's description: 28 bytes of fixed fields, and more by their version, stand before them.
+/// Returns the boxes of an audio description, which follow 28 bytes of fixed fields and more, depending on the version.
 fn sound_boxes(description: Content) -> Option<Content> {
     let n_more = match description.bytes.get(8..10)? {
         [0, 1] => 16,
@@ -459,9 +461,9 @@ fn sound_boxes(description: Content) -> Option<Content> {
     description.skip(28 + n_more)
 }
 
-/// Whether the matrix in a track's header is (0, −1; −1, 0).
+/// Returns whether the matrix in a track header is (0, −1; −1, 0).
 fn anti_transposed(header: Content, duration_at: usize) -> Option<bool> {
-    // The duration, 8 reserved bytes, and four numbers of 2 stand before it; each row ends with a third column.
+    // The duration, 8 reserved bytes and four 2-byte numbers come first; each row ends with a third column.
     let wide = header.version()? == 1;
     let at = duration_at + if wide { 24 } else { 20 };
     let matrix = [at, at + 4, at + 12, at + 16].map(|at| header.be32(at).map(u32::cast_signed));
@@ -469,14 +471,14 @@ fn anti_transposed(header: Content, duration_at: usize) -> Option<bool> {
 }
 
 impl Edit {
-    /// The edit, and its parts where there are several.
+    /// Reads the edit, and its parts if there are several.
     fn read(list: Content, movie_timescale: u32, timescale: u32) -> Option<(Self, Option<Splice>)> {
         let wide = list.version()? == 1;
         let entry_len = if wide { 20 } else { 12 };
         let n_entries = list.be32(4)? as usize;
         let mut edit = Self::default();
         let mut parts: Vec<Part> = Vec::new();
-        // What is shown of the parts so far and between them.
+        // Time shown by the parts so far and between them.
         let mut shown_so_far = Duration::ZERO;
         for entry_idx in 0..n_entries {
             let at = 8 + entry_idx.checked_mul(entry_len)?;
@@ -517,7 +519,7 @@ impl Edit {
                 continue;
             }
             edit.media_start = start.value;
-            // Fragmented files say zero for "all that follows".
+            // In fragmented files, zero stands for "all that follows".
             edit.shown = (shown.value > 0).then_some(duration);
             edit.shown_at = Some(shown);
             edit.start_at = Some(start);
@@ -530,19 +532,19 @@ impl Edit {
     }
 }
 
-/// `ticks` of 1/`timescale` s, rounded down as GStreamer does.
+/// Converts `ticks` of 1/`timescale` s to a duration, rounded down as GStreamer does.
 pub(super) fn duration_from_ticks(ticks: u64, timescale: u32) -> Duration {
     let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(timescale.max(1));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// `duration` in steps of 1/`timescale` s, to the nearest.
+/// Converts `duration` to ticks of 1/`timescale` s, rounded to the nearest.
 pub(super) fn ticks_from_duration(duration: Duration, timescale: u32) -> u64 {
     let ticks = (duration.as_nanos() * u128::from(timescale) + 500_000_000) / 1_000_000_000;
     u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
-/// True where `path` begins as an mp4 and has no header: nobody can play it.
+/// True if `path` begins like an mp4 but lacks a header, which makes it unplayable.
 pub(super) fn is_cut_off(path: &Path) -> bool {
     let mut head = [0_u8; 8];
     let Ok(mut file) = File::open(path) else {
@@ -552,9 +554,9 @@ pub(super) fn is_cut_off(path: &Path) -> bool {
     is_mp4 && read_moov(&mut file).is_none()
 }
 
-/// The header box `content` with every track shown later by `delay` more steps of the movie.
+/// Returns the header box `content` with every track delayed by `delay` more ticks of the movie.
 ///
-/// Nothing else of it changes; `None` where a track has no edit list.
+/// Everything else stays unchanged; `None` if a track has no edit list.
 pub(super) fn delayed(moov: &[u8], delay: u64) -> Option<Vec<u8>> {
     let delayed_track = |track: Content| {
         track.rebuilt(|kind, content| match kind {
@@ -577,7 +579,7 @@ pub(super) fn delayed(moov: &[u8], delay: u64) -> Option<Vec<u8>> {
     })
 }
 
-/// The contents of an edit list that begins with nothing for `delay` steps more.
+/// Returns the contents of an edit list with its initial empty edit extended by `delay` ticks.
 fn delayed_list(list: Content, delay: u64) -> Option<Vec<u8>> {
     let wide = list.version()? == 1;
     let entry_len = if wide { 20 } else { 12 };
@@ -605,12 +607,12 @@ fn delayed_list(list: Content, delay: u64) -> Option<Vec<u8>> {
     Some(content)
 }
 
-/// The contents of the top-level `moov` box, and where they lie in the file.
+/// Returns the contents of the top-level `moov` box and their location in the file.
 pub(super) fn read_moov(file: &mut File) -> Option<(Vec<u8>, u64)> {
     read_top(file, 0, b"moov")
 }
 
-/// The contents of the first box of a kind among the file's own from `position` on, and where they lie in the file.
+/// Returns the contents of the first top-level box of `kind` from `position` on, and their location in the file.
 pub(super) fn read_top(
     file: &mut File,
     mut position: u64,
@@ -627,7 +629,7 @@ pub(super) fn read_top(
             header_len = 16;
             len = be64(&header, 8)?;
         }
-        // Zero means "to the end of the file", which only the last box may say.
+        // Zero means "to the end of the file", which is valid only for the last box.
         let content_len = len.checked_sub(header_len)?;
         if &header[4..8] == kind {
             if content_len > LARGEST_MOOV {
@@ -641,13 +643,13 @@ pub(super) fn read_top(
     }
 }
 
-/// A box of `kind` that holds `content`.
+/// Encodes a box of `kind` that holds `content`.
 pub(super) fn boxed(kind: &[u8; 4], content: &[u8]) -> Option<Vec<u8>> {
     let len = u32::try_from(content.len() + 8).ok()?;
     Some([&len.to_be_bytes()[..], kind, content].concat())
 }
 
-/// What is in a box, and where that lies in the file.
+/// Contents of a box and their location in the file.
 #[derive(Clone, Copy)]
 pub(super) struct Content<'a> {
     pub(super) bytes: &'a [u8],
@@ -672,7 +674,7 @@ impl<'a> Content<'a> {
         })
     }
 
-    /// The contents anew, those of each box in it as `rebuild` makes them.
+    /// Rebuilds the contents, with those of each child box replaced by the result of `rebuild`.
     fn rebuilt(self, rebuild: impl Fn(&[u8; 4], Content) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for (kind, content) in self.children() {
@@ -702,7 +704,7 @@ impl<'a> Content<'a> {
     }
 }
 
-/// Iterates over the boxes in a box: kind, content. Ends at the first one that does not fit.
+/// Iterator over the boxes in a box, as pairs of kind and content. Ends at the first box that does not fit.
 pub(super) struct Children<'a>(Content<'a>);
 
 impl<'a> Iterator for Children<'a> {
@@ -820,7 +822,7 @@ mod tests {
         assert_eq!(edit.shown, Some(Duration::from_millis(25)));
         let splice = movie.tracks[0].splice().unwrap();
         let second = splice.placed(Duration::from_millis(100), Duration::ZERO);
-        // 30 steps of 600 are 50 ms; the second part comes 15 ms later.
+        // 30 ticks of 1/600 s are 50 ms; the second part comes 15 ms later.
         assert_eq!(second.unwrap().0, Duration::from_millis(65));
     }
 
@@ -845,7 +847,7 @@ mod tests {
     fn broken_files_are_no_movies() {
         let whole = file(&[track(b"vide", 600, &[[2000, 0, ONE]])]);
         for len in 0..whole.len() {
-            // Any answer but a panic or an endless loop will do: a cut file may still show its header.
+            // Any result is fine except a panic or an endless loop: a truncated file may still contain its header.
             let _ = read(&whole[..len]);
         }
         assert!(read(&[0; 64]).is_none());

@@ -1,8 +1,8 @@
-//! Lays pictures with alpha over black.
+//! Compositing of video with alpha over black.
 
-/// Composes rows of packed A, Y, U and V over black, in place; true where a pixel was not opaque.
+/// Composites rows of packed A, Y, U and V over black, in place; returns true if a pixel was not opaque.
 ///
-/// Rows are `stride` bytes apart, and `width` pixels of each are looked at.
+/// Rows are `stride` bytes apart, and `width` pixels of each are processed.
 pub(crate) fn over_black(ayuv: &mut [u8], stride: usize, width: usize, full_range: bool) -> bool {
     let black = if full_range { 0 } else { 16 };
     let mut is_see_through = false;
@@ -11,11 +11,11 @@ pub(crate) fn over_black(ayuv: &mut [u8], stride: usize, width: usize, full_rang
             if *alpha == 255 {
                 continue;
             }
-            // A conversion from 16 bits may round what is opaque down.
+            // A conversion from 16 bits may round an opaque alpha down.
             is_see_through |= *alpha < 254;
             let opacity = i32::from(*alpha);
             for (sample, zero) in [(y, black), (u, 128), (v, 128)] {
-                // What lies between `zero` and a sample is one again.
+                // A value between `zero` and a sample is a valid sample.
                 *sample = (zero + (i32::from(*sample) - zero) * opacity / 255) as u8;
             }
             *alpha = 255;

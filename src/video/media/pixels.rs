@@ -1,4 +1,4 @@
-//! A GStreamer buffer as a [`Frame`]: mapped, written in place where nobody else holds it, handed on without a copy.
+//! A GStreamer buffer as a [`Frame`]: mapped, written in place if not shared, and passed on without a copy.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -12,23 +12,23 @@ use vitscope_core::frame::{
     ColorMatrix, ColorTags, Frame, FrameSize, PixelFormat, PixelLayout, Pixels, Plane, Pts,
 };
 
-/// The formats that frames of 8 bits are handed out in; others are converted to one of these first.
+/// Formats of 8-bit frames; other formats are first converted to one of these.
 pub(super) const FORMATS: [VideoFormat; 2] = [VideoFormat::I420, VideoFormat::Nv12];
-/// The format of frames of more bits.
+/// Format of frames with more bits.
 pub(super) const DEEP: VideoFormat = VideoFormat::I42010le;
 
 /// A mapped buffer.
 pub(super) enum BufferPixels {
-    /// As the decoder gave it.
+    /// Read-only, as received from the decoder.
     Shared(gst::MappedBuffer<gst::buffer::Readable>),
-    /// Written to.
+    /// Writable.
     Own(gst::MappedBuffer<gst::buffer::Writable>),
-    /// In between, and after a failed mapping.
+    /// Intermediate state, also after a failed mapping.
     Unmapped,
 }
 
 impl BufferPixels {
-    /// Maps `buffer` to read.
+    /// Maps `buffer` for reading.
     pub(super) fn new(buffer: gst::Buffer) -> Result<Self> {
         match buffer.into_mapped_buffer_readable() {
             Ok(mapped) => Ok(Self::Shared(mapped)),
@@ -38,7 +38,7 @@ impl BufferPixels {
         }
     }
 
-    /// Gives the buffer back.
+    /// Returns the buffer.
     pub(super) fn into_buffer(self) -> Option<gst::Buffer> {
         match self {
             Self::Shared(mapped) => Some(mapped.into_buffer()),
@@ -63,7 +63,7 @@ impl Pixels for BufferPixels {
                 return Err(unmapped());
             };
             let mut buffer = mapped.into_buffer();
-            // Copies only where the decoder still holds the buffer as a reference frame.
+            // Copies only if the decoder still holds the buffer as a reference frame.
             buffer.make_mut();
             *self = Self::Own(
                 buffer
@@ -86,11 +86,11 @@ fn unmapped() -> Error {
     Error::Media("a decoded frame is no longer mapped".into())
 }
 
-/// A buffer as the frame of this number, whose caps said `info`. One without a time gets that of the start.
+/// Wraps a buffer with caps `info` as the frame of number `seq`. A buffer without a timestamp gets timestamp zero.
 ///
 /// # Errors
-/// [`Error::Media`] where the format is none of [`PixelFormat`] or the buffer cannot be mapped, [`Error::Shape`] where
-/// it is too short.
+/// [`Error::Media`] if the format is none of [`PixelFormat`] or the buffer cannot be mapped, [`Error::Shape`] if it is
+/// too short.
 pub fn frame_from_buffer(
     seq: u64,
     buffer: gst::Buffer,
@@ -103,10 +103,10 @@ pub fn frame_from_buffer(
     Frame::new(seq, pts, duration, layout, Box::new(pixels))
 }
 
-/// The buffer of a frame that came from [`frame_from_buffer`], with all that it carried.
+/// Returns the buffer of a frame from [`frame_from_buffer`], with all of its metadata.
 ///
 /// # Errors
-/// [`Error::Media`] where the frame is of another origin.
+/// [`Error::Media`] if the frame is of another origin.
 pub fn buffer_from_frame(frame: Frame) -> Result<gst::Buffer> {
     let pixels = frame.into_pixels().into_any().downcast::<BufferPixels>();
     pixels
@@ -115,9 +115,9 @@ pub fn buffer_from_frame(frame: Frame) -> Result<gst::Buffer> {
         .ok_or_else(unmapped)
 }
 
-/// How to read `buffer`, whose caps said `info`.
+/// Returns the layout of `buffer`, whose caps are `info`.
 ///
-/// A buffer's own [`VideoMeta`](gst_video::VideoMeta) wins over the caps: decoders pad their rows.
+/// A buffer's own [`VideoMeta`](gst_video::VideoMeta) takes precedence over the caps: decoders pad their rows.
 pub(super) fn layout(info: &gst_video::VideoInfo, buffer: &gst::BufferRef) -> Result<PixelLayout> {
     let format = match info.format() {
         VideoFormat::I420 => PixelFormat::I420,
@@ -177,7 +177,8 @@ fn color_tags(info: &gst_video::VideoInfo) -> ColorTags {
     }
 }
 
-/// The matrix of pictures that do not say theirs: by custom BT.601 in standard definition, BT.709 above.
+/// Returns the color matrix of video that does not state one: by convention BT.601 in standard definition, BT.709
+/// above.
 pub(super) fn usual_matrix(height: u32) -> VideoColorMatrix {
     if height <= 576 {
         VideoColorMatrix::Bt601
@@ -186,10 +187,10 @@ pub(super) fn usual_matrix(height: u32) -> VideoColorMatrix {
     }
 }
 
-/// Caps of raw frames in `layout`.
+/// Returns the caps of raw frames in `layout`.
 ///
 /// # Errors
-/// Fails where the frame is larger than GStreamer can say.
+/// Fails if the frame is larger than GStreamer can represent.
 pub(super) fn caps(
     layout: &PixelLayout,
     framerate: gst::Fraction,
@@ -233,9 +234,12 @@ fn gst_format(format: PixelFormat) -> VideoFormat {
     }
 }
 
-/// `pixels` as a buffer that says how its rows lie.
+/// Converts `pixels` to a buffer with metadata for its row layout.
 ///
-/// A buffer from [`BufferPixels`] comes back as it is; any other memory is copied once.
+/// Neither the buffer of a [`BufferPixels`] nor a `Vec<u8>` is copied.
+///
+/// # Errors
+/// [`Error::Media`] if the pixels are backed by anything else.
 pub(super) fn into_buffer(
     pixels: Box<dyn Pixels>,
     layout: &Arc<PixelLayout>,

@@ -1,12 +1,12 @@
-//! The clock of a transport stream (ISO/IEC 13818-1, 2.4.3.5), and where its presentation begins by it.
+//! The clock of a transport stream (ISO/IEC 13818-1, 2.4.3.5), and the beginning of the presentation on that clock.
 //!
-//! tsdemux 1.22 counts from the first clock reference. It begins its segment with the first packet that it meets, though
-//! sound that lies behind it may be presented earlier; gives packets that lie before the first reference no time; and
-//! takes what is presented before it for what comes a wrap of the clock later. Where references are further apart than
-//! half a second, as with one picture per second, it guesses how much time passed between them.
+//! tsdemux 1.22 counts from the first clock reference. It begins its segment with the first packet that it meets,
+//! although later audio packets may be presented earlier. It gives no time to packets before the first reference, and
+//! places anything presented before that reference one wrap of the clock later. If references are more than half a
+//! second apart, as with one frame per second, it guesses how much time passed between them.
 //!
-//! So where the presentation begins is read from the packets themselves. Where a file needs it, all references are moved
-//! back or closer to each other, and one more is put before the first packet.
+//! The beginning of the presentation is therefore read from the packets themselves. If a file needs it, all references
+//! are moved back or closer to each other, and one more is inserted before the first packet.
 
 use std::ops::{ControlFlow, RangeInclusive};
 use std::time::Duration;
@@ -14,88 +14,88 @@ use std::time::Duration;
 use super::container::LONGEST_RUN_IN;
 use super::transport::{self, Layout, PACKET_LEN, SYNC};
 
-/// Steps of the clock per second, and per step of presentation times.
+/// Clock steps per second, and clock steps per tick of presentation timestamps.
 const CLOCK_RATE: u64 = 27_000_000;
 const STEPS_PER_TICK: u64 = 300;
 
-/// Steps until the clock begins anew.
+/// Clock steps until the clock wraps.
 const WRAP: u64 = STEPS_PER_TICK << 33;
 
-/// Pictures are not stored longer than this after others that are shown later, be it one per second; more is another
-/// recording.
+/// Maximum time that a frame is stored after others that are shown later, even at one frame per second; a larger step
+/// indicates another recording.
 const LONGEST_STEP_BACK: i64 = 5 * CLOCK_RATE as i64;
 
-/// References and presentation times of one recording are not further apart.
+/// Maximum distance between references and presentation timestamps of one recording.
 const FURTHEST: i64 = 10 * CLOCK_RATE as i64;
 
-/// How much earlier than the presentation the clock begins that was moved, and how much earlier a reference that was added is.
+/// Time by which a moved clock begins before the presentation, and by which an inserted reference precedes it.
 const ROOM: u64 = CLOCK_RATE / 10;
 const ADDED_BEFORE: u64 = CLOCK_RATE / 100;
 
-/// Stream numbers of what holds no data, and of what describes services, which tsdemux does without.
+/// PIDs of null packets, and of service descriptions, which tsdemux does not need.
 const NULL: u16 = 0x1fff;
 const SERVICES: u16 = 0x11;
 
-/// Stream numbers of PES packets that hold pictures.
+/// Stream IDs of PES packets that hold video.
 const PICTURES: RangeInclusive<u8> = 0xe0..=0xef;
 
-/// Descriptors of teletext and subtitles (ETSI EN 300 468), which may be there long before they are shown.
+/// Descriptors of teletext and subtitles (ETSI EN 300 468), which may arrive long before they are shown.
 const TEXTS: [u8; 3] = [0x46, 0x56, 0x59];
 
 /// References are at most 100 ms apart (ISO/IEC 13818-1, 2.7.2). tsdemux takes more than 500 ms for another recording.
 const FURTHEST_APART: i64 = CLOCK_RATE as i64 * 2 / 5;
 
-/// How many times slower a clock is shown whose references are further apart.
+/// Factor by which a clock with references further apart is slowed down.
 const SLOWED: i64 = 64;
 
-/// How references are changed, and when the presentation begins.
+/// Changes to the references, and the beginning of the presentation.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ProgramClock {
-    /// The stream that carries it.
+    /// PID that carries the clock.
     pid: u16,
-    /// The first reference.
+    /// First reference.
     first: u64,
-    /// How far each reference is moved back.
+    /// Number of steps by which each reference is moved back.
     back: u64,
-    /// True where the references are too far apart, and shown as if they were closer.
+    /// True if the references are too far apart and are presented as closer together.
     is_slowed: bool,
-    /// Where a packet is that becomes a reference, and which.
+    /// Location of a packet that is replaced by a reference, and the value of that reference.
     added: Option<(u64, u64)>,
-    /// The demuxer's time at which the presentation begins: with its picture, where what comes before that is no longer than
-    /// the run-in of sound.
+    /// Demuxer time at which the presentation begins: with its video, if the part before it is no longer than the
+    /// pre-roll of audio.
     pub(super) begin: Duration,
-    /// The demuxer's time of what is presented first of each track, by the number of its stream.
+    /// Earliest presentation time of each track in demuxer time, by PID.
     firsts: Vec<(u16, Duration)>,
 }
 
-/// What the packets that were read so far tell.
+/// Information from the packets read so far.
 #[derive(Default)]
 struct Seen {
-    /// The stream that lists the tracks.
+    /// PID of the program map table.
     map_pid: Option<u16>,
-    /// The stream of the clock, and those of pictures and sound.
+    /// PID of the clock, and PIDs of video and audio.
     program: Option<(u16, Vec<u16>)>,
-    /// Where a packet before all of them is that the demuxer does without.
+    /// Location of an earlier packet that the demuxer does not need.
     spare: Option<u64>,
-    /// The first reference and the newest one.
+    /// First and latest reference.
     references: Option<(u64, u64)>,
-    /// True where tracks begin before the first reference.
+    /// True if tracks begin before the first reference.
     has_untimed: bool,
     is_slowed: bool,
     tracks: Vec<Track>,
 }
 
-/// What is known of a track.
+/// State of a track.
 struct Track {
     pid: u16,
     is_picture: bool,
-    /// When what is presented last and first of it is.
+    /// Latest and earliest presentation times.
     last: u64,
     first: u64,
 }
 
 impl Seen {
-    /// Reads the packet at `place`; breaks where the packets behind it do not belong to the opening.
+    /// Reads the packet at `place`; breaks if the following packets do not belong to the opening.
     fn take(&mut self, place: u64, packet: &[u8]) -> ControlFlow<()> {
         let pid = transport::pid_at(packet, 1);
         let Some((clock_pid, pids)) = &self.program else {
@@ -135,7 +135,7 @@ impl Seen {
         ControlFlow::Continue(())
     }
 
-    /// Reads a packet before the list of tracks.
+    /// Reads a packet before the program map table.
     fn take_table(&mut self, place: u64, pid: u16, packet: &[u8]) -> ControlFlow<()> {
         if matches!(pid, NULL | SERVICES) {
             self.spare.get_or_insert(place);
@@ -144,7 +144,7 @@ impl Seen {
             let mut programs = table.into_iter().flat_map(transport::programs);
             self.map_pid = programs.next();
             if programs.next().is_some() {
-                // Which of them the demuxer takes is its own choice.
+                // The demuxer chooses one of them.
                 return ControlFlow::Break(());
             }
         } else if Some(pid) == self.map_pid {
@@ -190,7 +190,7 @@ impl Seen {
 }
 
 impl ProgramClock {
-    /// `None` where `head`, the beginning of a file, does not tell.
+    /// Finds the clock in `head`, the beginning of a file; `None` if it is not there.
     pub(super) fn find(head: &[u8], layout: Layout) -> Option<Self> {
         let mut seen = Seen::default();
         for (idx, packet) in transport::packets(head, layout).enumerate() {
@@ -202,13 +202,13 @@ impl ProgramClock {
         seen.clock()
     }
 
-    /// How long before the presentation the earliest track begins.
+    /// Time before the presentation at which the earliest track begins.
     pub(super) fn longest_run_in(&self) -> Duration {
         let run_ins = self.firsts.iter().map(|(pid, _)| self.run_in_of(*pid));
         run_ins.max().unwrap_or_default()
     }
 
-    /// How long before the presentation the track in stream `pid` begins.
+    /// Time before the presentation at which the track with this `pid` begins.
     pub(super) fn run_in_of(&self, pid: u16) -> Duration {
         let first = self.firsts.iter().find(|(of, _)| *of == pid);
         first.map_or(Duration::ZERO, |(_, first)| {
@@ -216,17 +216,17 @@ impl ProgramClock {
         })
     }
 
-    /// True where packets are changed.
+    /// True if packets are changed.
     pub(super) fn is_changed(&self) -> bool {
         self.back > 0 || self.is_slowed || self.added.is_some()
     }
 
-    /// True where the demuxer is shown a clock that does not tell where in the file which time is.
+    /// True if the demuxer sees a clock that does not reveal positions in the file.
     pub(super) fn is_slowed(&self) -> bool {
         self.is_slowed
     }
 
-    /// True where the packet at `place` of stream `pid` may have to be changed.
+    /// True if the packet at `place` of stream `pid` may need a change.
     pub(super) fn concerns(&self, place: u64, pid: u16) -> bool {
         (self.back > 0 || self.is_slowed) && pid == self.pid || self.is_added_at(place)
     }
@@ -235,11 +235,11 @@ impl ProgramClock {
         self.added.is_some_and(|(at, _)| at == place)
     }
 
-    /// Changes the packet at `place`; false where it is as it was.
+    /// Changes the packet at `place`; false if it stays unchanged.
     pub(super) fn change(&self, place: u64, packet: &mut [u8; PACKET_LEN]) -> bool {
         if let Some((_, value)) = self.added.filter(|_| self.is_added_at(place)) {
             packet.fill(0xff);
-            // No payload, and an adaptation field up to the end that has a reference.
+            // No payload, and an adaptation field with a reference that extends to the end.
             let [high, low] = self.pid.to_be_bytes();
             packet[..6].copy_from_slice(&[SYNC, high, low, 0x20, (PACKET_LEN - 5) as u8, 0x10]);
             write_reference(packet, value);
@@ -260,7 +260,7 @@ impl ProgramClock {
     }
 }
 
-/// How far `to` comes after `from`.
+/// Signed distance from `from` to `to`.
 fn distance(from: u64, to: u64) -> i64 {
     let ahead = (to + WRAP - from) % WRAP;
     if ahead < WRAP / 2 {
@@ -270,7 +270,7 @@ fn distance(from: u64, to: u64) -> i64 {
     }
 }
 
-/// The streams of the clock, and of pictures and sound, in the list of tracks that a packet holds (2.4.4.8).
+/// Returns the PID of the clock, and the PIDs of video and audio, in the program map table of a packet (2.4.4.8).
 fn clock_and_tracks(packet: &[u8]) -> Option<(u16, Vec<u16>)> {
     let table = transport::table(packet)?;
     let clock = transport::pid_at(packet, table.start + 8);
@@ -292,7 +292,7 @@ fn clock_and_tracks(packet: &[u8]) -> Option<(u16, Vec<u16>)> {
     (!tracks.is_empty()).then_some((clock, tracks))
 }
 
-/// The clock reference of a packet, in steps.
+/// Returns the clock reference of a packet, in steps.
 fn reference(packet: &[u8]) -> Option<u64> {
     let [SYNC, _, _, flags, len, kinds, a, b, c, d, e, f, ..] = *packet else {
         return None;
@@ -300,19 +300,19 @@ fn reference(packet: &[u8]) -> Option<u64> {
     let has_reference = flags & 0x20 != 0 && len >= 7 && kinds & 0x10 != 0;
     let ticks = u64::from(u32::from_be_bytes([a, b, c, d])) << 1 | u64::from(e >> 7);
     let steps = u64::from(e & 1) << 8 | u64::from(f);
-    // Steps of damaged packets may be more than a tick has.
+    // The steps in a damaged packet may exceed one tick.
     has_reference.then_some((ticks * STEPS_PER_TICK + steps) % WRAP)
 }
 
 fn write_reference(packet: &mut [u8; PACKET_LEN], value: u64) {
     let (ticks, steps) = (value / STEPS_PER_TICK, value % STEPS_PER_TICK);
     packet[6..10].copy_from_slice(&((ticks >> 1) as u32).to_be_bytes());
-    // The bits between are reserved, and 1.
+    // The bits in between are reserved and set to 1.
     packet[10] = ((ticks & 1) as u8) << 7 | 0x7e | (steps >> 8) as u8;
     packet[11] = steps as u8;
 }
 
-/// The stream number of the PES packet that begins in a packet, and when it is presented, in steps (2.4.3.6).
+/// Returns the stream ID of the PES packet that begins in a packet, and its presentation timestamp in steps (2.4.3.6).
 fn presentation_time(packet: &[u8]) -> Option<(u8, u64)> {
     let pes = packet.get(transport::beginning(packet)?..)?;
     let [0, 0, 1, stream, _, _, marker, flags, _, a, b, c, d, e, ..] = *pes else {

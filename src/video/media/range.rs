@@ -1,6 +1,6 @@
-//! From code values that span 0–255 to limited range, for encoders that cannot say which of the two it is.
+//! Conversion of full-range code values (0–255) to limited range, for encoders that cannot signal the range.
 //!
-//! GStreamer 1.22 copies the samples where nothing but the range differs, and calls them limited.
+//! GStreamer 1.22 copies the samples if only the range differs, and labels them as limited.
 
 use std::sync::Arc;
 
@@ -9,10 +9,11 @@ use rayon::prelude::*;
 use vitscope_core::error::Result;
 use vitscope_core::frame::{Frame, PixelFormat, rows};
 
-/// Brings a frame of full range in I420 or NV12 to limited range, in place; others stay as they are.
+/// Converts a full-range frame in I420 or NV12 to limited range, in place; other frames stay unchanged.
 ///
 /// # Errors
-/// [`vitscope_core::Error::Shape`] where the frame's planes do not fit its format; whatever making its memory writable returns.
+/// [`vitscope_core::Error::Shape`] if the frame's planes do not fit its format; also any error from making its memory
+/// writable.
 pub(crate) fn limit(mut frame: Frame) -> Result<Frame> {
     let is_planar = matches!(frame.layout.format, PixelFormat::I420 | PixelFormat::Nv12);
     if !frame.layout.color.full_range || !is_planar {
@@ -56,7 +57,7 @@ mod tests {
         for format in [PixelFormat::I420, PixelFormat::Nv12] {
             let mut layout = PixelLayout::packed(format, size);
             layout.color.full_range = true;
-            // All lumas, and colors that limited range has too.
+            // All luma values, and chroma values that limited range can represent.
             let bytes = (0..layout.min_len()).map(|i| match i < 64 * 32 {
                 true => (i % 256) as u8,
                 false => (96 + i % 64) as u8,

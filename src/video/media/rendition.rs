@@ -1,11 +1,11 @@
-//! From what a decoder gives to pictures that frames can hold: progressive, opaque, of standard dynamic range.
+//! Conversion of decoder output to video that frames can hold: progressive, opaque and of standard dynamic range.
 //!
 //! ```text
 //! decoder ! (colors completed) videoconvert ! formats ! (made plain, in place) videoflip ! videoconvert ! I420 or NV12
 //! ```
 //!
-//! What a bitstream says of its colors only its decoder knows. GStreamer 1.22 throws all of it away where the matrix
-//! is not said, the range too, so the gaps are filled before any element reads it.
+//! Only the decoder knows the color description of a bitstream. GStreamer 1.22 discards all of it, including the range,
+//! if the matrix is missing, so the gaps are filled before any element reads it.
 
 use std::sync::{Arc, Mutex};
 
@@ -28,38 +28,38 @@ use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::tone_map::{DeepPlane, ToneMap, USUAL_PEAK_NITS};
 use vitscope_core::frame::{Hdr, Transfer};
 
-/// What the input says of how its colors are meant.
+/// The input's color description.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Described {
     #[default]
     Nothing,
-    /// Only that code values span 0–255.
+    /// Only that code values span 0–255 (full range).
     Range,
     /// More than the range.
     Colors,
 }
 
-/// What is known of a stream besides its decoder's caps.
+/// Properties of a stream that are not in its decoder's caps.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Origin {
     /// True for VP8, which is BT.601 by definition (RFC 6386, section 9.2).
     pub(super) is_vp8: bool,
-    /// True where the container says that code values span 0–255, which GStreamer 1.22 does not read.
+    /// True if the container states that code values span 0–255 (full range), which GStreamer 1.22 does not read.
     pub(super) is_full_range: bool,
-    /// True where alpha is stored beside the picture, which not every decoder reads.
+    /// True if alpha is stored separately from the video, which not every decoder reads.
     pub(super) has_alpha_beside: bool,
 }
 
-/// What frames keep of a picture that plain ones do not have.
+/// Properties beyond plain video that frames keep.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Kept {
     /// Up to 10 bits per sample.
     pub(super) depth: bool,
-    /// A high dynamic range.
+    /// High dynamic range.
     pub(super) hdr: bool,
 }
 
-/// Completes the colors of what enters `raw`, and has `filter` let those formats pass that can be made plain.
+/// Completes the colors of the input of `raw`, and makes `filter` pass the formats that can be made plain.
 pub(super) fn describe(
     raw: &gst::Pad,
     filter: &gst::Element,
@@ -108,7 +108,7 @@ pub(super) fn describe(
     });
 }
 
-/// Tells users of the colors that GStreamer's decoder of JPEG leaves out by itself, where pictures of `caps` come through
+/// Warns users about chroma that GStreamer's JPEG decoder silently discards, if the video of `caps` arrives through
 /// `stored`.
 pub(super) fn tell_of_lost_colors(stored: &gst::Pad, caps: &gst::CapsRef, tap: &Arc<Tap>) {
     let is_jpeg = caps
@@ -131,7 +131,7 @@ pub(super) fn tell_of_lost_colors(stored: &gst::Pad, caps: &gst::CapsRef, tap: &
     });
 }
 
-/// Samples of brightness per sample of color, across and down, of a JPEG picture (ITU-T T.81, B.2.2).
+/// Returns the horizontal and vertical number of luma samples per chroma sample of a JPEG image (ITU-T T.81, B.2.2).
 fn sampling_of_jpeg(picture: &[u8]) -> Option<(u8, u8)> {
     const BASELINE: u8 = 0xc0;
     const PROGRESSIVE: u8 = 0xc2;
@@ -160,7 +160,7 @@ const HALVED_BOTH_WAYS: &str =
     "the video is 4:4:4, writing 4:2:0: color at half the width and height";
 const HALVED_IN_HEIGHT: &str = "the video is 4:2:2, writing 4:2:0: color at half the height";
 
-/// What to say of pictures that have more colors than a quarter of their samples.
+/// Returns the warning for video with more chroma than 4:2:0.
 fn halved_colors(decoded: &VideoInfo) -> Option<&'static str> {
     let format = decoded.format_info();
     let n_colors = format.n_components() - u32::from(format.has_alpha());
@@ -177,7 +177,7 @@ fn halved_colors(decoded: &VideoInfo) -> Option<&'static str> {
     }
 }
 
-/// The colors of pictures of `caps` with all gaps filled, and what of them was said.
+/// Returns the colors of video of `caps` with all gaps filled, and which of them were signaled.
 fn completed(
     caps: &gst::CapsRef,
     decoded: &VideoInfo,
@@ -200,7 +200,7 @@ fn completed(
     let range = match said.range() {
         VideoColorRange::Range0_255 => VideoColorRange::Range0_255,
         _ if origin.is_full_range => VideoColorRange::Range0_255,
-        // Gray is black at zero where nobody says else.
+        // Gray has black at zero unless stated otherwise.
         VideoColorRange::Unknown if decoded.is_gray() => VideoColorRange::Range0_255,
         _ => VideoColorRange::Range16_235,
     };
@@ -223,7 +223,7 @@ fn completed(
     (colors, described)
 }
 
-/// Caps of the pictures that are made plain from `decoded` ones.
+/// Returns the caps of the plain video made from `decoded` video.
 fn wanted(decoded: &VideoInfo, colors: &VideoColorimetry, kept: Kept) -> gst::Caps {
     let caps = gst::Caps::builder("video/x-raw");
     let mut caps = if hdr_transfer(colors).is_some() {
@@ -250,7 +250,7 @@ fn wanted(decoded: &VideoInfo, colors: &VideoColorimetry, kept: Kept) -> gst::Ca
     caps.build()
 }
 
-/// In which pictures with alpha are laid over black.
+/// Format in which video with alpha is composited over black.
 const SEE_THROUGH: VideoFormat = VideoFormat::Ayuv;
 
 fn hdr_transfer(colors: &VideoColorimetry) -> Option<Transfer> {
@@ -261,7 +261,7 @@ fn hdr_transfer(colors: &VideoColorimetry) -> Option<Transfer> {
     }
 }
 
-/// How pictures of `caps` code light, where they have a high dynamic range.
+/// Returns the HDR parameters of video of `caps`, if it has a high dynamic range.
 pub(super) fn hdr_of(caps: &gst::CapsRef, info: &VideoInfo) -> Option<Hdr> {
     let transfer = hdr_transfer(&info.colorimetry()).filter(|_| info.format() == DEEP)?;
     Some(Hdr {
@@ -270,7 +270,7 @@ pub(super) fn hdr_of(caps: &gst::CapsRef, info: &VideoInfo) -> Option<Hdr> {
     })
 }
 
-/// Makes pictures that pass `pad` plain, but for what is `kept`, in place.
+/// Makes frames that pass `pad` plain in place, except for the properties in `kept`.
 pub(super) fn make_plain(pad: &gst::Pad, kept: Kept, tap: &Arc<Tap>) {
     let plain: Mutex<Option<Plain>> = Mutex::new(None);
     let tap = Arc::clone(tap);
@@ -300,7 +300,7 @@ pub(super) fn make_plain(pad: &gst::Pad, kept: Kept, tap: &Arc<Tap>) {
     });
 }
 
-/// What makes pictures of one format plain.
+/// Converter that makes frames of one format plain.
 struct Plain {
     source: VideoInfo,
     tone_map: Option<ToneMap>,
@@ -322,7 +322,7 @@ impl Plain {
         }
     }
 
-    /// Caps of the plain pictures.
+    /// Returns the caps of the plain video.
     fn caps(&self, mut caps: gst::Caps) -> gst::Caps {
         if let Some(fields) = caps.make_mut().structure_mut(0) {
             fields.set("interlace-mode", "progressive");
@@ -377,11 +377,11 @@ impl Plain {
         Ok(())
     }
 
-    /// Which field of `buffer` was taken first; `None` where both were taken together.
+    /// Returns the field of `buffer` that was captured first; `None` if both were captured together.
     fn first_field(&self, buffer: &gst::BufferRef) -> Option<FirstField> {
-        // Those of a plain buffer leave out what only video has.
+        // The flags of a plain buffer omit those specific to video.
         let flags = buffer.video_flags();
-        // A stream that begins with progressive pictures is called progressive to its end.
+        // A stream that begins with progressive frames is marked progressive to its end.
         let is_interlaced = self.source.interlace_mode() == VideoInterlaceMode::Interleaved
             || flags.contains(VideoBufferFlags::INTERLACED);
         let is_top_first = flags.contains(VideoBufferFlags::TFF)
@@ -393,10 +393,10 @@ impl Plain {
     }
 }
 
-/// Fields of caps that say for which screen a high dynamic range was made, and how bright it becomes.
+/// Caps fields that describe the mastering display and the content light level of HDR video.
 const LIGHT_FIELDS: [&str; 2] = ["mastering-display-info", "content-light-level"];
 
-/// `caps` with what `of` says of its light.
+/// Returns `caps` with the light levels of `of`.
 pub(super) fn with_light(mut caps: gst::Caps, of: &gst::CapsRef) -> gst::Caps {
     if let (Some(fields), Some(said)) = (caps.make_mut().structure_mut(0), of.structure(0)) {
         for name in LIGHT_FIELDS {
@@ -408,13 +408,14 @@ pub(super) fn with_light(mut caps: gst::Caps, of: &gst::CapsRef) -> gst::Caps {
     caps
 }
 
-/// What GStreamer's matroskamux 1.22 must be told of the screen to write `said` of it: it takes a fifth of both lights.
+/// Returns the display info that GStreamer's matroskamux 1.22 needs in order to write `said`: it divides both
+/// luminances by five.
 pub(super) fn for_matroskamux(said: &str) -> Option<String> {
     let mut numbers: Vec<u32> = said
         .split(':')
         .map(|number| number.parse().ok())
         .collect::<Option<_>>()?;
-    // Three primaries, the white point, then the most and the least light.
+    // Three primaries and the white point come first, followed by the maximum and minimum luminance.
     for light in numbers.get_mut(8..10)? {
         *light = light.checked_mul(5)?;
     }
@@ -422,7 +423,7 @@ pub(super) fn for_matroskamux(said: &str) -> Option<String> {
     Some(numbers.join(":"))
 }
 
-/// cd/m² of the brightest light of the screen that the picture was made on, as the input says it.
+/// Returns the peak luminance of the mastering display in cd/m², as stated by the input.
 fn peak_nits(caps: &gst::CapsRef) -> u32 {
     gst_video::VideoMasteringDisplayInfo::from_caps(caps)
         .map(|screen| screen.max_display_mastering_luminance() / 10_000)

@@ -1,6 +1,7 @@
-//! What source and sink of one file share: the GStreamer pipeline, its first failure, and the way to end it early.
+//! State shared by source and sink of one file: the GStreamer pipeline, its first failure, and the means to end it
+//! early.
 //!
-//! Every wait of this crate on GStreamer ends: each is a `select!` over what it waits for and [`Shared::aborted`],
+//! Every wait of this crate on GStreamer ends: each is a `select!` over the awaited event and [`Shared::aborted`],
 //! which disconnects at the first error on the bus.
 
 use std::convert::Infallible;
@@ -21,31 +22,31 @@ use vitscope_core::error::{Error, Result};
 pub(super) struct Shared {
     input: PathBuf,
     output: PathBuf,
-    /// The first thing that went wrong; later ones follow from it.
+    /// The first failure; later ones are its consequences.
     failure: Mutex<Option<Failure>>,
     /// Streams that no installed plugin handles.
     missing: Mutex<Vec<String>>,
-    /// Dropped to wake every wait.
+    /// Dropped to wake all waiting threads.
     abort: Mutex<Option<Sender<Infallible>>>,
-    /// Disconnects once something failed.
+    /// Disconnects once anything fails.
     pub(super) aborted: Receiver<Infallible>,
-    /// Sound found by the demuxer, kept back until there is a container to put it in.
+    /// Audio tracks found by the demuxer, blocked until a container exists for them.
     ///
-    /// `None` once that container is begun: it takes no further streams then.
+    /// `None` once that container is begun, because it accepts no further streams.
     pub(super) tracks: Mutex<Option<Vec<AudioTrack>>>,
-    /// Titles, chapters and the like.
+    /// Titles, chapters and similar metadata.
     pub(super) announced: Mutex<Announced>,
-    /// True once no further decoded frame is wanted.
+    /// True once no further decoded frame is needed.
     pub(super) stopped: AtomicBool,
-    /// True once the input was read to its end (or to that of the range).
+    /// True once the input is read to its end (or to that of the range).
     pub(super) complete: AtomicBool,
-    /// Presentation time in nanoseconds from which sound is cut off; `u64::MAX` keeps all.
+    /// Presentation time in nanoseconds from which audio is cut off; `u64::MAX` keeps all.
     pub(super) sound_end: AtomicU64,
-    /// Presentation time in nanoseconds at which the first packet of sound begins; `u64::MAX` where there is none.
+    /// Presentation time in nanoseconds at which the first audio packet begins; `u64::MAX` without one.
     pub(super) sound_begin: AtomicU64,
-    /// Presentation time in nanoseconds at which the last packet of sound so far ends.
+    /// Presentation time in nanoseconds at which the last audio packet so far ends.
     pub(super) sound_written: AtomicU64,
-    /// Sound tracks that turned up after their container was begun.
+    /// Number of audio tracks that appeared after their container was begun.
     pub(super) n_late_tracks: AtomicU64,
 }
 
@@ -70,13 +71,13 @@ impl Shared {
         })
     }
 
-    /// Keeps the first failure and wakes every wait.
+    /// Records the first failure and wakes all waiting threads.
     pub(super) fn fail(&self, failure: Failure) {
         lock(&self.failure).get_or_insert(failure);
         lock(&self.abort).take();
     }
 
-    /// The failure as an error.
+    /// Returns the failure as an error.
     pub(super) fn error(&self) -> Error {
         match &*lock(&self.failure) {
             Some(failure) => failure.to_error(&self.input, &self.output),
@@ -84,7 +85,7 @@ impl Shared {
         }
     }
 
-    /// Fails where something has failed.
+    /// Returns the failure, if any, as an error.
     pub(super) fn check(&self) -> Result<()> {
         if lock(&self.failure).is_some() {
             return Err(self.error());
@@ -92,9 +93,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Fails where something has failed that the sink does not speak of.
+    /// Like [`check`](Self::check), but ignores failures that the sink reports.
     ///
-    /// Both wake at a failure; without this, which of them names it would be a matter of luck.
+    /// A failure wakes both source and sink; without this check, it would be a matter of chance which of them reports
+    /// it.
     pub(super) fn check_source(&self) -> Result<()> {
         let writer = lock(&self.failure)
             .as_ref()
@@ -102,14 +104,14 @@ impl Shared {
         if writer { Ok(()) } else { self.check() }
     }
 
-    /// True where the disk was full.
+    /// True if the disk is full.
     pub(super) fn disk_full(&self) -> bool {
         lock(&self.failure)
             .as_ref()
             .is_some_and(|failure| failure.disk_full)
     }
 
-    /// Streams that no installed plugin handles, in words.
+    /// Returns descriptions of the streams that no installed plugin handles.
     pub(super) fn missing(&self) -> Vec<String> {
         lock(&self.missing).clone()
     }
@@ -130,10 +132,11 @@ impl Shared {
     }
 }
 
-/// One pipeline from the input file to the `.part` file; stopped when source and sink are both gone.
+/// One pipeline from the input file to the `.part` file, stopped when source and sink are both gone.
 pub(super) struct Session {
     pub(super) pipeline: gst::Pipeline,
-    /// The `filesrc`: told to end early, because end of stream sent to the pipeline would also reach `appsrc`.
+    /// The `filesrc`, which receives the request to end early: end of stream sent to the pipeline would also reach
+    /// `appsrc`.
     pub(super) filesrc: gst::Element,
     pub(super) shared: Arc<Shared>,
 }
@@ -142,7 +145,7 @@ impl Session {
     pub(super) fn new(pipeline: gst::Pipeline, filesrc: gst::Element, shared: Arc<Shared>) -> Self {
         if let Some(bus) = pipeline.bus() {
             let heard = Arc::clone(&shared);
-            // Messages are taken where they are posted: nobody polls the bus, and a wait wakes at once.
+            // Messages are handled where they are posted: no thread polls the bus, and a waiting thread wakes at once.
             bus.set_sync_handler(move |_, message| {
                 heard.hear(message);
                 gst::BusSyncReply::Drop
@@ -155,7 +158,7 @@ impl Session {
         }
     }
 
-    /// Asks the demuxer to end, whatever it has still to read.
+    /// Requests the demuxer to end, however much is left to read.
     pub(super) fn stop(&self) {
         if !self.shared.stopped.swap(true, Ordering::SeqCst) {
             self.filesrc.send_event(gst::event::Eos::new());
@@ -184,12 +187,12 @@ impl Drop for Session {
         if let Some(bus) = self.pipeline.bus() {
             bus.unset_sync_handler();
         }
-        // Their probes hold `Shared`, which holds them.
+        // The probes of the tracks hold `Shared`, which holds the tracks.
         lock(&self.shared.tracks).take();
     }
 }
 
-/// Locks `mutex`; what a panicking thread left behind is still the best there is.
+/// Locks `mutex`, ignoring poisoning: the state left by a panicking thread is still the best available.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,12 @@
-//! Frames into a file: encoder, muxer, `.part` file, and the rename that makes it whole.
+//! Writing of frames into a file: encoder, muxer, `.part` file, and the rename that completes it.
 //!
 //! ```text
 //! push() -> channel of 2 -> appsrc ! videoconvert ! videoscale ! caps ! encoder ! parser ! queue -+- muxer ! OUT.part
 //!                                                                       sound from audio.rs -+
 //! ```
 //!
-//! Nothing of this exists before the first frame, whose layout says the output's size and format.
-//! The file is named `OUT.part` until [`finish`](super::Sink::finish) has closed it; an abandoned one stays readable.
+//! None of this exists before the first frame, whose layout determines the output's size and format. The file is named
+//! `OUT.part` until [`finish`](super::Sink::finish) has closed it; an abandoned one stays readable.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,64 +35,64 @@ use super::{Sink, audio, edits, even, matroska, pixels, temporal};
 use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::{Frame, PixelFormat, PixelLayout, Pts};
 
-/// Frames that wait for the encoder, besides the one that it holds: 6 MB of 1080p I420.
+/// Number of frames that wait for the encoder, besides the one that it holds: 6 MB of 1080p I420.
 pub(super) const WAITING_FRAMES: usize = 2;
 
-/// Writes frames and the source's sound into a file.
+/// A sink that writes frames and the source's audio into a file.
 pub struct FileSink {
     output: PathBuf,
     part: PathBuf,
     plan: Plan,
     writer: Option<Writer>,
     finished: bool,
-    /// What the source has decoded; thrown away where the sink finishes before the source's end.
+    /// Decoded items of the source; discarded if the sink finishes before the end of the source.
     unread: Receiver<Item>,
     session: Arc<Session>,
 }
 
-/// How the output is to be encoded.
+/// Encoding parameters of the output.
 pub(super) struct Plan {
     pub(super) container: Container,
     pub(super) codec: VideoCodec,
     pub(super) crf: u32,
     pub(super) picture: Picture,
-    /// The colors to encode in, and what of them is to be said.
+    /// Colors to encode in, and the part of them to signal.
     colors: VideoColorimetry,
     described: Described,
-    /// Steps per second that the input's times are multiples of.
+    /// Ticks per second in which the input's timestamps are integers.
     timescale: u32,
-    /// When the input was made, in seconds since 1970.
+    /// Creation time of the input, in seconds since 1970.
     created: Option<i64>,
     has_range: bool,
 }
 
-/// What travels to the encoder.
+/// Item on its way to the encoder.
 enum Parcel {
-    /// From here on frames have another format.
+    /// The following frames have another format.
     Caps(gst::Caps),
     Frame(gst::Buffer),
 }
 
-/// The writing half of the pipeline, once there is one.
+/// The writing half of the pipeline, once it exists.
 struct Writer {
     parcels: Sender<Parcel>,
     /// Disconnects once the last byte has reached the file.
     written: Receiver<()>,
     layout: Arc<PixelLayout>,
-    /// Where the first frame begins, once there is one.
+    /// Begin of the first frame, once there is one.
     begin: Option<Pts>,
-    /// Where the last frame ends.
+    /// End of the last frame.
     end: Pts,
-    /// Before this, no further frame may come: an encoder loses one of two that have the same time.
+    /// Earliest timestamp of the next frame: an encoder loses one of two frames with the same time.
     next: Pts,
-    /// How much later than in the input frames are written, for sound that cannot begin before zero.
+    /// Delay of frames in the file relative to the input, for audio that cannot begin before zero.
     delay: Duration,
-    /// Run-in of each sound track, in the file's order, and whether a packet of it is written.
+    /// Pre-roll of each audio track, in file order, and whether a packet of the track has been written.
     run_ins: Vec<(Duration, Arc<AtomicBool>)>,
 }
 
 impl Writer {
-    /// When `pts` comes in the file.
+    /// Returns the time of `pts` in the file.
     fn delayed(&self, pts: Pts) -> Option<gst::ClockTime> {
         gst::ClockTime::try_from(Duration::from_nanos(pts.0) + self.delay).ok()
     }
@@ -127,7 +127,7 @@ impl Plan {
         })
     }
 
-    /// The colors of frames as they are handed to the converter before the encoder.
+    /// Colors of frames as they are passed to the converter before the encoder.
     fn handed_over(&self) -> VideoColorimetry {
         let given = self.picture.info.colorimetry();
         let range = match self.narrows_range() {
@@ -137,7 +137,7 @@ impl Plan {
         VideoColorimetry::new(range, given.matrix(), given.transfer(), given.primaries())
     }
 
-    /// True where frames of full range are encoded in limited range, and nothing else of their colors is converted.
+    /// True if full-range frames are encoded in limited range and their colors are otherwise unchanged.
     fn narrows_range(&self) -> bool {
         let given = self.picture.info.colorimetry();
         given.matrix() == self.colors.matrix()
@@ -146,14 +146,14 @@ impl Plan {
     }
 }
 
-/// Steps per second in which the input's times can be said exactly, at least [`CLOCK`].
+/// Returns the number of ticks per second that represents the input's timestamps exactly, at least [`CLOCK`].
 fn timescale(job: &FileJob, picture: &Picture) -> u32 {
     let fps = picture.info.fps();
     let movie = Movie::header(&job.input);
     let ticks = movie
         .and_then(|movie| movie.video_timescale())
         .unwrap_or_else(|| {
-            // Other containers count in milliseconds, in 1/90000 s, or in frames.
+            // Other containers count in milliseconds, in 1/90000 s or in frames.
             let numer = u32::try_from(fps.numer()).unwrap_or(0);
             let in_clock = numer == 0
                 || (u64::from(CLOCK) * u64::from(fps.denom().unsigned_abs())) % u64::from(numer)
@@ -181,12 +181,12 @@ impl FileSink {
         }
     }
 
-    /// Where the output lies until it is complete.
+    /// Returns the path of the output until it is complete.
     pub fn part_path(&self) -> &Path {
         &self.part
     }
 
-    /// Where the last pushed frame ends, in the output's time.
+    /// Returns the end of the last pushed frame, in the output's time.
     pub fn end(&self) -> Option<Pts> {
         self.writer.as_ref().map(|writer| writer.end)
     }
@@ -240,7 +240,7 @@ impl FileSink {
             temporal::keep_lengths(&encoded, &static_pad(&queue, "sink")?, in_order);
         }
         if plan.described != Described::Colors {
-            // Else the muxer writes colors that were not said.
+            // Otherwise the muxer writes colors that were not signaled.
             elements::rewrite_caps(&static_pad(&queue, "sink")?, |fields| {
                 fields.remove_fields(["colorimetry"]);
             });
@@ -268,11 +268,12 @@ impl FileSink {
         filesink.set_property("sync", false);
         // Prerolling would wait for the encoder, which waits for frames, which wait for the pipeline to preroll.
         filesink.set_property("async", false);
-        // What is written survives a kill.
+        // Written data survives a kill.
         filesink.set_property_from_str("buffer-mode", "unbuffered");
         let written = signal_end(&static_pad(&filesink, "sink")?);
 
-        // All is linked before any of it runs: a format that is asked for meanwhile could depend on who is quicker.
+        // All elements are linked before any of them runs: a format query in the meantime could depend on thread
+        // timing.
         let writing = [muxer.clone(), filesink];
         elements::link_chain(pipeline, &writing)?;
         elements::link_chain(pipeline, &encoding)?;
@@ -299,7 +300,7 @@ impl FileSink {
             refuse_size(&static_pad(encoder, "sink")?, &wanted)?;
         }
         if let Some(name) = lock(&self.session.shared.announced).of_picture() {
-            // Goes before the first frame.
+            // Sent before the first frame.
             let _ = encoding
                 .first()
                 .is_some_and(|source| source.send_event(name));
@@ -327,7 +328,7 @@ impl FileSink {
         })
     }
 
-    /// How much of the sound before zero is written; nowhere does the picture wait for what was cut off.
+    /// Returns the length of audio before zero to write; the video never waits for audio that was cut off.
     fn run_in(&self, early: Duration) -> Duration {
         if early > LONGEST_RUN_IN && !self.plan.container.has_edit_lists() {
             return Duration::ZERO;
@@ -335,7 +336,7 @@ impl FileSink {
         early
     }
 
-    /// Caps of pushed frames of `layout`.
+    /// Returns the caps of pushed frames of `layout`.
     fn caps(&self, layout: &PixelLayout) -> Result<gst::Caps> {
         let info = &self.plan.picture.info;
         let layout = if self.plan.codec.needs_even_size() {
@@ -344,7 +345,7 @@ impl FileSink {
             layout
         };
         let colors = self.plan.codec.told(&self.plan.handed_over());
-        // x265 wants a rate also where frames have none.
+        // x265 requires a frame rate even if the video has none.
         let framerate = match info.fps() {
             unknown if unknown.numer() == 0 && self.plan.codec == VideoCodec::X265 => {
                 gst::Fraction::new(25, 1)
@@ -355,7 +356,8 @@ impl FileSink {
         Ok(rendition::with_light(caps, &self.plan.picture.caps))
     }
 
-    /// What the encoder gets, whatever frames come later: the first frame's size, colors that can be said.
+    /// Returns the encoder's input caps, which also apply to later frames: the first frame's size and colors that can
+    /// be signaled.
     fn encoded_caps(&self, caps: &gst::Caps, is_deep: bool) -> gst::Caps {
         let mut encoded = caps.clone();
         if let Some(fields) = encoded.make_mut().structure_mut(0) {
@@ -366,7 +368,7 @@ impl FileSink {
         encoded
     }
 
-    /// An `appsrc` that asks for a frame whenever it has none, and waits for it on its own thread.
+    /// Creates an `appsrc` that requests a frame whenever it has none and waits for it on its own thread.
     fn appsrc(&self, caps: &gst::Caps, parcels: Receiver<Parcel>) -> gst_app::AppSrc {
         let aborted = self.session.shared.aborted.clone();
         let need_data = move |appsrc: &gst_app::AppSrc, _: u32| {
@@ -378,7 +380,7 @@ impl FileSink {
                 match parcel {
                     Ok(Parcel::Caps(caps)) => appsrc.set_caps(Some(&caps)),
                     Ok(Parcel::Frame(buffer)) => {
-                        // An error is on the bus already, or the pipeline is on its way down.
+                        // An error is already on the bus, or the pipeline is shutting down.
                         let _ = appsrc.push_buffer(buffer);
                         return;
                     }
@@ -456,7 +458,7 @@ impl FileSink {
         self.send(writer, Parcel::Frame(buffer))
     }
 
-    /// Nanoseconds that a frame is shown.
+    /// Returns the time for which a frame is shown, in nanoseconds.
     fn shown(&self, duration: Option<Duration>) -> u64 {
         let fps = self.plan.picture.info.fps();
         match duration {
@@ -487,7 +489,7 @@ impl FileSink {
         } = writer;
         let shared = &self.session.shared;
         if !shared.complete.load(Ordering::SeqCst) {
-            // The picture ends early, so the sound must: otherwise the muxer waits for the rest of it.
+            // The video ends early, so the audio must too: otherwise the muxer waits for the rest of it.
             shared.sound_end.store(end.0, Ordering::SeqCst);
             self.session.stop();
         }
@@ -530,7 +532,7 @@ impl FileSink {
         fs::rename(&self.part, &self.output).map_err(|err| Error::io(&self.output, err))
     }
 
-    /// Removes what a full disk left behind, for the space is wanted, and what holds nothing.
+    /// Removes an empty file, and a file left by a full disk, to free its space.
     fn clean_up(&self) {
         let part = self.part.symlink_metadata();
         let is_worthless = |part: fs::Metadata| self.session.shared.disk_full() || part.len() == 0;
@@ -561,17 +563,17 @@ impl Sink for FileSink {
 impl Drop for FileSink {
     fn drop(&mut self) {
         if !self.finished {
-            // Wakes whoever waits for further frames: nobody would write them.
+            // Wakes all threads that wait for further frames, which nobody would write.
             self.session
                 .shared
                 .fail(Failure::new("the output was abandoned"));
-            // The source may have been the first to hear of a full disk.
+            // The source may have noticed the full disk first.
             self.clean_up();
         }
     }
 }
 
-/// Refuses pictures of `caps` where what follows `pad` takes none of their size.
+/// Fails for video of `caps` if the elements after `pad` do not accept its size.
 fn refuse_size(pad: &gst::Pad, caps: &gst::Caps) -> Result<()> {
     let taken = pad.query_caps(None);
     let size = |caps: &gst::Caps| {
@@ -599,12 +601,12 @@ fn refuse_size(pad: &gst::Pad, caps: &gst::Caps) -> Result<()> {
     )))
 }
 
-/// True where `a` and `b` differ in strides only, which each buffer says itself.
+/// True if `a` and `b` differ at most in strides, which each buffer carries itself.
 fn same_caps(a: &PixelLayout, b: &PixelLayout) -> bool {
     (a.format, a.size, a.pixel_aspect) == (b.format, b.size, b.pixel_aspect)
 }
 
-/// Disconnects once end of stream passes `pad`.
+/// Returns a channel that disconnects once end of stream passes `pad`.
 fn signal_end(pad: &gst::Pad) -> Receiver<()> {
     let (sender, receiver) = bounded(0);
     let sender = std::sync::Mutex::new(Some(sender));

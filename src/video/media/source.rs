@@ -1,13 +1,13 @@
-//! Frames out of a file: demuxer, decoder and rotation, up to a bounded channel.
+//! Reading of frames from a file: demuxer, decoder and rotation, up to a bounded channel.
 //!
 //! ```text
 //! filesrc ! parsebin -+- decodebin3 ! rendition.rs ! videoflip ! I420 or NV12 ! (probe) -> channel of 4 -> next()
 //!                     +- sound -> audio.rs
 //! ```
 //!
-//! A pad probe takes each buffer before the last element sees it, so that nobody else holds a reference to it
-//! and it can be written in place (`appsink` keeps one until the next pull).
-//! Times are running times: zero is where the container says that the presentation begins, or where the range begins.
+//! A pad probe takes each buffer before the last element sees it, so that nothing else holds a reference to it and it
+//! can be written in place (`appsink` keeps one until the next pull). Times are running times: zero is where the
+//! presentation begins according to the container, or where the range begins.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -33,22 +33,22 @@ use super::{Source, audio, beside, cut, ffv1, matroska, mp4, temporal};
 use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::{Frame, Pts};
 
-/// Decoded frames waiting: 12 MB of 1080p I420, enough to keep the decoder busy while a frame is taken.
+/// Number of decoded frames that wait: 12 MB of 1080p I420, enough to keep the decoder busy while a frame is taken.
 pub(super) const DECODED_FRAMES: usize = 4;
 
-/// How much of other streams passes before there must be a picture; GStreamer's own demuxers wait 6 s.
+/// Duration of other streams that may pass before a video stream appears; GStreamer's own demuxers wait 6 s.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The frames of a video file.
+/// A source of the frames of a video file.
 pub struct FileSource {
     frames: Receiver<Item>,
-    /// One frame ahead, so that the last one is known.
+    /// Next frame, read ahead so that the last one is known.
     ahead: Option<Decoded>,
-    /// Why there is none, to be told after the frame before it.
+    /// Error that took the place of the next frame, returned after the frame before it.
     failure: Option<Error>,
-    /// When the last frame is no longer shown, where the header says so.
+    /// End of the last frame, if the header states it.
     end: Option<Duration>,
-    /// How long the frame before was shown.
+    /// Duration of the previous frame.
     last_duration: Option<Duration>,
     seq: u64,
     ended: bool,
@@ -57,7 +57,7 @@ pub struct FileSource {
 }
 
 impl FileSource {
-    /// What the file holds, and how it will be written.
+    /// Returns the properties of the file and of its encoding.
     pub fn info(&self) -> &StreamInfo {
         &self.info
     }
@@ -142,7 +142,7 @@ impl FileSource {
         Ok((source, picture))
     }
 
-    /// Sound tracks that turned up too late to be written.
+    /// Returns the number of audio tracks that appeared too late to be written.
     pub fn n_late_tracks(&self) -> u64 {
         self.session.shared.n_late_tracks.load(Ordering::SeqCst)
     }
@@ -159,7 +159,7 @@ impl FileSource {
         &mut self.info
     }
 
-    /// How long the demuxer says that it is.
+    /// Duration according to the demuxer.
     fn claimed_duration(&self) -> Option<Duration> {
         self.session
             .pipeline
@@ -167,7 +167,7 @@ impl FileSource {
             .map(Duration::from)
     }
 
-    /// Waits for a frame, the end, or a failure.
+    /// Waits for a frame, the end or a failure.
     fn receive(&mut self) -> Result<Option<Decoded>> {
         if self.ended {
             return Ok(None);
@@ -187,7 +187,7 @@ impl FileSource {
         }
     }
 
-    /// Goes to the range that `job` asks for, and takes its first frame.
+    /// Seeks to the range requested by `job` and takes its first frame.
     fn seek(
         &mut self,
         job: &FileJob,
@@ -205,7 +205,7 @@ impl FileSource {
             return Ok(());
         };
         tap.discarding.store(true, Ordering::SeqCst);
-        // The decoder's thread may wait with a frame; the flush needs it back.
+        // The decoder's thread may be blocked with a frame; the flush requires it to return.
         while self.frames.try_recv().is_ok() {}
         if !tap.seek(event) {
             self.session.shared.check()?;
@@ -261,7 +261,7 @@ impl Source for FileSource {
     }
 }
 
-/// Why there was no first frame.
+/// Returns the reason why there was no first frame.
 fn no_frames(shared: &Shared, job: &FileJob) -> Error {
     let missing = shared.missing();
     if missing.is_empty() {
@@ -308,7 +308,7 @@ fn past_the_end(job: &FileJob, start: Pts, claimed: Option<Duration>) -> Error {
     ))
 }
 
-/// What is needed to attach the demuxer's streams as they turn up.
+/// State needed to attach the demuxer's streams as they appear.
 struct Demuxed {
     pipeline: gst::glib::WeakRef<gst::Pipeline>,
     job: FileJob,
@@ -318,7 +318,7 @@ struct Demuxed {
     tap: Arc<Tap>,
 }
 
-/// Makes `decode` decode the stream of `pad`, the only one that it gets, whichever others the file has.
+/// Makes `decode` decode the stream of `pad`, the only one that it receives, whatever other streams the file has.
 fn select_only(decode: &gst::Element, pad: &gst::Pad) {
     let wanted = pad.stream_id();
     decode.connect("select-stream", false, move |values| {
@@ -327,7 +327,7 @@ fn select_only(decode: &gst::Element, pad: &gst::Pad) {
     });
 }
 
-/// Attaches each stream of `parsebin` as it turns up.
+/// Attaches each stream of `parsebin` as it appears.
 fn connect(parsebin: &gst::Element, demuxed: Demuxed) {
     parsebin.connect_pad_added(move |_, pad| {
         if let Err(err) = demuxed.attach(pad) {
@@ -383,7 +383,7 @@ impl Demuxed {
                     &self.timeline,
                     &self.tap.shared,
                 )?;
-                // Uncompressed sound turns up first, for no parser holds it up.
+                // Uncompressed audio appears first, because no parser delays it.
                 let place = tracks.partition_point(|other| other.number <= track.number);
                 tracks.insert(place, track);
                 return Ok(());
@@ -403,9 +403,9 @@ impl Demuxed {
         elements::drain_pad(&pipeline, pad)
     }
 
-    /// Fails with `complaint` where `pad` ends, or has given [`PATIENCE`] of it, and no stream was a picture.
+    /// Fails with `complaint` if `pad` ends or delivers [`PATIENCE`] of data before any video stream appears.
     ///
-    /// Streams of FLV and MPEG program streams are not announced before they flow.
+    /// Streams of FLV and MPEG program streams are not announced before data flows.
     fn expect_picture(&self, pad: &gst::Pad, complaint: &'static str) {
         let tap = Arc::clone(&self.tap);
         let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
@@ -429,7 +429,7 @@ impl Demuxed {
         });
     }
 
-    /// Says that there are no frames where `pad` ends without a packet: then the decoder is never made, and silent.
+    /// Signals the end if `pad` ends without a packet: in that case the decoder is never created and reports nothing.
     fn expect_packets(&self, pad: &gst::Pad) {
         let tap = Arc::clone(&self.tap);
         let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
@@ -443,7 +443,7 @@ impl Demuxed {
         });
     }
 
-    /// Refuses pictures in formats that make GStreamer's decoder crash.
+    /// Fails for video in formats that crash GStreamer's decoder.
     fn refuse_undecodable(&self, pad: &gst::Pad, caps: &gst::Caps) -> Result<()> {
         let Some(fields) = caps.structure(0) else {
             return Ok(());
@@ -553,7 +553,7 @@ impl Demuxed {
         } else {
             temporal::advance(pad, &raw);
             if !self.timeline.is_spliced(pad) {
-                // Not where times are put right, as what is let go later would be.
+                // Not on the pad where timestamps are corrected, because the frame released later would be changed too.
                 cut::behind_the_decoder(pad, &converted);
             }
         }

@@ -1,7 +1,8 @@
-//! The parts of a track that an edit list shows one after the other, as one part without holes.
+//! Concatenation of the parts of a track that an edit list shows one after the other.
 //!
-//! GStreamer's qtdemux 1.22 follows several edits from key frame to key frame, and loses what lies between.
-//! Here it is shown the whole track, and what comes out is left out or moved as the list says, pictures after decoding.
+//! GStreamer's qtdemux 1.22 follows several edits from keyframe to keyframe, and loses the frames in between. It is
+//! therefore shown the whole track, and its output is dropped or moved according to the list; for video, this happens
+//! after decoding.
 
 use std::time::Duration;
 
@@ -13,16 +14,16 @@ use gstreamer::prelude::*;
 pub(super) struct Part {
     pub(super) start: Duration,
     pub(super) stop: Duration,
-    /// When it would begin if only the first part were moved to its place.
+    /// Start time of the part if only the first part were moved to its place.
     pub(super) place: Duration,
 }
 
-/// Parts in the order in which they are stored, which is that in which they are shown.
+/// Parts in storage order, which is also the presentation order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Splice(Vec<Part>);
 
 impl Splice {
-    /// `None` where there are not several parts, or not in that order.
+    /// Returns `None` unless there are several parts, in that order.
     pub(super) fn new(parts: Vec<Part>) -> Option<Self> {
         let in_order = parts
             .windows(2)
@@ -30,12 +31,12 @@ impl Splice {
         (parts.len() > 1 && in_order).then_some(Self(parts))
     }
 
-    /// Where the last part ends.
+    /// Returns the end of the last part.
     pub(super) fn stop(&self) -> Duration {
         self.0.last().map_or(Duration::ZERO, |part| part.stop)
     }
 
-    /// The same parts with all of their own times later by `shift`.
+    /// Returns the same parts with all of their own times delayed by `shift`.
     pub(super) fn later_by(&self, shift: Duration) -> Self {
         let later = |part: &Part| Part {
             start: part.start + shift,
@@ -45,9 +46,10 @@ impl Splice {
         Self(self.0.iter().map(later).collect())
     }
 
-    /// When and for how long a sample comes that begins at `time` and lasts for `length`; `None` where it is left out.
+    /// Returns the new time and length of a sample that begins at `time` and lasts for `length`; `None` if it is
+    /// dropped.
     ///
-    /// What comes before the first part is a run-in, and what a part cuts into keeps the rest.
+    /// Samples before the first part are a pre-roll, and a sample cut by a part keeps the rest.
     pub(super) fn placed(&self, time: Duration, length: Duration) -> Option<(Duration, Duration)> {
         let first = self.0.first()?;
         if time < first.start {
@@ -66,7 +68,7 @@ impl Splice {
         ))
     }
 
-    /// The own time of what comes at `placed`.
+    /// Returns the own time of the sample placed at `placed`.
     pub(super) fn source_of(&self, placed: Duration) -> Duration {
         let part = self.0.iter().rev().find(|part| part.place <= placed);
         part.map_or(placed, |part| {
@@ -74,7 +76,7 @@ impl Splice {
         })
     }
 
-    /// Leaves out or moves what passes `pad`, whose own time it is.
+    /// Drops or moves the buffers of `pad`, which are in their own time.
     pub(super) fn install(self, pad: &gst::Pad) {
         pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data else {
@@ -114,7 +116,7 @@ mod tests {
             stop: millis(stop),
             place: millis(place),
         };
-        // A second, three seconds left out, two seconds after half a second of nothing.
+        // One second, three seconds left out, two seconds after a pause of half a second.
         Splice::new(vec![part(100, 1100, 100), part(4000, 6000, 1600)]).unwrap()
     }
 

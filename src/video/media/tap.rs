@@ -1,4 +1,4 @@
-//! Takes decoded buffers off the last pad of the reading half, before its element sees them.
+//! Removal of decoded buffers from the last pad of the reading half, before its element sees them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,7 +16,7 @@ use super::session::{Shared, lock};
 use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::{Hdr, PixelLayout, Pts};
 
-/// A frame that is not yet mapped.
+/// A decoded frame that is not mapped yet.
 pub(super) struct Decoded {
     pub(super) pts: Pts,
     pub(super) duration: Option<Duration>,
@@ -25,15 +25,15 @@ pub(super) struct Decoded {
 }
 
 impl Decoded {
-    /// Completes what its decoder does not say: up to the `next` frame, or as long as the one `before`.
+    /// Sets the duration if the decoder does not: up to the `next` frame, or otherwise that of the frame `before`.
     pub(super) fn complete_duration(&mut self, next: Option<Pts>, before: Option<Duration>) {
         let gap = next.and_then(|next| next.0.checked_sub(self.pts.0));
         let gap = gap.filter(|gap| *gap > 0).map(Duration::from_nanos);
         self.duration = self.duration.or(gap).or(before);
     }
 
-    /// Shows the last frame for longer than its decoder says, where the header does: parsers take all frames to be of one
-    /// length.
+    /// Extends the last frame beyond the decoder's duration up to the `end` in the header: parsers assume that all
+    /// frames have the same length.
     pub(super) fn show_until(&mut self, end: Option<Duration>) {
         let left = end.and_then(|end| end.checked_sub(Duration::from_nanos(self.pts.0)));
         if let Some(left) = left
@@ -44,37 +44,37 @@ impl Decoded {
     }
 }
 
-/// What the decoder's thread sends.
+/// Message from the decoder's thread.
 pub(super) enum Item {
     Frame(Decoded),
-    /// A seek is through: what came before is void.
+    /// A seek is complete: earlier items are void.
     Flushed,
     End,
 }
 
-/// The picture of the input, as the container and the decoder describe it.
+/// Video of the input, as described by the container and the decoder.
 #[derive(Clone)]
 pub(super) struct Picture {
     pub(super) info: gst_video::VideoInfo,
-    /// What `info` was read from.
+    /// Caps from which `info` was parsed.
     pub(super) caps: gst::Caps,
-    /// What the input says of how its colors are meant.
+    /// The input's color description.
     pub(super) described: Described,
 }
 
-/// Takes decoded buffers off the last pad of the reading half.
+/// Takes decoded buffers from the last pad of the reading half.
 pub(super) struct Tap {
     pub(super) shared: Arc<Shared>,
     items: Sender<Item>,
     state: Mutex<TapState>,
-    /// The last element, through which seeks go upstream.
+    /// The last element, through which seeks travel upstream.
     pub(super) end: Mutex<Option<gst::glib::WeakRef<gst::Element>>>,
     pub(super) linked: AtomicBool,
-    /// When the picture ends, where the header says so.
+    /// End of the video, if the header states it.
     pub(super) picture_end: OnceLock<Duration>,
-    /// What users were told.
+    /// Warnings already shown to users.
     said: Mutex<Vec<&'static str>>,
-    /// True from the decision to seek until the flush is through.
+    /// True from the decision to seek until the flush is complete.
     pub(super) discarding: AtomicBool,
 }
 
@@ -121,7 +121,7 @@ impl Tap {
             },
         );
         pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
-            // Decoders pad their rows; one that may not say so by a meta copies every frame.
+            // Decoders pad their rows; without video metadata to describe that, they copy every frame.
             if let Some(query) = info.query_mut()
                 && let gst::QueryViewMut::Allocation(allocation) = query.view_mut()
             {
@@ -207,7 +207,7 @@ impl Tap {
         })
     }
 
-    /// Says once that no further frame comes.
+    /// Signals once that no further frame follows.
     pub(super) fn end(&self) {
         if self.discarding.load(Ordering::SeqCst)
             || std::mem::replace(&mut lock(&self.state).ended, true)
@@ -225,12 +225,12 @@ impl Tap {
         }
     }
 
-    /// Notes what the input says of its colors.
+    /// Records the input's color description.
     pub(super) fn describe(&self, described: Described) {
         lock(&self.state).described = described;
     }
 
-    /// Tells users once what becomes of the picture.
+    /// Warns users once about a change to the video.
     pub(super) fn say(&self, sentence: &'static str) {
         let mut said = lock(&self.said);
         if !said.contains(&sentence) {

@@ -1,12 +1,12 @@
-//! Times of pictures of which the container tells only some, or only in which order they are stored.
+//! Timestamps of frames for which the container states only some of them, or only the storage order.
 //!
-//! A PES packet of a program stream holds as many pictures as fit and says the time of the first. Decoders guess those
-//! of the others, and guess wrongly where pictures are stored in another order than they are shown.
-//! But each picture says its place in its group (ISO/IEC 13818-2, 6.3.9).
+//! A PES packet of a program stream holds as many frames as fit and states the time of the first. Decoders guess the
+//! other times, and guess wrong if frames are stored in another order than they are shown. But each frame states its
+//! position in its group (ISO/IEC 13818-2, 6.3.9).
 //!
-//! Decoders of pictures that are drawn over the last one (QuickTime RLE, Cinepak) repeat the first one's time.
+//! Decoders of frames drawn over the previous one (QuickTime RLE, Cinepak) repeat the first one's timestamp.
 //!
-//! An AVI file has a slot of time for each picture that is stored, and none of when it is shown.
+//! An AVI file has a time slot for each stored frame, but no presentation timestamps.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -18,20 +18,20 @@ use gstreamer::prelude::*;
 use super::session::lock;
 use super::timeline;
 
-/// More bytes than stand before the first slice of a picture.
+/// Exceeds the number of bytes before the first slice of a frame.
 const HEAD_LEN: usize = 4096;
 
-/// Longer than a picture waits for others that are shown before it.
+/// Exceeds the time that a frame waits for others that are shown before it.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
-/// Pictures between an encoder and the end of its parser; parsers hold back one or two.
+/// Maximum number of frames between an encoder and the end of its parser; parsers hold back one or two.
 const MOST_PARSED: usize = 64;
 
-/// Gives the pictures that come out of a parser at `parsed` the lengths with which an encoder let them go at `encoded`.
+/// Restores the durations set by an encoder at `encoded` on the frames that leave a parser at `parsed`.
 ///
-/// A parser takes all of them to be as long as their rate says, also a last one that is shown for longer. An mp4 counts
-/// lengths in the order in which pictures are stored: where it is `stored_in_order`, the last one that is stored gets the
-/// length of the last one that is shown.
+/// A parser sets all durations according to the frame rate, even that of a last frame that is shown for longer. An mp4
+/// counts durations in storage order: if it is `stored_in_order`, the frame stored last gets the duration of the frame
+/// shown last.
 pub(super) fn keep_lengths(encoded: &gst::Pad, parsed: &gst::Pad, stored_in_order: bool) {
     let lengths = Arc::new(Mutex::new(Lengths::default()));
     let told = Arc::clone(&lengths);
@@ -77,7 +77,7 @@ pub(super) fn keep_lengths(encoded: &gst::Pad, parsed: &gst::Pad, stored_in_orde
             held
         };
         if let Some(held) = held {
-            // An element that takes nothing more says so itself.
+            // An element that accepts no more data reports that itself.
             let _ = pad.chain(held);
             lock(&lengths).passing = false;
         }
@@ -85,16 +85,16 @@ pub(super) fn keep_lengths(encoded: &gst::Pad, parsed: &gst::Pad, stored_in_orde
     });
 }
 
-/// How long pictures are shown that a parser has, or has just let go.
+/// Durations of frames that a parser holds or has just released.
 #[derive(Default)]
 struct Lengths {
-    /// By the time from which on they are shown.
+    /// Pairs of presentation timestamp and duration.
     told: VecDeque<(gst::ClockTime, gst::ClockTime)>,
-    /// The picture that is shown last so far: from when on, and for how long.
+    /// The frame with the latest presentation time so far: its timestamp and duration.
     last_shown: Option<(gst::ClockTime, gst::ClockTime)>,
-    /// Kept back until another one, or the end, comes.
+    /// Held back until another frame or the end arrives.
     held: Option<gst::Buffer>,
-    /// While the one that was kept back is let go.
+    /// True while the frame held back is being released.
     passing: bool,
 }
 
@@ -118,9 +118,9 @@ impl Lengths {
     }
 }
 
-/// Gives the pictures that come out of a decoder at `decoded` the times that went into it at `stored`, in their order.
+/// Assigns the timestamps that enter a decoder at `stored` to the frames that leave it at `decoded`, in order.
 ///
-/// A decoder that knew where a range begins would leave pictures out by the wrong times, so only `decoded` hears of it.
+/// A decoder that knows where a range begins would drop frames by the wrong times, so only `decoded` sees the range.
 pub(super) fn in_order(stored: &gst::Pad, decoded: &gst::Pad) {
     let slots = Arc::new(Mutex::new(Slots::default()));
     let waiting = Arc::clone(&slots);
@@ -157,7 +157,7 @@ pub(super) fn in_order(stored: &gst::Pad, decoded: &gst::Pad) {
     });
 }
 
-/// Gives pictures at `decoded` that repeat a time the next one that went in at `stored`.
+/// Assigns frames at `decoded` that repeat a timestamp the next one that entered at `stored`.
 pub(super) fn advance(stored: &gst::Pad, decoded: &gst::Pad) {
     let times = Arc::new(Mutex::new(Advance::default()));
     let waiting = Arc::clone(&times);
@@ -200,7 +200,7 @@ pub(super) fn advance(stored: &gst::Pad, decoded: &gst::Pad) {
     });
 }
 
-/// The last time that came out, and all that went in for later ones.
+/// The last output timestamp, and all input timestamps for later ones.
 #[derive(Default)]
 struct Advance {
     last: Option<gst::ClockTime>,
@@ -217,16 +217,16 @@ impl Advance {
     }
 }
 
-/// Times of stored pictures that have not come out of the decoder yet.
+/// Time slots of stored frames that have not left the decoder yet.
 #[derive(Default)]
 struct Slots {
     times: VecDeque<gst::ClockTime>,
-    /// Pictures so far that others may refer to.
+    /// Number of reference frames so far.
     n_references: usize,
 }
 
 impl Slots {
-    /// Takes the slot of a picture that goes into the decoder.
+    /// Takes the slot of a frame that enters the decoder.
     fn store(&mut self, buffer: &gst::BufferRef) {
         self.times.extend(buffer.dts().or(buffer.pts()));
         let mut head = [0; HEAD_LEN];
@@ -235,10 +235,10 @@ impl Slots {
         if buffer.copy_to_slice(0, head).is_err() {
             return;
         }
-        // The kind of a picture of MPEG-4 (ISO/IEC 14496-2, 6.2.5) follows its start code.
+        // In MPEG-4 (ISO/IEC 14496-2, 6.2.5), the type of a frame follows its start code.
         let mut kinds = head.windows(5).filter(|w| w.starts_with(&[0, 0, 1, 0xb6]));
         match kinds.next().map(|window| window[4] >> 6) {
-            // It refers to one before the range, and is not decoded.
+            // It refers to a frame before the range, and is not decoded.
             Some(2) if self.n_references < 2 => {
                 self.times.pop_front();
             }
@@ -247,10 +247,10 @@ impl Slots {
         }
     }
 
-    /// The slot of the picture that comes out next, which the decoder takes for one that is shown at `guess`.
+    /// Returns the slot of the next output frame, whose presentation time the decoder estimates as `guess`.
     fn next(&mut self, guess: Option<gst::ClockTime>) -> Option<gst::ClockTime> {
         let longest_wait = gst::ClockTime::from_nseconds(LONGEST_WAIT.as_nanos() as u64);
-        // Slots of pictures that could not be decoded.
+        // Slots of frames that could not be decoded.
         while let (Some(slot), Some(guess)) = (self.times.front(), guess)
             && *slot + longest_wait < guess
         {
@@ -260,7 +260,7 @@ impl Slots {
     }
 }
 
-/// Completes what flows through `pad`, whose buffers are one picture each.
+/// Completes the timestamps of the buffers of `pad`, which hold one frame each.
 pub(super) fn complete(pad: &gst::Pad) {
     let group = Mutex::new(Group::default());
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
@@ -273,7 +273,7 @@ pub(super) fn complete(pad: &gst::Pad) {
             buffer.copy_to_slice(0, head).ok()?;
             Picture::read(head)
         });
-        // mpegvideoparse 1.22 calls the first picture of a Matroska file another one's change, and decodebin3 drops it.
+        // mpegvideoparse 1.22 marks the first frame of a Matroska file as a delta unit, and decodebin3 drops it.
         if picture.is_some_and(|picture| picture.is_intra)
             && buffer.flags().contains(gst::BufferFlags::DELTA_UNIT)
         {
@@ -290,22 +290,22 @@ pub(super) fn complete(pad: &gst::Pad) {
                     buffer.make_mut().set_pts(pts);
                 }
             }
-            // Fields, and frames that are shown for longer: places do not tell times.
+            // For fields and repeated frames, positions do not determine timestamps.
             _ => *group = Group::default(),
         }
         gst::PadProbeReturn::Ok
     });
 }
 
-/// What a picture's headers say.
+/// Header fields of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Picture {
-    /// Place in its group, in order of presentation.
+    /// Position in its group, in presentation order.
     place: u64,
     begins_group: bool,
     /// False for single fields and repeated ones.
     plain: bool,
-    /// True for one that is decoded without others.
+    /// True for a frame that is decoded without others.
     is_intra: bool,
 }
 
@@ -324,7 +324,7 @@ impl Picture {
                     is_intra = content[1] >> 3 & 7 == 1;
                 }
                 [0, 0, 1, 0xb8] => begins_group = true,
-                // The extension of a picture: two bits say field or frame, one that a field is repeated.
+                // Picture coding extension: two bits distinguish field and frame, one marks a repeated field.
                 [0, 0, 1, 0xb5] if content()?[0] >> 4 == 8 => {
                     let content = content()?;
                     plain &= content[2] & 3 == 3 && content[3] & 2 == 0;
@@ -341,16 +341,17 @@ impl Picture {
     }
 }
 
-/// The group of pictures that is being read.
+/// The current group of pictures.
 #[derive(Default)]
 struct Group {
-    /// Time of its picture number zero in nanoseconds; negative where that lies before the file.
+    /// Time of picture number zero of the group in nanoseconds; negative if it is before the file.
     origin: Option<i64>,
     n_pictures: u64,
 }
 
 impl Group {
-    /// When `picture` of `duration` nanoseconds is shown; `told` is what the container says.
+    /// Returns the presentation time of `picture`, which lasts `duration` nanoseconds; `told` is the container's
+    /// timestamp.
     fn place(&mut self, picture: &Picture, told: Option<u64>, duration: u64) -> Option<u64> {
         let nanos = |n: u64| i64::try_from(n.checked_mul(duration)?).ok();
         if picture.begins_group {
@@ -378,7 +379,7 @@ mod tests {
         } else {
             &[]
         };
-        // A place below four is in the upper bits of the second byte.
+        // A position below four is in the upper bits of the second byte.
         [
             group,
             &[0, 0, 1, 0, 0, place << 6, 0, 0],
@@ -407,7 +408,7 @@ mod tests {
             let picture = Picture::read(&header(place, begins)).unwrap();
             group.place(&picture, told, 40)
         };
-        // Stored I P B B, and the next group, whose first pictures are shown before its I.
+        // Stored as I P B B, followed by the next group, whose first frames are shown before its I.
         assert_eq!(place(0, true, Some(500)), Some(500));
         assert_eq!(place(3, false, None), Some(620));
         assert_eq!(place(1, false, None), Some(540));

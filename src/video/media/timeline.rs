@@ -1,15 +1,16 @@
-//! From each stream's own times to one running time that begins where the presentation (or the wanted range) begins.
+//! Mapping of each stream's own timestamps to one running time that begins where the presentation (or the requested
+//! range) begins.
 //!
-//! GStreamer's demuxers say this by segments, and two of them say it wrongly (1.22):
-//! qtdemux, see [`edits`](super::edits), and matroskademux, which begins at the first block that it meets
-//! and corrects itself once the other stream turns out to begin earlier, when the first frame is already out.
-//! It also moves packets of a codec's run-in that begin before zero to zero.
-//! The segments of both are replaced here; other demuxers are believed, but for where a range begins:
-//! a transport stream counts from its first clock reference, which is not where its presentation begins.
+//! GStreamer's demuxers express this mapping by segments, and two of them get it wrong (1.22): qtdemux, see
+//! [`edits`](super::edits), and matroskademux. The latter begins at the first block that it meets and corrects itself
+//! once the other stream turns out to begin earlier, when the first frame is already out. It also moves packets of a
+//! codec's pre-roll that begin before zero to zero. This module replaces the segments of both. Other demuxers are
+//! trusted, except for the beginning of a range: a transport stream counts from its first clock reference, which is not
+//! where its presentation begins.
 //!
-//! Sound may begin before zero: AAC, MP3 and Opus need a run-in that warms the decoder up.
-//! Muxers drop packets before zero, so copied sound is moved later by as much:
-//! in mp4 and mov the output's edit list takes that back, elsewhere the picture waits as long (as ffmpeg does it).
+//! Audio may begin before zero: AAC, MP3 and Opus need a pre-roll that warms up the decoder. Muxers drop packets before
+//! zero, so copied audio is moved later by the pre-roll. In mp4 and mov the output's edit list reverses the shift;
+//! elsewhere the video is delayed by the same amount, as ffmpeg does.
 
 use std::fs::File;
 use std::io::Read;
@@ -32,40 +33,40 @@ use super::{edits, elements, loas, transport, vorbis};
 /// A Matroska file that begins later than this was cut out of a longer one.
 const LATE_BEGIN: Duration = Duration::from_secs(1);
 
-/// Longer than a picture is stored before it is shown, or after another one that is shown later.
+/// Exceeds the time by which a frame is stored before it is shown, or after a frame that is shown later.
 const REORDERING: Duration = Duration::from_secs(1);
 
-/// What a program stream begins with (ISO/IEC 13818-1, 2.5.3.4).
+/// First bytes of a program stream (ISO/IEC 13818-1, 2.5.3.4).
 const PROGRAM_STREAM: [u8; 4] = [0, 0, 1, 0xba];
 
-/// Longer than a demuxer's guess is off.
+/// Exceeds the error of a demuxer's position estimate.
 const BEFORE: Duration = Duration::from_secs(5);
 
-/// GStreamer's segment of time.
+/// GStreamer's segment in time format.
 pub(super) type Segment = gst::FormattedSegment<gst::ClockTime>;
 
-/// The timeline of one input.
+/// Timeline of one input.
 pub(super) struct Timeline {
     kind: Kind,
     range: (Duration, Option<Duration>),
-    /// False while the beginning is read only to get to know the file before a seek.
+    /// False while the beginning is read only to probe the file before a seek.
     armed: Arc<AtomicBool>,
 }
 
 enum Kind {
-    /// An mp4 whose edit lists are simple.
+    /// An mp4 with simple edit lists.
     Movie(Movie),
-    /// Begin of the presentation, and what else the opening tells.
+    /// Begin of the presentation, and the other contents of the file's opening.
     Matroska(gst::ClockTime, matroska::Opening),
     Other(Other),
 }
 
-/// A file whose demuxer is believed.
+/// A file whose demuxer is trusted.
 struct Other {
-    /// The demuxer's time at which the presentation begins: by the clock of a transport stream, else from the first segment
-    /// of any stream.
+    /// Demuxer time at which the presentation begins: from the clock of a transport stream, otherwise from the first
+    /// segment of any stream.
     begin: Arc<OnceLock<gst::ClockTime>>,
-    /// How much further than the range pictures are to be read.
+    /// Time that video is read beyond the range.
     room: Duration,
     way: Way,
     transport: Option<Arc<transport::Opening>>,
@@ -83,32 +84,32 @@ impl Other {
 /// How a demuxer is made to read a range.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// It goes there.
+    /// Seeks to the range.
     ToTheRange,
-    /// It goes to a place some seconds before: it guesses where the range begins, now and then too late.
+    /// Seeks to a position some seconds earlier: the demuxer estimates where the range begins, sometimes too late.
     FromBefore,
-    /// It reads from the beginning up to the end of the range: it would go to where B-frames are lost.
+    /// Reads from the beginning up to the end of the range: a seek would go to a position where B-frames are lost.
     FromTheBeginning,
-    /// It reads all: it would go to a place that it guesses.
+    /// Reads everything: a seek would go to an estimated position.
     All,
 }
 
-/// From a demuxer's segment to the right one.
+/// Converts a demuxer's segment to the correct one.
 type Replace = Box<dyn Fn(&Segment) -> Option<Segment> + Send + Sync>;
 
-/// How one stream's own times become running times.
+/// Mapping of one stream's own timestamps to running times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
-    /// First own time that is shown.
+    /// First own timestamp that is shown.
     pub(super) start: Duration,
-    /// First own time that is no longer shown.
+    /// First own timestamp that is no longer shown.
     pub(super) stop: Option<Duration>,
     /// Running time of `start`.
     pub(super) base: Duration,
 }
 
 impl Timeline {
-    /// The timeline of `path`, of which `range` is wanted.
+    /// Creates the timeline of `path` for the requested `range`.
     pub(super) fn new(path: &Path, range: (Duration, Option<Duration>)) -> Self {
         let simple = |movie: &Movie| {
             let known = movie.duration.is_some_and(|duration| duration.value > 0);
@@ -134,7 +135,8 @@ impl Timeline {
                 let transport = transport::Opening::read(path).map(Arc::new);
                 let clock = transport.as_ref().and_then(|opening| opening.clock());
                 let begin = clock.and_then(|clock| gst::ClockTime::try_from(clock.begin).ok());
-                // An AVI file is read up to the slot where the range ends, and the last pictures of it are stored later.
+                // An AVI file is read up to the slot where the range ends, but the last frames of the range are stored
+                // later.
                 let (way, room) = if begins_with(path, b"RIFF") {
                     (Way::FromTheBeginning, REORDERING)
                 } else if begins_with(path, &PROGRAM_STREAM)
@@ -166,14 +168,14 @@ impl Timeline {
         timeline
     }
 
-    /// The timeline of `job`'s input.
+    /// Creates the timeline of `job`'s input.
     pub(super) fn of(job: &FileJob) -> Self {
         let nanos = |pts: vitscope_core::frame::Pts| Duration::from_nanos(pts.0);
         let range = (nanos(job.start.unwrap_or_default()), job.end.map(nanos));
         Self::new(&job.input, range)
     }
 
-    /// Prepares the elements that read the file and take it apart.
+    /// Prepares the elements that read and demux the file.
     pub(super) fn prepare(&self, filesrc: &gst::Element, parsebin: &gst::Element) {
         match &self.kind {
             Kind::Movie(movie) => edits::hide(movie, filesrc),
@@ -191,7 +193,7 @@ impl Timeline {
         }
     }
 
-    /// How long the header says that the presentation is; `None` where the demuxer knows best.
+    /// Duration of the presentation according to the header; `None` where the demuxer knows better.
     pub(super) fn claimed(&self) -> Option<Duration> {
         let Kind::Movie(movie) = &self.kind else {
             return None;
@@ -202,12 +204,12 @@ impl Timeline {
         Some(duration_from_ticks(movie.duration?.value, movie.timescale))
     }
 
-    /// True where a file in fragments is read from its beginning up to the range: nothing says where which time lies.
+    /// True if a fragmented file is read from its beginning up to the range because it has no index of times.
     pub(super) fn is_fragmented(&self) -> bool {
         matches!(&self.kind, Kind::Movie(movie) if movie.fragmented)
     }
 
-    /// True where nothing says how long the file is.
+    /// True if the file does not state its duration.
     pub(super) fn is_endless(&self) -> bool {
         match &self.kind {
             Kind::Movie(movie) => movie.fragmented,
@@ -216,16 +218,16 @@ impl Timeline {
         }
     }
 
-    /// True where an mp4's edits repeat parts, go back or change the speed.
+    /// True if an mp4's edits repeat parts, go back or change the speed.
     pub(super) fn is_edited(&self) -> bool {
         matches!(&self.kind, Kind::Other(other) if other.is_edited)
     }
 
-    /// True where the file is read from its beginning on, whichever range is wanted.
+    /// True if the file is read from its beginning, whatever the requested range.
     pub(super) fn reads_all(&self) -> bool {
         match &self.kind {
             Kind::Movie(movie) => movie.fragmented,
-            // matroskademux goes to the first picture, behind sound that comes before it.
+            // matroskademux seeks to the first video frame, past audio that comes before it.
             Kind::Matroska(begin, opening) => {
                 let range_begin = Duration::from(*begin) + self.range.0;
                 let mut firsts = opening.tracks.iter().filter_map(|track| track.first);
@@ -235,17 +237,18 @@ impl Timeline {
         }
     }
 
-    /// True where the range begins after the presentation does.
+    /// True if the range begins after the presentation does.
     pub(super) fn begins_late(&self) -> bool {
         self.range.0 > Duration::ZERO
     }
 
-    /// True where not all is wanted.
+    /// True unless the whole presentation is requested.
     pub(super) fn has_range(&self) -> bool {
         self.range != (Duration::ZERO, None)
     }
 
-    /// What makes the demuxer go to the range, where there is one; what comes after it is the range.
+    /// Returns the event that makes the demuxer seek to the range, if there is one. The data that follows the seek is
+    /// the range.
     pub(super) fn seek(&self) -> Option<gst::Event> {
         if !self.has_range() || self.reads_all() {
             return None;
@@ -267,19 +270,19 @@ impl Timeline {
         ))
     }
 
-    /// How long the range is, where it ends; a Matroska file is read for longer.
+    /// Length of the range, if it has an end; a Matroska file is read for longer.
     fn range_len(&self) -> Option<gst::ClockTime> {
         let (start, end) = self.range;
         gst::ClockTime::try_from(end?.saturating_sub(start)).ok()
     }
 
-    /// The range in the demuxer's own times, with room for each stream's beginning.
+    /// Range in the demuxer's own times, with room for the beginning of each stream.
     fn demuxer_range(&self) -> (Duration, Option<Duration>) {
         let (start, end) = self.range;
         let movie = match &self.kind {
             Kind::Movie(movie) => movie,
-            // Pictures are stored before they are shown. matroskademux 1.22 counts from the first block, which is not where
-            // the presentation begins.
+            // Frames are stored before they are shown. matroskademux 1.22 counts from the first block, which is not
+            // where the presentation begins.
             Kind::Matroska(begin, opening) => {
                 let firsts = opening.tracks.iter().filter_map(|track| track.first);
                 let first = firsts.min().unwrap_or_default();
@@ -309,32 +312,32 @@ impl Timeline {
         };
         let first = windows().map(|(start, _)| start).min().unwrap_or(start);
         let last = windows().filter_map(|(_, stop)| stop).max();
-        // Pictures are stored before they are shown.
+        // Frames are stored before they are shown.
         (first, end.and(last).map(|last| last + REORDERING))
     }
 
-    /// Sees to it that the picture that is stored at `stored` and decoded at `decoded` has the right segment.
+    /// Ensures that the video stored at `stored` and decoded at `decoded` has the correct segment.
     pub(super) fn apply_to_picture(&self, stored: &gst::Pad, decoded: &gst::Pad) {
         let splice = self.track_of(stored).and_then(Track::splice);
         let (Some(splice), Some(window)) = (splice, self.window_of(stored)) else {
             return self.apply(stored, Duration::ZERO);
         };
-        // A decoder needs what is left out, and would leave out by the wrong times.
+        // A decoder needs the frames that are left out, and would drop frames by the wrong times.
         replace_segment(stored, |_| Some(Segment::new()));
         splice.install(decoded);
         clip(decoded, window);
         replace_segment(decoded, move |_| Some(window.segment(Duration::ZERO)));
     }
 
-    /// True where the picture of `pad` is put together from several parts.
+    /// True if the video of `pad` is assembled from several parts.
     pub(super) fn is_spliced(&self, pad: &gst::Pad) -> bool {
         self.track_of(pad).and_then(Track::splice).is_some()
     }
 
-    /// Sees to it that the stream of `pad` has the right segment.
+    /// Ensures that the stream of `pad` has the correct segment.
     ///
-    /// The segment begins earlier by `lead`, and so all its running times are later by `lead`:
-    /// parsers drop what lies before a segment, and running times cannot be negative.
+    /// The segment begins earlier by `lead`, so all its running times are later by `lead`: parsers drop data before a
+    /// segment, and running times cannot be negative.
     pub(super) fn apply(&self, pad: &gst::Pad, lead: Duration) {
         let armed = Arc::clone(&self.armed);
         let replace: Replace = match &self.kind {
@@ -377,7 +380,7 @@ impl Timeline {
                 let range = self.range;
                 if other.clock().is_some() {
                     let begin = other.begin.get().copied().unwrap_or_default();
-                    // Where there is no parser, parsebin has passed the demuxer's own on.
+                    // Without a parser, parsebin passes on the demuxer's own segment.
                     Box::new(move |old| {
                         let window = part_of(&begun_at(old, begin)?, begin, range)?;
                         Some(window.segment(lead))
@@ -408,7 +411,7 @@ impl Timeline {
         });
     }
 
-    /// Gives times to the packets of `pad` that come in blocks with others.
+    /// Sets timestamps on the packets of `pad` that share a block with others.
     fn complete_laces_of(&self, pad: &gst::Pad) {
         let laced = self.matroska_track(pad).and_then(|track| track.laced);
         if let Some(length) = laced.and_then(|laced| gst::ClockTime::try_from(laced).ok()) {
@@ -416,8 +419,8 @@ impl Timeline {
         }
     }
 
-    /// False where a parser takes the times of packets of `caps` away, which cannot be copied then: dcaparse 1.22 does, in
-    /// program streams.
+    /// False if a parser removes the timestamps of packets of `caps`, which then cannot be copied: dcaparse 1.22 does
+    /// so in program streams.
     pub(super) fn keeps_times(&self, caps: &gst::Caps) -> bool {
         match &self.kind {
             Kind::Other(other) => {
@@ -427,8 +430,8 @@ impl Timeline {
         }
     }
 
-    /// Keeps packets from `pad` back that are read only to get to know the file, up to the flush of the seek: what encoders
-    /// keep of them no flush takes out, and it would come out as more run-in.
+    /// Drops packets from `pad` that are read only to probe the file, up to the flush of the seek. A flush does not
+    /// clear the packets that encoders retain, which would come out as more pre-roll.
     pub(super) fn keep_back(&self, pad: &gst::Pad) {
         if self.armed.load(Ordering::SeqCst) {
             return;
@@ -443,19 +446,19 @@ impl Timeline {
         });
     }
 
-    /// The window of the stream behind `pad`; `None` where the demuxer is believed.
+    /// Window of the stream behind `pad`; `None` if the demuxer is trusted.
     fn window_of(&self, pad: &gst::Pad) -> Option<Window> {
         self.window(self.track_of(pad)?)
     }
 
-    /// How much earlier than its window the sound of `pad` is to begin, so that no parser drops its run-in on the
-    /// way into `container`.
+    /// Time by which the audio of `pad` must begin before its window, so that no parser drops its pre-roll on the way
+    /// into `container`.
     pub(super) fn lead_of(&self, pad: &gst::Pad, container: Container) -> Duration {
         if self.begins_late() {
             return Duration::ZERO;
         }
         match &self.kind {
-            // The muxer tells a codec's delay as the demuxer heard it.
+            // The muxer writes the codec delay that the demuxer reported.
             Kind::Matroska(..) if container.is_matroska() => Duration::ZERO,
             Kind::Matroska(..) => self
                 .matroska_track(pad)
@@ -469,7 +472,7 @@ impl Timeline {
         }
     }
 
-    /// The number of the track behind `pad`, by which a file's tracks are in order.
+    /// Number of the track behind `pad`, by which a file's tracks are ordered.
     pub(super) fn number_of(&self, pad: &gst::Pad) -> Option<u64> {
         let radix = match &self.kind {
             Kind::Movie(_) | Kind::Matroska(..) => 10,
@@ -478,7 +481,7 @@ impl Timeline {
         track_number(pad, radix)
     }
 
-    /// How long before zero the sound of `pad` begins that has this `lead`, where the header tells.
+    /// Time before zero at which the audio of `pad` with this `lead` begins, if the header states it.
     pub(super) fn run_in_of(&self, pad: &gst::Pad, lead: Duration) -> Option<Duration> {
         if self.begins_late() {
             return Some(Duration::ZERO);
@@ -487,7 +490,7 @@ impl Timeline {
             Kind::Movie(_) => {
                 let track = self.track_of(pad)?;
                 let edit = track.edit?;
-                // Without lists nothing comes before the beginning.
+                // Without edit lists, nothing comes before the beginning.
                 Some(track.begin(&edit).saturating_sub(edit.delay))
             }
             Kind::Matroska(..) => {
@@ -503,8 +506,8 @@ impl Timeline {
         }
     }
 
-    /// When the header says that the last sample of `pad` is no longer shown, counted from the beginning of the range;
-    /// `None` where it does not tell.
+    /// Time from the beginning of the range at which, according to the header, the last sample of `pad` is no longer
+    /// shown; `None` if the header does not state it.
     pub(super) fn end_of(&self, pad: &gst::Pad) -> Option<Duration> {
         let track = self.track_of(pad).filter(|_| !self.is_fragmented())?;
         let window = self.window(track)?;
@@ -516,24 +519,24 @@ impl Timeline {
         Some(window.base + end.checked_sub(window.start)?)
     }
 
-    /// Frames per second of `pad`, where the header says it; the demuxer derives it from a duration that is patched.
+    /// Frame rate of `pad`, if the header states it; the demuxer derives it from a duration that is patched.
     pub(super) fn framerate_of(&self, pad: &gst::Pad) -> Option<gst::Fraction> {
         let (numer, denom) = self.track_of(pad)?.framerate?;
         let (numer, denom) = (i32::try_from(numer).ok()?, i32::try_from(denom).ok()?);
         Some(gst::Fraction::new(numer, denom))
     }
 
-    /// True where the header says that the colors of `pad` span 0–255, which the demuxer does not pass on.
+    /// True if the header states that the colors of `pad` span 0–255 (full range), which the demuxer does not pass on.
     pub(super) fn full_range_of(&self, pad: &gst::Pad) -> bool {
         self.track_of(pad).is_some_and(|track| track.full_range)
     }
 
-    /// True where the header says that the samples of `pad` begin with the low byte.
+    /// True if the header states that the samples of `pad` are little-endian.
     pub(super) fn is_little_endian(&self, pad: &gst::Pad) -> bool {
         self.track_of(pad).is_some_and(|track| track.little_endian)
     }
 
-    /// True where the header says that the picture of `pad` is mirrored along the diagonal from the upper right.
+    /// True if the header states that the video of `pad` is mirrored along the diagonal from the upper right.
     pub(super) fn is_anti_transposed(&self, pad: &gst::Pad) -> bool {
         self.track_of(pad)
             .is_some_and(|track| track.anti_transposed)
@@ -589,7 +592,7 @@ impl Window {
     }
 }
 
-/// The part of a stream that `range` shows of a presentation which begins at `begin` in the demuxer's time.
+/// Part of a stream that `range` shows of a presentation beginning at `begin` in the demuxer's time.
 fn part_of(
     whole: &Segment,
     begin: gst::ClockTime,
@@ -606,7 +609,7 @@ fn part_of(
     })
 }
 
-/// Leaves out the pictures of `pad` that `window` does not show.
+/// Drops the frames of `pad` outside `window`.
 fn clip(pad: &gst::Pad, window: Window) {
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
         let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data else {
@@ -629,10 +632,10 @@ fn clip(pad: &gst::Pad, window: Window) {
     });
 }
 
-/// Mends what `parsebin`'s demuxer of transport streams hands to parsers.
+/// Corrects what `parsebin`'s demuxer of transport streams passes to parsers.
 ///
-/// All streams begin no later than at `earliest`: tsdemux begins with the packet that it meets first, and parsers drop what
-/// lies behind it but is presented earlier.
+/// All streams begin no later than at `earliest`: tsdemux begins with the first packet that it meets, and parsers drop
+/// packets that follow it but are presented earlier.
 fn adapt_demuxer(parsebin: &gst::Element, earliest: Option<Duration>) {
     let Some(bin) = parsebin.downcast_ref::<gst::Bin>() else {
         return;
@@ -640,7 +643,7 @@ fn adapt_demuxer(parsebin: &gst::Element, earliest: Option<Duration>) {
     let earliest = earliest.and_then(|earliest| gst::ClockTime::try_from(earliest).ok());
     parsebin.connect("autoplug-continue", false, |values| {
         let caps = values.get(2)?.get::<gst::Caps>().ok()?;
-        // Its frames are whole: see there.
+        // LOAS frames are complete: see [`loas`].
         Some((!loas::is_loas(&caps)).to_value())
     });
     bin.connect_element_added(move |_, element| {
@@ -657,17 +660,17 @@ fn adapt_demuxer(parsebin: &gst::Element, earliest: Option<Duration>) {
     });
 }
 
-/// The segment of a transport stream's demuxer with nothing before it that is presented from `begin` on.
+/// Extends the segment of a transport stream's demuxer so that it covers everything presented from `begin` on.
 fn begun_at(old: &Segment, begin: gst::ClockTime) -> Option<Segment> {
     let start = old.start()?.min(begin);
     let mut new = old.clone();
     new.set_start(start);
-    // Behind a seek it says another time than that which it counts.
+    // After a seek, the segment's time differs from the time that the demuxer counts.
     new.set_time(start);
     Some(new)
 }
 
-/// The number of the track behind `pad`: the demuxer names a stream by it, after a slash; tsdemux with `radix` 16.
+/// Number of the track behind `pad`: the demuxer appends it to the stream ID after a slash, with `radix` 16 in tsdemux.
 fn track_number(pad: &gst::Pad, radix: u32) -> Option<u64> {
     let stream_id = pad.stream_id()?;
     // In Matroska another number follows it.
@@ -675,9 +678,9 @@ fn track_number(pad: &gst::Pad, radix: u32) -> Option<u64> {
     u64::from_str_radix(number, radix).ok()
 }
 
-/// Gives a time to packets that come in a block with others: the demuxer knows that of the first only.
+/// Sets timestamps on packets that share a block with others: the demuxer knows only that of the first.
 ///
-/// They are `length` long where nothing else is known; those of Vorbis differ.
+/// Packets are `length` long unless their length is known; Vorbis packets differ in length.
 fn complete_laces(pad: &gst::Pad, length: gst::ClockTime) {
     let next = Mutex::new((None::<gst::ClockTime>, None::<vorbis::Lengths>));
     let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
@@ -711,9 +714,9 @@ fn complete_laces(pad: &gst::Pad, length: gst::ClockTime) {
     });
 }
 
-/// Gives packets the times that their blocks say, of which the demuxer has taken the codec's `delay`.
+/// Restores the packet timestamps of the blocks, from which the demuxer has subtracted the codec's `delay`.
 ///
-/// What would begin before zero it moves to zero; the first packet begins at `first`.
+/// The demuxer moves packets that would begin before zero to zero; the first packet begins at `first`.
 fn undo_delay(pad: &gst::Pad, delay: gst::ClockTime, first: Duration) {
     let first = gst::ClockTime::try_from(first).unwrap_or_default();
     let begun = AtomicBool::new(false);
@@ -726,7 +729,7 @@ fn undo_delay(pad: &gst::Pad, delay: gst::ClockTime, first: Duration) {
         let begun = begun.swap(true, Ordering::SeqCst);
         let told = match buffer.pts() {
             Some(gst::ClockTime::ZERO) if !begun && first < delay => Some(first),
-            // More of the run-in: the parser completes its times.
+            // Part of the pre-roll: the parser completes its timestamps.
             Some(gst::ClockTime::ZERO) if begun => None,
             pts => pts.map(|pts| pts + delay),
         };
@@ -735,9 +738,9 @@ fn undo_delay(pad: &gst::Pad, delay: gst::ClockTime, first: Duration) {
     });
 }
 
-/// Takes `lead` back from what flows through `pad`, and moves it later by `delay`.
+/// Subtracts `lead` from the running times of `pad`, and adds `delay`.
 ///
-/// What begins more than `early` before zero is left out.
+/// Drops data that begins more than `early` before zero.
 pub(super) fn shift(pad: &gst::Pad, lead: Duration, delay: Duration, early: Duration) {
     replace_segment(pad, move |old| {
         let time = |time: Duration| gst::ClockTime::try_from(time).ok();
@@ -750,7 +753,7 @@ pub(super) fn shift(pad: &gst::Pad, lead: Duration, delay: Duration, early: Dura
     });
 }
 
-/// Ends the segment of what flows through `pad` later by `priming`: an encoder gives what it took in so much later.
+/// Extends the end of the segment of `pad` by `priming`: an encoder delays its input by that much.
 pub(super) fn end_later(pad: &gst::Pad, priming: Duration) {
     replace_segment(pad, move |old| {
         let mut new = old.clone();
@@ -759,8 +762,8 @@ pub(super) fn end_later(pad: &gst::Pad, priming: Duration) {
     });
 }
 
-/// Keeps the segment of `stored` from the decoder, which would leave pictures out by it, and gives it to what comes out at
-/// `decoded`. Returns where the newest one is.
+/// Hides the segment of `stored` from the decoder, which would drop frames by it, and restores it on the output at
+/// `decoded`. Returns the cell that holds the newest segment.
 pub(super) fn hide_segment(stored: &gst::Pad, decoded: &gst::Pad) -> Arc<Mutex<Option<Segment>>> {
     let hidden = Arc::new(Mutex::new(None));
     let told = Arc::clone(&hidden);
@@ -773,7 +776,7 @@ pub(super) fn hide_segment(stored: &gst::Pad, decoded: &gst::Pad) -> Arc<Mutex<O
     hidden
 }
 
-/// Puts the answer of `replace` in place of each segment of `pad`, where it has one.
+/// Replaces each segment of `pad` by the result of `replace`, unless it is `None`.
 fn replace_segment(
     pad: &gst::Pad,
     replace: impl Fn(&Segment) -> Option<Segment> + Send + Sync + 'static,
@@ -793,7 +796,7 @@ fn replace_segment(
     });
 }
 
-/// True where the first bytes of `path` are `magic`.
+/// True if the first bytes of `path` are `magic`.
 pub(super) fn begins_with(path: &Path, magic: &[u8; 4]) -> bool {
     let mut head = [0_u8; 4];
     File::open(path)
@@ -811,7 +814,7 @@ mod tests {
     use super::super::mp4;
     use super::*;
 
-    /// A second of picture and sound in each container whose tables are read before GStreamer sees it.
+    /// One second of video and audio in each container whose tables are parsed before GStreamer sees the file.
     fn small_files() -> &'static [Vec<u8>] {
         static FILES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
         FILES.get_or_init(|| {
@@ -846,7 +849,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// What is read of a file before GStreamer is asked ends in an answer too, whatever is in the file.
+        /// Parsing before GStreamer is involved always terminates, whatever the file contains.
         #[test]
         fn damaged_files_are_read_or_left_alone(
             file_idx in 0_usize..7,
@@ -873,7 +876,7 @@ mod tests {
             let filesrc = elements::make("filesrc").unwrap();
             filesrc.set_property("location", file.path());
             timeline.prepare(&filesrc, &elements::make("parsebin").unwrap());
-            // Whoever reads it gets as many bytes as there are.
+            // A reader gets as many bytes as the file has.
             let pad = filesrc.static_pad("src").unwrap();
             filesrc.set_state(gst::State::Ready).unwrap();
             pad.activate_mode(gst::PadMode::Pull, true).unwrap();

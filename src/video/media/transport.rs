@@ -1,10 +1,10 @@
-//! What GStreamer's demuxer is shown of a transport stream: sound by numbers that it takes for what it is, and a clock
-//! that begins before the presentation does, see [`program_clock`](super::program_clock).
+//! Adapts a transport stream to GStreamer's demuxer: audio gets stream types that it recognizes, and the clock begins
+//! before the presentation does, see [`program_clock`](super::program_clock).
 //!
-//! ffmpeg and discs write DTS as stream type 0x82. tsdemux 1.22 knows it as 0x8a only, and leaves such sound out without a
-//! word. TrueHD, which is 0x83, it takes for uncompressed sound outside of discs, and fails. AAC and MPEG audio, which
-//! ffmpeg calls private data in `.m2ts`, it leaves out. aacparse 1.22 fails where a layout of channels has no number in
-//! the headers of AAC, as that of two languages in one track. So the list of tracks (ISO/IEC 13818-1, 2.4.4.8) is rewritten
+//! ffmpeg and discs write DTS as stream type 0x82. tsdemux 1.22 knows it only as 0x8a and silently drops such audio. It
+//! takes TrueHD, which is 0x83, for uncompressed audio outside of discs, and fails. It drops AAC and MPEG audio that
+//! ffmpeg labels as private data in `.m2ts`. aacparse 1.22 fails on channel layouts without a number in AAC headers,
+//! such as that of two languages in one track. The program map table (ISO/IEC 13818-1, 2.4.4.8) is therefore rewritten
 //! wherever it is read.
 
 use std::fs::File;
@@ -19,29 +19,29 @@ use gstreamer::prelude::*;
 use super::program_clock::ProgramClock;
 use super::session::lock;
 
-/// A kind of sound that is called something else.
+/// A kind of audio with a misleading stream type.
 struct Kind {
-    /// Stream type that files have; the same may mean something else, such as subtitles.
+    /// Stream type in files; the same type may mean something else, such as subtitles.
     written: u8,
-    /// Stream type that tsdemux is shown.
+    /// Stream type shown to tsdemux.
     shown: u8,
-    /// Whether a PES packet of this stream (its number, its content) is of the kind.
+    /// Whether a PES packet of this stream (its stream ID, its content) is of the kind.
     is_in: fn(u8, &[u8]) -> bool,
-    /// What users are told where it is shown as something that tsdemux does not know, and leaves out.
+    /// Warning for users if tsdemux is shown an unknown type and drops the stream.
     told: Option<&'static str>,
 }
 
 const DTS: Kind = Kind {
     written: 0x82,
     shown: 0x8a,
-    // The begin of a frame (ETSI TS 102 114).
+    // Sync word of a frame (ETSI TS 102 114).
     is_in: |_, content| content.starts_with(&[0x7f, 0xfe, 0x80, 0x01]),
     told: None,
 };
 const TRUE_HD: Kind = Kind {
     written: 0x83,
     shown: UNKNOWN,
-    // The begin of a unit, behind its length and time.
+    // Sync word of an access unit, after its length and time.
     is_in: |_, content| content.get(4..8) == Some(&[0xf8, 0x72, 0x6f, 0xba]),
     told: Some(TRUE_HD_IS_LEFT_OUT),
 };
@@ -80,16 +80,16 @@ const KINDS: [Kind; 6] = [
 ];
 
 const PRIVATE_DATA: u8 = 6;
-/// A stream type that tsdemux does not know.
+/// Stream type unknown to tsdemux.
 const UNKNOWN: u8 = 0xe0;
 
-/// Numbers of PES packets that hold MPEG's own kinds of sound (2.4.3.7).
+/// Stream IDs of PES packets that hold MPEG's own kinds of audio (2.4.3.7).
 const MPEG_SOUND: std::ops::RangeInclusive<u8> = 0xc0..=0xdf;
 
-/// The layer bits of AAC's headers (ADTS).
+/// Layer bits of AAC headers (ADTS).
 const NO_LAYER: u8 = 0;
 
-/// True where the layout of AAC's channels has no number in its header (ISO/IEC 13818-7, 6.2.1).
+/// True if the AAC channel layout has no number in the header (ISO/IEC 13818-7, 6.2.1).
 fn is_unnumbered_aac(stream: u8, content: &[u8]) -> bool {
     let [_, _, third, fourth, ..] = *content else {
         return false;
@@ -97,7 +97,7 @@ fn is_unnumbered_aac(stream: u8, content: &[u8]) -> bool {
     is_mpeg_sound(stream, content) == Some(NO_LAYER) && (third & 1, fourth >> 6) == (0, 0)
 }
 
-/// The layer bits of the header that `content` begins with, where it is one of AAC or MPEG audio.
+/// Returns the layer bits of the header at the start of `content`, if it is one of AAC or MPEG audio.
 fn is_mpeg_sound(stream: u8, content: &[u8]) -> Option<u8> {
     let [0xff, second, third, ..] = *content else {
         return None;
@@ -112,45 +112,46 @@ pub(super) const SYNC: u8 = 0x47;
 pub(super) const PACKET_LEN: usize = 188;
 const CHECKSUM_LEN: usize = 4;
 
-/// A list of programs with one of them.
+/// Length of a program association table with one program.
 const SHORTEST_TABLE: usize = 16;
 
-/// How far into a file its first packet may begin, and how many in a row show that it does.
+/// Maximum offset of the first packet in a file, and number of packets in a row that confirm it.
 const LONGEST_JUNK: usize = 1 << 16;
 const IN_STEP: usize = 5;
 
-/// How much of a file is looked at for tracks.
+/// Length of the beginning of a file that is searched for tracks.
 const HEAD_LEN: usize = 4 << 20;
 
-/// What users are told.
+/// Warning for users.
 pub(super) const TRUE_HD_IS_LEFT_OUT: &str =
     "leaving out TrueHD sound: GStreamer cannot separate its packets in a transport stream";
 
-/// Bytes from one packet to the next: of 188 alone, behind a time, or before a code that corrects errors.
+/// Bytes from one packet to the next: 188-byte packets alone, after a timestamp, or followed by an error-correcting
+/// code.
 const STEPS: [usize; 3] = [PACKET_LEN, 192, LONGEST_STEP];
 const LONGEST_STEP: usize = 204;
 
-/// What a transport stream begins with.
+/// Information from the beginning of a transport stream.
 pub(super) struct Opening {
     layout: Layout,
     renamed: Option<Renamed>,
     clock: Option<ProgramClock>,
 }
 
-/// Which streams of a file are called something else.
+/// Streams of a file with misleading stream types.
 struct Renamed {
-    /// The stream that lists the tracks.
+    /// PID of the program map table.
     map_pid: u16,
-    /// Numbers of the streams, and places of their kinds in [`KINDS`].
+    /// PIDs of the streams, and indices of their kinds in [`KINDS`].
     streams: Vec<(u16, usize)>,
 }
 
 impl Opening {
-    /// `None` where the file at `path` is no transport stream.
+    /// Reads the opening of `path`; `None` if the file is not a transport stream.
     pub(super) fn read(path: &Path) -> Option<Self> {
         let file = File::open(path).ok()?;
         let mut head = Vec::new();
-        // Other files are not read any further than it takes to tell.
+        // Other files are read only as far as needed to recognize them.
         let read_to = |len: usize, head: &mut Vec<u8>| {
             let left = len.saturating_sub(head.len()) as u64;
             (&file).take(left).read_to_end(head).ok()
@@ -165,13 +166,13 @@ impl Opening {
         })
     }
 
-    /// The clock, where the opening tells of it.
+    /// Returns the clock, if the opening contains it.
     pub(super) fn clock(&self) -> Option<&ProgramClock> {
         self.clock.as_ref()
     }
 
-    /// Shows whoever reads from `filesrc` a list of tracks in which [`KINDS`] are called what tsdemux takes for them, and
-    /// the clock that it needs.
+    /// Presents readers of `filesrc` with a program map table in which [`KINDS`] have the stream types that tsdemux
+    /// expects, and with the clock that it needs.
     pub(super) fn show(self: &Arc<Self>, filesrc: &gst::Element) {
         if let Some(renamed) = &self.renamed {
             let streams = renamed.streams.iter();
@@ -200,7 +201,7 @@ impl Opening {
         );
     }
 
-    /// True where the packet at `place` of stream `pid` may be shown as another.
+    /// True if the packet at `place` of stream `pid` may be changed.
     fn concerns(&self, place: u64, pid: u16) -> bool {
         let of_map = self.renamed.as_ref().is_some_and(|of| of.map_pid == pid);
         let of_clock = self
@@ -210,7 +211,7 @@ impl Opening {
         of_map || of_clock
     }
 
-    /// Changes the packets that lie in `buffer`, in part or whole.
+    /// Changes the packets that lie partly or wholly in `buffer`.
     fn change(&self, buffer: &mut gst::Buffer, file: &mut File) {
         let (offset, len) = (buffer.offset(), buffer.size() as u64);
         let (first, every) = (self.layout.first as u64, self.layout.every as u64);
@@ -263,16 +264,16 @@ impl Opening {
     }
 }
 
-/// Bytes from one packet to the next, and before the first.
+/// Distance between packets and offset of the first one, in bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
     pub(super) every: usize,
     pub(super) first: usize,
 }
 
-/// Where the packets of a file lie that begins with `head`; `None` where it is no transport stream.
+/// Finds the packets of a file that begins with `head`; `None` if it is not a transport stream.
 fn layout(head: &[u8]) -> Option<Layout> {
-    // A recording may begin in the middle of a packet, or with something else.
+    // A recording may begin in the middle of a packet or with other data.
     let mut layouts =
         (0..LONGEST_JUNK).flat_map(|first| STEPS.map(|every| Layout { every, first }));
     layouts.find(|&layout| {
@@ -291,7 +292,7 @@ pub(super) fn packets(head: &[u8], Layout { every, first }: Layout) -> impl Iter
 }
 
 impl Renamed {
-    /// `None` where the first program has no such sound.
+    /// Returns `None` if the first program has no such audio.
     fn find(head: &[u8], layout: Layout) -> Option<Self> {
         let mut map_pid = None;
         let mut candidates: Vec<(u16, u8)> = Vec::new();
@@ -333,7 +334,7 @@ impl Renamed {
         })
     }
 
-    /// Rewrites the list of tracks that `packet` is; false where it is none that names such sound.
+    /// Rewrites the program map table in `packet`; false if the packet has none that lists such audio.
     fn rename(&self, packet: &mut [u8]) -> bool {
         let Some(table) = table(packet).filter(|_| pid_at(packet, 1) == self.map_pid) else {
             return false;
@@ -362,7 +363,7 @@ impl Renamed {
     }
 }
 
-/// Where the payload of a packet begins in which a table or a PES packet does (2.4.3.2).
+/// Returns the offset of the payload of a packet in which a table or a PES packet begins (2.4.3.2).
 pub(super) fn beginning(packet: &[u8]) -> Option<usize> {
     let [sync, high, _, flags, adaptation_len, ..] = packet else {
         return None;
@@ -375,10 +376,10 @@ pub(super) fn beginning(packet: &[u8]) -> Option<usize> {
     is_whole.then_some(4 + adaptation_len)
 }
 
-/// Takes the zeros away that end pictures of `pad`, where they are H.265.
+/// Strips the trailing zeros of the frames of `pad` if they are H.265.
 ///
-/// The code that begins a picture may have a zero before it, and whoever copies a stream may leave that to the picture
-/// before. h265parse 1.22 lets a picture begin with this zero, and so at the time of the picture before.
+/// The start code of a frame may have a leading zero, which a program that copies a stream may assign to the previous
+/// frame. h265parse 1.22 lets a frame begin with this zero, and thus at the time of the previous frame.
 pub(super) fn strip_trailing_zeros(pad: &gst::Pad) {
     pad.add_probe(gst::PadProbeType::BUFFER, |pad, info| {
         let caps = pad.current_caps();
@@ -390,7 +391,7 @@ pub(super) fn strip_trailing_zeros(pad: &gst::Pad) {
             return gst::PadProbeReturn::Ok;
         };
         let stripped_len = buffer.map_readable().map_or(0, |bytes| {
-            // Others may be parts of a picture, and end anywhere.
+            // Other buffers may be parts of a frame and end anywhere.
             let is_picture = [&[0, 0, 1][..], &[0, 0, 0, 1]];
             let is_picture = is_picture.iter().any(|code| bytes.starts_with(code));
             let end = bytes.iter().rposition(|byte| *byte != 0);
@@ -403,18 +404,18 @@ pub(super) fn strip_trailing_zeros(pad: &gst::Pad) {
     });
 }
 
-/// 13 bits from a byte on: a stream's number.
+/// Reads 13 bits starting at a byte: a PID.
 pub(super) fn pid_at(packet: &[u8], at: usize) -> u16 {
     twelve_bits_at(packet, at) | (u16::from(packet.get(at).copied().unwrap_or(0)) & 0x10) << 8
 }
 
-/// 12 bits from a byte on: a length.
+/// Reads 12 bits starting at a byte: a length.
 pub(super) fn twelve_bits_at(packet: &[u8], at: usize) -> u16 {
     let byte = |at: usize| u16::from(packet.get(at).copied().unwrap_or(0));
     (byte(at) & 0x0f) << 8 | byte(at + 1)
 }
 
-/// Where the table lies that a packet holds from beginning to end (2.4.4).
+/// Returns the range of the table that a packet holds in full (2.4.4).
 pub(super) fn table(packet: &[u8]) -> Option<Range<usize>> {
     let payload = beginning(packet)?;
     let start = payload + 1 + usize::from(*packet.get(payload)?);
@@ -422,7 +423,8 @@ pub(super) fn table(packet: &[u8]) -> Option<Range<usize>> {
     (end <= packet.len() && end >= start + SHORTEST_TABLE).then_some(start..end)
 }
 
-/// The streams that list the tracks of each program: eight bytes, then four per program, where 0 is none (2.4.4.3).
+/// Iterates over the PIDs of the program map tables in a program association table: eight bytes, then four per program,
+/// where program 0 is none (2.4.4.3).
 pub(super) fn programs(table: &[u8]) -> impl Iterator<Item = u16> {
     let end = table.len().saturating_sub(CHECKSUM_LEN);
     let programs = table.get(8..end).unwrap_or_default().chunks_exact(4);
@@ -430,7 +432,7 @@ pub(super) fn programs(table: &[u8]) -> impl Iterator<Item = u16> {
     programs.map(|program| pid_at(program, 2))
 }
 
-/// The tracks in the list that a packet holds: where their stream type is, that type, and the stream's number.
+/// Iterates over the tracks of the program map table in a packet: offset of the stream type, stream type, and PID.
 pub(super) fn tracks(packet: &[u8]) -> impl Iterator<Item = (usize, u8, u16)> {
     let table = table(packet).unwrap_or_default();
     let end = table.end.saturating_sub(CHECKSUM_LEN);
@@ -443,7 +445,7 @@ pub(super) fn tracks(packet: &[u8]) -> impl Iterator<Item = (usize, u8, u16)> {
     })
 }
 
-/// The checksum of tables (annex A).
+/// Computes the checksum of tables (annex A).
 fn crc32(bytes: &[u8]) -> u32 {
     bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte) << 24, |crc, _| {
@@ -463,11 +465,11 @@ mod tests {
 
     #[test]
     fn the_checksum_is_that_of_the_standard() {
-        // The check value of CRC-32/MPEG-2 in the catalogue of parametrised CRC algorithms.
+        // Check value of CRC-32/MPEG-2 in the catalogue of parametrised CRC algorithms.
         assert_eq!(crc32(b"123456789"), 0x0376_e6e7);
     }
 
-    /// A list of tracks with DTS as stream 0x101 and subtitles of the same number as 0x102.
+    /// A program map table with DTS as stream 0x101 and subtitles of the same type as 0x102.
     fn list() -> [u8; PACKET_LEN] {
         let mut packet = [0xff; PACKET_LEN];
         let mut table = vec![2, 0xb0, 0, 0, 1, 0xc1, 0, 0, 0xe1, 0, 0xf0, 0];

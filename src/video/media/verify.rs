@@ -1,9 +1,8 @@
 //! Independent verification of a finished run: compares the container tables of source and result, without GStreamer.
 //!
 //! A demuxer that loses frames loses them on every reading, so this module uses none: [`demux`] shares no code with the
-//! run.
-//! It compares what a viewer gets: frames and their times, sound packets, sound against picture, and durations.
-//! It reports whatever those tables do not specify as not judged.
+//! run. It compares what a viewer gets: frames and their timestamps, audio packets, audio–video synchronization, and
+//! durations. Properties that the tables do not specify are reported as not judged.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,34 +15,34 @@ use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::Pts;
 use vitscope_core::wording::counted;
 
-/// The outcome of a run.
+/// Outcome of the verification of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verification {
-    /// Frames of the source in the requested range.
+    /// Number of source frames in the requested range.
     pub frames_in: u64,
-    /// Frames of the result.
+    /// Number of frames in the result.
     pub frames_out: u64,
     /// Largest difference between a frame's time in the source and in the result, relative to a common frame.
     pub max_pts_error_nanos: u64,
-    /// Sound packets of the source in the requested range.
+    /// Number of source audio packets in the requested range.
     pub audio_packets_in: u64,
-    /// Sound packets of the result.
+    /// Number of audio packets in the result.
     pub audio_packets_out: u64,
-    /// Whether all sound packets are identical; `None` if the sound was re-encoded, left out or missing.
+    /// Whether all audio packets are identical; `None` if the audio was re-encoded, left out or missing.
     pub audio_equal: Option<bool>,
-    /// Re-encoded sound packets in the result.
+    /// Number of re-encoded audio packets in the result.
     pub audio_packets_encoded: u64,
-    /// Largest shift of copied sound relative to the picture.
+    /// Largest shift of copied audio relative to the video.
     pub max_sound_shift_nanos: u64,
     /// Time from the start of the range to the end of the source's last packet in it.
     pub duration_in: Duration,
     /// Time to the end of the result's last packet.
     pub duration_out: Duration,
-    /// When the user ended the run, in the result's time.
+    /// Time at which the user ended the run, in the result's time.
     pub interrupted_at: Option<Pts>,
-    /// The type of the source, if its tables cannot be read.
+    /// Type of the source, if its tables cannot be read.
     pub unread_source: Option<String>,
-    /// Parts of the source that could not be judged, and why.
+    /// Parts of the source that could not be judged, with reasons.
     pub unjudged: Vec<String>,
     /// Problems found, the worst first.
     pub(super) complaints: Vec<String>,
@@ -51,8 +50,8 @@ pub struct Verification {
 
 /// Reads source and result of `job` and compares them.
 ///
-/// With `interrupted_at` (where the last written frame ends, see [`FileSink::end`](super::FileSink::end)),
-/// the result is expected to contain only what comes before it.
+/// With `interrupted_at` (the end of the last written frame, see [`FileSink::end`](super::FileSink::end)), the result
+/// is expected to contain only the part before it.
 ///
 /// # Errors
 /// [`Error::Media`] if the result cannot be read.
@@ -83,12 +82,12 @@ fn nanos(pts: Pts) -> i64 {
 }
 
 impl Verification {
-    /// Whether nothing is missing and nothing was shifted.
+    /// Returns whether nothing is missing or shifted.
     pub fn whole(&self) -> bool {
         self.complaints.is_empty()
     }
 
-    /// The first problem, in words.
+    /// Returns a description of the first problem.
     pub fn complaint(&self) -> Option<String> {
         self.complaints.first().cloned()
     }
@@ -117,7 +116,7 @@ impl Verification {
         self
     }
 
-    /// What the result alone tells.
+    /// Summarizes the result alone.
     pub(super) fn of_result(result: &Contents) -> Self {
         let packets = |kind| result.of(kind).map(|track| track.packets.len() as u64);
         let begin = begin_of_result(result);

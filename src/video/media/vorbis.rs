@@ -1,32 +1,33 @@
-//! How long packets of Vorbis are, which no container says of each (Vorbis I specification, sections 4.2 and 4.3).
+//! Durations of Vorbis packets, which no container states for each packet (Vorbis I specification, sections 4.2 and
+//! 4.3).
 //!
-//! A packet gives a quarter of its block and of the one before it. Which of the two lengths its block has says its mode;
-//! the modes stand at the end of the setup header, whose length is known only to whoever reads all of it, so they are read
-//! from there backwards.
+//! A packet yields a quarter of its block and of the previous one. Its mode determines which of the two lengths its
+//! block has. The modes are at the end of the setup header, whose other parts can only be skipped by parsing all of
+//! them, so the modes are read backwards from the end.
 
 use std::time::Duration;
 
 use gstreamer as gst;
 
-/// Bits of one mode: whether its block is long, window and transform, which are zero, and a mapping.
+/// Bits of one mode: long-block flag, window and transform types, which are zero, and mapping.
 const MODE_LEN: usize = 1 + 16 + 16 + 8;
 /// Bits of the number of modes.
 const COUNT_LEN: usize = 6;
 
-/// Lengths of a stream's packets, one after the other.
+/// Lengths of consecutive packets of a stream.
 #[derive(Debug)]
 pub(super) struct Lengths {
     rate: u32,
     /// Samples of short and of long blocks.
     blocks: [u32; 2],
-    /// For each mode, whether its block is long.
+    /// Whether the block of each mode is long.
     is_long: Vec<bool>,
-    /// Samples of the last packet's block.
+    /// Samples of the previous packet's block.
     previous: Option<u32>,
 }
 
 impl Lengths {
-    /// Of the stream with these caps; `None` where it is no Vorbis with its headers.
+    /// Creates the state for a stream with these caps; `None` if it is not Vorbis with its headers.
     pub(super) fn of_caps(caps: &gst::CapsRef) -> Option<Self> {
         let fields = caps.structure(0)?;
         if fields.name() != "audio/x-vorbis" {
@@ -54,7 +55,7 @@ impl Lengths {
         })
     }
 
-    /// How long the next packet is; `None` where it is no sound.
+    /// Returns the duration of the next packet; `None` if it is not an audio packet.
     pub(super) fn next(&mut self, packet: &[u8]) -> Option<Duration> {
         let first = u32::from(*packet.first()?);
         if first & 1 == 1 {
@@ -72,10 +73,10 @@ impl Lengths {
     }
 }
 
-/// For each mode of a setup header, whether its block is long.
+/// Returns whether the block of each mode of a setup header is long.
 fn modes(setup: &[u8]) -> Option<Vec<bool>> {
     let bit = |at: usize| setup.get(at / 8).map(|byte| byte >> (at % 8) & 1 == 1);
-    // The last bit that is set says that the header is whole.
+    // The last set bit is the framing bit.
     let end = (0..8 * setup.len())
         .rev()
         .find(|&at| bit(at) == Some(true))?;
@@ -93,7 +94,7 @@ fn modes(setup: &[u8]) -> Option<Vec<bool>> {
     {
         start = at;
         is_long.push(bit(at) == Some(true));
-        // What stands before the modes may look like one, so the longest list counts that says its own length.
+        // Data before the modes may look like one, so the longest list that matches its own stated length counts.
         if count_before(at) == Some(is_long.len()) {
             found = Some(is_long.len());
         }
@@ -109,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    /// Bits from the lowest of each byte on.
+    /// Packs bits into bytes, lowest bit first.
     fn bytes(bits: &[bool]) -> Vec<u8> {
         let byte = |bits: &[bool]| {
             let places = bits.iter().enumerate();
@@ -136,7 +137,7 @@ mod tests {
             before in prop::collection::vec(any::<bool>(), 60..200),
             modes in prop::collection::vec(any::<bool>(), 1..6),
         ) {
-            // Before them stands something that is no mode.
+            // The modes are preceded by data that is not a mode.
             let before = [before, vec![true; 60]].concat();
             prop_assert_eq!(super::modes(&setup(&before, &modes)), Some(modes));
         }

@@ -1,35 +1,34 @@
-//! Color maps as tables of 256 RGB colors, made at compile time.
+//! Color maps as tables of 256 RGB colors, computed at compile time.
 //!
-//! Viridis, inferno and magma are Smith's and van der Walt's maps for matplotlib, turbo is
-//! Mikhailov's; each is stored as the 18 colors that, joined by straight lines, come closest to the
-//! published table (within 3 of 255 a channel).
-//! Turbo stops short of its darkest reds, for a reason given there.
+//! Viridis, inferno and magma are the maps by Smith and van der Walt for matplotlib, and turbo is by Mikhailov. Each is
+//! stored as the 18 colors whose linear interpolation comes closest to the published table (within 3 of 255 per
+//! channel). Turbo stops short of its darkest reds, for the reason stated there.
 
 use std::fmt;
 use std::str::FromStr;
 
 use vitscope_core::error::{Error, Result, by_name};
 
-/// Colors from low to high.
+/// A color map from low to high values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Colormap {
-    /// Dark blue, green, yellow; even steps to the eye, safe for the color-blind.
+    /// Dark blue, green, yellow; perceptually uniform and safe for color-blind viewers.
     Viridis,
-    /// Blue, green, yellow, red: the most shades that can be told apart over a picture.
+    /// Blue, green, yellow, red; the most distinguishable shades over an image.
     #[default]
     Turbo,
     /// Black, purple, orange, pale yellow.
     Inferno,
     /// Black, purple, pink, cream.
     Magma,
-    /// Blue, cyan, yellow, red, as in much of the literature.
+    /// Blue, cyan, yellow, red; common in the literature.
     Jet,
     /// Black to white.
     Gray,
 }
 
 impl Colormap {
-    /// Every color map.
+    /// All color maps.
     pub const ALL: [Self; 6] = [
         Self::Viridis,
         Self::Turbo,
@@ -39,7 +38,7 @@ impl Colormap {
         Self::Gray,
     ];
 
-    /// Name in TOML and on the command line.
+    /// Returns the name in TOML and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Viridis => "viridis",
@@ -51,7 +50,7 @@ impl Colormap {
         }
     }
 
-    /// RGB colors of the levels 0 to 255.
+    /// Returns the RGB colors of the levels 0 to 255.
     pub fn table(self) -> &'static [[u8; 3]; 256] {
         match self {
             Self::Viridis => &VIRIDIS,
@@ -101,8 +100,8 @@ static VIRIDIS: Table = joined([
     [254, 231, 34],
 ]);
 
-/// Without the last two colors of the published map: its end is a dark red that, blended over a
-/// picture, is less conspicuous than the red before it, and a mask is all end.
+/// Without the last two colors of the published map: its end is a dark red that, blended over an image, is less
+/// conspicuous than the red before it, and a mask consists only of the end.
 static TURBO: Table = joined([
     [49, 18, 62],
     [64, 62, 159],
@@ -168,7 +167,7 @@ static JET: Table = jet();
 
 static GRAY: Table = joined([[0; 3], [255; 3]]);
 
-/// The table through `N` equally spaced colors, rounded to the nearest.
+/// Builds the table through `N` equally spaced colors, rounded to the nearest.
 const fn joined<const N: usize>(anchors: [[u8; 3]; N]) -> Table {
     let mut table = [[0; 3]; 256];
     let mut level = 0;
@@ -189,7 +188,7 @@ const fn joined<const N: usize>(anchors: [[u8; 3]; N]) -> Table {
     table
 }
 
-/// Red, green and blue are trapezoids around 3/4, 1/2 and 1/4 of the levels.
+/// Builds the table of jet: red, green and blue are trapezoids around 3/4, 1/2 and 1/4 of the levels.
 const fn jet() -> Table {
     let mut table = [[0; 3]; 256];
     let mut level = 0;
@@ -219,8 +218,8 @@ mod tests {
 
     #[test]
     fn tables_meet_published_colors() {
-        // Levels 0, 128 and 255 of matplotlib 3.11's own tables; of turbo, which ends earlier here,
-        // the levels 0, 113 and 225; of jet, MATLAB's trapezoids.
+        // Levels 0, 128 and 255 of the tables of matplotlib 3.11; for turbo, which ends earlier here, the levels 0, 113
+        // and 225; for jet, MATLAB's trapezoids.
         let published = [
             (
                 Colormap::Viridis,

@@ -1,4 +1,4 @@
-//! Several explanations of one frame: smaller copies on a grid, as large together as about the frame.
+//! Several explanations of one frame: smaller copies on a grid, together about as large as the frame.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::placement::{PixelRect, Placement, Region};
 use vitscope_core::frame::{Frame, FrameSize, PixelFormat, rows};
 
-/// What the copies are called that are left over: the picture without an explanation.
+/// Caption of the remaining copies, which show the frame without an explanation.
 const PLAIN: &str = "original";
 
 impl Overlay {
-    /// Draws each of `panes`, heat and caption, on a copy of the frame, and puts the copies on a grid that is
-    /// about as wide as high, row by row. Places that are left over show the plain picture.
+    /// Draws each of `panes`, a pair of heat and caption, on a copy of the frame, and arranges the copies row by row on
+    /// a grid that is about as wide as high. Remaining cells show the plain frame.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the frame is too small for so many copies; else as [`draw`](Self::draw).
+    /// [`Error::Shape`] if the frame is too small for so many copies; otherwise as [`draw`](Self::draw).
     pub fn draw_grid(&self, frame: &Frame, panes: &[(Option<Heat<'_>>, String)]) -> Result<Frame> {
         rows::check(&frame.layout)?;
         let n_columns = (1..=panes.len()).find(|edge| edge * edge >= panes.len());
@@ -42,10 +42,10 @@ impl Overlay {
         tiled(frame, &drawn, n_columns)
     }
 
-    /// The same in the middle of the frame itself, in place.
+    /// Like [`draw_grid`](Self::draw_grid), but draws into the middle of the frame itself, in place.
     ///
     /// # Errors
-    /// As [`draw_grid`](Self::draw_grid), and whatever making the frame writable returns.
+    /// As [`draw_grid`](Self::draw_grid), and any error from making the frame writable.
     pub fn draw_grid_onto(
         &self,
         mut frame: Frame,
@@ -57,7 +57,7 @@ impl Overlay {
     }
 }
 
-/// Puts `picture` into the middle of `frame`, in place, and black around it; it must not be larger.
+/// Copies `picture` into the middle of `frame`, in place, with black around it; it must not be larger.
 fn center(frame: &mut Frame, picture: &Frame) -> Result<()> {
     let (outer, inner) = (frame.size(), picture.size());
     let whole = PixelRect {
@@ -67,7 +67,7 @@ fn center(frame: &mut Frame, picture: &Frame) -> Result<()> {
         height: outer.height_px,
     };
     paint(frame, &Stencil::flat(whole, 0), |_| ([0; 3], 1.0))?;
-    // Even, so that samples of color lie where they belong.
+    // Even, so that chroma samples stay aligned.
     let left = (outer.width_px - inner.width_px) / 4 * 2;
     let top = (outer.height_px - inner.height_px) / 4 * 2;
     let layout = Arc::clone(&frame.layout);
@@ -92,7 +92,7 @@ fn center(frame: &mut Frame, picture: &Frame) -> Result<()> {
     Ok(())
 }
 
-/// Where the model's image lies in a frame of a `factor`th of the size.
+/// Returns the placement of the model's image in a frame of 1/`factor` of the size.
 fn shrunk_placement(heat: &Heat<'_>, small: &Frame, factor: usize) -> Placement {
     let Region {
         left,
@@ -113,8 +113,8 @@ fn shrunk_placement(heat: &Heat<'_>, small: &Frame, factor: usize) -> Placement 
     }
 }
 
-/// The frame at a `factor`th of its width and height, rounded down to even numbers; a sample is the mean of those
-/// that it covers.
+/// Shrinks the frame to 1/`factor` of its width and height, rounded down to even numbers; each sample is the mean of
+/// those that it covers.
 fn shrunk(frame: &Frame, factor: usize) -> Result<Frame> {
     let from = &frame.layout;
     let even = |edge_px: usize| edge_px / factor / 2 * 2;
@@ -146,7 +146,7 @@ fn shrunk(frame: &Frame, factor: usize) -> Result<Frame> {
     frame.redrawn(layout, bytes)
 }
 
-/// Appends a row of `n_samples`, each the mean of `factor` of every line, which lie `step` samples apart.
+/// Appends a row of `n_samples`, each the mean of `factor` samples of every line, which are `step` samples apart.
 fn push_means<S: Sample>(
     bytes: &mut Vec<u8>,
     lines: &[&[u8]],
@@ -166,7 +166,7 @@ fn push_means<S: Sample>(
     }
 }
 
-/// `panes` of equal size row by row, in the time of `frame`.
+/// Arranges `panes` of equal size row by row, with the timestamp of `frame`.
 fn tiled(frame: &Frame, panes: &[Frame], n_columns: usize) -> Result<Frame> {
     let Some(pane) = panes.first() else {
         return Err(Error::Config(
@@ -304,7 +304,7 @@ mod tests {
                 for (line, pane) in lines[first_row..].iter().zip(pane) {
                     assert_eq!(&[pane, pane].concat(), line, "{format:?} {plane_idx}");
                 }
-                // Black, of one value all over; the fourth byte of a pixel is no color.
+                // Black, uniform everywhere; the fourth byte of a pixel is not a color.
                 let bars = [&lines[..first_row], &lines[first_row + n_rows..]].concat();
                 let is_color = |place: usize| format != PixelFormat::Bgrx || place % 4 < 3;
                 let samples = bars.iter().flat_map(|line| line.iter().enumerate());

@@ -1,12 +1,12 @@
-//! Draws an attribution over a frame, in the frame's own pixel format.
+//! Drawing of an attribution over a frame, in the frame's own pixel format.
 //!
-//! The attribution comes raw, one score a patch; [`Heat`] says where the patches lie in the frame
-//! and how scores become heat from 0 to 1.
-//! Heat is drawn on exactly the pixels that the model's image shows, in place and without
-//! conversion: a sample that nothing is drawn on keeps its bits.
-//! What was seen outside of the frame (black margins of a crop) is not shown, and what the model did
-//! not see is left as it is, except by [`Mode::Heatmap`], which shows no picture at all. Where the model saw less than
-//! the frame, a line runs around what it saw.
+//! The attribution is raw, with one score per patch. [`Heat`] specifies the position of the patches in the frame and
+//! the mapping of scores to heat from 0 to 1. Heat is drawn exactly on the pixels that the model's image shows, in
+//! place and without conversion: a sample that is not drawn on keeps its bits.
+//!
+//! Parts of the model's image outside of the frame (black margins of a crop) are not shown. Parts of the frame that the
+//! model does not see stay unchanged, except in [`Mode::Heatmap`], which shows no video at all. If the model sees less
+//! than the frame, a line surrounds the visible part.
 
 mod colormap;
 mod grid;
@@ -29,26 +29,26 @@ use vitscope_core::error::{Error, Result, by_name};
 use vitscope_core::frame::placement::{PixelRect, Placement};
 use vitscope_core::frame::{Frame, FrameSize, rows};
 
-/// What is drawn.
+/// Drawing mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// The heatmap blended over the picture, the hotter the more opaque.
+    /// The heatmap blended over the frame; hotter parts are more opaque.
     #[default]
     Overlay,
-    /// The picture as it is on the left, the overlay on the right; twice as wide.
+    /// The unchanged frame on the left, the overlay on the right; twice as wide.
     SideBySide,
-    /// The heatmap alone, black where the model saw nothing.
+    /// The heatmap alone, black where the model sees nothing.
     Heatmap,
-    /// Patches below the threshold painted gray.
+    /// The frame with patches below the threshold painted gray.
     Mask,
-    /// The picture, the darker the colder.
+    /// The frame with colder parts darkened.
     Dim,
-    /// The picture as it is.
+    /// The unchanged frame.
     Original,
 }
 
 impl Mode {
-    /// Every mode.
+    /// All modes.
     pub const ALL: [Self; 6] = [
         Self::Overlay,
         Self::SideBySide,
@@ -58,7 +58,7 @@ impl Mode {
         Self::Original,
     ];
 
-    /// Name in TOML and on the command line.
+    /// Returns the name in TOML and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Overlay => "overlay",
@@ -85,26 +85,26 @@ impl FromStr for Mode {
     }
 }
 
-/// An attribution and where it lies in the frame.
+/// An attribution and its position in the frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Heat<'a> {
-    /// Raw score a patch, row by row.
+    /// Raw scores of the patches, in row-major order.
     pub attribution: &'a [f32],
     /// Rows and columns of the patch grid, which spans the model's whole image.
     pub grid: (usize, usize),
-    /// Where the model's image lies in the frame.
+    /// Position of the model's image in the frame.
     pub placement: &'a Placement,
-    /// How scores become heat.
+    /// Mapping of scores to heat.
     pub range: Range,
 }
 
 impl Heat<'_> {
-    /// Makes sure that the heat can be drawn on a frame of `size`: after this, [`Overlay::draw`]
-    /// fails only for reasons of the frame's own.
+    /// Checks that the heat can be drawn on a frame of `size`. After this check, [`Overlay::draw`] fails only because
+    /// of the frame itself.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the scores do not fill the grid, one is not finite, or the placement
-    /// is for frames of another size.
+    /// [`Error::Shape`] if the scores do not fill the grid, one is not finite, or the placement is for frames of
+    /// another size.
     pub fn check(&self, size: FrameSize) -> Result<()> {
         let (n_rows, n_columns) = self.grid;
         let n_patches = n_rows.saturating_mul(n_columns);
@@ -134,7 +134,7 @@ impl Heat<'_> {
         Ok(())
     }
 
-    /// Heat of each patch, from 0 to 1.
+    /// Returns the heat of each patch, from 0 to 1.
     fn unit_heat(&self) -> Vec<f32> {
         let (low, high) = match self.range {
             Range::Unit => (0.0, 1.0),
@@ -166,7 +166,7 @@ impl Heat<'_> {
     }
 }
 
-/// The score below which the share `rank` of all scores lies, interpolated between two.
+/// Returns the score below which a share of `rank` of all scores lies, interpolated between two scores.
 fn percentile(scores: &[f32], rank: f64) -> f32 {
     let mut sorted = scores.to_vec();
     sorted.sort_by(f32::total_cmp);
@@ -202,16 +202,16 @@ fn percentile(scores: &[f32], rank: f64) -> f32 {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Overlay {
-    /// What is drawn.
+    /// Drawing mode.
     pub mode: Mode,
     /// Colors of the heat.
     pub colormap: Colormap,
-    /// Opacity of the greatest heat, from 0 to 1; in `dim`, what has no heat keeps `(1 - alpha)²` of
-    /// its brightness.
+    /// Opacity of the greatest heat, from 0 to 1. In `dim`, parts without heat keep `(1 - alpha)²` of their brightness.
     pub alpha: f32,
-    /// Bilinear between patches, or each patch a flat rectangle. `mask` always has flat ones.
+    /// Whether to interpolate bilinearly between patches; otherwise, each patch is a flat rectangle. `mask` always uses
+    /// flat rectangles.
     pub smooth: bool,
-    /// In `mask`, the heat from which on a patch is kept.
+    /// In `mask`, the minimum heat of a patch that is kept.
     pub threshold: f32,
 }
 
@@ -228,19 +228,19 @@ impl Default for Overlay {
 }
 
 impl Overlay {
-    /// Draws `heat` and `caption` on the frame, in place; [`Mode::SideBySide`] returns a new frame
-    /// of twice the width, rounded up so that either half begins at an even column.
+    /// Draws `heat` and `caption` on the frame, in place. [`Mode::SideBySide`] returns a new frame of twice the width,
+    /// rounded up so that both halves begin at an even column.
     ///
-    /// Without heat the picture stays as it is; without a caption no box is drawn.
+    /// Without heat, the frame stays unchanged; without a caption, no box is drawn.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the frame's planes do not fit its format or [`Heat::check`] fails;
-    /// whatever making the frame writable returns.
+    /// [`Error::Shape`] if the frame's planes do not fit its format or [`Heat::check`] fails; also any error from
+    /// making the frame writable.
     pub fn draw(&self, frame: Frame, heat: Option<&Heat>, caption: &str) -> Result<Frame> {
         self.draw_with_lines(frame, heat, &[caption])
     }
 
-    /// The same with several lines in place of the caption; empty ones are left out.
+    /// Like [`draw`](Self::draw), with several lines in place of the caption; empty lines are left out.
     ///
     /// # Errors
     /// As [`draw`](Self::draw).
@@ -281,9 +281,9 @@ impl Overlay {
         Ok(frame)
     }
 
-    /// Draws the heat on the part of the frame that `pane` is.
+    /// Draws the heat on the part `pane` of the frame.
     fn draw_heat(&self, frame: &mut Frame, pane: PixelRect, heat: &Heat) -> Result<()> {
-        /// What `mask` puts in place of patches: as bright as a dark picture, unlike any.
+        /// Color of masked patches: as bright as a dark image, but unlike any.
         const GRAY: [u8; 3] = [64; 3];
 
         let mut unit_heat = heat.unit_heat();
@@ -319,7 +319,7 @@ impl Overlay {
             }
             Mode::Mask => paint(frame, &stencil(), |level| (GRAY, 1.0 - unit(level))),
             Mode::Dim => {
-                // Darkening shows less than color of the same opacity does.
+                // Darkening is less visible than color of the same opacity.
                 let darkest = 1.0 - (1.0 - self.alpha.clamp(0.0, 1.0)).powi(2);
                 paint(frame, &stencil(), |level| {
                     ([0; 3], darkest * (1.0 - unit(level)))
@@ -329,9 +329,9 @@ impl Overlay {
     }
 }
 
-/// Draws a line just outside of what the model saw, on the sides where the frame goes on.
+/// Draws a line just outside of the area that the model sees, on the sides where the frame extends beyond it.
 fn draw_border(frame: &mut Frame, pane: PixelRect, placement: &Placement) -> Result<()> {
-    /// Of the shorter edge.
+    /// Divisor of the shorter edge.
     const SHARE: usize = 240;
     const WHITE: [u8; 3] = [255; 3];
     const OPACITY: f32 = 0.8;
@@ -340,7 +340,7 @@ fn draw_border(frame: &mut Frame, pane: PixelRect, placement: &Placement) -> Res
     if seen.width == 0 || seen.height == 0 {
         return Ok(());
     }
-    // Even, so that one line is no darker than the other where color has half of the samples.
+    // Even, so that no line is darker than another where chroma is subsampled.
     let thickness = (pane.width.min(pane.height) / SHARE / 2 * 2).max(2);
     let (right, bottom) = (seen.left + seen.width, seen.top + seen.height);
     let before = |start: usize| (start.saturating_sub(thickness), start.min(thickness));
@@ -369,15 +369,15 @@ fn draw_border(frame: &mut Frame, pane: PixelRect, placement: &Placement) -> Res
     Ok(())
 }
 
-/// How opaque heat is, from 0 to 1.
+/// Returns the opacity of heat, from 0 to 1.
 ///
-/// A uniform overlay turns the whole picture to mud and hides what the model looked at.
-/// Here cold parts stay clear, and opacity is gained early, so that middling heat has a color too.
+/// A uniform overlay muddies the whole image and hides what the model looks at. Here cold parts stay clear, and opacity
+/// rises early, so that medium heat is colored too.
 fn opacity(heat: f32) -> f32 {
     heat * (2.0 - heat)
 }
 
-/// The frame twice, side by side; either half starts at an even column.
+/// Returns the frame twice, side by side; both halves start at an even column.
 fn doubled(frame: &Frame) -> Result<Frame> {
     let from = &frame.layout;
     let half_px = from.size.width_px.next_multiple_of(2);
@@ -393,7 +393,7 @@ fn doubled(frame: &Frame) -> Result<Frame> {
         for row in rows::rows(frame.bytes(), from, plane_idx) {
             for _ in 0..2 {
                 bytes.extend_from_slice(row);
-                // An odd width leaves one column to fill; its neighbor is the least conspicuous.
+                // An odd width leaves one column to fill; repeating its neighbor is the least conspicuous.
                 let last = bytes.len().saturating_sub(sample_len);
                 if row.len() < row_len / 2 {
                     bytes.extend_from_within(last..);

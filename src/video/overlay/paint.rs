@@ -1,10 +1,8 @@
-//! Blends colors into a frame in its own pixel format, in place, by integer arithmetic.
+//! Blending of colors into a frame in its own pixel format, in place, with integer arithmetic.
 //!
-//! What is painted is a [`Stencil`], one level a pixel, and a [`Palette`] that gives each of the
-//! 256 levels a color and an opacity.
-//! A chroma sample of 4:2:0 gets the mean of what its 2 x 2 pixels would get; pixels outside of the
-//! stencil count as unpainted.
-//! Opacity 0 leaves a sample bit for bit as it was.
+//! The painted area is a [`Stencil`] with one level per pixel; a [`Palette`] assigns each of the 256 levels a color and
+//! an opacity. A chroma sample of 4:2:0 gets the mean of the colors of its 2 x 2 pixels; pixels outside of the stencil
+//! count as unpainted. Opacity 0 leaves a sample bit for bit unchanged.
 
 use rayon::prelude::*;
 
@@ -12,16 +10,16 @@ use vitscope_core::error::Result;
 use vitscope_core::frame::placement::PixelRect;
 use vitscope_core::frame::{Frame, PixelFormat, PixelLayout, rows};
 
-/// One level a pixel, over a part of the frame.
+/// One level per pixel, over a part of the frame.
 pub(super) struct Stencil {
-    /// The part of the frame.
+    /// Part of the frame.
     pub(super) rect: PixelRect,
-    /// `rect.width * rect.height` levels, row by row.
+    /// `rect.width * rect.height` levels, in row-major order.
     pub(super) levels: Vec<u8>,
 }
 
 impl Stencil {
-    /// The same level everywhere.
+    /// Creates a stencil with the same level everywhere.
     pub(super) fn flat(rect: PixelRect, level: u8) -> Self {
         Self {
             rect,
@@ -29,32 +27,32 @@ impl Stencil {
         }
     }
 
-    /// Levels of frame row `y`, where the stencil has it.
+    /// Returns the levels of frame row `y`, if the stencil covers it.
     fn row(&self, y: usize) -> Option<&[u8]> {
         let start = y.checked_sub(self.rect.top)? * self.rect.width;
         self.levels.get(start..start + self.rect.width)
     }
 }
 
-/// A sample of a plane, as it lies in memory.
+/// A sample of a plane, in its memory representation.
 pub(super) trait Sample: Copy + Send {
-    /// The samples of a row.
+    /// Returns the samples of a row.
     fn of_row(row: &[u8]) -> &[Self];
 
-    /// The same, to change.
+    /// Returns the samples of a row, mutably.
     fn of_row_mut(row: &mut [u8]) -> &mut [Self];
 
-    /// Its code value.
+    /// Returns the code value.
     fn value(self) -> u32;
 
-    /// The sample of a code value, which must be one of its depth.
+    /// Returns the sample of a code value, which must fit its depth.
     fn from_value(value: u32) -> Self;
 
-    /// Its bytes.
+    /// Returns the bytes of the sample.
     fn as_bytes(&self) -> &[u8];
 }
 
-/// 8 bits.
+/// 8-bit samples.
 impl Sample for u8 {
     fn of_row(row: &[u8]) -> &[Self] {
         row
@@ -79,7 +77,7 @@ impl Sample for u8 {
     }
 }
 
-/// 10 bits in two bytes, little endian.
+/// 10-bit samples in two bytes, little endian.
 impl Sample for [u8; 2] {
     fn of_row(row: &[u8]) -> &[Self] {
         row.as_chunks().0
@@ -104,20 +102,20 @@ impl Sample for [u8; 2] {
     }
 }
 
-/// Of 256: what a level keeps of the sample, then what it adds for each of three channels.
+/// In 256ths: the share of the sample that a level keeps, then the amounts that it adds to each of three channels.
 type Entry = [u32; 4];
 
-/// An opacity of 1.
+/// Opacity 1.
 const WHOLE: u32 = 256;
 
-/// What an unpainted pixel gets.
+/// Entry of an unpainted pixel.
 const UNTOUCHED: Entry = [WHOLE, 0, 0, 0];
 
 /// A color and an opacity for each level, prepared for one pixel format.
 struct Palette([Entry; 256]);
 
 impl Palette {
-    /// `color` gives RGB and an opacity from 0 to 1.
+    /// Creates the palette; `color` returns RGB and an opacity from 0 to 1.
     fn new(layout: &PixelLayout, color: impl Fn(u8) -> ([u8; 3], f32)) -> Self {
         let mut entries = [UNTOUCHED; 256];
         for (level, entry) in (0..=255).zip(&mut entries) {
@@ -141,11 +139,11 @@ impl Palette {
     }
 }
 
-/// Paints `color` of each level of the stencil into the frame.
+/// Paints the `color` of each level of the stencil into the frame.
 ///
 /// # Errors
-/// [`vitscope_core::Error::Shape`] where the frame's planes do not fit its format; whatever making its
-/// memory writable returns.
+/// [`vitscope_core::Error::Shape`] if the frame's planes do not fit its format; also any error from making its memory
+/// writable.
 pub(super) fn paint(
     frame: &mut Frame,
     stencil: &Stencil,
@@ -173,13 +171,13 @@ pub(super) fn paint(
     Ok(())
 }
 
-/// One sample of a pixel that keeps `keep` and adds `add`, both of 256.
+/// Blends one sample: keeps `keep` of it and adds `add`, both in 256ths.
 #[inline]
 fn blend<S: Sample>(sample: S, keep: u32, add: u32) -> S {
     S::from_value((sample.value() * keep + add + WHOLE / 2) / WHOLE)
 }
 
-/// Planes of luma and of either chroma.
+/// Paints the luma plane and both chroma planes.
 fn paint_planes<S: Sample>(
     bytes: &mut [u8],
     layout: &PixelLayout,
@@ -209,7 +207,7 @@ fn paint_luma<S: Sample>(
         });
 }
 
-/// `BYTES` a pixel, of which red, green and blue are at the offsets `order`.
+/// Paints packed pixels of `BYTES` bytes, with red, green and blue at the offsets `order`.
 fn paint_packed<const BYTES: usize>(
     bytes: &mut [u8],
     layout: &PixelLayout,
@@ -231,7 +229,7 @@ fn paint_packed<const BYTES: usize>(
         });
 }
 
-/// A plane whose samples are `channels` of the palette, interleaved, one for 2 x 2 pixels.
+/// Paints a plane whose samples are `channels` of the palette, interleaved, with one sample per 2 x 2 pixels.
 fn paint_chroma<S: Sample, const CHANNELS: usize>(
     bytes: &mut [u8],
     layout: &PixelLayout,
@@ -246,7 +244,7 @@ fn paint_chroma<S: Sample, const CHANNELS: usize>(
     let n_rows = (rect.top + rect.height).div_ceil(2) - first_row;
     let first = rect.left / 2;
     let end = (rect.left + rect.width).div_ceil(2);
-    // Blocks whose columns all lie in the stencil, and so in the frame.
+    // Blocks whose columns all lie in the stencil, and thus in the frame.
     let inner_first = rect.left.div_ceil(2);
     let inner_end = ((rect.left + rect.width) / 2).max(inner_first);
 
@@ -305,7 +303,7 @@ fn paint_chroma<S: Sample, const CHANNELS: usize>(
         });
 }
 
-/// Sum of two entries, channel by channel.
+/// Adds two entries channel by channel.
 #[inline]
 fn plus(a: Entry, b: Entry) -> Entry {
     [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]]

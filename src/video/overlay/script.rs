@@ -1,7 +1,8 @@
-//! Lines of text with letters that the built-in face lacks, by the fonts of the system.
+//! Lines of text with letters that the built-in font lacks, drawn with system fonts.
 //!
-//! Fonts are found as fontconfig is set up. Letters are joined and ordered as their script wants it, and each comes from
-//! the first font that has it; emoji in color are drawn in gray. The fonts are listed when they are first needed.
+//! Fonts are found according to the fontconfig setup. Letters are joined and ordered as their script requires, and each
+//! comes from the first font that contains it; color emoji are drawn in gray. The fonts are listed when they are first
+//! needed.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,7 +12,7 @@ use cosmic_text::fontdb::Source;
 use cosmic_text::{Attrs, Buffer, FontSystem, Metrics, Shaping, SwashCache, SwashContent, Wrap};
 use epaint_default_fonts::{HACK_REGULAR, NOTO_EMOJI_REGULAR};
 
-/// Fonts, and the letters that were drawn by them.
+/// Fonts, and a cache of the letters drawn with them.
 struct Fonts {
     system: FontSystem,
     letters: SwashCache,
@@ -32,13 +33,13 @@ fn fonts() -> MutexGuard<'static, Fonts> {
 
 /// A line that is ready to be drawn.
 pub struct Line {
-    /// Pixels that it is wide.
+    /// Width in pixels.
     pub width_px: usize,
     buffer: Buffer,
 }
 
 impl Line {
-    /// Lays out a text in a line of `line_px`.
+    /// Lays out a text in a line of height `line_px`.
     pub fn new(text: &str, line_px: f32) -> Self {
         let mut fonts = fonts();
         let mut buffer = Buffer::new_empty(Metrics::new(line_px / 1.2, line_px));
@@ -55,14 +56,14 @@ impl Line {
         }
     }
 
-    /// Whether a font was found for each letter.
+    /// Returns whether a font was found for each letter.
     fn is_complete(&self) -> bool {
         let mut glyphs = self.buffer.layout_runs().flat_map(|run| run.glyphs);
         glyphs.all(|glyph| glyph.glyph_id != 0)
     }
 
-    /// Calls `ink` with the place of each pixel, right and down from the top left corner of the line, and how much of it
-    /// is covered.
+    /// Calls `ink` with the position of each pixel, right and down from the top left corner of the line, and its
+    /// coverage.
     pub fn draw(&self, mut ink: impl FnMut(i32, i32, u8)) {
         let Fonts { system, letters } = &mut *fonts();
         for run in self.buffer.layout_runs() {
@@ -90,7 +91,7 @@ impl Line {
     }
 }
 
-/// A colored pixel as ink: what is bright covers more.
+/// Converts a color pixel to coverage: brighter pixels cover more.
 fn gray(rgba: &[u8]) -> u8 {
     let [red, green, blue, alpha] = [0, 1, 2, 3].map(|channel| u32::from(rgba[channel]));
     // Weights of Rec. 709, in 1/256.
@@ -98,7 +99,7 @@ fn gray(rgba: &[u8]) -> u8 {
     (luma * alpha / 255) as u8
 }
 
-/// A name as it stands inside of a line: letters that run from right to left do not reorder what is around them.
+/// Isolates a name within a line, so that right-to-left letters do not reorder the text around them.
 pub(crate) fn isolated(name: &str) -> Cow<'_, str> {
     match super::text::is_built_in(name) {
         true => Cow::Borrowed(name),
@@ -107,13 +108,13 @@ pub(crate) fn isolated(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether the fonts of this machine have all letters of a text. Where they do not, the log says so, once.
+/// Returns whether the fonts of this machine contain all letters of a text. If not, a warning is logged once.
 pub fn can_draw(text: &str) -> bool {
     static WARNED: Once = Once::new();
-    /// Names of classes come again on every frame.
+    /// Class names recur on every frame.
     static KNOWN: LazyLock<Mutex<HashMap<String, bool>>> = LazyLock::new(Mutex::default);
 
-    // What the built-in face has needs no look at the system's.
+    // Letters of the built-in font need no lookup in the system fonts.
     if super::text::is_built_in(text) {
         return true;
     }
@@ -142,11 +143,11 @@ mod tests {
     #[test]
     fn what_no_font_has_cannot_be_drawn_and_built_in_letters_can() {
         assert!(can_draw("Vogel, Größe, птица"));
-        // A private letter, which no published font is for.
+        // A private-use character, which no published font contains.
         assert!(!can_draw("\u{10fffd}"));
     }
 
-    /// The built-in emoji are there on any machine.
+    /// The built-in emoji are available on any machine.
     #[test]
     fn a_line_is_as_wide_as_its_ink() {
         let line = Line::new("🐦 bird", 32.0);

@@ -1,8 +1,7 @@
-//! A contact sheet: thumbnails of a video with time and caption, as one PNG or JPEG.
+//! A contact sheet: thumbnails of a video with times and captions, as one PNG or JPEG.
 //!
-//! How many frames will come is not known beforehand.
-//! The sheet keeps every frame until it is full, then every second one, and so on; at any time it
-//! holds frames at equal distances from the first to almost the last.
+//! The number of frames is not known in advance. The sheet keeps every frame until it is full, then every second one,
+//! and so on; at any time it holds equally spaced frames from the first to almost the last.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -17,25 +16,25 @@ use vitscope_core::frame::placement::{PixelRect, ResizeRule};
 use vitscope_core::frame::resize::{Resampling, Resizer};
 use vitscope_core::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts};
 
-/// A thumbnail's longer edge in pixels.
+/// Longer edge of a thumbnail in pixels.
 const THUMBNAIL_PX: usize = 320;
 
-/// Pixels between thumbnails, and around all of them.
+/// Gap between thumbnails, and around all of them, in pixels.
 const GAP_PX: usize = 12;
 
-/// Height of a label's line in pixels.
+/// Line height of a label in pixels.
 const LABEL_PX: usize = 18;
 
-/// Gray of the sheet.
+/// Gray level of the background.
 const BACKGROUND: u8 = 24;
 
-/// Gray of the labels.
+/// Gray level of the labels.
 const INK: u8 = 225;
 
-/// Letters of a name that leave room for a caption.
+/// Maximum number of letters in a name, so that room is left for a caption.
 const NAME_LETTERS: usize = 18;
 
-/// Collects thumbnails of a video.
+/// Collector of thumbnails of a video.
 pub struct Sheet {
     max_thumbnails: usize,
     /// Frames from one thumbnail to the next, a power of two.
@@ -51,7 +50,7 @@ struct Thumbnail {
 }
 
 impl Sheet {
-    /// A sheet of at most `max_thumbnails`, and of more than half as many for a long video.
+    /// Creates a sheet of at most `max_thumbnails` thumbnails, and more than half as many for a long video.
     pub fn new(max_thumbnails: usize) -> Self {
         Self {
             max_thumbnails: max_thumbnails.max(1),
@@ -61,10 +60,11 @@ impl Sheet {
         }
     }
 
-    /// Shows the sheet the next frame, which has a name or is called by its time; it decides whether to keep it.
+    /// Offers the next frame to the sheet, which decides whether to keep it. The label is `name`, or otherwise the
+    /// timestamp.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the frame has no pixels or its planes do not fit its format.
+    /// [`Error::Shape`] if the frame has no pixels or its planes do not fit its format.
     pub fn add(&mut self, frame: &Frame, name: Option<&str>, caption: &str) -> Result<()> {
         let frame_idx = self.n_frames;
         self.n_frames += 1;
@@ -88,15 +88,15 @@ impl Sheet {
         Ok(())
     }
 
-    /// Number of thumbnails kept so far.
+    /// Returns the number of thumbnails kept so far.
     pub fn n_thumbnails(&self) -> usize {
         self.thumbnails.len()
     }
 
-    /// Writes the sheet as a picture; the file appears whole or not at all.
+    /// Writes the sheet as an image file, atomically.
     ///
     /// # Errors
-    /// [`Error::Media`] where no frame was added, [`Error::Io`] where the file cannot be written.
+    /// [`Error::Media`] if no frame was added, [`Error::Io`] if the file cannot be written.
     pub fn save(&self, path: &Path, format: ImageFormat) -> Result<()> {
         if self.thumbnails.is_empty() {
             return Err(Error::Media(format!(
@@ -123,7 +123,7 @@ impl Sheet {
         write_whole(path, bytes.get_ref())
     }
 
-    /// All thumbnails on one RGB frame.
+    /// Draws all thumbnails on one RGB frame.
     fn draw(&self) -> Result<Frame> {
         let n_columns = n_columns(self.thumbnails.len());
         let largest = |edge: fn(&FrameSize) -> usize| {
@@ -176,7 +176,7 @@ impl Thumbnail {
     }
 }
 
-/// The size in which a frame is shown with its longer edge at [`THUMBNAIL_PX`].
+/// Returns the display size of a frame with its longer edge at [`THUMBNAIL_PX`].
 fn thumbnail_size(layout: &PixelLayout) -> FrameSize {
     let (par_width, par_height) = layout.pixel_aspect;
     let width = layout.size.width_px as f64 * f64::from(par_width.max(1));
@@ -188,7 +188,7 @@ fn thumbnail_size(layout: &PixelLayout) -> FrameSize {
     }
 }
 
-/// Columns of a sheet of about the shape of a wide video, with few empty places in its last row.
+/// Returns the number of columns of a sheet with about the shape of a wide video and few empty cells in its last row.
 fn n_columns(n_thumbnails: usize) -> usize {
     let about = (1.5 * n_thumbnails as f64).sqrt().round().max(1.0) as usize;
     let n_empty = |n_columns: usize| n_thumbnails.next_multiple_of(n_columns) - n_thumbnails;
@@ -199,7 +199,7 @@ fn n_columns(n_thumbnails: usize) -> usize {
         .unwrap_or(about)
 }
 
-/// A name with its middle left out where it is long: files of a series differ at the end.
+/// Shortens a long name in the middle: files of a series differ at the end.
 fn shortened(name: &str) -> String {
     let letters: Vec<char> = name.chars().collect();
     match letters.len().checked_sub(NAME_LETTERS) {
@@ -217,7 +217,7 @@ fn shortened(name: &str) -> String {
     }
 }
 
-/// A time as people write it: `0:03.25`, from an hour on `1:02:03.25`.
+/// Formats a time as `0:03.25`, or `1:02:03.25` from one hour on.
 fn clock(pts: Pts) -> String {
     let hundredths = pts.0 / 10_000_000;
     let (secs, hundredths) = (hundredths / 100, hundredths % 100);

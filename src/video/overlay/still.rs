@@ -1,4 +1,4 @@
-//! Between frames and RGB images, for stills and for looking at results.
+//! Conversion between frames and RGB images, for still images and for inspecting results.
 
 use std::sync::Arc;
 
@@ -8,12 +8,13 @@ use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::depth::Narrower;
 use vitscope_core::frame::{Frame, FrameSize, PixelFormat, PixelLayout, Pts, rows};
 
-/// The frame as an RGB image of its own size; alpha is left out, and a high dynamic range made a standard one.
+/// Converts the frame to an RGB image of the same size; alpha is dropped, and a high dynamic range becomes a standard
+/// one.
 ///
-/// A chroma sample of 4:2:0 colors its 2 x 2 pixels alike.
+/// Each chroma sample of 4:2:0 applies to all of its 2 x 2 pixels.
 ///
 /// # Errors
-/// [`Error::Shape`] where the frame's planes do not fit its format.
+/// [`Error::Shape`] if the frame's planes do not fit its format.
 pub fn image_from_frame(frame: &Frame) -> Result<RgbImage> {
     let layout = &frame.layout;
     rows::check(layout)?;
@@ -29,7 +30,7 @@ pub fn image_from_frame(frame: &Frame) -> Result<RgbImage> {
         }
     };
     let convert = layout.color.rgb_from_yuv();
-    // Each row of chroma serves two rows of luma.
+    // Each row of chroma covers two rows of luma.
     let twice = |plane_idx| plane(plane_idx).flat_map(|row| [row, row]);
     match layout.format {
         PixelFormat::I420Deep => return image_from_frame(&Narrower::default().narrow(frame)?),
@@ -66,7 +67,7 @@ pub fn image_from_frame(frame: &Frame) -> Result<RgbImage> {
         .ok_or_else(|| unfit(format!("{n_bytes} bytes")))
 }
 
-/// The image as the one frame of a video, in RGB.
+/// Converts the image to the only frame of a video, in RGB.
 pub fn frame_from_image(image: RgbImage) -> Frame {
     let size = FrameSize {
         width_px: image.width() as usize,

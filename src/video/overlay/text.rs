@@ -1,9 +1,8 @@
 //! Antialiased lines of text: the caption in a frame's corner, and labels on the contact sheet.
 //!
-//! The face is Hack, which is compiled in, so that no system font is needed for Latin, Greek and Cyrillic letters.
-//! It is monospaced: what fits is known by counting characters.
-//! A caption takes about 0.2 ms, letters drawn anew each time, so none are kept.
-//! Lines with other letters are drawn by the fonts of the system.
+//! The font is Hack, which is compiled in, so no system font is needed for Latin, Greek and Cyrillic letters. It is
+//! monospaced: whether a text fits follows from its number of characters. A caption takes about 0.2 ms with all letters
+//! drawn anew, so none are cached. Lines with other letters are drawn with system fonts.
 
 use std::sync::LazyLock;
 
@@ -16,22 +15,22 @@ use vitscope_core::error::{Error, Result};
 use vitscope_core::frame::Frame;
 use vitscope_core::frame::placement::PixelRect;
 
-/// A caption is one line of this share of the frame's shorter side, but not below the least size.
+/// Height of a caption line as a share of the frame's shorter side; small frames use the minimum size.
 const CAPTION_SHARE: f32 = 1.0 / 22.0;
 
 /// Height in pixels below which the letters of a line run together.
 const LEAST_READABLE_PX: f32 = 14.0;
 
-/// Height in pixels below which no caption is drawn at all.
+/// Height in pixels below which no caption is drawn.
 const LEAST_PX: f32 = 7.0;
 
-/// How much of the picture the box behind a caption covers.
+/// Opacity of the box behind a caption.
 const BOX_OPACITY: f32 = 0.62;
 
-/// What stands for the part of a text that did not fit.
+/// Replacement for the part of a text that does not fit.
 const ELLIPSIS: char = '…';
 
-/// Draws white text on a translucent dark box into the top left corner of `pane`: [`draw_lines`] of one line.
+/// Draws white text on a translucent dark box into the top left corner of `pane`; like [`draw_lines`] with one line.
 ///
 /// # Errors
 /// As [`draw_lines`].
@@ -41,12 +40,11 @@ pub fn draw_caption(frame: &mut Frame, pane: PixelRect, caption: &str) -> Result
 
 /// Draws lines of white text on a translucent dark box into the top left corner of `pane`.
 ///
-/// A line that is too long is shortened by `…`; a last word that is short, such as a percentage, is
-/// kept. A line of which not even that fits is left out, and lines below the pane are: the box never leaves it.
+/// A line that is too long is shortened with `…`; a short last word, such as a percentage, is kept. A line that does
+/// not fit even then is left out, and so are lines below the pane: the box never leaves it.
 ///
 /// # Errors
-/// [`Error::Shape`] where the frame's planes do not fit its format; whatever making its memory
-/// writable returns.
+/// [`Error::Shape`] if the frame's planes do not fit its format; also any error from making its memory writable.
 pub fn draw_lines(frame: &mut Frame, pane: PixelRect, lines: &[&str]) -> Result<()> {
     let (pane_height, shorter) = (pane.height as f32, pane.height.min(pane.width) as f32);
     // The box takes 1.3 lines, the margins 0.35 each.
@@ -75,7 +73,7 @@ pub fn draw_lines(frame: &mut Frame, pane: PixelRect, lines: &[&str]) -> Result<
         return Ok(());
     };
 
-    // Even edges keep the box from sharing chroma samples with the picture around it.
+    // Even edges keep the box from sharing chroma samples with the image around it.
     let left = (pane.left + margin).next_multiple_of(2);
     let top = (pane.top + margin).next_multiple_of(2);
     let rect = PixelRect {
@@ -96,7 +94,7 @@ pub fn draw_lines(frame: &mut Frame, pane: PixelRect, lines: &[&str]) -> Result<
         );
     }
     paint(frame, &stencil, |coverage| {
-        // White of `ink` over black of `BOX_OPACITY` over the picture, as one color.
+        // White of opacity `ink` over black of opacity `BOX_OPACITY` over the image, as one color.
         let ink = f32::from(coverage) / 255.0;
         let opacity = ink + BOX_OPACITY * (1.0 - ink);
         ([(255.0 * ink / opacity).round() as u8; 3], opacity)
@@ -124,13 +122,13 @@ pub(super) fn draw_label(
 
 /// A line that fits.
 enum Line {
-    /// Letters of the built-in face.
+    /// Letters of the built-in font.
     BuiltIn(String),
-    /// Others.
+    /// Other letters.
     Other(script::Line),
 }
 
-/// The built-in face.
+/// Returns the built-in font.
 fn face() -> Result<&'static FontRef<'static>> {
     static FACE: LazyLock<Result<FontRef<'static>, InvalidFont>> =
         LazyLock::new(|| FontRef::try_from_slice(HACK_REGULAR));
@@ -139,7 +137,7 @@ fn face() -> Result<&'static FontRef<'static>> {
     FACE.as_ref().map_err(unreadable)
 }
 
-/// Whether the built-in face has all letters of a text.
+/// Returns whether the built-in font contains all letters of a text.
 pub fn is_built_in(text: &str) -> bool {
     face().is_ok_and(|face| has_all(face, text))
 }
@@ -149,11 +147,11 @@ fn has_all(face: &FontRef<'_>, text: &str) -> bool {
     letters.all(|letter| face.glyph_id(letter).0 != 0)
 }
 
-/// The face in one size.
+/// The built-in font at one size.
 struct Letters {
     font: FontRef<'static>,
     scale: PxScale,
-    /// Pixels from one letter to the next.
+    /// Distance from one letter to the next in pixels.
     advance: f32,
 }
 
@@ -170,7 +168,7 @@ impl Letters {
         })
     }
 
-    /// Pixels that a line is wide.
+    /// Returns the width of a line in pixels.
     fn width(&self, line: &Line) -> usize {
         match line {
             Line::BuiltIn(line) => (line.chars().count() as f32 * self.advance).ceil() as usize,
@@ -178,24 +176,24 @@ impl Letters {
         }
     }
 
-    /// Pixels that a line is high.
+    /// Returns the height of a line in pixels.
     fn height(&self) -> usize {
         self.scale.y.ceil() as usize
     }
 
-    /// `text` as one line, shortened to what fits into `room_px`.
+    /// Returns `text` as one line, shortened to fit into `room_px`.
     fn fit(&self, text: &str, room_px: usize) -> Option<Line> {
         if has_all(&self.font, text) {
             return shorten(text, (room_px as f32 / self.advance) as usize).map(Line::BuiltIn);
         }
-        // How wide letters are differs, so fewer and fewer are tried.
+        // Letters differ in width, so shorter and shorter texts are tried.
         (1..=text.chars().count()).rev().find_map(|max_chars| {
             let line = script::Line::new(&shorten(text, max_chars)?, self.scale.y);
             (line.width_px <= room_px).then_some(Line::Other(line))
         })
     }
 
-    /// Adds the letters to the stencil, the top left corner of the line at (`x`, `y`) in it.
+    /// Adds the letters to the stencil, with the top left corner of the line at (`x`, `y`) in the stencil.
     fn draw(&self, stencil: &mut Stencil, x: usize, y: usize, line: &Line) {
         let line = match line {
             Line::BuiltIn(line) => line,
@@ -232,7 +230,7 @@ impl Letters {
     }
 }
 
-/// Adds ink to a pixel, if it is one of the stencil.
+/// Adds coverage to a pixel if it lies in the stencil.
 fn add(stencil: &mut Stencil, x: usize, y: usize, coverage: u8) {
     let PixelRect { width, height, .. } = stencil.rect;
     if x < width && y < height {
@@ -241,12 +239,11 @@ fn add(stencil: &mut Stencil, x: usize, y: usize, coverage: u8) {
     }
 }
 
-/// `text` without line breaks in at most `max_chars` characters; `None` where too few are left to
-/// say anything.
+/// Returns `text` without line breaks in at most `max_chars` characters; `None` if too few remain to be meaningful.
 fn shorten(text: &str, max_chars: usize) -> Option<String> {
-    /// Fewer characters than this are not worth a box.
+    /// Minimum number of characters worth a box.
     const LEAST_CHARS: usize = 3;
-    /// An ending up to this long is kept: a blank and a percentage.
+    /// Maximum length of an ending that is kept: a space and a percentage.
     const LONGEST_ENDING: usize = 6;
 
     let text: Vec<char> = text
@@ -260,7 +257,7 @@ fn shorten(text: &str, max_chars: usize) -> Option<String> {
     if max_chars < LEAST_CHARS {
         return None;
     }
-    // The ending begins at the blank furthest to the left that leaves it short enough.
+    // The ending begins at the leftmost space that leaves it short enough.
     let ending = (text.len() - LONGEST_ENDING.min(text.len())..text.len())
         .find(|&at| text[at] == ' ')
         .map_or(&[][..], |at| &text[at..]);

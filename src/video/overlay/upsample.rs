@@ -1,8 +1,7 @@
-//! From the patch grid to the frame's pixels, by nearest patch or bilinear.
+//! Upsampling of the patch grid to the frame's pixels, nearest-neighbor or bilinear.
 //!
-//! Each axis has a table of its own, so that a pixel costs one interpolation between two values.
-//! Bilinear interpolates between patch centres and stays constant beyond the outermost ones
-//! (`align_corners = false`).
+//! Each axis has its own table, so that a pixel costs one interpolation between two values. Bilinear interpolation runs
+//! between patch centers and stays constant beyond the outermost ones (`align_corners = false`).
 
 use std::ops::Range;
 
@@ -11,29 +10,29 @@ use rayon::prelude::*;
 use super::paint::Stencil;
 use vitscope_core::frame::placement::Placement;
 
-/// Weights are of 256.
+/// Fractional bits of weights.
 const WEIGHT_BITS: u32 = 8;
 
-/// Levels are held with this many fractional bits between the two axes.
+/// Fractional bits of levels between the two axes.
 const LEVEL_BITS: u32 = 8;
 
-/// Where a pixel takes its value from: patch `lower` and, by `weight` of 256, the one after it.
+/// Source of a pixel's value: patch `lower` and, with a weight of `weight`/256, the one after it.
 #[derive(Clone, Copy)]
 struct Tap {
     lower: usize,
     weight: i32,
 }
 
-/// The heat of each frame pixel that the model's image shows.
+/// Computes the heat of each frame pixel that the model's image shows.
 ///
-/// `heat` holds `grid.0 * grid.1` values from 0 to 1, row by row; level 255 is 1.
+/// `heat` holds `grid.0 * grid.1` values from 0 to 1, in row-major order; level 255 is 1.
 pub(super) fn stencil_from_grid(
     heat: &[f32],
     grid: (usize, usize),
     placement: &Placement,
     smooth: bool,
 ) -> Stencil {
-    /// Rows that are worth a task of their own.
+    /// Minimum number of rows worth a separate task.
     const MIN_ROWS: usize = 16;
 
     let rect = placement.pixels();
@@ -79,7 +78,7 @@ pub(super) fn stencil_from_grid(
     stencil
 }
 
-/// The taps of pixels at `positions` in a grid of `n_patches`.
+/// Returns the taps of pixels at `positions` in a grid of `n_patches`.
 fn taps(positions: &[f64], n_patches: usize, smooth: bool) -> Vec<Tap> {
     let last = n_patches.saturating_sub(1);
     positions
@@ -103,7 +102,7 @@ fn taps(positions: &[f64], n_patches: usize, smooth: bool) -> Vec<Tap> {
         .collect()
 }
 
-/// Neighboring pixels between the same two patches: along them the value is a straight line.
+/// Groups neighboring pixels between the same two patches, along which the value is linear.
 fn runs(taps: &[Tap]) -> Vec<(usize, Range<usize>)> {
     let mut start = 0;
     taps.chunk_by(|a, b| a.lower == b.lower)
@@ -139,13 +138,13 @@ mod tests {
     #[test]
     fn nearest_gives_each_pixel_its_patch() {
         check(&[0.0, 1.0, 0.2], 6, false, &[0, 0, 255, 255, 51, 51]);
-        // The middle pixel of five is the second patch's by half a pixel.
+        // The middle pixel of five belongs to the second patch by half a pixel.
         check(&[0.0, 1.0], 5, false, &[0, 0, 255, 255, 255]);
     }
 
     #[test]
     fn bilinear_meets_the_patch_at_its_centre_and_is_flat_beyond() {
-        // Centres at 1.5 and 4.5 pixels, that is in the pixels 1 and 4.
+        // Centers at 1.5 and 4.5 pixels, that is in the pixels 1 and 4.
         check(&[0.0, 1.0], 6, true, &[0, 0, 85, 170, 255, 255]);
         check(&[1.0], 3, true, &[255, 255, 255]);
     }

@@ -1,4 +1,4 @@
-//! Draws an explanation over a frame, for files and for elements alike.
+//! Drawing of an explanation over a frame, for files and elements alike.
 
 use super::stages::{Finding, Map};
 use crate::overlay::{Heat, Mode, Overlay};
@@ -8,22 +8,23 @@ use vitscope_core::frame::Frame;
 /// How explanations are drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Compositor {
-    /// What is drawn of a map.
+    /// Style of the drawing.
     pub overlay: Overlay,
-    /// Maps per frame. Several are drawn on a grid of smaller copies, which are there without an explanation too; where
-    /// there are none yet the frame is whole.
+    /// Number of maps per frame. Several maps are drawn on a grid of smaller copies, which is also drawn without an
+    /// explanation. While the number is zero, the frame is drawn whole.
     pub n_maps: usize,
-    /// True where the frame keeps its size, with the grid in its middle; else it becomes as large as the grid.
+    /// Whether the frame keeps its size, with the grid in its middle. Otherwise the frame becomes as large as the grid.
     pub keeps_size: bool,
-    /// True where the class stands over each map.
+    /// Whether the class is drawn over each map.
     pub has_captions: bool,
 }
 
 impl Compositor {
-    /// Draws the maps of `finding` on `frame`, and `notes` below the caption of the only map or in the corner of the grid.
+    /// Draws the maps of `finding` on `frame`, and `notes` below the caption of the only map or in the corner of the
+    /// grid.
     ///
     /// # Errors
-    /// Fails if a map does not fit the frame, see [`Finding::check`], or the frame's memory cannot be written.
+    /// Fails if a map does not fit the frame (see [`Finding::check`]) or the frame's memory cannot be written.
     pub fn draw(&self, frame: Frame, finding: Option<&Finding>, notes: &[String]) -> Result<Frame> {
         let caption = |finding: &Finding, map: &Map| match self.has_captions {
             true => finding.caption(map),
@@ -100,7 +101,7 @@ mod tests {
         }
     }
 
-    /// A file gets the grid alone, an element the same grid in a frame that keeps its size.
+    /// A file gets the grid alone; an element gets the same grid in a frame that keeps its size.
     #[test]
     fn a_grid_is_the_same_in_files_and_elements_with_and_without_an_explanation() {
         for n_maps in [2, 3, 4] {

@@ -14,18 +14,18 @@ pub struct Crew {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// How many places are taken.
+/// Number of occupied places.
 #[derive(Default)]
 struct Busy {
     count: Mutex<usize>,
     left: Condvar,
 }
 
-/// A place that is taken; it is free again when this is gone, also by a panic.
+/// An occupied place, freed on drop, even by a panic.
 struct Place(Arc<Busy>);
 
 impl Crew {
-    /// A crew of at most `places` threads called `name`.
+    /// Creates a crew of at most `places` threads called `name`.
     pub fn new(name: &'static str, places: usize) -> Self {
         Self {
             name,
@@ -77,7 +77,7 @@ impl Drop for Crew {
     fn drop(&mut self) {
         let threads = std::mem::take(&mut self.threads);
         for thread in threads.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            // What a job panicked with was told already.
+            // The panic of a job has already been reported.
             let _ = thread.join();
         }
     }
@@ -107,7 +107,7 @@ mod tests {
         for _ in 0..2 {
             let ended = ended.clone();
             crew.start(move || {
-                // Until the test says so.
+                // Blocks until the test ends it.
                 let _ = ended.recv();
             })
             .unwrap();

@@ -1,27 +1,27 @@
 //! The edges between stages: bounded channels that block the sender while they are full.
 //!
-//! A full edge slows down the stages before a slow one, so memory stays bounded and no frame is dropped.
-//! Dropping the sender ends the stream; dropping the receiver stops the sender.
+//! A full edge slows down the stages upstream of a slow one, so memory stays bounded and no frame is dropped. Dropping
+//! the sender ends the stream; dropping the receiver stops the sender.
 
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender};
 
-/// How long a sender waits before it logs the wait: longer than one batch of a large model takes.
+/// Time that a sender waits before it logs the wait; longer than one batch of a large model takes.
 const LONG_WAIT: Duration = Duration::from_secs(5);
 
-/// The receiving stage is gone, so nothing more can be sent.
+/// Error of a send after the receiving stage is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed;
 
-/// The end that a stage sends into.
+/// Sending end of an edge.
 #[derive(Debug)]
 pub struct EdgeSender<T> {
     name: &'static str,
     inner: Sender<T>,
 }
 
-/// The end that a stage receives from.
+/// Receiving end of an edge.
 #[derive(Debug)]
 pub struct EdgeReceiver<T>(Receiver<T>);
 

@@ -1,10 +1,10 @@
-//! The staged pipeline: decode → patchify → explain → composite → encode, one named thread per stage.
+//! The staged pipeline: decode → patchify → explain → composite → encode, with one named thread per stage.
 //!
-//! Bounded [edges](mod@edge) connect the threads: a slow stage slows down the source, and no frame is ever dropped.
-//! A stage that fails returns its error. Its channel ends are dropped, its neighbors finish quietly, and the run
-//! returns that error with the name of the stage.
-//! The work of each stage is in [`stages`], which the GStreamer element also uses.
-//! Only this module starts threads.
+//! Bounded [edges](mod@edge) connect the threads: a slow stage slows down the source, and no frame is ever dropped. A
+//! stage that fails returns its error. Its channel ends are dropped, its neighbors end quietly, and the run returns the
+//! error together with the name of the stage.
+//!
+//! The work of each stage is in [`stages`], which the GStreamer element also uses. Only this module starts threads.
 
 pub mod compositor;
 pub mod crew;
@@ -33,17 +33,19 @@ use vitscope_core::frame::resize::Resizer;
 use vitscope_core::frame::{Frame, Pts};
 use vitscope_core::vit::Stop;
 
-/// Frames waiting between two stages: 25 MB at 1080p and three bytes per pixel, four times that over all edges.
+/// Capacity of an edge between two stages, in frames: 25 MB at 1080p and three bytes per pixel; four times that over
+/// all edges.
 const EDGE_FRAMES: usize = 4;
 
-/// Maximum number of frames between source and sink: on the edges and in the explain stage.
+/// Maximum number of frames between source and sink, on the edges and in the explain stage.
 pub const MOST_FRAMES: usize = 4 * EDGE_FRAMES + HELD_FRAMES;
 
-/// Maximum number of frames the explain stage holds while it fills a batch of every Nth frame: 200 MB at 1080p and
+/// Maximum number of frames that the explain stage holds while it fills a batch of every Nth frame: 200 MB at 1080p and
 /// three bytes per pixel.
 const HELD_FRAMES: usize = 32;
 
-/// Called with each frame, in order, before it is encoded, on the thread of the encode stage; an error ends the run.
+/// Called with each frame, in order, before the frame is encoded. Runs on the thread of the encode stage; an error ends
+/// the run.
 pub type OnFrame<'a> = Box<dyn FnMut(&Composited) -> Result<()> + Send + 'a>;
 
 /// Everything between a [`Source`] and a [`Sink`].
@@ -93,20 +95,20 @@ pub struct Pipeline<'a> {
     pub every: NonZeroU64,
     /// Batch size.
     pub batch: NonZeroUsize,
-    /// Whether the frames belong to one video, so that methods may remember earlier frames; otherwise each frame is an
+    /// Whether the frames belong to one video, so that methods may remember earlier frames. Otherwise each frame is an
     /// independent image.
     pub is_video: bool,
-    /// Once true, the source is stopped and the frames it has delivered are finished.
+    /// Once this is true, the source is stopped and the frames already delivered are finished.
     pub cancel: &'a AtomicBool,
-    /// Receives each frame: for the sidecar, the contact sheet and the progress bar.
+    /// Callback for each frame; feeds the sidecar, the contact sheet and the progress bar.
     pub on_frame: OnFrame<'a>,
 }
 
 impl Pipeline<'_> {
-    /// Passes all frames of `source` through the stages into `sink` and closes it.
+    /// Passes all frames of `source` through the stages into `sink` and closes the sink.
     ///
-    /// Frames leave in order, with their original timestamp and duration.
-    /// The sink is finished only if every stage ended without an error.
+    /// Frames leave in order, with their original timestamp and duration. The sink is finished only if every stage ends
+    /// without an error.
     ///
     /// # Errors
     /// [`Error::Stage`] with the first error of a stage, unless it concerns only the explanation of a single frame.
@@ -203,13 +205,13 @@ impl Pipeline<'_> {
 #[derive(Default)]
 struct Failure {
     first: OnceLock<Error>,
-    /// Requested also after a panic, which has no error; ends a running explanation.
+    /// Also requested after a panic, which leaves no error; ends a running explanation.
     raised: Stop,
 }
 
 impl Failure {
     fn raise(&self, name: &'static str, error: Error) {
-        // A later failure is most often a consequence of the first.
+        // A later failure is usually a consequence of the first.
         let _ = self.first.set(Error::Stage {
             name,
             source: Box::new(error),
@@ -218,7 +220,7 @@ impl Failure {
     }
 }
 
-/// Raises the alarm if the stage that holds it panics.
+/// Signals a failure if the stage that holds it panics.
 struct PanicAlarm<'a>(&'a Failure);
 
 impl Drop for PanicAlarm<'_> {
@@ -229,7 +231,7 @@ impl Drop for PanicAlarm<'_> {
     }
 }
 
-/// Time that a stage worked.
+/// Time that a stage has spent working.
 #[derive(Default)]
 struct Busy(Duration);
 
@@ -244,7 +246,7 @@ impl Busy {
 
 type StageThread<'scope, T> = ScopedJoinHandle<'scope, (Option<T>, Duration)>;
 
-/// Starts stages, each on a thread of its own.
+/// Starts each stage on its own thread.
 #[derive(Clone, Copy)]
 struct Start<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
@@ -261,7 +263,7 @@ impl<'scope, 'env> Start<'scope, 'env> {
     ) -> Result<StageThread<'scope, T>> {
         let failure = self.failure;
         let run = move || {
-            // Declared first and so dropped last: whoever sees a closed edge also sees why it closed.
+            // Declared first and therefore dropped last: a stage that sees a closed edge also sees why it closed.
             let ends = ends;
             let _alarm = PanicAlarm(failure);
             let _span = tracing::debug_span!("stage", name).entered();
@@ -285,7 +287,7 @@ impl<'scope, 'env> Start<'scope, 'env> {
     }
 }
 
-/// Waits for a stage; a panic in it goes on here.
+/// Waits for a stage and resumes its panic, if any.
 fn join<T>(stage: StageThread<'_, T>) -> (Option<T>, Duration) {
     stage
         .join()
@@ -337,7 +339,7 @@ fn patchify_loop(
     }
 }
 
-/// Fills batches of frames whose turn it is, together with the frames between them.
+/// Fills batches of due frames and keeps the frames in between.
 fn explain_loop(
     view: &View,
     mut past: stages::Past,
@@ -381,7 +383,7 @@ fn composite_loop(
     Ok(())
 }
 
-/// Returns what was counted, and where the last frame ends.
+/// Returns the counts and the end of the last frame.
 fn encode_loop(
     mut sink: Box<dyn Sink>,
     mut on_frame: OnFrame<'_>,
@@ -404,14 +406,14 @@ fn encode_loop(
             sink.push(frame.frame)
         })?;
     }
-    // The edge closes after a failure too; half a video must not pass for a whole one.
+    // The edge also closes after a failure; a partial video must not pass for a complete one.
     if counts.frames > 0 && !failure.raised.is_requested() {
         busy.with(|| sink.finish())?;
     }
     Ok((counts, end))
 }
 
-/// Where `frame` makes room for the next one; its own time if it has no duration.
+/// End of `frame` on the timeline; its own timestamp if it has no duration.
 fn end_of(frame: &Frame) -> Pts {
     let nanos = frame.duration.unwrap_or_default().as_nanos();
     Pts(frame

@@ -1,4 +1,4 @@
-//! One picture instead of a video: explained and drawn without a pipeline.
+//! Explaining and drawing a single picture without a pipeline.
 
 use image::RgbImage;
 
@@ -11,10 +11,10 @@ use vitscope_core::frame::resize::Resizer;
 use vitscope_core::vit::Stop;
 
 impl View {
-    /// Explains a picture of any size: the model's answer, and a map for each method and target.
+    /// Explains a picture of any size: returns the model's answer and a map for each method and target.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the picture has no pixels; else as [`View::check`].
+    /// [`Error::Shape`] if the picture has no pixels; otherwise as [`View::check`].
     pub fn explain_image(&self, picture: &RgbImage) -> Result<Finding> {
         let preprocessor = &self.model.preprocessor;
         let mut resizer = Resizer::new(preprocessor.rule, preprocessor.resampling);
@@ -29,7 +29,7 @@ impl View {
 }
 
 impl Finding {
-    /// Draws the maps and the answer over the picture that was explained; several maps become a grid of copies.
+    /// Draws the maps and the answer over the explained picture; several maps become a grid of copies.
     ///
     /// # Errors
     /// [`Error::Shape`] if the picture has another size.

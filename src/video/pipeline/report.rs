@@ -1,4 +1,4 @@
-//! What a run of the pipeline did: frames, explanations, and the time each stage worked.
+//! Summary of a pipeline run: frames, explanations and the working time of each stage.
 
 use std::time::Duration;
 
@@ -14,34 +14,34 @@ pub const STAGES: [&str; 5] = [
     "vitscope-encode",
 ];
 
-/// Number of output frames by the explanation drawn on them.
+/// Numbers of output frames by the explanation drawn on them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Frames that left; the sum of the other three.
+    /// Output frames; the sum of the other three counts.
     pub frames: u64,
     /// Frames that show their own explanation.
     pub explained: u64,
-    /// Frames that show the explanation of an earlier frame, as `every` asks.
+    /// Frames that show the explanation of an earlier frame, as requested by `every`.
     pub held: u64,
     /// Frames without an explanation, because explaining failed.
     pub unexplained: u64,
 }
 
-/// The outcome of a completed run.
+/// Outcome of a completed run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// Frames by what was drawn on them.
+    /// Frame counts by the explanation drawn.
     pub counts: Counts,
-    /// Where the output ends, if the run was cancelled before the source ended.
+    /// End of the output, if the run was cancelled before the source ended.
     pub interrupted_at: Option<Pts>,
-    /// Time that each of [`STAGES`] worked, without its waiting.
+    /// Working time of each of [`STAGES`], without waiting.
     pub busy: [Duration; STAGES.len()],
-    /// From the first thread's start to the last one's end.
+    /// Time from the start of the first thread to the end of the last one.
     pub wall: Duration,
 }
 
 impl Report {
-    /// Output frames per second of wall time.
+    /// Returns the number of output frames per second of wall time.
     pub fn frames_fps(&self) -> f64 {
         let secs = self.wall.as_secs_f64();
         if secs > 0.0 {

@@ -1,7 +1,8 @@
-//! The work of the stages patchify, explain and composite: one function each, without threads or channels.
+//! The work of the patchify, explain and composite stages: one function each, without threads or channels.
 //!
-//! A frame is [`Decoded`], then [`Patchified`], [`Explained`] and [`Composited`].
-//! Each is made from the one before, so a stage cannot be skipped.
+//! A frame is [`Decoded`], then [`Patchified`], [`Explained`] and [`Composited`]. Each type is made from the previous
+//! one, so a stage cannot be skipped.
+//!
 //! A frame that cannot be explained does not end a video: the failure is logged, and the frame passes unexplained.
 
 use std::sync::Arc;
@@ -23,19 +24,19 @@ use vitscope_core::models::Model;
 use vitscope_core::request::Request;
 use vitscope_core::vit::{Link, Stop};
 
-/// Number of classes in a finding.
+/// Maximum number of classes in a finding.
 pub const LIKELIEST: usize = 5;
 
-/// Minimum probability for an independently scored class to apply.
+/// Minimum probability at which an independently scored class applies.
 const APPLIES: f32 = 0.5;
 
-/// The explain stage's model, methods and targets.
+/// Model, methods and targets of the explain stage.
 pub struct View {
-    /// The model that looks at the frames.
+    /// Model that classifies the frames.
     pub model: Arc<Model>,
-    /// The methods that say what it looked at.
+    /// Explanation methods.
     pub explainers: Vec<Box<dyn Explainer>>,
-    /// The classes that each method explains.
+    /// Classes that each method explains.
     pub targets: Vec<Target>,
 }
 
@@ -43,30 +44,30 @@ pub struct View {
 pub struct Decoded {
     /// The frame itself.
     pub frame: Frame,
-    /// Whether the frame goes through the model, rather than repeating an earlier explanation.
+    /// Whether the frame goes through the model instead of repeating an earlier explanation.
     pub due: bool,
 }
 
 /// State of a frame's explanation.
 pub enum Turn<T> {
-    /// The frame goes through the model, as `T`.
+    /// The frame goes through the model as `T`.
     Due(T),
-    /// It shows the explanation of an earlier frame.
+    /// The frame shows the explanation of an earlier frame.
     Between,
-    /// It was due, but failed.
+    /// The frame was due, but failed.
     Missed,
 }
 
 /// A frame as the model's input.
 pub struct Image {
-    /// RGB at the model's size, row by row.
+    /// RGB pixels at the model's input size, in row-major order.
     pub rgb: Vec<u8>,
     /// Position of the image within the frame.
     pub placement: Placement,
 }
 
 impl Image {
-    /// The thumbnail that cuts to another scene are detected by.
+    /// Returns the thumbnail used to detect scene cuts.
     pub fn thumbnail(&self) -> Thumbnail {
         Thumbnail::of_rgb(&self.rgb, self.placement.image.width_px)
     }
@@ -76,15 +77,15 @@ impl Image {
 pub struct Patchified {
     /// The frame itself.
     pub frame: Frame,
-    /// Its model input, if it is to be explained.
+    /// Model input of the frame, if the frame is to be explained.
     pub turn: Turn<Image>,
 }
 
-/// A frame together with the explanation that it shows.
+/// A frame together with the explanation it shows.
 pub struct Explained {
     /// The frame itself.
     pub frame: Frame,
-    /// Its own explanation or that of an earlier frame; `None` if explaining failed.
+    /// Explanation of this frame or of an earlier one; `None` if explaining failed.
     pub finding: Option<Arc<Finding>>,
 }
 
@@ -92,7 +93,7 @@ pub struct Explained {
 pub struct Composited {
     /// The frame as it is encoded.
     pub frame: Frame,
-    /// What is drawn on it.
+    /// The explanation drawn on the frame.
     pub finding: Option<Arc<Finding>>,
 }
 
@@ -101,25 +102,25 @@ pub struct Composited {
 pub struct Class {
     /// Index of the logit.
     pub index: usize,
-    /// Its name, where the model has names.
+    /// Name of the class, if the model has class names.
     pub label: Option<String>,
-    /// What the model's [`Link`] makes of the logit, in 0–1.
+    /// Probability that the model's [`Link`] computes from the logit, in 0–1.
     pub probability: f32,
 }
 
-/// Whether an answer can be relied on, according to the model's own threshold.
+/// Reliability of an answer, according to the model's own threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Certainty {
-    /// From the threshold on.
+    /// At or above the threshold.
     Sure,
-    /// The probability of the class is below it.
+    /// The probability of the class is below the threshold.
     NotSure,
-    /// The probability is not, but the frame is unlike the pictures of that class that the model learned from.
+    /// The probability reaches the threshold, but the frame is unlike the training pictures of that class.
     Unfamiliar,
 }
 
 impl Certainty {
-    /// As callers of flags have it: whether the answer is not sure, and whether that is because the frame is unfamiliar.
+    /// Converts a pair of flags: whether the answer is not sure, and whether that is because the frame is unfamiliar.
     pub fn from_flags(not_sure: bool, unfamiliar: bool) -> Self {
         match (not_sure, unfamiliar) {
             (false, _) => Self::Sure,
@@ -128,17 +129,17 @@ impl Certainty {
         }
     }
 
-    /// Whether the answer is below the threshold, for either reason.
+    /// Returns whether the answer is below the threshold, for either reason.
     pub fn is_not_sure(self) -> bool {
         self != Self::Sure
     }
 
-    /// Whether that is because the frame is unlike what the model learned from.
+    /// Returns whether the answer is below the threshold because the frame is unlike the training pictures.
     pub fn is_unfamiliar(self) -> bool {
         self == Self::Unfamiliar
     }
 
-    /// What an answer that cannot be relied on is called.
+    /// Returns the label of an unreliable answer.
     fn doubt(self) -> Option<&'static str> {
         match self {
             Self::Sure => None,
@@ -150,19 +151,19 @@ impl Certainty {
 
 /// The explanation of one frame by all methods.
 pub struct Finding {
-    /// The frame that was explained.
+    /// Number of the explained frame.
     pub seq: u64,
     /// Rows and columns of the patch grid.
     pub grid: (usize, usize),
-    /// Where the patch grid lies in the frame.
+    /// Position of the patch grid within the frame.
     pub placement: Placement,
-    /// The most probable classes, [`LIKELIEST`] of them at most; none where the model has no head.
+    /// The most probable classes, at most [`LIKELIEST`]; empty if the model has no head.
     pub likeliest: Vec<Class>,
-    /// Whether one class applies, or any number of them.
+    /// Whether exactly one class applies, or any number of them.
     pub link: Link,
-    /// How far the answer can be relied on; `None` where the model has no threshold.
+    /// Reliability of the answer; `None` if the model has no threshold.
     pub certainty: Option<Certainty>,
-    /// The maps of the first method, one per target, then those of the second, and so on.
+    /// Maps of the first method, one per target, followed by those of the second method, and so on.
     pub maps: Vec<Map>,
 }
 
@@ -171,18 +172,19 @@ pub struct Finding {
 pub struct Map {
     /// Name of the method.
     pub method: &'static str,
-    /// How the attribution becomes color.
+    /// How the attribution is mapped to color.
     pub range: Range,
-    /// Raw scores of the patches, row by row.
+    /// Raw scores of the patches, in row-major order.
     pub attribution: Vec<f32>,
-    /// What each of the method's parts says of each patch, where it was asked to tell; see [`Detailed::votes`](vitscope_core::explain::Detailed::votes).
+    /// Scores that each of the method's parts gives each patch, if requested; see
+    /// [`Detailed::votes`](vitscope_core::explain::Detailed::votes).
     pub votes: Option<Vec<Vec<f32>>>,
-    /// The attribution of this frame alone, where the one that is shown is smoothed; see
+    /// Attribution of this frame alone, if the displayed one is smoothed; see
     /// [`Detailed::unsmoothed`](vitscope_core::explain::Detailed::unsmoothed).
     pub unsmoothed: Option<Vec<f32>>,
-    /// The class that is explained; `None` where the model has no head.
+    /// The explained class; `None` if the model has no head.
     pub target: Option<Class>,
-    /// The class it is contrasted with.
+    /// The class that the target is contrasted with.
     pub against: Option<Class>,
 }
 
@@ -206,13 +208,13 @@ pub fn patchify(input: Decoded, resizer: &mut Resizer) -> Patchified {
 /// State that a stream of frames carries from one batch to the next.
 #[derive(Default)]
 pub struct Past {
-    /// The explanation that stays on screen.
+    /// Explanation that stays on screen.
     pub last: Option<Arc<Finding>>,
-    /// What the methods remember; `None` where each frame is a picture of its own.
+    /// What the methods remember; `None` if each frame is an independent picture.
     pub memory: Option<StreamMemory>,
 }
 
-/// Runs the model and the explainers on all images of `inputs` at once, see [`View::findings`].
+/// Runs the model and the explainers on all images of `inputs` at once; see [`View::findings`].
 ///
 /// Once `stop` is requested, frames stay unexplained.
 pub fn explain(
@@ -253,11 +255,11 @@ pub fn explain(
         .map(|(frame, turn)| {
             *last = match turn {
                 Turn::Due(()) => findings.next().flatten(),
-                // A grid placed in a frame of another size would lie in the wrong place.
+                // The grid does not match the geometry of a frame of another size.
                 Turn::Between => last
                     .take()
                     .filter(|finding| finding.placement.frame == frame.size()),
-                // An explanation older than the user asked for would pass for a new one.
+                // An explanation older than requested would pass for a new one.
                 Turn::Missed => None,
             };
             Explained {
@@ -268,10 +270,10 @@ pub fn explain(
         .collect()
 }
 
-/// Draws the explanations and their classes over the frame. An explanation that does not fit it is left out.
+/// Draws the explanations and their classes over the frame, leaving out an explanation that does not fit the frame.
 ///
 /// # Errors
-/// Fails where the frame's memory cannot be written.
+/// Fails if the frame's memory cannot be written.
 pub fn composite(input: Explained, compositor: &Compositor) -> Result<Composited> {
     let Explained { frame, finding } = input;
     let finding = finding.filter(|finding| {
@@ -285,10 +287,10 @@ pub fn composite(input: Explained, compositor: &Compositor) -> Result<Composited
     Ok(Composited { frame, finding })
 }
 
-/// Votes, and the map without smoothing.
+/// Votes and unsmoothed map.
 type Details = (Option<Vec<Vec<f32>>>, Option<Vec<f32>>);
 
-/// One image's share of [`Explanations`], out of the tensors.
+/// One image's share of [`Explanations`], copied out of the tensors.
 pub(super) struct Scores {
     grid: (usize, usize),
     likeliest: Vec<Class>,
@@ -297,7 +299,7 @@ pub(super) struct Scores {
 }
 
 impl View {
-    /// Opens the model of a request, with the methods and the classes that it names.
+    /// Opens the model of a request together with the requested methods and classes.
     ///
     /// # Errors
     /// As [`Request::open_model`], [`Request::explainers`] and [`Request::targets`].
@@ -305,7 +307,7 @@ impl View {
         Self::of(request, Arc::new(request.open_model()?))
     }
 
-    /// The same over a model that is open.
+    /// Like [`open`](Self::open), with a model that is already open.
     ///
     /// # Errors
     /// As [`Request::explainers`] and [`Request::targets`].
@@ -325,7 +327,7 @@ impl View {
         self.check_until(&Stop::default())
     }
 
-    /// The same, which fails also once `stop` is requested.
+    /// Like [`check`](Self::check), but also fails once `stop` is requested.
     pub(super) fn check_until(&self, stop: &Stop) -> Result<()> {
         if self.n_maps() == 0 {
             return Err(Error::Config("no method or no target is selected".into()));
@@ -342,7 +344,7 @@ impl View {
         Ok(())
     }
 
-    /// Method and target of each map, in their order.
+    /// Returns the method and target of each map, in map order.
     fn asked(&self) -> impl Iterator<Item = (&dyn Explainer, Target)> {
         self.explainers.iter().flat_map(|explainer| {
             let targets = self.targets.iter();
@@ -350,21 +352,21 @@ impl View {
         })
     }
 
-    /// Rows and columns of the patch grid of `images`.
+    /// Returns the number of rows and columns of the patch grid of `images`.
     fn grid(&self, images: &Tensor) -> Result<(usize, usize)> {
         let (_, _, height_px, width_px) = images.dims4()?;
         Ok(self.model.vit.grid(height_px, width_px))
     }
 
-    /// Number of maps per frame: one per method and target.
+    /// Returns the number of maps per frame: one per method and target.
     pub fn n_maps(&self) -> usize {
         self.explainers.len() * self.targets.len()
     }
 
-    /// Runs the model and the explainers on a batch of images, each with the number of its frame.
+    /// Runs the model and the explainers on a batch of images, each given with its frame number.
     ///
-    /// Returns one entry per image: `None` if it cannot be explained, and for all once `stop` is requested. If the
-    /// batch fails, its images are tried one by one; `streams` are those of the images.
+    /// Returns one entry per image: `None` if the image cannot be explained, and `None` for all images once `stop` is
+    /// requested. If the batch fails, its images are retried one by one. `streams` are the streams of the images.
     pub fn findings(
         &self,
         images: Vec<(u64, Image)>,
@@ -386,7 +388,7 @@ impl View {
             .collect()
     }
 
-    /// Returns one entry per image: `None` if it cannot be explained.
+    /// Returns one entry per image: `None` if the image cannot be explained.
     fn scores(
         &self,
         images: &[Vec<u8>],
@@ -474,7 +476,7 @@ impl View {
         Ok(scores)
     }
 
-    /// Says which answers are not sure: where trust in them, or their probability, is below the model's threshold.
+    /// Marks the answers that are not sure: those whose trust, or else probability, is below the model's threshold.
     fn judge(&self, class_token: &Tensor, scores: &mut [Scores]) -> Result<()> {
         let Some(threshold) = self.model.sure_from() else {
             return Ok(());
@@ -495,7 +497,7 @@ impl View {
         Ok(())
     }
 
-    /// The scores of one image; attributions and their details come in the order of [`asked`](Self::asked).
+    /// Builds the scores of one image; attributions and their details come in the order of [`asked`](Self::asked).
     fn checked_scores(
         &self,
         grid: (usize, usize),
@@ -545,7 +547,7 @@ impl View {
         })
     }
 
-    /// The class of this index; `None` where the model has no head.
+    /// Returns the class of this index; `None` if the model has no head.
     fn class(&self, probabilities: Option<&[f32]>, index: Option<usize>) -> Result<Option<Class>> {
         let (Some(probabilities), Some(index)) = (probabilities, index) else {
             return Ok(None);
@@ -583,22 +585,24 @@ impl View {
 }
 
 impl Finding {
-    /// The most probable class; `None` if the model has no head.
+    /// Returns the most probable class; `None` if the model has no head.
     pub fn predicted(&self) -> Option<&Class> {
         self.likeliest.first()
     }
 
-    /// Whether the answer is below the model's threshold; `None` if the model has no threshold.
+    /// Returns whether the answer is below the model's threshold; `None` if the model has no threshold.
     pub fn not_sure(&self) -> Option<bool> {
         self.certainty.map(Certainty::is_not_sure)
     }
 
-    /// Whether that is because the frame is unlike what the model learned from; `None` where the model has no threshold.
+    /// Returns whether the answer is below the threshold because the frame is unlike the training pictures; `None` if
+    /// the model has no threshold.
     pub fn unfamiliar(&self) -> Option<bool> {
         self.certainty.map(Certainty::is_unfamiliar)
     }
 
-    /// The classes that the model says apply: the most probable one, and the others from one half on where any number may.
+    /// Returns the classes that apply: the most probable one and, if any number of classes may apply, the others with a
+    /// probability of at least one half.
     pub fn applying(&self) -> &[Class] {
         let others = self.likeliest.iter().skip(1);
         let n_others = match self.link {
@@ -654,13 +658,12 @@ impl Finding {
         }
     }
 
-    /// What stands over a map: its class and, if it is another one, the predicted class, as in
-    /// `cat 12% (predicted dog 80%)`; with the method in front where there are several maps. Where several classes apply
-    /// all are named, and a map without differences is said to be constant.
+    /// Returns a map's caption: its class and, if different, the predicted one, as in `cat 12% (predicted dog 80%)`.
     ///
-    /// Where the model is not sure it says so, as in `not sure (cat 21%)` and `cat 12% (not sure, dog 21%)`; where it
-    /// would be but for an unfamiliar frame, as in `unfamiliar (cat 98%)`.
-    /// Empty for the only map of a model without head.
+    /// The method comes first if there are several maps. If several classes apply, all of them are named. A map without
+    /// differences is marked as constant. If the model is not sure, the caption says so, as in `not sure (cat 21%)` and
+    /// `cat 12% (not sure, dog 21%)`. If only the frame is unfamiliar, it reads `unfamiliar (cat 98%)`. The caption is
+    /// empty for the only map of a model without a head.
     pub fn caption(&self, map: &Map) -> String {
         let doubt = self.certainty.and_then(Certainty::doubt);
         let class = match (&map.target, &map.against, self.predicted()) {
@@ -685,7 +688,7 @@ impl Finding {
         }
     }
 
-    /// The model's answer for the frame; empty if it has no head.
+    /// Returns the model's answer for the frame; empty if the model has no head.
     pub fn answer(&self) -> String {
         match self.maps.as_slice() {
             [map] => self.caption(map),
@@ -693,7 +696,7 @@ impl Finding {
         }
     }
 
-    /// The classes that apply, as the model's answer; empty where it has no head.
+    /// Returns the applying classes as the model's answer; empty if the model has no head.
     fn model_answer(&self) -> String {
         match self.applying() {
             [] => String::new(),
@@ -709,7 +712,8 @@ fn listed(classes: &[Class]) -> String {
 }
 
 impl Class {
-    /// The class as the model's answer: `cat 80%`, or `not sure (cat 21%)` and `unfamiliar (cat 98%)` below its threshold.
+    /// Formats the class as the model's answer: `cat 80%`, or `not sure (cat 21%)` or `unfamiliar (cat 98%)` below the
+    /// model's threshold.
     pub fn answer(&self, certainty: Option<Certainty>) -> String {
         match certainty.and_then(Certainty::doubt) {
             Some(doubt) => format!("{doubt} ({self})"),
@@ -728,19 +732,19 @@ impl Class {
 }
 
 impl Map {
-    /// Whether all patches have the same score, which makes the map meaningless. A mask may keep all patches.
+    /// Returns whether all patches have the same score, which makes the map meaningless. A mask may keep all patches.
     pub fn is_constant(&self) -> bool {
         self.range.is_constant(&self.attribution)
     }
 
-    /// Mean of a mask's keep values, in 0–1; `None` for attributions that are not masks.
+    /// Returns the mean of a mask's keep values, in 0–1; `None` for attributions that are not masks.
     pub fn kept(&self) -> Option<f32> {
         let n_patches = self.attribution.len() as f32;
         (self.range == Range::Unit).then(|| self.attribution.iter().sum::<f32>() / n_patches)
     }
 }
 
-/// A caption that says so if the map under it has no differences.
+/// Appends a note to `caption` if the map below it is constant.
 fn with_constancy(caption: String, is_constant: bool) -> String {
     match (is_constant, caption.as_str()) {
         (false, _) => caption,
@@ -750,7 +754,7 @@ fn with_constancy(caption: String, is_constant: bool) -> String {
 }
 
 impl Composited {
-    /// The frame's line in the sidecar.
+    /// Returns the frame's line in the sidecar.
     pub fn record(&self) -> sidecar::Record {
         let mut record = sidecar::Record {
             seq: self.frame.seq,
@@ -775,7 +779,7 @@ impl Composited {
         record
     }
 
-    /// Whether the frame shows its own explanation, not an earlier one or none.
+    /// Returns whether the frame shows its own explanation, not an earlier one or none.
     pub fn explained(&self) -> bool {
         self.finding
             .as_deref()
@@ -783,7 +787,7 @@ impl Composited {
     }
 }
 
-/// As it is drawn: by its index where it has no name, or one that no font has the letters of.
+/// Formats the class as drawn, by index if it has no name or if no font covers the letters of its name.
 impl std::fmt::Display for Class {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let percent = 100.0 * self.probability;
@@ -798,7 +802,7 @@ impl std::fmt::Display for Class {
     }
 }
 
-/// The scores of each image, checked to be one finite number per patch.
+/// Returns the scores of each image after checking that there is one finite number per patch.
 fn checked_attribution(
     method: &str,
     attribution: &Tensor,
@@ -824,7 +828,7 @@ fn warn_unexplained(seq: u64, error: &Error) {
     tracing::warn!(frame = seq, "cannot explain the frame: {error}");
 }
 
-/// Indices of the largest values, the largest first, and the first of equal ones first.
+/// Returns the indices of the largest values in descending order; equal values keep their order.
 fn likeliest(values: &[f32]) -> Vec<usize> {
     let mut indices: Vec<usize> = (0..values.len()).collect();
     indices.sort_by(|&a, &b| values[b].total_cmp(&values[a]));

@@ -1,8 +1,8 @@
 //! A bounded worker: a view on its own thread, for hosts that already have threads, such as GStreamer.
 //!
-//! The thread opens the view first, so that a host need not wait for a model to load. Images that wait are explained
-//! together, whoever sent them: streams that share a worker share its batches, and each brings its own memory. What
-//! nobody waits for any more is not finished.
+//! The thread opens the view first, so a host need not wait for a model to load. Waiting images are explained together,
+//! regardless of the sender: streams that share a worker share its batches, and each stream brings its own memory. Work
+//! that nobody waits for is not finished.
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,63 +19,63 @@ use vitscope_core::explain::{SharedMemory, StreamMemory, Streams};
 use vitscope_core::models::Model;
 use vitscope_core::vit::Stop;
 
-/// A view on its own thread; dropping it waits until all images with a waiting [`Ticket`] are finished.
+/// A view on its own thread. Dropping the worker waits until all images with a waiting [`Ticket`] are finished.
 pub struct Worker {
-    /// Gone first, which ends the thread.
+    /// Dropped first, which ends the thread.
     requests: Option<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
     opened: Arc<Opened>,
-    /// Ends the trial of a view that nobody will use.
+    /// Ends the trial of a view that is no longer needed.
     trial: Stop,
 }
 
 /// Properties of an opened view.
 #[derive(Clone)]
 pub struct Ready {
-    /// The model that looks at the images.
+    /// Model that classifies the images.
     pub model: Arc<Model>,
-    /// What one image took.
+    /// Time to explain one image.
     pub one_image: Duration,
-    /// Maps per image.
+    /// Number of maps per image.
     pub n_maps: usize,
 }
 
-/// What becomes of the opening.
+/// Outcome of opening the view, once known.
 #[derive(Default)]
 struct Opened {
     outcome: Mutex<Option<std::result::Result<Ready, String>>>,
     changed: Condvar,
 }
 
-/// What the thread is asked to do.
+/// Request to the thread.
 enum Request {
     Explain(Explain),
     Change(Box<Change>, Sender<()>),
 }
 
-/// Makes another view of the one that is there, or leaves it.
+/// Makes another view from the current one, or returns `None` to keep it.
 type Change = dyn FnOnce(&View) -> Option<View> + Send;
 
 type Explain = Arc<Mutex<Order>>;
 
-/// An image that was handed over, and who hears of it.
+/// A submitted image and the channel for its answer.
 struct Order {
     image: Handed,
-    /// `None` where nobody waits any more.
+    /// `None` once nobody waits for the answer.
     answer: Option<Sender<Answer>>,
 }
 
 enum Handed {
     Waits(Waiting),
-    /// The thread works on it, since then.
+    /// Start time of the work and the batch that the image belongs to.
     Taken(Instant, Arc<Batch>),
     Abandoned,
 }
 
-/// Images that are explained at once.
+/// Images that are explained together.
 struct Batch {
     stop: Stop,
-    /// Images that somebody waits for, and one more while the batch is put together.
+    /// Number of images with a waiting client, plus one while the batch is being assembled.
     awaited: AtomicUsize,
 }
 
@@ -87,7 +87,7 @@ impl Batch {
         }
     }
 
-    /// One image less that somebody waits for.
+    /// Removes one waiting client, and stops the batch if it was the last one.
     fn abandon_one(&self) {
         if self.awaited.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.stop.request();
@@ -98,7 +98,7 @@ impl Batch {
 struct Waiting {
     seq: u64,
     image: Image,
-    /// That of its stream.
+    /// Memory of the image's stream.
     memory: SharedMemory,
     sent: Instant,
 }
@@ -116,11 +116,11 @@ impl Waiting {
 
 /// The worker's answer for an image.
 pub struct Answer {
-    /// What the work itself took, without waiting for it.
+    /// Time of the work itself, without the wait for it.
     pub work: Duration,
-    /// `None` where the image could not be explained.
+    /// `None` if the image could not be explained.
     pub finding: Option<Arc<Finding>>,
-    /// Time from submitting the image to the answer.
+    /// Time from submission of the image to the answer.
     pub took: Duration,
 }
 
@@ -178,7 +178,7 @@ impl Ticket {
         true
     }
 
-    /// When the worker took the image; `None` while it waits.
+    /// Returns when the worker took the image; `None` while it waits.
     pub fn taken(&self) -> Option<Instant> {
         match lock(&self.order).image {
             Handed::Waits(_) | Handed::Abandoned => None,
@@ -206,10 +206,11 @@ fn abandon(order: &Mutex<Order>) {
 }
 
 impl Worker {
-    /// Starts the thread, which opens the view, tries it, and tells `on_opened` how that went unless the worker is dropped
-    /// before.
+    /// Starts the thread, which opens the view, tries it and reports the outcome to `on_opened` unless the worker is
+    /// dropped first.
     ///
-    /// `capacity` images may wait: 150 KB each for a model of 224 pixels. At most `batch` of them are explained at once.
+    /// At most `capacity` images may wait: 150 KB each for a model with an input of 224 pixels. At most `batch` of them
+    /// are explained at once.
     ///
     /// # Errors
     /// [`Error::Config`] if no thread can be started.
@@ -231,14 +232,15 @@ impl Worker {
                 Ok((view, ready)) => (Some(view), Ok(ready)),
                 Err(reason) => (None, Err(reason)),
             };
-            // Who hears that it is ready finds it ready, and who finds that it failed has heard why.
+            // `on_opened` finds a ready worker ready, and a thread that sees the failure knows that `on_opened` already
+            // has the reason.
             match &found {
                 Ok(ready) => {
                     outcome.set(found.clone());
                     on_opened(Ok(ready));
                 }
                 Err(reason) => {
-                    // A worker that was dropped in the meantime has not failed.
+                    // A worker dropped in the meantime has not failed.
                     if !stop.is_requested() {
                         on_opened(Err(reason));
                     }
@@ -260,10 +262,10 @@ impl Worker {
         })
     }
 
-    /// Waits until the view is open; `None` if `given_up` was set and [`wake`](Self::wake) called first.
+    /// Waits until the view is open; `None` if `given_up` is set and [`wake`](Self::wake) called first.
     ///
     /// # Errors
-    /// [`Error::Config`] if it could not be opened.
+    /// [`Error::Config`] if the view cannot be opened.
     pub fn wait_ready(&self, given_up: &AtomicBool) -> Option<Result<Ready>> {
         let mut outcome = self.opened.lock();
         while !given_up.load(Ordering::SeqCst) {
@@ -276,9 +278,9 @@ impl Worker {
         None
     }
 
-    /// Wakes waiting threads, so that they check whether to give up.
+    /// Wakes waiting threads so that they check whether to give up.
     pub fn wake(&self) {
-        // Under the lock, so that nobody is between looking and waiting.
+        // Taken so that no thread is between its check and its wait.
         let _outcome = self.opened.lock();
         self.opened.changed.notify_all();
     }
@@ -309,7 +311,7 @@ impl Worker {
         }
     }
 
-    /// Runs `change` on the thread, between images; the view that it returns explains all later images.
+    /// Runs `change` on the thread, between images; all later images are explained by the view it returns.
     ///
     /// The receiver is notified when the new view is in use. Returns `None`, without running `change`, if the queue is
     /// full or the worker has ended.
@@ -329,9 +331,9 @@ impl Drop for Worker {
         self.trial.request();
         self.requests = None;
         let own = self.thread.take();
-        // The last owner may be what the thread itself calls.
+        // The thread itself may hold the last owner, through a callback.
         if let Some(thread) = own.filter(|it| it.thread().id() != thread::current().id()) {
-            // What it panicked with was told already.
+            // The panic has already been reported.
             let _ = thread.join();
         }
     }
@@ -388,7 +390,7 @@ fn tried(
     tried().map_err(|error: Error| error.to_string())
 }
 
-/// Explains what comes until nobody is left to send.
+/// Serves requests until all senders are gone.
 fn serve(mut view: View, waiting: &Receiver<Request>, most: NonZeroUsize, opened: &Opened) {
     let mut next = None;
     while let Some(request) = next.take().or_else(|| waiting.recv().ok()) {
@@ -399,7 +401,7 @@ fn serve(mut view: View, waiting: &Receiver<Request>, most: NonZeroUsize, opened
                     view = changed;
                     opened.set_model(&view.model);
                 }
-                // Whoever asked may have gone.
+                // The requester may be gone.
                 let _ = done.send(());
                 continue;
             }
@@ -407,7 +409,7 @@ fn serve(mut view: View, waiting: &Receiver<Request>, most: NonZeroUsize, opened
         while requests.len() < most.get() && next.is_none() {
             match waiting.try_recv() {
                 Ok(Request::Explain(request)) => requests.push(request),
-                // After the images that came before it.
+                // Applies after the images submitted before it.
                 Ok(change) => next = Some(change),
                 Err(_) => break,
             }
@@ -445,14 +447,14 @@ fn serve(mut view: View, waiting: &Receiver<Request>, most: NonZeroUsize, opened
                 took,
             };
             if let Some(waits) = lock(&order).answer.take() {
-                // There is room for the one answer.
+                // The channel has room for the one answer.
                 let _ = waits.send(answer);
             }
         }
     }
 }
 
-/// Looks at images, each of the stream whose memory it brings; nothing, where that panics.
+/// Explains images, each with the memory of its stream; returns an empty vector if that panics.
 fn findings(
     view: &View,
     images: Vec<(u64, Image)>,
@@ -482,7 +484,7 @@ fn findings(
     })
 }
 
-/// What `change` makes of a view; nothing where it panics.
+/// Returns the view that `change` makes of `view`; `None` if it panics.
 fn changed(view: &View, change: Box<Change>) -> Option<View> {
     let changed = catch_unwind(AssertUnwindSafe(|| change(view)));
     changed.unwrap_or_else(|panic| {
@@ -491,7 +493,7 @@ fn changed(view: &View, change: Box<Change>) -> Option<View> {
     })
 }
 
-/// What a panic says.
+/// Returns the message of a panic.
 fn told(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic
         .downcast_ref::<String>()

@@ -65,7 +65,7 @@ pub struct BenchArgs {
     json: Option<PathBuf>,
 }
 
-/// All that was measured.
+/// All results.
 #[derive(Debug, Serialize)]
 struct Figures {
     passes: Vec<passes::Figures>,
@@ -98,7 +98,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// A model by reference, or one with random weights, gates and interpreter.
+/// Opens a model by reference, or creates one with random weights, gates and interpreter.
 fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
     let Some(config) = VitConfig::preset(name) else {
         return Ok(models::open(name, device)?);
@@ -138,7 +138,7 @@ fn open(name: &str, size_px: usize, device: &Device) -> anyhow::Result<Model> {
     })
 }
 
-/// The longest of some names, for the width of a column.
+/// Returns the length of the longest name, as the width of a column.
 fn width<'a>(names: impl Iterator<Item = &'a str>) -> usize {
     names.map(str::len).max().unwrap_or(0).max(6)
 }

@@ -1,4 +1,4 @@
-//! Passes of pictures through models.
+//! Timed passes of pictures through models.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,20 +16,20 @@ use vitscope_lab::eval::batched::BatchedModel;
 
 use super::{BenchArgs, width};
 
-/// What a case is called that explains nothing.
+/// Name of a case that explains nothing.
 const FORWARD: &str = "forward";
-/// And one that computes the gradient of the strongest class at every place that a method may look at.
+/// Name of a case that computes the gradient of the strongest class at every site that a method may read.
 const BACKWARD: &str = "backward";
-/// And one that masks as many copies of a picture as go through the model at once, in the order of a map.
+/// Name of a case that masks as many copies of a picture as fit into one pass, in the order of a map.
 const MASKED: &str = "masked";
 
-/// Runs of each case before the first that counts.
+/// Number of runs of each case before the first that counts.
 const WARM_UP: usize = 3;
 
-/// What takes longer is warm after a part of it.
+/// A run that takes longer than this is warm after a part of it.
 const COLD_SECS: f64 = 2.0;
 
-/// What is done with pictures.
+/// The work done on pictures.
 enum Work {
     Forward,
     Backward,
@@ -37,18 +37,18 @@ enum Work {
     Explain(Box<dyn Explainer>),
 }
 
-/// One line of the table.
+/// One row of the table.
 struct Case<'a> {
     model: &'a Model,
     work: Work,
     images: Tensor,
-    /// Seconds of each repetition.
+    /// Duration of each repetition in seconds.
     secs: Vec<f64>,
-    /// Seconds of all runs.
+    /// Duration of all runs in seconds.
     spent_secs: f64,
 }
 
-/// What was measured for a case.
+/// Results of a case.
 #[derive(Debug, Serialize)]
 pub(super) struct Figures {
     pub(super) model: String,
@@ -60,11 +60,11 @@ pub(super) struct Figures {
     /// 95th percentile.
     ms_per_image_p95: f64,
     pub(super) images_per_s: f64,
-    /// Time over that of the bare model with the same batch, where that was timed too.
+    /// Time relative to that of the plain model with the same batch size, if that was timed, too.
     over_forward: Option<f64>,
 }
 
-/// Times all cases, in turns.
+/// Times all cases, interleaved.
 pub(super) fn measure(
     args: &BenchArgs,
     models: &[Arc<Model>],
@@ -104,7 +104,7 @@ pub(super) fn measure(
     Ok(figures)
 }
 
-/// The names of the cases, where `all` stands for all that the model has the trained parts for.
+/// Returns the names of the cases; `all` stands for `forward` and all methods whose trained parts the model has.
 pub(super) fn names<'a>(asked: &'a [String], model: &Model) -> Vec<&'a str> {
     let methods = Method::ALL.iter();
     let built = methods.filter(|method| method.build(model.parts()).is_ok());
@@ -116,7 +116,7 @@ pub(super) fn names<'a>(asked: &'a [String], model: &Model) -> Vec<&'a str> {
     named.collect()
 }
 
-/// The method of that name; `None` for passes that explain nothing.
+/// Returns the method of that name; `None` for passes that explain nothing.
 pub(super) fn method(name: &str) -> anyhow::Result<Option<Method>> {
     if [FORWARD, BACKWARD, MASKED].contains(&name) {
         return Ok(None);
@@ -154,7 +154,7 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// One pass, finished when its result has arrived in the processor's memory.
+    /// Runs one pass, which ends when its result has arrived in CPU memory.
     fn run(&self, device: &Device) -> anyhow::Result<()> {
         let (vit, images) = (&self.model.vit, &self.images);
         let result = match &self.work {
@@ -219,7 +219,7 @@ impl<'a> Case<'a> {
     }
 }
 
-/// The first of some images, as what is measured on.
+/// Returns the first of some images, as a subject of measurement.
 fn subject(images: &Tensor) -> candle_core::Result<Subject> {
     Ok(Subject {
         index: 0,

@@ -1,4 +1,4 @@
-//! A video through the whole pipeline, as `vitscope file` takes it.
+//! Times a video through the whole pipeline, as in `vitscope file`.
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::Path;
@@ -17,7 +17,7 @@ use vitscope::pipeline::{Pipeline, Report, STAGES};
 
 use super::{BenchArgs, passes, width};
 
-/// What was measured for one way through the pipeline.
+/// Results of one run through the pipeline.
 #[derive(Debug, Serialize)]
 pub(super) struct Figures {
     model: String,
@@ -25,13 +25,13 @@ pub(super) struct Figures {
     batch: usize,
     frames: u64,
     frames_per_s: f64,
-    /// Frames a second over those of the explainer alone.
+    /// Frames per second relative to those of the explainer alone.
     of_explainer_alone: f64,
-    /// Milliseconds a frame that each stage worked; they overlap.
+    /// Milliseconds per frame that each stage worked; the stages overlap.
     stage_ms: [f64; STAGES.len()],
 }
 
-/// Takes the video through the pipeline once for every model, method and batch that was timed before.
+/// Runs the video through the pipeline once for every model, method and batch size that was timed before.
 pub(super) fn measure(
     args: &BenchArgs,
     path: &Path,

@@ -1,4 +1,4 @@
-//! `vitscope eval classifier`: how often a model names the right class, and how well it knows that.
+//! `vitscope eval classifier`: how often a model predicts the right class, and how well it is calibrated.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -21,11 +21,11 @@ use crate::args::{decimal, png, probability, report_path};
 use crate::exit::Exit;
 use crate::train::accuracy;
 
-/// Rows that a terminal shows; of more classes, the weakest are shown.
+/// Maximum number of rows shown in a terminal; with more classes, only the weakest are shown.
 const MAX_ROWS: usize = 40;
-/// Rows where that many are too many.
+/// Number of rows shown if there are more.
 const WEAKEST: usize = 20;
-/// Answers that count as right if one of them is.
+/// Number of top answers of which one must be right.
 const TOP: usize = 5;
 
 #[derive(Debug, clap::Args)]
@@ -59,7 +59,7 @@ pub(super) struct ClassifierArgs {
     confusions: Option<PathBuf>,
 }
 
-/// What the model says of one class of the data.
+/// Results of the model on one class of the data.
 #[derive(Debug, PartialEq, Serialize)]
 struct ClassScore<'a> {
     /// Its name in the data.
@@ -74,7 +74,7 @@ struct ClassScore<'a> {
     wrong_count: usize,
 }
 
-/// Everything that is needed to get the same numbers again, and the numbers.
+/// The results, and everything needed to reproduce them.
 #[derive(Serialize)]
 struct Report<'a> {
     command: String,
@@ -95,14 +95,14 @@ struct Report<'a> {
     coverage: Vec<SureReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_sure_below: Option<SureReport>,
-    /// The smallest threshold that reaches `sure_accuracy`; `null` where none does.
+    /// The smallest threshold that reaches `sure_accuracy`; `null` if none does.
     chosen: Option<SureReport>,
     sure_accuracy: f64,
     by_class: &'a [ClassScore<'a>],
     confusions: Vec<ConfusionReport<'a>>,
 }
 
-/// A share of right answers, with its 95 % interval.
+/// A share of right answers with its 95 % interval.
 #[derive(Serialize)]
 struct ShareReport {
     accuracy: f64,
@@ -117,20 +117,20 @@ struct BinReport {
     accuracy: f64,
 }
 
-/// The answers from a threshold on.
+/// Answers at or above a threshold.
 #[derive(Serialize)]
 struct SureReport {
     threshold: f64,
     answers: usize,
     coverage: f64,
-    /// `null` where there are no such answers.
+    /// `null` if there are no such answers.
     right: Option<ShareReport>,
 }
 
 #[derive(Serialize)]
 struct ConfusionReport<'a> {
     labels: [&'a str; 2],
-    /// Pictures of the first that are named as the second, and the other way round.
+    /// Pictures of the first class that are predicted as the second, and vice versa.
     counts: [usize; 2],
 }
 
@@ -215,7 +215,7 @@ pub(super) fn run(args: &ClassifierArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// What was measured.
+/// Results of the measurement.
 struct Found<'a> {
     model: &'a Model,
     data: &'a dyn Dataset,
@@ -225,12 +225,12 @@ struct Found<'a> {
     calibration: Calibration,
     scores: Vec<ClassScore<'a>>,
     confusions: Confusions,
-    /// The threshold that is asked for, or the model's own.
+    /// The requested threshold, or the model's own.
     not_sure_below: Option<f64>,
 }
 
 impl Found<'_> {
-    /// How often the right class is among the first ones.
+    /// Counts how often the right class is among the first `n_first` answers.
     fn top(&self, n_first: usize) -> Count {
         let predictions = self.predictions.iter();
         predictions
@@ -323,7 +323,7 @@ impl Found<'_> {
     }
 }
 
-/// How many answers are sure from a threshold on, and how many of those are right.
+/// Describes how many answers are sure at this threshold, and how many of those are right.
 pub fn sure_line(name: &str, predictions: &[Prediction], threshold: f64) -> String {
     let sure = sure_answers(predictions, threshold);
     let percent = 100.0 * sure.of as f64 / predictions.len() as f64;
@@ -335,7 +335,7 @@ pub fn sure_line(name: &str, predictions: &[Prediction], threshold: f64) -> Stri
 }
 
 impl ClassifierArgs {
-    /// The command that gives the same numbers.
+    /// Returns the command that reproduces the numbers.
     fn typed(&self) -> String {
         let mut typed = format!(
             "vitscope eval classifier{} --data {}",
@@ -354,7 +354,7 @@ impl ClassifierArgs {
     }
 }
 
-/// A row for each class of the data that has pictures, in the order of the data.
+/// Returns a row for each class of the data that has pictures, in the order of the data.
 fn scores_by_class<'a>(
     predictions: &[Prediction],
     classes: &'a [String],
@@ -377,7 +377,7 @@ fn scores_by_class<'a>(
         for prediction in own.iter().filter(|prediction| !prediction.is_right()) {
             *wrong.entry(prediction.named).or_default() += 1;
         }
-        // Of equally frequent ones the first.
+        // Of equally frequent answers, take the first.
         let wrong = wrong.into_iter().min_by_key(|(_, count)| Reverse(*count));
         ClassScore {
             class: name(classes, class),
@@ -392,7 +392,7 @@ fn scores_by_class<'a>(
     scores.collect()
 }
 
-/// All classes, or those that are named right least often.
+/// Formats a table of all classes, or of those with the lowest accuracy.
 fn table(scores: &[ClassScore<'_>]) -> String {
     let mut rows: Vec<&ClassScore<'_>> = scores.iter().collect();
     let mut text = String::new();
@@ -425,7 +425,7 @@ fn table(scores: &[ClassScore<'_>]) -> String {
     text
 }
 
-/// A row per class.
+/// Formats a CSV file with one row per class.
 fn csv(scores: &[ClassScore<'_>]) -> String {
     let mut text = String::from("class,label,pictures,top1,top5,wrong_answer,wrong_count\n");
     for row in scores {
@@ -439,7 +439,7 @@ fn csv(scores: &[ClassScore<'_>]) -> String {
     text
 }
 
-/// A text as a cell of CSV (RFC 4180).
+/// Formats a text as a CSV cell (RFC 4180).
 fn cell(text: &str) -> String {
     match text.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", text.replace('"', "\"\"")),
@@ -455,7 +455,7 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    /// The second folder holds pictures of the model's first class too.
+    /// The second folder also holds pictures of the model's first class.
     #[test]
     fn a_class_has_a_row_with_its_most_frequent_wrong_answer() {
         let prediction = |label, class, named, rank| Prediction {

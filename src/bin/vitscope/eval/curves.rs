@@ -12,7 +12,7 @@ use super::gates_of;
 use super::suites::{self, Measured, SuiteArgs};
 use crate::exit::Exit;
 
-/// The protocol that masks embeddings, and not the picture.
+/// The protocol that masks embeddings instead of the picture.
 const SOFT_MASK: &str = "soft-mask";
 
 #[derive(Debug, clap::Args)]

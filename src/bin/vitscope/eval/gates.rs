@@ -1,4 +1,4 @@
-//! `vitscope eval gates`: what gates' masks leave of a model's answers.
+//! `vitscope eval gates`: how gates' masks preserve a model's answers.
 
 use std::num::NonZeroUsize;
 

@@ -124,7 +124,7 @@ impl AskedArgs {
         }
     }
 
-    /// The options as they are typed; the batch makes no difference.
+    /// Returns the options as typed on the command line; the batch size does not affect the scores.
     fn typed(&self) -> String {
         let backbone = self.backbone.as_ref();
         let backbone = backbone.map(|backbone| format!(" --backbone {backbone}"));
@@ -180,7 +180,7 @@ struct FaithfulnessArgs {
     json: Option<PathBuf>,
 }
 
-/// How the rows of gates begin.
+/// Prefix of the rows of gates.
 const GATES: &str = "diffmask";
 
 /// Runs `vitscope eval`.
@@ -208,7 +208,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     }
 }
 
-/// Pictures to measure on, as the model sees them.
+/// Opens the test half of the data, with pictures as the model sees them.
 fn test_half(data: &str, preprocessor: &Preprocessor) -> anyhow::Result<Arc<dyn Dataset>> {
     let (rule, resampling) = (preprocessor.rule, preprocessor.resampling);
     Ok(data::open(data, rule, resampling, 0)?
@@ -216,19 +216,19 @@ fn test_half(data: &str, preprocessor: &Preprocessor) -> anyhow::Result<Arc<dyn 
         .test)
 }
 
-/// A method that goes with the model, which is found out at the price of a pass or so.
+/// Builds a method and checks that it works with the model, at the cost of about one pass.
 fn usable(method: Method, model: &Model) -> anyhow::Result<Box<dyn Explainer>> {
     let explainer = method.build(model.parts())?;
     setup::rehearse(slice::from_ref(&explainer), model)?;
     Ok(explainer)
 }
 
-/// Names the pictures that could not be read.
+/// Prints the pictures that could not be read.
 fn tell_left_out(data: &dyn Dataset) {
     print_left_out(data.unreadable());
 }
 
-/// The gates of the model that is called `name`.
+/// Returns the gates of the model called `name`.
 fn gates_of<'a>(model: &'a Model, name: &str) -> anyhow::Result<&'a Gates> {
     let gates = model.gates.as_ref();
     gates.with_context(|| {
@@ -291,7 +291,7 @@ fn run_fairness(args: &FairnessArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// What `--json` writes.
+/// Contents of the file written by `--json`.
 #[derive(Serialize)]
 struct Report<'a> {
     command: String,
@@ -341,7 +341,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
         explainer: &**explainer,
         thresholds: &[Threshold::Otsu, Threshold::Mean],
     }));
-    // Patches are taken away as each gates learned it, for other methods as the model's gates did.
+    // Remove patches as the gates in question learned it; for other methods, as the model's gates did.
     let removals = std::iter::once(gates)
         .chain(more.iter().map(|(_, gates)| gates))
         .chain(std::iter::repeat(gates))
@@ -384,7 +384,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// The model, with its folder where it has one.
+/// Opens the model and returns it with its folder, if it has one.
 fn open(reference: &str) -> anyhow::Result<(Model, Option<PathBuf>)> {
     let named = Path::new("models").join(reference);
     let folder = [PathBuf::from(reference), named]
@@ -397,9 +397,9 @@ fn open(reference: &str) -> anyhow::Result<(Model, Option<PathBuf>)> {
     Ok((models::open(reference, &Device::Cpu)?, folder))
 }
 
-/// All methods but the gates, or those of them that are asked for.
+/// Builds the requested methods except the gates, or all of them if none are requested.
 ///
-/// Where all are meant, those that do not go with the model are left out.
+/// In the latter case, methods that do not work with the model are left out.
 fn others(asked: &[Method], model: &Model) -> anyhow::Result<Vec<Box<dyn Explainer>>> {
     let mut others = Vec::new();
     for method in Method::ALL
@@ -418,7 +418,7 @@ fn others(asked: &[Method], model: &Model) -> anyhow::Result<Vec<Box<dyn Explain
     Ok(others)
 }
 
-/// Gates of other training seeds, with their seeds.
+/// Opens gates of other training seeds and returns them with their seeds.
 fn more_gates(
     args: &FaithfulnessArgs,
     model: &Model,
@@ -473,7 +473,7 @@ fn line(name: &str, width: usize, threshold: &str, row: &Scores) -> String {
     )
 }
 
-/// The worst of each column over several training seeds.
+/// Returns the worst value of each column over several training seeds.
 fn worst(rows: &[&Scores]) -> Option<Scores> {
     let mut worst = (*rows.first()?).clone();
     if rows.len() < 2 {
@@ -513,7 +513,7 @@ fn draw(
     Ok(gallery::save(&pictures, &columns, grid, path)?)
 }
 
-/// The command that gives these scores again.
+/// Returns the command that reproduces these scores.
 fn command(args: &FaithfulnessArgs) -> String {
     let mut command = format!(
         "vitscope eval faithfulness --model {} --grids {} --seed {}",

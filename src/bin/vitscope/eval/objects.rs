@@ -1,4 +1,4 @@
-//! `vitscope eval pointing` and `vitscope eval segmentation`: maps against what is known of objects.
+//! `vitscope eval pointing` and `vitscope eval segmentation`: maps compared with known objects.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

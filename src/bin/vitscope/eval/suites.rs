@@ -1,4 +1,4 @@
-//! What the suites of `vitscope eval` have in common: methods and controls beside each other on the same pictures.
+//! Common parts of the suites of `vitscope eval`, which compare methods and controls on the same pictures.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -35,7 +35,7 @@ pub(super) struct SuiteArgs {
     pub images: Option<NonZeroUsize>,
 }
 
-/// Pictures that are used at most where `--images` says nothing.
+/// Maximum number of pictures without `--images`.
 const MOST_IMAGES: usize = 1000;
 
 /// What is compared, and where results go beside the terminal.
@@ -64,10 +64,10 @@ pub(super) struct ComparedArgs {
     html: Option<PathBuf>,
 }
 
-/// Pictures on the page.
+/// Number of pictures on the page.
 const EXAMPLES: usize = 8;
 
-/// Everything that is needed to get the same numbers again, and the numbers.
+/// The results, and everything needed to reproduce them.
 #[derive(Serialize)]
 struct Report<'a> {
     command: &'a str,
@@ -81,32 +81,32 @@ struct Report<'a> {
     measures: &'a [Summary],
 }
 
-/// What was measured on what.
+/// Results, and what they were measured on.
 pub(super) struct Found<'a> {
     /// The subcommand.
     pub name: &'static str,
-    /// The command that gives the same numbers.
+    /// The command that reproduces the numbers.
     pub command: String,
     pub model: &'a Model,
     pub data: String,
     pub n_samples: usize,
-    /// What is counted: images, or videos.
+    /// What is counted: images or videos.
     pub of: &'static str,
     pub measures: Vec<Measure>,
     pub rows: Vec<Row>,
 }
 
-/// What is measured, and what a command line says of it beside [`SuiteArgs`].
+/// What is measured, and its command-line options besides [`SuiteArgs`].
 pub(super) struct Measured {
     /// The subcommand.
     pub name: &'static str,
     /// What it measures.
     pub suite: Box<dyn Suite>,
-    /// Its own options, as they are typed.
+    /// Its own options, as typed on the command line.
     pub options: String,
 }
 
-/// Measures by a suite that has no options of its own.
+/// Measures with a suite that has no options of its own.
 pub(super) fn run_plain(
     args: &SuiteArgs,
     name: &'static str,
@@ -121,7 +121,7 @@ pub(super) fn run_plain(
     run(args, &model, &*data, &measured)
 }
 
-/// Measures all methods and controls, and says what was found.
+/// Measures all methods and controls, and reports the results.
 pub(super) fn run(
     args: &SuiteArgs,
     model: &Model,
@@ -175,8 +175,8 @@ pub(super) fn run(
 }
 
 impl ComparedArgs {
-    /// What is known from an earlier run of `what`, where it was kept: one in which all is the same that decides the score
-    /// of a method on a picture.
+    /// Opens the saved results of an earlier run of `what`, if any: one that agrees in everything that determines the
+    /// score of a method on a picture.
     pub(super) fn journal(
         &self,
         what: &str,
@@ -196,7 +196,7 @@ impl ComparedArgs {
         Journal::open(path, &identity)
     }
 
-    /// The command that gives the same numbers; `counted` says of how many pictures, where `what` does not.
+    /// Returns the command that reproduces the numbers; `counted` gives the number of pictures if `what` does not.
     pub(super) fn command(
         &self,
         what: &str,
@@ -213,7 +213,7 @@ impl ComparedArgs {
         )
     }
 
-    /// Prints tables, and writes the files that are asked for; pictures of the page come from a comparison.
+    /// Prints tables and writes the requested files; pictures of the page come from a comparison.
     pub(super) fn tell(
         &self,
         found: &Found<'_>,
@@ -256,7 +256,7 @@ impl ComparedArgs {
         Ok(Exit::Whole)
     }
 
-    /// The page, for which a few pictures are explained once more.
+    /// Returns the HTML page, for which a few pictures are explained again.
     fn page(
         &self,
         found: &Found<'_>,
@@ -292,8 +292,8 @@ impl ComparedArgs {
         })?)
     }
 
-    /// The methods that are asked for, by the names that they were asked for by; of all, or of those of a few passes, what
-    /// does not go with the model is left out.
+    /// Returns the requested methods, under the names used to request them; if all methods or those of a few passes are
+    /// requested, the ones that do not work with the model are left out.
     pub(super) fn explainers(
         &self,
         model: &Model,
@@ -320,14 +320,14 @@ impl ComparedArgs {
     }
 }
 
-/// The model and the pictures that are asked for.
+/// Opens the requested model and pictures.
 pub(super) fn open(args: &SuiteArgs) -> anyhow::Result<(Model, std::sync::Arc<dyn Dataset>)> {
     let model = args.compared.asked.open()?;
     let data = test_half(&args.data, &model.preprocessor)?;
     Ok((model, data))
 }
 
-/// A method, with what is changed of it behind its name.
+/// Builds a method with the changes that follow its name.
 fn explainer(text: &str, model: &Model) -> anyhow::Result<(String, Box<dyn Explainer>)> {
     let mut parts = text.split('+');
     let name = parts.next().unwrap_or_default();
@@ -338,7 +338,7 @@ fn explainer(text: &str, model: &Model) -> anyhow::Result<(String, Box<dyn Expla
     Ok((text.to_owned(), explainer.context("no method given")?))
 }
 
-/// How many of `n` pictures are done.
+/// Creates a progress bar for `n` pictures.
 pub fn bar(n: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len}, {eta} left");
     let bar = ProgressBar::new(n as u64);

@@ -1,4 +1,4 @@
-//! What was measured, as text.
+//! Results as text.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use vitscope::eval::suite::Measure;
 use vitscope::eval::summary::{Scored, Summary};
 use vitscope_lab::eval::comparison::Row;
 
-/// Each protocol once, in order.
+/// Returns each protocol once, in order.
 pub(super) fn protocols(summaries: &[Summary]) -> Vec<&str> {
     let mut protocols: Vec<&str> = Vec::new();
     for summary in summaries {
@@ -17,7 +17,7 @@ pub(super) fn protocols(summaries: &[Summary]) -> Vec<&str> {
     protocols
 }
 
-/// The measures of one protocol, a row a method.
+/// Formats the measures of one protocol, one row per method.
 pub(super) fn table(protocol: &str, summaries: &[Summary]) -> String {
     let own: Vec<&Summary> = summaries
         .iter()
@@ -53,7 +53,7 @@ pub(super) fn table(protocol: &str, summaries: &[Summary]) -> String {
     text
 }
 
-/// Mean and interval.
+/// Formats mean and interval.
 fn interval(row: &Scored) -> String {
     let Scored {
         mean, low, high, ..
@@ -65,7 +65,7 @@ fn interval(row: &Scored) -> String {
     format!("{mean:.digits$} ({low:.digits$}–{high:.digits$})")
 }
 
-/// A line for each picture, method and measure that has a value.
+/// Formats a CSV file with a line for each picture, method and measure that has a value.
 pub(super) fn csv(measures: &[Measure], rows: &[Row]) -> String {
     let mut text = String::from("image,method,protocol,measure,value\n");
     for row in rows {

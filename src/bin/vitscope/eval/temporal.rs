@@ -1,4 +1,4 @@
-//! `vitscope eval temporal`: methods on videos, how steady they are beside how faithful.
+//! `vitscope eval temporal`: how steady and how faithful methods are on videos.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::suites::{ComparedArgs, Found, bar};
 use crate::args::one_or_more;
 use crate::exit::Exit;
 
-/// Least edge of the picture that motion is found on, in pixels.
+/// Minimum edge of the picture for finding motion, in pixels.
 const FLOW_EDGE_PX: usize = 112;
 
 #[derive(Debug, clap::Args)]
@@ -73,7 +73,7 @@ pub(super) fn run(args: &TemporalArgs) -> anyhow::Result<Exit> {
     compared.tell(&found, None)
 }
 
-/// Measures one video by the methods that the journal does not know for it.
+/// Measures one video with the methods whose scores are not in the journal.
 fn measure(
     args: &TemporalArgs,
     model: &Model,

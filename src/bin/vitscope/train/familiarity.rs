@@ -1,4 +1,5 @@
-//! `vitscope train familiarity`: what a model finds familiar, and from when on its answers count as sure.
+//! `vitscope train familiarity`: which pictures a model finds familiar, and from which threshold its answers count as
+//! sure.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use crate::args::{decimal, probability, thread_count};
 use crate::eval::{bar, sure_line};
 use crate::exit::Exit;
 
-/// Pictures that go through the model at once.
+/// Batch size.
 const BATCH: usize = 16;
 
 /// Options of `vitscope train familiarity`.
@@ -46,7 +47,7 @@ pub struct FamiliarityArgs {
     pub threads: Option<NonZeroUsize>,
 }
 
-/// Fits it and writes it.
+/// Fits the familiarity and writes it.
 pub fn run(args: &FamiliarityArgs) -> anyhow::Result<Exit> {
     let reference = Reference {
         trained_parts: false,
@@ -91,7 +92,7 @@ pub fn run(args: &FamiliarityArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// What the threshold takes for sure, and what one on the probability alone would.
+/// Prints which answers count as sure at the threshold, and at one on the probability alone.
 fn print(fitted: &Fitted, sure_accuracy: f64) {
     let Fitted {
         familiarity,

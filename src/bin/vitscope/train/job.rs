@@ -1,4 +1,4 @@
-//! One training run: its recipe, its data, and what it leaves behind.
+//! One training run: its recipe, its data and its results.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,35 +28,35 @@ use vitscope_core::gates::Gates;
 use super::recipe::{DEFAULT_IMAGE_PX, GateRecipe, IA_VIT, RecipeFile, gate_recipe, recipe};
 use super::shown::Shown;
 
-/// What a run came to on test pictures, by name.
+/// Results of a run on test pictures, by name.
 pub(super) type Measured = BTreeMap<String, f64>;
 
-/// What a run goes by.
+/// Inputs of a run.
 pub(super) struct Job<'a> {
     pub(super) file: &'a RecipeFile,
-    /// What `--data` says.
+    /// The value of `--data`.
     pub(super) data: Option<&'a str>,
-    /// What `--set` says.
+    /// The value of `--set`.
     pub(super) changes: toml::Table,
     pub(super) seed: Option<u64>,
     /// Steps between checkpoints.
     pub(super) checkpoint: Option<u64>,
-    /// Folder of what is trained, and of the run's files.
+    /// Folder for the trained parts and the run's files.
     pub(super) out: &'a Path,
-    /// Raised at Ctrl-C.
+    /// Set on Ctrl-C.
     pub(super) stop: &'a Arc<AtomicBool>,
 }
 
-/// What is trained beside a classifier.
+/// Whether a classifier is trained alone or together with an interpreter.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Joint {
     Alone,
     WithInterpreter,
 }
 
-/// Each trains to the end and gives what was measured, or nothing where it was interrupted.
+/// Each method trains to the end and returns the results, or `None` if it was interrupted.
 impl Job<'_> {
-    /// `init`: the model that training goes on from.
+    /// Trains a classifier; `init` is the model that training starts from.
     pub(super) fn classifier(
         mut self,
         joint: Joint,
@@ -169,7 +169,7 @@ impl Job<'_> {
             return Ok(None);
         }
         let classes = subject.train.classes();
-        // Before the head, which must never lie beside the size of an earlier one.
+        // Save it before the head, which must never lie next to the input size of an earlier one.
         models::save_preprocessor(self.out, &frozen.model.preprocessor)?;
         models::save_head(
             self.out,
@@ -254,7 +254,7 @@ impl Job<'_> {
         Ok(Some(measured))
     }
 
-    /// A table of the recipe file with what is changed of it.
+    /// Returns a table of the recipe file with the command line's changes.
     fn recipe<T: for<'de> Deserialize<'de>>(
         &self,
         table: &toml::Table,
@@ -290,7 +290,7 @@ impl Job<'_> {
         Ok(Frozen { model, halves })
     }
 
-    /// The pictures as a model wants them.
+    /// Opens the pictures as a model requires them.
     fn open_data_for(&self, preprocessor: &Preprocessor, seed: u64) -> anyhow::Result<Halves> {
         let Preprocessor {
             rule, resampling, ..
@@ -300,7 +300,8 @@ impl Job<'_> {
     }
 }
 
-/// Fails for a model whose answer is no distribution over its classes, which is what gates and interpreters learn to keep.
+/// Checks that the model's answer is a distribution over its classes, which is what gates and interpreters learn to
+/// preserve.
 fn check_exclusive(config: &VitConfig) -> anyhow::Result<()> {
     match config.link() {
         Link::Sigmoid if config.multi_label => bail!(
@@ -311,7 +312,7 @@ fn check_exclusive(config: &VitConfig) -> anyhow::Result<()> {
     }
 }
 
-/// A model that something is to be trained for: what was trained for it before does not matter.
+/// Opens a model to train something for it, without the parts trained for it before.
 fn open_without_parts(reference: Reference<'_>) -> anyhow::Result<Model> {
     let reference = Reference {
         trained_parts: false,
@@ -320,7 +321,7 @@ fn open_without_parts(reference: Reference<'_>) -> anyhow::Result<Model> {
     Ok(models::open(reference, &Device::Cpu)?)
 }
 
-/// A frozen model that something is trained for, and the pictures.
+/// A frozen model to train something for, and the pictures.
 struct Frozen {
     model: Model,
     halves: Halves,
@@ -344,14 +345,14 @@ fn measured<const N: usize>(values: [(&str, f64); N]) -> Measured {
     values.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
-/// The least and the greatest of some values.
+/// Returns the minimum and the maximum of some values.
 pub(super) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
         (low.min(value), high.max(value))
     })
 }
 
-/// Prints how well an interpreter answers as its model does.
+/// Prints how well an interpreter reproduces the answers of its model.
 fn told(fidelity: Fidelity) -> Measured {
     print!(
         "interpreter on test pictures: kl {:.4}, agreement {:.4}",
@@ -369,7 +370,7 @@ fn told(fidelity: Fidelity) -> Measured {
     ])
 }
 
-/// Prints what the binary masks of gates that vote leave of the answers.
+/// Prints how the binary masks of voting gates preserve the answers.
 fn told_of_voting(done: &TrainedGates, margin: f64) -> Measured {
     let TrainedGates {
         card,
@@ -394,7 +395,7 @@ fn told_of_voting(done: &TrainedGates, margin: f64) -> Measured {
     ])
 }
 
-/// Prints how much `who` explains `of_what`, and what minimal sets of the best-rated patches leave of the answers.
+/// Prints how much of `of_what` `who` explains, and how minimal sets of the top-rated patches preserve the answers.
 fn told_of_ranking(done: &TrainedGates, who: &str, of_what: &str) -> Measured {
     let TrainedGates {
         card, agreement, ..
@@ -412,7 +413,7 @@ fn told_of_ranking(done: &TrainedGates, who: &str, of_what: &str) -> Measured {
     ])
 }
 
-/// A share of right answers with its interval, for people.
+/// Formats a share of right answers with its interval.
 pub fn accuracy(count: Count) -> String {
     let (low, high) = count.interval();
     format!(
@@ -422,7 +423,7 @@ pub fn accuracy(count: Count) -> String {
     )
 }
 
-/// Names what was left out of the pictures.
+/// Prints the pictures that were left out.
 fn print_unreadable(halves: &Halves) {
     let mut unreadable = halves.train.unreadable();
     unreadable.extend(halves.test.unreadable());
@@ -431,7 +432,7 @@ fn print_unreadable(halves: &Halves) {
     print_left_out(unreadable);
 }
 
-/// Counts and names pictures that could not be read, where there are any.
+/// Prints the number and the names of pictures that could not be read, if any.
 pub fn print_left_out(reasons: Vec<String>) {
     if reasons.is_empty() {
         return;

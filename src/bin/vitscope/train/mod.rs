@@ -1,9 +1,9 @@
-//! `vitscope train`: a classifier, DiffMask gates for a model, IA-ViT's interpreter, what a model finds familiar, or many
-//! such runs.
+//! `vitscope train`: trains a classifier, DiffMask gates for a model, IA-ViT's interpreter or a model's familiarity, or
+//! performs many such runs.
 //!
-//! All take a recipe (TOML), whose keys are the fields of the trainers' recipe types; options on the
-//! command line win. What is written is a model's folder, with the loss curve beside it. A killed run
-//! goes on from its last checkpoint when the same command is given again.
+//! All take a recipe (TOML), whose keys are the fields of the trainers' recipe types; command-line options take
+//! precedence. The output is a model folder with the loss curve. If the same command is given again, a killed run
+//! resumes from its last checkpoint.
 
 mod familiarity;
 mod job;
@@ -119,8 +119,8 @@ struct IaVitArgs {
 
 #[derive(Debug, clap::Args)]
 struct CommonArgs {
-    /// Training data: `red-patches`, a video, or a folder with CIFAR-10, with pictures and videos, or with one subfolder of
-    /// pictures per class [default: the recipe's].
+    /// Training data: `red-patches`, a video, or a folder with CIFAR-10, with pictures and videos, or with one
+    /// subfolder of pictures per class [default: the recipe's].
     #[arg(long, value_name = "DATA")]
     data: Option<String>,
     /// Recipe: a TOML file with `data` and the tables `classifier`, `probe`, `diffmask` and `ia-vit`.
@@ -142,7 +142,7 @@ struct CommonArgs {
 }
 
 impl TrainArgs {
-    /// What `--threads` says.
+    /// Returns the value of `--threads`.
     pub fn threads(&self) -> Option<NonZeroUsize> {
         match &self.what {
             None => self.runs.threads,
@@ -185,7 +185,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     }
 }
 
-/// A single run.
+/// Runs a single training.
 fn one(
     common: &CommonArgs,
     out: &Path,
@@ -199,7 +199,7 @@ fn one(
     }
 }
 
-/// Where gates or an interpreter go: beside the model, unless that is embedded or from the hub.
+/// Returns the folder for gates or an interpreter: the model's folder, unless the model is embedded or from the hub.
 fn output_folder<'a>(
     out: Option<&'a Path>,
     model: &'a Path,
@@ -209,7 +209,7 @@ fn output_folder<'a>(
         return Ok(out);
     }
     if !model.is_dir() {
-        // Where there is no such model, that is what is wrong.
+        // If there is no such model, report that instead.
         models::open(reference, &Device::Cpu)?;
         bail!("training for a model that is not a folder requires --out: {model:?}");
     }
@@ -252,7 +252,7 @@ fn train_gates(args: &DiffMaskArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Whole)
 }
 
-/// A folder, and the model under it.
+/// Returns a reference to a folder and the model under it.
 fn over<'a>(folder: &'a Path, backbone: Option<&'a str>) -> anyhow::Result<Reference<'a>> {
     let Some(model) = folder.to_str() else {
         bail!("path is not UTF-8: {folder:?}");

@@ -1,4 +1,4 @@
-//! Recipe files, and what the command line changes of them.
+//! Recipe files and the command line's changes to them.
 
 use std::path::Path;
 
@@ -15,9 +15,9 @@ use crate::toml_file;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RecipeFile {
-    /// What `--data` takes; a relative folder is looked for from where the program runs.
+    /// As for `--data`; a relative folder is resolved from the working directory.
     pub(super) data: Option<String>,
-    /// Edge of the model's image, for pictures of a folder; pixels.
+    /// Edge of the model's image in pixels, for pictures of a folder.
     pub(super) image_size: Option<usize>,
     pub(super) classifier: toml::Table,
     pub(super) probe: toml::Table,
@@ -27,7 +27,7 @@ pub(super) struct RecipeFile {
     pub(super) run: Vec<Run>,
 }
 
-/// One line of an ablation, for each of its seeds.
+/// One row of an ablation, for each of its seeds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Run {
@@ -35,14 +35,14 @@ pub(super) struct Run {
     pub(super) name: String,
     /// What is trained.
     pub(super) train: Trained,
-    /// The frozen model of gates, and of an interpreter that is not trained jointly.
+    /// The frozen model of gates, or of an interpreter that is not trained jointly.
     pub(super) model: Option<String>,
-    /// The model that a classifier goes on from, alone or with its interpreter.
+    /// The model that a classifier starts from, alone or with its interpreter.
     pub(super) init: Option<String>,
-    /// One run each.
+    /// One run per seed.
     #[serde(default = "one_seed")]
     pub(super) seeds: Vec<u64>,
-    /// What differs from the tables of the file, as `--set` says it.
+    /// Changes to the tables of the file, as for `--set`.
     #[serde(default)]
     pub(super) set: toml::Table,
 }
@@ -60,13 +60,13 @@ fn one_seed() -> Vec<u64> {
     vec![0]
 }
 
-/// Edge of the model's image where neither recipe nor data say one; pixels.
+/// Edge of the model's image in pixels, if neither recipe nor data specify one.
 pub(super) const DEFAULT_IMAGE_PX: usize = 64;
 
 /// Name of IA-ViT's table in a recipe.
 pub(super) const IA_VIT: &str = "ia-vit";
 
-/// Reads a recipe file; without one all is by default.
+/// Reads a recipe file; without one, all values are defaults.
 pub(super) fn read(path: Option<&Path>) -> anyhow::Result<RecipeFile> {
     let Some(path) = path else {
         return Ok(RecipeFile::default());
@@ -74,7 +74,7 @@ pub(super) fn read(path: Option<&Path>) -> anyhow::Result<RecipeFile> {
     toml_file::read(path, "recipe")
 }
 
-/// What `--set` changes.
+/// Returns the changes made by `--set`.
 pub(super) fn changed(set: &[String]) -> anyhow::Result<toml::Table> {
     let mut table = toml::Table::new();
     for change in set {
@@ -88,7 +88,7 @@ pub(super) fn changed(set: &[String]) -> anyhow::Result<toml::Table> {
     Ok(table)
 }
 
-/// How gates are trained, by what they are trained for.
+/// The recipe for training gates, by objective.
 pub(super) enum GateRecipe {
     Published(DiffMaskRecipe),
     Shapley(ShapleyRecipe),
@@ -105,7 +105,8 @@ impl GateRecipe {
     }
 }
 
-/// The table of gates of a recipe file with the command line's changes; its `objective` says which options there are.
+/// Returns the gates table of a recipe file with the command line's changes; its `objective` determines the valid
+/// options.
 pub(super) fn gate_recipe(
     table: &toml::Table,
     changes: toml::Table,
@@ -121,7 +122,7 @@ pub(super) fn gate_recipe(
     })
 }
 
-/// The table of a recipe file with the command line's changes.
+/// Returns a table of a recipe file with the command line's changes.
 pub(super) fn recipe<T: for<'de> Deserialize<'de>>(
     table: &toml::Table,
     changes: toml::Table,
@@ -141,7 +142,7 @@ pub(super) fn recipe<T: for<'de> Deserialize<'de>>(
     toml::Value::Table(table)
         .try_into()
         .map_err(|err: toml::de::Error| {
-            // Its second line names the key.
+            // The error's second line names the key.
             anyhow!("recipe table {name:?}: {}", changes::in_words(&err))
         })
 }

@@ -1,7 +1,7 @@
-//! `vitscope train FILE.toml`: the runs of an ablation, and the table of what they came to.
+//! `vitscope train FILE.toml`: the runs of an ablation, and the table of their results.
 //!
-//! Each run has a folder of its own, `OUT/NAME/SEED`. A run that is done leaves `result.json` there and is not repeated,
-//! so that the same command goes on where it was ended.
+//! Each run has its own folder, `OUT/NAME/SEED`. A finished run leaves `result.json` there and is not repeated, so that
+//! the same command continues where it stopped.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -18,10 +18,10 @@ use super::{RunsArgs, interrupted};
 use crate::exit::Exit;
 use crate::interrupt;
 
-/// File name in the folder of a run that is done.
+/// File name in the folder of a finished run.
 const RESULT: &str = "result.json";
 
-/// What a run came to, and what it went by.
+/// Results and inputs of a run.
 #[derive(Serialize, Deserialize)]
 struct Done {
     recipe: String,
@@ -105,7 +105,7 @@ fn train(job: Job<'_>, run: &Run) -> anyhow::Result<Option<Measured>> {
     }
 }
 
-/// The text of all that a run is a function of, but for the weights of its model.
+/// Returns the text of everything that determines a run, except the weights of its model.
 fn went_by(file: &RecipeFile, run: &Run, seed: u64, args: &RunsArgs) -> anyhow::Result<String> {
     let alone = RecipeFile {
         data: args.data.clone().or(file.data.clone()),
@@ -118,7 +118,7 @@ fn went_by(file: &RecipeFile, run: &Run, seed: u64, args: &RunsArgs) -> anyhow::
     Ok(serde_json::to_string(&alone)?)
 }
 
-/// What the run came to, where it is done already and went by the same.
+/// Returns the results of the run, if it has already finished with the same inputs.
 fn done_before(folder: &Path, went_by: &str) -> anyhow::Result<Option<Measured>> {
     let path = folder.join(RESULT);
     if !path.exists() {
@@ -134,7 +134,7 @@ fn done_before(folder: &Path, went_by: &str) -> anyhow::Result<Option<Measured>>
     Ok(Some(done.measured))
 }
 
-/// Mean and range over the seeds of each run, in Markdown.
+/// Formats mean and range over the seeds of each run, in Markdown.
 fn table(rows: &[(&str, Vec<Measured>)]) -> String {
     let mut names: Vec<&String> = rows
         .iter()

@@ -1,4 +1,4 @@
-//! A training run on standard error.
+//! The progress of a training run on standard error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use vitscope::train::Progress;
 
-/// Shows a run on standard error, and ends it at Ctrl-C.
+/// Shows a run on standard error and ends it on Ctrl-C.
 pub(super) struct Shown {
     bar: Option<ProgressBar>,
     interrupted: Arc<AtomicBool>,
-    /// Running means of the values, for single steps are noisy.
+    /// Running means of the values, because single steps are noisy.
     means: Vec<f64>,
-    /// When the last line was printed, where standard error is no terminal.
+    /// When the last line was printed, if standard error is not a terminal.
     printed: Option<Instant>,
 }
 
-/// Time between two lines where standard error is no terminal.
+/// Time between two lines if standard error is not a terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
 /// Weight of the newest step in a running mean.
@@ -37,7 +37,7 @@ impl Shown {
         self.means.resize(progress.values.len(), f64::NAN);
         let shown = self.means.iter_mut().zip(progress.values);
         for ((mean, value), name) in shown.zip(progress.names) {
-            // What is measured now and then is shown as it was last measured.
+            // Values that are measured only occasionally are shown as last measured.
             if mean.is_nan() || (name.starts_with("test") && value.is_finite()) {
                 *mean = *value;
             } else if value.is_finite() {
@@ -73,7 +73,7 @@ impl Shown {
 
 fn bar(progress: &Progress<'_>) -> ProgressBar {
     let bar = ProgressBar::new(progress.n_steps);
-    // A resumed run shall not count the steps of the first one into its speed.
+    // Do not count the steps of an earlier run into the speed of a resumed one.
     bar.set_position(progress.step.saturating_sub(1));
     bar.reset_eta();
     let template = "{wide_bar} {pos}/{len}  {per_sec}  {eta} left\n{msg}";

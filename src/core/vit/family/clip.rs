@@ -1,4 +1,5 @@
-//! The image half of CLIP (Radford et al., arXiv:2103.00020), which compares pictures with vectors of its text half.
+//! The image encoder of CLIP (Radford et al., arXiv:2103.00020), which compares pictures with vectors of the text
+//! encoder.
 
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
             "embeddings.patch_embedding",
             "embeddings.patch_embeddings.projection",
         ),
-        // Its files spell it so.
+        // Misspelled in CLIP's files.
         ("pre_layrnorm", "pre_layernorm"),
         ("post_layernorm", "layernorm"),
     ],
@@ -63,7 +64,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 
 const IMAGE_HALF: &str = "clip_vision_model";
 
-/// The fields of the image half, with the defaults of `transformers` where a file leaves them out.
+/// The fields of the image encoder, with defaults of `transformers` for missing ones.
 fn image_half(root: Object) -> Result<Object> {
     let whole = Fields(&root);
     let architecture = architecture(whole)?;
@@ -91,7 +92,7 @@ fn image_half(root: Object) -> Result<Object> {
     for object in [defaults.as_object(), Some(given)].into_iter().flatten() {
         fields.extend(object.clone());
     }
-    // The whole model's projection is the one that both of its halves end in.
+    // The projection of the whole model is shared by both encoders.
     if let Some(projection_dim) = whole.value("projection_dim") {
         fields.insert("projection_dim".into(), projection_dim.clone());
     }

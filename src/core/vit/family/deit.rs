@@ -6,7 +6,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     model_types: &["deit"],
     class_prefix: "DeiT",
     tensor_prefix: "deit.",
-    // With a classifier of each token, this is the class token's.
+    // If there is a classifier per token, this is the class token's.
     names: &[("cls_classifier", "classifier")],
     image_processor: "DeiT",
     distilled: true,

@@ -38,7 +38,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     },
     write: |config, root| {
         root.remove("intermediate_size");
-        // `check` has found it to be whole.
+        // `check` ensures an integer ratio.
         let ratio = config.intermediate_size / config.hidden_size.max(1);
         root.insert("mlp_ratio".into(), json!(ratio));
         root.insert("use_swiglu_ffn".into(), json!(false));

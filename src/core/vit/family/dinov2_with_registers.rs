@@ -1,4 +1,4 @@
-//! DINOv2 with registers (Darcet et al., arXiv:2309.16588): tokens that belong to no patch.
+//! DINOv2 with registers (Darcet et al., arXiv:2309.16588): additional tokens that belong to no patch.
 
 use serde_json::json;
 

@@ -1,4 +1,5 @@
-//! Families of Vision Transformers: what one differs in from the plain ViT is a file here, and a line of [`families!`].
+//! Families of Vision Transformers. Each file describes the differences from the plain ViT; [`families!`] lists the
+//! families.
 
 mod clip;
 mod deit;
@@ -12,31 +13,31 @@ use super::config::{Head, VitConfig};
 use super::fields::Fields;
 use crate::{Error, Result};
 
-/// A tensor's name, or what it begins with before `.weight` and `.bias`, in checkpoints of a family, and in [`super::names`].
+/// A tensor's name, or its prefix before `.weight` and `.bias`, in checkpoints of a family and in [`super::names`].
 pub(super) type Naming = (&'static str, &'static str);
 
 /// A JSON object.
 type Object = Map<String, Value>;
 
-/// What a family's file says of it.
+/// Properties of a family.
 pub(super) struct Architecture {
-    /// `model_type` in `config.json`: first the one that is written, then those of files that hold such a model.
+    /// `model_type` in `config.json`: first the one that is written, then others that contain such a model.
     pub(super) model_types: &'static [&'static str],
-    /// How `transformers` begins the names of its classes.
+    /// Prefix of class names in `transformers`.
     pub(super) class_prefix: &'static str,
-    /// In front of the base model's tensors inside a model with a head.
+    /// Prefix of the base model's tensors in a model with a head.
     pub(super) tensor_prefix: &'static str,
     /// Tensors outside blocks.
     pub(super) names: &'static [Naming],
-    /// Tensors of a block, behind its number.
+    /// Tensors of a block, after its number.
     pub(super) names_in_block: &'static [Naming],
-    /// How names of tensors begin that do not take part in classifying.
+    /// Prefixes of tensors that classification does not use.
     pub(super) unused: &'static [&'static str],
-    /// The image processor that prepares its pictures where a folder names none.
+    /// Default image processor, if a folder names none.
     pub(super) image_processor: &'static str,
-    /// What a classifier reads, unless there is one of the distillation token, too.
+    /// Input of the classifier, unless there is also one of the distillation token.
     pub(super) reads: Head,
-    /// Added to the variance in layer norms where the file does not say.
+    /// Default epsilon of layer norms, added to the variance.
     pub(super) layer_norm_eps: f64,
     /// Whether each branch of a block is scaled by a learned vector.
     pub(super) layer_scale: bool,
@@ -44,27 +45,27 @@ pub(super) struct Architecture {
     pub(super) distilled: bool,
     /// Whether the patch embedding has a bias.
     pub(super) patch_bias: bool,
-    /// Whether a norm stands before the first block.
+    /// Whether there is a norm before the first block.
     pub(super) pre_norm: bool,
-    /// Whether position embeddings are antialiased when they are resized for another input size.
+    /// Whether position embeddings are antialiased when resized for another input size.
     pub(super) antialiased_positions: bool,
-    /// Whether models of it can be written.
+    /// Whether models of this family can be saved.
     pub(super) saved: bool,
-    /// The fields of the image encoder, from those of the whole file.
+    /// Extracts the fields of the image encoder from those of the whole file.
     pub(super) fields: fn(Object) -> Result<Object>,
-    /// Width inside the MLP, from the fields and the width of a token.
+    /// Computes the width inside the MLP from the fields and the width of a token.
     pub(super) mlp_width: fn(Fields, usize) -> Result<usize>,
-    /// Reads what no other family's file says.
+    /// Reads fields that are specific to this family.
     pub(super) read: fn(Fields, &mut VitConfig) -> Result<()>,
-    /// Checks what only this family asks for.
+    /// Checks constraints that are specific to this family.
     pub(super) check: fn(&VitConfig) -> Result<()>,
-    /// Writes what the file of a ViT does not say, or says otherwise.
+    /// Adds or changes fields that differ from those of a ViT.
     pub(super) write: fn(&VitConfig, &mut Object),
 }
 
 macro_rules! families {
     ($($(#[$docs:meta])* $family:ident = $file:ident,)*) => {
-        /// Which published architecture a checkpoint follows.
+        /// The published architecture that a checkpoint follows.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Family {
             $($(#[$docs])* $family,)*
@@ -85,13 +86,13 @@ macro_rules! families {
 families! {
     /// ViT, plain DeiT and the first DINO.
     Vit = vit,
-    /// DeiT with a distillation token behind the class token.
+    /// DeiT with a distillation token after the class token.
     Deit = deit,
     /// DINOv2: layer scale in each block.
     Dinov2 = dinov2,
     /// DINOv2 with register tokens between the class token and the patches.
     Dinov2WithRegisters = dinov2_with_registers,
-    /// The image half of CLIP (Radford et al., arXiv:2103.00020): a norm before the first block.
+    /// The image encoder of CLIP (Radford et al., arXiv:2103.00020): a norm before the first block.
     Clip = clip,
 }
 
@@ -101,10 +102,10 @@ impl Family {
         self.architecture().model_types[0]
     }
 
-    /// Whether models of the family can be written, and so trained.
+    /// Checks that models of the family can be saved, and thus trained.
     ///
     /// # Errors
-    /// [`Error::Model`] where they can only be read.
+    /// [`Error::Model`] if they can only be read.
     pub fn check_saved(self) -> Result<()> {
         match self.architecture().saved {
             true => Ok(()),
@@ -115,12 +116,12 @@ impl Family {
         }
     }
 
-    /// The image processor that prepares its pictures where a folder names none: `transformers`' name up to `ImageProcessor`.
+    /// Default image processor, if a folder names none: the name in `transformers` without `ImageProcessor`.
     pub(crate) fn image_processor(self) -> &'static str {
         self.architecture().image_processor
     }
 
-    /// The family whose file `fields` are.
+    /// Determines the family from the `fields` of a file.
     pub(super) fn of(fields: Fields) -> Result<Self> {
         let name = fields.required("model_type")?;
         let holds = |types: &[&str]| types.iter().any(|known| name.as_str() == Some(known));

@@ -1,4 +1,4 @@
-//! ViT (Dosovitskiy et al., arXiv:2010.11929), which plain DeiT and the first DINO are, too.
+//! ViT (Dosovitskiy et al., arXiv:2010.11929). Includes plain DeiT and the first DINO.
 
 use super::Architecture;
 use crate::vit::config::Head;

@@ -1,8 +1,8 @@
-//! What a model says while more and more of a picture is taken away, or put back, in the order of a map.
+//! Perturbation curves: the model's output while an image is gradually removed, or restored, in the order of a map.
 //!
-//! A good map names what matters first: taking that away makes the class improbable at once, putting it back makes it
-//! probable at once. Papers do this in different ways that cannot be compared, so each way is a [`Protocol`] with a
-//! name, and a result is told with it.
+//! A good map ranks the most important parts first: the class becomes improbable at once when they are removed, and
+//! probable at once when they are restored. Papers do this in different ways that are not comparable, so each way is a
+//! named [`Protocol`], and every result is reported with it.
 //!
 //! | protocol | paper | points | replaced by | score | area |
 //! |---|---|---|---|---|---|
@@ -14,7 +14,7 @@
 //! | [`CHEFER`] | arXiv:2103.15679, code | 0 to 90 % | black | right or wrong | trapezoid to 0.9 |
 //! | [`DIFFMASK`] | arXiv:2304.06391, code | 29 | noise | predicted class, and its KL | trapezoid, unit steps |
 //!
-//! Masked copies of many pictures go through the model together, in full batches.
+//! Masked copies of many images go through the model together, in full batches.
 
 mod protocol;
 
@@ -29,11 +29,11 @@ pub use protocol::*;
 /// Seed of the noise, as in the code of Vision DiffMask.
 const NOISE_SEED: u64 = 123;
 
-/// Curves of one or several protocols.
+/// Curves of one or more protocols.
 pub struct Perturbation {
     /// The protocols.
     pub protocols: Vec<Protocol>,
-    /// Size of pictures and of their patches.
+    /// Size of the images and their patches.
     pub geometry: Geometry,
 }
 
@@ -80,13 +80,13 @@ impl Suite for Perturbation {
     }
 }
 
-/// For each run of a protocol, one curve per subject, for its map of one score per patch.
+/// Computes one curve per subject for each run of a protocol, from maps of one score per patch.
 ///
-/// Runs that change the same pixels in the same way share the model's answers.
+/// Runs that change the same pixels in the same way share the model's outputs.
 ///
 /// # Errors
-/// [`Error::Shape`] where a map or picture is of another size; [`Error::Data`] where the right class is asked for
-/// and not known; else what asking fails with.
+/// [`Error::Shape`] if a map or image has another size; [`Error::Data`] if the protocol needs the true class and it is
+/// unknown; any error of the model.
 pub fn curves(
     model: &BatchedModel<'_>,
     protocol: &Protocol,
@@ -127,7 +127,7 @@ pub fn curves(
     Ok(curves)
 }
 
-/// Logits of each subject at each point, subject by subject.
+/// Returns the logits of each subject at each point, subject by subject.
 fn answers(
     model: &BatchedModel<'_>,
     protocol: &Protocol,
@@ -168,7 +168,7 @@ fn check(geometry: Geometry, subject: &Subject, map: &[f32]) -> Result<()> {
     Ok(())
 }
 
-/// Puts pixels of all channels in the place of others.
+/// Replaces pixels in all channels.
 pub(crate) fn change(now: &mut [f32], after: &[f32], pixels: &[usize]) {
     let n_pixels = now.len() / 3;
     for channel in 0..3 {
@@ -179,7 +179,7 @@ pub(crate) fn change(now: &mut [f32], after: &[f32], pixels: &[usize]) {
 }
 
 impl Substrate {
-    /// A whole picture of what stands where something was taken away from `image`, `[3, height, width]`.
+    /// Returns a full-size replacement image for the parts removed from `image`, `[3, height, width]`.
     pub(crate) fn fill(self, image: &[f32], model: &BatchedModel<'_>) -> Vec<f32> {
         let geometry = model.geometry;
         let n_pixels = geometry.n_pixels();
@@ -208,7 +208,7 @@ impl Substrate {
                 sigma_px,
             } => {
                 let size = (geometry.height_px, geometry.width_px);
-                // As PyTorch's convolution pads.
+                // Zero padding, as in PyTorch's convolution.
                 let blur = |channel| blurred(channel, size, (kernel_px, sigma_px), Beyond::Zeros);
                 image.chunks(n_pixels).flat_map(blur).collect()
             }
@@ -216,7 +216,7 @@ impl Substrate {
     }
 }
 
-/// What a measure says of an answer.
+/// Computes the quantity that a measure derives from logits.
 fn measured(
     model: &BatchedModel<'_>,
     logits: &[f32],
@@ -247,10 +247,10 @@ mod tests {
         width_px: 8,
         grid: (4, 4),
     };
-    /// What the model of these tests looks at, and nothing else.
+    /// The only patch that the model of these tests depends on.
     const PATCH: usize = 6;
 
-    /// Sure of class 1 where the patch is bright throughout, else of class 0.
+    /// Predicts class 1 with certainty if the patch is bright throughout, else class 0.
     fn looks_at_one_patch(images: &Tensor) -> Result<Tensor> {
         let images = images.flatten_from(1)?.to_vec2::<f32>()?;
         let logits: Vec<f32> = images
@@ -292,7 +292,7 @@ mod tests {
         (curve.iter().map(|value| value.round()).collect(), area)
     }
 
-    /// A map that names the patch `rank`-th.
+    /// Returns a map that ranks the patch at position `rank`.
     fn names(rank: usize) -> Vec<f32> {
         let mut order: Vec<usize> = (0..16).filter(|patch| *patch != PATCH).collect();
         order.insert(rank, PATCH);
@@ -309,7 +309,7 @@ mod tests {
             let (deleted, area) = curve(0, &names(rank));
             let expected: Vec<f64> = (0..17).map(|n| f64::from(u8::from(n <= rank))).collect();
             assert_eq!(deleted, expected, "{rank}");
-            // Half a step of the edge is under the line.
+            // The falling edge adds half a step to the area.
             assert!((area - (rank as f64 + 0.5) / 16.0).abs() < 1e-9, "{area}");
         }
     }
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn a_blurred_patch_is_bright_when_it_and_its_surroundings_are_back() {
         let (inserted, _) = curve(1, &names(0));
-        // Blurred white is dark at the border only: the patch is inside.
+        // Blurred white is dark only at the image border; the patch lies inside.
         assert_eq!(inserted[1..], [1.0; 16]);
     }
 
@@ -333,7 +333,7 @@ mod tests {
         };
         let (positive, negative) = (areas(0), areas(1));
         assert!(positive[0] < positive[1] && negative[0] > negative[1]);
-        // Between patches scores are mixed, so that its own pixels are not quite the last ones.
+        // Scores are interpolated between patches, so the patch's own pixels are not quite the last ones.
         assert!(negative[0] >= 70.0, "{negative:?}");
         assert!(positive[0] <= 10.0, "{positive:?}");
     }
@@ -380,7 +380,7 @@ mod tests {
         );
     }
 
-    /// Written by `tests/fixtures/perturbation.py`, which does in PyTorch what the code of RISE does.
+    /// Written by `tests/fixtures/perturbation.py`, a PyTorch reimplementation of the RISE code.
     #[derive(Deserialize)]
     struct Reference {
         image: Vec<f32>,
@@ -438,7 +438,7 @@ mod tests {
         }
     }
 
-    /// Table 1 of arXiv:2304.06391 from the curves that its authors published.
+    /// Table 1 of arXiv:2304.06391, recomputed from the curves that its authors published.
     #[test]
     fn the_area_of_the_published_curves_is_that_of_the_table() {
         let published = include_str!("../../../../tests/fixtures/vision_diffmask_table1.json");
@@ -469,7 +469,7 @@ mod tests {
         }
     }
 
-    /// Written by `tests/fixtures/pixel_flipping.py`, which asks Quantus.
+    /// Written by `tests/fixtures/pixel_flipping.py`, which calls Quantus.
     #[derive(Deserialize)]
     struct PixelFlipping {
         height: usize,
@@ -483,7 +483,7 @@ mod tests {
         curves: Vec<Vec<f64>>,
     }
 
-    /// Quantus' curves begin after the first step: the whole picture, our first point, is asked about apart.
+    /// Quantus's curves begin after the first step, so the whole image (the first point here) is compared separately.
     #[test]
     fn deletion_curves_are_those_of_pixel_flipping_in_quantus() {
         let reference = include_str!("../../../../tests/fixtures/pixel_flipping.json");

@@ -1,4 +1,4 @@
-//! How maps are measured, paper by paper: what is changed, by how much, and what is said of it.
+//! Perturbation protocols, paper by paper: what is changed, by how much, and which quantity is reported.
 
 use std::fmt;
 
@@ -6,81 +6,81 @@ use super::super::resized;
 use super::super::statistics::trapezoid;
 use vitscope_core::error::{Error, Result, unknown};
 
-/// What stands where something was taken away.
+/// Replacement for removed pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Substrate {
-    /// Zeros of the normalized picture: its mean color over all data.
+    /// Zeros of the normalized image: the mean color of the data set.
     Zeros,
     /// Black.
     Black,
-    /// The mean color of the picture.
+    /// Mean color of the image.
     Mean,
-    /// The picture, blurred by a Gaussian of so many pixels.
+    /// The image, blurred by a Gaussian of this size.
     Blur {
         /// Edge of the kernel.
         kernel_px: usize,
         /// Standard deviation.
         sigma_px: f32,
     },
-    /// Uniform noise from −1 to 1 in the normalized picture, the same at every point of a curve.
+    /// Uniform noise from −1 to 1 in the normalized image, the same at every point of a curve.
     Noise,
 }
 
-/// What is taken away at once.
+/// Amount changed per step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Steps {
     /// As many pixels as a row has, until none are left.
     Rows,
-    /// One patch after the other.
+    /// One patch at a time.
     Patches,
-    /// At these shares of all pixels.
+    /// Up to these shares of all pixels.
     Shares(&'static [f64]),
-    /// So many equal shares of all pixels.
+    /// This many equal shares of all pixels.
     Equal(usize),
 }
 
-/// Which class is watched.
+/// Class that a protocol observes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watched {
-    /// The one that the model names for the whole picture.
+    /// The class that the model predicts for the whole image.
     Predicted,
-    /// The right one.
+    /// The true class.
     Label,
 }
 
-/// What is said of it.
+/// Quantity reported for the observed class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
-    /// Its probability.
+    /// Probability of the class.
     Probability,
-    /// 1 where the model names it, else 0.
+    /// 1 if the model predicts the class, else 0.
     Named,
-    /// −ln of its probability, which is KL(one-hot ‖ answer), in nats.
+    /// −ln of its probability, which is KL(one-hot ‖ output), in nats.
     Surprise,
 }
 
-/// What is first.
+/// Which patches or pixels change first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum First {
-    /// What the map scores highest.
+    /// Those with the highest scores.
     Greatest,
-    /// What it scores lowest.
+    /// Those with the lowest scores.
     Least,
 }
 
-/// What happens in the order of the map.
+/// What is done in the order of the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The picture is taken away.
+    /// Removes the image.
     Delete,
-    /// It is put back.
+    /// Restores the image.
     Insert,
 }
 
-/// How a curve becomes a number.
+/// Reduction of a curve to a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Area {
-    /// Trapezoids over the share that is changed, from 0 to 1 at most.
+    /// Trapezoids over the changed share, from 0 to at most 1.
     Trapezoid,
     /// Trapezoids of width 1.
     UnitSteps,
@@ -170,43 +170,43 @@ impl fmt::Display for Area {
 /// One curve of a protocol.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Run {
-    /// What the curve is called.
+    /// Name of the curve.
     pub name: &'static str,
-    /// What happens.
+    /// Whether parts are removed or restored.
     pub action: Action,
-    /// What is first.
+    /// Which parts change first.
     pub first: First,
-    /// What stands where something was taken away.
+    /// Replacement for removed parts.
     pub substrate: Substrate,
-    /// What is said of the watched class.
+    /// Quantity reported for the observed class.
     pub quantity: Quantity,
-    /// True where a larger area is a better map.
+    /// True if a larger area means a better map.
     pub higher_is_better: bool,
 }
 
 impl Run {
-    /// Whether the other run asks about the same pictures.
+    /// Returns true if the other run evaluates the same images.
     pub(super) fn changes_as(&self, other: &Self) -> bool {
         (self.action, self.first, self.substrate) == (other.action, other.first, other.substrate)
     }
 }
 
-/// A way to measure maps, as one paper does it.
+/// A way of measuring maps, as defined by one paper.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Protocol {
-    /// What it is called.
+    /// Name of the protocol.
     pub name: &'static str,
-    /// What is changed at once.
+    /// Amount changed per step.
     pub steps: Steps,
-    /// Without the point before the first step.
+    /// Whether to omit the point before the first step.
     pub skips_start: bool,
-    /// Which class is watched.
+    /// Class to observe.
     pub watched: Watched,
-    /// How a curve becomes a number.
+    /// Reduction of a curve to a number.
     pub area: Area,
-    /// What areas are multiplied by.
+    /// Factor of the areas.
     pub scale: f64,
-    /// Its curves.
+    /// Curves of the protocol.
     pub runs: &'static [Run],
 }
 
@@ -214,7 +214,7 @@ const RISE_BLUR: Substrate = Substrate::Blur {
     kernel_px: 11,
     sigma_px: 5.0,
 };
-/// What GradMask puts back from, and what it leaves where it takes away.
+/// Start of GradMask's insertion, and fill of its removal.
 pub(crate) const GRADMASK_BLUR: Substrate = Substrate::Blur {
     kernel_px: 15,
     sigma_px: 7.0,
@@ -254,7 +254,7 @@ const fn perturbation(
         first,
         substrate,
         quantity,
-        // Surprise is the other way round; and what matters least should be missed least.
+        // Surprise has the opposite direction, and removing the least important patches should hurt least.
         higher_is_better: matches!(
             (first, quantity),
             (First::Greatest, Quantity::Surprise)
@@ -273,10 +273,10 @@ const WHOLE: Protocol = Protocol {
     runs: &[deletion(Substrate::Zeros), insertion(RISE_BLUR)],
 };
 
-/// As the code of RISE does it.
+/// As implemented in the RISE code.
 pub const RISE: Protocol = WHOLE;
 
-/// As the code of TiS does it.
+/// As implemented in the TiS code.
 pub const TIS: Protocol = Protocol {
     name: "tis",
     skips_start: true,
@@ -286,7 +286,7 @@ pub const TIS: Protocol = Protocol {
     ..WHOLE
 };
 
-/// As the code of IA-ViT does it.
+/// As implemented in the IA-ViT code.
 pub const IA_VIT: Protocol = Protocol {
     name: "ia-vit",
     watched: Watched::Label,
@@ -295,7 +295,7 @@ pub const IA_VIT: Protocol = Protocol {
     ..WHOLE
 };
 
-/// As the code of GradMask does it; its axis counts percent, ours shares.
+/// As implemented in the GradMask code, whose axis is in percent; this one is in shares.
 pub const GRADMASK: Protocol = Protocol {
     name: "gradmask",
     steps: Steps::Shares(&[0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
@@ -303,14 +303,14 @@ pub const GRADMASK: Protocol = Protocol {
     ..WHOLE
 };
 
-/// RISE's substrates, patch by patch: cheaper, and without ties inside of a patch.
+/// RISE's substrates, patch by patch: cheaper, and without ties within a patch.
 pub const PATCHES: Protocol = Protocol {
     name: "patches",
     steps: Steps::Patches,
     ..WHOLE
 };
 
-/// Positive and negative perturbation of Chefer et al.; the area ends at 0.9.
+/// Positive and negative perturbation by Chefer et al.; the area ends at 0.9.
 pub const CHEFER: Protocol = Protocol {
     name: "chefer",
     steps: Steps::Shares(&[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
@@ -328,7 +328,7 @@ pub const CHEFER: Protocol = Protocol {
     ..WHOLE
 };
 
-/// Table 1 of Vision DiffMask, as its code computes it: what the table calls accuracy is a probability.
+/// Table 1 of Vision DiffMask, as computed by its code: what the table calls accuracy is a probability.
 pub const DIFFMASK: Protocol = Protocol {
     name: "diffmask",
     steps: Steps::Equal(28),
@@ -362,17 +362,17 @@ pub const DIFFMASK: Protocol = Protocol {
     ..WHOLE
 };
 
-/// Protocols of insertion and deletion.
+/// Insertion and deletion protocols.
 pub const INSERTION_DELETION: [Protocol; 5] = [RISE, TIS, IA_VIT, GRADMASK, PATCHES];
-/// Protocols of perturbation.
+/// Perturbation protocols.
 pub const PERTURBATION: [Protocol; 2] = [CHEFER, DIFFMASK];
 
-/// The size of pictures, and of the patches in them.
+/// Size of the images and their patch grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Of the picture, pixels.
+    /// Height of the image in pixels.
     pub height_px: usize,
-    /// Of the picture, pixels.
+    /// Width of the image in pixels.
     pub width_px: usize,
     /// Rows and columns of the patch grid.
     pub grid: (usize, usize),
@@ -383,7 +383,7 @@ impl Geometry {
         self.height_px * self.width_px
     }
 
-    /// The pixels of a patch.
+    /// Returns the indices of a patch's pixels.
     pub(crate) fn pixels_of_patch(self, patch: usize) -> impl Iterator<Item = usize> {
         let (n_rows, n_columns) = self.grid;
         let (row, column) = (patch / n_columns, patch % n_columns);
@@ -394,17 +394,17 @@ impl Geometry {
         rows.flat_map(move |y| columns.clone().map(move |x| y * self.width_px + x))
     }
 
-    /// A map at the size of the picture: bilinear between the centers of patches, as PyTorch interpolates.
+    /// Resizes a map to the size of the image, bilinearly between patch centers, as in PyTorch.
     pub(in crate::eval) fn pixels_from_patches(self, map: &[f32]) -> Vec<f32> {
         resized(map, self.grid, (self.height_px, self.width_px))
     }
 }
 
 impl Protocol {
-    /// The one of this name among `known`.
+    /// Returns the protocol of this name among `known`.
     ///
     /// # Errors
-    /// [`Error::Config`] where there is none.
+    /// [`Error::Config`] if there is none.
     pub fn named(name: &str, known: &[Self]) -> Result<Self> {
         let found = known.iter().find(|known| known.name == name);
         found.copied().ok_or_else(|| {
@@ -413,7 +413,7 @@ impl Protocol {
         })
     }
 
-    /// How many pixels are changed at each point of a curve.
+    /// Returns the number of changed pixels at each point of a curve.
     pub(super) fn points(&self, geometry: Geometry) -> Vec<usize> {
         let n_pixels = geometry.n_pixels();
         let equal = |n: usize| (0..=n).map(|step| step * n_pixels / n.max(1)).collect();
@@ -431,7 +431,7 @@ impl Protocol {
             .collect()
     }
 
-    /// Pixels in the order in which they are changed; equal scores in the order of the picture.
+    /// Returns the pixels in the order in which they change; ties keep image order.
     pub(super) fn order(&self, map: &[f32], first: First, geometry: Geometry) -> Vec<usize> {
         let ranked = |scores: &[f32]| {
             let mut order: Vec<usize> = (0..scores.len()).collect();
@@ -451,7 +451,7 @@ impl Protocol {
         }
     }
 
-    /// Share of all pixels that are changed at each point of a curve.
+    /// Returns the share of all pixels that are changed at each point of a curve.
     pub fn axis(&self, geometry: Geometry) -> Vec<f64> {
         let n_pixels = geometry.n_pixels().max(1) as f64;
         let points = self.points(geometry).into_iter();
@@ -460,10 +460,10 @@ impl Protocol {
             .collect()
     }
 
-    /// The area under a curve, by this protocol.
+    /// Computes the area under a curve as this protocol defines it.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the curve has not as many points as the protocol.
+    /// [`Error::Shape`] if the curve and the protocol have different numbers of points.
     pub fn area(&self, curve: &[f64], geometry: Geometry) -> Result<f64> {
         let axis: Vec<f64> = match self.area {
             Area::Mean => {

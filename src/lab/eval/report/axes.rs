@@ -1,4 +1,4 @@
-//! Axes of a chart, as an SVG that takes its colors and its face from the page.
+//! Axes of a chart as SVG, with colors and font from the page.
 
 use std::error::Error as StdError;
 use std::ops::Range;
@@ -10,24 +10,24 @@ use plotters::prelude::*;
 use super::text::{escaped, number};
 use vitscope_core::error::{Error, Result};
 
-/// Width and height of a chart, in pixels where there is room for them.
+/// Width and height of a chart, in pixels if there is enough room.
 const SIZE_PX: (u32, u32) = (720, 430);
-/// Around the chart, for the names of ticks to hang over.
+/// Margin around the chart, into which tick labels may extend.
 const MARGIN_PX: u32 = 10;
-/// Width of what stands beside the vertical axis, height of what stands below the other.
+/// Width of the labels beside the vertical axis, height of those below the horizontal axis.
 const AXES_PX: (u32, u32) = (58, 42);
-/// Space around the values, as a share of what they span.
+/// Padding around the values, as a fraction of their span.
 const PADDING: f64 = 0.06;
-/// Lines of the mesh, at most.
+/// Maximum number of mesh lines.
 const N_TICKS: usize = 7;
-/// Where values are drawn: from left to right and from top to bottom.
+/// Area of the values: left to right and top to bottom.
 pub(super) const PLOT_PX: (Range<i32>, Range<i32>) = (
     (MARGIN_PX + AXES_PX.0) as i32..(SIZE_PX.0 - MARGIN_PX) as i32,
     MARGIN_PX as i32..(SIZE_PX.1 - MARGIN_PX - AXES_PX.1) as i32,
 );
-/// Digits after the point of a tick.
+/// Maximum number of decimals of a tick.
 const MAX_DECIMALS: usize = 6;
-/// What plotters is asked to draw in, and the page replaces by its ink.
+/// Color that plotters draws in, which the page replaces by its own ink.
 const INK: (RGBColor, &str) = (BLACK, "#000000");
 
 /// One axis of a chart.
@@ -35,32 +35,32 @@ const INK: (RGBColor, &str) = (BLACK, "#000000");
 pub(super) struct Axis {
     range: Range<f64>,
     ticks: Vec<f64>,
-    /// What is written at each tick.
+    /// Text of each tick.
     texts: Vec<String>,
     label: String,
 }
 
 impl Axis {
-    /// An axis that shows all of `values`; nothing where none is finite.
+    /// Creates an axis that shows all of `values`; `None` if none is finite.
     pub(super) fn linear(values: impl Iterator<Item = f64>, label: &str) -> Option<Self> {
         let (low, high) = extent(values)?;
         Self::over(padded(low, high), label)
     }
 
-    /// The same without space around the values.
+    /// Like [`Self::linear`], but without padding around the values.
     pub(super) fn tight(values: impl Iterator<Item = f64>, label: &str) -> Option<Self> {
         let (low, high) = extent(values)?;
         Self::over(low..high, label)
     }
 
-    /// The same of negated values, which shows what they were: the least is at the end.
+    /// Like [`Self::linear`], for negated values: shows the original values, with the smallest at the end.
     pub(super) fn negated(values: impl Iterator<Item = f64>, label: &str) -> Option<Self> {
         let mut axis = Self::linear(values, label)?;
         axis.texts = texts(axis.ticks.iter().map(|tick| -tick));
         Some(axis)
     }
 
-    /// The same of decimal logarithms, with ticks at 1, 2 and 5 of each decade.
+    /// Like [`Self::linear`], for decimal logarithms, with ticks at 1, 2 and 5 of each decade.
     pub(super) fn logarithmic(logs: impl Iterator<Item = f64>, label: &str) -> Option<Self> {
         let (low, high) = extent(logs)?;
         let range = padded(low, high);
@@ -84,7 +84,7 @@ impl Axis {
     }
 
     fn over(range: Range<f64>, label: &str) -> Option<Self> {
-        // The span of the greatest numbers is none.
+        // The span of the greatest numbers overflows.
         let is_finite = (range.end - range.start).is_finite();
         let ticks = is_finite.then(|| RangedCoordf64::from(range.clone()).key_points(N_TICKS))?;
         Some(Self {
@@ -125,12 +125,12 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
-/// Draws both axes, then what `marks` gives for a function from values to places in the SVG.
+/// Draws both axes, then the result of `marks`, which receives a function from values to SVG coordinates.
 ///
-/// `title` is what the chart is called where it cannot be seen.
+/// `title` is the accessible name of the chart.
 ///
 /// # Errors
-/// [`Error::Data`] where plotters cannot draw the axes.
+/// [`Error::Data`] if plotters cannot draw the axes.
 pub(super) fn chart(
     title: &str,
     x: &Axis,
@@ -155,7 +155,7 @@ fn draw(
             .x_label_area_size(AXES_PX.1)
             .y_label_area_size(AXES_PX.0)
             .build_cartesian_2d(x.clone(), y.clone())?;
-        // The page's own face; its size is the style sheet's.
+        // The page's own font; the style sheet sets its size.
         let face = ("inherit", 14);
         chart
             .configure_mesh()
@@ -181,7 +181,7 @@ fn draw(
     ))
 }
 
-/// The least and the greatest finite value, a little apart where they are the same.
+/// Returns the minimum and maximum of the finite values, slightly widened if they are equal.
 fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     let bounds = (f64::INFINITY, f64::NEG_INFINITY);
     let (low, high) = values
@@ -198,13 +198,13 @@ fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     }
 }
 
-/// A little more than from `low` to `high`.
+/// Widens the range from `low` to `high` slightly.
 fn padded(low: f64, high: f64) -> Range<f64> {
     let padding = PADDING * (high - low);
     low - padding..high + padding
 }
 
-/// Numbers in text, all with as many digits after the point as one of them needs.
+/// Formats numbers, all with as many decimals as the one that needs the most.
 fn texts(numbers: impl Iterator<Item = f64>) -> Vec<String> {
     let numbers: Vec<f64> = numbers.collect();
     let is_plain = |number: &f64| *number == 0.0 || (1e-4..1e6).contains(&number.abs());

@@ -1,4 +1,4 @@
-//! The mean curves of one measure, a line a row.
+//! Mean curves of one measure, one line per row.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -8,15 +8,15 @@ use super::text::{escaped, shown_name};
 use crate::eval::summary::{Scored, Summary};
 use vitscope_core::error::{Error, Result};
 
-/// Hues of lines in degrees, so that neighbors are far from each other.
+/// Hues of the lines in degrees, ordered so that neighbors differ strongly.
 const HUES: [u16; 12] = [250, 30, 150, 330, 90, 200, 0, 120, 290, 60, 180, 310];
-/// Dashes of lines that are controls, which have no hue.
+/// Dash patterns of controls, which have no hue.
 const CONTROL_DASHES: [&str; 4] = ["2 3", "6 3", "9 3 2 3", "14 4"];
 
-/// The chart with its key; nothing where no row has a curve.
+/// Renders the chart with its key; empty if no row has a curve.
 ///
 /// # Errors
-/// [`Error::Shape`] where a curve has not as many points as the axis.
+/// [`Error::Shape`] if a curve and the axis have different numbers of points.
 pub(super) fn figure(summary: &Summary, keys: &Keys<'_>) -> Result<String> {
     let rows = ranked(summary).into_iter();
     let rows: Vec<&Scored> = rows.filter(|row| !row.points.is_empty()).collect();
@@ -40,7 +40,7 @@ pub(super) fn figure(summary: &Summary, keys: &Keys<'_>) -> Result<String> {
     };
     let title = format!("Mean curves of {}, {}", summary.measure, summary.protocol);
     let svg = chart(&title, &x, &y, |place| {
-        // The best are on top.
+        // The best rows are drawn on top.
         let rows = rows.iter().rev();
         rows.map(|row| line(row, &summary.axis, keys, place))
             .collect()
@@ -92,9 +92,9 @@ fn line(
     )
 }
 
-/// What a row's line looks like, the same in all charts.
+/// Line styles of the rows, the same in all charts.
 pub(super) struct Keys<'a> {
-    /// Place among methods, or among controls.
+    /// Position among methods, or among controls.
     places: HashMap<(&'a str, bool), usize>,
 }
 
@@ -114,14 +114,15 @@ impl<'a> Keys<'a> {
         Self { places }
     }
 
-    /// Name of the row's class in the style sheet.
+    /// Returns the name of the row's class in the style sheet.
     fn class(&self, row: &Scored) -> String {
         let place = self.places.get(&(row.name.as_str(), row.control));
         let kind = if row.control { 'c' } else { 'm' };
         format!("{kind}{}", place.unwrap_or(&0))
     }
 
-    /// Rules for all classes: hues first, then the other tone of each, then dashes; controls are gray and dashed.
+    /// Returns the rules for all classes: hues first, then the other tone of each, then dashes; controls are gray and
+    /// dashed.
     pub(super) fn style(&self) -> String {
         let n_controls = self
             .places
@@ -157,7 +158,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// Rows of a measure, the best first where it has a direction; means that are no numbers come last.
+/// Returns the rows of a measure, best first if it has a direction; non-finite means come last.
 pub(super) fn ranked(summary: &Summary) -> Vec<&Scored> {
     let mut rows: Vec<&Scored> = summary.rows.iter().collect();
     if let Some(higher_is_better) = summary.higher_is_better {

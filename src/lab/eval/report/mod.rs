@@ -1,6 +1,6 @@
-//! The page of an evaluation: one HTML file that needs nothing else, to look at, to print and to send on.
+//! The page of an evaluation: a self-contained HTML file to view, print and share.
 //!
-//! Everything is in it, pictures too, and it is read without scripts. Nothing here touches a file.
+//! All content, including images, is embedded, and the page works without scripts. This module does no file I/O.
 //!
 //! | part | where |
 //! |---|---|
@@ -9,7 +9,7 @@
 //! | mean curves | `curves` |
 //! | time against score | `pareto` |
 //! | axes of both | `axes` |
-//! | example pictures | `pictures` |
+//! | example images | `pictures` |
 //! | names and numbers | `text` |
 
 mod axes;
@@ -29,9 +29,9 @@ pub(crate) use self::text::escaped;
 use super::summary::Summary;
 use vitscope_core::error::Result;
 
-/// Colors, faces and the arrangement of the page.
+/// Style sheet of the page.
 const STYLE: &str = include_str!("page.css");
-/// What the numbers of the page mean.
+/// Explanations of the numbers on the page.
 const NOTES: &str = "<ul>
 <li>Numbers are means over images unless a measure’s settings state otherwise. Brackets contain 95 % \
 confidence intervals from a percentile bootstrap over images.</li>
@@ -44,42 +44,42 @@ are corrected for the number of pairs by Holm’s method. Numbers that are not m
 </ul>
 ";
 
-/// What the page shows.
+/// Content of the page.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'a> {
     /// Heading.
     pub title: &'a str,
-    /// Names and values of all that a repetition needs.
+    /// Names and values of all settings needed to reproduce the results.
     pub settings: &'a [(String, String)],
     /// All measures; those of one protocol share a table.
     pub summaries: &'a [Summary],
-    /// Example pictures, may be empty.
+    /// Example images, may be empty.
     pub gallery: &'a Gallery,
-    /// How long rows take, may be empty.
+    /// Times per row, may be empty.
     pub speeds: &'a [Speed],
 }
 
-/// Example pictures with the maps of several methods.
+/// Example images with the maps of several methods.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gallery {
     /// Names of the methods.
     pub methods: Vec<String>,
-    /// One a picture.
+    /// One per image.
     pub rows: Vec<GalleryRow>,
 }
 
-/// A picture and what methods found in it.
+/// An image and its maps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GalleryRow {
-    /// What the picture shows.
+    /// Description of the image.
     pub caption: String,
-    /// The picture.
+    /// The image.
     pub picture: RgbImage,
     /// The drawn maps, one per method.
     pub maps: Vec<RgbImage>,
 }
 
-/// How long a row takes.
+/// Time that a row takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Speed {
     /// Name of the row.
@@ -88,12 +88,12 @@ pub struct Speed {
     pub ms: f64,
 }
 
-/// The page as HTML.
+/// Renders the page as HTML.
 ///
 /// # Errors
-/// [`Error::Shape`](vitscope_core::error::Error::Shape) where a curve has not as many points as its axis, or a row of the
-/// gallery not as many maps as there are methods; [`Error::Data`](vitscope_core::error::Error::Data) where a picture or a chart
-/// cannot be drawn.
+/// [`Error::Shape`](vitscope_core::error::Error::Shape) if a curve and its axis differ in length, or if a row of the
+/// gallery has not one map per method; [`Error::Data`](vitscope_core::error::Error::Data) if an image or a chart cannot
+/// be drawn.
 pub fn html(page: &Page<'_>) -> Result<String> {
     let keys = Keys::new(page.summaries);
     let mut sections: Vec<(String, String)> = Vec::new();
@@ -144,7 +144,7 @@ pub fn html(page: &Page<'_>) -> Result<String> {
     Ok(html)
 }
 
-/// Summaries by protocol, in the order of their first ones.
+/// Groups summaries by protocol, in order of first appearance.
 fn protocols(summaries: &[Summary]) -> Vec<Vec<&Summary>> {
     let mut groups: Vec<Vec<&Summary>> = Vec::new();
     for summary in summaries {
@@ -157,7 +157,7 @@ fn protocols(summaries: &[Summary]) -> Vec<Vec<&Summary>> {
     groups
 }
 
-/// Time against score, and all times as a table.
+/// Renders time against score, and a table of all times.
 fn times(summaries: &[Summary], speeds: &[Speed]) -> Result<String> {
     if speeds.is_empty() {
         return Ok(String::new());
@@ -243,7 +243,7 @@ mod tests {
         page_of(summaries, &Gallery::default(), &[])
     }
 
-    /// The page without its style sheet.
+    /// Returns the page without its style sheet.
     pub(super) fn body(html: &str) -> &str {
         html.split_once("</style>").unwrap().1
     }
@@ -308,7 +308,7 @@ mod tests {
         for elsewhere in [
             "http:", "https:", "//", "@import", "url(", "<link", "<script",
         ] {
-            // Slashes are letters of base64 too.
+            // Base64 also uses slashes.
             let text = without_pictures(&html);
             assert!(!text.contains(elsewhere), "{elsewhere}");
         }

@@ -1,4 +1,4 @@
-//! What speed costs: every method by its time and by its score.
+//! Speed against quality: every method plotted by time and score.
 
 use std::fmt::Write;
 
@@ -8,32 +8,32 @@ use super::text::{arrow, decimals, escaped, number, shown_name};
 use crate::eval::summary::{Scored, Summary};
 use vitscope_core::error::Result;
 
-/// Size of a label's box: the style sheet sets labels in 11 px.
+/// Height of a label's box: the style sheet sets labels in 11 px.
 const LABEL_HEIGHT_PX: i32 = 13;
 const LETTER_WIDTH_PX: f64 = 6.3;
-/// Edge of a point's box.
+/// Side of a point's box.
 const POINT_PX: i32 = 9;
-/// Labels away from their point, up or down, at most.
+/// Maximum number of steps by which a label moves up or down from its point.
 const MAX_RISE: i32 = 14;
 
-/// A row that has a score and a time.
+/// A row with a score and a time.
 struct Point<'a> {
     row: &'a Scored,
     ms: f64,
     on_front: bool,
 }
 
-/// The chart of one measure with its front in words; nothing where the measure has no direction or no method has both a
-/// score and a time.
+/// Returns the chart of one measure and its Pareto front as text; empty if the measure has no direction or no method
+/// has both a score and a time.
 ///
 /// # Errors
-/// As [`chart`].
+/// As for [`chart`].
 pub(super) fn figure(summary: &Summary, speeds: &[Speed]) -> Result<String> {
     let Some(higher_is_better) = summary.higher_is_better else {
         return Ok(String::new());
     };
     let points = points(summary, speeds, higher_is_better);
-    // Better is up.
+    // Better values are higher up.
     let height = |row: &Scored| {
         if higher_is_better {
             row.mean
@@ -83,13 +83,13 @@ pub(super) fn figure(summary: &Summary, speeds: &[Speed]) -> Result<String> {
     Ok(figure)
 }
 
-/// A time with three digits.
+/// Formats a time with three significant digits.
 pub(super) fn milliseconds(ms: f64) -> String {
     let n_decimals = decimals([ms].into_iter());
     number(ms, n_decimals.saturating_sub(usize::from(ms >= 1.0)))
 }
 
-/// Rows with a finite score and a positive time, the fastest first.
+/// Returns rows with a finite score and a positive time, fastest first.
 fn points<'a>(summary: &'a Summary, speeds: &[Speed], higher_is_better: bool) -> Vec<Point<'a>> {
     let time_of = |row: &Scored| {
         let speed = speeds.iter().find(|speed| speed.name == row.name)?;
@@ -97,7 +97,7 @@ fn points<'a>(summary: &'a Summary, speeds: &[Speed], higher_is_better: bool) ->
     };
     let rows = summary.rows.iter().filter(|row| row.mean.is_finite());
     let timed: Vec<(&Scored, f64)> = rows.filter_map(|row| Some((row, time_of(row)?))).collect();
-    // A control is no method: it explains nothing, however fast.
+    // A control is not a method: it explains nothing, however fast.
     let methods: Vec<(f64, f64)> = timed
         .iter()
         .filter(|(row, _)| !row.control)
@@ -125,18 +125,18 @@ fn points<'a>(summary: &'a Summary, speeds: &[Speed], higher_is_better: bool) ->
     points
 }
 
-/// Which of these (cost, gain) are Pareto-optimal: no other has as little cost and as much gain, and less cost or more
-/// gain.
+/// Marks the Pareto-optimal (cost, gain) pairs: no other pair has at most the same cost and at least the same gain with
+/// one of them strictly better.
 fn pareto_front(choices: &[(f64, f64)]) -> Vec<bool> {
     let dominates = |a: &(f64, f64), b: &(f64, f64)| a.0 <= b.0 && a.1 >= b.1 && a != b;
     let is_optimal = |choice| !choices.iter().any(|other| dominates(other, choice));
     choices.iter().map(is_optimal).collect()
 }
 
-/// A place in the picture.
+/// A position in the chart in pixels.
 type Place = (i32, i32);
 
-/// Points at their places, the stairs of the front, and a name beside each.
+/// Draws the points, the staircase line of the front and a label for each point.
 fn marks(placed: &[(&Point<'_>, Place)]) -> String {
     let front = placed.iter().filter(|(point, _)| point.on_front);
     let corners = stairs(front.map(|&(_, place)| place));
@@ -151,7 +151,7 @@ fn marks(placed: &[(&Point<'_>, Place)]) -> String {
         .collect();
     taken.extend(corners.windows(2).map(|ends| Area::along(ends[0], ends[1])));
     let mut labels = String::new();
-    // The front has first choice of places.
+    // Labels of the front are placed first.
     let (front, others): (Vec<_>, Vec<_>) = placed.iter().partition(|(point, _)| point.on_front);
     for &(point, (x, y)) in front.into_iter().chain(others) {
         let name = shown_name(&point.row.name, point.row.control);
@@ -187,8 +187,8 @@ fn marks(placed: &[(&Point<'_>, Place)]) -> String {
     marks + &labels
 }
 
-/// Corners of the line that is level from each place to where the next is, and then goes up to it: what the places beat
-/// lies under it.
+/// Returns the corners of a staircase line: level from each position to the x of the next, then up to it. All that the
+/// positions dominate lies below the line.
 fn stairs(places: impl Iterator<Item = Place>) -> Vec<Place> {
     let mut corners: Vec<Place> = Vec::new();
     for (x, y) in places {
@@ -200,7 +200,7 @@ fn stairs(places: impl Iterator<Item = Place>) -> Vec<Place> {
     corners
 }
 
-/// On which side of its point a label stands.
+/// Side of its point on which a label is placed.
 #[derive(Clone, Copy)]
 enum Side {
     Right,
@@ -208,16 +208,16 @@ enum Side {
     Middle,
 }
 
-/// Where a name is written.
+/// Placement of a label.
 struct Label {
     area: Area,
     side: Side,
-    /// True where the name needs a line to its point.
+    /// True if the label needs a leader line to its point.
     is_far: bool,
 }
 
 impl Label {
-    /// The nearest place to a point that is inside the plot and not taken; beside the point where there is none.
+    /// Returns the free position nearest to a point inside the plot, or a position beside the point if none is free.
     fn beside(point: Place, n_letters: usize, taken: &[Area]) -> Self {
         let width = (n_letters as f64 * LETTER_WIDTH_PX).ceil() as i32;
         let at = |side: Side, rise: i32| {
@@ -247,7 +247,7 @@ impl Label {
     }
 }
 
-/// A rectangle of the picture.
+/// A rectangle in the chart.
 struct Area {
     left: i32,
     top: i32,
@@ -265,7 +265,7 @@ impl Area {
         }
     }
 
-    /// What a level or upright line covers.
+    /// Returns the area covered by a horizontal or vertical line.
     fn along(from: Place, to: Place) -> Self {
         Self {
             left: from.0.min(to.0) - 1,
@@ -309,7 +309,7 @@ mod tests {
         ms.iter().map(of).collect()
     }
 
-    /// Names on the front, the fastest first.
+    /// Returns the names on the front, fastest first.
     fn front(higher_is_better: bool, rows: &[(&str, f64, f64)]) -> Vec<String> {
         let scores = rows.iter().map(|&(name, _, mean)| scored(name, mean));
         let summary = summary("m", Some(higher_is_better), scores.collect());
@@ -328,7 +328,7 @@ mod tests {
             ("fast", 1.0, 0.1),
         ];
         assert_eq!(front(true, &rows), ["fast", "middle", "slow"]);
-        // The fastest is the best one too.
+        // The fastest one is also the best.
         assert_eq!(front(false, &rows), ["fast"]);
         let reversed = rows.map(|(name, ms, mean)| (name, ms, -mean));
         assert_eq!(front(false, &reversed), ["fast", "middle", "slow"]);

@@ -1,4 +1,4 @@
-//! A grid of pictures and of what methods found in them.
+//! A grid of images with the maps of each method.
 
 use std::fmt::Write;
 use std::io::Cursor;
@@ -11,7 +11,7 @@ use super::Gallery;
 use super::text::{escaped, opened_region};
 use vitscope_core::error::{Error, Result};
 
-/// One row per picture, one column per method.
+/// One row per image, one column per method.
 pub(super) fn section(gallery: &Gallery) -> Result<String> {
     if gallery.rows.is_empty() {
         return Ok(String::new());
@@ -48,10 +48,10 @@ pub(super) fn section(gallery: &Gallery) -> Result<String> {
     Ok(grid + "</tbody>\n</table>\n</div>\n")
 }
 
-/// A picture as a file.
+/// Encodes an image as PNG.
 ///
 /// # Errors
-/// [`Error::Data`] where it cannot be encoded.
+/// [`Error::Data`] if the image cannot be encoded.
 pub(crate) fn png(picture: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = Cursor::new(Vec::new());
     picture
@@ -60,12 +60,12 @@ pub(crate) fn png(picture: &RgbImage) -> Result<Vec<u8>> {
     Ok(bytes.into_inner())
 }
 
-/// A PNG as an address that holds all of it.
+/// Returns a PNG as a data URI.
 pub(crate) fn data_uri(png: &[u8]) -> String {
     format!("data:image/png;base64,{}", BASE64_STANDARD.encode(png))
 }
 
-/// The picture as an element; `alt` is escaped.
+/// Returns the image as an HTML element; `alt` must be escaped.
 fn embedded(picture: &RgbImage, alt: &str) -> Result<String> {
     let (width, height) = picture.dimensions();
     Ok(format!(

@@ -1,4 +1,4 @@
-//! What came out of one protocol: its table, its curves and which rows differ.
+//! Results of one protocol: its table, its curves and the rows that differ.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use super::text::{DASH, arrow, decimals, escaped, number, opened_region, shown_n
 use crate::eval::summary::{LEVEL, Pair, Scored, Summary};
 use vitscope_core::error::Result;
 
-/// What there is to say of one protocol.
+/// Renders the section of one protocol.
 pub(super) fn section(measures: &[&Summary], keys: &Keys<'_>) -> Result<String> {
     let mut body = table(measures);
     for &summary in measures {
@@ -23,7 +23,7 @@ pub(super) fn section(measures: &[&Summary], keys: &Keys<'_>) -> Result<String> 
     Ok(body)
 }
 
-/// One row per method, then one row per control; one column per measure.
+/// Renders one row per method, then one row per control; one column per measure.
 fn table(measures: &[&Summary]) -> String {
     let mut names: Vec<(&str, bool)> = Vec::new();
     for row in measures.iter().flat_map(|summary| &summary.rows) {
@@ -71,7 +71,7 @@ fn table(measures: &[&Summary]) -> String {
     table + &settings(measures)
 }
 
-/// Mean, star and interval.
+/// Renders mean, star and interval.
 fn cell(summary: &Summary, row: &Scored) -> String {
     if !row.mean.is_finite() {
         return format!("<span class=\"number\">{DASH}</span>");
@@ -94,7 +94,7 @@ fn cell(summary: &Summary, row: &Scored) -> String {
     )
 }
 
-/// The best mean of a measure that has a direction.
+/// Returns the best mean of a measure that has a direction.
 fn best(summary: &Summary) -> Option<f64> {
     let means = summary.rows.iter().map(|row| row.mean);
     let means = means.filter(|mean| mean.is_finite());
@@ -105,7 +105,7 @@ fn best(summary: &Summary) -> Option<f64> {
     }
 }
 
-/// How many images rows are means of.
+/// Describes the number of images behind the rows.
 fn images(summary: &Summary) -> String {
     let counts = || summary.rows.iter().map(|row| row.images);
     match (counts().min(), counts().max()) {
@@ -114,7 +114,7 @@ fn images(summary: &Summary) -> String {
     }
 }
 
-/// How measures were taken, once where all were alike.
+/// Renders the settings of the measures, only once if they are all equal.
 fn settings(measures: &[&Summary]) -> String {
     let Some(first) = measures.first() else {
         return String::new();
@@ -136,7 +136,7 @@ fn settings(measures: &[&Summary]) -> String {
     format!("<dl class=\"soft\">\n{all}</dl>\n")
 }
 
-/// Pairs of rows that chance does not explain, folded.
+/// Renders the significantly different pairs of rows in a collapsed region.
 fn differences(summary: &Summary) -> String {
     let differ = summary.pairs.iter().filter(|pair| pair.p < LEVEL);
     let mut differ: Vec<&Pair> = differ.collect();

@@ -1,9 +1,9 @@
 //! Names and numbers as HTML.
 
-/// What stands for a number that is none.
+/// Placeholder for a number that is not finite.
 pub(super) const DASH: &str = "–";
 
-/// Digits after the point that show at least three of the greatest of some numbers.
+/// Returns the number of decimals that show at least three digits of the largest number.
 pub(super) fn decimals(numbers: impl Iterator<Item = f64>) -> usize {
     let sizes = numbers.filter(|number| number.is_finite()).map(f64::abs);
     match sizes.fold(0.0, f64::max) {
@@ -20,7 +20,7 @@ pub(super) fn decimals(numbers: impl Iterator<Item = f64>) -> usize {
     }
 }
 
-/// The number in text, a dash for none.
+/// Formats a number, with a dash if it is not finite.
 pub(super) fn number(value: f64, n_decimals: usize) -> String {
     if !value.is_finite() {
         return DASH.into();
@@ -33,7 +33,7 @@ pub(super) fn number(value: f64, n_decimals: usize) -> String {
     }
 }
 
-/// Name of a row, in parentheses where it is a control.
+/// Returns the name of a row, in parentheses for a control.
 pub(super) fn shown_name(name: &str, is_control: bool) -> String {
     let name = escaped(name);
     if is_control {
@@ -51,13 +51,13 @@ pub(super) fn arrow(higher_is_better: Option<bool>) -> &'static str {
     }
 }
 
-/// The start of a part that scrolls sideways by itself, by keyboard too.
+/// Opens a region that scrolls horizontally, also by keyboard.
 pub(super) fn opened_region(name: &str) -> String {
     let name = escaped(name);
     format!("<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{name}\">\n")
 }
 
-/// Text that HTML shows as it is.
+/// Escapes text for HTML.
 pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {

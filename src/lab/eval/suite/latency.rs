@@ -1,4 +1,4 @@
-//! What maps cost: time and memory. These numbers depend on the machine, and are not the same twice.
+//! Cost of maps: time and memory. These numbers depend on the machine and vary between runs.
 
 use std::fs;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use super::{Batch, Mapper, Measure, Score, Statistic, Suite};
 use vitscope_core::error::Result;
 use vitscope_core::explain::Target;
 
-/// Time of one picture at a time, and the most memory that the process had meanwhile.
+/// Time per image, one at a time, and the peak memory of the process during that time.
 pub struct Latency;
 
 impl Suite for Latency {
@@ -39,7 +39,7 @@ impl Suite for Latency {
             let subject = std::slice::from_ref(subject);
             let explain =
                 || mapper.maps(batch.model, batch.vit, &image, subject, Target::Predicted);
-            // The first run finds its memory and caches cold.
+            // The first run starts with cold memory and caches.
             explain()?;
             forget_peak();
             let start = Instant::now();
@@ -51,7 +51,7 @@ impl Suite for Latency {
     }
 }
 
-/// Lets the kernel count the greatest resident size anew; where it cannot, the one since the start counts.
+/// Resets the kernel's peak resident size; if that fails, the peak since process start counts.
 fn forget_peak() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }

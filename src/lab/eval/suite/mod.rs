@@ -1,17 +1,17 @@
-//! Suites: each scores the maps of a method, picture by picture, by measures that belong together.
+//! Suites: each scores the maps of a method, image by image, with a group of related measures.
 //!
-//! | suite | asks |
+//! | suite | question |
 //! |---|---|
-//! | [`Perturbation`](super::perturbation::Perturbation) | how soon a class goes, or comes, in the order of the map |
-//! | [`Road`] | the same, where what is hidden is filled in from its surroundings |
-//! | [`SoftMask`] | what is left where the map is a mask of the patches |
-//! | [`Saco`] | whether groups of pixels matter as much as their salience says |
-//! | [`Sufficiency`] | what the best-rated patches are worth alone, and what is left without them |
+//! | [`Perturbation`](super::perturbation::Perturbation) | how fast the class vanishes or appears in the map's order |
+//! | [`Road`] | the same, with hidden pixels imputed from their surroundings |
+//! | [`SoftMask`] | what remains if the map masks the patches |
+//! | [`Saco`] | whether groups of pixels matter as much as their salience claims |
+//! | [`Sufficiency`] | what the top-ranked patches contribute alone, and what remains without them |
 //! | [`Pointing`], [`Segmenting`] | whether the map lies on the object |
-//! | [`Sensitivity`] | how much the map changes where the picture hardly does |
+//! | [`Sensitivity`] | how much the map changes if the image barely does |
 //! | [`Sanity`] | whether the map depends on the model, and on the class |
 //! | [`Sparseness`] | how concise the map is |
-//! | [`Latency`] | what it costs |
+//! | [`Latency`] | what a map costs in time and memory |
 
 mod latency;
 mod pointing;
@@ -51,27 +51,27 @@ use vitscope_core::rng::Rng;
 use vitscope_core::vit::Vit;
 use vitscope_video::overlay::Range;
 
-/// A number that a suite finds for each picture, and what is said of many.
+/// A number that a suite computes for each image, and the statistic that summarizes many of them.
 #[derive(Clone, Debug)]
 pub struct Measure {
-    /// What it is measured by: of a group of measures, in whose table it stands.
+    /// Protocol that it belongs to; the measures of one protocol share a table.
     pub protocol: String,
-    /// What it is called.
+    /// Name of the measure.
     pub name: String,
-    /// Whether a greater number is a better map, where there is a better one.
+    /// Whether a higher number means a better map; `None` if neither direction is better.
     pub higher_is_better: Option<bool>,
-    /// All that decides the number.
+    /// All settings that determine the number.
     pub settings: String,
-    /// Where the points of its curve lie; empty where it has none.
+    /// Positions of the points of its curve; empty if it has none.
     pub axis: Vec<f64>,
-    /// What lies along it.
+    /// Quantity along the axis.
     pub axis_name: &'static str,
-    /// What is said of all pictures.
+    /// Statistic reported over all images.
     pub statistic: Statistic,
 }
 
 impl Measure {
-    /// A measure whose mean is told, and which has no curve.
+    /// Creates a measure that is reported as a mean and has no curve.
     pub(super) fn mean(
         protocol: &str,
         name: &str,
@@ -90,23 +90,23 @@ impl Measure {
     }
 }
 
-/// One number for many pictures.
+/// Statistic that reduces many images to one number.
 #[derive(Clone, Copy, Debug)]
 pub enum Statistic {
-    /// Mean of their values.
+    /// Mean of the values.
     Mean,
-    /// The value below which this share of them lies.
+    /// Value below which this share of the values lies.
     Quantile(f64),
-    /// A function of their points, summed.
+    /// Function of the sum of the images' points.
     Pooled(fn(&[f64]) -> f64),
 }
 
-/// What a measure says of one map.
+/// Result of a measure for one map.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
-    /// The number; nothing where it has no meaning for this picture.
+    /// The number; `None` if it is undefined for this image.
     pub value: Option<f64>,
-    /// The curve, or the counts, behind it.
+    /// The curve or the counts behind the number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub points: Vec<f32>,
 }
@@ -127,7 +127,7 @@ impl From<Option<f64>> for Score {
 }
 
 impl Score {
-    /// The mean of a curve.
+    /// Creates a score from the mean of a curve.
     fn mean_of_curve(curve: &[f64]) -> Self {
         Self {
             value: Some(mean(curve.iter().copied())),
@@ -137,7 +137,7 @@ impl Score {
 }
 
 impl Statistic {
-    /// The number for these pictures; those that have no value are left out. `None` where none is left.
+    /// Computes the statistic, ignoring images without a value; `None` if no image has one.
     pub fn of<'a>(self, scores: impl Iterator<Item = &'a Score>) -> Option<f64> {
         let scores = scores.filter(|score| score.value.is_some());
         match self {
@@ -167,24 +167,24 @@ impl Statistic {
     }
 }
 
-/// Scores maps.
+/// A suite that scores maps.
 pub trait Suite {
-    /// What it measures.
+    /// Returns the measures of the suite.
     fn measures(&self) -> Vec<Measure>;
 
-    /// One score a measure, in their order, for each picture of a batch.
+    /// Returns one score per measure, in their order, for each image of a batch.
     ///
     /// # Errors
-    /// Fails where model, method, and pictures do not go together.
+    /// Fails if model, method and images do not fit together.
     fn score(&self, batch: &Batch<'_>, mapper: &Mapper<'_>) -> Result<Vec<Vec<Score>>>;
 
-    /// Whether it needs the maps that are made for all suites; else [`Batch::maps`] may be empty.
+    /// Whether the suite reads the maps that are shared by all suites; otherwise [`Batch::maps`] may be empty.
     fn reads_maps(&self) -> bool {
         true
     }
 }
 
-/// All measures of the first suite, then those of the next one.
+/// Measures of all suites, in order.
 impl Suite for Vec<Box<dyn Suite>> {
     fn measures(&self) -> Vec<Measure> {
         self.iter().flat_map(|suite| suite.measures()).collect()
@@ -206,54 +206,54 @@ impl Suite for Vec<Box<dyn Suite>> {
     }
 }
 
-/// A picture that is measured on.
+/// An image to evaluate on.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// Its index in the data.
+    /// Index of the image in the data set.
     pub index: usize,
     /// `[3, height, width]`, normalized.
     pub image: Vec<f32>,
-    /// The class that the model names.
+    /// Class that the model predicts.
     pub predicted: usize,
-    /// The one that it names next; the same where there is but one.
+    /// Class with the second-highest score; equals `predicted` if there is only one class.
     pub runner_up: usize,
-    /// The right class, where it is known.
+    /// True class, if known.
     pub label: Option<usize>,
 }
 
-/// Pictures with the maps of one method, or control.
+/// Images with the maps of one method or control.
 pub struct Batch<'a> {
-    /// The model that is explained.
+    /// The explained model.
     pub model: &'a BatchedModel<'a>,
-    /// The same, for whoever masks inside of it.
+    /// The same model, for suites that mask inside it.
     pub vit: &'a Vit,
-    /// `[pictures, 3, height, width]`, normalized.
+    /// `[images, 3, height, width]`, normalized.
     pub images: &'a Tensor,
-    /// One a picture.
+    /// One per image.
     pub subjects: &'a [Subject],
-    /// One score per patch, for each picture.
+    /// One score per patch for each image.
     pub maps: &'a [Vec<f32>],
-    /// Seed of what is drawn.
+    /// Seed of random draws.
     pub seed: u64,
 }
 
 impl Batch<'_> {
-    /// Probability of the predicted class of each whole picture.
+    /// Returns the probability of the predicted class for each unmodified image.
     ///
     /// # Errors
-    /// As [`BatchedModel::probabilities`].
+    /// As for [`BatchedModel::probabilities`].
     pub fn originals(&self) -> Result<Vec<f64>> {
         Ok(self.probabilities(1, &mut |_, _, _| ())?.concat())
     }
 
-    /// Probabilities of the predicted class of `n` changed copies of each picture; `change` is told the picture, the copy
-    /// and the copy's values, `[3, height, width]`.
+    /// Returns the probabilities of the predicted class for `n` modified copies of each image. `change` receives the
+    /// image, the copy and the values of the copy, `[3, height, width]`.
     ///
     /// # Shapes
-    /// - result: `[pictures][n]`
+    /// - result: `[images][n]`
     ///
     /// # Errors
-    /// As [`BatchedModel::probabilities`].
+    /// As for [`BatchedModel::probabilities`].
     pub fn probabilities(
         &self,
         n: usize,
@@ -273,14 +273,14 @@ impl Batch<'_> {
         Ok(found.chunks(n).map(<[f64]>::to_vec).collect())
     }
 
-    /// The maps at the size of the pictures, bilinear.
+    /// Returns the maps resized bilinearly to the size of the images.
     pub fn pixel_maps(&self) -> Vec<Vec<f32>> {
         let maps = self.maps.iter();
         maps.map(|map| self.model.geometry.pixels_from_patches(map))
             .collect()
     }
 
-    /// For each picture what stands where something of it is taken away, `[3, height, width]`.
+    /// Returns a full-size replacement for removed parts of each image, `[3, height, width]`.
     pub(super) fn filled(&self, substrate: Substrate) -> Vec<Vec<f32>> {
         let subjects = self.subjects.iter();
         subjects
@@ -288,22 +288,22 @@ impl Batch<'_> {
             .collect()
     }
 
-    /// A generator for one picture, the same for every method; `purpose` tells several of them apart.
+    /// Returns a generator for one image, the same for every method; `purpose` separates several generators.
     pub fn rng(&self, subject: &Subject, purpose: u64) -> Rng {
         Rng::for_item(self.seed.wrapping_add(purpose << 32), subject.index as u64)
     }
 }
 
-/// What makes maps.
+/// Source of maps.
 pub enum Mapper<'a> {
-    /// A method, and what it is called.
+    /// A method with its name.
     Method(&'a str, &'a dyn Explainer),
-    /// A control, with the seed of what it draws.
+    /// A control with the seed of its random draws.
     Control(Control, u64),
 }
 
 impl<'a> Mapper<'a> {
-    /// The methods, then all controls.
+    /// Returns the methods, followed by all controls.
     pub fn all(explainers: &'a [(String, Box<dyn Explainer>)], seed: u64) -> Vec<Self> {
         let methods = explainers.iter();
         let methods = methods.map(|(name, explainer)| Self::Method(name, &**explainer));
@@ -313,7 +313,7 @@ impl<'a> Mapper<'a> {
             .collect()
     }
 
-    /// What a journal knows of it; pictures that could not be read are not in it.
+    /// Collects its scores from a journal; unreadable images have none.
     pub fn row(&self, pictures: impl Iterator<Item = usize>, journal: &Journal) -> Row {
         let name = self.name();
         let known = pictures.filter_map(|picture| {
@@ -327,7 +327,7 @@ impl<'a> Mapper<'a> {
         }
     }
 
-    /// Name of the method or control.
+    /// Returns the name of the method or control.
     pub fn name(&self) -> String {
         match self {
             Self::Method(name, _) => (*name).to_owned(),
@@ -335,12 +335,12 @@ impl<'a> Mapper<'a> {
         }
     }
 
-    /// True for a control.
+    /// Returns true for a control.
     pub fn is_control(&self) -> bool {
         matches!(self, Self::Control(..))
     }
 
-    /// How a method's scores are meant; nothing for a control.
+    /// Returns the range of a method's scores; `None` for a control.
     pub fn range(&self) -> Option<Range> {
         match self {
             Self::Method(_, explainer) => Some(explainer.range()),
@@ -348,13 +348,13 @@ impl<'a> Mapper<'a> {
         }
     }
 
-    /// One map of one score per patch for each of the images.
+    /// Computes one map per image, with one score per patch.
     ///
     /// # Shapes
-    /// - `images`: `[subjects, 3, height, width]`, those of `subjects` or changed ones
+    /// - `images`: `[subjects, 3, height, width]`, the images of `subjects` or modified ones
     ///
     /// # Errors
-    /// Fails where model and method do not go together.
+    /// Fails if model and method do not fit together.
     pub fn maps(
         &self,
         model: &BatchedModel<'_>,
@@ -383,13 +383,13 @@ impl<'a> Mapper<'a> {
         }
     }
 
-    /// The maps of successive frames of a video, which a method with a memory may smooth.
+    /// Computes the maps of successive video frames. A method with memory may smooth them over time.
     ///
     /// # Shapes
     /// - `frames`: each `[3, height, width]`, normalized
     ///
     /// # Errors
-    /// As [`maps`](Self::maps).
+    /// As for [`maps`](Self::maps).
     pub fn maps_in_order(
         &self,
         model: &BatchedModel<'_>,
@@ -418,7 +418,7 @@ impl<'a> Mapper<'a> {
     }
 }
 
-/// Frames as one input of the model.
+/// Stacks frames into one model input.
 ///
 /// # Shapes
 /// - `frames`: each `[3, height, width]`
@@ -429,15 +429,15 @@ fn batch_of(frames: &[Vec<f32>], model: &BatchedModel<'_>) -> Result<Tensor> {
     Ok(Tensor::from_vec(frames.concat(), shape, &model.device)?)
 }
 
-/// What the model says of each picture, beside what is right: the class of the model that `label` names by the picture's
-/// index.
+/// Pairs each image with the model's prediction and the true class. `label` maps the image's index to a class of the
+/// model.
 ///
 /// # Shapes
-/// - `images`: `[pictures, 3, height, width]`
-/// - `logits`: `[pictures, classes]`
+/// - `images`: `[images, 3, height, width]`
+/// - `logits`: `[images, classes]`
 ///
 /// # Errors
-/// Fails where the logits have no classes.
+/// Fails if the logits have no classes.
 pub(super) fn subjects(
     images: &Tensor,
     logits: &Tensor,
@@ -482,7 +482,7 @@ mod tests {
             points: vec![right, all],
         };
         let share = Statistic::Pooled(|sums| sums[0] / sums[1]);
-        // 1 of 1 and 1 of 9: not the mean of both shares.
+        // 1 of 1 and 1 of 9; pooled, not the mean of the two shares.
         let found = share.of([counted(1.0, 1.0), counted(1.0, 9.0)].iter());
         assert_eq!(found, Some(0.2));
     }

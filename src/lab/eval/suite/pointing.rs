@@ -9,9 +9,9 @@ use vitscope_core::error::Result;
 
 /// Peak and mass of the bilinear map against boxes.
 pub struct Pointing {
-    /// The pictures with their boxes.
+    /// Images with their boxes.
     pub pictures: Arc<Boxed>,
-    /// Distance from a box from which on a peak misses, in pixels of the model's picture.
+    /// Distance from a box at and beyond which a peak misses, in pixels of the model's input.
     pub tolerance_px: usize,
 }
 
@@ -47,7 +47,7 @@ impl Suite for Pointing {
         of_picture
             .map(|(subject, map)| {
                 let boxes = self.pictures.boxes(subject.index)?;
-                // A crop may have left nothing of the object.
+                // A crop may have removed the entire object.
                 if boxes.is_empty() {
                     return Ok(vec![Score::default(); 3]);
                 }

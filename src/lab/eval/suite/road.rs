@@ -4,13 +4,13 @@ use super::{Batch, Mapper, Measure, Score, Suite};
 use crate::eval::road::imputed;
 use vitscope_core::error::Result;
 
-/// Shares of pixels that are hidden.
+/// Shares of hidden pixels.
 const SHARES: [f64; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
 
-/// Standard deviation of the noise on what is filled in, as in Quantus.
+/// Standard deviation of the noise added to imputed pixels, as in Quantus.
 const NOISE: f32 = 0.01;
 
-/// The class's probability where what is hidden is filled in from its surroundings, so that no hole tells of itself.
+/// Probability of the class when hidden pixels are imputed from their surroundings, so that the holes reveal nothing.
 pub struct Road;
 
 impl Suite for Road {
@@ -31,7 +31,7 @@ impl Suite for Road {
     fn score(&self, batch: &Batch<'_>, _mapper: &Mapper<'_>) -> Result<Vec<Vec<Score>>> {
         let geometry = batch.model.geometry;
         let size_px = (geometry.height_px, geometry.width_px);
-        // Rising: those behind are the most relevant.
+        // Ascending: the most relevant pixels are last.
         let orders: Vec<Vec<usize>> = (batch.pixel_maps().iter())
             .map(|map| {
                 let mut order: Vec<usize> = (0..map.len()).collect();

@@ -5,9 +5,9 @@ use crate::eval::map_metrics::{saco, salience_groups};
 use crate::eval::perturbation::{Substrate, change};
 use vitscope_core::error::Result;
 
-/// Salience-guided faithfulness coefficient of the map at the size of the picture.
+/// Salience-guided faithfulness coefficient of the map at the size of the image.
 pub struct Saco {
-    /// Groups of pixels, 10 in the paper.
+    /// Number of pixel groups, 10 in the paper.
     pub n_groups: usize,
 }
 

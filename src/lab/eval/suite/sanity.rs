@@ -1,7 +1,7 @@
-//! Whether maps depend on what the model has learned, and on the class that is asked for.
+//! Whether maps depend on the learned weights of the model, and on the explained class.
 //!
-//! Adebayo et al. (arXiv:1810.03292) put random weights in the place of learned ones, from the classifier down to the first
-//! layer: the map of a method that explains the model must become another one.
+//! Adebayo et al. (arXiv:1810.03292) replace learned weights by random ones, from the classifier down to the first
+//! layer: the map of a method that explains the model must change.
 
 use super::{Batch, Mapper, Measure, Score, Suite};
 use crate::eval::similarity::{class_sensitivity, min_max, spearman, ssim};
@@ -14,16 +14,16 @@ use vitscope_core::vit::init::init_missing;
 
 /// Cascading randomization, and difference between classes.
 pub struct Sanity {
-    /// The model with more and more of its weights drawn anew.
+    /// Copies of the model with more and more randomized weights.
     randomized: Vec<Vit>,
 }
 
 impl Sanity {
-    /// Draws the classifier of a model anew, then its last block too, and so on down to the patch embeddings. Gates and
-    /// interpreter stay as they are.
+    /// Randomizes the classifier of a model, then its last block as well, and so on down to the patch embeddings. Gates
+    /// and interpreter are unchanged.
     ///
     /// # Errors
-    /// Fails where memory runs out.
+    /// Fails if memory runs out.
     pub fn new(weights: ModelWeights, seed: u64) -> Result<Self> {
         let ModelWeights {
             config,
@@ -37,7 +37,7 @@ impl Sanity {
         let stages = ["classifier".to_owned()].into_iter().chain(blocks);
         for stage in stages.chain(["embeddings.".to_owned()]) {
             tensors.retain(|name, _| !name.starts_with(&stage));
-            // What is drawn at one stage is the same at the next one.
+            // Weights drawn at one stage stay the same at the next.
             tensors = init_missing(
                 &config,
                 tensors,
@@ -91,7 +91,7 @@ impl Suite for Sanity {
         for vit in &self.randomized {
             for (nth, random) in maps(vit, Target::Predicted)?.iter().enumerate() {
                 let map = &batch.maps[nth];
-                // Of a flat map and any other nothing is alike; of two flat ones all is.
+                // A flat map has no ranks: it correlates fully with an equal map and not at all with any other.
                 let flat = f64::from(u8::from(map == random));
                 ranks[nth].push(spearman(map, random)?.unwrap_or(flat));
                 likenesses[nth].push(ssim(&unit(map), &unit(random), size, 1.0)?);

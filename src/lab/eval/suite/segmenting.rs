@@ -1,4 +1,4 @@
-//! Maps as segmentations of the object, as Chefer et al. measure them on ImageNet-Segmentation.
+//! Maps as segmentations of the object, as measured by Chefer et al. on ImageNet-Segmentation.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use vitscope_core::error::Result;
 
 /// Pixel accuracy, mean IoU and mean average precision of the bilinear map.
 pub struct Segmenting {
-    /// The pictures with their masks.
+    /// Images with their masks.
     pub pictures: Arc<Masked>,
 }
 
@@ -62,7 +62,7 @@ impl Suite for Segmenting {
     }
 }
 
-/// Pixels by label and answer, out of a score's points.
+/// Extracts the pixels by label and prediction from a score's points.
 fn counted_pixels(points: &[f64]) -> [[u64; 2]; 2] {
     let count = |idx: usize| points.get(idx).copied().unwrap_or_default() as u64;
     [[count(0), count(1)], [count(2), count(3)]]

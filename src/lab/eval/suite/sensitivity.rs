@@ -1,4 +1,4 @@
-//! How much maps change where pictures hardly do (Yeh et al., arXiv:1901.09392; Agarwal et al., arXiv:2203.06877).
+//! How much maps change when images barely do (Yeh et al., arXiv:1901.09392; Agarwal et al., arXiv:2203.06877).
 
 use candle_core::Tensor;
 
@@ -7,11 +7,11 @@ use crate::eval::similarity::{max_sensitivity, relative_input_stability};
 use vitscope_core::error::Result;
 use vitscope_core::explain::Target;
 
-/// Greatest change of a map over pictures with a little noise, as captum and Quantus measure it.
+/// Maximum change of a map over images with a little noise, as measured by captum and Quantus.
 pub struct Sensitivity {
-    /// Noisy copies of each picture, 10 in captum.
+    /// Number of noisy copies per image, 10 in captum.
     pub n_copies: usize,
-    /// Most that a normalized value is changed by, 0.02 in captum.
+    /// Maximum change of a normalized value, 0.02 in captum.
     pub radius: f32,
 }
 

@@ -1,4 +1,4 @@
-//! The second routine of Vision DiffMask's code: maps of any method as soft masks of patch embeddings.
+//! Second evaluation routine of Vision DiffMask's code: maps of any method as soft masks of patch embeddings.
 
 use candle_core::Tensor;
 
@@ -8,9 +8,10 @@ use vitscope_core::error::Result;
 use vitscope_core::gates::{Removal, masked_pass};
 use vitscope_video::overlay::Range;
 
-/// What the model answers where each patch fades to what gates were trained with, as far as its score is below the greatest.
+/// Model's output when each patch fades to the removal that the gates were trained with, the more the further its score
+/// is below the maximum.
 pub struct SoftMask {
-    /// How patches are taken away: as the model's gates do it.
+    /// Removal of patches, as in the model's gates.
     pub removal: Removal,
 }
 
@@ -47,7 +48,7 @@ impl Suite for SoftMask {
                 let right = |label: usize| f64::from(u8::from(named as usize == label));
                 let kept = mask.iter().sum::<f32>() / n_patches.max(1) as f32;
                 vec![
-                    // Rounding can make a divergence of nothing slightly less than nothing.
+                    // Rounding can make a zero divergence slightly negative.
                     f64::from(kl.max(0.0)).into(),
                     subject.label.map(right).into(),
                     f64::from(100.0 * (1.0 - kept)).into(),
@@ -57,7 +58,7 @@ impl Suite for SoftMask {
     }
 }
 
-/// A map as a mask: divided by its greatest score, as their code does.
+/// Converts a map to a mask by dividing by its maximum, as in their code.
 fn soft_mask(map: &[f32]) -> Vec<f32> {
     let greatest = map.iter().copied().fold(0.0, f32::max);
     let divisor = if greatest > 0.0 { greatest } else { 1.0 };

@@ -1,10 +1,10 @@
-//! How concise maps are; nothing is asked of the model.
+//! Conciseness of maps; the model is not queried.
 
 use super::{Batch, Mapper, Measure, Score, Suite};
 use crate::eval::map_metrics::{Unsigned, entropy, sparseness};
 use vitscope_core::error::Result;
 
-/// Sparseness and entropy as Quantus computes them.
+/// Sparseness and entropy as computed by Quantus.
 pub struct Sparseness;
 
 impl Suite for Sparseness {

@@ -1,4 +1,4 @@
-//! What the best-rated patches are worth alone, and what is left without them.
+//! Contribution of the top-ranked patches alone, and what remains without them.
 
 use candle_core::Tensor;
 
@@ -10,10 +10,10 @@ use vitscope_core::error::Result;
 use vitscope_core::explain::Target;
 use vitscope_core::gates::ranking;
 
-/// Shares of patches that count as the best rated, as in ERASER.
+/// Shares of patches that count as top-ranked, as in ERASER.
 const SHARES: [f64; 5] = [0.01, 0.05, 0.1, 0.2, 0.5];
 
-/// Comprehensiveness and sufficiency on patches; average drop, increase and ADCC of the picture under its map.
+/// Comprehensiveness and sufficiency on patches; average drop, increase and ADCC of the image multiplied by its map.
 pub struct Sufficiency;
 
 impl Suite for Sufficiency {
@@ -35,7 +35,7 @@ impl Suite for Sufficiency {
         let geometry = batch.model.geometry;
         let zeros = batch.filled(Substrate::Zeros);
         let ranked: Vec<Vec<usize>> = batch.maps.iter().map(|map| ranking(map)).collect();
-        // The best rated taken away, for each share, then the others.
+        // For each share, first with the top-ranked patches removed, then with the others removed.
         let changed = batch.probabilities(2 * SHARES.len(), &mut |picture, nth, pixels| {
             let patches = &ranked[picture];
             let share = SHARES[nth % SHARES.len()];
@@ -74,7 +74,7 @@ impl Suite for Sufficiency {
 }
 
 impl Sufficiency {
-    /// What the method finds on the pictures under their own maps.
+    /// Computes the method's maps of the images multiplied by their own maps.
     fn maps_of_masked(
         &self,
         batch: &Batch<'_>,
@@ -98,7 +98,7 @@ impl Sufficiency {
     }
 }
 
-/// All channels of a picture times a map from 0 to 1.
+/// Multiplies all channels of an image by a map from 0 to 1.
 fn shade(pixels: &mut [f32], unit: &[f32]) {
     for channel in pixels.chunks_mut(unit.len().max(1)) {
         for (pixel, unit) in channel.iter_mut().zip(unit) {

@@ -1,4 +1,4 @@
-//! Pictures as training sees them: shifted, mirrored, mixed, and with a share of their patches.
+//! Augmented training images: shifted, mirrored, mixed, and with a share of their patches.
 
 use candle_core::{Device, Tensor};
 
@@ -9,17 +9,17 @@ use vitscope_core::frame::FrameSize;
 use vitscope_core::rng::Rng;
 use vitscope_core::vit::{KeepPatches, Vit};
 
-/// What a picture shows.
+/// Label of an augmented image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Label {
     pub(super) class: u32,
-    /// Class of the picture that a part of it shows.
+    /// Class of the image pasted into it.
     pub(super) other: u32,
-    /// How much of it that part is.
+    /// Share of the area that the pasted image covers.
     pub(super) other_share: f64,
 }
 
-/// Pictures of an epoch as one model input, with their labels.
+/// Returns augmented images of an epoch as one model input, with their labels.
 pub(super) fn augmented_batch(
     recipe: &ClassifierRecipe,
     data: &dyn Dataset,
@@ -43,8 +43,8 @@ pub(super) fn augmented_batch(
     Ok((images, labels))
 }
 
-/// Puts a rectangle of its neighbor into a share of the pictures; its area is uniform in 0 to 1 before what lies
-/// outside of the picture is cut off, as in CutMix with α = 1.
+/// Pastes a rectangle of its neighbor into a share of the images. The area of the rectangle is uniform in 0 to 1 before
+/// clipping to the image, as in CutMix with α = 1.
 fn mixed(
     share: f64,
     pictures: &[Picture],
@@ -60,7 +60,7 @@ fn mixed(
             other,
             other_share: 0.0,
         };
-        // Nothing is drawn in vain, so that recipes without it stay the runs that they were.
+        // No random number is drawn needlessly, so recipes without this option reproduce their earlier runs.
         if share > 0.0 && f64::from(rng.uniform()) < share {
             let n_pixels = paste(&mut picture, neighbor, rng);
             let area = picture.size.width_px * picture.size.height_px;
@@ -71,7 +71,7 @@ fn mixed(
     .unzip()
 }
 
-/// Copies a random rectangle; returns how many pixels it has.
+/// Copies a random rectangle; returns its number of pixels.
 fn paste(picture: &mut Picture, from: &Picture, rng: &mut Rng) -> usize {
     let FrameSize {
         width_px,
@@ -93,7 +93,7 @@ fn paste(picture: &mut Picture, from: &Picture, rng: &mut Rng) -> usize {
     rows.len() * columns.len()
 }
 
-/// Shifts a picture at random, gray moving in, and mirrors every other one.
+/// Shifts an image at random, filling with gray, and mirrors it half of the time.
 fn augment(recipe: &ClassifierRecipe, picture: Picture, rng: &mut Rng) -> Picture {
     if recipe.shift_px == 0 && !recipe.mirror {
         return picture;
@@ -130,7 +130,7 @@ fn augment(recipe: &ClassifierRecipe, picture: Picture, rng: &mut Rng) -> Pictur
     }
 }
 
-/// A tap that keeps a random share of the patches, the same for the whole batch.
+/// Creates a tap that keeps a random share of the patches, the same for the whole batch.
 pub(super) fn drop_patches(
     vit: &Vit,
     images: &Tensor,

@@ -1,10 +1,10 @@
-//! Trains a Vision Transformer as a classifier: from scratch, or on from a trained one.
+//! Trains a Vision Transformer as a classifier, from scratch or from a trained model.
 //!
-//! Cross-entropy with label smoothing, AdamW, linear warm-up and half a cosine. For photographs each
-//! picture is shifted and mirrored at random, and for most of the run each step sees only a share of the
-//! patches (PatchDropout, Liu et al., arXiv:2208.07220): that is faster in proportion, and a model that
-//! has seen missing patches answers better when an explainer takes patches away. Better still where its
-//! answer to some of the patches is drawn to its answer to all of them (`consistency`).
+//! Training uses cross-entropy with label smoothing, AdamW, linear warmup and half a cosine. For photographs, each
+//! image is shifted and mirrored at random, and for most of the run, each step sees only a share of the patches
+//! (PatchDropout, Liu et al., arXiv:2208.07220). This is proportionally faster, and a model trained with missing
+//! patches predicts better when an explainer removes patches. Even better is a model whose output for some of the
+//! patches is pulled toward its output for all of them (`consistency`).
 
 mod augment;
 mod optimizers;
@@ -29,10 +29,10 @@ use vitscope_core::vit::VitConfig;
 
 pub use start::Start;
 
-/// What a run measures.
+/// Columns of a run.
 pub const COLUMNS: &[&str] = &["loss", "lr", "train accuracy", "test accuracy"];
 
-/// What a run with an interpreter measures.
+/// Columns of a run with an interpreter.
 pub const JOINT_COLUMNS: &[&str] = &[
     "loss",
     "lr",
@@ -51,7 +51,7 @@ pub const JOINT_COLUMNS: &[&str] = &[
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ClassifierRecipe {
-    /// Seed of the weights, the order of the pictures and the augmentation.
+    /// Seed of the weights, the image order and the augmentation.
     pub seed: u64,
     /// Edge of a patch, in pixels.
     pub patch_size: usize,
@@ -64,9 +64,9 @@ pub struct ClassifierRecipe {
     /// When training starts from a model, number of last blocks to train, with the final norm and the classifier.
     /// Without it, the whole model is trained.
     pub last_blocks: Option<usize>,
-    /// Epochs over the training pictures.
+    /// Epochs over the training images.
     pub epochs: usize,
-    /// Pictures per step (batch size).
+    /// Images per step (batch size).
     pub batch: usize,
     /// Peak learning rate.
     pub lr: f64,
@@ -81,10 +81,9 @@ pub struct ClassifierRecipe {
     pub label_smoothing: f64,
     /// Largest random shift in each direction, in pixels.
     pub shift_px: usize,
-    /// Whether to mirror pictures at random.
+    /// Whether to mirror images at random.
     pub mirror: bool,
-    /// Share of the pictures in which a rectangle is replaced by another picture (CutMix, Yun et al.,
-    /// arXiv:1905.04899).
+    /// Share of the images in which a rectangle is replaced by another image (CutMix, Yun et al., arXiv:1905.04899).
     pub cutmix: f64,
     /// Share of the patches that each step sees.
     pub keep_patches: f64,
@@ -128,7 +127,7 @@ impl Default for ClassifierRecipe {
 }
 
 impl ClassifierRecipe {
-    /// The model that the recipe trains on pictures of `size` with these classes.
+    /// Returns the configuration of the model that the recipe trains on images of `size` with these classes.
     pub fn config(&self, size: FrameSize, classes: &[String]) -> VitConfig {
         VitConfig {
             image_size: size.height_px,
@@ -174,39 +173,39 @@ impl ClassifierRecipe {
 /// A trained classifier.
 #[derive(Debug)]
 pub struct TrainedClassifier {
-    /// The model's shape.
+    /// Shape of the model.
     pub config: VitConfig,
     /// Weights under canonical names.
     pub weights: HashMap<String, Tensor>,
-    /// Share of the test pictures that are classified right.
+    /// Accuracy on the test images.
     pub test_accuracy: f64,
-    /// The interpreter that was trained with it.
+    /// Interpreter that was trained jointly.
     pub interpreter: Option<JointInterpreter>,
-    /// False where `on_progress` ended the run early.
+    /// False if `on_progress` ended the run early.
     pub complete: bool,
 }
 
-/// An interpreter that was trained with its model.
+/// An interpreter trained jointly with its model.
 #[derive(Debug)]
 pub struct JointInterpreter {
-    /// By name, as [`vitscope_core::interpreter::Interpreter::load`] takes them.
+    /// Tensors by name, as taken by [`vitscope_core::interpreter::Interpreter::load`].
     pub tensors: BTreeMap<String, Tensor>,
-    /// Its shape.
+    /// Shape of the interpreter.
     pub shape: InterpreterShape,
-    /// How well it answers as the model does, on test pictures.
+    /// Fidelity to the model on test images.
     pub fidelity: Fidelity,
 }
 
-/// Mean and standard deviation that pictures are normalized with: pixels span -1 to 1.
+/// Mean and standard deviation of the image normalization: pixels span -1 to 1.
 pub const NORMALIZATION: ([f32; 3], [f32; 3]) = ([0.5; 3], [0.5; 3]);
 
-/// Trains on `train`, measures on `test`; writes checkpoints, `train.csv` and `train.png` into `folder`.
+/// Trains on `train`, evaluates on `test`; writes checkpoints, `train.csv` and `train.png` into `folder`.
 ///
-/// With a recipe for IA-ViT an interpreter is trained jointly, and shapes the model with its losses.
-/// Goes on from the checkpoint in `folder` where there is one.
+/// With an IA-ViT recipe, an interpreter is trained jointly and shapes the model through its losses. Resumes from the
+/// checkpoint in `folder`, if any.
 ///
 /// # Errors
-/// Fails on empty data, on a recipe that does not fit data or `start`, and where `folder` cannot be written.
+/// Fails if the data are empty, if the recipe does not fit the data or `start`, or if `folder` cannot be written.
 pub fn train(
     recipe: &ClassifierRecipe,
     start: Option<&Start>,

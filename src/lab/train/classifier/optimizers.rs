@@ -1,4 +1,4 @@
-//! Which optimizer trains which weights of a classifier.
+//! Assignment of a classifier's weights to optimizers.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::ClassifierRecipe;
 use crate::train::optim::{AdamW, AdamWOptions, Muon, Param};
 use vitscope_core::error::{Error, Result};
 
-/// Muon for the blocks' matrices where the recipe wants it, AdamW for everything else.
+/// Muon for the matrices of the blocks if the recipe asks for it, AdamW for all other weights.
 pub(super) struct Optimizers {
     adamw: AdamW,
     muon: Option<(Muon, f64)>,
@@ -50,7 +50,7 @@ impl Optimizers {
         })
     }
 
-    /// One step at `schedule` times the highest learning rates.
+    /// Takes one step at `schedule` times the peak learning rates.
     pub(super) fn step(&mut self, grads: &GradStore, schedule: f64) -> Result<()> {
         self.adamw.step(grads, self.lr * schedule)?;
         if let Some((muon, lr)) = &mut self.muon {

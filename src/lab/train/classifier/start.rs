@@ -1,4 +1,4 @@
-//! A trained model that training goes on from.
+//! A trained model as the starting point of training.
 
 use std::collections::HashMap;
 
@@ -9,21 +9,22 @@ use vitscope_core::error::Result;
 use vitscope_core::rng::Rng;
 use vitscope_core::vit::{VitConfig, init};
 
-/// A trained model that training goes on from.
+/// A trained model as the starting point of training.
 #[derive(Clone, Debug)]
 pub struct Start {
-    /// Its shape.
+    /// Shape of the model.
     pub config: VitConfig,
-    /// Its weights under canonical names.
+    /// Weights under canonical names.
     pub weights: HashMap<String, Tensor>,
-    /// Mean and standard deviation that it wants pictures normalized with.
+    /// Mean and standard deviation of the image normalization that the model expects.
     pub normalization: ([f32; 3], [f32; 3]),
-    /// Hash of its weights' file.
+    /// Hash of the model's weights file.
     pub sha256: String,
 }
 
 impl Start {
-    /// The model for these classes: its own classifier where it has exactly them, else a fresh one.
+    /// Returns the model for these classes: with its own classifier if it has exactly these classes, else with a new
+    /// one.
     pub(super) fn for_classes(
         &self,
         classes: &[String],
@@ -41,7 +42,7 @@ impl Start {
 }
 
 impl ClassifierRecipe {
-    /// Whether it trains the tensor of this canonical name, in a model of so many blocks.
+    /// Returns true if the recipe trains the tensor of this canonical name, in a model with `n_blocks` blocks.
     pub(super) fn trains(&self, name: &str, n_blocks: usize) -> bool {
         let Some(last_blocks) = self.last_blocks else {
             return true;

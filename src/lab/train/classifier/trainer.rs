@@ -1,4 +1,4 @@
-//! One run of classifier training: its steps, measurements and checkpoints.
+//! A run of classifier training: its steps, measurements and checkpoints.
 
 use std::collections::HashMap;
 
@@ -18,10 +18,10 @@ use vitscope_core::rng::Rng;
 use vitscope_core::vit::{Record, Vit, VitConfig, init};
 use vitscope_kernels::in_pool;
 
-/// Before the names of the interpreter's weights in checkpoints.
+/// Prefix of the names of the interpreter's weights in checkpoints.
 const PUPIL_PREFIX: &str = "interpreter.";
 
-/// A run between two steps.
+/// State of a run between two steps.
 pub(super) struct ClassifierTrainer<'a> {
     recipe: &'a ClassifierRecipe,
     train: &'a dyn Dataset,
@@ -29,13 +29,13 @@ pub(super) struct ClassifierTrainer<'a> {
     normalization: ([f32; 3], [f32; 3]),
     config: VitConfig,
     vars: HashMap<String, Var>,
-    /// The model's other weights.
+    /// Weights of the model that are not trained.
     frozen: HashMap<String, Tensor>,
     vit: Vit,
     pupil: Option<Pupil<'a>>,
     optim: Optimizers,
     batches: Batches,
-    /// Draws the patches that a step sees.
+    /// Draws the patches of each step.
     rng: Rng,
     step: u64,
 }
@@ -93,7 +93,7 @@ impl<'a> ClassifierTrainer<'a> {
         self.batches.per_epoch() * self.recipe.epochs as u64
     }
 
-    /// One update; returns what is measured at every step.
+    /// Updates the model once; returns the measurements taken at every step.
     fn update(&mut self, images: &Tensor, labels: &[Label], schedule: f64) -> Result<Vec<f64>> {
         let recipe = self.recipe;
         let whole = (self.step as f64) >= (1.0 - recipe.whole_share) * self.n_steps() as f64;
@@ -135,7 +135,7 @@ impl<'a> ClassifierTrainer<'a> {
         Ok(values)
     }
 
-    /// Share of the test pictures that are classified right.
+    /// Returns the accuracy on the test images.
     fn test_accuracy(&self) -> Result<f64> {
         let (vit, test) = (&self.vit, self.test);
         let classes: Vec<usize> = (0..self.config.n_classes()).collect();
@@ -143,7 +143,7 @@ impl<'a> ClassifierTrainer<'a> {
         Ok(total(&counts).share())
     }
 
-    /// How well the interpreter answers as the model does, on all test pictures.
+    /// Returns the interpreter's fidelity to the model on all test images.
     fn fidelity(&self, pupil: &Pupil<'_>) -> Result<Fidelity> {
         let indices: Vec<usize> = (0..self.test.len()).collect();
         let chunks = indices.chunks(self.recipe.batch);
@@ -217,7 +217,8 @@ impl Trainer for ClassifierTrainer<'_> {
     }
 }
 
-/// Cross-entropy with a target that gives `smoothing` of its weight to all classes alike (arXiv:1512.00567, section 7).
+/// Cross-entropy with a target that spreads `smoothing` of its weight evenly over all classes (arXiv:1512.00567,
+/// section 7).
 fn cross_entropy(logits: &Tensor, labels: &[Label], smoothing: f64) -> Result<Tensor> {
     let (batch, classes) = logits.dims2()?;
     let mut target = vec![(smoothing / classes as f64) as f32; batch * classes];

@@ -1,8 +1,7 @@
 //! Trains DiffMask gates for a frozen model.
 //!
-//! Vision DiffMask (Nalmpantis et al., XAI4CV 2023): keep as few patches as possible while the model's
-//! answer stays within a margin of the original one. Each step samples a depth k and one mask, and
-//! plays both sides of
+//! Vision DiffMask (Nalmpantis et al., XAI4CV 2023): keep as few patches as possible while the model's output stays
+//! within a margin of the original one. Each step samples a depth k and one mask, and plays both sides of
 //!
 //! ```text
 //! max over λ_k ≥ 0, min over gates:  mean over images of  λ_k · (KL(original ‖ masked) − margin) + s_k
@@ -15,12 +14,12 @@
 //! | m | `margin` | largest divergence allowed, nats; the authors' code: eps |
 //! | s_k | sparsity | mean over patches of Σᵢ₌₀..ₖ log P(zᵢ≠0) |
 //!
-//! **Deviations** from the authors' code, each because it was seen to fail:
-//! - λ ascends. Theirs descends, for the negation of its gradient is lost in the framework's hooks.
+//! **Deviations** from the authors' code, each because the original was observed to fail:
+//! - λ ascends. Theirs descends, because the negation of its gradient is lost in the framework's hooks.
 //! - One pass serves gates and multiplier, at half the cost; theirs draws two.
-//! - λ moves by plain steps, λ ← clamp(λ + rate·clip((KL − m)/m, −1, 1)), because Adam's second moment
-//!   remembers the first huge divergences for a thousand steps.
-//! - The margin holds for binary masks on test pictures; that of sampled masks is steered until it does.
+//! - λ moves by plain steps, λ ← clamp(λ + rate·clip((KL − m)/m, −1, 1)), because Adam's second moment remembers the
+//!   initial large divergences for a thousand steps.
+//! - The margin applies to binary masks on test images; the margin of sampled masks is steered until it is met.
 //! - No Lookahead; the class token has no vote; the model's clean pass builds no graph.
 
 mod report;
@@ -39,7 +38,7 @@ use trainer::GateTrainer;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::gates::{GateCard, MARGIN, Objective};
 
-/// Measurements of a run: at each step for the sampled mask, and at intervals for binary masks on test pictures.
+/// Columns of a run: at each step for the sampled mask, and at intervals for binary masks on test images.
 pub const COLUMNS: &[&str] = &[
     "loss",
     "kl",
@@ -64,7 +63,7 @@ pub enum RemovalKind {
     Drop,
 }
 
-/// What is made small, as long as the divergence allows it: a mean over patches.
+/// Quantity to minimize as far as the divergence allows: a mean over patches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sparsity {
@@ -80,13 +79,13 @@ pub enum Sparsity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DiffMaskRecipe {
-    /// [`Objective::Published`]; the recipe of the other one is [`ShapleyRecipe`](super::shapley::ShapleyRecipe).
+    /// [`Objective::Published`]; the recipe of the other objective is [`ShapleyRecipe`](super::shapley::ShapleyRecipe).
     pub objective: Objective,
-    /// Seed of the gates, the order of the pictures, the depths and the samples.
+    /// Seed of the gates, the image order, the depths and the samples.
     pub seed: u64,
-    /// Updates of the gates.
+    /// Number of gate updates.
     pub steps: u64,
-    /// Pictures per step (batch size).
+    /// Images per step (batch size).
     pub batch: usize,
     /// How masked patches are removed.
     pub removal: RemovalKind,
@@ -109,13 +108,13 @@ pub struct DiffMaskRecipe {
     pub stretch: f64,
     /// Initial center of the range of logits.
     pub offset: f64,
-    /// Share of patches that is masked at the start. If set, `offset` is computed from it on the first pictures.
+    /// Share of patches masked at the start. If set, `offset` is computed from it on the first images.
     pub masked_share: Option<f64>,
     /// Share of the steps in which all gates vote; in the other steps, their number is drawn at random. The last gates
     /// cannot restore what the first gates, which see little of the image, remove.
     pub whole_depth_share: f64,
-    /// Largest allowed divergence of binary masks on test pictures, in nats. If necessary, sampled masks on training
-    /// pictures are held to a smaller one.
+    /// Largest allowed divergence of binary masks on test images, in nats. If necessary, sampled masks on training
+    /// images are held to a smaller one.
     pub margin: f64,
     /// Initial value of the multipliers.
     pub lambda: f64,
@@ -131,9 +130,9 @@ pub struct DiffMaskRecipe {
     pub lambda_max: f64,
     /// Slope that a vote of exactly 0 passes back to its logit.
     pub dead_gradient: f64,
-    /// Steps between measurements on test pictures.
+    /// Steps between measurements on test images.
     pub test_steps: u64,
-    /// Number of test pictures to measure on.
+    /// Number of test images to measure on.
     pub test_pictures: usize,
     /// Number of measurements within the margin, without a noticeably smaller kept share than before, after which the
     /// run ends; 0 turns early stopping off.
@@ -180,25 +179,24 @@ impl Default for DiffMaskRecipe {
 /// Trained gates.
 #[derive(Debug)]
 pub struct TrainedGates {
-    /// By name, as they lie on disk.
+    /// Tensors by name, as stored on disk.
     pub tensors: BTreeMap<String, Tensor>,
-    /// What belongs beside them on disk.
+    /// Metadata stored next to the tensors.
     pub card: GateCard,
-    /// Agreement of the answers with and without the binary mask, on test pictures.
+    /// Agreement of predictions with and without the binary mask on test images.
     pub agreement: f64,
-    /// Share of test pictures whose divergence is within the margin.
+    /// Share of test images whose divergence is within the margin.
     pub within: f64,
-    /// False where `on_progress` ended the run early.
+    /// False if `on_progress` ended the run early.
     pub complete: bool,
 }
 
-/// Trains gates; writes checkpoints, `gates.csv` and `gates.png` into `folder`, and in the end `report.html`.
+/// Trains gates; writes checkpoints, `gates.csv` and `gates.png` into `folder`, and finally `report.html`.
 ///
-/// Goes on from the checkpoint in `folder` where there is one.
+/// Resumes from the checkpoint in `folder`, if any.
 ///
 /// # Errors
-/// Fails on empty data, on pictures or a recipe that do not fit the model, and where `folder` cannot be
-/// written.
+/// Fails if the data are empty, if the images or the recipe do not fit the model, or if `folder` cannot be written.
 pub fn train(
     recipe: &DiffMaskRecipe,
     subject: Subject<'_>,

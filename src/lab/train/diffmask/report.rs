@@ -1,4 +1,4 @@
-//! `report.html`: what a run came to, in one file to look at and to send on.
+//! `report.html`: the results of a run in one self-contained file to view and share.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -22,24 +22,24 @@ use vitscope_video::overlay::{Heat, Mode, Overlay, Range, frame_from_image, imag
 
 /// File name in the run's folder.
 const FILE: &str = "report.html";
-/// Pictures that are shown.
+/// Number of example images.
 const SHOWN: usize = 8;
-/// Edge of a shown picture.
+/// Side of an example image.
 const SIDE_PX: u32 = 176;
-/// Bars of a histogram.
+/// Number of histogram bars.
 const BINS: usize = 20;
-/// Pictures that go through the model at once.
+/// Number of images per forward pass.
 const CHUNK: usize = 16;
 
-/// What gates made of the pictures to measure on.
+/// Results of gates on the test images.
 struct Found {
     answers: Vec<MaskedAnswer>,
-    /// Mean over pictures and patches of the mask of each depth.
+    /// Mean mask of each depth over images and patches.
     kept_by_depth: Vec<f64>,
     examples: Vec<Example>,
 }
 
-/// One picture with its mask.
+/// An image with its mask.
 struct Example {
     picture: Picture,
     mask: Vec<f32>,
@@ -48,7 +48,7 @@ struct Example {
     answer: MaskedAnswer,
 }
 
-/// Writes the report of trained gates into `folder`, where the run has left its curves.
+/// Writes the report of trained gates into `folder`, which holds the curves of the run.
 pub(super) fn write(
     done: &TrainedGates,
     recipe: &DiffMaskRecipe,
@@ -119,7 +119,7 @@ fn look(gates: &VotingGates, subject: Subject<'_>, n_pictures: usize) -> Result<
     Ok(found)
 }
 
-/// The class of the highest probability, and that, for each image.
+/// Returns the most probable class and its probability for each image.
 fn best(logits: &Tensor) -> Result<Vec<(usize, f32)>> {
     let probabilities: Vec<Vec<f32>> = candle_nn::ops::softmax(logits, D::Minus1)?.to_vec2()?;
     let of_image = |row: Vec<f32>| {
@@ -213,7 +213,7 @@ fn html(
     Ok(page)
 }
 
-/// A picture three times: whole, with its heat, and masked.
+/// Renders an image three times: original, with its heat map, and masked.
 fn shown(
     example: &Example,
     subject: Subject<'_>,
@@ -279,7 +279,7 @@ fn shown(
     }
     Ok(format!("<div>{figures}</div>\n"))
 }
-/// How many values lie where between 0 and `highest`, as SVG.
+/// Renders a histogram of values between 0 and `highest` as SVG.
 fn histogram(what: &str, values: &[f64], highest: f64) -> String {
     let mut counts = [0.0; BINS];
     for value in values {
@@ -294,7 +294,7 @@ fn histogram(what: &str, values: &[f64], highest: f64) -> String {
     )
 }
 
-/// Values from 0 to 1 as labeled bars.
+/// Renders values from 0 to 1 as labeled bars.
 fn bars(values: &[f64], what: &str) -> String {
     let mut rows = String::from("<table>\n");
     for (index, value) in values.iter().enumerate() {
@@ -308,7 +308,7 @@ fn bars(values: &[f64], what: &str) -> String {
     rows + "</table>\n"
 }
 
-/// Columns of heights from 0 to 1, as SVG.
+/// Renders columns of heights from 0 to 1 as SVG.
 fn columns(heights: &[f64]) -> String {
     let (width, height) = (400.0, 120.0);
     let step = width / heights.len().max(1) as f64;

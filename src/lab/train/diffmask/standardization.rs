@@ -1,4 +1,4 @@
-//! Gates learn from states of mean 0 and deviation 1, and are kept as gates that read the states as they are.
+//! Standardization: gates learn from states of mean 0 and deviation 1, and are stored as gates for raw states.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +6,16 @@ use candle_core::{Result, Tensor};
 
 use vitscope_core::gates::weight_norm;
 
-/// Deviations are taken to be at least this share of the state's largest one.
+/// Minimum deviation, as a fraction of the largest deviation of the state.
 const LEAST_DEVIATION: f64 = 1e-3;
 
 /// Mean and deviation of every feature of every state.
 ///
-/// Some models have states whose patches hardly differ beside what all of them share (DINOv2's middle blocks) or
-/// that are a hundred times as large as others. Gates whose first layer is drawn for inputs of deviation 1 see
+/// In some models, the patches of a state barely differ compared with their common part (DINOv2's middle blocks), or
+/// states are a hundred times as large as others. Gates whose first layer is initialized for inputs of deviation 1 see
 /// nothing in the former and are saturated by the latter.
 pub(super) struct Standardization {
-    /// One a state, `[dim]` each.
+    /// One per state, `[dim]` each.
     states: Vec<Moments>,
 }
 
@@ -25,7 +25,7 @@ struct Moments {
 }
 
 impl Standardization {
-    /// That of these states.
+    /// Computes the standardization of these states.
     ///
     /// # Shapes
     /// - `states`: each `[batch, patches, dim]`
@@ -46,7 +46,7 @@ impl Standardization {
         })
     }
 
-    /// The states that gates in training see.
+    /// Standardizes states for gates in training.
     pub(super) fn applied(&self, states: &[Tensor]) -> Result<Vec<Tensor>> {
         states
             .iter()
@@ -57,8 +57,8 @@ impl Standardization {
             .collect()
     }
 
-    /// The tensors of gates that say of states as they are what those of `tensors` say of standardized ones:
-    /// W((h − μ)/σ) + b = (W/σ)h + (b − (W/σ)μ).
+    /// Returns the tensors of gates that respond to raw states as those of `tensors` respond to standardized ones: W((h
+    /// − μ)/σ) + b = (W/σ)h + (b − (W/σ)μ).
     pub(super) fn folded(
         &self,
         tensors: &BTreeMap<String, Tensor>,
@@ -99,7 +99,7 @@ mod tests {
         hidden: 4,
     };
 
-    /// States of very different scales, far away from zero.
+    /// Returns states of very different scales, far from zero.
     fn states() -> Vec<Tensor> {
         let mut rng = Rng::new(1);
         let state = |(scale, shift): (f64, f64)| {

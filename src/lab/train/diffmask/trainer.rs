@@ -1,4 +1,4 @@
-//! One run of DiffMask training: its steps, measurements and checkpoints.
+//! A run of DiffMask training: its steps, measurements and checkpoints.
 
 use std::collections::BTreeMap;
 
@@ -19,19 +19,19 @@ use vitscope_core::gates::{
 use vitscope_core::rng::Rng;
 use vitscope_kernels::in_pool;
 
-/// Means over test pictures of what binary masks do.
+/// Mean results of binary masks over test images.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured {
     pub(super) kl: f64,
     pub(super) kept: f64,
     pub(super) agreement: f64,
-    /// Share of pictures whose divergence is within the margin.
+    /// Share of images whose divergence is within the margin.
     pub(super) within: f64,
 }
 
 impl Measured {
-    /// True where these gates are to be preferred: within the margin fewer patches are better, outside
-    /// of it a smaller divergence.
+    /// Returns true if these gates are preferable: within the margin, fewer kept patches are better; outside of it, a
+    /// smaller divergence.
     fn is_better_than(&self, other: &Self, margin: f64) -> bool {
         match (self.kl <= margin, other.kl <= margin) {
             (true, true) => (self.kept, self.kl) < (other.kept, other.kl),
@@ -41,42 +41,42 @@ impl Measured {
     }
 }
 
-/// What gates that learn leave of a dropped patch's weight. Without any, the slope of the answer in the mask says
-/// what a first trace of the patch would do, which can be a thousand times as much as the whole patch then does
-/// (DINOv2 at 20 % masked); from a hundredth on it agrees with differences.
+/// Share of a dropped patch's weight that remains during training. Without it, the slope of the output in the mask
+/// describes the effect of an infinitesimal trace of the patch, which can be a thousand times that of the whole patch
+/// (DINOv2 at 20 % masked). From 0.01 on, the slope agrees with finite differences.
 const LEFT: f64 = 0.01;
 
-/// Pictures whose states are looked at before the first step.
+/// Number of images whose states are inspected before the first step.
 const FIRST_PICTURES: usize = 32;
 
-/// A kept share that is smaller by less is as good as the same.
+/// Minimum decrease of the kept share that counts as an improvement.
 const FLAT: f64 = 0.005;
 
-/// The gates that measured best so far.
+/// Gates with the best measurement so far.
 struct Best {
     measured: Measured,
     tensors: BTreeMap<String, Tensor>,
 }
 
-/// A run between two steps.
+/// State of a run between two steps.
 pub(super) struct GateTrainer<'a> {
     recipe: &'a DiffMaskRecipe,
     subject: Subject<'a>,
     vars: BTreeMap<String, Var>,
-    /// Over `vars`; what they read is standardized where that is asked for.
+    /// Gates over `vars`; their inputs are standardized if the recipe asks for it.
     gates: VotingGates,
     standardization: Option<Standardization>,
     optim: AdamW,
-    /// Divergence that sampled masks may have, see [`steered`].
+    /// Divergence allowed for sampled masks, see [`steered`].
     margin: f32,
-    /// One multiplier a depth, or one for all.
+    /// One multiplier per depth, or one for all depths.
     lambda: Vec<f32>,
-    /// Draws depths and samples.
+    /// Source of random depths and samples.
     rng: Rng,
     step: u64,
     batches: Batches,
     best: Option<Best>,
-    /// Smallest kept share within the margin, and the measurements since that did not undercut it.
+    /// Smallest kept share within the margin, and the number of measurements since then that did not improve on it.
     flat: (f64, u64),
 }
 
@@ -140,7 +140,7 @@ impl<'a> GateTrainer<'a> {
         })
     }
 
-    /// One update of the gates, the baseline and one multiplier; returns the first six of [`COLUMNS`].
+    /// Updates the gates, the baseline and one multiplier once; returns the first six of [`COLUMNS`].
     fn update(&mut self) -> Result<[f64; 6]> {
         let Self {
             recipe, subject, ..
@@ -166,7 +166,7 @@ impl<'a> GateTrainer<'a> {
         };
         let lambda_idx = if recipe.per_depth { depth } else { 0 };
         let lambda = f64::from(self.lambda[lambda_idx]);
-        // The margin is constant and leaves the gradient alone.
+        // The margin is constant and does not affect the gradient.
         let margin = f64::from(self.margin);
         let loss = (((&kl - margin)? * lambda)? + sparsity)?;
         let grads = loss.backward()?;
@@ -187,25 +187,25 @@ impl<'a> GateTrainer<'a> {
         ])
     }
 
-    /// How many gates vote in this step, less one.
+    /// Draws the number of gates that vote in this step, minus one.
     fn draw_depth(&mut self) -> usize {
         let n_depths = self.gates.sizes().states;
         let share = self.recipe.whole_depth_share;
-        // Nothing is drawn in vain, so that recipes without it stay the runs that they were.
+        // No random number is drawn needlessly, so recipes without this option reproduce their earlier runs.
         if share > 0.0 && f64::from(self.rng.uniform()) < share {
             return n_depths - 1;
         }
         self.rng.below(n_depths)
     }
 
-    /// A mask sampled from gates 0 to `depth`, and the logarithm of its keep probabilities.
+    /// Samples a mask from gates 0 to `depth`; also returns the logarithm of its keep probabilities.
     ///
     /// # Shapes
     /// - result: two of `[batch, patches]`
     fn sample(&mut self, states: &[Tensor], depth: usize) -> Result<(Tensor, Tensor)> {
         let mut product: Option<(Tensor, Tensor)> = None;
         for logits in self.gates.logits(states, depth)? {
-            // An f32 drawn from [0, 1) has 24 bits; half a step away from both ends the noise is finite.
+            // An f32 drawn from [0, 1) has 24 bits; clamping half a step away from both ends keeps the noise finite.
             let uniform = self
                 .rng
                 .uniform_tensor(logits.shape(), logits.device())?
@@ -220,7 +220,7 @@ impl<'a> GateTrainer<'a> {
         product.ok_or_else(|| Error::Model("a model has at least two states".into()))
     }
 
-    /// The tensors of the gates as they are now, for states that are not standardized.
+    /// Returns the current tensors of the gates, for states that are not standardized.
     fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let tensors = copies(&self.vars)?;
         Ok(match &self.standardization {
@@ -229,7 +229,7 @@ impl<'a> GateTrainer<'a> {
         })
     }
 
-    /// Divergence, kept share and agreement of binary masks on test pictures.
+    /// Measures divergence, kept share and agreement of binary masks on test images.
     fn measure(&self) -> Result<Measured> {
         let vit = self.subject.vit;
         let tensors = self.tensors()?.into_iter().collect();
@@ -245,7 +245,7 @@ impl<'a> GateTrainer<'a> {
             answers.extend(masked_answers(vit, &images, &original, &masks, &removal)?);
         }
         let scores = MaskScores::of(&answers, self.recipe.margin);
-        // Rounded to what a checkpoint keeps, so that a resumed run compares the same numbers.
+        // Rounded to the precision of a checkpoint, so that a resumed run compares the same numbers.
         let rounded = |value: f64| f64::from(value as f32);
         Ok(Measured {
             kl: rounded(scores.kl),
@@ -255,8 +255,8 @@ impl<'a> GateTrainer<'a> {
         })
     }
 
-    /// Learns from a measurement: steers the margin, and remembers the gates as they are if they measured
-    /// better than any before.
+    /// Processes a measurement: steers the margin, and stores the current gates if they measured better than any
+    /// before.
     fn learn_from(&mut self, measured: Measured) -> Result<()> {
         self.margin = steered(self.margin, self.recipe.margin, measured.kl);
         let margin = self.recipe.margin;
@@ -395,7 +395,8 @@ impl Trainer for GateTrainer<'_> {
     }
 }
 
-/// Factor on the learning rates: up over the first steps, down to zero over the last share of the run.
+/// Returns the factor of the learning rates: rising over the first steps, falling to zero over the last share of the
+/// run.
 fn schedule(recipe: &DiffMaskRecipe, step: u64) -> f64 {
     let warm = (step + 1) as f64 / recipe.warmup_steps.max(1) as f64;
     let left = (recipe.steps - step.min(recipe.steps)) as f64 / recipe.steps.max(1) as f64;
@@ -403,24 +404,24 @@ fn schedule(recipe: &DiffMaskRecipe, step: u64) -> f64 {
         .min(1.0)
 }
 
-/// The multiplier after a step of ascent: up where the divergence exceeds the margin, else down; or the other way
-/// round.
+/// Updates the multiplier by one ascent step: up if the divergence exceeds the margin, else down; reversed if the
+/// recipe descends.
 fn ascended(recipe: &DiffMaskRecipe, lambda: f64, kl: f64, margin: f64) -> f64 {
     let excess = ((kl - margin) / margin).clamp(-1.0, 1.0);
     let direction = if recipe.ascend { 1.0 } else { -1.0 };
     (lambda + direction * recipe.lambda_rate * excess).clamp(recipe.lambda_min, recipe.lambda_max)
 }
 
-/// The margin of sampled masks after binary ones diverged by `kl` on test pictures, of which `target` is allowed.
+/// Returns the margin of sampled masks after binary masks diverged by `kl` on test images, where `target` is allowed.
 ///
-/// A model is surer of the pictures that it learned from, so masks that keep its answer to those often
-/// fail on others. The margin shrinks until binary masks of test pictures meet the target.
+/// A model is more certain about its training images, so masks that preserve its output on those often fail on others.
+/// The margin shrinks until binary masks of test images meet the target.
 fn steered(margin: f32, target: f64, kl: f64) -> f32 {
     let factor = (target / kl.max(target / 100.0)).sqrt();
     (f64::from(margin) * factor).clamp(target / 10.0, target) as f32
 }
 
-/// The states of the first pictures, as many as tell the features' moments.
+/// Returns the states of the first images, enough to estimate the moments of the features.
 fn first_states(subject: Subject<'_>, batches: &mut Batches) -> Result<Vec<Tensor>> {
     let n_pictures = FIRST_PICTURES.min(subject.train.len());
     let in_order = (0..).flat_map(|step| batches.at(step));
@@ -429,7 +430,7 @@ fn first_states(subject: Subject<'_>, batches: &mut Batches) -> Result<Vec<Tenso
     Ok(clean_pass(subject.vit, &images)?.states)
 }
 
-/// States as gates in training see them.
+/// Returns states as the gates see them in training.
 fn seen_by_gates(
     standardization: Option<&Standardization>,
     states: Vec<Tensor>,
@@ -440,7 +441,7 @@ fn seen_by_gates(
     })
 }
 
-/// The one offset of all gates at which the share `masked_share` of the patches of `states` is masked.
+/// Returns the common offset of all gates that masks the share `masked_share` of the patches of `states`.
 fn calibrated_offset(
     tensors: &BTreeMap<String, Tensor>,
     sizes: GateSizes,
@@ -452,7 +453,7 @@ fn calibrated_offset(
     let gates = VotingGates::load(sizes, stretch, &tensors)?;
     let logits = gates.logits(states, sizes.states - 1)?;
     let logits = Tensor::stack(&logits, 0)?; // [gates, batch, patches]
-    // The share falls as the offset rises; offsets that nobody would ask for bound the search.
+    // The share falls as the offset rises; offsets beyond any sensible choice bound the search.
     let (mut low, mut high) = (-4.0 * stretch, 4.0 * stretch);
     for _ in 0..40 {
         let shift = (low + high) / 2.0;

@@ -1,34 +1,34 @@
-//! How far the interpreter's attention is from the model's: the alignment terms of IA-ViT.
+//! Distance between the attention of the interpreter and of the model: the alignment terms of IA-ViT.
 //!
 //! | symbol | here |
 //! |---|---|
-//! | p | attention of the model to its patches, one distribution an image, without gradient |
-//! | q | attention of the interpreter, its mean over queries |
+//! | p | attention of the model to its patches, one distribution per image, without gradient |
+//! | q | attention of the interpreter, averaged over queries |
 //!
-//! The authors' code minimizes one cross term of a kernel, which drives p and q apart; it is kept as
-//! [`released`] to reproduce their runs. The others are what the paper means.
+//! The authors' code minimizes a single cross term of a kernel, which drives p and q apart; it is available as
+//! [`released`] to reproduce their runs. The other terms implement what the paper describes.
 
 use candle_core::{D, Result, Tensor};
 
-/// Widths of the kernels, as factors on the mean squared distance.
+/// Kernel widths, as factors of the mean squared distance.
 const WIDTHS: [f64; 5] = [0.25, 0.5, 1.0, 2.0, 4.0];
 
-/// Keeps logarithms finite.
+/// Addend that keeps logarithms finite.
 const SMALL: f64 = 1e-12;
 
-/// Squared maximum mean discrepancy between the batch's p and q, under a sum of Gaussian kernels (Gretton et al.,
-/// JMLR 2012, Eq. 5); zero where both are the same set.
+/// Squared maximum mean discrepancy between the batch's p and q, with a sum of Gaussian kernels (Gretton et al., JMLR
+/// 2012, Eq. 5); zero if both are the same set.
 ///
 /// # Shapes
 /// - `p`, `q`: `[batch, patches]`
 /// - result: `[]`
 ///
 /// # Errors
-/// Fails where the shapes differ.
+/// Fails if the shapes differ.
 pub(super) fn mmd(p: &Tensor, q: &Tensor) -> Result<Tensor> {
     let [pp, qq, pq] = [(p, p), (q, q), (p, q)].map(|(a, b)| squared_distances(a, b));
     let (pp, qq, pq) = (pp?, qq?, pq?);
-    // Over all ordered pairs of both batches together.
+    // Over all ordered pairs of the combined batches.
     let scale = ((pp.mean_all()? + qq.mean_all()?)? + (pq.mean_all()? * 2.0)?)?.detach();
     let scale = ((scale / 4.0)? + SMALL)?;
     let kernel = |distances: &Tensor| {
@@ -42,35 +42,35 @@ pub(super) fn mmd(p: &Tensor, q: &Tensor) -> Result<Tensor> {
     (kernel(&pp)? + kernel(&qq)?)? - (kernel(&pq)? * 2.0)?
 }
 
-/// Jensen-Shannon divergence of each image's p and q, mean over the batch; between 0 and ln 2.
+/// Jensen-Shannon divergence of each image's p and q, averaged over the batch; between 0 and ln 2.
 ///
 /// # Shapes
 /// - `p`, `q`: `[batch, patches]`
 /// - result: `[]`
 ///
 /// # Errors
-/// Fails where the shapes differ.
+/// Fails if the shapes differ.
 pub(super) fn jensen_shannon(p: &Tensor, q: &Tensor) -> Result<Tensor> {
     let log_middle = (((p + q)? * 0.5)? + SMALL)?.log()?;
     let half = |xs: &Tensor| (xs * ((xs + SMALL)?.log()? - &log_middle)?)?.sum(D::Minus1);
     (half(p)? + half(q)?)?.mean_all()? * 0.5
 }
 
-/// The regularizer of the authors' code: a Gaussian kernel between all p and q, whose width is their mean distance.
+/// Regularizer of the authors' code: a Gaussian kernel between all p and q, whose width is their mean distance.
 ///
 /// # Shapes
 /// - `p`, `q`: `[batch, patches]`
 /// - result: `[]`
 ///
 /// # Errors
-/// Fails where the shapes differ.
+/// Fails if the shapes differ.
 pub(super) fn released(p: &Tensor, q: &Tensor) -> Result<Tensor> {
     let distances = squared_distances(p, q)?;
     let scale = (distances.mean_all()?.detach() + SMALL)?;
     (distances.broadcast_div(&scale)? * -0.5)?.exp()?.mean_all()
 }
 
-/// Squared distances of each row of `a` to each of `b`, `[rows of a, rows of b]`.
+/// Squared distances between each row of `a` and each row of `b`, `[rows of a, rows of b]`.
 fn squared_distances(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     a.unsqueeze(1)?
         .broadcast_sub(&b.unsqueeze(0)?)?
@@ -99,7 +99,7 @@ mod tests {
         scalar(&distances.mean_all().unwrap())
     }
 
-    /// The paired distance after a small step of `q` against the gradient of `loss`, over that before.
+    /// Returns the ratio of the paired distance after and before a small step of `q` against the gradient of `loss`.
     fn after_a_step(loss: fn(&Tensor, &Tensor) -> Result<Tensor>) -> f32 {
         let mut rng = Rng::new(3);
         let p = distributions(&mut rng, 8, 16);
@@ -110,7 +110,7 @@ mod tests {
         mean_paired_distance(&p, &moved) / mean_paired_distance(&p, q.as_tensor())
     }
 
-    /// Numbers of `tests/fixtures/interpreter_parity.py`.
+    /// Reference values from `tests/fixtures/interpreter_parity.py`.
     #[test]
     fn the_terms_are_those_of_pytorch() {
         let path = concat!(
@@ -155,7 +155,7 @@ mod tests {
         assert!(after_a_step(released) > 1.0);
     }
 
-    /// e^(-1/2) where all distances are alike: the value hardly moves.
+    /// e^(-1/2) if all distances are equal: the value barely changes.
     #[test]
     fn the_released_term_is_pinned() {
         let mut rng = Rng::new(5);

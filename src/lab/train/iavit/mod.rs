@@ -1,7 +1,7 @@
 //! Trains IA-ViT's interpreter: for a frozen model, or jointly with a model from scratch.
 //!
-//! Qiang et al., arXiv:2309.08035. The interpreter learns to answer as the model does, and is drawn to
-//! attend to what the model attends to:
+//! Qiang et al., arXiv:2309.08035. The interpreter learns to reproduce the model's predictions, and its attention is
+//! drawn toward the model's attention:
 //!
 //! ```text
 //! loss = CE(u, y) + distillation · T² KL(softmax(u / T) ‖ softmax(v / T)) + alignment-weight · D(p, q)
@@ -11,11 +11,11 @@
 //! |---|---|
 //! | u, v | logits of model and interpreter |
 //! | p, q | attention to the patches of model and interpreter |
-//! | CE | of the model; in joint training only, by [`super::classifier`] |
+//! | CE | cross-entropy of the model; in joint training only, by [`super::classifier`] |
 //!
-//! **Deviations** from the authors' code: D is a distance (theirs drives p and q apart), p is a
-//! distribution, and the model is not drawn towards its interpreter (`detach`). `alignment = "released"`,
-//! `unscaled = true` and `detach = false` are theirs.
+//! **Deviations** from the authors' code: D is a distance (theirs drives p and q apart), p is a distribution, and the
+//! model is not drawn toward its interpreter (`detach`). `alignment = "released"`, `unscaled = true` and `detach =
+//! false` restore theirs.
 
 mod alignment;
 mod pupil;
@@ -41,7 +41,7 @@ use vitscope_kernels::in_pool;
 pub use pupil::Fidelity;
 pub(in crate::train) use pupil::Pupil;
 
-/// Measurements of a run for a frozen model.
+/// Columns of a run for a frozen model.
 pub const COLUMNS: &[&str] = &[
     "loss",
     "lr",
@@ -68,7 +68,7 @@ pub enum Alignment {
     Released,
 }
 
-/// Which attention of the model is the one to come near to.
+/// Attention of the model that serves as the target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Teacher {
@@ -87,7 +87,7 @@ pub enum Start {
     #[default]
     Random,
     /// The model's own classifier, with the patches themselves as values. Requires a model with one linear classifier
-    /// and `pooling = "mean"`; the better start with many classes and few pictures of each.
+    /// and `pooling = "mean"`; the better start with many classes and few images of each.
     Model,
 }
 
@@ -98,24 +98,24 @@ pub enum Start {
 pub struct IaVitRecipe {
     /// Number of optimizer updates.
     pub steps: u64,
-    /// Pictures per step (batch size).
+    /// Images per step (batch size).
     pub batch: usize,
     /// Peak learning rate.
     pub lr: f64,
     /// Warmup steps until the peak learning rate.
     pub warmup_steps: u64,
-    /// Area of the smallest random training crop, as a share of the picture; half of the crops are mirrored. 1 leaves
-    /// pictures unchanged.
+    /// Area of the smallest random training crop, as a share of the image; half of the crops are mirrored. 1 leaves
+    /// images unchanged.
     pub smallest_crop: f64,
     /// Largest global norm of the gradients; larger gradients are scaled down.
     pub max_norm: f64,
-    /// Steps between measurements on test pictures.
+    /// Steps between measurements on test images.
     pub test_steps: u64,
     /// Steps between checkpoints.
     pub checkpoint_steps: u64,
-    /// Number of test pictures to measure on.
+    /// Number of test images to measure on.
     pub test_pictures: usize,
-    /// Seed of the interpreter and of the order of the pictures.
+    /// Seed of the interpreter and of the image order.
     pub seed: u64,
     /// Initial weights of the interpreter's classifier.
     pub start: Start,
@@ -164,7 +164,7 @@ impl Default for IaVitRecipe {
 }
 
 impl IaVitRecipe {
-    /// The shape of an interpreter for a model that sees so many patches.
+    /// Returns the shape of an interpreter for a model with this number of patches.
     pub fn shape(&self, config: &VitConfig, patches: usize) -> InterpreterShape {
         InterpreterShape {
             pooling: self.pooling,
@@ -173,10 +173,10 @@ impl IaVitRecipe {
         }
     }
 
-    /// The card of an interpreter that was trained by this recipe.
+    /// Returns the card of an interpreter trained by this recipe.
     ///
     /// # Errors
-    /// Fails where the recipe cannot be written as JSON.
+    /// Fails if the recipe cannot be serialized as JSON.
     pub fn card(
         &self,
         shape: InterpreterShape,
@@ -211,24 +211,23 @@ impl IaVitRecipe {
 /// A trained interpreter.
 #[derive(Debug)]
 pub struct TrainedInterpreter {
-    /// By name, as [`vitscope_core::interpreter::Interpreter::load`] takes them.
+    /// Tensors by name, as taken by [`vitscope_core::interpreter::Interpreter::load`].
     pub tensors: BTreeMap<String, Tensor>,
-    /// What belongs beside them on disk.
+    /// Metadata stored next to the tensors.
     pub card: InterpreterCard,
-    /// How well it answers as the model does, on test pictures.
+    /// Fidelity to the model on test images.
     pub fidelity: Fidelity,
-    /// False where `on_progress` ended the run early.
+    /// False if `on_progress` ended the run early.
     pub complete: bool,
 }
 
-/// Trains an interpreter for a frozen model; writes checkpoints, `interpreter.csv` and `interpreter.png`
-/// into `folder`. Labels are not used to learn.
+/// Trains an interpreter for a frozen model; writes checkpoints, `interpreter.csv` and `interpreter.png` into `folder`.
+/// Training does not use labels.
 ///
-/// Goes on from the checkpoint in `folder` where there is one.
+/// Resumes from the checkpoint in `folder`, if any.
 ///
 /// # Errors
-/// Fails on empty data, on pictures or a recipe that do not fit the model, and where `folder` cannot be
-/// written.
+/// Fails if the data are empty, if the images or the recipe do not fit the model, or if `folder` cannot be written.
 pub fn train(
     recipe: &IaVitRecipe,
     subject: Subject<'_>,
@@ -257,7 +256,7 @@ pub fn train(
     })
 }
 
-/// A run between two steps.
+/// State of a run between two steps.
 struct InterpreterTrainer<'a> {
     recipe: &'a IaVitRecipe,
     subject: Subject<'a>,
@@ -363,7 +362,7 @@ impl Trainer for InterpreterTrainer<'_> {
     fn checkpoint(&self, recipe: &str) -> Result<Checkpoint> {
         Ok(Checkpoint {
             step: self.step,
-            // What is drawn after the start is drawn anew at each step.
+            // Random numbers after the start are derived anew at each step.
             rng: Rng::new(self.recipe.seed),
             recipe: recipe.to_owned(),
             tensors: self.optim.state()?,

@@ -1,4 +1,4 @@
-//! An interpreter in training: what it is taught, and how well it has learned it.
+//! An interpreter in training: its losses and its fidelity to the model.
 
 use std::collections::BTreeMap;
 
@@ -13,32 +13,32 @@ use vitscope_core::interpreter::{Interpreter, InterpreterShape, Pooling};
 use vitscope_core::rng::Rng;
 use vitscope_core::vit::{Output, Record, Site, Vit};
 
-/// Seeds of the model and of its interpreter differ, though one number is given for both.
+/// Separates the seeds of model and interpreter, although both come from one number.
 const SEED_OF_INTERPRETER: u64 = 0x1a;
 
-/// An interpreter over variables.
+/// An interpreter over trainable variables.
 pub(in crate::train) struct Pupil<'a> {
     recipe: &'a IaVitRecipe,
     vars: BTreeMap<String, Var>,
     interpreter: Interpreter,
 }
 
-/// What a batch taught.
+/// Losses of a batch.
 pub(in crate::train) struct Lesson {
     /// `[]`, the weighted sum of the terms.
     pub(in crate::train) loss: Tensor,
-    /// Distillation, alignment, and the share of images on which both name the same class.
+    /// Distillation, alignment, and the share of images for which both predict the same class.
     pub(in crate::train) measured: [f64; 3],
 }
 
-/// How well an interpreter answers as its model does.
+/// Fidelity of an interpreter to its model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fidelity {
-    /// KL(model ‖ interpreter) in nats, mean over pictures.
+    /// KL(model ‖ interpreter) in nats, mean over images.
     pub kl: f64,
-    /// Share of pictures on which both name the same class.
+    /// Share of images for which both predict the same class.
     pub agreement: f64,
-    /// Share of labeled pictures that the interpreter names right; `NaN` without labels.
+    /// Share of labeled images that the interpreter classifies correctly; `NaN` without labels.
     pub accuracy: f64,
 }
 
@@ -76,12 +76,12 @@ impl<'a> Pupil<'a> {
         self.interpreter.shape()
     }
 
-    /// Copies of all values by name.
+    /// Copies all values by name.
     pub(in crate::train) fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         copies(&self.vars)
     }
 
-    /// What a pass of the model must record for a lesson.
+    /// Returns the sites that a forward pass of the model must record for a lesson.
     pub(in crate::train) fn sites(&self, vit: &Vit) -> Vec<Site> {
         let blocks = match (self.recipe.alignment, self.recipe.teacher) {
             (Alignment::None, _) => vit.n_blocks()..vit.n_blocks(),
@@ -91,7 +91,7 @@ impl<'a> Pupil<'a> {
         blocks.map(Site::Attention).collect()
     }
 
-    /// The losses of a batch that the model saw, with what it recorded at [`sites`](Self::sites).
+    /// Computes the losses of a batch from the model's output and its record at [`sites`](Self::sites).
     pub(in crate::train) fn lesson(
         &self,
         vit: &Vit,
@@ -129,7 +129,8 @@ impl<'a> Pupil<'a> {
         })
     }
 
-    /// What the model attends to, `[batch, patches]`; distributions, but for the released regularizer.
+    /// Returns the model's attention to the patches, `[batch, patches]`; distributions, except for the released
+    /// regularizer.
     fn attention_of_model(&self, vit: &Vit, record: &Record) -> Result<Tensor> {
         let released = self.recipe.alignment == Alignment::Released;
         let n_special = vit.config().n_special_tokens();
@@ -160,7 +161,7 @@ impl<'a> Pupil<'a> {
         Ok(sum.broadcast_div(&sum.sum_keepdim(D::Minus1)?)?)
     }
 
-    /// How well it answers as `vit` does, over chunks of images with their labels.
+    /// Measures the fidelity to `vit` over chunks of images with their labels.
     pub(in crate::train) fn fidelity(
         &self,
         vit: &Vit,
@@ -192,7 +193,8 @@ impl<'a> Pupil<'a> {
     }
 }
 
-/// What makes an interpreter classify the mean of the patches that it attends to as the model does its class token.
+/// Returns weights with which an interpreter classifies the mean of its attended patches as the model classifies its
+/// class token.
 fn classifier_of(vit: &Vit, recipe: &IaVitRecipe) -> Result<[(String, Tensor); 4]> {
     let (Some(classifier), Pooling::Mean) = (vit.linear_classifier(), recipe.pooling) else {
         return Err(Error::Config(
@@ -202,7 +204,7 @@ fn classifier_of(vit: &Vit, recipe: &IaVitRecipe) -> Result<[(String, Tensor); 4
     };
     let [weight, bias] = classifier.parts();
     let (n_classes, dim) = (weight.dim(0)?, vit.config().hidden_size);
-    // What it reads beside the class token is a mean of patches too.
+    // The head's other input next to the class token is also a mean of patches.
     let weight = weight.detach().reshape((n_classes, (), dim))?.sum(1)?;
     let tensors = [
         ("value.weight", Tensor::eye(dim, DType::F32, &Device::Cpu)?),
@@ -213,7 +215,7 @@ fn classifier_of(vit: &Vit, recipe: &IaVitRecipe) -> Result<[(String, Tensor); 4
     Ok(tensors.map(|(name, tensor)| (name.to_owned(), tensor)))
 }
 
-/// Tokens behind the special ones.
+/// Returns the tokens after the special ones.
 fn patches_of(vit: &Vit, output: &Output) -> Result<Tensor> {
     let n_special = vit.config().n_special_tokens();
     let n_patches = output.tokens.dim(1)? - n_special;
@@ -235,7 +237,7 @@ fn distilled(teacher: &Tensor, student: &Tensor, temperature: f64) -> Result<Ten
 mod tests {
     use super::*;
 
-    /// Numbers of `tests/fixtures/interpreter_parity.py`.
+    /// Reference values from `tests/fixtures/interpreter_parity.py`.
     #[test]
     fn distillation_is_that_of_pytorch() {
         let path = concat!(

@@ -10,16 +10,16 @@ use rayon::prelude::*;
 use super::Param;
 use vitscope_core::error::{Error, Result};
 
-/// Constants of the moments.
+/// Hyperparameters of the moments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWOptions {
     /// Decay of the mean of gradients.
     pub beta1: f32,
     /// Decay of the mean of squared gradients.
     pub beta2: f32,
-    /// Added to the root of the second moment.
+    /// Term added to the root of the second moment.
     pub eps: f32,
-    /// Gradients are scaled down to this global norm where they exceed it.
+    /// Maximum global norm of the gradients; larger gradients are scaled down.
     pub max_norm: Option<f64>,
 }
 
@@ -40,14 +40,14 @@ struct Moments {
     square: Vec<f32>,
 }
 
-/// The optimizer.
+/// The AdamW optimizer.
 pub struct AdamW {
     params: Vec<(Param, Moments)>,
     options: AdamWOptions,
 }
 
 impl AdamW {
-    /// An optimizer of `params` with empty moments.
+    /// Creates an optimizer of `params` with empty moments.
     pub fn new(params: Vec<Param>, options: AdamWOptions) -> Self {
         let params = params
             .into_iter()
@@ -64,7 +64,7 @@ impl AdamW {
         Self { params, options }
     }
 
-    /// An optimizer of variables by name that decays matrices only, and clips gradients to a global norm of 1.
+    /// Creates an optimizer of named variables that decays only matrices and clips gradients to a global norm of 1.
     pub fn decaying_matrices(vars: &BTreeMap<String, Var>, weight_decay: f64) -> Self {
         let param = |(name, var): (&String, &Var)| Param {
             name: name.clone(),
@@ -82,10 +82,10 @@ impl AdamW {
         Self::new(vars.iter().map(param).collect(), options)
     }
 
-    /// One step at learning rate `lr`; returns the global norm of the gradients before clipping.
+    /// Takes one step at learning rate `lr`; returns the global norm of the gradients before clipping.
     ///
     /// # Errors
-    /// Fails where a gradient is not f32.
+    /// Fails if a gradient is not f32.
     pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<f64> {
         let gradient = |(param, _): &(Param, Moments)| -> Result<Option<Vec<f32>>> {
             let grad = grads.get(&param.var);
@@ -111,7 +111,7 @@ impl AdamW {
                 moments.steps += 1;
                 let mut values: Vec<f32> = param.var.flatten_all()?.to_vec1()?;
                 let lr = lr * param.lr_factor;
-                // Both bias corrections folded into one factor on the step and one on eps.
+                // Both bias corrections are folded into one factor on the step and one on eps.
                 let correct1 = 1.0 - f64::from(options.beta1).powi(moments.steps as i32);
                 let correct2 = (1.0 - f64::from(options.beta2).powi(moments.steps as i32)).sqrt();
                 let scales = Scales {
@@ -128,10 +128,10 @@ impl AdamW {
         Ok(norm)
     }
 
-    /// Values and moments of every parameter, for a checkpoint.
+    /// Returns the values and moments of every parameter, for a checkpoint.
     ///
     /// # Errors
-    /// Fails where candle cannot allocate.
+    /// Fails if candle cannot allocate.
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
         let mut state = HashMap::new();
         for (param, moments) in &self.params {
@@ -146,10 +146,10 @@ impl AdamW {
         Ok(state)
     }
 
-    /// Takes over what [`AdamW::state`] gave.
+    /// Restores the state returned by [`AdamW::state`].
     ///
     /// # Errors
-    /// Names the first value that is missing or has another shape.
+    /// Fails on the first value that is missing or has another shape, and names it.
     pub fn restore(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
         for (param, moments) in &mut self.params {
             param.restore(state)?;

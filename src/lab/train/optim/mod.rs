@@ -1,7 +1,7 @@
-//! Optimizers whose state can be saved.
+//! Optimizers with state that can be saved.
 //!
-//! A parameter without a gradient is skipped together with its state, as a parameter of a branch that
-//! this step did not take should be.
+//! A parameter without a gradient is skipped together with its state, as required for branches that a step does not
+//! take.
 
 pub mod adamw;
 pub mod muon;
@@ -20,7 +20,7 @@ use vitscope_core::error::{Error, Result};
 pub struct Param {
     /// Name in checkpoints.
     pub name: String,
-    /// What is changed.
+    /// Variable to update.
     pub var: Var,
     /// Factor on the step's learning rate.
     pub lr_factor: f64,
@@ -29,7 +29,7 @@ pub struct Param {
 }
 
 impl Param {
-    /// What a checkpoint holds as the `kind` of this parameter.
+    /// Returns the tensor that a checkpoint stores as the `kind` of this parameter.
     fn saved<'a>(&self, kind: &str, state: &'a HashMap<String, Tensor>) -> Result<&'a Tensor> {
         let name = &self.name;
         state
@@ -37,7 +37,7 @@ impl Param {
             .ok_or_else(|| Error::Config(format!("the checkpoint lacks {kind} of {name:?}")))
     }
 
-    /// Takes over the value that a checkpoint holds.
+    /// Restores the value from a checkpoint.
     fn restore(&self, state: &HashMap<String, Tensor>) -> Result<()> {
         let value = self.saved("param", state)?;
         if value.dims() != self.var.dims() {

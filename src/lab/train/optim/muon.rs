@@ -1,7 +1,7 @@
-//! Muon (Jordan et al., 2024), scaled as in Liu et al., arXiv:2502.16982: the momentum of a weight matrix
-//! is made nearly orthogonal before it is added, so that every direction of the matrix learns alike.
+//! Muon (Jordan et al., 2024), scaled as in Liu et al., arXiv:2502.16982: the momentum of a weight matrix is nearly
+//! orthogonalized before it is applied, so every direction of the matrix learns at the same rate.
 //!
-//! For the matrices of hidden layers; embeddings, norms, biases and heads want [`super::AdamW`].
+//! For the matrices of hidden layers only; use [`super::AdamW`] for embeddings, norms, biases and heads.
 
 use std::collections::HashMap;
 
@@ -14,24 +14,24 @@ use vitscope_core::error::{Error, Result};
 /// Decay of the mean of gradients.
 const MOMENTUM: f64 = 0.95;
 
-/// Coefficients of the Newton–Schulz step x ↦ a x + b x³ + c x⁵ on singular values, and how many steps:
-/// five bring what lies between 0.01 and 1 to between 0.7 and 1.2 or so (Jordan et al.).
+/// Coefficients of the Newton–Schulz step x ↦ a x + b x³ + c x⁵ on singular values, and the number of steps: five steps
+/// map values from 0.01 to 1 to between roughly 0.7 and 1.2 (Jordan et al.).
 const NEWTON_SCHULZ: (f64, f64, f64) = (3.4445, -4.7750, 2.0315);
 const NEWTON_SCHULZ_STEPS: usize = 5;
 
 /// Root mean square of an update at learning rate 1: about that of AdamW (arXiv:2502.16982, Eq. 4).
 const UPDATE_RMS: f64 = 0.2;
 
-/// The optimizer.
+/// The Muon optimizer.
 pub struct Muon {
     params: Vec<(Param, Tensor)>,
 }
 
 impl Muon {
-    /// An optimizer of matrices with empty momentum.
+    /// Creates an optimizer of matrices with empty momentum.
     ///
     /// # Errors
-    /// Names the first parameter that is no matrix.
+    /// Fails on the first parameter that is not a matrix, and names it.
     pub fn new(params: Vec<Param>) -> Result<Self> {
         let params = params
             .into_iter()
@@ -49,10 +49,10 @@ impl Muon {
         Ok(Self { params })
     }
 
-    /// One step at learning rate `lr`, which has the size that AdamW's has.
+    /// Takes one step at learning rate `lr`, on the same scale as AdamW's.
     ///
     /// # Errors
-    /// Fails where candle does.
+    /// Fails if candle does.
     pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
         for (param, momentum) in &mut self.params {
             let Some(grad) = grads.get(&param.var) else {
@@ -71,10 +71,10 @@ impl Muon {
         Ok(())
     }
 
-    /// Values and momentum of every parameter, for a checkpoint.
+    /// Returns the values and momentum of every parameter, for a checkpoint.
     ///
     /// # Errors
-    /// Fails where candle cannot allocate.
+    /// Fails if candle cannot allocate.
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
         let mut state = HashMap::new();
         for (param, momentum) in &self.params {
@@ -86,10 +86,10 @@ impl Muon {
         Ok(state)
     }
 
-    /// Takes over what [`Muon::state`] gave.
+    /// Restores the state returned by [`Muon::state`].
     ///
     /// # Errors
-    /// Names the first value that is missing or has another shape.
+    /// Fails on the first value that is missing or has another shape, and names it.
     pub fn restore(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
         for (param, momentum) in &mut self.params {
             param.restore(state)?;
@@ -100,7 +100,7 @@ impl Muon {
     }
 }
 
-/// The matrix with its singular vectors and with all its singular values near 1.
+/// Returns the matrix with the same singular vectors and all singular values near 1.
 fn orthogonalized(matrix: &Tensor) -> candle_core::Result<Tensor> {
     let (rows, cols) = matrix.dims2()?;
     if rows > cols {

@@ -1,29 +1,31 @@
-//! Trains gates that order: they learn from a full backward pass what can be told of it from one token's.
+//! Trains ordering gates: they learn from a full backward pass what a single token's backward pass can predict of it.
 //!
-//! The teacher is [`GradientRollout`](vitscope_core::explain::rollout::GradientRollout) of random halves of the patches:
+//! The teacher is [`GradientRollout`](vitscope_core::explain::rollout::GradientRollout) on random halves of the
+//! patches:
 //!
 //! | symbol | meaning |
 //! |---|---|
-//! | r | gradient rollout of a half, as shares of it, averaged over halves; 1 in the mean |
-//! | G r | r averaged over the patches around, by a Gaussian |
-//! | a | attention of the class token in the last block, mean over heads; 1 in the mean |
-//! | t | log(r + ε) + β log(G r + ε) + γ log(a + ε), less its mean over the patches; β = `smoothness`, γ = `attention-weight` |
+//! | r | gradient rollout of a half, as shares of it, averaged over halves; mean 1 |
+//! | G r | r averaged over the surrounding patches with a Gaussian |
+//! | a | attention of the class token in the last block, averaged over heads; mean 1 |
+//! | t | log(r + ε) + β log(G r + ε) + γ log(a + ε), minus its mean over the patches |
+//! | β, γ | `smoothness`, `attention-weight` |
 //!
 //! ```text
-//! min over gates:  mean over pictures and patches of  ( f − t )²
+//! min over gates:  mean over images and patches of  ( f − t )²
 //! ```
 //!
 //! | symbol | meaning |
 //! |---|---|
 //! | f | order of a patch for the predicted class, see [`OrderGates`](vitscope_core::gates::OrderGates) |
 //!
-//! The teacher is asked about each picture once; then the gates, which are small, learn from all that it said.
+//! The teacher explains each image once; the gates, which are small, then learn from all its explanations.
 //!
-//! In a whole picture a patch seems worth little whose neighbor says the same. Of halves it is missed about as often as
-//! it would be while patches are taken away, which is what an order is for.
-//! What is left longest should hang together, for a thing is known by a whole piece of it better than by scattered ones:
-//! that is what β is for. Among the first patches r outweighs it.
-//! Attention knows no class, and yet it lies on the thing more surely than gradients do; γ draws the order there.
+//! In a whole image, a patch seems unimportant if its neighbor carries the same information. In random halves, it is
+//! missed about as often as while patches are being removed, which is what an order is used for. The patches that
+//! remain longest should be connected, because an object is easier to recognize from one large piece than from
+//! scattered ones; β serves this purpose. For the first patches, r outweighs it. Attention does not depend on the
+//! class, yet it lies on the object more reliably than gradients do; γ draws the order there.
 
 mod teacher;
 mod trainer;
@@ -40,7 +42,7 @@ use trainer::OrderTrainer;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::gates::{MARGIN, Objective};
 
-/// Measurements of a run: at each step on its batch, and at intervals on test pictures.
+/// Columns of a run: at each step on its batch, and at intervals on test images.
 pub const COLUMNS: &[&str] = &["loss", "explained", "test explained"];
 
 /// Recipe for training ordering gates.
@@ -49,18 +51,17 @@ pub const COLUMNS: &[&str] = &["loss", "explained", "test explained"];
 pub struct OrderRecipe {
     /// [`Objective::Order`]; distinguishes this recipe from the others.
     pub objective: Objective,
-    /// Seed of the gates, the order of the pictures and the halves.
+    /// Seed of the gates, the image order and the halves.
     pub seed: u64,
-    /// Number of pictures that the teacher explains, once each.
+    /// Number of images that the teacher explains, once each.
     pub pictures: usize,
-    /// Updates of the gates, after the teacher has explained all pictures.
+    /// Number of gate updates, after the teacher has explained all images.
     pub steps: u64,
-    /// Pictures per update.
+    /// Images per update.
     pub batch: usize,
     /// Hidden units of both layers.
     pub hidden: usize,
-    /// Number of times the teacher halves each picture; each halving costs a forward and a backward pass of both
-    /// halves.
+    /// Number of times the teacher halves each image; each halving costs a forward and a backward pass of both halves.
     pub halvings: usize,
     /// β, weight of the patches around a patch in the teacher's order, at least 0.
     pub smoothness: f64,
@@ -75,9 +76,9 @@ pub struct OrderRecipe {
     /// Largest divergence from the original output, in nats, at which a masked output counts as preserved when the kept
     /// share is measured.
     pub margin: f64,
-    /// Steps between measurements on test pictures.
+    /// Steps between measurements on test images.
     pub test_steps: u64,
-    /// Number of test pictures to measure on.
+    /// Number of test images to measure on.
     pub test_pictures: usize,
     /// Steps between checkpoints.
     pub checkpoint_steps: u64,
@@ -107,18 +108,18 @@ impl Default for OrderRecipe {
 }
 
 impl OrderRecipe {
-    /// Steps that ask the teacher, before the first update, with `n_pictures` to learn from.
+    /// Returns the number of teacher steps before the first update, for `n_pictures` training images.
     fn study_steps(&self, n_pictures: usize) -> u64 {
         n_pictures.min(self.pictures).div_ceil(trainer::CHUNK) as u64
     }
 }
 
-/// Trains gates that order; writes checkpoints, `gates.csv` and `gates.png` into `folder`.
+/// Trains ordering gates; writes checkpoints, `gates.csv` and `gates.png` into `folder`.
 ///
-/// Goes on from the checkpoint in `folder` where there is one.
+/// Resumes from the checkpoint in `folder`, if any.
 ///
 /// # Errors
-/// Fails on empty data, on pictures or a recipe that do not fit the model, and where `folder` cannot be written.
+/// Fails if the data are empty, if the images or the recipe do not fit the model, or if `folder` cannot be written.
 pub fn train(
     recipe: &OrderRecipe,
     subject: Subject<'_>,

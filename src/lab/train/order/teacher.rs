@@ -1,4 +1,4 @@
-//! What backward passes of halves of a picture say of each patch.
+//! Relevance of each patch from backward passes on halves of an image.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -9,23 +9,23 @@ use vitscope_core::explain::{Explainer, Forward};
 use vitscope_core::rng::Rng;
 use vitscope_core::vit::Vit;
 
-/// ε: what is added to a share in mean shares, so that a patch of which nothing is taken has a logarithm.
+/// ε: addend in mean shares, so that a patch with a share of zero has a logarithm.
 const LEAST_SHARE: f64 = 0.05;
-/// Standard deviation of the Gaussian G, as a share of the map's side.
+/// Standard deviation of the Gaussian G, as a fraction of the map's side.
 const BLUR: f64 = 3.0 / 16.0;
 
 /// r: gradient rollout of random halves of the patches, in mean shares: rows have a mean of 1.
 ///
-/// Each halving gives two passes, one of each half, so every patch is in one of them. The halves are the same for all
+/// Each halving takes two passes, one per half, so every patch is in one of them. The halves are the same for all
 /// images.
 ///
 /// # Shapes
 /// - `images`: `[batch, 3, height, width]`
-/// - `weights`: of the explained score, `[batch, classes]`
+/// - `weights`: weights of the explained score, `[batch, classes]`
 /// - result: `[batch, patches]`
 ///
 /// # Errors
-/// [`Error::Config`] where there is only one patch or no halving; fails where a shape does not fit.
+/// [`Error::Config`] if there is only one patch or no halving; also fails if a shape does not fit.
 pub fn rollout_of_halves(
     vit: &Vit,
     images: &Tensor,
@@ -55,13 +55,13 @@ pub fn rollout_of_halves(
     Ok((sum / halvings as f64)?)
 }
 
-/// Gradient rollout where the model sees only `patches`, in mean shares of them.
+/// Gradient rollout when the model sees only `patches`, in mean shares of them.
 ///
 /// # Shapes
 /// - result: `[batch, patches]`, in their order
 ///
 /// # Errors
-/// Fails where the model has no such patch, or a shape does not fit.
+/// Fails if the model lacks one of the patches, or if a shape does not fit.
 pub fn rollout_of_patches(
     vit: &Vit,
     images: &Tensor,
@@ -75,7 +75,7 @@ pub fn rollout_of_patches(
     Ok(in_mean_shares(&rollout)?)
 }
 
-/// t: the order that gates are to learn, log(r + ε) + β log(G r + ε) + γ log(a + ε), less its mean over the patches.
+/// t: target order of the gates, log(r + ε) + β log(G r + ε) + γ log(a + ε), minus its mean over the patches.
 ///
 /// # Shapes
 /// - `rollout`: r, `[batch, patches]`
@@ -84,7 +84,7 @@ pub fn rollout_of_patches(
 /// - result: `[batch, patches]`
 ///
 /// # Errors
-/// Fails where `rollout` or `attention` does not fit `grid`.
+/// Fails if `rollout` or `attention` does not fit `grid`.
 pub fn order_of(
     rollout: &Tensor,
     attention: &Tensor,
@@ -103,13 +103,14 @@ pub fn order_of(
     Ok(order.broadcast_sub(&order.mean_keepdim(1)?)?)
 }
 
-/// The same with a mean of 1 in each row.
+/// Scales each row to a mean of 1.
 fn in_mean_shares(xs: &Tensor) -> candle_core::Result<Tensor> {
     let total = (xs.sum_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
     xs.broadcast_div(&total)? * xs.dim(1)? as f64
 }
 
-/// G: column j averages over the patches around patch j, nearer ones counting more; what is outside does not count.
+/// G: column j averages over the patches around patch j, with more weight for closer ones; positions outside do not
+/// count.
 fn gaussian((rows, columns): (usize, usize), device: &Device) -> candle_core::Result<Tensor> {
     let n_patches = rows * columns;
     let near = |a: usize, b: usize, side: usize| {

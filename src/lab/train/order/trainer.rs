@@ -1,4 +1,4 @@
-//! One run of gates that order: its steps, measurements and checkpoints.
+//! A run of training for ordering gates: its steps, measurements and checkpoints.
 
 use std::collections::BTreeMap;
 
@@ -24,34 +24,34 @@ use vitscope_core::rng::Rng;
 use vitscope_core::vit::Vit;
 use vitscope_kernels::in_pool;
 
-/// Pictures that go through the model at once, forth and back.
+/// Number of images per forward and backward pass.
 pub(super) const CHUNK: usize = 32;
-/// Features that spread less than this share of a mean share are not brought to a deviation of 1.
+/// Minimum spread of a feature, as a fraction of a mean share; features below it are not scaled to a deviation of 1.
 const LEAST_SPREAD: f32 = 1e-3;
 
-/// A run between two steps.
+/// State of a run between two steps.
 pub(super) struct OrderTrainer<'a> {
     recipe: &'a OrderRecipe,
     subject: Subject<'a>,
     grid: (usize, usize),
     vars: BTreeMap<String, Var>,
-    /// What is not learned, by name.
+    /// Tensors that are not learned, by name.
     constants: BTreeMap<String, Tensor>,
-    /// Over `vars` and `constants`.
+    /// Gates over `vars` and `constants`.
     gates: OrderGates,
     optim: AdamW,
     step: u64,
-    /// Pictures that lessons are made of.
+    /// Images to make lessons from.
     pictures: Batches,
-    /// One per chunk; one of all as soon as all are there.
+    /// One per chunk; merged into one once all chunks are processed.
     lessons: Vec<Lesson>,
-    /// Of the test pictures, from the first measurement on.
+    /// Lessons of the test images, from the first measurement on.
     test_lessons: Vec<Lesson>,
-    /// By test pictures.
+    /// Best gates according to test images.
     best: MostExplained,
 }
 
-/// What gates see of pictures, and what the teacher says of them.
+/// Inputs of the gates for a batch of images, and the teacher's targets.
 struct Lesson {
     /// `[batch, patches, features]`
     features: Tensor,
@@ -88,7 +88,7 @@ impl<'a> OrderTrainer<'a> {
         })
     }
 
-    /// Asks the teacher about the next pictures, and after the last ones learns how far features spread.
+    /// Queries the teacher about the next images; after the last ones, computes the spread of the features.
     fn study(&mut self) -> Result<()> {
         let mut indices = self.pictures.at(self.step);
         indices.truncate(self.recipe.pictures - self.step as usize * CHUNK);
@@ -102,7 +102,7 @@ impl<'a> OrderTrainer<'a> {
         Ok(())
     }
 
-    /// Makes one lesson of all, and fits the scale of the gates to it.
+    /// Merges all lessons into one and fits the scale of the gates to it.
     fn sum_up(&mut self) -> Result<()> {
         let all = |part: fn(&Lesson) -> &Tensor| {
             let parts: Vec<&Tensor> = self.lessons.iter().map(part).collect();
@@ -121,7 +121,7 @@ impl<'a> OrderTrainer<'a> {
         Ok(())
     }
 
-    /// One update of the gates; returns the first two of [`COLUMNS`](super::COLUMNS).
+    /// Updates the gates once; returns the first two of [`COLUMNS`](super::COLUMNS).
     fn update(&mut self) -> Result<[f64; 2]> {
         let OrderRecipe {
             lr,
@@ -151,7 +151,7 @@ impl<'a> OrderTrainer<'a> {
         Ok([loss, explained(&residual, &taught)?.share()])
     }
 
-    /// Asks the teacher about pictures, for the class that the model answers.
+    /// Queries the teacher about images, for the class that the model predicts.
     fn lesson(&self, images: &Tensor, rng: &mut Rng) -> Result<Lesson> {
         let vit = self.subject.vit;
         let forward = Forward::run(vit, images, Needs::values(stream_sites(vit)))?;
@@ -167,20 +167,20 @@ impl<'a> OrderTrainer<'a> {
         })
     }
 
-    /// The tensors of the gates as they are now.
+    /// Returns the current tensors of the gates.
     fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut tensors: BTreeMap<String, Tensor> = copies(&self.vars)?;
         tensors.extend(self.constants.clone());
         Ok(tensors)
     }
 
-    /// How much of what the teacher says of test pictures the gates explain.
+    /// Returns the share of the teacher's targets on test images that the gates explain.
     fn measure(&mut self) -> Result<f64> {
         if self.test_lessons.is_empty() {
             let chunks = (self.subject).test_chunks(self.recipe.test_pictures, CHUNK);
             let lessons = chunks.zip(0..).map(|(indices, nth)| {
                 let images = self.subject.images(self.subject.test, &indices)?;
-                // Halves that no picture to learn from is seen by.
+                // Random halves that no training image uses.
                 let mut rng = Rng::for_item(!self.recipe.seed, nth);
                 self.lesson(&images, &mut rng)
             });
@@ -193,11 +193,11 @@ impl<'a> OrderTrainer<'a> {
             sum.error += of_chunk.error;
             sum.spread += of_chunk.spread;
         }
-        // Rounded to what a checkpoint keeps, so that a resumed run compares the same numbers.
+        // Rounded to the precision of a checkpoint, so that a resumed run compares the same numbers.
         Ok(f64::from(sum.share() as f32))
     }
 
-    /// Remembers the gates as they are if they explain more than any before.
+    /// Stores the current gates if they explain more than any before.
     fn learn_from(&mut self, explained: f64) -> Result<()> {
         let tensors = self.tensors()?;
         self.best.offer(explained, tensors);
@@ -213,7 +213,7 @@ impl<'a> OrderTrainer<'a> {
         let (vit, recipe) = (self.subject.vit, self.recipe);
         let by_name = tensors.clone().into_iter().collect();
         let gates = OrderGates::load(vit, recipe.hidden, &by_name)?;
-        // Nobody looks at the scores of a run that was interrupted, and they take a while.
+        // The scores of an interrupted run are not used and take a while to compute.
         let scores = match complete {
             true => cut_at_margin(
                 self.subject,
@@ -249,7 +249,7 @@ impl<'a> OrderTrainer<'a> {
     }
 }
 
-/// Gates over what is learned and what is not.
+/// Creates gates over learned variables and constants.
 fn gates_over(
     vit: &Vit,
     hidden: usize,
@@ -261,7 +261,7 @@ fn gates_over(
     OrderGates::load(vit, hidden, &tensors)
 }
 
-/// Squares of what is left of the teacher's order, and of that order.
+/// Sums of squares of the residual order, and of the teacher's order.
 #[derive(Default)]
 struct Explained {
     error: f64,

@@ -1,35 +1,36 @@
-//! Trains gates that rank: one network that gives the Shapley value of each patch for each class from a clean pass.
+//! Trains ranking gates: one network that predicts the Shapley value of each patch for each class from a clean pass.
 //!
 //! Amortized regression, after FastSHAP (Jethani et al., arXiv:2107.07436) and ViT-Shapley (Covert et al.,
-//! arXiv:2206.05282). Each step draws subsets z of the patches of each picture, in pairs with their complements, asks the
-//! frozen model about the picture with only those patches, and fits
+//! arXiv:2206.05282). Each step draws subsets z of the patches of each image, in pairs with their complements, runs the
+//! frozen model on the image with only those patches, and fits
 //!
 //! ```text
-//! min over gates:  mean over pictures and z of  Σ_c ( v_c(0) + Σ_j z_j φ_jc − v_c(z) )²
+//! min over gates:  mean over images and z of  Σ_c ( v_c(0) + Σ_j z_j φ_jc − v_c(z) )²
 //! ```
 //!
 //! | symbol | meaning |
 //! |---|---|
-//! | v_c(z) | probability of class c when the patches outside of z are taken away |
+//! | v_c(z) | probability of class c when the patches outside of z are removed |
 //! | φ_jc | score of patch j for class c, shifted so that Σ_j φ_jc = v_c(1) − v_c(0) |
 //!
-//! Only forward passes of the model are needed. How patches are taken away is drawn anew in each step.
+//! Training needs only forward passes of the model. The way of removing patches is drawn anew in each step.
 //!
-//! A pair of subsets tells little of each patch, and a gradient tells something of all of them at once. So the first
-//! `teacher-steps` of a run learn from [`Chefer`](vitscope_core::explain::chefer::Chefer), whose relevance r_j, as a share of the
-//! picture's, says how the scores of the predicted class differ from their mean:
+//! A pair of subsets says little about each patch, whereas a gradient says something about all of them at once. The
+//! first `teacher-steps` of a run therefore learn from [`Chefer`](vitscope_core::explain::chefer::Chefer). Its
+//! relevance r_j, as a share of the image's relevance, specifies how the scores of the predicted class differ from
+//! their mean:
 //!
 //! ```text
-//! min over gates:  mean over pictures of  N Σ_j ( φ_jc − mean φ_c − p_c (r_j − 1/N) )²
+//! min over gates:  mean over images of  N Σ_j ( φ_jc − mean φ_c − p_c (r_j − 1/N) )²
 //! ```
 //!
-//! The rest of the run regresses from there; nothing of the teacher is left in the objective.
+//! The rest of the run continues by regression; the teacher no longer appears in the objective.
 //!
 //! **Deviations** from those papers:
-//! - Sizes of subsets are half uniform and half by the Shapley kernel: protocols ask about every size.
-//! - A share of the subsets are the best- or worst-rated patches of the scores so far, under noise, and a share are
-//!   blobs: protocols ask about those, and a linear fit is best where it was fitted.
-//! - Several ways of removal in place of one, so that the order holds for more than one protocol.
+//! - Subset sizes are half uniform and half from the Shapley kernel, because protocols query every size.
+//! - A share of the subsets are the best- or worst-rated patches by the current scores under noise, and a share are
+//!   blobs: protocols query those, and a linear fit is best where it was fitted.
+//! - Several ways of removal instead of one, so that the order holds for more than one protocol.
 
 mod subsets;
 mod trainer;
@@ -46,7 +47,7 @@ use trainer::RankingTrainer;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::gates::{MARGIN, Objective};
 
-/// Measurements of a run: at each step on its batch, and at intervals on test pictures.
+/// Columns of a run: at each step on its batch, and at intervals on test images.
 pub const COLUMNS: &[&str] = &["loss", "explained", "test explained"];
 
 /// How patches are removed.
@@ -57,7 +58,7 @@ pub enum Fill {
     Zeros,
     /// Their pixels become black.
     Black,
-    /// Their pixels take the picture's mean color.
+    /// Their pixels take the image's mean color.
     Mean,
     /// Their pixels are blurred.
     Blur,
@@ -71,15 +72,15 @@ pub enum Fill {
 pub struct ShapleyRecipe {
     /// [`Objective::Shapley`]; distinguishes this recipe from the published one.
     pub objective: Objective,
-    /// Seed of the gates, the order of the pictures and the subsets.
+    /// Seed of the gates, the image order and the subsets.
     pub seed: u64,
-    /// Updates of the gates.
+    /// Number of gate updates.
     pub steps: u64,
     /// Number of updates, at the start, that learn from a gradient method.
     pub teacher_steps: u64,
-    /// Pictures per step.
+    /// Images per step.
     pub batch: usize,
-    /// Pairs of subsets per picture and step.
+    /// Pairs of subsets per image and step.
     pub pairs: usize,
     /// Hidden units of both layers.
     pub hidden: usize,
@@ -98,9 +99,9 @@ pub struct ShapleyRecipe {
     /// Largest divergence from the original output, in nats, at which a masked output counts as preserved when the kept
     /// share is measured.
     pub margin: f64,
-    /// Steps between measurements on test pictures.
+    /// Steps between measurements on test images.
     pub test_steps: u64,
-    /// Number of test pictures to measure on.
+    /// Number of test images to measure on.
     pub test_pictures: usize,
     /// Steps between checkpoints.
     pub checkpoint_steps: u64,
@@ -138,10 +139,10 @@ impl Default for ShapleyRecipe {
 
 /// Trains ranking gates; writes checkpoints, `gates.csv` and `gates.png` into `folder`.
 ///
-/// Goes on from the checkpoint in `folder` where there is one.
+/// Resumes from the checkpoint in `folder`, if any.
 ///
 /// # Errors
-/// Fails on empty data, on pictures or a recipe that do not fit the model, and where `folder` cannot be written.
+/// Fails if the data are empty, if the images or the recipe do not fit the model, or if `folder` cannot be written.
 pub fn train(
     recipe: &ShapleyRecipe,
     subject: Subject<'_>,

@@ -1,9 +1,9 @@
-//! Which patches are kept, drawn in pairs with their complements.
+//! Subsets of kept patches, drawn in pairs with their complements.
 
 use vitscope_core::rng::Rng;
 
-/// How many patches a subset keeps: half of the draws uniform from 1 to all but one, half by the Shapley kernel, whose
-/// weight of a size n among N patches is 1 / (n (N − n)).
+/// Draws the size of a subset: half of the draws are uniform from 1 to all but one, half follow the Shapley kernel,
+/// whose weight of a size n among N patches is 1 / (n (N − n)).
 pub(super) fn draw_size(n_patches: usize, rng: &mut Rng) -> usize {
     let last = n_patches - 1;
     if rng.uniform() < 0.5 {
@@ -21,12 +21,12 @@ pub(super) fn draw_size(n_patches: usize, rng: &mut Rng) -> usize {
     last
 }
 
-/// Scores whose best patches are a subset drawn uniformly.
+/// Returns scores whose top patches form a uniformly drawn subset.
 pub(super) fn scattered(n_patches: usize, rng: &mut Rng) -> Vec<f32> {
     (0..n_patches).map(|_| rng.uniform()).collect()
 }
 
-/// Scores whose best patches lie together: a sum of a few waves in random directions, of one to three periods.
+/// Scores whose best patches lie together: a sum of a few waves in random directions, of 0.3 to 1.5 periods.
 pub(super) fn blobs((rows, columns): (usize, usize), rng: &mut Rng) -> Vec<f32> {
     const WAVES: usize = 4;
     let mut scores = vec![0f32; rows * columns];
@@ -45,7 +45,7 @@ pub(super) fn blobs((rows, columns): (usize, usize), rng: &mut Rng) -> Vec<f32> 
     scores
 }
 
-/// Scores under noise of a random strength, from a fifth of their own deviation to one and a half of it.
+/// Adds noise of a random strength to scores: 0.2 to 1.5 times their own deviation.
 pub(super) fn disturbed(scores: &[f32], rng: &mut Rng) -> Vec<f32> {
     let n = scores.len().max(1) as f32;
     let mean = scores.iter().sum::<f32>() / n;

@@ -1,4 +1,4 @@
-//! One run of Shapley regression: its steps, measurements and checkpoints.
+//! A run of Shapley regression: its steps, measurements and checkpoints.
 
 use std::collections::BTreeMap;
 
@@ -28,47 +28,47 @@ use vitscope_core::rng::Rng;
 use vitscope_core::vit::{NoTap, Record};
 use vitscope_kernels::in_pool;
 
-/// Pictures that go through the model at once.
+/// Number of images per forward pass.
 const CHUNK: usize = 64;
-/// Pairs of subsets a test picture is measured on, for each of [`TEST_FILLS`].
+/// Number of subset pairs measured per test image, for each of [`TEST_FILLS`].
 const TEST_PAIRS: usize = 4;
-/// What test pictures are measured with.
+/// Fills used to measure on test images.
 const TEST_FILLS: [Fill; 2] = [Fill::Black, Fill::Blur];
 
-/// A run between two steps.
+/// State of a run between two steps.
 pub(super) struct RankingTrainer<'a> {
     recipe: &'a ShapleyRecipe,
     subject: Subject<'a>,
     geometry: Geometry,
     vars: BTreeMap<String, Var>,
-    /// Over `vars`.
+    /// Gates over `vars`.
     gates: RankingGates,
     optim: AdamW,
-    /// Draws fills and subsets.
+    /// Source of random fills and subsets.
     rng: Rng,
     step: u64,
     batches: Batches,
-    /// Sum over the pictures seen of the answers to emptied ones, and their number.
+    /// Sum of the model's outputs on emptied images over all images seen, and their number.
     empty: (Vec<f32>, f32),
-    /// By test pictures.
+    /// Best gates according to test images.
     best: MostExplained,
 }
 
-/// What the model says of the whole pictures of a batch.
+/// The model's outputs for the unmodified images of a batch.
 struct Clean {
     /// `[batch, 3, height, width]`
     images: Tensor,
-    /// Normalized pixels of each picture.
+    /// Normalized pixels of each image.
     pictures: Vec<Vec<f32>>,
-    /// As [`RankingGates::raw_scores`] takes them.
+    /// States as taken by [`RankingGates::raw_scores`].
     states: Vec<Tensor>,
     /// `[batch, classes]`
     logits: Tensor,
-    /// Their probabilities.
+    /// Class probabilities, `[batch, classes]`.
     answer: Tensor,
 }
 
-/// Subsets of the patches of each picture, and what the model says of them.
+/// Subsets of the patches of each image, and the model's outputs for them.
 struct Game {
     /// `[batch, subsets, patches]`
     kept: Tensor,
@@ -109,7 +109,7 @@ impl<'a> RankingTrainer<'a> {
         })
     }
 
-    /// One update of the gates; returns the first two of [`COLUMNS`](super::COLUMNS).
+    /// Updates the gates once; returns the first two of [`COLUMNS`](super::COLUMNS).
     fn update(&mut self) -> Result<[f64; 2]> {
         if self.step < self.recipe.teacher_steps {
             return self.follow_teacher();
@@ -131,8 +131,8 @@ impl<'a> RankingTrainer<'a> {
         Ok([loss, 1.0 - error / spread.max(f64::MIN_POSITIVE)])
     }
 
-    /// One update towards what the teacher says of the predicted class; returns as [`update`](Self::update), where
-    /// explained is how much of the teacher's scores the gates' explain.
+    /// Updates the gates once toward the teacher's scores of the predicted class. Returns the same as
+    /// [`update`](Self::update), except that "explained" is the share of the teacher's scores explained by the gates.
     fn follow_teacher(&mut self) -> Result<[f64; 2]> {
         let indices = self.batches.at(self.step);
         let images = self.subject.images(self.subject.train, &indices)?;
@@ -167,7 +167,7 @@ impl<'a> RankingTrainer<'a> {
         Ok([loss, 1.0 - error / spread.max(f64::MIN_POSITIVE)])
     }
 
-    /// Takes answers to emptied pictures, `[batch, classes]`, into their mean.
+    /// Adds the outputs for emptied images, `[batch, classes]`, to their running mean.
     fn count_emptied(&mut self, answers: &Tensor) -> Result<()> {
         for answer in answers.to_vec2::<f32>()? {
             for (sum, value) in self.empty.0.iter_mut().zip(answer) {
@@ -178,7 +178,7 @@ impl<'a> RankingTrainer<'a> {
         Ok(())
     }
 
-    /// One step of the optimizer; returns the loss.
+    /// Runs one optimizer step and returns the loss.
     fn descend(&mut self, loss: &Tensor) -> Result<f64> {
         let grads = loss.backward()?;
         let ShapleyRecipe {
@@ -188,7 +188,7 @@ impl<'a> RankingTrainer<'a> {
             steps,
             ..
         } = *self.recipe;
-        // Both halves of a run rise and fall on their own.
+        // The teacher phase and the main phase each have their own warmup and decay.
         let rate = match self.step.checked_sub(teacher_steps) {
             Some(step) => cosine_schedule(step, warmup_steps, steps - teacher_steps),
             None => cosine_schedule(self.step, warmup_steps, teacher_steps),
@@ -199,7 +199,7 @@ impl<'a> RankingTrainer<'a> {
         Ok(loss)
     }
 
-    /// The model, to be asked about masked copies.
+    /// Returns the model, ready to evaluate masked copies.
     fn model(&self) -> BatchedModel<'a> {
         let vit = self.subject.vit;
         BatchedModel::new(
@@ -211,7 +211,7 @@ impl<'a> RankingTrainer<'a> {
         )
     }
 
-    /// Runs the model on whole pictures.
+    /// Runs the model on unmodified images.
     fn clean(&self, images: &Tensor) -> Result<Clean> {
         let vit = self.subject.vit;
         let mut record = Record::new(state_sites(vit));
@@ -237,9 +237,9 @@ impl<'a> RankingTrainer<'a> {
         drawn.map_or(Fill::Black, |(fill, _)| *fill)
     }
 
-    /// Draws subsets and asks the model about them.
+    /// Draws subsets and evaluates the model on them.
     ///
-    /// `policy`: scores so far of each patch of each picture.
+    /// `policy`: current scores of each patch of each image.
     fn play(
         &self,
         clean: &Clean,
@@ -250,7 +250,8 @@ impl<'a> RankingTrainer<'a> {
     ) -> Result<Game> {
         let grid = self.geometry.grid;
         let n_patches = grid.0 * grid.1;
-        // Pair by pair all pictures keep equally many, so that what is left of dropped ones is of one length.
+        // Within a pair, all images keep the same number of patches, so the remaining tokens form tensors of equal
+        // length.
         let mut subsets: Vec<Vec<Vec<bool>>> = Vec::with_capacity(2 * n_pairs);
         for _ in 0..n_pairs {
             let n_kept = draw_size(n_patches, rng);
@@ -289,8 +290,8 @@ impl<'a> RankingTrainer<'a> {
         })
     }
 
-    /// Answers `[subsets, batch, classes]` to pictures in which pixels stand for what is taken away, and those to emptied
-    /// ones, `[batch, classes]`.
+    /// Returns the outputs `[subsets, batch, classes]` for images whose removed patches are replaced by pixels, and
+    /// those for emptied images, `[batch, classes]`.
     fn values_of_pixels(
         &self,
         clean: &Clean,
@@ -310,7 +311,7 @@ impl<'a> RankingTrainer<'a> {
             .map(|picture| substrate.fill(picture, &model))
             .collect();
         let batch = fills.len();
-        // Where what stands for a patch does not depend on the picture, neither does the emptied picture.
+        // If the replacement does not depend on the image, neither does the emptied image.
         let n_emptied = match substrate {
             Substrate::Zeros | Substrate::Black => 1,
             _ => batch,
@@ -346,7 +347,7 @@ impl<'a> RankingTrainer<'a> {
         ))
     }
 
-    /// The same for pictures whose tokens are taken away.
+    /// Like [`Self::values_of_pixels`], but for images whose tokens are dropped.
     fn values_of_tokens(
         &self,
         clean: &Clean,
@@ -386,14 +387,14 @@ impl<'a> RankingTrainer<'a> {
         ))
     }
 
-    /// Answers to pictures of which no token is left, `[batch, classes]`.
+    /// Returns the outputs for images without any patch token, `[batch, classes]`.
     fn answers_without_tokens(&self, images: &Tensor) -> Result<Tensor> {
         let empty = answer_without_patches(self.subject.vit, images)?;
         let empty = empty.broadcast_as((images.dim(0)?, empty.dim(1)?))?;
         Ok(empty.contiguous()?)
     }
 
-    /// The tensors of the gates as they are now.
+    /// Returns the current tensors of the gates.
     fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut tensors: BTreeMap<String, Tensor> = copies(&self.vars)?;
         let (sum, n) = &self.empty;
@@ -405,8 +406,8 @@ impl<'a> RankingTrainer<'a> {
         Ok(tensors)
     }
 
-    /// Share of the variance of the predicted class's value that the scores explain beyond what the size of a subset
-    /// says, on test pictures; the same subsets at every measurement.
+    /// Returns the share of the variance of the predicted class's value that the scores explain beyond the subset size,
+    /// on test images. Every measurement uses the same subsets.
     fn measure(&self) -> Result<f64> {
         let mut rng = Rng::for_item(self.recipe.seed, u64::MAX);
         let (mut error, mut spread) = (0.0, 0.0);
@@ -417,7 +418,7 @@ impl<'a> RankingTrainer<'a> {
                 .gates
                 .raw_scores(&clean.states, &clean.answer)?
                 .detach();
-            // Whatever the gates, the subsets are the same: no policy.
+            // The subsets must not depend on the gates, so no policy is used.
             let policy = vec![vec![0.0; raw.dim(1)?]; raw.dim(0)?];
             for fill in TEST_FILLS {
                 let game = self.play(&clean, fill, TEST_PAIRS, &policy, &mut rng)?;
@@ -427,13 +428,13 @@ impl<'a> RankingTrainer<'a> {
                 spread += of_spread;
             }
         }
-        // Rounded to what a checkpoint keeps, so that a resumed run compares the same numbers.
+        // Rounded to the precision of a checkpoint, so that a resumed run compares the same numbers.
         Ok(f64::from(
             (1.0 - error / spread.max(f64::MIN_POSITIVE)) as f32,
         ))
     }
 
-    /// Remembers the gates as they are if they explain more than any before.
+    /// Stores the current gates if they explain more than any before.
     fn learn_from(&mut self, explained: f64) -> Result<()> {
         let tensors = self.tensors()?;
         self.best.offer(explained, tensors);
@@ -452,7 +453,7 @@ impl<'a> RankingTrainer<'a> {
             sizes.hidden,
             &tensors.clone().into_iter().collect(),
         )?;
-        // Nobody looks at the scores of a run that was interrupted, and they take a while.
+        // The scores of an interrupted run are not used and take a while to compute.
         let scores = match complete {
             true => {
                 let recipe = self.recipe;
@@ -491,12 +492,12 @@ impl<'a> RankingTrainer<'a> {
     }
 }
 
-/// Scores less their mean over the patches, `[batch, patches]`.
+/// Centers the scores: subtracts their mean over the patches, `[batch, patches]`.
 fn apart(scores: &Tensor) -> Result<Tensor> {
     Ok(scores.broadcast_sub(&scores.mean_keepdim(1)?)?)
 }
 
-/// Scores of the class with the highest probability, patch by patch.
+/// Returns the scores of the class with the highest probability, one per patch.
 ///
 /// # Shapes
 /// - `raw`: `[batch, patches, classes]`
@@ -510,7 +511,7 @@ fn predicted_scores(raw: &Tensor, answer: &Tensor) -> Result<Vec<Vec<f32>>> {
     Ok(raw.into_iter().zip(classes).map(of_picture).collect())
 }
 
-/// What the scores say of each subset: v(0) + Σ_j z_j φ_j.
+/// Predicts the value of each subset from the scores: v(0) + Σ_j z_j φ_j.
 ///
 /// # Shapes
 /// - `raw`: `[batch, patches, classes]`
@@ -524,7 +525,7 @@ fn predicted(raw: &Tensor, answer: &Tensor, game: &Game) -> Result<Tensor> {
     Ok(sums.broadcast_add(&game.empty.unsqueeze(1)?)?)
 }
 
-/// Sum of squared residuals of the predicted class, and of those that equal scores of all patches would leave.
+/// Sums the squared residuals of the predicted class, and those that equal scores for all patches would leave.
 fn errors(residual: &Tensor, answer: &Tensor, game: &Game) -> Result<(f64, f64)> {
     let class = answer.argmax_keepdim(D::Minus1)?; // [batch, 1]
     let gain = (answer - &game.empty)?.unsqueeze(1)?; // [batch, 1, classes]
