@@ -524,7 +524,7 @@ fn what_is_no_video_is_refused_in_one_sentence() {
     );
     refused(
         "file sound.mp4 out.mp4",
-        "the file has sound but no video stream, expected a video: \"sound.mp4\"",
+        "the file has audio but no video that GStreamer can read, expected a video: \"sound.mp4\"",
     );
     refused(
         "file in.mp4 out.xyz",

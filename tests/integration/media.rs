@@ -633,12 +633,12 @@ fn what_is_no_video_is_refused() {
     let sound = files.make("sound.mp4", &format!("{SOUND} -c:a aac"));
     refused(
         &sound,
-        "the file has sound but no video stream, expected a video: ",
+        "the file has audio but no video that GStreamer can read, expected a video: ",
     );
     let wav = files.make("sound.wav", SOUND);
     refused(
         &wav,
-        "the file has sound but no video stream, expected a video: ",
+        "the file has audio but no video that GStreamer can read, expected a video: ",
     );
 
     let whole = files.make("whole.mp4", &format!("{PICTURE} {H264}"));

@@ -733,7 +733,7 @@ fn the_picture_of_a_transport_stream_may_begin_after_its_sound() {
     let files = Files::new();
     let film = files.make("film.mp4", &format!("{FLASH} {BEEP} {H264} -c:a aac"));
     let film = film.display();
-    for late_secs in ["0.1", "0.3", "0.5", "1", "2"] {
+    for late_secs in ["0.02", "0.075", "0.1", "0.3", "0.5", "1", "2"] {
         let input = files.make(
             &format!("{late_secs}.ts"),
             &format!("-itsoffset {late_secs} -i {film} -i {film} -map 0:v -map 1:a -c copy"),
@@ -741,8 +741,8 @@ fn the_picture_of_a_transport_stream_may_begin_after_its_sound() {
         let starts = ffprobe(&input, "-show_entries format=start_time");
         let earliest = (starts.trim().parse::<f64>().unwrap() * 1e6).round() as i64;
         let (frames, beep) = shown_and_heard(&input);
-        // This little sound before the picture is its run-in.
-        let has_run_in = frames[0] - earliest <= 150_000;
+        // This little sound before the picture is its encoder's priming.
+        let has_run_in = frames[0] - earliest <= 50_000;
         let begin = if has_run_in { frames[0] } else { earliest };
         let expected: Vec<i64> = frames.iter().map(|time| time - begin).collect();
         for extension in ["mp4", "mkv", "ts"] {
@@ -777,6 +777,37 @@ fn the_picture_of_a_transport_stream_may_begin_after_its_sound() {
         let shown = check(&range, "verified: ").frames_out;
         let wanted = expected.iter().filter(|time| **time + 40_000 > 2_500_000);
         assert_eq!(shown, wanted.count() as u64, "{late_secs}");
+    }
+}
+
+#[test]
+fn sound_shortly_before_the_picture_of_a_transport_stream_is_heard() {
+    let files = Files::new();
+    for codec in ["aac", "mp2"] {
+        let input = files.make(
+            &format!("{codec}.ts"),
+            &format!("-itsoffset 0.09 {PICTURE} {SOUND} {H264} -c:a {codec}"),
+        );
+        let before = heard_secs(&input);
+        for (extension, audio) in [
+            ("mp4", AudioMode::Copy),
+            ("mkv", AudioMode::Copy),
+            ("ts", AudioMode::Copy),
+            ("mp4", AudioMode::Encode),
+            ("mkv", AudioMode::Encode),
+        ] {
+            let job = FileJob {
+                audio,
+                overwrite: true,
+                ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+            };
+            check(&job, "verified: ");
+            let after = heard_secs(&job.output);
+            assert!(
+                (after - before).abs() < 0.03,
+                "{codec} {extension} {audio:?}: {after} s of {before} s"
+            );
+        }
     }
 }
 
@@ -924,6 +955,47 @@ fn sound_that_can_be_neither_decoded_nor_copied_whole_is_refused_with_the_way_ou
         );
         assert!(!job.output.exists());
     }
+}
+
+#[test]
+fn video_that_cannot_be_decoded_is_refused_though_it_has_sound() {
+    let files = Files::new();
+    for (name, codec, told) in [
+        (
+            "raw.mov",
+            "rawvideo -pix_fmt uyvy422",
+            "decoder is not installed",
+        ),
+        ("ffvhuff.mkv", "ffvhuff", "decoder is not installed"),
+        ("mpeg4.nut", "mpeg4", "cannot read the timestamps of NUT"),
+    ] {
+        let input = files.make(
+            name,
+            &format!("{PICTURE} {SOUND} -t 1 -c:v {codec} -c:a mp2"),
+        );
+        for audio in [AudioMode::Copy, AudioMode::Drop] {
+            let job = FileJob {
+                audio,
+                ..FileJob::new(&input, files.path("out.mkv"))
+            };
+            let refusal = run(&job).unwrap_err().to_string();
+            assert!(refusal.contains(told), "{refusal}");
+            assert!(!job.output.exists());
+        }
+    }
+}
+
+#[test]
+fn speex_is_encoded_anew_for_matroska() {
+    let files = Files::new();
+    let input = files.make(
+        "speex.ogv",
+        &format!("{PICTURE} {SOUND} -c:v libtheora -c:a libspeex -ar 16000"),
+    );
+    let job = FileJob::new(&input, files.path("out.mkv"));
+    run(&job).unwrap();
+    let (before, after) = (heard_secs(&input), heard_secs(&job.output));
+    assert!((after - before).abs() < 0.05, "{after} s of {before} s");
 }
 
 #[test]

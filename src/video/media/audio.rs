@@ -178,7 +178,10 @@ pub(super) fn attach(
     let description = describe(caps);
     let accepted = container.audio_caps()?;
     let is_sayable = container != Container::MpegTs || adts_says(caps);
-    let may_be_copied = holds(&accepted, caps) && is_sayable && timeline.keeps_times(caps);
+    // matroskamux 1.22 names Speex as no player knows it.
+    let is_known = !elements::may_be(caps, "audio/x-speex");
+    let may_be_copied =
+        holds(&accepted, caps) && is_sayable && is_known && timeline.keeps_times(caps);
     let copied = job.audio == AudioMode::Copy && may_be_copied;
     if job.audio == AudioMode::Copy && !copied {
         tracing::warn!(
@@ -843,6 +846,11 @@ fn settle_layout(
         let told = mask.map(|mask| mask.0).filter(|mask| *mask != 0);
         let mask = told.or_else(|| usual_channels(n_channels?));
         let (n_encoded, encoded_mask) = encoded_layout(n_channels.unwrap_or(2));
+        if let Some(n_channels) = n_channels.filter(|n_channels| *n_channels != n_encoded) {
+            tracing::warn!(
+                "the audio has {n_channels} channels, re-encoding it with {n_encoded}: mono, stereo or 5.1"
+            );
+        }
         let mut settled = raw.clone();
         if let Some(fields) = settled.make_mut().structure_mut(0) {
             fields.set("channels", n_encoded);

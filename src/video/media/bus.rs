@@ -93,6 +93,14 @@ impl Failure {
     }
 }
 
+/// Returns the sentence for streams that no installed plugin handles.
+pub(super) fn not_installed(names: &[String]) -> String {
+    format!(
+        "{} is not installed (Debian package \"gstreamer1.0-libav\" provides most decoders)",
+        names.join(", ")
+    )
+}
+
 /// Returns the name of the missing plugin if `message` states that no installed plugin handles a stream.
 pub(super) fn missing_plugin(message: &gst::message::Element) -> Option<String> {
     let structure = message.structure()?;

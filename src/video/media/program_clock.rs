@@ -11,7 +11,6 @@
 use std::ops::{ControlFlow, RangeInclusive};
 use std::time::Duration;
 
-use super::container::LONGEST_RUN_IN;
 use super::transport::{self, Layout, PACKET_LEN, SYNC};
 
 /// Clock steps per second, and clock steps per tick of presentation timestamps.
@@ -28,6 +27,9 @@ const LONGEST_STEP_BACK: i64 = 5 * CLOCK_RATE as i64;
 /// Maximum distance between references and presentation timestamps of one recording.
 const FURTHEST: i64 = 10 * CLOCK_RATE as i64;
 
+/// Audio that begins no earlier than this before the first picture is taken for an encoder's priming, which transport
+/// streams do not signal: 2112 samples of AAC, the most at 44.1 kHz, last 48 ms.
+const LONGEST_PRIMING: Duration = Duration::from_millis(50);
 /// Time by which a moved clock begins before the presentation, and by which an inserted reference precedes it.
 const ROOM: u64 = CLOCK_RATE / 10;
 const ADDED_BEFORE: u64 = CLOCK_RATE / 100;
@@ -61,8 +63,8 @@ pub(super) struct ProgramClock {
     is_slowed: bool,
     /// Location of a packet that is replaced by a reference, and the value of that reference.
     added: Option<(u64, u64)>,
-    /// Demuxer time at which the presentation begins: with its video, if the part before it is no longer than the
-    /// pre-roll of audio.
+    /// Demuxer time at which the presentation begins: with its video, if the part before it is no longer than
+    /// [`LONGEST_PRIMING`].
     pub(super) begin: Duration,
     /// Earliest presentation time of each track in demuxer time, by PID.
     firsts: Vec<(u16, Duration)>,
@@ -175,7 +177,7 @@ impl Seen {
         let earliest = self.tracks.iter().map(counted).min()?;
         let pictures = self.tracks.iter().filter(|track| track.is_picture);
         let picture = pictures.map(counted).min();
-        let begin = picture.filter(|picture| earliest + LONGEST_RUN_IN >= *picture);
+        let begin = picture.filter(|picture| earliest + LONGEST_PRIMING >= *picture);
         let firsts = self.tracks.iter().map(|track| (track.pid, counted(track)));
         Some(ProgramClock {
             pid,

@@ -16,6 +16,7 @@ use gstreamer::prelude::*;
 use super::audio::AudioTrack;
 use super::beside::Announced;
 use super::bus::{self, Failure};
+use super::elements;
 use vitscope_core::error::{Error, Result};
 
 /// State that callbacks on GStreamer's threads share with the source and the sink.
@@ -120,7 +121,14 @@ impl Shared {
         match message.view() {
             gst::MessageView::Error(error) => self.fail(Failure::from_message(error)),
             gst::MessageView::Element(element) => {
-                if let Some(name) = bus::missing_plugin(element) {
+                let Some(name) = bus::missing_plugin(element) else {
+                    return;
+                };
+                let of = element.src().and_then(|src| src.downcast_ref());
+                if of.is_some_and(|of| elements::factory_name(of) == "decodebin3") {
+                    // It decodes the video only. Without a decoder, and with audio beside it, nothing ever comes of it.
+                    self.fail(Failure::new(bus::not_installed(&[name])));
+                } else {
                     lock(&self.missing).push(name);
                 }
             }

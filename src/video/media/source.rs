@@ -18,7 +18,7 @@ use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_video::VideoFormat;
 
-use super::bus::Failure;
+use super::bus::{self, Failure};
 use super::container::Container;
 use super::elements::{self, static_pad};
 use super::file::StreamInfo;
@@ -67,6 +67,13 @@ impl FileSource {
         if mp4::is_cut_off(&job.input) {
             return Err(Error::Media(format!(
                 "the file is truncated and has no header (moov): {:?}",
+                job.input
+            )));
+        }
+        // gst-libav 1.22 gives all its packets the same time, and comes to no end.
+        if begins_with(&job.input, b"nut/") {
+            return Err(Error::Media(format!(
+                "GStreamer cannot read the timestamps of NUT files; convert the file to Matroska first: {:?}",
                 job.input
             )));
         }
@@ -267,11 +274,7 @@ fn no_frames(shared: &Shared, job: &FileJob) -> Error {
     if missing.is_empty() {
         return Error::Media(format!("the video has no frames: {:?}", job.input));
     }
-    Error::Media(format!(
-        "{} is not installed (Debian package \"gstreamer1.0-libav\" provides most decoders): {:?}",
-        missing.join(", "),
-        job.input
-    ))
+    Error::Media(format!("{}: {:?}", bus::not_installed(&missing), job.input))
 }
 
 fn past_the_end(job: &FileJob, start: Pts, claimed: Option<Duration>) -> Error {
@@ -360,7 +363,7 @@ impl Demuxed {
         } else if kind.starts_with("audio/") {
             self.expect_picture(
                 pad,
-                "the file has sound but no video stream, expected a video",
+                "the file has audio but no video that GStreamer can read, expected a video",
             );
             if self.job.audio == AudioMode::Drop {
                 return elements::drain_pad(&pipeline, pad);
