@@ -1,7 +1,7 @@
 //! Explainers: each scores the patches of an image by how much they matter to the model.
 //!
-//! Each method family has one file, and [`methods`] lists all methods. Methods that read the same forward and backward
-//! pass share it; see [`pass`].
+//! Each method family has one file, and [`Method`] lists all methods. Methods that read the same forward and backward
+//! pass share it; see [`Pass`].
 
 pub mod agcam;
 pub mod attention;
