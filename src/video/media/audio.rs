@@ -172,7 +172,6 @@ pub(super) fn attach(
     timeline: &Timeline,
     shared: &Arc<Shared>,
 ) -> Result<AudioTrack> {
-    refuse_tta(caps)?;
     let told = caps;
     let caps = &corrected(caps, timeline.is_little_endian(pad));
     let description = describe(caps);
@@ -288,17 +287,22 @@ fn pass_silence_by(start: &gst::Pad, behind: &gst::Pad) {
     });
 }
 
-/// Fails if `caps` are TTA: only the original file states the length of its last packet, and avdec_tta 1.22 decodes
-/// none of that packet.
-fn refuse_tta(caps: &gst::Caps) -> Result<()> {
+/// Refuses the audio of `pad` once it flows, if `caps` are TTA; false for other audio.
+///
+/// Only the file that it is copied from states the length of its last packet, and avdec_tta 1.22 accepts none of it.
+pub(super) fn refuse_tta(pad: &gst::Pad, caps: &gst::Caps, shared: &Arc<Shared>) -> bool {
     if !elements::may_be(caps, "audio/x-tta") {
-        return Ok(());
+        return false;
     }
-    Err(Error::Media(
-        "GStreamer can neither decode TTA audio nor copy its last packet whole; use --audio drop to leave it out, or \
-         convert it to FLAC first"
-            .into(),
-    ))
+    let shared = Arc::clone(shared);
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+        shared.fail(Failure::new(
+            "GStreamer can neither decode TTA audio nor copy its last packet whole; use --audio drop to leave it out, \
+             or convert it to FLAC first",
+        ));
+        gst::PadProbeReturn::Remove
+    });
+    true
 }
 
 /// Fails if `caps` are uncompressed disc audio of a kind that dvdlpcmdec 1.22 turns into noise or does not decode.

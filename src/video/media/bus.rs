@@ -93,6 +93,18 @@ impl Failure {
     }
 }
 
+/// Returns the sentence for a video that nothing decodes; `name` is GStreamer's for the missing decoder.
+pub(super) fn no_decoder(name: &str) -> String {
+    if let Some((_, code)) = name.split_once("x-gst-fourcc-") {
+        let code = code.split(' ').next().unwrap_or_default();
+        return format!("GStreamer has no decoder for the video's codec {code:?}");
+    }
+    if name.contains("unknown") {
+        return "GStreamer's demuxer does not know the codec of the video".into();
+    }
+    not_installed(&[name.to_owned()])
+}
+
 /// Returns the sentence for streams that no installed plugin handles.
 pub(super) fn not_installed(names: &[String]) -> String {
     format!(

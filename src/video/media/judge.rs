@@ -30,6 +30,9 @@ const BEGIN_TOLERANCE: i64 = 10 * MILLI;
 /// Audio that begins earlier than this was cut off, and cannot be hidden without an edit list.
 const EARLIEST_SOUND: i64 = -(LONGEST_RUN_IN.as_millis() as i64) * MILLI;
 
+/// Audio of a transport stream that precedes the first picture by no more than this is an encoder's priming.
+const LONGEST_PRIMING: i64 = 50 * MILLI;
+
 /// Tolerance for a shift of re-encoded audio, to allow for the encoder's own delay.
 const ENCODED_TOLERANCE: i64 = 100 * MILLI;
 
@@ -40,7 +43,7 @@ const LATE_BEGIN: i64 = 1000 * MILLI;
 ///
 /// A Matroska file that was cut out of a longer one keeps its timestamps. An mp4 without edit lists, the form in which
 /// live streams are recorded, begins with its first packet. A transport stream counts from an arbitrary time and begins
-/// with its video: data shortly before that is the audio's pre-roll.
+/// with its video: data shortly before that is the audio encoder's priming.
 pub(super) fn begin(contents: &Contents) -> i64 {
     let first = |kind| {
         let tracks = contents.of(kind);
@@ -52,7 +55,7 @@ pub(super) fn begin(contents: &Contents) -> i64 {
     let earliest = picture.into_iter().chain(sound).min().unwrap_or(0);
     match contents.format {
         Format::MpegTs => picture
-            .filter(|picture| earliest >= picture.saturating_add(EARLIEST_SOUND))
+            .filter(|picture| earliest >= picture.saturating_sub(LONGEST_PRIMING))
             .unwrap_or(earliest),
         Format::Matroska if earliest > LATE_BEGIN => earliest,
         Format::Mp4 if !contents.has_edit_lists => earliest,

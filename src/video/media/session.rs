@@ -127,7 +127,7 @@ impl Shared {
                 let of = element.src().and_then(|src| src.downcast_ref());
                 if of.is_some_and(|of| elements::factory_name(of) == "decodebin3") {
                     // It decodes the video only. Without a decoder, and with audio beside it, nothing ever comes of it.
-                    self.fail(Failure::new(bus::not_installed(&[name])));
+                    self.fail(Failure::new(bus::no_decoder(&name)));
                 } else {
                     lock(&self.missing).push(name);
                 }

@@ -375,6 +375,9 @@ impl Demuxed {
                 tracing::warn!("{TRUE_HD_IS_LEFT_OUT}");
                 return elements::drain_pad(&pipeline, pad);
             }
+            if audio::refuse_tta(pad, &caps, &self.tap.shared) {
+                return elements::drain_pad(&pipeline, pad);
+            }
             let mut tracks = lock(&self.tap.shared.tracks);
             if let Some(tracks) = tracks.as_mut() {
                 let track = audio::attach(
