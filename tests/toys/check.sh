@@ -9,7 +9,7 @@ trap 'rm -rf "$copy"' EXIT
 cd "$copy"
 
 cp tests/toys/corner.rs src/core/explain/
-sed -i 's|^pub mod methods;|pub mod corner;\n&|' src/core/explain/mod.rs
+sed -i 's|^pub mod diffmask;|pub mod corner;\n&|' src/core/explain/mod.rs
 sed -i 's|^    /// Attention through all blocks: .*|    /// A toy.\n    Corner: super::corner::Corner,\n&|' src/core/explain/methods.rs
 
 cp tests/toys/toy_vit.rs src/core/vit/family/
