@@ -16,7 +16,7 @@
 //! | `grid-width`, `grid-height` | `guint` | columns and rows of the patch grid |
 //! | `x`, `y`, `width`, `height` | `gdouble` | position of the grid in the frame, in pixels |
 //! | `frame-width`, `frame-height` | `guint` | size of that frame in pixels |
-//! | `range` | `gchararray` | how scores map to heat: `unit`, `min-max` or `percentile` |
+//! | `range` | `gchararray` | how scores map to heat: `unit`, `min-max`, `percentile`, `signed` |
 //! | `mask` | `GBytes` | the raw attribution: one little-endian f32 per patch, row by row |
 
 use gstreamer as gst;

@@ -675,7 +675,7 @@ mod tests {
         finding.map_or("-".into(), |(finding, _)| finding.seq.to_string())
     }
 
-    /// Passes `n_frames` frames of 40 ms through and reports what each shows, with a bar where the next frame comes.
+    /// Passes `n_frames` frames of 40 ms through and reports what each shows.
     fn run(settings: &Arc<Settings>, model: &Rc<Model>, n_frames: u64) -> (String, Vec<News>) {
         let mut stream = TestStream::default();
         stream.expect(settings, model.takes);

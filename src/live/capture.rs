@@ -111,7 +111,7 @@ impl Capture {
     /// Connects, and from then on pushes all frames to `appsrc`, in the running time of `base`.
     ///
     /// # Errors
-    /// Fails if there is no such source; [`check`](Self::check) reports later failures.
+    /// Fails if there is no such source; [`has_ended`](Self::has_ended) reports later failures.
     pub(super) fn start(
         address: &Address,
         wanted: Wanted,

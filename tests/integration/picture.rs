@@ -36,7 +36,7 @@ fn levels(input: &Path) -> Vec<u8> {
     )
 }
 
-/// Largest difference of the median place and of the worst one, which edges blur.
+/// Difference that nine of ten places do not exceed (edges blur the others), and the mean difference.
 fn differences(a: &[u8], b: &[u8]) -> (u8, f64) {
     assert_eq!(a.len(), b.len());
     let mut differences: Vec<u8> = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).collect();
