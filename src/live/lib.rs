@@ -48,6 +48,7 @@ pub use collect::Collect;
 pub use controls::Key;
 pub use outputs::{Frames, HlsFolder, Output, Recording, RtspPush, VirtualCamera, Window};
 pub use teaching::{Answers, ClassProgress, Progress, Teach};
+pub use vitscope_element::Figures as Status;
 
 /// Interval between checks of the buses.
 const TICK: Duration = Duration::from_millis(100);
@@ -129,31 +130,6 @@ pub enum Event {
     Status(Status),
     /// Outputs are being finished.
     Ending,
-}
-
-/// Counts since the start, and recent rates and delays.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Status {
-    /// Frames shown.
-    pub frames: u64,
-    /// Frames explained.
-    pub explained: u64,
-    /// Frames that were due for an explanation while the model was busy.
-    pub skipped: u64,
-    /// Explanations per second.
-    pub rate: f64,
-    /// Median time from a frame's arrival at the model to its explanation.
-    pub median: Duration,
-    /// 95th percentile of that time.
-    pub p95: Duration,
-    /// 99th percentile of that time.
-    pub p99: Duration,
-    /// Median age of an explanation when it is drawn.
-    pub age_median: Duration,
-    /// 95th percentile of that age.
-    pub age_p95: Duration,
-    /// Delay of each frame for its explanation, with `sync-mode` exact.
-    pub delay: Duration,
 }
 
 impl Live {
@@ -272,7 +248,7 @@ impl Live {
                 before = status;
                 feed.tell(
                     Topic::Status,
-                    &status.json(fps, connection.is_up(), problem.as_deref()),
+                    &status_json(&status, fps, connection.is_up(), problem.as_deref()),
                 );
                 audience.event(Event::Status(status));
             }
@@ -296,50 +272,48 @@ fn tell_taught(player: &Player, audience: &mut dyn Audience) {
     }
 }
 
-impl Status {
-    /// Returns the page's `status` event as JSON.
-    fn json(&self, video_fps: f64, connected: bool, problem: Option<&str>) -> String {
-        #[derive(Serialize)]
-        struct Percentiles {
-            p50: f64,
-            p95: f64,
-        }
-        #[derive(Serialize)]
-        struct Told<'a> {
-            connected: bool,
-            problem: Option<&'a str>,
-            frames: u64,
-            explained: u64,
-            dropped: u64,
-            video_fps: f64,
-            explanations_per_s: f64,
-            mask_age_ms: Percentiles,
-            latency_ms: Percentiles,
-            delay_ms: f64,
-        }
-        let tenths = |value: f64| (10.0 * value).round() / 10.0;
-        let ms = |duration: Duration| tenths(1e3 * duration.as_secs_f64());
-        let told = Told {
-            connected,
-            problem,
-            frames: self.frames,
-            explained: self.explained,
-            dropped: self.skipped,
-            video_fps: tenths(video_fps),
-            explanations_per_s: tenths(self.rate),
-            mask_age_ms: Percentiles {
-                p50: ms(self.age_median),
-                p95: ms(self.age_p95),
-            },
-            latency_ms: Percentiles {
-                p50: ms(self.median),
-                p95: ms(self.p95),
-            },
-            delay_ms: ms(self.delay),
-        };
-        // Serializing plain data cannot fail.
-        serde_json::to_string(&told).unwrap_or_default()
+/// Returns the page's `status` event as JSON.
+fn status_json(status: &Status, video_fps: f64, connected: bool, problem: Option<&str>) -> String {
+    #[derive(Serialize)]
+    struct Percentiles {
+        p50: f64,
+        p95: f64,
     }
+    #[derive(Serialize)]
+    struct Told<'a> {
+        connected: bool,
+        problem: Option<&'a str>,
+        frames: u64,
+        explained: u64,
+        dropped: u64,
+        video_fps: f64,
+        explanations_per_s: f64,
+        mask_age_ms: Percentiles,
+        latency_ms: Percentiles,
+        delay_ms: f64,
+    }
+    let tenths = |value: f64| (10.0 * value).round() / 10.0;
+    let ms = |duration: Duration| tenths(1e3 * duration.as_secs_f64());
+    let told = Told {
+        connected,
+        problem,
+        frames: status.frames,
+        explained: status.explained,
+        dropped: status.skipped,
+        video_fps: tenths(video_fps),
+        explanations_per_s: tenths(status.rate),
+        mask_age_ms: Percentiles {
+            p50: ms(status.age_median),
+            p95: ms(status.age_p95),
+        },
+        latency_ms: Percentiles {
+            p50: ms(status.median),
+            p95: ms(status.p95),
+        },
+        delay_ms: ms(status.delay),
+    };
+    // Serializing plain data cannot fail.
+    serde_json::to_string(&told).unwrap_or_default()
 }
 
 fn utf8(path: &Path) -> Result<&str> {

@@ -231,19 +231,7 @@ impl Player {
     }
 
     pub(super) fn status(&self) -> Status {
-        let figures = self.element.statistics();
-        Status {
-            frames: figures.frames,
-            explained: figures.explained,
-            skipped: figures.skipped,
-            rate: figures.rate,
-            median: figures.median,
-            p95: figures.p95,
-            p99: figures.p99,
-            age_median: figures.age_median,
-            age_p95: figures.age_p95,
-            delay: figures.delay,
-        }
+        self.element.statistics()
     }
 
     /// Ends the stream and waits until recordings are finished.
