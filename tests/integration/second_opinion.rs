@@ -903,6 +903,15 @@ fn aac_that_cannot_be_copied_is_encoded_anew() {
         let moved = beep_after_flash(&job.output) - before;
         assert!(moved.abs() < 0.003, "{extension}: {moved} s");
     }
+    // Cut out of the middle, it has no configuration at first.
+    let cut = files.make(
+        "cut.ts",
+        &format!("-ss 0.9 -i {} -c copy -mpegts_flags latm", input.display()),
+    );
+    let job = FileJob::new(&cut, files.path("cut.mp4"));
+    check(&job, "verified in part");
+    let moved = beep_after_flash(&job.output) - beep_after_flash(&cut);
+    assert!(moved.abs() < 0.012, "{moved} s");
     let tone = files.make(
         "tone.ts",
         &format!("{PICTURE} {SOUND} {H264} -c:a aac -mpegts_flags latm"),
@@ -1000,6 +1009,30 @@ fn speex_is_encoded_anew_for_matroska() {
     run(&job).unwrap();
     let (before, after) = (heard_secs(&input), heard_secs(&job.output));
     assert!((after - before).abs() < 0.05, "{after} s of {before} s");
+}
+
+#[test]
+fn a_range_that_only_ends_keeps_sound_behind_an_edit() {
+    let files = Files::new();
+    for (name, codec) in [("pcm.mov", "pcm_s16le"), ("aac.mp4", "aac")] {
+        let whole = files.make(name, &format!("{PICTURE} {SOUND} {H264} -c:a {codec}"));
+        let cut = files.make(
+            &format!("cut.{name}"),
+            &format!("-ss 0.72 -i {} -c copy", whole.display()),
+        );
+        for extension in ["mp4", "mov", "mkv"] {
+            if (codec, extension) == ("pcm_s16le", "mp4") {
+                continue;
+            }
+            let job = FileJob {
+                end: Some(Pts(1_200_000_000)),
+                ..FileJob::new(&cut, files.path(&format!("{name}.{extension}")))
+            };
+            check(&job, "verified: ");
+            let secs = heard_secs(&job.output);
+            assert!((secs - 1.2).abs() < 0.05, "{name} {extension}: {secs} s");
+        }
+    }
 }
 
 #[test]

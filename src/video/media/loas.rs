@@ -74,6 +74,42 @@ struct Splitter {
     pending: Vec<u8>,
     /// Offsets of packets in `pending`, and the presentation timestamps of their first frames.
     times: Vec<(usize, gst::ClockTime)>,
+    /// Last presentation timestamp, and the number of frames after the one that it belongs to.
+    timed: Option<(gst::ClockTime, u64)>,
+    /// True once a configuration came: earlier frames cannot be decoded, and a decoder would take the first frame behind
+    /// them for the first of all.
+    is_configured: bool,
+}
+
+/// Samples of a frame.
+const FRAME_LEN: u64 = 1024;
+
+/// Returns the sample rate that the configuration in a frame states (`StreamMuxConfig`, section 1.7.3.1); `None` if the
+/// frame has no configuration.
+fn configured_rate(frame: &[u8]) -> Option<u64> {
+    /// By sampling frequency index (table 1.18).
+    const RATES: [u64; 13] = [
+        96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025,
+        8_000, 7_350,
+    ];
+    let content = frame.get(HEADER_LEN..)?;
+    let bits = |at: usize, len: usize| {
+        let bit = |at: usize| {
+            content
+                .get(at / 8)
+                .map_or(0, |byte| usize::from(byte >> (7 - at % 8) & 1))
+        };
+        (at..at + len).fold(0, |number, at| number << 1 | bit(at))
+    };
+    let has_same = bits(0, 1) == 1;
+    // Version 1 states sizes in between; its rate is that of nearly all broadcasts.
+    let index = match bits(1, 1) {
+        0 => bits(21, 4),
+        _ => 3,
+    };
+    let explicit = bits(25, 24) as u64;
+    let rate = RATES.get(index).copied().unwrap_or(explicit);
+    (!has_same).then_some(rate.max(1))
 }
 
 impl Splitter {
@@ -101,11 +137,23 @@ impl Splitter {
                 break;
             }
             let n_begun = self.times.partition_point(|(begin, _)| *begin <= at);
-            frames.push(LoasFrame {
-                bytes: self.pending[at..end].to_vec(),
-                pts: self.times.drain(..n_begun).next_back().map(|(_, pts)| pts),
-            });
+            let bytes = self.pending[at..end].to_vec();
             at = end;
+            let mut pts = self.times.drain(..n_begun).next_back().map(|(_, pts)| pts);
+            self.timed = match (pts, self.timed) {
+                (Some(pts), _) => Some((pts, 0)),
+                (None, timed) => timed.map(|(pts, n_frames)| (pts, n_frames + 1)),
+            };
+            if !self.is_configured {
+                let Some(rate) = configured_rate(&bytes) else {
+                    continue;
+                };
+                self.is_configured = true;
+                pts = self.timed.map(|(pts, n_frames)| {
+                    pts + gst::ClockTime::from_nseconds(n_frames * FRAME_LEN * 1_000_000_000 / rate)
+                });
+            }
+            frames.push(LoasFrame { bytes, pts });
         }
         self.pending.drain(..at);
         for (begin, _) in &mut self.times {
@@ -153,6 +201,28 @@ mod tests {
                 begin += frame.bytes.len();
             }
         }
+    }
+
+    #[test]
+    fn frames_before_the_first_configuration_are_skipped_and_the_next_one_is_timed() {
+        let same = frame(&[0x80, 1, 2]);
+        // One program, one layer, AAC-LC at 48,000 Hz.
+        let configured = frame(&[0x20, 0x00, 0x11, 0x80, 7]);
+        let stream = [&same[..], &same, &configured, &same].concat();
+        let frames = Splitter::default().frames(&stream, Some(gst::ClockTime::SECOND));
+        let pts = gst::ClockTime::SECOND
+            + gst::ClockTime::from_nseconds(2 * 1024 * 1_000_000_000 / 48_000);
+        let expected = [
+            LoasFrame {
+                bytes: configured,
+                pts: Some(pts),
+            },
+            LoasFrame {
+                bytes: same,
+                pts: None,
+            },
+        ];
+        assert_eq!(frames, expected);
     }
 
     #[test]

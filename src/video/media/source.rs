@@ -461,6 +461,13 @@ impl Demuxed {
                 "the video is grayscale with {bits} bits per sample, which GStreamer cannot decode"
             )));
         }
+        // qtdemux 1.22 mistakes the length of their rows, or the order of their colors.
+        let format = fields.get::<&str>("format").unwrap_or_default();
+        if fields.name() == "video/x-raw" && ["r210", "v308"].contains(&format) {
+            return Err(Error::Media(format!(
+                "GStreamer does not read uncompressed video in the format {format} correctly"
+            )));
+        }
         if fields.name() != "video/x-ffv" {
             return Ok(());
         }

@@ -310,7 +310,11 @@ impl Timeline {
                 Some((source_of(window.start), window.stop.map(source_of)))
             })
         };
-        let first = windows().map(|(start, _)| start).min().unwrap_or(start);
+        // From the beginning on, hidden audio is read too, as it is without a range: the result hides it again.
+        let first = match self.begins_late() {
+            true => windows().map(|(start, _)| start).min().unwrap_or(start),
+            false => Duration::ZERO,
+        };
         let last = windows().filter_map(|(_, stop)| stop).max();
         // Frames are stored before they are shown.
         (first, end.and(last).map(|last| last + REORDERING))
