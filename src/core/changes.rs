@@ -37,6 +37,16 @@ pub fn parse_list(changes: &str) -> Result<toml::Table> {
     Ok(table)
 }
 
+/// Sets `values` among the options of `method`, in a table of options by method.
+pub fn set_options(options: &mut toml::Table, method: &str, values: toml::Table) {
+    let own = options
+        .entry(method)
+        .or_insert_with(|| toml::Table::new().into());
+    if let toml::Value::Table(own) = own {
+        own.extend(values);
+    }
+}
+
 /// Describes a value with the wrong type in one line, without the names of Rust types.
 pub fn in_words(error: &impl std::fmt::Display) -> String {
     const WORDS: [(&str, &str); 7] = [

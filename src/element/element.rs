@@ -131,12 +131,7 @@ impl ObjectImpl for VitScope {
                 return;
             }
         };
-        let idle = settings.is_idle();
-        drop(settings);
-        self.obj().set_passthrough(idle);
-        if another {
-            self.start_next(false);
-        }
+        self.follow(settings, another);
     }
 
     fn property(&self, _id: usize, spec: &glib::ParamSpec) -> glib::Value {

@@ -236,7 +236,7 @@ impl<T: Awaits, B> Stream<T, B> {
         }
     }
 
-    /// Returns after how many further frames a frame leaves at the latest.
+    /// Maximum number of frames that may follow a frame before it leaves.
     fn n_held(&self, settings: &Settings) -> usize {
         match settings.sync_mode {
             SyncMode::Latest => 0,

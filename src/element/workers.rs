@@ -1,6 +1,6 @@
 //! The element's workers: which one explains, which one takes over, and how a taught classifier changes them.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
@@ -50,8 +50,13 @@ impl VitScope {
         let mut settings = lock(&self.settings);
         let before = settings.worker_spec();
         change(&mut settings);
-        let is_idle = settings.is_idle();
         let is_another = settings.worker_spec() != before;
+        self.follow(settings, is_another);
+    }
+
+    /// Does what changed `settings` require; `is_another` if they require another worker.
+    pub(super) fn follow(&self, settings: MutexGuard<'_, Settings>, is_another: bool) {
+        let is_idle = settings.is_idle();
         drop(settings);
         self.obj().set_passthrough(is_idle);
         if is_another {

@@ -9,6 +9,7 @@ use super::freeze::Freeze;
 use super::peek::Peek;
 use super::teaching::Teaching;
 use crate::serve::{About, AboutMethod, Change, Feed, Host, Lesson, Settings, Topic};
+use vitscope_core::changes;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::explain::{Method, Target};
 use vitscope_core::models::Model;
@@ -217,9 +218,9 @@ impl Controls {
         })
     }
 
-    /// Returns the request after a change of methods, target or votes, tried on the model, and the options of all
-    /// methods.
-    fn asked(&self, change: &Change) -> Result<(Asked, toml::Table)> {
+    /// Returns methods, options and target after a change of them or of votes, tried on the model, and the options of
+    /// all methods.
+    fn asked(&self, change: &Change) -> Result<(Request, toml::Table)> {
         let model = self.model()?;
         let now = self.settings();
         let names = change.methods.as_ref().unwrap_or(&now.methods);
@@ -236,36 +237,21 @@ impl Controls {
             .collect::<Result<_>>()?;
         let mut options = self.options().clone();
         if let Some(votes) = change.votes {
-            let own = options
-                .entry(Method::DiffMask.name())
-                .or_insert_with(|| toml::Table::new().into());
-            if let toml::Value::Table(own) = own {
-                own.insert("votes".into(), votes.into());
-            }
+            let votes = toml::Table::from_iter([("votes".to_owned(), votes.into())]);
+            changes::set_options(&mut options, Method::DiffMask.name(), votes);
         }
-        let asked = Asked {
-            options: options_of(&methods, &options),
-            methods,
-            target: target.clone(),
-        };
         let parsed = model.target(target)?;
         let request = Request {
-            methods: asked.methods.clone(),
-            options: asked.options.clone(),
+            options: options_of(&methods, &options),
+            methods,
+            targets: vec![target.clone()],
             ..Request::default()
         };
         for explainer in request.explainers(&model)? {
             parsed.check_for(explainer.name(), explainer.explains_classes())?;
         }
-        Ok((asked, options))
+        Ok((request, options))
     }
-}
-
-/// Methods, options and target that a change requests.
-struct Asked {
-    methods: Vec<Method>,
-    options: toml::Table,
-    target: String,
 }
 
 /// Selects the options of these methods from those of all methods.
@@ -358,7 +344,7 @@ impl Host for Controls {
             if let Some(asked) = asked {
                 settings.request.methods = asked.methods;
                 settings.request.options = asked.options;
-                settings.request.targets = vec![asked.target];
+                settings.request.targets = asked.targets;
             }
         });
         if let Some(frozen) = change.frozen {
@@ -396,7 +382,6 @@ impl Host for Controls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vitscope_core::changes;
 
     #[test]
     fn the_next_opacity_is_the_next_higher_one_or_none_at_all() {

@@ -56,12 +56,7 @@ pub fn options_by_method(
                 method.parse::<Method>().context("--set")?;
                 bail!("--set {change:?} is for a method that is not selected");
             }
-            let own = options
-                .entry(method)
-                .or_insert_with(|| toml::Table::new().into());
-            if let toml::Value::Table(own) = own {
-                own.extend(values);
-            }
+            changes::set_options(&mut options, &method, values);
         }
     }
     Ok(options)

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Link;
 use super::family::Family;
@@ -233,7 +233,7 @@ impl VitConfig {
             Some(Head::ClassAndDistillationTokens) => "ForImageClassificationWithTeacher",
             Some(_) => "ForImageClassification",
         };
-        let stated = json!({
+        let mut root = json!({
             "architectures": [format!("{}{class}", self.family.architecture().class_prefix)],
             "attention_probs_dropout_prob": 0.0,
             "hidden_act": activation_name(self.hidden_act),
@@ -249,24 +249,22 @@ impl VitConfig {
             "patch_size": self.patch_size,
             "qkv_bias": self.qkv_bias,
         });
-        let mut root = Map::new();
-        root.extend(stated.as_object().cloned().into_iter().flatten());
         (self.family.architecture().write)(self, &mut root);
         if !self.labels.is_empty() {
             let id2label = self.labels.iter().enumerate();
             let id2label = id2label.map(|(index, name)| (index.to_string(), json!(name)));
-            root.insert("id2label".into(), id2label.collect());
+            root["id2label"] = id2label.collect();
             let label2id = self.labels.iter().enumerate();
             let label2id = label2id.map(|(index, name)| (name.clone(), json!(index)));
-            root.insert("label2id".into(), label2id.collect());
+            root["label2id"] = label2id.collect();
         }
         if self.multi_label {
-            root.insert("problem_type".into(), json!(MULTI_LABEL));
+            root["problem_type"] = json!(MULTI_LABEL);
         }
         if !self.label_aliases.is_empty() {
-            root.insert("label_aliases".into(), json!(self.label_aliases));
+            root["label_aliases"] = json!(self.label_aliases);
         }
-        format!("{:#}\n", Value::Object(root))
+        format!("{root:#}\n")
     }
 
     /// Replaces the classes, of which exactly one applies to a picture.

@@ -325,7 +325,7 @@ fn rename(name: &str) -> Name {
         .map_or(Name::Unknown, |part| Name::One(format!("{block}.{part}")))
 }
 
-fn architectures() -> impl Iterator<Item = &'static Architecture> {
+fn architectures() -> impl Iterator<Item = &'static Architecture> + Clone {
     Family::ALL.iter().map(|family| family.architecture())
 }
 
@@ -340,15 +340,12 @@ fn number_and_rest(name: &str) -> Option<(usize, &str)> {
 fn canonical_part<'a>(
     name: &str,
     parts: &[&'static str],
-    names: impl Iterator<Item = &'a Naming>,
+    names: impl Iterator<Item = &'a Naming> + Clone,
 ) -> Option<String> {
-    let themselves = parts.iter().map(|part| (*part, *part));
-    let names: Vec<Naming> = themselves.chain(names.copied()).collect();
     let part = |name: &str| {
-        names
-            .iter()
-            .find(|(own, _)| *own == name)
-            .map(|(_, to)| *to)
+        let canonical = parts.iter().find(|part| **part == name).copied();
+        let mut names = names.clone();
+        canonical.or_else(|| names.find(|(own, _)| *own == name).map(|(_, to)| *to))
     };
     if let Some(whole) = part(name) {
         return Some(whole.to_owned());

@@ -12,11 +12,11 @@ use gstreamer_audio as gst_audio;
 
 use super::bus::Failure;
 use super::container::Container;
-use super::elements;
 use super::job::{AudioMode, FileJob};
 use super::mp4::{duration_from_ticks, ticks_from_duration};
 use super::session::{Shared, lock};
 use super::timeline::{self, Segment, Timeline};
+use super::{elements, loas};
 use vitscope_core::error::{Error, Result};
 
 /// Maximum distance of audio ahead of the encoder, or of the encoder ahead of audio.
@@ -666,8 +666,8 @@ fn before_zero(pad: &gst::Pad, buffer: &gst::BufferRef) -> Duration {
 fn holds(accepted: &gst::Caps, caps: &gst::Caps) -> bool {
     let mut caps = caps.clone();
     if is_aac(&caps)
+        && !loas::is_loas(&caps)
         && let Some(fields) = caps.make_mut().structure_mut(0)
-        && fields.get::<&str>("stream-format") != Ok("loas")
     {
         // Framing is not content: a parser removes and adds ADTS headers, but not those of LATM.
         fields.remove_fields(["stream-format", "framed", "codec_data"]);

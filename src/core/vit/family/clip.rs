@@ -51,12 +51,9 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         Ok(())
     },
     write: |config, root| {
-        root.insert(
-            "architectures".into(),
-            json!(["CLIPVisionModelWithProjection"]),
-        );
+        root["architectures"] = json!(["CLIPVisionModelWithProjection"]);
         if let Head::ImageEmbedding { projection_dim } = config.reads {
-            root.insert("projection_dim".into(), json!(projection_dim));
+            root["projection_dim"] = json!(projection_dim);
         }
     },
     ..vit::ARCHITECTURE

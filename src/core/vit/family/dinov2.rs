@@ -37,12 +37,14 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         ))
     },
     write: |config, root| {
-        root.remove("intermediate_size");
+        if let Some(fields) = root.as_object_mut() {
+            fields.remove("intermediate_size");
+        }
         // `check` ensures an integer ratio.
         let ratio = config.intermediate_size / config.hidden_size.max(1);
-        root.insert("mlp_ratio".into(), json!(ratio));
-        root.insert("use_swiglu_ffn".into(), json!(false));
-        root.insert("layerscale_value".into(), json!(1.0));
+        root["mlp_ratio"] = json!(ratio);
+        root["use_swiglu_ffn"] = json!(false);
+        root["layerscale_value"] = json!(1.0);
     },
     ..vit::ARCHITECTURE
 };

@@ -15,7 +15,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     },
     write: |config, root| {
         (dinov2::ARCHITECTURE.write)(config, root);
-        root.insert("num_register_tokens".into(), json!(config.registers));
+        root["num_register_tokens"] = json!(config.registers);
     },
     ..dinov2::ARCHITECTURE
 };

@@ -60,7 +60,7 @@ pub(super) struct Architecture {
     /// Checks constraints that are specific to this family.
     pub(super) check: fn(&VitConfig) -> Result<()>,
     /// Adds or changes fields that differ from those of a ViT.
-    pub(super) write: fn(&VitConfig, &mut Object),
+    pub(super) write: fn(&VitConfig, &mut Value),
 }
 
 macro_rules! families {
