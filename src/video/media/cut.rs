@@ -15,6 +15,65 @@ use super::timeline;
 /// Minimum part of a frame that counts: the coarsest time step of containers.
 const SLIVER: gst::ClockTime = gst::ClockTime::from_mseconds(1);
 
+/// Drops the frames of `stored` that follow a flush and precede the first key frame.
+///
+/// decodebin3 does so where a stream begins, but not behind a seek. There the decoder knows the stream's parameters, and
+/// shows gray for references that are missing: at the beginning of a recording that was cut anywhere.
+pub(super) fn await_key_frame(stored: &gst::Pad) {
+    let wait = Mutex::new(Wait::default());
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_FLUSH;
+    stored.add_probe(kinds, move |_, info| {
+        let mut wait = lock(&wait);
+        if let Some(event) = info.event()
+            && event.type_() == gst::EventType::FlushStop
+        {
+            wait.is_over = false;
+            wait.is_flushed = true;
+        }
+        let Some(buffer) = info.buffer().filter(|_| !wait.is_over) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        wait.is_over = wait.is_ended_by(buffer);
+        if wait.is_over || !wait.is_flushed {
+            return gst::PadProbeReturn::Ok;
+        }
+        drop(info.take_buffer());
+        gst::PadProbeReturn::Handled
+    });
+}
+
+/// Search for the frame that decoding begins with.
+#[derive(Default)]
+struct Wait {
+    /// Timestamp of the frame that decodebin3 begins with.
+    first: Option<gst::ClockTime>,
+    is_flushed: bool,
+    is_over: bool,
+}
+
+impl Wait {
+    fn is_ended_by(&mut self, buffer: &gst::BufferRef) -> bool {
+        let flags = buffer.flags();
+        let is_key = !flags.contains(gst::BufferFlags::DELTA_UNIT);
+        let time = buffer.pts().or(buffer.dts());
+        if !self.is_flushed {
+            let begins = is_key || flags.contains(gst::BufferFlags::HEADER);
+            self.first = self.first.or(time.filter(|_| begins));
+            return begins;
+        }
+        // A parser may call the first frame behind a flush a key frame because the last one before it was.
+        let rounded = |time| time + SLIVER;
+        match (time, self.first) {
+            (Some(time), Some(first)) => {
+                rounded(time) >= first && (is_key || time <= rounded(first))
+            }
+            // The rest of a frame whose beginning is missing has no timestamp.
+            (None, Some(_)) => false,
+            (_, None) => is_key,
+        }
+    }
+}
+
 /// Hides the segment of `stored` from the decoder, and cuts its output at `decoded` to that segment.
 pub(super) fn behind_the_decoder(stored: &gst::Pad, decoded: &gst::Pad) {
     let range = timeline::hide_segment(stored, decoded);

@@ -484,7 +484,8 @@ impl Demuxed {
                 Ok(()) => gst::PadProbeReturn::Remove,
                 Err(err) => {
                     tap.shared.fail(Failure::new(err.to_string()));
-                    gst::PadProbeReturn::Drop
+                    drop(info.take_buffer());
+                    gst::PadProbeReturn::Handled
                 }
             }
         });
@@ -542,7 +543,7 @@ impl Demuxed {
                 .is_some_and(|fields| fields.get("codec-alpha") == Ok(true)),
         };
         self.timeline
-            .apply_to_picture(pad, &static_pad(&plain, "src")?);
+            .apply_to_decoded(pad, &static_pad(&plain, "src")?);
         rendition::tell_of_lost_colors(pad, caps, &self.tap);
         rendition::describe(&raw, &plain, origin, self.kept, &self.tap);
         rendition::make_plain(&static_pad(&flip, "sink")?, self.kept, &self.tap);
@@ -560,6 +561,7 @@ impl Demuxed {
 
         let decode = elements::make("decodebin3")?;
         let mpeg4 = gst::Caps::builder("video/mpeg").field("mpegversion", 4);
+        cut::await_key_frame(pad);
         let is_avi = begins_with(&self.job.input, b"RIFF");
         if is_avi && mpeg4.build().can_intersect(caps) {
             temporal::in_order(pad, &raw);
