@@ -862,6 +862,86 @@ fn pictures_that_no_decoder_can_show_raise_no_alarm() {
     }
 }
 
+/// A decoder that knows the parameters of a stream shows gray for frames whose references are missing.
+#[test]
+fn ranges_of_a_recording_that_was_cut_anywhere_begin_with_a_key_frame() {
+    let files = Files::new();
+    for (name, codec) in [
+        ("h264", "-c:v libx264 -preset veryfast -bf 2 -g 50 -c:a aac"),
+        (
+            "h265",
+            "-c:v libx265 -preset ultrafast -x265-params log-level=none:keyint=50 -c:a aac",
+        ),
+        ("mpeg4", "-c:v mpeg4 -g 50 -c:a aac"),
+        ("mpeg2", "-c:v mpeg2video -bf 2 -g 50 -q:v 5 -c:a aac"),
+    ] {
+        let whole = files.make(&format!("{name}.ts"), &format!("{PICTURE} {SOUND} {codec}"));
+        let bytes = std::fs::read(&whole).unwrap();
+        let input = files.path(&format!("{name}.cut.ts"));
+        std::fs::write(&input, &bytes[bytes.len() / 376 * 188..]).unwrap();
+        let out = |range: &str| files.path(&format!("{name}.{range}.mkv"));
+        let whole = FileJob {
+            audio: AudioMode::Drop,
+            ..FileJob::new(&input, out("whole"))
+        };
+        check(&whole, "verified: ");
+        let shown = judged(&out("whole"), Kind::Picture);
+        for (start, end) in [(200, None), (0, Some(1900)), (1000, Some(2500))] {
+            let job = FileJob {
+                start: (start > 0).then_some(Pts(start * 1_000_000)),
+                end: end.map(|end: u64| Pts(end * 1_000_000)),
+                output: out("range"),
+                overwrite: true,
+                ..whole.clone()
+            };
+            check(&job, "verified: ");
+            let start = start as i64 * 1_000;
+            let end = end.map_or(i64::MAX, |end| end as i64 * 1_000);
+            let inside = shown
+                .iter()
+                .filter(|time| **time + 40_000 > start && **time < end);
+            let expected: Vec<i64> = inside.map(|time| (time - start).max(0)).collect();
+            let times = judged(&job.output, Kind::Picture);
+            assert_eq!(times.len(), expected.len(), "{name} from {start}");
+            let differences = times.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+            assert!(
+                differences.max().unwrap() <= 1_000,
+                "{name} from {start}: {times:?}, {expected:?}"
+            );
+        }
+    }
+}
+
+/// The demuxer knows no track before the first tables.
+#[test]
+fn sound_before_the_first_tables_of_a_transport_stream_is_kept() {
+    let files = Files::new();
+    let whole = files.make(
+        "whole.ts",
+        &format!("{PICTURE} {SOUND} -c:v mpeg4 -g 10 -b:v 2M -c:a mp2 -pat_period 1"),
+    );
+    let bytes = std::fs::read(&whole).unwrap();
+    let packets: Vec<&[u8]> = bytes.chunks_exact(188).collect();
+    let is_rest = |packet: &[u8]| packet[1..4] == [0x01, 0x00, packet[3]] && packet[3] & 0x20 == 0;
+    let begins = |packet: &[u8], pid: u8| packet[1] == 0x41 && packet[2] == pid;
+    let from = (packets.len() / 2..).find(|from| {
+        let mut after = packets[*from..].iter();
+        is_rest(packets[*from])
+            && is_rest(packets[from + 1])
+            && after
+                .find(|packet| begins(packet, 0) || begins(packet, 1))
+                .is_some_and(|first| begins(first, 1))
+    });
+    let input = files.path("cut.ts");
+    std::fs::write(&input, &bytes[188 * from.unwrap()..]).unwrap();
+    let n_packets = judged(&input, Kind::Sound).len() as u64;
+    for extension in ["mkv", "mp4", "ts"] {
+        let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
+        let verification = check(&job, "verified: ");
+        assert_eq!(verification.audio_packets_out, n_packets, "{extension}");
+    }
+}
+
 #[test]
 fn h265_copied_from_one_transport_stream_to_another_keeps_its_times() {
     let files = Files::new();

@@ -7,6 +7,9 @@
 //!
 //! The beginning of the presentation is therefore read from the packets themselves. If a file needs it, all references
 //! are moved back or closer to each other, and one more is inserted before the first packet.
+//!
+//! tsdemux also drops all packets before the first program map table, which in a recording that was cut anywhere may
+//! come 100 ms late. The tables are then inserted in front, in place of the rest of a packet whose beginning is missing.
 
 use std::ops::{ControlFlow, RangeInclusive};
 use std::time::Duration;
@@ -63,6 +66,8 @@ pub(super) struct ProgramClock {
     is_slowed: bool,
     /// Location of a packet that is replaced by a reference, and the value of that reference.
     added: Option<(u64, u64)>,
+    /// Tables that are inserted before the first packet of any track.
+    tables: Tables,
     /// Demuxer time at which the presentation begins: with its video, if the part before it is no longer than
     /// [`LONGEST_PRIMING`].
     pub(super) begin: Duration,
@@ -70,13 +75,71 @@ pub(super) struct ProgramClock {
     firsts: Vec<(u16, Duration)>,
 }
 
+/// The only program of a stream, from its tables.
+struct Program<'a> {
+    clock_pid: u16,
+    /// PIDs of video and audio.
+    pids: Vec<u16>,
+    /// Packets that hold the program association and program map tables.
+    tables: [&'a [u8]; 2],
+    /// Location of the program map table.
+    place: u64,
+}
+
+impl<'a> Program<'a> {
+    /// Returns `None` for several programs: the demuxer chooses one of them.
+    fn find(head: &'a [u8], layout: Layout) -> Option<Self> {
+        let find = |pid: u16| {
+            places(head, layout).find(|(_, packet)| {
+                transport::pid_at(packet, 1) == pid && transport::table(packet).is_some()
+            })
+        };
+        let (_, association) = find(0)?;
+        let mut programs = transport::programs(association.get(transport::table(association)?)?);
+        let (map_pid, None) = (programs.next()?, programs.next()) else {
+            return None;
+        };
+        let (place, map) = find(map_pid)?;
+        let (clock_pid, pids) = clock_and_tracks(map)?;
+        Some(Self {
+            clock_pid,
+            pids,
+            tables: [association, map],
+            place,
+        })
+    }
+
+    /// Returns the tables to insert before the first packet of any track, and their places; `None` if they are there, or
+    /// if there is no place.
+    fn missing_tables(&self, head: &[u8], layout: Layout) -> Option<Tables> {
+        let begins = |packet: &[u8]| packet.get(1).is_some_and(|flags| flags & 0x40 != 0);
+        let of_tracks = places(head, layout)
+            .take_while(|(place, _)| *place < self.place)
+            .filter(|(_, packet)| self.pids.contains(&transport::pid_at(packet, 1)));
+        let mut rests = Vec::new();
+        for (place, packet) in of_tracks {
+            if begins(packet) {
+                let tables = rests.into_iter().zip(self.tables);
+                let tables = tables.map(|(place, table)| Some((place, table.try_into().ok()?)));
+                return tables
+                    .collect::<Option<Tables>>()
+                    .filter(|tables| tables.len() == 2);
+            }
+            // The demuxer does not use the rest of a PES packet whose beginning is missing.
+            if reference(packet).is_none() {
+                rests.push(place);
+            }
+        }
+        None
+    }
+}
+
+/// Locations of packets that are replaced, and the packets in their place.
+type Tables = Vec<(u64, [u8; PACKET_LEN])>;
+
 /// Information from the packets read so far.
-#[derive(Default)]
-struct Seen {
-    /// PID of the program map table.
-    map_pid: Option<u16>,
-    /// PID of the clock, and PIDs of video and audio.
-    program: Option<(u16, Vec<u16>)>,
+struct Seen<'a> {
+    program: &'a Program<'a>,
     /// Location of an earlier packet that the demuxer does not need.
     spare: Option<u64>,
     /// First and latest reference.
@@ -96,21 +159,22 @@ struct Track {
     first: u64,
 }
 
-impl Seen {
+impl Seen<'_> {
     /// Reads the packet at `place`; breaks if the following packets do not belong to the opening.
     fn take(&mut self, place: u64, packet: &[u8]) -> ControlFlow<()> {
         let pid = transport::pid_at(packet, 1);
-        let Some((clock_pid, pids)) = &self.program else {
-            return self.take_table(place, pid, packet);
-        };
-        if let Some(time) = reference(packet).filter(|_| pid == *clock_pid) {
+        if matches!(pid, NULL | SERVICES) && self.tracks.is_empty() {
+            self.spare.get_or_insert(place);
+        }
+        // The demuxer also counts from references before the program map table.
+        if let Some(time) = reference(packet).filter(|_| pid == self.program.clock_pid) {
             let (first, last) = self.references.unwrap_or((time, time));
             let step = distance(last, time);
             self.is_slowed |= (FURTHEST_APART..FURTHEST).contains(&step);
             self.has_untimed |= self.references.is_none() && !self.tracks.is_empty();
             self.references = Some((first, time));
         }
-        let told = presentation_time(packet).filter(|_| pids.contains(&pid));
+        let told = presentation_time(packet).filter(|_| self.program.pids.contains(&pid));
         let Some((stream, time)) = told else {
             return ControlFlow::Continue(());
         };
@@ -137,26 +201,8 @@ impl Seen {
         ControlFlow::Continue(())
     }
 
-    /// Reads a packet before the program map table.
-    fn take_table(&mut self, place: u64, pid: u16, packet: &[u8]) -> ControlFlow<()> {
-        if matches!(pid, NULL | SERVICES) {
-            self.spare.get_or_insert(place);
-        } else if pid == 0 && self.map_pid.is_none() {
-            let table = transport::table(packet).and_then(|table| packet.get(table));
-            let mut programs = table.into_iter().flat_map(transport::programs);
-            self.map_pid = programs.next();
-            if programs.next().is_some() {
-                // The demuxer chooses one of them.
-                return ControlFlow::Break(());
-            }
-        } else if Some(pid) == self.map_pid {
-            self.program = clock_and_tracks(packet);
-        }
-        ControlFlow::Continue(())
-    }
-
     fn clock(self) -> Option<ProgramClock> {
-        let ((pid, _), (first, _)) = (self.program?, self.references?);
+        let (first, _) = self.references?;
         let after_first = |track: &Track| distance(first, track.first);
         let earliest = self.tracks.iter().map(after_first).min()?;
         if earliest.abs() > FURTHEST {
@@ -180,11 +226,12 @@ impl Seen {
         let begin = picture.filter(|picture| earliest + LONGEST_PRIMING >= *picture);
         let firsts = self.tracks.iter().map(|track| (track.pid, counted(track)));
         Some(ProgramClock {
-            pid,
+            pid: self.program.clock_pid,
             first,
             back,
             is_slowed: self.is_slowed,
             added,
+            tables: Vec::new(),
             begin: begin.unwrap_or(earliest),
             firsts: firsts.collect(),
         })
@@ -194,14 +241,24 @@ impl Seen {
 impl ProgramClock {
     /// Finds the clock in `head`, the beginning of a file; `None` if it is not there.
     pub(super) fn find(head: &[u8], layout: Layout) -> Option<Self> {
-        let mut seen = Seen::default();
-        for (idx, packet) in transport::packets(head, layout).enumerate() {
-            let place = (layout.first + idx * layout.every) as u64;
+        let program = Program::find(head, layout)?;
+        let mut seen = Seen {
+            program: &program,
+            spare: None,
+            references: None,
+            has_untimed: false,
+            is_slowed: false,
+            tracks: Vec::new(),
+        };
+        for (place, packet) in places(head, layout) {
             if seen.take(place, packet).is_break() {
                 break;
             }
         }
-        seen.clock()
+        Some(Self {
+            tables: program.missing_tables(head, layout).unwrap_or_default(),
+            ..seen.clock()?
+        })
     }
 
     /// Time before the presentation at which the earliest track begins.
@@ -220,7 +277,7 @@ impl ProgramClock {
 
     /// True if packets are changed.
     pub(super) fn is_changed(&self) -> bool {
-        self.back > 0 || self.is_slowed || self.added.is_some()
+        self.back > 0 || self.is_slowed || self.added.is_some() || !self.tables.is_empty()
     }
 
     /// True if the demuxer sees a clock that does not reveal positions in the file.
@@ -230,7 +287,14 @@ impl ProgramClock {
 
     /// True if the packet at `place` of stream `pid` may need a change.
     pub(super) fn concerns(&self, place: u64, pid: u16) -> bool {
-        (self.back > 0 || self.is_slowed) && pid == self.pid || self.is_added_at(place)
+        (self.back > 0 || self.is_slowed) && pid == self.pid
+            || self.is_added_at(place)
+            || self.table_at(place).is_some()
+    }
+
+    fn table_at(&self, place: u64) -> Option<&[u8; PACKET_LEN]> {
+        let mut tables = self.tables.iter();
+        tables.find_map(|(at, table)| (*at == place).then_some(table))
     }
 
     fn is_added_at(&self, place: u64) -> bool {
@@ -247,6 +311,10 @@ impl ProgramClock {
             write_reference(packet, value);
             return true;
         }
+        if let Some(table) = self.table_at(place) {
+            *packet = *table;
+            return true;
+        }
         if !self.concerns(place, transport::pid_at(packet, 1)) {
             return false;
         }
@@ -260,6 +328,12 @@ impl ProgramClock {
         write_reference(packet, (value - self.back % WRAP) % WRAP);
         true
     }
+}
+
+/// Iterates over the packets of a file that begins with `head`, and their locations.
+fn places(head: &[u8], layout: Layout) -> impl Iterator<Item = (u64, &[u8])> {
+    let places = (layout.first as u64..).step_by(layout.every);
+    places.zip(transport::packets(head, layout))
 }
 
 /// Signed distance from `from` to `to`.

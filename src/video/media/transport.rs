@@ -241,8 +241,10 @@ impl Opening {
                 }
                 let renamed = self.renamed.as_ref();
                 let clock = self.clock.as_ref();
+                // A packet that is inserted may list tracks.
+                let is_changed = clock.is_some_and(|of| of.change(start, &mut packet));
                 let is_renamed = renamed.is_some_and(|of| of.rename(&mut packet));
-                if is_renamed || clock.is_some_and(|of| of.change(start, &mut packet)) {
+                if is_changed || is_renamed {
                     changed.push((start, packet));
                 }
             }
