@@ -2878,6 +2878,112 @@ fn with_edits(content: &[u8], edits: &[(u32, Option<u32>)]) -> Vec<u8> {
         .collect()
 }
 
+/// Peak of the sound that a player hears in decibels, and its length in samples.
+fn peak_and_length(path: &Path) -> (f64, usize) {
+    let path = path.to_str().unwrap();
+    let args = [
+        "-v", "error", "-i", path, "-vn", "-ac", "1", "-f", "f32le", "-",
+    ];
+    let samples = std::process::Command::new("ffmpeg")
+        .args(args)
+        .output()
+        .unwrap()
+        .stdout;
+    let levels = samples.chunks_exact(4).map(|sample| {
+        let sample: [u8; 4] = sample.try_into().unwrap();
+        f64::from(f32::from_le_bytes(sample).abs())
+    });
+    let peak = levels.fold(0.0, f64::max);
+    (20.0 * peak.max(1e-6).log10(), samples.len() / 4)
+}
+
+/// What an edit list leaves out is loud, the rest is silent.
+#[test]
+fn sound_that_an_edit_list_leaves_out_is_not_heard() {
+    let files = Files::new();
+    let loud = "-f lavfi -i aevalsrc=0.5*sin(2764*t)*between(t\\,0.92\\,3.0799):s=48000:d=6";
+    for (name, sound, extension, audio) in [
+        ("alac.mp4", "alac", "mkv", AudioMode::Encode),
+        ("alac2.mp4", "alac", "mp4", AudioMode::Encode),
+        ("flac.mp4", "flac -strict -2", "mkv", AudioMode::Encode),
+        ("pcm.mov", "pcm_s16le", "mov", AudioMode::Copy),
+        ("pcm2.mov", "pcm_s16le", "mkv", AudioMode::Encode),
+        ("law.mov", "pcm_mulaw", "mov", AudioMode::Copy),
+    ] {
+        let whole = files.make(
+            &format!("whole_{name}"),
+            &format!("{PICTURE} {loud} {H264} -c:a {sound} -movie_timescale 1000 -use_editlist 1"),
+        );
+        let edits = [(920, Some(0)), (1000, Some(3080))];
+        let input = files.path(name);
+        let whole = std::fs::read(whole).unwrap();
+        std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
+        for start in [0, 400] {
+            let job = FileJob {
+                start: (start > 0).then_some(Pts(start * 1_000_000)),
+                audio,
+                overwrite: true,
+                ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+            };
+            check(&job, "verified: ");
+            let (peak, n_samples) = peak_and_length(&job.output);
+            assert!(peak < -60.0, "{name} from {start} ms: {peak} dB");
+            let secs = n_samples as f64 / 48e3;
+            let expected = (1920 - start) as f64 / 1000.0;
+            assert!(
+                (secs - expected).abs() < 0.06,
+                "{name} from {start} ms: {secs} s"
+            );
+        }
+    }
+}
+
+#[test]
+fn sound_that_was_cut_off_before_the_picture_is_not_copied() {
+    let files = Files::new();
+    for (name, sound, n_heard_secs) in [
+        ("mp2.mp4", "mp2", 2.0),
+        ("mp3.mp4", "libmp3lame", 2.0),
+        ("ac3.mp4", "ac3", 2.0),
+        ("flac.mp4", "flac -strict -2", 2.0),
+    ] {
+        let whole = files.make(
+            &format!("whole_{name}"),
+            &format!("{PICTURE} {SOUND} {H264} -c:a {sound} -movie_timescale 1000 -use_editlist 1"),
+        );
+        let input = files.path(name);
+        let whole = std::fs::read(whole).unwrap();
+        std::fs::write(&input, with_edits(&whole, &[(2000, Some(120))])).unwrap();
+        for extension in ["mkv", "ts", "mp4"] {
+            if name == "flac.mp4" && extension == "ts" {
+                continue;
+            }
+            let job = FileJob {
+                overwrite: true,
+                ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+            };
+            check(&job, "verified: ");
+            let begins = |stream| {
+                let entries = format!("-select_streams {stream} -show_entries stream=start_time");
+                let start = ffprobe(&job.output, &entries);
+                let mut fields = start.split([',', '\n']);
+                fields.find_map(|field| field.parse::<f64>().ok()).unwrap()
+            };
+            let lead = begins("v:0") - begins("a:0");
+            // The last part of a packet that the edit begins in is left out, too.
+            assert!(
+                (-0.09..0.01).contains(&lead),
+                "{name} {extension}: {lead} s"
+            );
+            let heard = heard_secs(&job.output);
+            assert!(
+                (heard - n_heard_secs).abs() < 0.1,
+                "{name} {extension}: {heard} s"
+            );
+        }
+    }
+}
+
 /// ffmpeg also follows several edits, and decodes what it shows.
 #[test]
 fn parts_of_a_track_come_one_after_the_other() {

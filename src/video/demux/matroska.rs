@@ -397,7 +397,7 @@ impl Segment {
                 first_key: None,
                 breaks_off: entry.breaks_off,
                 left_out: sound::opus_left_out(&entry.codec_private),
-                bytes_hash: entry.digest.finish(),
+                bytes_hash: Some(entry.digest.finish()),
                 unknown: entry.unknown,
             }
         });

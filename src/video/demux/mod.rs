@@ -80,8 +80,9 @@ pub struct Track {
     pub breaks_off: bool,
     /// Duration at the beginning that the decoder is to discard, in nanoseconds, if the container states it for Opus.
     pub left_out: Option<i64>,
-    /// Digest of all audio bytes: uncompressed audio has no meaningful packets.
-    pub bytes_hash: u64,
+    /// Digest of all audio bytes: uncompressed audio has no meaningful packets. `None` if an edit cuts between two
+    /// samples.
+    pub bytes_hash: Option<u64>,
     /// Reason why the packets are unknown, if they are.
     pub unknown: Option<&'static str>,
 }

@@ -4,6 +4,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
 use std::hash::Hasher;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 
 use super::bytes::{be, be16, be32, hash};
 use super::{Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, nanos, sound};
@@ -550,6 +551,7 @@ impl TrackTables {
         };
         let mut packets = Vec::new();
         let mut all_bytes = DefaultHasher::new();
+        let mut is_cut_between_samples = false;
         let mut begin = 0_i64;
         let mut run_in = true;
         // Without a limit, overlapping samples could make a small file endless.
@@ -558,6 +560,14 @@ impl TrackTables {
             let Some(media_start) = edit.media_start else {
                 begin = begin.saturating_add(edit.duration.unwrap_or(0));
                 continue;
+            };
+            let part = Part {
+                // The pre-roll stays whole.
+                start: (!run_in).then_some(media_start),
+                stop: edit
+                    .duration
+                    .map(|duration| exact_ticks(duration, self.timescale))
+                    .map(|ticks| ticks.map(|ticks| media_start.saturating_add(ticks))),
             };
             let media_start = nanos(media_start, self.timescale);
             let stop = edit.duration.map(|duration| begin.saturating_add(duration));
@@ -572,6 +582,7 @@ impl TrackTables {
                 if stop.is_some_and(|stop| time >= stop) {
                     continue;
                 }
+                let place_end = end;
                 end = stop.map_or(end, |stop| end.min(stop));
                 let hidden = end <= begin && sample.duration > 0 || end < begin;
                 // A pre-roll is played before the presentation begins, and not while the presentation waits for the
@@ -595,7 +606,14 @@ impl TrackTables {
                             .ok_or_else(|| Unreadable::new("an mp4 with overlapping samples"))?;
                         let bytes = read_at(reader, position, sample, file_len)?;
                         packet.hash = hash(&bytes);
-                        all_bytes.write(&bytes);
+                        let shown = match self.codec.as_str() {
+                            "PCM" => part.bytes(sample, end < place_end),
+                            _ => Some(0..bytes.len()),
+                        };
+                        match shown {
+                            Some(shown) => all_bytes.write(bytes.get(shown).unwrap_or_default()),
+                            None => is_cut_between_samples = true,
+                        }
                     }
                     (Kind::Picture, "VP8") => {
                         let first = Sample { len: 1, ..*sample };
@@ -625,10 +643,48 @@ impl TrackTables {
             first_key: None,
             breaks_off: false,
             left_out: self.left_out,
-            bytes_hash: all_bytes.finish(),
+            bytes_hash: (!is_cut_between_samples).then(|| all_bytes.finish()),
             unknown: self.unknown,
         })
     }
+}
+
+/// Part of a track that an edit shows, in ticks of the track.
+struct Part {
+    /// Start, if what comes before it is left out.
+    start: Option<i64>,
+    /// Stop; `None` within it if it is between two ticks.
+    stop: Option<Option<i64>>,
+}
+
+impl Part {
+    /// Returns the bytes of `sample`, a chunk of uncompressed audio, that are shown; `None` if it is cut between two of
+    /// its samples. The part cuts off the end of the chunk if `is_cut`.
+    fn bytes(&self, sample: &Sample, is_cut: bool) -> Option<Range<usize>> {
+        let (len, n_ticks) = (u64::from(sample.len), u64::from(sample.duration));
+        let place = |tick: i64| {
+            let n_before = u64::try_from(tick.saturating_sub(sample.shown)).unwrap_or(0);
+            let n_bytes = len * n_before.min(n_ticks);
+            let is_between = n_bytes % n_ticks.max(1) != 0;
+            let at = usize::try_from(n_bytes.checked_div(n_ticks)?).ok();
+            at.filter(|_| !is_between)
+        };
+        let start = self.start.map_or(Some(0), place)?;
+        let stop = match self.stop {
+            Some(stop) if is_cut => place(stop?)?,
+            _ => usize::try_from(len).ok()?,
+        };
+        Some(start..stop)
+    }
+}
+
+/// Converts nanoseconds to ticks of 1/`timescale` s; `None` if they fall between two.
+fn exact_ticks(nanos: i64, timescale: u32) -> Option<i64> {
+    let ticks = i128::from(nanos) * i128::from(timescale);
+    let is_exact = ticks % 1_000_000_000 == 0;
+    i64::try_from(ticks / 1_000_000_000)
+        .ok()
+        .filter(|_| is_exact)
 }
 
 /// Reads the bytes of `sample`; `position` is the current position of the reader.

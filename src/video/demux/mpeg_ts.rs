@@ -542,7 +542,7 @@ impl Stream {
             breaks_off: self.sound.breaks_off,
             left_out: None,
             packets: self.packets,
-            bytes_hash: self.sound.digest.finish(),
+            bytes_hash: Some(self.sound.digest.finish()),
             unknown: self.unknown,
         }
     }

@@ -11,7 +11,7 @@ use gstreamer::prelude::*;
 use gstreamer_audio as gst_audio;
 
 use super::bus::Failure;
-use super::container::Container;
+use super::container::{Container, LONGEST_RUN_IN};
 use super::job::{AudioMode, FileJob};
 use super::mp4::{duration_from_ticks, ticks_from_duration};
 use super::session::{Shared, lock};
@@ -32,6 +32,9 @@ const LONGEST_SILENCE: gst::ClockTime = gst::ClockTime::from_seconds(30);
 /// Time to wait for the first packet of audio whose begin only the packet states.
 const FIRST_PACKET: Duration = Duration::from_secs(1);
 
+/// Exceeds the pre-roll of most codecs.
+const LONGEST_PRIMING: Duration = Duration::from_millis(50);
+
 /// Jitter above which encoders take a difference between timestamps for a gap.
 const SHORTEST_GAP: Duration = Duration::from_millis(40);
 
@@ -50,6 +53,8 @@ pub(super) struct AudioTrack {
     /// True if packets are copied.
     pub(super) copied: bool,
     early: Early,
+    /// Longest time before zero that may be a pre-roll.
+    pub(super) longest_run_in: Duration,
     /// Delay that the segment adds to the correct times.
     lead: Duration,
     end: gst::Pad,
@@ -189,8 +194,8 @@ pub(super) fn attach(
             "cannot copy this sound into the output, re-encoding it"
         );
     }
-    let (mut chain, priming) = if copied {
-        (copy_chain(&accepted, caps)?, Duration::ZERO)
+    let (mut chain, raw, priming) = if copied {
+        (copy_chain(&accepted, caps)?, None, Duration::ZERO)
     } else {
         encode_chain(container, &accepted, caps)?
     };
@@ -219,7 +224,10 @@ pub(super) fn attach(
         true => timeline.lead_of(pad, container),
         false => Duration::ZERO,
     };
-    timeline.apply(pad, lead);
+    match raw {
+        None => timeline.apply(pad, lead),
+        Some(raw) => timeline.apply_to_decoded(pad, &raw),
+    }
     // Decoded audio is cut to the sample, so the early part is the encoder's own priming.
     let lead = if copied { lead } else { priming };
     cut(&end, lead, shared);
@@ -244,6 +252,10 @@ pub(super) fn attach(
         start,
         copied,
         early,
+        longest_run_in: match copied {
+            true => longest_run_in(caps),
+            false => LONGEST_RUN_IN,
+        },
         lead,
         end,
         gate,
@@ -251,6 +263,26 @@ pub(super) fn attach(
         is_guessed: rate(told).is_none(),
         number: timeline.number_of(pad),
     })
+}
+
+/// Exceeds the pre-roll of audio of `caps`: what is hidden for longer was cut off.
+///
+/// Only AAC, Opus and Vorbis need a long one. LAME's is 1105 samples, less than two packets, and other codecs need less
+/// than 50 ms.
+fn longest_run_in(caps: &gst::Caps) -> Duration {
+    let is_any = |names: &[&str]| names.iter().any(|name| elements::may_be(caps, name));
+    if is_aac(caps) || is_any(&["audio/x-opus", "audio/x-vorbis"]) {
+        return LONGEST_RUN_IN;
+    }
+    let layer = caps
+        .structure(0)
+        .and_then(|fields| fields.get::<i32>("layer").ok());
+    let two_packets = match (layer, rate(caps)) {
+        (Some(3), Some(rate @ 1..32_000)) => duration_from_ticks(2 * 576, rate),
+        (Some(_), Some(rate @ 1..)) => duration_from_ticks(2 * 1152, rate),
+        _ => Duration::ZERO,
+    };
+    two_packets.max(LONGEST_PRIMING)
 }
 
 /// Repeats the sticky events of `pad`, from the caps on.
@@ -586,7 +618,7 @@ impl Lengths {
 }
 
 /// Sample rate and bytes per frame of audio that can be cut anywhere.
-fn plain(caps: &gst::Caps) -> Option<(u32, u32)> {
+pub(super) fn plain(caps: &gst::Caps) -> Option<(u32, u32)> {
     let fields = caps.structure(0)?;
     if ["audio/x-alaw", "audio/x-mulaw"].contains(&fields.name().as_str()) {
         let number = |name| u32::try_from(fields.get::<i32>(name).ok()?).ok();
@@ -775,12 +807,13 @@ fn aac_rate(caps: &gst::Caps) -> u32 {
     }
 }
 
-/// Returns the elements that re-encode audio of `caps`, and the duration of the priming that they prepend.
+/// Returns the elements that re-encode audio of `caps`, the pad where it is decoded, and the duration of the priming
+/// that they prepend.
 fn encode_chain(
     container: Container,
     accepted: &gst::Caps,
     caps: &gst::Caps,
-) -> Result<(Vec<gst::Element>, Duration)> {
+) -> Result<(Vec<gst::Element>, Option<gst::Pad>, Duration)> {
     let (best, second, parser) = encoder_of(container);
     let Some(name) = [best, second]
         .into_iter()
@@ -804,6 +837,7 @@ fn encode_chain(
     }
     let raw = raw.build();
     let converter = elements::make("audioconvert")?;
+    let decoded = elements::static_pad(&converter, "sink")?;
     let filter = elements::capsfilter(&raw)?;
     fill_gaps(&elements::static_pad(&filter, "src")?);
     let encoder = elements::make(name)?;
@@ -821,7 +855,7 @@ fn encode_chain(
         elements::make(parser)?,
         elements::capsfilter(accepted)?,
     ]);
-    Ok((chain, priming))
+    Ok((chain, Some(decoded), priming))
 }
 
 /// Makes `filter` pass an [`encoded_layout`], otherwise like `raw`, once `converter` knows the channels of the first

@@ -18,7 +18,7 @@ pub(super) const CLOCK: u32 = 90_000;
 
 /// Exceeds the pre-roll of any codec (AAC's is 2112 samples): audio that is hidden for longer was cut off.
 ///
-/// If no edit list can hide that audio, it is left out.
+/// If no edit list can hide that audio, it is left out. See also [`longest_run_in`](super::audio::longest_run_in).
 pub(super) const LONGEST_RUN_IN: Duration = Duration::from_millis(150);
 
 /// A container format.

@@ -22,7 +22,7 @@ use gstreamer_video::{VideoColorRange, VideoColorimetry};
 
 use super::beside::Beside;
 use super::bus::Failure;
-use super::container::{CLOCK, Container, LONGEST_RUN_IN};
+use super::container::{CLOCK, Container};
 use super::elements::{self, static_pad};
 use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
@@ -281,7 +281,10 @@ impl FileSink {
         let mut tracks = lock(&self.session.shared.tracks).take().unwrap_or_default();
         let run_ins = tracks
             .iter_mut()
-            .map(|track| Ok(self.run_in(track.early(&self.session.shared)?)))
+            .map(|track| {
+                let early = track.early(&self.session.shared)?;
+                Ok(self.run_in(early, track.longest_run_in))
+            })
             .collect::<Result<Vec<_>>>()?;
         let longest = run_ins.iter().copied().max().unwrap_or_default();
         for (track, run_in) in tracks.iter().zip(&run_ins) {
@@ -328,9 +331,10 @@ impl FileSink {
         })
     }
 
-    /// Returns the length of audio before zero to write; the video never waits for audio that was cut off.
-    fn run_in(&self, early: Duration) -> Duration {
-        if early > LONGEST_RUN_IN && !self.plan.container.has_edit_lists() {
+    /// Returns the length of audio before zero to write; the video never waits for audio that was cut off, which comes
+    /// `early` by more than the `longest` pre-roll.
+    fn run_in(&self, early: Duration, longest: Duration) -> Duration {
+        if early > longest && !self.plan.container.has_edit_lists() {
             return Duration::ZERO;
         }
         early

@@ -1,13 +1,18 @@
 //! Concatenation of the parts of a track that an edit list shows one after the other.
 //!
 //! GStreamer's qtdemux 1.22 follows several edits from keyframe to keyframe, and loses the frames in between. It is
-//! therefore shown the whole track, and its output is dropped or moved according to the list; for video, this happens
-//! after decoding.
+//! therefore shown the whole track, and its output is dropped or moved according to the list: after the decoder if there
+//! is one, and to the sample if the audio is uncompressed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
+use gstreamer_audio as gst_audio;
+
+use super::audio;
+use super::mp4::{duration_from_ticks, ticks_from_duration};
 
 /// A part of a track, in the samples' own time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +81,80 @@ impl Splice {
         })
     }
 
-    /// Drops or moves the buffers of `pad`, which are in their own time.
+    /// Returns the pieces of a sample that begins at `time` and lasts for `length`: where each begins and ends, and its
+    /// new time.
+    fn pieces(&self, time: Duration, length: Duration) -> Vec<Part> {
+        let run_in = self.0.first().map(|first| Part {
+            start: Duration::ZERO,
+            stop: first.start,
+            place: Duration::ZERO,
+        });
+        let parts = run_in.iter().chain(&self.0);
+        let pieces = parts.filter_map(|part| {
+            let start = part.start.max(time);
+            let stop = part.stop.min(time + length);
+            let place = part.place + (start - part.start);
+            (start < stop).then_some(Part { start, stop, place })
+        });
+        pieces.collect()
+    }
+
+    /// Returns the pieces of `buffer`, which holds audio of `rate` samples per second and `frame_len` bytes per sample of
+    /// all channels.
+    fn cut(&self, buffer: &gst::Buffer, rate: u32, frame_len: u32) -> Vec<gst::Buffer> {
+        let (Some(pts), frame_len) = (buffer.pts(), frame_len.max(1)) else {
+            return vec![buffer.clone()];
+        };
+        let time = Duration::from(pts);
+        let length = duration_from_ticks(buffer.size() as u64 / u64::from(frame_len), rate);
+        let pieces = self.pieces(time, length).into_iter();
+        let n_samples = |length: Duration| ticks_from_duration(length, rate) as usize;
+        let cut = pieces.filter_map(|piece| {
+            let skipped = n_samples(piece.start - time);
+            let n_left = n_samples(piece.stop - time) - skipped;
+            if n_left == 0 {
+                return None;
+            }
+            let whole = buffer.clone();
+            let mut cut = gst_audio::audio_buffer_truncate(whole, frame_len, skipped, Some(n_left));
+            let length = duration_from_ticks(n_left as u64, rate);
+            let buffer = cut.make_mut();
+            buffer.set_pts(gst::ClockTime::try_from(piece.place).ok());
+            buffer.set_dts(gst::ClockTime::NONE);
+            buffer.set_duration(gst::ClockTime::try_from(length).ok());
+            Some(cut)
+        });
+        cut.collect()
+    }
+
+    /// Drops, moves or cuts the buffers of `pad`, which are in their own time.
     pub(super) fn install(self, pad: &gst::Pad) {
-        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let is_passing = AtomicBool::new(false);
+        pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            if is_passing.load(Ordering::SeqCst) {
+                return gst::PadProbeReturn::Ok;
+            }
+            let format = pad.current_caps().and_then(|caps| audio::plain(&caps));
+            if let Some((rate, frame_len)) = format
+                && let Some(buffer) = info.take_buffer()
+            {
+                let mut pieces = self.cut(&buffer, rate, frame_len);
+                let last = pieces.pop();
+                is_passing.store(true, Ordering::SeqCst);
+                for piece in pieces {
+                    // A pad that refuses this piece also refuses the last one, and reports that itself.
+                    let _ = match pad.direction() {
+                        gst::PadDirection::Src => pad.push(piece),
+                        _ => pad.chain(piece),
+                    };
+                }
+                is_passing.store(false, Ordering::SeqCst);
+                let Some(last) = last else {
+                    return gst::PadProbeReturn::Handled;
+                };
+                info.data = Some(gst::PadProbeData::Buffer(last));
+                return gst::PadProbeReturn::Ok;
+            }
             let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data else {
                 return gst::PadProbeReturn::Ok;
             };
@@ -87,7 +163,8 @@ impl Splice {
             };
             let length = buffer.duration().map_or(Duration::ZERO, Duration::from);
             let Some((time, length)) = self.placed(pts.into(), length) else {
-                return gst::PadProbeReturn::Drop;
+                drop(info.take_buffer());
+                return gst::PadProbeReturn::Handled;
             };
             let buffer = buffer.make_mut();
             buffer.set_pts(gst::ClockTime::try_from(time).ok());

@@ -320,13 +320,13 @@ impl Timeline {
         (first, end.and(last).map(|last| last + REORDERING))
     }
 
-    /// Ensures that the video stored at `stored` and decoded at `decoded` has the correct segment.
-    pub(super) fn apply_to_picture(&self, stored: &gst::Pad, decoded: &gst::Pad) {
+    /// Ensures that the video or audio stored at `stored` and decoded at `decoded` has the correct segment.
+    pub(super) fn apply_to_decoded(&self, stored: &gst::Pad, decoded: &gst::Pad) {
         let splice = self.track_of(stored).and_then(Track::splice);
         let (Some(splice), Some(window)) = (splice, self.window_of(stored)) else {
             return self.apply(stored, Duration::ZERO);
         };
-        // A decoder needs the frames that are left out, and would drop frames by the wrong times.
+        // A decoder needs what is left out, and would drop frames by the wrong times.
         replace_segment(stored, |_| Some(Segment::new()));
         splice.install(decoded);
         clip(decoded, window);
@@ -442,7 +442,10 @@ impl Timeline {
         }
         let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_FLUSH;
         pad.add_probe(kinds, |_, info| match info.event() {
-            None => gst::PadProbeReturn::Drop,
+            None => {
+                drop(info.take_buffer());
+                gst::PadProbeReturn::Handled
+            }
             Some(event) if event.type_() == gst::EventType::FlushStop => {
                 gst::PadProbeReturn::Remove
             }
@@ -625,7 +628,8 @@ fn clip(pad: &gst::Pad, window: Window) {
         let end = pts + buffer.duration().map_or(Duration::ZERO, Duration::from);
         let is_over = window.stop.is_some_and(|stop| pts >= stop);
         if is_over || pts < window.start && end <= window.start {
-            return gst::PadProbeReturn::Drop;
+            drop(info.take_buffer());
+            return gst::PadProbeReturn::Handled;
         }
         if pts < window.start {
             let buffer = buffer.make_mut();
