@@ -604,6 +604,31 @@ fn a_target_that_is_no_class_is_refused() {
     );
 }
 
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn evaluations_and_trainings_run_on_the_device_that_is_named() {
+    let bench = Bench::new(3);
+    let model = fixture("vit_a");
+    let model = model.display();
+    for command in [
+        format!("eval saco --model {model} --data in.mp4"),
+        format!("eval sanity --model {model} --data in.mp4"),
+        format!("eval fairness --model {model} --data biased-patches"),
+        format!("eval faithfulness --model {model}"),
+        format!("train diffmask --model {model} --data in.mp4 --out out"),
+        format!("train classifier --init {model} --data red-patches --out out"),
+        "train classifier --data red-patches --out out".to_owned(),
+    ] {
+        bench.check_refused_as_it_is(
+            &format!("{command} --device cuda"),
+            1,
+            "error: this program was built without CUDA; rebuild it with `cargo build --features cuda`",
+        );
+    }
+    let ended = bench.run("eval sparseness --data red-patches --model red-patches --images 2 --method rollout --device cpu");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
 #[test]
 fn an_interrupted_file_is_finished_where_it_is() {
     let bench = Bench::new(1000);

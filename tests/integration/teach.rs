@@ -368,7 +368,8 @@ fn five_examples_a_class_answer_the_other_pictures_of_a_scene() {
     let examples: Vec<usize> = (0..3)
         .flat_map(|class| [0, 4, 11, 17, 23].map(|number| 25 * class + number))
         .collect();
-    let images = |indices: &[usize]| labeled_images(&all, indices, normalization).unwrap();
+    let images =
+        |indices: &[usize]| labeled_images(&all, indices, normalization, &Device::Cpu).unwrap();
     let mut taught = Taught::new(taught::width(model.vit.config()).unwrap());
     for name in all.classes() {
         taught.add_class(name).unwrap();

@@ -377,8 +377,8 @@ fn train_from(
         recipe,
         start,
         interpreter,
-        &train,
-        &test,
+        (&train, &test),
+        &Device::Cpu,
         folder,
         &mut |progress| watch(progress.step),
     )

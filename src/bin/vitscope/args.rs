@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use candle_core::Device;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use vitscope::explain::Method;
@@ -135,9 +136,8 @@ pub struct ExplainArgs {
     /// Batch size.
     #[arg(long, value_name = "N", default_value = "8", value_parser = one_or_more::<NonZeroUsize>)]
     pub batch: NonZeroUsize,
-    /// Device that runs the model: cpu, cuda, cuda:N, or auto.
-    #[arg(long, default_value = "auto")]
-    pub device: DeviceChoice,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Number of compute threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
@@ -151,12 +151,27 @@ impl ExplainArgs {
             backbone: self.backbone.clone(),
             gates: None,
             input: self.input.asked(),
-            device: self.device,
+            device: self.device.device,
             methods: self.method.clone(),
             options: toml::Table::new(),
             targets: self.target.clone(),
             batch: self.batch,
         }
+    }
+}
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct DeviceArgs {
+    /// Device that runs the model: cpu, cuda, cuda:N, or auto.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+}
+
+impl DeviceArgs {
+    /// Opens the device.
+    pub fn open(self) -> anyhow::Result<Device> {
+        Ok(self.device.open()?)
     }
 }
 

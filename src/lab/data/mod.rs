@@ -143,11 +143,12 @@ pub fn labeled_images(
     data: &dyn Dataset,
     indices: &[usize],
     (mean, std): ([f32; 3], [f32; 3]),
+    device: &Device,
 ) -> Result<(Tensor, Vec<Option<usize>>)> {
     let (indices, pictures): (Vec<usize>, Vec<Picture>) =
         readable(data, indices)?.into_iter().unzip();
     let labels = indices.iter().map(|&index| data.label(index)).collect();
-    let images = images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
+    let images = images_from_pictures(&pictures, mean, std, device)?;
     Ok((images, labels))
 }
 

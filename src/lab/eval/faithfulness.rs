@@ -11,7 +11,7 @@
 //! Attention has no natural threshold. Two are tried, Otsu's and the image's mean, and the one that scores better on
 //! these very grids is reported, so the comparison favors attention.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::Serialize;
 
 use super::{logits, masked_answers, masks_within_margin, mean, share};
@@ -247,7 +247,7 @@ fn explain_chunk(
         .map(|&index| grids.picture(index))
         .collect::<Result<Vec<Picture>>>()?;
     // Pixels are exactly −1 or 1, as in the paper's code.
-    let images = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], &Device::Cpu)?;
+    let images = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], vit.class_token().device())?;
     let explanation = explainer.explain(vit, &images, Target::Predicted)?;
     let original = logits(explanation.logits)?;
     let attributions: Vec<Vec<f32>> = explanation.attribution.to_vec2()?;

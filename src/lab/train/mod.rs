@@ -192,11 +192,14 @@ fn best_tensors(best: &BTreeMap<String, Tensor>) -> impl Iterator<Item = (String
         .map(|(name, tensor)| (format!("{BEST_PREFIX}{name}"), tensor.clone()))
 }
 
-/// Creates variables with these initial values, by name.
+/// Creates variables with these initial values on `device`, by name.
 fn variables<C: FromIterator<(String, Var)>>(
     tensors: impl IntoIterator<Item = (String, Tensor)>,
+    device: &Device,
 ) -> Result<C> {
-    let variable = |(name, tensor)| Ok((name, Var::from_tensor(&tensor)?));
+    let variable = |(name, tensor): (String, Tensor)| {
+        Ok((name, Var::from_tensor(&tensor.to_device(device)?)?))
+    };
     tensors.into_iter().map(variable).collect()
 }
 

@@ -48,6 +48,11 @@ impl Subject<'_> {
         Ok(())
     }
 
+    /// Returns the device of the model, on which training takes place.
+    pub(super) fn device(&self) -> &Device {
+        self.vit.class_token().device()
+    }
+
     /// Returns the number of patches in an image.
     pub(super) fn n_patches(&self) -> usize {
         let (rows, columns) = self.vit.grid(self.size.height_px, self.size.width_px);
@@ -61,7 +66,7 @@ impl Subject<'_> {
 
     /// Converts images to model input.
     pub(super) fn images_of(&self, pictures: &[Picture]) -> Result<Tensor> {
-        images_from_pictures(pictures, self.mean, self.std, &Device::Cpu)
+        images_from_pictures(pictures, self.mean, self.std, self.device())
     }
 
     /// Like [`Self::images`], but also returns the labels.
@@ -70,7 +75,7 @@ impl Subject<'_> {
         data: &dyn Dataset,
         indices: &[usize],
     ) -> Result<(Tensor, Vec<Option<usize>>)> {
-        labeled_images(data, indices, (self.mean, self.std))
+        labeled_images(data, indices, (self.mean, self.std), self.device())
     }
 
     /// Returns the indices of the first `n_pictures` test images in chunks of size `chunk`.

@@ -3,7 +3,6 @@
 use std::num::NonZeroUsize;
 
 use anyhow::Context;
-use candle_core::Device;
 use vitscope::data::{self, Picture};
 use vitscope::models::Preprocessor;
 use vitscope::rng::Rng;
@@ -44,7 +43,8 @@ pub(super) fn run(args: &GatesArgs) -> anyhow::Result<Exit> {
     for chunk in indices.chunks(args.asked.batch.get()) {
         let pictures = data::readable(&*test, chunk)?;
         let pictures: Vec<Picture> = pictures.into_iter().map(|(_, picture)| picture).collect();
-        let images = data::images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
+        let images =
+            data::images_from_pictures(&pictures, mean, std, model.vit.class_token().device())?;
         let gates = (&frozen, gates.removal());
         let answers = answers_by_choice(&model.vit, gates, &images, args.margin, &mut rng)
             .with_context(|| format!("model {:?}", args.asked.model))?;

@@ -33,7 +33,7 @@ use vitscope_lab::eval::gallery::{self, Column};
 pub use self::classifier::sure_line;
 use self::suites::SuiteArgs;
 pub use self::suites::bar;
-use crate::args::{InputArgs, one_or_more, png, report_path, thread_count};
+use crate::args::{DeviceArgs, InputArgs, one_or_more, png, report_path, thread_count};
 use crate::exit::Exit;
 use crate::setup;
 use crate::train::print_left_out;
@@ -98,6 +98,8 @@ struct FairnessArgs {
     /// Batch size.
     #[arg(long, value_name = "N", default_value = "32", value_parser = one_or_more::<NonZeroUsize>)]
     batch: NonZeroUsize,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Which model is asked, and how many pictures at once.
@@ -114,6 +116,8 @@ struct AskedArgs {
     /// Batch size.
     #[arg(long, value_name = "N", default_value = "32", value_parser = one_or_more::<NonZeroUsize>)]
     batch: NonZeroUsize,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 impl AskedArgs {
@@ -137,7 +141,7 @@ impl AskedArgs {
     }
 
     fn open(&self) -> anyhow::Result<Model> {
-        Ok(models::open(self.reference(), &Device::Cpu)?)
+        Ok(models::open(self.reference(), &self.device.open()?)?)
     }
 }
 
@@ -149,6 +153,8 @@ struct FaithfulnessArgs {
     /// Folder with gates from other training seeds [default: MODEL/seeds].
     #[arg(long, value_name = "FOLDER")]
     gates: Vec<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Methods to compare with the gates [default: all].
     #[arg(
         long,
@@ -196,7 +202,8 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
         What::Segmentation(args) => objects::run_segmentation(args),
         What::Sensitivity(args) => suites::run_plain(args, "sensitivity", Sensitivity::default()),
         What::Sanity(args) => {
-            let weights = models::open_weights(args.compared.asked.reference(), &Device::Cpu)?;
+            let asked = &args.compared.asked;
+            let weights = models::open_weights(asked.reference(), &asked.device.open()?)?;
             suites::run_plain(args, "sanity", Sanity::new(weights, args.compared.seed)?)
         }
         What::Temporal(args) => temporal::run(args),
@@ -237,7 +244,7 @@ fn gates_of<'a>(model: &'a Model, name: &str) -> anyhow::Result<&'a Gates> {
 }
 
 fn run_fairness(args: &FairnessArgs) -> anyhow::Result<Exit> {
-    let model = models::open(args.model.as_str(), &Device::Cpu)?;
+    let model = models::open(args.model.as_str(), &args.device.open()?)?;
     let Preprocessor {
         rule,
         resampling,
@@ -302,7 +309,7 @@ struct Report<'a> {
 }
 
 fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
-    let (model, folder) = open(&args.model)?;
+    let (model, folder) = open(&args.model, &args.device.open()?)?;
     let gates = gates_of(&model, &args.model)?;
     let patch_px = model.vit.config().patch_size;
     let (rows, columns) = model.grid();
@@ -385,7 +392,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> anyhow::Result<Exit> {
 }
 
 /// Opens the model and returns it with its folder, if it has one.
-fn open(reference: &str) -> anyhow::Result<(Model, Option<PathBuf>)> {
+fn open(reference: &str, device: &Device) -> anyhow::Result<(Model, Option<PathBuf>)> {
     let named = Path::new("models").join(reference);
     let folder = [PathBuf::from(reference), named]
         .into_iter()
@@ -394,7 +401,7 @@ fn open(reference: &str) -> anyhow::Result<(Model, Option<PathBuf>)> {
         .as_deref()
         .and_then(Path::to_str)
         .unwrap_or(reference);
-    Ok((models::open(reference, &Device::Cpu)?, folder))
+    Ok((models::open(reference, device)?, folder))
 }
 
 /// Builds the requested methods except the gates, or all of them if none are requested.
@@ -435,8 +442,12 @@ fn more_gates(
     folders
         .iter()
         .map(|folder| {
-            let (gates, card) =
-                Gates::open(folder, &model.vit, &model.weights_sha256, &Device::Cpu)?;
+            let (gates, card) = Gates::open(
+                folder,
+                &model.vit,
+                &model.weights_sha256,
+                model.vit.class_token().device(),
+            )?;
             Ok((card.seed, gates))
         })
         .collect()

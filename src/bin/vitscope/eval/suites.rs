@@ -45,7 +45,12 @@ pub(super) struct ComparedArgs {
     pub asked: AskedArgs,
     /// Methods, comma-separated, or `all` [default: those that suit the model and take only a few passes];
     /// `METHOD+KEY=VALUE` sets an option.
-    #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
+    #[arg(
+        long,
+        visible_alias = "method",
+        value_name = "METHOD,…",
+        value_delimiter = ','
+    )]
     methods: Vec<String>,
     /// Random seed of the random map and of noise.
     #[arg(long, default_value = "0")]

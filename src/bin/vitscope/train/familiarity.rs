@@ -4,7 +4,6 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use candle_core::Device;
 use glob::Pattern;
 use vitscope::data::{self, Dataset};
 use vitscope::eval::calibration::threshold_for;
@@ -14,7 +13,7 @@ use vitscope::train::familiarity::{Fitted, Labeled, fit};
 use vitscope_lab::eval::class_names::matched_classes;
 
 use super::{over, print_left_out};
-use crate::args::{decimal, probability, thread_count};
+use crate::args::{DeviceArgs, decimal, probability, thread_count};
 use crate::eval::{bar, sure_line};
 use crate::exit::Exit;
 
@@ -42,6 +41,8 @@ pub struct FamiliarityArgs {
     /// Choose the threshold at which sure answers reach this accuracy.
     #[arg(long, value_name = "SHARE", default_value = "0.95", value_parser = probability)]
     sure_accuracy: f64,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Number of compute threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
@@ -53,7 +54,7 @@ pub fn run(args: &FamiliarityArgs) -> anyhow::Result<Exit> {
         trained_parts: false,
         ..over(&args.model, None)?
     };
-    let model = models::open(reference, &Device::Cpu)?;
+    let model = models::open(reference, &args.device.open()?)?;
     let Preprocessor {
         rule, resampling, ..
     } = model.preprocessor;

@@ -43,6 +43,8 @@ pub(super) struct Job<'a> {
     pub(super) checkpoint: Option<u64>,
     /// Folder for the trained parts and the run's files.
     pub(super) out: &'a Path,
+    /// Device of the model.
+    pub(super) device: Device,
     /// Set on Ctrl-C.
     pub(super) stop: &'a Arc<AtomicBool>,
 }
@@ -76,7 +78,7 @@ impl Job<'_> {
         let recipe: ClassifierRecipe = self.recipe(&self.file.classifier, "classifier")?;
         let (start, halves) = match init {
             Some(init) => {
-                let model = models::open_weights(init, &Device::Cpu)?;
+                let model = models::open_weights(init, &self.device)?;
                 let halves = self.open_data_for(&model.preprocessor, recipe.seed)?;
                 let start = Start {
                     config: model.config,
@@ -102,8 +104,8 @@ impl Job<'_> {
             &recipe,
             start.as_ref().map(|(start, _)| start),
             interpreter.as_ref(),
-            train,
-            test,
+            (train, test),
+            &self.device,
             self.out,
             &mut |progress| shown.step(progress),
         )?;
@@ -144,7 +146,7 @@ impl Job<'_> {
 
     pub(super) fn head(self, init: &str) -> anyhow::Result<Option<Measured>> {
         let recipe: ProbeRecipe = self.recipe(&self.file.probe, "probe")?;
-        let mut model = open_without_parts(init.into())?;
+        let mut model = open_without_parts(init.into(), &self.device)?;
         if model.own_head {
             bail!("the model has a separate head, so it cannot serve as a backbone: {init:?}");
         }
@@ -282,7 +284,7 @@ impl Job<'_> {
     }
 
     fn open_frozen(&self, reference: Reference<'_>, seed: u64) -> anyhow::Result<Frozen> {
-        self.with_pictures(open_without_parts(reference)?, seed)
+        self.with_pictures(open_without_parts(reference, &self.device)?, seed)
     }
 
     fn with_pictures(&self, model: Model, seed: u64) -> anyhow::Result<Frozen> {
@@ -313,12 +315,12 @@ fn check_exclusive(config: &VitConfig) -> anyhow::Result<()> {
 }
 
 /// Opens a model to train something for it, without the parts trained for it before.
-fn open_without_parts(reference: Reference<'_>) -> anyhow::Result<Model> {
+fn open_without_parts(reference: Reference<'_>, device: &Device) -> anyhow::Result<Model> {
     let reference = Reference {
         trained_parts: false,
         ..reference
     };
-    Ok(models::open(reference, &Device::Cpu)?)
+    Ok(models::open(reference, device)?)
 }
 
 /// A frozen model to train something for, and the pictures.

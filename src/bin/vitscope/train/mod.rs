@@ -21,7 +21,7 @@ use candle_core::Device;
 use vitscope::models::{self, Reference};
 use vitscope::train::Checkpoint;
 
-use crate::args::{one_or_more, thread_count};
+use crate::args::{DeviceArgs, one_or_more, thread_count};
 use crate::exit::Exit;
 use crate::interrupt;
 use job::{Job, Joint, Measured, range};
@@ -49,7 +49,9 @@ struct RunsArgs {
     /// Output folder for all runs.
     #[arg(long, value_name = "FOLDER", requires = "file")]
     out: Option<PathBuf>,
-    /// Number of compute threads; runs with equal numbers are bit-identical [default: one per core].
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Number of compute threads; on the CPU, runs with equal numbers are bit-identical [default: one per core].
     #[arg(long, value_name = "N", requires = "file", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
 }
@@ -136,7 +138,9 @@ struct CommonArgs {
     /// Steps between checkpoints [default: the recipe's].
     #[arg(long, value_name = "STEPS")]
     checkpoint: Option<u64>,
-    /// Number of compute threads; runs with equal numbers are bit-identical [default: one per core].
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Number of compute threads; on the CPU, runs with equal numbers are bit-identical [default: one per core].
     #[arg(long, value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
 }
@@ -273,6 +277,7 @@ impl CommonArgs {
             changes: recipe::changed(&self.set)?,
             seed: self.seed,
             checkpoint: self.checkpoint,
+            device: self.device.open()?,
             out,
             stop,
         })

@@ -59,6 +59,7 @@ pub(super) fn run(path: &Path, args: &RunsArgs) -> anyhow::Result<Exit> {
                     changes: run.set.clone(),
                     seed: Some(*seed),
                     checkpoint: None,
+                    device: args.device.open()?,
                     out: folder,
                     stop: &stop,
                 };

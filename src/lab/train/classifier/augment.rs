@@ -26,6 +26,7 @@ pub(super) fn augmented_batch(
     indices: &[usize],
     epoch: u64,
     (mean, std): ([f32; 3], [f32; 3]),
+    device: &Device,
 ) -> Result<(Tensor, Vec<Label>)> {
     let (mut pictures, mut classes, mut rngs) = (Vec::new(), Vec::new(), Vec::new());
     for (index, picture) in readable(data, indices)? {
@@ -39,7 +40,7 @@ pub(super) fn augmented_batch(
         rngs.push(rng);
     }
     let (pictures, labels) = mixed(recipe.cutmix, &pictures, &classes, &mut rngs);
-    let images = images_from_pictures(&pictures, mean, std, &Device::Cpu)?;
+    let images = images_from_pictures(&pictures, mean, std, device)?;
     Ok((images, labels))
 }
 

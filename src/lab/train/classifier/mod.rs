@@ -14,7 +14,7 @@ mod trainer;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::OnProgress;
@@ -199,7 +199,7 @@ pub struct JointInterpreter {
 /// Mean and standard deviation of the image normalization: pixels span -1 to 1.
 pub const NORMALIZATION: ([f32; 3], [f32; 3]) = ([0.5; 3], [0.5; 3]);
 
-/// Trains on `train`, evaluates on `test`; writes checkpoints, `train.csv` and `train.png` into `folder`.
+/// Trains on the first half of the data on `device`, evaluates on the second; writes checkpoints, `train.csv` and `train.png` into `folder`.
 ///
 /// With an IA-ViT recipe, an interpreter is trained jointly and shapes the model through its losses. Resumes from the
 /// checkpoint in `folder`, if any.
@@ -210,8 +210,8 @@ pub fn train(
     recipe: &ClassifierRecipe,
     start: Option<&Start>,
     interpreter: Option<&IaVitRecipe>,
-    train: &dyn Dataset,
-    test: &dyn Dataset,
+    (train, test): (&dyn Dataset, &dyn Dataset),
+    device: &Device,
     folder: &Path,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<TrainedClassifier> {
@@ -219,7 +219,7 @@ pub fn train(
     if let Some(interpreter) = interpreter {
         interpreter.validate()?;
     }
-    let mut trainer = ClassifierTrainer::new(recipe, start, interpreter, train, test)?;
+    let mut trainer = ClassifierTrainer::new(recipe, start, interpreter, (train, test), device)?;
     let columns = match interpreter {
         None => COLUMNS,
         Some(_) => JOINT_COLUMNS,

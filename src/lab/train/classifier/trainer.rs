@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{D, Tensor, Var};
+use candle_core::{D, Device, Tensor, Var};
 
 use super::augment::{Label, augmented_batch, drop_patches};
 use super::optimizers::Optimizers;
@@ -45,8 +45,8 @@ impl<'a> ClassifierTrainer<'a> {
         recipe: &'a ClassifierRecipe,
         start: Option<&Start>,
         interpreter: Option<&'a IaVitRecipe>,
-        train: &'a dyn Dataset,
-        test: &'a dyn Dataset,
+        (train, test): (&'a dyn Dataset, &'a dyn Dataset),
+        device: &Device,
     ) -> Result<Self> {
         let mut rng = Rng::new(recipe.seed);
         let (config, weights) = match start {
@@ -60,7 +60,11 @@ impl<'a> ClassifierTrainer<'a> {
         let (trained, frozen): (HashMap<_, _>, HashMap<_, _>) = weights
             .into_iter()
             .partition(|(name, _)| recipe.trains(name, config.num_hidden_layers));
-        let vars: HashMap<String, Var> = variables(trained)?;
+        let vars: HashMap<String, Var> = variables(trained, device)?;
+        let frozen = frozen
+            .into_iter()
+            .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
+            .collect::<Result<HashMap<_, _>>>()?;
         let mut all = over(&vars);
         all.extend(frozen.clone());
         let vit = Vit::load(config.clone(), &all)?;
@@ -147,7 +151,14 @@ impl<'a> ClassifierTrainer<'a> {
     fn fidelity(&self, pupil: &Pupil<'_>) -> Result<Fidelity> {
         let indices: Vec<usize> = (0..self.test.len()).collect();
         let chunks = indices.chunks(self.recipe.batch);
-        let chunks = chunks.map(|chunk| labeled_images(self.test, chunk, self.normalization));
+        let chunks = chunks.map(|chunk| {
+            labeled_images(
+                self.test,
+                chunk,
+                self.normalization,
+                self.vit.class_token().device(),
+            )
+        });
         pupil.fidelity(&self.vit, chunks)
     }
 
@@ -186,8 +197,14 @@ impl Trainer for ClassifierTrainer<'_> {
         let epoch = step / self.batches.per_epoch();
         let schedule = cosine_schedule(step, recipe.warmup_steps, self.n_steps());
         let indices = self.batches.at(step);
-        let (images, labels) =
-            augmented_batch(recipe, self.train, &indices, epoch, self.normalization)?;
+        let (images, labels) = augmented_batch(
+            recipe,
+            self.train,
+            &indices,
+            epoch,
+            self.normalization,
+            self.vit.class_token().device(),
+        )?;
         let mut values = in_pool(|| self.update(&images, &labels, schedule))?;
         self.step += 1;
         if self.step.is_multiple_of(self.batches.per_epoch()) {

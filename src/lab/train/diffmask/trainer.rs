@@ -85,7 +85,7 @@ impl<'a> GateTrainer<'a> {
         let sizes = GateSizes::new(subject.vit.config());
         let mut rng = Rng::new(recipe.seed);
         let mut tensors =
-            VotingGates::initial_tensors(sizes, recipe.offset, &mut rng, &Device::Cpu)?;
+            VotingGates::initial_tensors(sizes, recipe.offset, &mut rng, subject.device())?;
         if recipe.removal == RemovalKind::Drop {
             tensors.remove(BASELINE);
         }
@@ -101,11 +101,11 @@ impl<'a> GateTrainer<'a> {
             let offset = calibrated_offset(&tensors, sizes, recipe.stretch, &states, share)?;
             for (name, tensor) in &mut tensors {
                 if name.ends_with("offset") {
-                    *tensor = Tensor::full(offset as f32, 1, &Device::Cpu)?;
+                    *tensor = Tensor::full(offset as f32, 1, tensor.device())?;
                 }
             }
         }
-        let vars: BTreeMap<String, Var> = variables(tensors)?;
+        let vars: BTreeMap<String, Var> = variables(tensors, subject.device())?;
         let params = vars
             .iter()
             .map(|(name, var)| Param {

@@ -60,7 +60,7 @@ impl<'a> Pupil<'a> {
         if recipe.start == Start::Model {
             tensors.extend(classifier_of(vit, recipe)?);
         }
-        let vars: BTreeMap<String, Var> = variables(tensors)?;
+        let vars: BTreeMap<String, Var> = variables(tensors, vit.class_token().device())?;
         Ok(Self {
             recipe,
             interpreter: Interpreter::load(shape, &over(&vars))?,
@@ -207,8 +207,14 @@ fn classifier_of(vit: &Vit, recipe: &IaVitRecipe) -> Result<[(String, Tensor); 4
     // The head's other input next to the class token is also a mean of patches.
     let weight = weight.detach().reshape((n_classes, (), dim))?.sum(1)?;
     let tensors = [
-        ("value.weight", Tensor::eye(dim, DType::F32, &Device::Cpu)?),
-        ("value.bias", Tensor::zeros(dim, DType::F32, &Device::Cpu)?),
+        (
+            "value.weight",
+            Tensor::eye(dim, DType::F32, weight.device())?,
+        ),
+        (
+            "value.bias",
+            Tensor::zeros(dim, DType::F32, weight.device())?,
+        ),
         ("classifier.weight", weight.to_dtype(DType::F32)?),
         ("classifier.bias", bias.detach().to_dtype(DType::F32)?),
     ];

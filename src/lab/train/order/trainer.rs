@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, IndexOp, Tensor, Var};
+use candle_core::{IndexOp, Tensor, Var};
 
 use super::OrderRecipe;
 use super::teacher::{order_of, rollout_of_halves};
@@ -64,14 +64,14 @@ impl<'a> OrderTrainer<'a> {
         let vit = subject.vit;
         let sizes = OrderSizes::new(vit.config(), recipe.hidden);
         let mut rng = Rng::new(recipe.seed);
-        let mut tensors = OrderGates::initial_tensors(sizes, &mut rng, &Device::Cpu)?;
+        let mut tensors = OrderGates::initial_tensors(sizes, &mut rng, subject.device())?;
         let grid = vit.grid(subject.size.height_px, subject.size.width_px);
         let any = subject.images(subject.train, &[0])?;
         let emptied = answer_without_patches(vit, &any)?;
         tensors.remove(EMPTY_ANSWER);
         let mut constants = BTreeMap::from([(EMPTY_ANSWER.to_owned(), emptied.squeeze(0)?)]);
         constants.extend(tensors.remove_entry(SCALE));
-        let vars: BTreeMap<String, Var> = variables(tensors)?;
+        let vars: BTreeMap<String, Var> = variables(tensors, subject.device())?;
         Ok(Self {
             recipe,
             subject,
@@ -138,7 +138,7 @@ impl<'a> OrderTrainer<'a> {
         let update = self.step - self.recipe.study_steps(self.subject.train.len());
         let mut rng = Rng::for_item(seed, update);
         let drawn: Vec<u32> = (0..batch).map(|_| rng.below(n_pictures) as u32).collect();
-        let drawn = Tensor::new(drawn, &Device::Cpu)?;
+        let drawn = Tensor::new(drawn, all.taught.device())?;
         let taught = all.taught.index_select(&drawn, 0)?;
         let order = self.gates.order(&all.features.index_select(&drawn, 0)?)?;
         let residual = (order - &taught)?;

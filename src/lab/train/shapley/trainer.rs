@@ -82,9 +82,9 @@ impl<'a> RankingTrainer<'a> {
     pub(super) fn new(recipe: &'a ShapleyRecipe, subject: Subject<'a>) -> Result<Self> {
         let sizes = RankingSizes::new(subject.vit.config(), recipe.hidden);
         let mut rng = Rng::new(recipe.seed);
-        let mut tensors = RankingGates::initial_tensors(sizes, &mut rng, &Device::Cpu)?;
+        let mut tensors = RankingGates::initial_tensors(sizes, &mut rng, subject.device())?;
         let empty_answer = tensors.remove(EMPTY_ANSWER);
-        let vars: BTreeMap<String, Var> = variables(tensors)?;
+        let vars: BTreeMap<String, Var> = variables(tensors, subject.device())?;
         let mut over_vars = over(&vars);
         over_vars.extend(empty_answer.map(|tensor| (EMPTY_ANSWER.to_owned(), tensor)));
         let geometry = Geometry {
@@ -207,7 +207,7 @@ impl<'a> RankingTrainer<'a> {
             self.geometry,
             (self.subject.mean, self.subject.std),
             CHUNK,
-            &Device::Cpu,
+            self.subject.device(),
         )
     }
 
@@ -282,7 +282,7 @@ impl<'a> RankingTrainer<'a> {
             .flatten()
             .map(|&keep| f32::from(u8::from(keep)))
             .collect();
-        let kept = Tensor::from_vec(kept, (n_subsets, batch, n_patches), &Device::Cpu)?;
+        let kept = Tensor::from_vec(kept, (n_subsets, batch, n_patches), values.device())?;
         Ok(Game {
             kept: kept.transpose(0, 1)?.contiguous()?,
             values: values.transpose(0, 1)?.contiguous()?,
@@ -336,7 +336,7 @@ impl<'a> RankingTrainer<'a> {
         let logits = Tensor::from_vec(
             logits.concat(),
             (n_masked + n_emptied, n_classes),
-            &Device::Cpu,
+            self.subject.device(),
         )?;
         let answers = softmax(&logits, D::Minus1)?;
         let values = answers.narrow(0, 0, n_masked)?;
@@ -364,7 +364,7 @@ impl<'a> RankingTrainer<'a> {
                 let kept = mask.iter().zip(n_special as u32..);
                 let kept = kept.filter_map(|(keep, token)| keep.then_some(token));
                 let kept: Vec<u32> = (0..n_special as u32).chain(kept).collect();
-                let kept = Tensor::new(kept.as_slice(), &Device::Cpu)?;
+                let kept = Tensor::new(kept.as_slice(), tokens.device())?;
                 Ok(tokens.get(picture_idx)?.index_select(&kept, 0)?)
             };
             let left: Vec<Tensor> = masks
@@ -401,7 +401,7 @@ impl<'a> RankingTrainer<'a> {
         let mean: Vec<f32> = sum.iter().map(|sum| sum / n.max(1.0)).collect();
         tensors.insert(
             EMPTY_ANSWER.into(),
-            Tensor::from_vec(mean, sum.len(), &Device::Cpu)?,
+            Tensor::from_vec(mean, sum.len(), self.subject.device())?,
         );
         Ok(tensors)
     }
