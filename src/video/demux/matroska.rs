@@ -396,6 +396,7 @@ impl Segment {
                 packets: entry.packets,
                 first_key: None,
                 breaks_off: entry.breaks_off,
+                n_untimed: 0,
                 left_out: sound::opus_left_out(&entry.codec_private),
                 bytes_hash: Some(entry.digest.finish()),
                 unknown: entry.unknown,

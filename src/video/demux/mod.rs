@@ -78,6 +78,8 @@ pub struct Track {
     pub first_key: Option<i64>,
     /// True if the file ends within a packet of this track, which is then not included.
     pub breaks_off: bool,
+    /// Number of audio packets before the first timestamp of the track, which are not included.
+    pub n_untimed: u64,
     /// Duration at the beginning that the decoder is to discard, in nanoseconds, if the container states it for Opus.
     pub left_out: Option<i64>,
     /// Digest of all audio bytes: uncompressed audio has no meaningful packets. `None` if an edit cuts between two

@@ -562,8 +562,7 @@ impl TrackTables {
                 continue;
             };
             let part = Part {
-                // The pre-roll stays whole.
-                start: (!run_in).then_some(media_start),
+                start: media_start,
                 stop: edit
                     .duration
                     .map(|duration| exact_ticks(duration, self.timescale))
@@ -642,6 +641,7 @@ impl TrackTables {
             packets,
             first_key: None,
             breaks_off: false,
+            n_untimed: 0,
             left_out: self.left_out,
             bytes_hash: (!is_cut_between_samples).then(|| all_bytes.finish()),
             unknown: self.unknown,
@@ -651,8 +651,7 @@ impl TrackTables {
 
 /// Part of a track that an edit shows, in ticks of the track.
 struct Part {
-    /// Start, if what comes before it is left out.
-    start: Option<i64>,
+    start: i64,
     /// Stop; `None` within it if it is between two ticks.
     stop: Option<Option<i64>>,
 }
@@ -669,7 +668,7 @@ impl Part {
             let at = usize::try_from(n_bytes.checked_div(n_ticks)?).ok();
             at.filter(|_| !is_between)
         };
-        let start = self.start.map_or(Some(0), place)?;
+        let start = place(self.start)?;
         let stop = match self.stop {
             Some(stop) if is_cut => place(stop?)?,
             _ => usize::try_from(len).ok()?,

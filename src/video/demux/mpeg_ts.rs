@@ -354,8 +354,12 @@ struct Stream {
     codec: &'static str,
     counter: Option<u8>,
     first_pts: Option<i64>,
-    /// Presentation time of the first frame at which decoding may begin, in nanoseconds.
+    /// Presentation time of the first frame that is decoded completely, in nanoseconds.
     first_entry: Option<i64>,
+    /// Number of reference frames after the first entry until a frame is complete.
+    n_incomplete: u32,
+    /// True within the PES packet of the first entry.
+    enters: bool,
     clock: Clock,
     last_decoded: Option<i64>,
     pictures: PictureStarts,
@@ -407,6 +411,8 @@ impl Stream {
             counter: None,
             first_pts: None,
             first_entry: None,
+            n_incomplete: 0,
+            enters: false,
             clock: Clock::default(),
             last_decoded: None,
             pictures: PictureStarts::new(codec),
@@ -490,8 +496,9 @@ impl Stream {
         }
         self.last_decoded = Some(decoded);
         let time = pts.saturating_mul(1_000_000_000).div_euclid(CLOCK);
-        if is_entry {
-            self.first_entry.get_or_insert(time);
+        if is_entry && self.first_entry.is_none() {
+            self.first_entry = Some(time);
+            self.enters = true;
         }
         if self.framing.is_some() {
             self.sound.marks.push((self.sound.n_bytes(), time));
@@ -510,6 +517,14 @@ impl Stream {
             self.unknown = Some("its frames are not aligned with its PES packets");
         }
         self.n_begun = 0;
+        let refresh = self.pictures.refresh.take();
+        let is_reference = std::mem::take(&mut self.pictures.is_reference);
+        if std::mem::take(&mut self.enters) {
+            self.n_incomplete = refresh.unwrap_or(0);
+        } else if self.n_incomplete > 0 && is_reference {
+            self.n_incomplete -= 1;
+            self.first_entry = self.packets.last().map(|frame| frame.time);
+        }
     }
 
     fn track(mut self, mut clock: Clock) -> Track {
@@ -540,6 +555,7 @@ impl Stream {
             codec: self.codec.into(),
             first_key: self.first_entry.filter(|_| self.kind == Kind::Picture),
             breaks_off: self.sound.breaks_off,
+            n_untimed: self.sound.n_untimed,
             left_out: None,
             packets: self.packets,
             bytes_hash: Some(self.sound.digest.finish()),
@@ -602,6 +618,10 @@ struct PictureStarts {
     codec: &'static str,
     /// Most recent bytes.
     window: u64,
+    /// Number of reference frames until the picture has been refreshed, according to an H.264 recovery point.
+    refresh: Option<u32>,
+    /// True if the H.264 frame is one that others refer to.
+    is_reference: bool,
 }
 
 impl PictureStarts {
@@ -614,6 +634,22 @@ impl PictureStarts {
                 "other"
             },
             window: u64::MAX,
+            refresh: None,
+            is_reference: false,
+        }
+    }
+
+    /// Reads a recovery point (ITU-T H.264, D.1.8) if the most recent bytes are its start code, type, length, and first
+    /// two bytes.
+    fn read_refresh(&mut self) {
+        let is_recovery_point = self.window >> 40 & 0xff_ffff == 1
+            && self.window >> 32 & 31 == 6
+            && self.window >> 24 & 0xff == 6;
+        if is_recovery_point {
+            let bits = (self.window & 0xffff) as u16;
+            let n_zeros = bits.leading_zeros();
+            let value = bits.checked_shr(15_u32.saturating_sub(2 * n_zeros));
+            self.refresh = value.and_then(|value| u32::from(value).checked_sub(1));
         }
     }
 
@@ -625,12 +661,19 @@ impl PictureStarts {
             let back = |n: u32| (self.window >> (8 * n) & 0xff) as u8;
             let begins = match self.codec {
                 // A slice whose first macroblock is number zero, which is encoded as a single bit.
-                "H.264" => start_code(2) && matches!(back(1) & 31, 1 | 5) && byte & 0x80 != 0,
+                "H.264" => {
+                    let begins = start_code(2) && matches!(back(1) & 31, 1 | 5) && byte & 0x80 != 0;
+                    self.is_reference |= begins && back(1) & 0x60 != 0;
+                    begins
+                }
                 "H.265" => start_code(3) && back(2) >> 1 & 63 < 32 && byte & 0x80 != 0,
                 "MPEG video" => start_code(1) && *byte == 0,
                 "MPEG-4 video" => start_code(1) && *byte == 0xb6,
                 _ => false,
             };
+            if self.codec == "H.264" {
+                self.read_refresh();
+            }
             n += u32::from(begins);
         }
         n
@@ -649,6 +692,8 @@ struct Sound {
     digest: DefaultHasher,
     lost: bool,
     breaks_off: bool,
+    /// Number of packets before the first mark.
+    n_untimed: u64,
 }
 
 impl Sound {
@@ -709,6 +754,8 @@ impl Sound {
                     ..Packet::default()
                 });
                 self.next_time = Some(time.saturating_add(frame.duration_nanos));
+            } else {
+                self.n_untimed += 1;
             }
             at += bytes.len();
         }

@@ -55,6 +55,8 @@ pub(super) struct AudioTrack {
     early: Early,
     /// Longest time before zero that may be a pre-roll.
     pub(super) longest_run_in: Duration,
+    /// Length of all packets, if the header states it.
+    pub(super) packet_len: Option<Duration>,
     /// Delay that the segment adds to the correct times.
     lead: Duration,
     end: gst::Pad,
@@ -220,9 +222,11 @@ pub(super) fn attach(
         })
         .ok_or_else(|| Error::Media("cannot hold back the sound".into()))?;
     refuse_serialized_queries(&elements::static_pad(&queue, "sink")?);
-    let lead = match copied {
-        true => timeline.lead_of(pad, container),
-        false => Duration::ZERO,
+    // Audio that can be cut anywhere needs no pre-roll; only an edit list can hide one.
+    let is_cut = !copied || plain(caps).is_some() && !container.has_edit_lists();
+    let lead = match is_cut {
+        true => Duration::ZERO,
+        false => timeline.lead_of(pad, container),
     };
     match raw {
         None => timeline.apply(pad, lead),
@@ -232,11 +236,12 @@ pub(super) fn attach(
     let lead = if copied { lead } else { priming };
     cut(&end, lead, shared);
     let start = elements::static_pad(&chain[0], "sink")?;
+    let packet_len = timeline.packet_len_of(pad);
     if !copied {
         timeline.keep_back(pad);
     }
     let early = match timeline.run_in_of(pad, lead) {
-        _ if !copied => Early::Known(priming),
+        _ if is_cut => Early::Known(priming),
         Some(run_in) => Early::Known(run_in),
         None => Early::Measured(measure(&start)),
     };
@@ -253,9 +258,10 @@ pub(super) fn attach(
         copied,
         early,
         longest_run_in: match copied {
-            true => longest_run_in(caps),
+            true => longest_run_in(caps, packet_len),
             false => LONGEST_RUN_IN,
         },
+        packet_len,
         lead,
         end,
         gate,
@@ -269,20 +275,15 @@ pub(super) fn attach(
 ///
 /// Only AAC, Opus and Vorbis need a long one. LAME's is 1105 samples, less than two packets, and other codecs need less
 /// than 50 ms.
-fn longest_run_in(caps: &gst::Caps) -> Duration {
+fn longest_run_in(caps: &gst::Caps, packet_len: Option<Duration>) -> Duration {
     let is_any = |names: &[&str]| names.iter().any(|name| elements::may_be(caps, name));
     if is_aac(caps) || is_any(&["audio/x-opus", "audio/x-vorbis"]) {
         return LONGEST_RUN_IN;
     }
-    let layer = caps
-        .structure(0)
-        .and_then(|fields| fields.get::<i32>("layer").ok());
-    let two_packets = match (layer, rate(caps)) {
-        (Some(3), Some(rate @ 1..32_000)) => duration_from_ticks(2 * 576, rate),
-        (Some(_), Some(rate @ 1..)) => duration_from_ticks(2 * 1152, rate),
-        _ => Duration::ZERO,
-    };
-    two_packets.max(LONGEST_PRIMING)
+    match packet_len.filter(|_| elements::may_be(caps, "audio/mpeg")) {
+        Some(packet_len) => LONGEST_PRIMING.max(2 * packet_len),
+        None => LONGEST_PRIMING,
+    }
 }
 
 /// Repeats the sticky events of `pad`, from the caps on.
@@ -551,7 +552,7 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
             && let Some((rate, frame_len)) = pad.current_caps().and_then(|caps| plain(&caps))
             && let Some(buffer) = info.take_buffer()
         {
-            match gst_audio::audio_buffer_clip(buffer, segment.upcast_ref(), rate, frame_len) {
+            match clipped(buffer, segment, rate, frame_len) {
                 Some(part) => info.data = Some(gst::PadProbeData::Buffer(part)),
                 None => return gst::PadProbeReturn::Handled,
             }
@@ -588,6 +589,39 @@ fn cut(end: &gst::Pad, lead: Duration, shared: &Arc<Shared>) {
         }
         gst::PadProbeReturn::Ok
     });
+}
+
+/// Returns the part of uncompressed audio that lies in `segment`, to the nearest sample.
+pub(super) fn clipped(
+    mut buffer: gst::Buffer,
+    segment: &Segment,
+    rate: u32,
+    frame_len: u32,
+) -> Option<gst::Buffer> {
+    let Some(pts) = buffer.pts() else {
+        return Some(buffer);
+    };
+    let n_samples = buffer.size() / frame_len.max(1) as usize;
+    let place = |time: gst::ClockTime| {
+        let n_before = ticks_from_duration(time.saturating_sub(pts).into(), rate);
+        usize::try_from(n_before).map_or(n_samples, |n_before| n_before.min(n_samples))
+    };
+    let begin = segment.start().map_or(0, place);
+    let end = segment.stop().map_or(n_samples, place);
+    let length = gst::ClockTime::try_from(duration_from_ticks(n_samples as u64, rate)).ok()?;
+    let until = pts + buffer.duration().unwrap_or(length);
+    if (begin, end) == (0, n_samples) {
+        buffer.make_mut().set_duration(until - pts);
+        return Some(buffer);
+    }
+    let n_left = end.checked_sub(begin).filter(|n_left| *n_left > 0)?;
+    let from = segment.start().map_or(pts, |start| start.max(pts));
+    let until = segment.stop().map_or(until, |stop| stop.min(until));
+    buffer = gst_audio::audio_buffer_truncate(buffer, frame_len, begin, Some(n_left));
+    let part = buffer.make_mut();
+    part.set_pts(from);
+    part.set_duration(until.saturating_sub(from));
+    Some(buffer)
 }
 
 /// Duration estimate for audio packets that do not state one.

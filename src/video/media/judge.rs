@@ -7,6 +7,7 @@ use super::container::LONGEST_RUN_IN;
 use super::job::AudioMode;
 use super::verify::{Verification, duration, secs};
 use crate::demux::{Contents, Format, Kind, Packet, Track};
+use vitscope_core::wording::counted;
 
 const MILLI: i64 = 1_000_000;
 
@@ -321,11 +322,14 @@ impl Wanted {
                 packet.time < -SOUND_TOLERANCE
             } else {
                 // Packets hidden by an edit list cannot be hidden in other containers.
-                too_early && !self.has_edit_lists && packet.time < 0
+                too_early && !self.has_edit_lists && packet.end() <= TIME_STEP
             };
             let kept = !early && packet.time < stop.saturating_add(SOUND_TOLERANCE);
             if kept {
-                n_optional.0 += usize::from(self.start > 0 && packet.time <= SOUND_TOLERANCE);
+                // The packet that an edit or a range begins in may be left out.
+                let is_cut = self.start > 0 && packet.time <= SOUND_TOLERANCE
+                    || too_early && !self.has_edit_lists && packet.time < 0;
+                n_optional.0 += usize::from(is_cut);
                 n_optional.1 += usize::from(packet.time >= stop.saturating_sub(SOUND_TOLERANCE));
             }
             kept
@@ -409,6 +413,12 @@ impl Wanted {
             return;
         }
         self.check_break(track, "a sound packet", judged);
+        if written.n_untimed > 0 {
+            judged.complaints.push(format!(
+                "{} of the result without a timestamp",
+                counted(written.n_untimed, "sound packet")
+            ));
+        }
         let copied = self.sound == AudioMode::Copy && track.codec == written.codec;
         let expected = self.packets(track, origin.0, !copied || track.is_pcm());
         if let (true, Some(before), Some(after)) = (copied, track.left_out, written.left_out)
@@ -467,7 +477,16 @@ impl Wanted {
         } else {
             ENCODED_TOLERANCE
         };
-        let moved = after.time - origin - before.time.max(0);
+        let pairs = written.packets.windows(2);
+        let mut backward = pairs.filter(|pair| pair[1].time + TIME_STEP < pair[0].time);
+        if let Some(pair) = backward.next() {
+            judged.complaints.push(format!(
+                "the sound goes back in time at {:.3} s",
+                secs(pair[1].time - origin)
+            ));
+        }
+        // What an edit list hides is not heard.
+        let moved = (after.time - origin).max(0) - before.time.max(0);
         if moved.abs() > tolerance && before.time > EARLIEST_SOUND {
             judged.complaints.push(against_picture(moved));
         }
@@ -662,6 +681,7 @@ mod tests {
             packets: packets.collect(),
             first_key: None,
             breaks_off: false,
+            n_untimed: 0,
             left_out: None,
             bytes_hash: Some(0),
             unknown: None,

@@ -20,6 +20,7 @@ use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 use gstreamer_video::{VideoColorRange, VideoColorimetry};
 
+use super::audio::AudioTrack;
 use super::beside::Beside;
 use super::bus::Failure;
 use super::container::{CLOCK, Container};
@@ -37,6 +38,10 @@ use vitscope_core::frame::{Frame, PixelFormat, PixelLayout, Pts};
 
 /// Number of frames that wait for the encoder, besides the one that it holds: 6 MB of 1080p I420.
 pub(super) const WAITING_FRAMES: usize = 2;
+
+/// Part of a packet that does not count, and the distance by which demuxers round times.
+const SLIVER: Duration = Duration::from_millis(1);
+const ROUNDING: Duration = Duration::from_micros(1);
 
 /// A sink that writes frames and the source's audio into a file.
 pub struct FileSink {
@@ -283,7 +288,7 @@ impl FileSink {
             .iter_mut()
             .map(|track| {
                 let early = track.early(&self.session.shared)?;
-                Ok(self.run_in(early, track.longest_run_in))
+                Ok(self.run_in(early, track))
             })
             .collect::<Result<Vec<_>>>()?;
         let longest = run_ins.iter().copied().max().unwrap_or_default();
@@ -331,13 +336,20 @@ impl FileSink {
         })
     }
 
-    /// Returns the length of audio before zero to write; the video never waits for audio that was cut off, which comes
-    /// `early` by more than the `longest` pre-roll.
-    fn run_in(&self, early: Duration, longest: Duration) -> Duration {
-        if early > longest && !self.plan.container.has_edit_lists() {
-            return Duration::ZERO;
+    /// Returns the length of audio before zero to write of a `track` that begins so `early`; of audio that was cut off,
+    /// the video waits only for the packet that it begins in.
+    fn run_in(&self, early: Duration, track: &AudioTrack) -> Duration {
+        if early <= track.longest_run_in || self.plan.container.has_edit_lists() {
+            return early;
         }
-        early
+        let Some(packet_len) = track.packet_len.filter(|len| !len.is_zero()) else {
+            return Duration::ZERO;
+        };
+        let hidden = Duration::from_nanos((early.as_nanos() % packet_len.as_nanos()) as u64);
+        match packet_len - hidden > SLIVER {
+            true => hidden + ROUNDING,
+            false => Duration::ZERO,
+        }
     }
 
     /// Returns the caps of pushed frames of `layout`.

@@ -330,6 +330,19 @@ fn select_only(decode: &gst::Element, pad: &gst::Pad) {
     });
 }
 
+/// Makes the decoder of `decode` leave out frames whose references are missing, as with H.264 that refreshes a frame
+/// part by part.
+fn leave_out_corrupt(decode: &gst::Element) {
+    let Some(bin) = decode.downcast_ref::<gst::Bin>() else {
+        return;
+    };
+    bin.connect_element_added(|_, element| {
+        if element.has_property("output-corrupt") {
+            element.set_property("output-corrupt", false);
+        }
+    });
+}
+
 /// Attaches each stream of `parsebin` as it appears.
 fn connect(parsebin: &gst::Element, demuxed: Demuxed) {
     parsebin.connect_pad_added(move |_, pad| {
@@ -573,6 +586,7 @@ impl Demuxed {
             }
         }
         select_only(&decode, pad);
+        leave_out_corrupt(&decode);
         let tap = Arc::clone(&self.tap);
         decode.connect_pad_added(move |_, pad| {
             if let Err(err) = pad.link(&raw) {

@@ -28,7 +28,7 @@ use super::matroska;
 use super::mp4::{Movie, Track, duration_from_ticks};
 use super::program_clock::ProgramClock;
 use super::session::lock;
-use super::{edits, elements, loas, transport, vorbis};
+use super::{audio, edits, elements, loas, transport, vorbis};
 
 /// A Matroska file that begins later than this was cut out of a longer one.
 const LATE_BEGIN: Duration = Duration::from_secs(1);
@@ -533,6 +533,12 @@ impl Timeline {
         Some(gst::Fraction::new(numer, denom))
     }
 
+    /// Length of all samples of `pad`, if the header states it.
+    pub(super) fn packet_len_of(&self, pad: &gst::Pad) -> Option<Duration> {
+        let (timescale, len) = self.track_of(pad)?.framerate?;
+        Some(duration_from_ticks(len.into(), timescale))
+    }
+
     /// True if the header states that the colors of `pad` span 0–255 (full range), which the demuxer does not pass on.
     pub(super) fn full_range_of(&self, pad: &gst::Pad) -> bool {
         self.track_of(pad).is_some_and(|track| track.full_range)
@@ -616,9 +622,20 @@ fn part_of(
     })
 }
 
-/// Drops the frames of `pad` outside `window`.
+/// Drops the frames or samples of `pad` outside `window`.
 fn clip(pad: &gst::Pad, window: Window) {
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+    let segment = window.segment(Duration::ZERO);
+    pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        let format = pad.current_caps().and_then(|caps| audio::plain(&caps));
+        if let Some((rate, frame_len)) = format
+            && let Some(buffer) = info.take_buffer()
+        {
+            let Some(part) = audio::clipped(buffer, &segment, rate, frame_len) else {
+                return gst::PadProbeReturn::Handled;
+            };
+            info.data = Some(gst::PadProbeData::Buffer(part));
+            return gst::PadProbeReturn::Ok;
+        }
         let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data else {
             return gst::PadProbeReturn::Ok;
         };
@@ -659,6 +676,7 @@ fn adapt_demuxer(parsebin: &gst::Element, earliest: Option<Duration>) {
             return;
         }
         element.connect_pad_added(move |_, pad| {
+            transport::await_time(pad);
             transport::strip_trailing_zeros(pad);
             loas::split(pad);
             if let Some(earliest) = earliest {

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use gstreamer as gst;
@@ -376,6 +377,36 @@ pub(super) fn beginning(packet: &[u8]) -> Option<usize> {
         _ => 1 + usize::from(*adaptation_len),
     };
     is_whole.then_some(4 + adaptation_len)
+}
+
+/// Drops packets of `pad` without a timestamp that follow a flush, up to the first one with a timestamp.
+///
+/// Behind a seek, tsdemux 1.22 passes on packets that it had kept back before.
+pub(super) fn await_time(pad: &gst::Pad) {
+    let is_waiting = AtomicBool::new(false);
+    // Packets of Opus that share a PES packet come as a list.
+    let packets = gst::PadProbeType::BUFFER | gst::PadProbeType::BUFFER_LIST;
+    pad.add_probe(packets | gst::PadProbeType::EVENT_FLUSH, move |_, info| {
+        let pts = match &info.data {
+            Some(gst::PadProbeData::Buffer(buffer)) => buffer.pts(),
+            Some(gst::PadProbeData::BufferList(list)) => list.get(0).and_then(|first| first.pts()),
+            Some(gst::PadProbeData::Event(event)) => {
+                if event.type_() == gst::EventType::FlushStop {
+                    is_waiting.store(true, Ordering::SeqCst);
+                }
+                return gst::PadProbeReturn::Ok;
+            }
+            _ => return gst::PadProbeReturn::Ok,
+        };
+        if pts.is_some() {
+            is_waiting.store(false, Ordering::SeqCst);
+        }
+        if is_waiting.load(Ordering::SeqCst) {
+            drop(info.data.take());
+            return gst::PadProbeReturn::Handled;
+        }
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// Strips the trailing zeros of the frames of `pad` if they are H.265.
