@@ -959,6 +959,24 @@ fn a_range_of_a_recording_that_was_cut_anywhere_holds_no_sound_of_its_beginning(
     }
 }
 
+/// Packets of Opus that share a PES packet leave the demuxer together.
+#[test]
+fn encoded_opus_of_a_range_holds_no_sound_of_the_beginning() {
+    let files = Files::new();
+    let loud = "-f lavfi -i aevalsrc=0.5*sin(2764*t)*lt(t\\,2):s=48000:d=6";
+    let input = files.make("in.ts", &format!("{PICTURE} {loud} {H264} -c:a libopus"));
+    for extension in ["mp4", "ts", "mkv"] {
+        let job = FileJob {
+            start: Some(Pts(2_500_000_000)),
+            audio: AudioMode::Encode,
+            ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+        };
+        check(&job, "verified: ");
+        let (peak, _) = peak_and_length(&job.output);
+        assert!(peak < -60.0, "{extension}: {peak} dB");
+    }
+}
+
 /// ffmpeg, too, leaves out frames that are not yet refreshed completely.
 #[test]
 fn frames_before_the_end_of_a_refresh_are_left_out() {

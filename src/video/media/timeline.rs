@@ -676,6 +676,7 @@ fn adapt_demuxer(parsebin: &gst::Element, earliest: Option<Duration>) {
             return;
         }
         element.connect_pad_added(move |_, pad| {
+            transport::split_lists(pad);
             transport::await_time(pad);
             transport::strip_trailing_zeros(pad);
             loas::split(pad);

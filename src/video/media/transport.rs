@@ -379,31 +379,39 @@ pub(super) fn beginning(packet: &[u8]) -> Option<usize> {
     is_whole.then_some(4 + adaptation_len)
 }
 
+/// Passes on each packet of a list of `pad` by itself, as probes expect them: tsdemux 1.22 sends lists of the packets of
+/// Opus that share a PES packet.
+pub(super) fn split_lists(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::BUFFER_LIST, |pad, info| {
+        let Some(gst::PadProbeData::BufferList(list)) = info.data.take() else {
+            return gst::PadProbeReturn::Ok;
+        };
+        info.flow_res = list
+            .iter_owned()
+            .try_fold(gst::FlowSuccess::Ok, |_, packet| pad.push(packet));
+        gst::PadProbeReturn::Handled
+    });
+}
+
 /// Drops packets of `pad` without a timestamp that follow a flush, up to the first one with a timestamp.
 ///
 /// Behind a seek, tsdemux 1.22 passes on packets that it had kept back before.
 pub(super) fn await_time(pad: &gst::Pad) {
     let is_waiting = AtomicBool::new(false);
-    // Packets of Opus that share a PES packet come as a list.
-    let packets = gst::PadProbeType::BUFFER | gst::PadProbeType::BUFFER_LIST;
-    pad.add_probe(packets | gst::PadProbeType::EVENT_FLUSH, move |_, info| {
-        let pts = match &info.data {
-            Some(gst::PadProbeData::Buffer(buffer)) => buffer.pts(),
-            Some(gst::PadProbeData::BufferList(list)) => list.get(0).and_then(|first| first.pts()),
-            Some(gst::PadProbeData::Event(event)) => {
-                if event.type_() == gst::EventType::FlushStop {
-                    is_waiting.store(true, Ordering::SeqCst);
-                }
-                return gst::PadProbeReturn::Ok;
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_FLUSH;
+    pad.add_probe(kinds, move |_, info| {
+        match (info.event(), info.buffer()) {
+            (Some(event), _) if event.type_() == gst::EventType::FlushStop => {
+                is_waiting.store(true, Ordering::SeqCst);
             }
-            _ => return gst::PadProbeReturn::Ok,
-        };
-        if pts.is_some() {
-            is_waiting.store(false, Ordering::SeqCst);
-        }
-        if is_waiting.load(Ordering::SeqCst) {
-            drop(info.data.take());
-            return gst::PadProbeReturn::Handled;
+            (_, Some(buffer)) if buffer.pts().is_some() => {
+                is_waiting.store(false, Ordering::SeqCst);
+            }
+            (_, Some(_)) if is_waiting.load(Ordering::SeqCst) => {
+                drop(info.take_buffer());
+                return gst::PadProbeReturn::Handled;
+            }
+            _ => {}
         }
         gst::PadProbeReturn::Ok
     });
