@@ -26,6 +26,13 @@ impl Files {
         self.0.path().join(name)
     }
 
+    /// Writes the file `name`.
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
     /// Makes the file `name` with ffmpeg's options `args`, which contain no quotes.
     pub(crate) fn make(&self, name: &str, args: &str) -> PathBuf {
         let path = self.path(name);
@@ -612,8 +619,7 @@ fn what_is_no_video_is_refused() {
         "the input is a directory, expected a video file: ",
     );
 
-    let empty = files.path("empty.mp4");
-    std::fs::write(&empty, "").unwrap();
+    let empty = files.write("empty.mp4", "");
     refused(&empty, "the file is empty, expected a video: ");
 
     let prose = files.path("prose.mp4");
@@ -626,8 +632,7 @@ fn what_is_no_video_is_refused() {
         &prose,
         "not a playable video (This appears to be a text file): ",
     );
-    let noise = files.path("noise.mp4");
-    std::fs::write(&noise, [0x5a_u8; 10_000]).unwrap();
+    let noise = files.write("noise.mp4", [0x5a_u8; 10_000]);
     refused(&noise, "not a playable video (");
 
     let sound = files.make("sound.mp4", &format!("{SOUND} -c:a aac"));
@@ -643,8 +648,7 @@ fn what_is_no_video_is_refused() {
 
     let whole = files.make("whole.mp4", &format!("{PICTURE} {H264}"));
     let bytes = std::fs::read(&whole).unwrap();
-    let cut = files.path("cut.mp4");
-    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    let cut = files.write("cut.mp4", &bytes[..bytes.len() / 2]);
     refused(&cut, "the file is truncated and has no header (moov): ");
 
     let picture = files.make("still.png", &format!("{PICTURE} -frames:v 1"));
@@ -817,8 +821,7 @@ fn outputs_that_cannot_be_written_are_refused() {
     std::fs::hard_link(&input, &hard).unwrap();
     refused(&hard, "the output would overwrite the input: ");
 
-    let there = files.path("there.mp4");
-    std::fs::write(&there, "mine").unwrap();
+    let there = files.write("there.mp4", "mine");
     refused(&there, "the output already exists");
     let job = FileJob {
         overwrite: true,
@@ -880,8 +883,7 @@ fn a_truncated_matroska_is_not_whole() {
     let long = long_video(&files);
     let whole = files.make("whole.mkv", &format!("-i {} -c copy", long.display()));
     let bytes = std::fs::read(&whole).unwrap();
-    let cut = files.path("cut.mkv");
-    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    let cut = files.write("cut.mkv", &bytes[..bytes.len() / 2]);
     let job = FileJob::new(&cut, files.path("out.mkv"));
     run(&job).unwrap();
     let complaint = verify::compare(&job, None).unwrap().complaint().unwrap();

@@ -381,8 +381,10 @@ fn a_packet_of_sound_that_the_source_breaks_off_in_is_told() {
     ] {
         let whole = std::fs::read(film(&files, name, sound)).unwrap();
         for n_missing in 1..8 {
-            let path = files.path(&format!("{n_missing}.{name}"));
-            std::fs::write(&path, &whole[..whole.len() - 188 * n_missing]).unwrap();
+            let path = files.write(
+                &format!("{n_missing}.{name}"),
+                &whole[..whole.len() - 188 * n_missing],
+            );
             let contents = demux::read(&path).unwrap();
             let track = contents.of(Kind::Sound).next().unwrap();
             // ffprobe counts the rest of a packet in a transport stream, except for Opus.
@@ -407,9 +409,7 @@ fn without_stream(files: &Files, input: &Path, pid: u16, name: &str) -> PathBuf 
     let packets = bytes.chunks_exact(188);
     let of_others =
         packets.filter(|packet| u16::from_be_bytes([packet[1], packet[2]]) & 0x1fff != pid);
-    let path = files.path(name);
-    std::fs::write(&path, of_others.collect::<Vec<_>>().concat()).unwrap();
-    path
+    files.write(name, of_others.collect::<Vec<_>>().concat())
 }
 
 /// Returns the number of sound tracks that ffprobe sees.
@@ -499,8 +499,7 @@ fn a_result_with_a_track_that_no_player_opens_is_not_called_verified() {
         .rposition(|window| window == b"stsd")
         .unwrap();
     bytes[last..last + 4].copy_from_slice(b"skip");
-    let result = files.path("result.mp4");
-    std::fs::write(&result, bytes).unwrap();
+    let result = files.write("result.mp4", bytes);
     for source in [&source, &silent] {
         let job = FileJob::new(source, result.clone());
         let verification = verify::compare(&job, None).unwrap();
@@ -522,8 +521,7 @@ fn sound_that_changes_on_the_way_is_refused_with_the_way_out() {
         );
         std::fs::read(path).unwrap()
     };
-    let input = files.path("joined.ts");
-    std::fs::write(&input, [part(48_000), part(44_100)].concat()).unwrap();
+    let input = files.write("joined.ts", [part(48_000), part(44_100)].concat());
     for extension in ["mp4", "mov", "mkv"] {
         let job = FileJob::new(&input, files.path(&format!("copied.{extension}")));
         let refusal = run(&job).unwrap_err().to_string();
@@ -849,8 +847,7 @@ fn pictures_that_no_decoder_can_show_raise_no_alarm() {
             })
             .collect();
         let from = (entries[1] + entries[2]) / 2;
-        let input = files.path(&format!("{name}.cut.ts"));
-        std::fs::write(&input, &bytes[188 * from..]).unwrap();
+        let input = files.write(&format!("{name}.cut.ts"), &bytes[188 * from..]);
         let job = FileJob {
             audio: AudioMode::Drop,
             ..FileJob::new(&input, files.path(&format!("{name}.mp4")))
@@ -877,8 +874,7 @@ fn ranges_of_a_recording_that_was_cut_anywhere_begin_with_a_key_frame() {
     ] {
         let whole = files.make(&format!("{name}.ts"), &format!("{PICTURE} {SOUND} {codec}"));
         let bytes = std::fs::read(&whole).unwrap();
-        let input = files.path(&format!("{name}.cut.ts"));
-        std::fs::write(&input, &bytes[bytes.len() / 376 * 188..]).unwrap();
+        let input = files.write(&format!("{name}.cut.ts"), &bytes[bytes.len() / 376 * 188..]);
         let out = |range: &str| files.path(&format!("{name}.{range}.mkv"));
         let whole = FileJob {
             audio: AudioMode::Drop,
@@ -934,8 +930,7 @@ fn a_range_of_a_recording_that_was_cut_anywhere_holds_no_sound_of_its_beginning(
                 .take_while(|packet| packet[1..3] != [0x40, 0]);
             begins(packets[*from], pid) && until_tables.clone().count() > 10
         });
-        let input = files.path("cut.ts");
-        std::fs::write(&input, &bytes[188 * from.unwrap()..]).unwrap();
+        let input = files.write("cut.ts", &bytes[188 * from.unwrap()..]);
         for extension in ["mkv", "mp4", "ts"] {
             let job = FileJob {
                 start: Some(Pts(1_500_000_000)),
@@ -987,8 +982,7 @@ fn frames_before_the_end_of_a_refresh_are_left_out() {
             &format!("{PICTURE} -c:v libx264 -preset veryfast -g 50 {options} -intra-refresh 1"),
         );
         let bytes = std::fs::read(&whole).unwrap();
-        let input = files.path("cut.ts");
-        std::fs::write(&input, &bytes[bytes.len() / 564 * 188..]).unwrap();
+        let input = files.write("cut.ts", &bytes[bytes.len() / 564 * 188..]);
         let job = FileJob {
             overwrite: true,
             ..FileJob::new(&input, files.path("out.mkv"))
@@ -1020,8 +1014,7 @@ fn sound_before_the_first_tables_of_a_transport_stream_is_kept() {
                 .find(|packet| begins(packet, 0) || begins(packet, 1))
                 .is_some_and(|first| begins(first, 1))
     });
-    let input = files.path("cut.ts");
-    std::fs::write(&input, &bytes[188 * from.unwrap()..]).unwrap();
+    let input = files.write("cut.ts", &bytes[188 * from.unwrap()..]);
     let n_packets = judged(&input, Kind::Sound).len() as u64;
     for extension in ["mkv", "mp4", "ts"] {
         let job = FileJob::new(&input, files.path(&format!("out.{extension}")));
@@ -1244,8 +1237,7 @@ fn sound_before_the_first_picture_of_a_matroska_file_is_in_ranges_too() {
 fn a_recording_behind_a_short_one_raises_no_alarm() {
     let files = Files::new();
     let one = files.make("one.ts", &format!("{PICTURE} {SOUND} {H264} -c:a mp2 -t 2"));
-    let two = files.path("two.ts");
-    std::fs::write(&two, std::fs::read(one).unwrap().repeat(2)).unwrap();
+    let two = files.write("two.ts", std::fs::read(one).unwrap().repeat(2));
     let job = FileJob::new(&two, files.path("two.mp4"));
     let verification = check(&job, "verified in part: frames 100 out; ");
     let told = verification.to_string();
@@ -1296,8 +1288,7 @@ fn tracks_begin_anew_together() {
         "one.ts",
         &format!("{PICTURE} {short} {late} {maps} {H264} -c:a:0 ac3 -c:a:1 mp2 -t 4"),
     );
-    let two = files.path("two.ts");
-    std::fs::write(&two, std::fs::read(one).unwrap().repeat(2)).unwrap();
+    let two = files.write("two.ts", std::fs::read(one).unwrap().repeat(2));
     check(
         &FileJob::new(&two, files.path("two.mp4")),
         "verified in part: frames 200 out; ",
@@ -2187,8 +2178,10 @@ fn dts_of_a_transport_stream_comes_out() {
         // Recordings may begin in the middle of a packet or with other data.
         let bytes = std::fs::read(&input).unwrap();
         for n_junk in [1, 188, 1000] {
-            let late = files.path(&format!("late.{name}"));
-            std::fs::write(&late, [&vec![b'x'; n_junk][..], &bytes].concat()).unwrap();
+            let late = files.write(
+                &format!("late.{name}"),
+                [&vec![b'x'; n_junk][..], &bytes].concat(),
+            );
             let job = FileJob::new(&late, files.path(&format!("{n_junk}.{name}.mkv")));
             check(&job, "verified: ");
             let copied = packets(&job.output, Kind::Sound);
@@ -2892,8 +2885,7 @@ fn edits_that_repeat_or_go_back_are_refused() {
         [(800, Some(480)), (800, Some(480))],
         [(800, Some(2080)), (800, Some(480))],
     ] {
-        let input = files.path("edited.mp4");
-        std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
+        let input = files.write("edited.mp4", with_edits(&whole, &edits));
         let job = FileJob::new(&input, files.path("out.mp4"));
         super::media::check_refused(
             &job,
@@ -2902,8 +2894,7 @@ fn edits_that_repeat_or_go_back_are_refused() {
     }
     // Everything is slightly later, and the run-in of the sound would come while nothing is shown yet.
     let edits = [(400, None), (2000, Some(0))];
-    let input = files.path("late.mp4");
-    std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
+    let input = files.write("late.mp4", with_edits(&whole, &edits));
     let job = FileJob::new(&input, files.path("late.out.mp4"));
     run(&job).unwrap();
     let complaint = verify::compare(&job, None).unwrap().complaint();
@@ -3003,9 +2994,8 @@ fn sound_that_an_edit_list_leaves_out_is_not_heard() {
             &format!("{PICTURE} {loud} {H264} -c:a {sound} -movie_timescale 1000 -use_editlist 1"),
         );
         let edits = [(920, Some(0)), (1000, Some(3080))];
-        let input = files.path(name);
         let whole = std::fs::read(whole).unwrap();
-        std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
+        let input = files.write(name, with_edits(&whole, &edits));
         for start in [0, 400] {
             let job = FileJob {
                 start: (start > 0).then_some(Pts(start * 1_000_000)),
@@ -3042,8 +3032,7 @@ fn uncompressed_sound_of_edits_is_cut_to_the_sample() {
             &[(1800, Some(100))],
             &[(1000, Some(0)), (800, Some(1200))],
         ] {
-            let input = files.path("in.mov");
-            std::fs::write(&input, with_edits(&whole, edits)).unwrap();
+            let input = files.write("in.mov", with_edits(&whole, edits));
             for extension in ["mov", "mkv"] {
                 let job = FileJob {
                     overwrite: true,
@@ -3070,9 +3059,8 @@ fn sound_that_was_cut_off_before_the_picture_is_not_copied() {
             &format!("whole_{name}"),
             &format!("{PICTURE} {SOUND} {H264} -c:a {sound} -movie_timescale 1000 -use_editlist 1"),
         );
-        let input = files.path(name);
         let whole = std::fs::read(whole).unwrap();
-        std::fs::write(&input, with_edits(&whole, &[(2000, Some(120))])).unwrap();
+        let input = files.write(name, with_edits(&whole, &[(2000, Some(120))]));
         for extension in ["mkv", "ts", "mp4"] {
             if name == "flac.mp4" && extension == "ts" {
                 continue;
@@ -3127,8 +3115,7 @@ fn parts_of_a_track_come_one_after_the_other() {
                 51,
             ),
         ] {
-            let input = files.path(name);
-            std::fs::write(&input, with_edits(&whole, edits)).unwrap();
+            let input = files.write(name, with_edits(&whole, edits));
             let frames = |path: &Path| judged(path, Kind::Picture);
             assert_eq!(frames(&input).len(), n_frames, "{name} {edits:?}: ffmpeg");
             let job = FileJob {
@@ -3148,8 +3135,7 @@ fn parts_of_a_track_come_one_after_the_other() {
         }
         // If there is nothing between two parts, ffmpeg makes up frames.
         let edits = [(1000, Some(0)), (1000, None), (1000, Some(3000))];
-        let input = files.path(name);
-        std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
+        let input = files.write(name, with_edits(&whole, &edits));
         let job = FileJob {
             overwrite: true,
             ..FileJob::new(&input, files.path("out.mp4"))
@@ -3163,8 +3149,7 @@ fn parts_of_a_track_come_one_after_the_other() {
 
         // A range that begins in the first part and ends in the second.
         let edits = [(1000, Some(0)), (1000, Some(3000))];
-        let input = files.path(name);
-        std::fs::write(&input, with_edits(&whole, &edits)).unwrap();
+        let input = files.write(name, with_edits(&whole, &edits));
         for (start, end, n_frames) in [(520, 1520, 25), (1200, 1800, 15), (0, 400, 10)] {
             let job = FileJob {
                 start: Some(Pts(start * 1_000_000)),

@@ -154,7 +154,7 @@ impl OrderGates {
     pub fn load_under(vit: &Vit, hidden: usize, tensors: &HashMap<String, Tensor>) -> Result<Self> {
         let mut tensors = tensors.clone();
         let n_classes = vit.config().n_classes();
-        let empty = uniform_answer(n_classes, vit.class_token().device())?;
+        let empty = uniform_answer(n_classes, vit.device())?;
         tensors.insert(EMPTY_ANSWER.into(), empty);
         Self::load(vit, hidden, &tensors)
     }

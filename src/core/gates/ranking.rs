@@ -186,7 +186,7 @@ impl RankingGates {
             return Ok(None);
         }
         let mut tensors = tensors.clone();
-        let empty = uniform_answer(sizes.classes, vit.class_token().device())?;
+        let empty = uniform_answer(sizes.classes, vit.device())?;
         tensors.insert(EMPTY_ANSWER.into(), empty);
         Self::load(vit, hidden, &tensors).map(Some)
     }

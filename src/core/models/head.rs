@@ -203,7 +203,7 @@ impl LinearHead {
                 self.labels.len()
             ));
         }
-        let device = vit.class_token().device();
+        let device = vit.device();
         let (weight, bias) = (self.weight.to_device(device)?, self.bias.to_device(device)?);
         Ok(vit.with_classifier(reads, weight, bias, self.labels))
     }

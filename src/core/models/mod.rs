@@ -447,7 +447,7 @@ impl Model {
     /// # Errors
     /// [`Error::Shape`] if a picture has the wrong number of bytes.
     pub fn images_from_rgb(&self, rgb: &[Vec<u8>]) -> Result<Tensor> {
-        let device = self.vit.class_token().device();
+        let device = self.vit.device();
         self.preprocessor.images_from_rgb(rgb, device)
     }
 

@@ -40,7 +40,7 @@ pub use vitscope_kernels::Activation;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use block::Block;
 #[cfg(feature = "lrp")]
@@ -178,6 +178,11 @@ impl Vit {
     /// - result: `[1, 1, dim]`
     pub fn class_token(&self) -> &Tensor {
         &self.class_token
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &Device {
+        self.class_token.device()
     }
 
     /// Rows and columns of the patch grid of images of this size.

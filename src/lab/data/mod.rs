@@ -132,7 +132,7 @@ pub fn readable(data: &dyn Dataset, indices: &[usize]) -> Result<Vec<(usize, Pic
     }
 }
 
-/// Reads images by index into one model input, with their labels, skipping unreadable images.
+/// Reads images by index into one model input on `device`, with their labels, skipping unreadable images.
 ///
 /// # Shapes
 /// - images: `[images, 3, height, width]`

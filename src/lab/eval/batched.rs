@@ -60,7 +60,7 @@ impl<'a> BatchedModel<'a> {
             geometry,
             (preprocessor.mean, preprocessor.std),
             batch,
-            model.vit.class_token().device(),
+            model.vit.device(),
         );
         Self { link, ..asked }
     }

@@ -155,7 +155,7 @@ pub(crate) fn for_each_prediction(
         } = answer;
         let mut prediction = Prediction::from_logits(link, label, class, logits)?;
         if let Some(familiarity) = &model.familiarity {
-            let class_token = Tensor::new(class_token, model.vit.class_token().device())?;
+            let class_token = Tensor::new(class_token, model.vit.device())?;
             let named = [(prediction.named, prediction.confidence as f32)];
             let trust = familiarity.trust(&class_token.unsqueeze(0)?, &named)?;
             prediction.trust = trust.first().map_or(0.0, |&trust| f64::from(trust));
@@ -235,7 +235,7 @@ fn for_each_answer(
     batch: usize,
     each: &mut dyn FnMut(usize, Answer<'_>) -> Result<()>,
 ) -> Result<()> {
-    let device = vit.class_token().device();
+    let device = vit.device();
     let (mut n_read, mut failure) = (0, None);
     for chunk in indices.chunks(batch.max(1)) {
         let mut read: Vec<usize> = Vec::with_capacity(chunk.len());

@@ -247,7 +247,7 @@ fn explain_chunk(
         .map(|&index| grids.picture(index))
         .collect::<Result<Vec<Picture>>>()?;
     // Pixels are exactly −1 or 1, as in the paper's code.
-    let images = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], vit.class_token().device())?;
+    let images = images_from_pictures(&pictures, [0.5; 3], [0.5; 3], vit.device())?;
     let explanation = explainer.explain(vit, &images, Target::Predicted)?;
     let original = logits(explanation.logits)?;
     let attributions: Vec<Vec<f32>> = explanation.attribution.to_vec2()?;

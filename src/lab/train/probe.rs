@@ -223,8 +223,7 @@ impl<'a> ProbeTrainer<'a> {
         } = self.subject;
         let (learns, indices) = &self.chunks[self.step as usize];
         let data = if *learns { train } else { test };
-        let (images, labels) =
-            labeled_images(data, indices, (mean, std), vit.class_token().device())?;
+        let (images, labels) = labeled_images(data, indices, (mean, std), vit.device())?;
         let output = vit.forward(&images)?;
         let config = vit.config();
         let read = features(config.reads, &output.tokens, config.n_special_tokens())?;

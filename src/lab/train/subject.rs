@@ -50,7 +50,7 @@ impl Subject<'_> {
 
     /// Returns the device of the model, on which training takes place.
     pub(super) fn device(&self) -> &Device {
-        self.vit.class_token().device()
+        self.vit.device()
     }
 
     /// Returns the number of patches in an image.

@@ -152,7 +152,7 @@ impl Taught {
             taught.add_class(class)?;
         }
         let indices: Vec<usize> = (0..data.len()).collect();
-        let device = model.vit.class_token().device();
+        let device = model.vit.device();
         let Preprocessor { mean, std, .. } = model.preprocessor;
         for chunk in indices.chunks(BATCH) {
             let Ok(read) = readable(data, chunk) else {

@@ -196,10 +196,11 @@ pub(super) fn attach(
             "cannot copy this sound into the output, re-encoding it"
         );
     }
-    let (mut chain, raw, priming) = if copied {
+    let (mut chain, decoded, priming) = if copied {
         (copy_chain(&accepted, caps)?, None, Duration::ZERO)
     } else {
-        encode_chain(container, &accepted, caps)?
+        let (chain, decoded, priming) = encode_chain(container, &accepted, caps)?;
+        (chain, Some(decoded), priming)
     };
     let right = if copied {
         caps.clone()
@@ -228,9 +229,9 @@ pub(super) fn attach(
         true => Duration::ZERO,
         false => timeline.lead_of(pad, container),
     };
-    match raw {
+    match decoded {
         None => timeline.apply(pad, lead),
-        Some(raw) => timeline.apply_to_decoded(pad, &raw),
+        Some(decoded) => timeline.apply_to_decoded(pad, &decoded),
     }
     // Decoded audio is cut to the sample, so the early part is the encoder's own priming.
     let lead = if copied { lead } else { priming };
@@ -847,7 +848,7 @@ fn encode_chain(
     container: Container,
     accepted: &gst::Caps,
     caps: &gst::Caps,
-) -> Result<(Vec<gst::Element>, Option<gst::Pad>, Duration)> {
+) -> Result<(Vec<gst::Element>, gst::Pad, Duration)> {
     let (best, second, parser) = encoder_of(container);
     let Some(name) = [best, second]
         .into_iter()
@@ -889,7 +890,7 @@ fn encode_chain(
         elements::make(parser)?,
         elements::capsfilter(accepted)?,
     ]);
-    Ok((chain, Some(decoded), priming))
+    Ok((chain, decoded, priming))
 }
 
 /// Makes `filter` pass an [`encoded_layout`], otherwise like `raw`, once `converter` knows the channels of the first

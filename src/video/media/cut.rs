@@ -12,8 +12,8 @@ use gstreamer::prelude::*;
 use super::session::lock;
 use super::timeline;
 
-/// Minimum part of a frame that counts: the coarsest time step of containers.
-const SLIVER: gst::ClockTime = gst::ClockTime::from_mseconds(1);
+/// Minimum part of a frame or packet that counts: the coarsest time step of containers.
+pub(super) const SLIVER: gst::ClockTime = gst::ClockTime::from_mseconds(1);
 
 /// Drops the frames of `stored` that follow a flush and precede the first key frame.
 ///

@@ -24,6 +24,7 @@ use super::audio::AudioTrack;
 use super::beside::Beside;
 use super::bus::Failure;
 use super::container::{CLOCK, Container};
+use super::cut::SLIVER;
 use super::elements::{self, static_pad};
 use super::encoder::{Settings, VideoCodec};
 use super::job::FileJob;
@@ -39,8 +40,7 @@ use vitscope_core::frame::{Frame, PixelFormat, PixelLayout, Pts};
 /// Number of frames that wait for the encoder, besides the one that it holds: 6 MB of 1080p I420.
 pub(super) const WAITING_FRAMES: usize = 2;
 
-/// Part of a packet that does not count, and the distance by which demuxers round times.
-const SLIVER: Duration = Duration::from_millis(1);
+/// Exceeds the distance by which demuxers round times.
 const ROUNDING: Duration = Duration::from_micros(1);
 
 /// A sink that writes frames and the source's audio into a file.
@@ -346,7 +346,7 @@ impl FileSink {
             return Duration::ZERO;
         };
         let hidden = Duration::from_nanos((early.as_nanos() % packet_len.as_nanos()) as u64);
-        match packet_len - hidden > SLIVER {
+        match packet_len - hidden > SLIVER.into() {
             true => hidden + ROUNDING,
             false => Duration::ZERO,
         }

@@ -43,8 +43,7 @@ pub(super) fn run(args: &GatesArgs) -> anyhow::Result<Exit> {
     for chunk in indices.chunks(args.asked.batch.get()) {
         let pictures = data::readable(&*test, chunk)?;
         let pictures: Vec<Picture> = pictures.into_iter().map(|(_, picture)| picture).collect();
-        let images =
-            data::images_from_pictures(&pictures, mean, std, model.vit.class_token().device())?;
+        let images = data::images_from_pictures(&pictures, mean, std, model.vit.device())?;
         let gates = (&frozen, gates.removal());
         let answers = answers_by_choice(&model.vit, gates, &images, args.margin, &mut rng)
             .with_context(|| format!("model {:?}", args.asked.model))?;

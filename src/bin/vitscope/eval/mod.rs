@@ -446,7 +446,7 @@ fn more_gates(
                 folder,
                 &model.vit,
                 &model.weights_sha256,
-                model.vit.class_token().device(),
+                model.vit.device(),
             )?;
             Ok((card.seed, gates))
         })

@@ -199,7 +199,8 @@ pub struct JointInterpreter {
 /// Mean and standard deviation of the image normalization: pixels span -1 to 1.
 pub const NORMALIZATION: ([f32; 3], [f32; 3]) = ([0.5; 3], [0.5; 3]);
 
-/// Trains on the first half of the data on `device`, evaluates on the second; writes checkpoints, `train.csv` and `train.png` into `folder`.
+/// Trains on `train` on the `device`, evaluates on `test`; writes checkpoints, `train.csv` and `train.png` into
+/// `folder`.
 ///
 /// With an IA-ViT recipe, an interpreter is trained jointly and shapes the model through its losses. Resumes from the
 /// checkpoint in `folder`, if any.

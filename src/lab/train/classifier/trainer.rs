@@ -151,14 +151,8 @@ impl<'a> ClassifierTrainer<'a> {
     fn fidelity(&self, pupil: &Pupil<'_>) -> Result<Fidelity> {
         let indices: Vec<usize> = (0..self.test.len()).collect();
         let chunks = indices.chunks(self.recipe.batch);
-        let chunks = chunks.map(|chunk| {
-            labeled_images(
-                self.test,
-                chunk,
-                self.normalization,
-                self.vit.class_token().device(),
-            )
-        });
+        let chunks = chunks
+            .map(|chunk| labeled_images(self.test, chunk, self.normalization, self.vit.device()));
         pupil.fidelity(&self.vit, chunks)
     }
 
@@ -203,7 +197,7 @@ impl Trainer for ClassifierTrainer<'_> {
             &indices,
             epoch,
             self.normalization,
-            self.vit.class_token().device(),
+            self.vit.device(),
         )?;
         let mut values = in_pool(|| self.update(&images, &labels, schedule))?;
         self.step += 1;

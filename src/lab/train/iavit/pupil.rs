@@ -60,7 +60,7 @@ impl<'a> Pupil<'a> {
         if recipe.start == Start::Model {
             tensors.extend(classifier_of(vit, recipe)?);
         }
-        let vars: BTreeMap<String, Var> = variables(tensors, vit.class_token().device())?;
+        let vars: BTreeMap<String, Var> = variables(tensors, vit.device())?;
         Ok(Self {
             recipe,
             interpreter: Interpreter::load(shape, &over(&vars))?,
