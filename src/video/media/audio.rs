@@ -121,8 +121,10 @@ impl AudioTrack {
     /// unknown stream in a way that makes the whole file unreadable, or fail.
     fn leave_out_silent(&self, muxer: &gst::Element, pad: &gst::Pad) {
         let is_heard = Arc::clone(&self.is_heard);
-        // The muxer would keep the parser's guess from before the first packet.
-        let is_waiting = AtomicBool::new(self.is_guessed);
+        // The muxer would keep the parser's guess from before the first packet, and its thread may still be reading the
+        // caps of a track that is removed, on which mp4mux 1.22 crashes.
+        let is_waiting = AtomicBool::new(true);
+        let is_guessed = self.is_guessed;
         let (muxer, pad) = (muxer.downgrade(), pad.downgrade());
         let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
         self.end.add_probe(kinds, move |end, info| {
@@ -146,7 +148,12 @@ impl AudioTrack {
                 gst::EventView::Gap(gap) => {
                     let segment = segment_of(end);
                     let running = segment.and_then(|segment| segment.to_running_time(gap.get().0));
-                    let is_long = running.is_some_and(|running| running > LONGEST_SILENCE);
+                    let patience = if is_guessed {
+                        LONGEST_SILENCE
+                    } else {
+                        gst::ClockTime::ZERO
+                    };
+                    let is_long = running.is_some_and(|running| running >= patience);
                     if is_long && is_waiting.swap(false, Ordering::SeqCst) {
                         tell_again(end);
                     }
