@@ -987,10 +987,24 @@ fn frames_before_the_end_of_a_refresh_are_left_out() {
             overwrite: true,
             ..FileJob::new(&input, files.path("out.mkv"))
         };
-        let verification = check(&job, "verified: ");
+        // A decoder does not recognize all incomplete frames: after frame number zero, it misses no references.
+        let verification = check(&job, "verified in part: ");
+        assert!(
+            verification.to_string().contains(
+                "not judged: whether the first frames are complete (the source refreshes them part by part)"
+            ),
+            "{verification}"
+        );
         let n_decoded = judged(&input, Kind::Picture).len() as u64;
         assert!((20..100).contains(&n_decoded), "{options}: {n_decoded}");
         assert_eq!(verification.frames_out, n_decoded, "{options}");
+        check(
+            &FileJob {
+                overwrite: true,
+                ..FileJob::new(&whole, files.path("out.mkv"))
+            },
+            "verified: ",
+        );
     }
 }
 

@@ -640,6 +640,7 @@ impl TrackTables {
             codec: self.codec,
             packets,
             first_key: None,
+            refreshes: Vec::new(),
             breaks_off: false,
             n_untimed: 0,
             left_out: self.left_out,

@@ -363,6 +363,8 @@ struct Stream {
     clock: Clock,
     last_decoded: Option<i64>,
     pictures: PictureStarts,
+    /// Presentation times of the frames at which a refresh begins, in nanoseconds.
+    refreshes: Vec<i64>,
     /// Number of frames that began in the current PES packet.
     n_begun: u32,
     framing: Option<Framing>,
@@ -416,6 +418,7 @@ impl Stream {
             clock: Clock::default(),
             last_decoded: None,
             pictures: PictureStarts::new(codec),
+            refreshes: Vec::new(),
             n_begun: 0,
             framing,
             sound: Sound::default(),
@@ -517,10 +520,13 @@ impl Stream {
             self.unknown = Some("its frames are not aligned with its PES packets");
         }
         self.n_begun = 0;
-        let refresh = self.pictures.refresh.take();
+        let n_refreshing = self.pictures.refresh.take().unwrap_or(0);
         let is_reference = std::mem::take(&mut self.pictures.is_reference);
+        if let Some(frame) = self.packets.last().filter(|_| n_refreshing > 0) {
+            self.refreshes.push(frame.time);
+        }
         if std::mem::take(&mut self.enters) {
-            self.n_incomplete = refresh.unwrap_or(0);
+            self.n_incomplete = n_refreshing;
         } else if self.n_incomplete > 0 && is_reference {
             self.n_incomplete -= 1;
             self.first_entry = self.packets.last().map(|frame| frame.time);
@@ -542,7 +548,8 @@ impl Stream {
             for packet in &mut self.packets {
                 packet.time = packet.time.saturating_add(shift);
             }
-            self.first_entry = self.first_entry.map(|time| time.saturating_add(shift));
+            let own_times = self.first_entry.iter_mut().chain(&mut self.refreshes);
+            own_times.for_each(|time| *time = time.saturating_add(shift));
         }
         if self.kind == Kind::Picture {
             complete(self.kind, &mut self.packets);
@@ -554,6 +561,7 @@ impl Stream {
             kind: self.kind,
             codec: self.codec.into(),
             first_key: self.first_entry.filter(|_| self.kind == Kind::Picture),
+            refreshes: self.refreshes,
             breaks_off: self.sound.breaks_off,
             n_untimed: self.sound.n_untimed,
             left_out: None,
@@ -664,6 +672,10 @@ impl PictureStarts {
                 "H.264" => {
                     let begins = start_code(2) && matches!(back(1) & 31, 1 | 5) && byte & 0x80 != 0;
                     self.is_reference |= begins && back(1) & 0x60 != 0;
+                    if begins && back(1) & 31 == 5 {
+                        // An IDR picture needs no other.
+                        self.refresh = None;
+                    }
                     begins
                 }
                 "H.265" => start_code(3) && back(2) >> 1 & 63 < 32 && byte & 0x80 != 0,

@@ -224,6 +224,11 @@ impl Wanted {
             return 0;
         }
         self.check_break(picture, "a frame", judged);
+        if self.begins_refreshing(picture, begins.0) {
+            let part =
+                "whether the first frames are complete (the source refreshes them part by part)";
+            judged.unjudged.push(part.into());
+        }
         let expected = self.frames(picture, begins.0);
         let best = expected
             .fits(written.len())
@@ -252,6 +257,15 @@ impl Wanted {
             ));
         }
         offset
+    }
+
+    /// Returns whether decoding may have begun at a frame that is not yet refreshed completely.
+    fn begins_refreshing(&self, picture: &Track, begin: i64) -> bool {
+        let start = begin.saturating_add(self.start);
+        let first = picture.refreshes.first();
+        first.is_some_and(|first| {
+            *first <= start || picture.first_key.is_some_and(|key| *first < key)
+        })
     }
 
     /// Checks whether the requested range extends beyond the last complete packet of a source that breaks off.
@@ -680,6 +694,7 @@ mod tests {
             codec: codec.into(),
             packets: packets.collect(),
             first_key: None,
+            refreshes: Vec::new(),
             breaks_off: false,
             n_untimed: 0,
             left_out: None,
