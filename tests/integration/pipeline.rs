@@ -400,6 +400,32 @@ fn between_every_third_frame_the_last_explanation_stays() {
     assert_eq!(expected, report.counts);
 }
 
+/// An explanation does not fit a frame of another size.
+#[test]
+fn the_first_frame_of_another_size_is_explained() {
+    let mut frames = frames(11);
+    let size = FrameSize {
+        width_px: 24,
+        height_px: 16,
+    };
+    let layout = Arc::new(PixelLayout::packed(PixelFormat::Rgb, size));
+    for frame in &mut frames[4..7] {
+        let bytes = Box::new(vec![90; layout.min_len()]);
+        *frame = Frame::new(
+            frame.seq,
+            frame.pts,
+            frame.duration,
+            Arc::clone(&layout),
+            bytes,
+        )
+        .unwrap();
+    }
+    let (report, records) = records(MemorySource::new(frames), 10, 2);
+    let shown: Vec<_> = records.iter().map(|record| record.shows.unwrap()).collect();
+    assert_eq!(vec![0, 0, 0, 0, 4, 4, 4, 7, 7, 7, 10], shown);
+    assert_eq!(report.counts.unexplained, 0);
+}
+
 /// Runs over one frame of 320 × 180 pixels with this threshold, and returns its record and the exact probability of its
 /// best class. Checks that the frame bears the caption that `caption` makes for that class.
 fn with_threshold(not_sure_below: Option<f32>, caption: fn(&str, f32) -> String) -> (Record, f32) {

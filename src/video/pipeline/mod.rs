@@ -303,6 +303,7 @@ fn decode_loop(
     busy: &mut Busy,
 ) -> Result<bool> {
     let mut stopped = false;
+    let mut last_size = None;
     for seq in 0.. {
         if !stopped && cancel.load(Ordering::SeqCst) {
             source.stop()?;
@@ -317,7 +318,9 @@ fn decode_loop(
                 frame.seq
             )));
         }
-        let due = seq % every == 0;
+        // No earlier explanation fits a frame of another size.
+        let due = seq % every == 0 || last_size.is_some_and(|size| size != frame.size());
+        last_size = Some(frame.size());
         if to_patchify.send(Decoded { frame, due }).is_err() {
             break;
         }
