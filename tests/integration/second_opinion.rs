@@ -1784,6 +1784,37 @@ fn sound_of_many_channels_comes_out() {
     }
 }
 
+/// In an mp4, qtmux 1.22 would label it such that no player reads it.
+#[test]
+fn sound_in_differences_of_samples_can_be_heard() {
+    let files = Files::new();
+    for codec in ["adpcm_ima_wav", "adpcm_ms"] {
+        for source in ["mkv", "mov"] {
+            let name = format!("{codec}.{source}");
+            let input = files.make(&name, &format!("{FLASH} {BEEP} {H264} -c:a {codec}"));
+            for (extension, start) in [
+                ("mkv", None),
+                ("mkv", Some(1)),
+                ("mov", None),
+                ("webm", None),
+            ] {
+                let job = FileJob {
+                    overwrite: true,
+                    start: start.map(|start| Pts(start * 1_000_000_000)),
+                    ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+                };
+                check(&job, "verified: ");
+                // Both codecs are heard slightly before a sudden beep.
+                let moved = beep_after_flash(&job.output).abs();
+                assert!(moved < 0.006, "{name} to {extension}: {moved} s");
+                if (extension, start) == ("mkv", None) {
+                    assert_eq!(samples(&job.output), samples(&input), "{name}");
+                }
+            }
+        }
+    }
+}
+
 /// The ffmpeg filter that removes the transport stream headers from AAC.
 const WITHOUT_ADTS: &str = "-bsf:a aac_adtstoasc";
 

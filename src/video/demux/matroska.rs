@@ -572,6 +572,7 @@ fn codec(id: &str, private: &[u8]) -> String {
         "A_DTS" => "DTS",
         // Windows codec number: PCM, and telephony codecs.
         "A_MS/ACM" if matches!(private, [1 | 3 | 6 | 7, 0, ..]) => "PCM",
+        "A_MS/ACM" if matches!(private, [2 | 0x11, 0, ..]) => "ADPCM",
         _ if id.starts_with("A_AAC") => sound::aac(private),
         _ if id.starts_with("A_AC3") => "AC-3",
         _ if id.starts_with("A_MPEG/L") => "MPEG audio",

@@ -95,7 +95,13 @@ pub struct Track {
 impl Track {
     /// Returns whether the track is uncompressed audio.
     pub fn is_pcm(&self) -> bool {
-        self.codec.starts_with("PCM")
+        self.codec == "PCM"
+    }
+
+    /// Returns whether containers divide the track into packets as they like: uncompressed audio, and small blocks of
+    /// differences between samples.
+    pub fn is_divided_freely(&self) -> bool {
+        self.is_pcm() || self.codec == "ADPCM"
     }
 
     /// Returns the end of the last packet.

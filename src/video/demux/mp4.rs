@@ -153,6 +153,8 @@ struct TrackTables {
     /// Decoding time of the next fragment's first sample, if the fragment does not state it.
     next_decoded: i64,
     left_out: Option<i64>,
+    /// Number of samples and bytes of a block of compressed audio whose samples the tables count one by one.
+    block: Option<(u64, u64)>,
     unknown: Option<&'static str>,
 }
 
@@ -260,23 +262,26 @@ impl Movie {
             let Some(mut offset) = be(chunks, at, wide as usize) else {
                 break;
             };
-            if let Some(len) = sizes.constant
-                && track.is_pcm()
-            {
-                // There are thousands of samples per second, which muxers regroup: each chunk counts as one packet.
-                let n = u64::from(per_chunk).min(sizes.n.saturating_sub(sample_idx));
-                let step = durations.current().unwrap_or(1);
-                let sample = Sample {
-                    shown: decoded,
-                    duration: u32::try_from(n * u64::from(step)).unwrap_or(u32::MAX),
-                    offset,
-                    len: u32::try_from(n * u64::from(len)).unwrap_or(u32::MAX),
-                };
-                sample_idx += n;
-                decoded = decoded.saturating_add(i64::from(sample.duration));
-                if n > 0 {
+            let in_chunk = u64::from(per_chunk).min(sizes.n.saturating_sub(sample_idx));
+            let step = u64::from(durations.current().unwrap_or(1));
+            // There are thousands of samples per second, which muxers regroup: each chunk, or each block of compressed
+            // samples, counts as one packet.
+            let grouped = match (sizes.constant, track.block) {
+                (Some(len), _) if track.is_pcm() => Some((in_chunk, in_chunk * u64::from(len))),
+                (Some(1), block) => block,
+                _ => None,
+            };
+            if let Some((n_samples, n_bytes)) = grouped {
+                let mut left = in_chunk;
+                while left > 0 {
+                    let n = n_samples.clamp(1, left);
+                    let duration = u32::try_from(n * step).unwrap_or(u32::MAX);
+                    let len = u32::try_from(n_bytes).unwrap_or(u32::MAX);
+                    let sample = next_sample((&mut decoded, &mut offset), 0, duration, len);
                     self.add(track, sample, file_len)?;
+                    left -= n;
                 }
+                sample_idx += in_chunk;
                 continue;
             }
             for _ in 0..per_chunk {
@@ -460,6 +465,7 @@ impl Default for TrackTables {
             defaults: Defaults::default(),
             next_decoded: 0,
             left_out: None,
+            block: None,
             unknown: None,
         }
     }
@@ -507,6 +513,9 @@ impl TrackTables {
             timescale,
             edits: edits.0,
             left_out: description.and_then(|(_, entry)| opus_left_out(entry)),
+            block: description
+                .filter(|_| kind == Kind::Sound)
+                .and_then(|(_, entry)| sound_block(entry)),
             unknown: match description {
                 Some(_) => edits.1,
                 // Players refuse the whole file.
@@ -607,6 +616,7 @@ impl TrackTables {
                         packet.hash = hash(&bytes);
                         let shown = match self.codec.as_str() {
                             "PCM" => part.bytes(sample, end < place_end),
+                            "ADPCM" if sample.shown < part.start || end < place_end => None,
                             _ => Some(0..bytes.len()),
                         };
                         match shown {
@@ -872,6 +882,7 @@ fn codec(code: &[u8; 4], entry: &[u8]) -> String {
             Some(_) => "other sound",
         },
         b".mp3" | b".mp2" => "MPEG audio",
+        b"ms\0\x02" | b"ms\0\x11" | b"ima4" => "ADPCM",
         b"ac-3" | b"sac3" => "AC-3",
         b"ec-3" => "E-AC-3",
         b"dtsc" => "DTS",
@@ -883,6 +894,14 @@ fn codec(code: &[u8; 4], entry: &[u8]) -> String {
         other => return String::from_utf8_lossy(other).trim().to_owned(),
     };
     name.into()
+}
+
+/// Returns the number of samples and bytes of a block according to version 1 of a sound description (QuickTime File
+/// Format, Sound Sample Description (Version 1)), unless each sample is its own block.
+fn sound_block(entry: &[u8]) -> Option<(u64, u64)> {
+    let is_version_1 = be16(entry, 8)? == 1;
+    let (n_samples, n_bytes) = (be32(entry, 28)?, be32(entry, 36)?);
+    (is_version_1 && n_samples > 1).then_some((n_samples.into(), n_bytes.into()))
 }
 
 /// Returns the nanoseconds that the decoder discards according to the `dOps` box of a sample description (Encapsulation

@@ -193,8 +193,13 @@ pub(super) fn attach(
     let is_sayable = container != Container::MpegTs || adts_says(caps);
     // matroskamux 1.22 names Speex as no player knows it.
     let is_known = !elements::may_be(caps, "audio/x-speex");
-    let may_be_copied =
-        holds(&accepted, caps) && is_sayable && is_known && timeline.keeps_times(caps);
+    // qtmux 1.22 counts samples of ADPCM as blocks, and leaves out what their decoder needs.
+    let is_counted = !(container.has_edit_lists() && elements::may_be(caps, "audio/x-adpcm"));
+    let may_be_copied = holds(&accepted, caps)
+        && is_sayable
+        && is_known
+        && is_counted
+        && timeline.keeps_times(caps);
     let copied = job.audio == AudioMode::Copy && may_be_copied;
     if job.audio == AudioMode::Copy && !copied {
         tracing::warn!(
