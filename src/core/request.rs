@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::explain::{Explainer, Method, Target};
 use crate::gates::Gates;
 use crate::models::{self, DeviceChoice, Input, Model, Reference};
+use crate::vit::Arithmetic;
 
 /// A request to explain which parts of a picture a model looks at: model, input, device, methods with their options,
 /// and classes.
@@ -22,6 +23,8 @@ pub struct Request {
     pub input: Input,
     /// The device that the model runs on.
     pub device: DeviceChoice,
+    /// The numbers that the model computes with.
+    pub arithmetic: Arithmetic,
     /// Methods, each of which explains each target; if empty, the model's default method.
     pub methods: Vec<Method>,
     /// Options of each method, as a table under its name. With a single method, its options may also be at the top
@@ -43,6 +46,7 @@ impl Default for Request {
             gates: None,
             input: Input::default(),
             device: DeviceChoice::Auto,
+            arithmetic: Arithmetic::default(),
             methods: Vec::new(),
             options: toml::Table::new(),
             targets: vec!["predicted".into()],
@@ -61,6 +65,7 @@ impl Request {
         let reference = Reference {
             trained_parts: self.gates.is_none(),
             input: self.input,
+            arithmetic: self.arithmetic,
             ..Reference::over(&self.model, self.backbone.as_deref())
         };
         let mut model = models::open(reference, &device)?;

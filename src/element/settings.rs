@@ -339,6 +339,7 @@ impl Settings {
         let request = &mut self.request;
         let read = match name {
             "device" => text.parse().map(|device| request.device = device),
+            "precision" => text.parse().map(|numbers| request.arithmetic = numbers),
             "method" => methods(&text).map(|methods| request.methods = methods),
             _ => changes::parse_list(&text).map(|options| request.options = options),
         };
@@ -379,6 +380,7 @@ impl Settings {
                 request.input.edge_px = (edge_px > 0).then_some(edge_px as usize);
             }
             "device" => self.read("device", text()?.unwrap_or_default()),
+            "precision" => self.read("precision", text()?.unwrap_or_default()),
             "method" => self.read("method", text()?.unwrap_or_default()),
             "method-options" => self.read("method-options", text()?.unwrap_or_default()),
             "target-class" => request.targets = vec![text()?.unwrap_or_default()],
@@ -427,6 +429,7 @@ impl Settings {
             "input" => InputFit::from(request.input.fit).to_value(),
             "input-size" => request.input.edge_px.map_or(0, whole).to_value(),
             "device" => request.device.to_string().to_value(),
+            "precision" => request.arithmetic.name().to_value(),
             "method" => methods_text(&request.methods).to_value(),
             "method-options" => options_text(&request.options).to_value(),
             "target-class" => request.targets.first().to_value(),
@@ -526,6 +529,12 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             "Device",
             "Device that runs the model: cpu, cuda, cuda:N, or auto",
             Some("auto"),
+        ),
+        text(
+            "precision",
+            "Precision",
+            "Numbers that the model computes with on the CPU: f32, or int8 for less time and nearly the same answers and maps",
+            Some("f32"),
         ),
         text(
             "method",

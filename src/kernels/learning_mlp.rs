@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::linear::Factor;
 use super::mlp::{Forward, keep};
 use super::norm::NormRows;
 use super::packed::{Packed, Start};
@@ -126,9 +127,9 @@ impl CustomOp2 for LearningMlp {
         let down = Packed::new((down, self.places.down().transposed()));
         let (ys, kept) = Forward {
             norm: &NormRows::new(norm_weight, norm_bias, self.eps),
-            up: (&up, up_bias),
+            up: (Factor::F32(&up), up_bias),
             activation: self.activation,
-            down: (&down, down_bias),
+            down: (Factor::F32(&down), down_bias),
             scale: None,
         }
         .run(xs, true);

@@ -21,6 +21,7 @@ pub mod linear;
 pub mod mlp;
 pub mod norm;
 mod packed;
+mod quantized;
 pub mod self_attention;
 pub mod softmax;
 pub mod vote;

@@ -8,9 +8,10 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::packed::{Packed, Start};
+use super::quantized::Quantized;
 use super::{
-    MatrixView, Spread, add_assign, column_sums, f32_slice, is_fused, matmul, values, with_f32,
-    workspace,
+    LayerNorm, MatrixView, Spread, add_assign, column_sums, f32_slice, is_fused, matmul, values,
+    with_f32, workspace,
 };
 
 /// `xs · weightᵀ + bias`.
@@ -87,6 +88,65 @@ impl Linear {
         Ok(())
     }
 
+    /// Returns the map with products of 8-bit integers in forward passes, with a scale per output feature of the weights
+    /// and per row of the inputs; `None` if 8 bits cannot represent the weights, they learn, or they are not f32 on the
+    /// CPU. Backward passes use the weights as they are.
+    ///
+    /// Input features of large magnitude are scaled down, and their weights up (SmoothQuant, arXiv:2211.10438, Eq. 4),
+    /// by the magnitudes that they rarely exceed, `[in]`.
+    ///
+    /// # Errors
+    /// Fails if the weight cannot be read.
+    fn quantized(&self, reach: &[f32]) -> Result<Option<Self>> {
+        if self.packs.is_none() || !is_fused(&self.weight) {
+            return Ok(None);
+        }
+        let dims = self.weight.dims2()?;
+        let quantized = with_f32(&self.weight, |weight| {
+            Ok(Quantized::new(weight, dims, reach))
+        })?;
+        Ok(quantized.map(|quantized| Self {
+            packs: Some(Arc::new(Packs {
+                forward: OnceLock::from(Forward::Int8(quantized)),
+                backward: OnceLock::new(),
+            })),
+            ..self.clone()
+        }))
+    }
+
+    /// The [`quantized`](Self::quantized) map, or the same one, whose `name` is then added to `kept`.
+    pub(super) fn quantized_or_kept(
+        &self,
+        reach: &[f32],
+        name: &'static str,
+        kept: &mut Vec<&'static str>,
+    ) -> Result<Self> {
+        let quantized = self.quantized(reach)?;
+        if quantized.is_none() {
+            kept.push(name);
+        }
+        Ok(quantized.unwrap_or_else(|| self.clone()))
+    }
+
+    /// Mean and standard deviation of each output feature, if the inputs are independent outputs of `norm`.
+    pub(super) fn moments(&self, norm: &LayerNorm) -> Result<Vec<(f32, f32)>> {
+        let (in_dim, _) = self.dims()?;
+        let (norm_weight, norm_bias, _) = norm.parts();
+        let (norm_weight, norm_bias) = (values(norm_weight)?, values(norm_bias)?);
+        let bias = self.bias()?;
+        with_f32(&self.weight, |weight| {
+            let rows = weight.chunks_exact(in_dim.max(1)).zip(&bias);
+            let moments = rows.map(|(row, bias)| {
+                let mean: f32 = row.iter().zip(&norm_bias).map(|(w, b)| w * b).sum();
+                let variance: f32 = (row.iter().zip(&norm_weight))
+                    .map(|(w, scale)| (w * scale).powi(2))
+                    .sum();
+                (bias + mean, variance.sqrt())
+            });
+            Ok(moments.collect())
+        })
+    }
+
     /// True if neither weight nor bias is differentiated.
     pub(super) fn is_frozen(&self) -> bool {
         self.packs.is_some() && !self.bias.track_op()
@@ -122,13 +182,25 @@ impl Linear {
         values(&self.bias)
     }
 
-    /// The frozen weight, packed on first use.
-    pub(super) fn packed(&self, side: Side) -> Result<&Packed> {
+    /// The frozen weight of products with inputs, packed on first use.
+    pub(super) fn forward_factor(&self) -> Result<Factor<'_>> {
+        self.with_packs(|packs, weight, dims| packs.forward(weight, dims))
+    }
+
+    /// The frozen weight of products with gradients, packed on first use.
+    pub(super) fn backward_factor(&self) -> Result<&Packed> {
+        self.with_packs(|packs, weight, dims| packs.backward(weight, dims))
+    }
+
+    fn with_packs<'a, T>(
+        &'a self,
+        get: impl FnOnce(&'a Packs, &[f32], (usize, usize)) -> T,
+    ) -> Result<T> {
         let Some(packs) = &self.packs else {
             candle_core::bail!("a weight that learns is packed at every use");
         };
         let dims = self.weight.dims2()?;
-        with_f32(&self.weight, |weight| Ok(packs.get(side, weight, dims)))
+        with_f32(&self.weight, |weight| Ok(get(packs, weight, dims)))
     }
 }
 
@@ -141,38 +213,65 @@ fn output_dims(xs_dims: &[usize], out_dim: usize) -> Vec<usize> {
     dims
 }
 
-/// The product that a weight is packed for: with the inputs, or with the gradient of the outputs.
+/// The right-hand side of a product with inputs.
 #[derive(Clone, Copy)]
-pub(super) enum Side {
-    Forward,
-    Backward,
+pub(super) enum Factor<'a> {
+    F32(&'a Packed),
+    Int8(&'a Quantized),
+}
+
+impl Factor<'_> {
+    /// As [`Packed::multiply`].
+    pub(super) fn multiply(
+        self,
+        lhs: (&[f32], MatrixView),
+        start: Start<'_>,
+        out: &mut [f32],
+        spread: Spread,
+        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
+    ) {
+        match self {
+            Self::F32(packed) => packed.multiply(lhs, start, out, spread, finish),
+            Self::Int8(quantized) => quantized.multiply(lhs, start, out, spread, finish),
+        }
+    }
 }
 
 /// A frozen weight, packed for both passes.
 #[derive(Default)]
 struct Packs {
-    forward: OnceLock<Packed>,
+    forward: OnceLock<Forward>,
     backward: OnceLock<Packed>,
 }
 
-impl Side {
-    /// The right-hand side of this product, from a weight `[out, in]`.
-    fn operand(self, weight: &[f32], (out_dim, in_dim): (usize, usize)) -> (&[f32], MatrixView) {
-        let view = MatrixView::row_major(out_dim, in_dim);
-        match self {
-            Self::Forward => (weight, view.transposed()),
-            Self::Backward => (weight, view),
-        }
-    }
+/// A frozen weight, packed for products with inputs.
+enum Forward {
+    F32(Packed),
+    Int8(Quantized),
+}
+
+/// A weight `[out, in]` as the right-hand side of products with inputs.
+fn for_inputs(weight: &[f32], (out_dim, in_dim): (usize, usize)) -> (&[f32], MatrixView) {
+    (weight, MatrixView::row_major(out_dim, in_dim).transposed())
+}
+
+/// A weight `[out, in]` as the right-hand side of products with gradients of the outputs.
+fn for_gradients(weight: &[f32], (out_dim, in_dim): (usize, usize)) -> (&[f32], MatrixView) {
+    (weight, MatrixView::row_major(out_dim, in_dim))
 }
 
 impl Packs {
-    fn get(&self, side: Side, weight: &[f32], dims: (usize, usize)) -> &Packed {
-        let cell = match side {
-            Side::Forward => &self.forward,
-            Side::Backward => &self.backward,
-        };
-        cell.get_or_init(|| Packed::new(side.operand(weight, dims)))
+    fn forward(&self, weight: &[f32], dims: (usize, usize)) -> Factor<'_> {
+        let pack = || Forward::F32(Packed::new(for_inputs(weight, dims)));
+        match self.forward.get_or_init(pack) {
+            Forward::F32(packed) => Factor::F32(packed),
+            Forward::Int8(quantized) => Factor::Int8(quantized),
+        }
+    }
+
+    fn backward(&self, weight: &[f32], dims: (usize, usize)) -> &Packed {
+        let pack = || Packed::new(for_gradients(weight, dims));
+        self.backward.get_or_init(pack)
     }
 }
 
@@ -188,18 +287,23 @@ struct Product {
 }
 
 impl Product {
-    /// Calls `work` with the packed weight; a trainable weight is packed temporarily.
-    fn with_packed(
-        &self,
-        side: Side,
-        weight: &[f32],
-        dims: (usize, usize),
-        work: impl FnOnce(&Packed),
-    ) {
+    /// Calls `work` with the weight for products with inputs; a trainable weight is packed temporarily.
+    fn forward(&self, weight: &[f32], dims: (usize, usize), work: impl FnOnce(Factor<'_>)) {
         match &self.packs {
-            Some(packs) => work(packs.get(side, weight, dims)),
+            Some(packs) => work(packs.forward(weight, dims)),
             None => workspace::with(|workspace| {
-                workspace.values.fill(side.operand(weight, dims));
+                workspace.values.fill(for_inputs(weight, dims));
+                work(Factor::F32(&workspace.values));
+            }),
+        }
+    }
+
+    /// Calls `work` with the weight for products with gradients; a trainable weight is packed temporarily.
+    fn backward(&self, weight: &[f32], dims: (usize, usize), work: impl FnOnce(&Packed)) {
+        match &self.packs {
+            Some(packs) => work(packs.backward(weight, dims)),
+            None => workspace::with(|workspace| {
+                workspace.values.fill(for_gradients(weight, dims));
                 work(&workspace.values);
             }),
         }
@@ -228,8 +332,8 @@ impl CustomOp3 for Product {
         let mut ys = vec![0f32; dims.iter().product()];
         let rows = ys.len() / weight_dims.0.max(1);
         let xs = (xs, MatrixView::row_major(rows, weight_dims.1));
-        self.with_packed(Side::Forward, weight, weight_dims, |packed| {
-            packed.multiply(xs, Start::Bias(bias), &mut ys, Spread::Pool, |_, _, _| ());
+        self.forward(weight, weight_dims, |factor| {
+            factor.multiply(xs, Start::Bias(bias), &mut ys, Spread::Pool, |_, _, _| ());
         });
         Ok((CpuStorage::F32(ys), dims.into()))
     }
@@ -252,7 +356,7 @@ impl CustomOp3 for Product {
                 .then(|| {
                     let mut grad_xs = vec![0f32; rows * in_dim];
                     with_f32(weight, |weight| {
-                        self.with_packed(Side::Backward, weight, (out_dim, in_dim), |packed| {
+                        self.backward(weight, (out_dim, in_dim), |packed| {
                             let grad = (grad, grad_view);
                             let out = &mut grad_xs;
                             packed.multiply(grad, Start::Zeros, out, Spread::Pool, |_, _, _| ());

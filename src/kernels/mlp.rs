@@ -8,9 +8,10 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::linear::Side;
+use super::linear::Factor;
 use super::norm::NormRows;
-use super::packed::{Packed, Start, TILE_ROWS};
+use super::packed::{Start, TILE_ROWS};
+use super::quantized::REACH_SDS;
 use super::workspace::{self, Buffer, Workspace};
 use super::{
     Activation, LayerNorm, Linear, MatrixView, SharedOutput, activation, add_assign, f32_slice,
@@ -19,6 +20,9 @@ use super::{
 
 /// Values of the hidden layer that one thread computes at a time; they fit in the L2 cache.
 const HIDDEN_VALUES: usize = 192 * 1024;
+
+/// Exceeds the magnitude of everything negative that passes an activation: GELU is never below -0.17.
+const LARGEST_NEGATIVE: f32 = 0.2;
 
 /// Norm, two linear maps with an activation in between, optional layer scale, and residual.
 #[derive(Clone, Debug)]
@@ -74,6 +78,25 @@ impl Mlp {
         }
         let hidden = self.up.forward(&self.norm.forward(xs)?)?;
         self.finish(xs, &self.activation.forward(&hidden)?)
+    }
+
+    /// Returns the same MLP with products of 8-bit integers in forward passes; adds the names of the fields that
+    /// [stay as they are](Linear::quantized) to `kept`.
+    ///
+    /// # Errors
+    /// Fails if a weight cannot be read.
+    pub fn quantized(&self, kept: &mut Vec<&'static str>) -> Result<Self> {
+        let of_norm = self.norm.reach()?;
+        // Hardly anything negative passes the activation.
+        let of_hidden = self.up.moments(&self.norm)?.into_iter();
+        let of_hidden: Vec<f32> = of_hidden
+            .map(|(mean, sd)| (mean + REACH_SDS * sd).max(LARGEST_NEGATIVE))
+            .collect();
+        Ok(Self {
+            up: self.up.quantized_or_kept(&of_norm, "up", kept)?,
+            down: self.down.quantized_or_kept(&of_hidden, "down", kept)?,
+            ..self.clone()
+        })
     }
 
     /// The norm before the maps.
@@ -171,9 +194,9 @@ impl Operands {
 /// The forward pass over rows in memory; each map has its bias.
 pub(super) struct Forward<'a> {
     pub(super) norm: &'a NormRows,
-    pub(super) up: (&'a Packed, &'a [f32]),
+    pub(super) up: (Factor<'a>, &'a [f32]),
     pub(super) activation: Activation,
-    pub(super) down: (&'a Packed, &'a [f32]),
+    pub(super) down: (Factor<'a>, &'a [f32]),
     pub(super) scale: Option<&'a [f32]>,
 }
 
@@ -275,9 +298,9 @@ impl CustomOp1 for FusedMlp {
         let operands = Operands::new(&self.mlp, layout.dims().last().copied().unwrap_or(0))?;
         let (ys, kept) = Forward {
             norm: &operands.norm,
-            up: (up.packed(Side::Forward)?, &up.bias()?),
+            up: (up.forward_factor()?, &up.bias()?),
             activation: self.mlp.activation,
-            down: (down.packed(Side::Forward)?, &down.bias()?),
+            down: (down.forward_factor()?, &down.bias()?),
             scale: operands.scale.as_deref(),
         }
         .run(xs, self.kept.is_some());
@@ -290,8 +313,8 @@ impl CustomOp1 for FusedMlp {
             candle_core::bail!("mlp: no values were saved for the backward pass");
         };
         let operands = Operands::new(&self.mlp, xs.dims().last().copied().unwrap_or(0))?;
-        let up = self.mlp.up.packed(Side::Backward)?;
-        let down = self.mlp.down.packed(Side::Backward)?;
+        let up = self.mlp.up.backward_factor()?;
+        let down = self.mlp.down.backward_factor()?;
         let Operands {
             dim, hidden_dim, ..
         } = operands;

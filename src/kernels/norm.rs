@@ -3,7 +3,11 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 
-use super::{Spread, column_sums, f32_slice, for_row_blocks, is_fused, sum, sum_by, with_f32};
+use super::quantized::REACH_SDS;
+
+use super::{
+    Spread, column_sums, f32_slice, for_row_blocks, is_fused, sum, sum_by, values, with_f32,
+};
 
 /// `(xs - mean) / sqrt(variance + eps) * weight + bias`, with mean and variance over the last dimension.
 ///
@@ -63,6 +67,15 @@ impl LayerNorm {
     /// Fails if the shapes do not fit.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         layer_norm(xs, &self.weight, &self.bias, self.eps)
+    }
+
+    /// The magnitude that each output rarely exceeds.
+    pub(super) fn reach(&self) -> Result<Vec<f32>> {
+        let (weight, bias) = (values(&self.weight)?, values(&self.bias)?);
+        let reach = weight.iter().zip(&bias);
+        Ok(reach
+            .map(|(weight, bias)| bias.abs() + REACH_SDS * weight.abs())
+            .collect())
     }
 
     pub(super) fn is_frozen(&self) -> bool {

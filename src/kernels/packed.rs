@@ -198,30 +198,11 @@ impl Packed {
             return;
         }
         let (tile_rows, _) = self.isa.tile();
-        let n_panels = self.n_panels();
-        // Row blocks of equal size, in whole tiles.
-        let n_row_blocks = rows.div_ceil(ROW_BLOCK).max(match spread {
-            Spread::Pool if n_panels < 8 => 2,
-            _ => 1,
-        });
-        let block_rows = rows.div_ceil(n_row_blocks).next_multiple_of(tile_rows);
-        let n_row_blocks = rows.div_ceil(block_rows);
-        let work = |unit: usize| {
-            let (block_idx, panel_idx) = (unit / n_panels, unit % n_panels);
-            let first_row = block_idx * block_rows;
-            let piece = Piece {
-                rows: first_row..(first_row + block_rows).min(rows),
-                panel_idx,
-            };
+        let sizes = (rows, self.cols);
+        for_each_piece(sizes, (self.n_panels(), tile_rows), spread, |piece| {
             // SAFETY: pieces do not overlap, and the caller guarantees the requirements for all of them.
-            unsafe { self.multiply_piece((dst, dst_view), lhs, start, &piece, &finish) }
-        };
-        let n_units = n_row_blocks * n_panels;
-        if spread == Spread::Thread || rows * self.cols < PARALLEL_MIN_ELEMENTS {
-            (0..n_units).for_each(work);
-        } else {
-            (0..n_units).into_par_iter().for_each(work);
-        }
+            unsafe { self.multiply_piece((dst, dst_view), lhs, start, piece, &finish) }
+        });
     }
 
     /// # Safety
@@ -231,7 +212,7 @@ impl Packed {
         (dst, dst_view): (SharedOutput, MatrixView),
         (lhs, lhs_view): (&[f32], MatrixView),
         start: Start<'_>,
-        piece: &Piece,
+        piece: Piece,
         finish: &(impl Fn(usize, usize, &mut [f32]) + Sync),
     ) {
         let (tile_rows, _) = self.isa.tile();
@@ -317,9 +298,40 @@ impl Packed {
 }
 
 /// Rows of the result, and the panel that gives its columns.
-struct Piece {
-    rows: std::ops::Range<usize>,
-    panel_idx: usize,
+pub(super) struct Piece {
+    pub(super) rows: std::ops::Range<usize>,
+    pub(super) panel_idx: usize,
+}
+
+/// Runs `work` on the pieces of a result of `rows` × `cols`, which `n_panels` panels and tiles of `tile_rows` rows
+/// compute.
+pub(super) fn for_each_piece(
+    (rows, cols): (usize, usize),
+    (n_panels, tile_rows): (usize, usize),
+    spread: Spread,
+    work: impl Fn(Piece) + Sync,
+) {
+    // Row blocks of equal size, in whole tiles.
+    let n_row_blocks = rows.div_ceil(ROW_BLOCK).max(match spread {
+        Spread::Pool if n_panels < 8 => 2,
+        _ => 1,
+    });
+    let block_rows = rows.div_ceil(n_row_blocks).next_multiple_of(tile_rows);
+    let n_row_blocks = rows.div_ceil(block_rows);
+    let work = |unit: usize| {
+        let (block_idx, panel_idx) = (unit / n_panels, unit % n_panels);
+        let first_row = block_idx * block_rows;
+        work(Piece {
+            rows: first_row..(first_row + block_rows).min(rows),
+            panel_idx,
+        });
+    };
+    let n_units = n_row_blocks * n_panels;
+    if spread == Spread::Thread || rows * cols < PARALLEL_MIN_ELEMENTS {
+        (0..n_units).for_each(work);
+    } else {
+        (0..n_units).into_par_iter().for_each(work);
+    }
 }
 
 /// One tile of the result: `dst = (start or dst) + lhs · rhs`.

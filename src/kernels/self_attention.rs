@@ -6,10 +6,11 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::attention::Heads;
-use super::linear::Side;
+use super::linear::Factor;
 use super::mlp::{scale_and_add, scaled};
 use super::norm::NormRows;
 use super::packed::{Packed, Start};
+use super::quantized::REACH_SDS;
 use super::workspace::{self, Workspace};
 use super::{
     LayerNorm, Linear, MatrixView, Spread, add_assign, f32_slice, for_images, images_mut, is_fused,
@@ -56,6 +57,26 @@ impl FusedSelfAttention {
         xs.contiguous()?.apply_op1(self.clone())
     }
 
+    /// Returns the same attention with products of 8-bit integers in the projections of forward passes; adds the names of
+    /// the fields that [stay as they are](Linear::quantized) to `kept`.
+    ///
+    /// # Errors
+    /// Fails if a weight cannot be read.
+    pub fn quantized(&self, kept: &mut Vec<&'static str>) -> Result<Self> {
+        let of_norm = self.norm.reach()?;
+        let of_values = self.value.moments(&self.norm)?.into_iter();
+        let of_values: Vec<f32> = of_values
+            .map(|(mean, sd)| mean.abs() + REACH_SDS * sd)
+            .collect();
+        Ok(Self {
+            query: self.query.quantized_or_kept(&of_norm, "query", kept)?,
+            key: self.key.quantized_or_kept(&of_norm, "key", kept)?,
+            value: self.value.quantized_or_kept(&of_norm, "value", kept)?,
+            output: self.output.quantized_or_kept(&of_values, "output", kept)?,
+            ..self.clone()
+        })
+    }
+
     fn projections(&self) -> [&Linear; 3] {
         [&self.query, &self.key, &self.value]
     }
@@ -64,7 +85,7 @@ impl FusedSelfAttention {
 /// The operands of both passes, in memory.
 struct Operands<'a> {
     norm: NormRows,
-    qkv: [&'a Packed; 3],
+    qkv: [Factor<'a>; 3],
     qkv_bias: [Vec<f32>; 3],
     scale: Option<Vec<f32>>,
     heads: Heads,
@@ -88,9 +109,9 @@ impl<'a> Operands<'a> {
         Ok(Self {
             norm,
             qkv: [
-                q.packed(Side::Forward)?,
-                k.packed(Side::Forward)?,
-                v.packed(Side::Forward)?,
+                q.forward_factor()?,
+                k.forward_factor()?,
+                v.forward_factor()?,
             ],
             qkv_bias: [q.bias()?, k.bias()?, v.bias()?],
             scale: op.scale.as_ref().map(values).transpose()?,
@@ -110,8 +131,8 @@ impl<'a> Operands<'a> {
     fn project(&self, xs: &[f32], normed: &mut [f32], qkv: [&mut [f32]; 3], spread: Spread) {
         self.norm.forward(xs, normed, spread);
         let normed = (&*normed, self.view());
-        for ((packed, bias), out) in self.qkv.into_iter().zip(&self.qkv_bias).zip(qkv) {
-            packed.multiply(normed, Start::Bias(bias), out, spread, |_, _, _| ());
+        for ((factor, bias), out) in self.qkv.into_iter().zip(&self.qkv_bias).zip(qkv) {
+            factor.multiply(normed, Start::Bias(bias), out, spread, |_, _, _| ());
         }
     }
 }
@@ -124,7 +145,7 @@ impl CustomOp1 for FusedSelfAttention {
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = f32_slice(xs, layout)?;
         let operands = Operands::new(self, layout.shape().dims3()?)?;
-        let (output, output_bias) = (self.output.packed(Side::Forward)?, self.output.bias()?);
+        let (output, output_bias) = (self.output.forward_factor()?, self.output.bias()?);
         let dim = operands.heads.dim;
         let scale = operands.scale.as_deref();
         let view = operands.view();
@@ -158,8 +179,8 @@ impl CustomOp1 for FusedSelfAttention {
 
     fn bwd(&self, xs: &Tensor, _ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let operands = Operands::new(self, xs.dims3()?)?;
-        let output = self.output.packed(Side::Backward)?;
-        let [q_back, k_back, v_back] = self.projections().map(|map| map.packed(Side::Backward));
+        let output = self.output.backward_factor()?;
+        let [q_back, k_back, v_back] = self.projections().map(Linear::backward_factor);
         let back = [q_back?, k_back?, v_back?];
         let view = operands.view();
         let mut grad_xs = vec![0f32; xs.elem_count()];

@@ -3,7 +3,6 @@
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
 
-use super::linear::Side;
 use super::packed::Start;
 use super::workspace::{self, Workspace};
 use super::{Linear, MatrixView, exp, for_images, images_mut, is_fused, sum_by, with_f32};
@@ -76,10 +75,7 @@ impl Vote {
         votes: &mut [f32],
     ) -> Result<()> {
         let (dim, hidden_dim) = self.first.dims()?;
-        let (first, own) = (
-            self.first.packed(Side::Forward)?,
-            self.own.packed(Side::Forward)?,
-        );
+        let (first, own) = (self.first.forward_factor()?, self.own.forward_factor()?);
         let bias: Vec<f32> = self
             .first
             .bias()?

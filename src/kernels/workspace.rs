@@ -23,6 +23,8 @@ pub(super) struct Workspace {
     pub(super) grad_key: Buffer,
     pub(super) grad_value: Buffer,
     pub(super) grad_scores: Buffer,
+    pub(super) bytes: Vec<u8>,
+    pub(super) steps: Vec<(f32, i32)>,
     pub(super) keys: Packed,
     pub(super) values: Packed,
 }

@@ -308,6 +308,10 @@ fn wrong_usage_exits_with_two_and_names_the_option() {
     );
     check("file in.mp4 out.mp4 --start 1:99", "--start <TIME>");
     check("file in.mp4 out.mp4 --device tpu", "--device <DEVICE>");
+    check(
+        "file in.mp4 out.mp4 --precision int4",
+        "--precision <NUMBERS>",
+    );
     check("file in.mp4", "<OUT>");
     check("still in.png", "<IN... OUT>");
     // Whatever stands between the pictures.
@@ -388,6 +392,7 @@ fn help_names_every_subcommand_and_option() {
         "overwrite",
         "progress",
         "device",
+        "precision",
         "threads",
         "quiet",
     ] {

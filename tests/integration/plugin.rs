@@ -28,6 +28,7 @@ use vitscope::models;
 use vitscope::overlay::{Overlay, Range};
 use vitscope::pipeline::stages::{Certainty, View};
 use vitscope::plugin::{self, Coloring, Found, SyncMode, VitScope};
+use vitscope::vit::Arithmetic;
 use vitscope::{Error, Result};
 
 use crate::common::{clip, fixture};
@@ -1327,11 +1328,13 @@ fn settings_changed_at_once_are_those_of_the_properties() {
         settings.request.methods = vec![Method::Rollout, Method::GradMask];
         settings.request.options = toml::toml! { gradmask = { groups = 12 } };
         settings.request.input.edge_px = Some(64);
+        settings.request.arithmetic = Arithmetic::Int8;
     });
     assert_eq!(element.property::<f32>("alpha"), 0.25);
     assert_eq!(element.property::<Coloring>("colormap"), Coloring::Jet);
     assert_eq!(element.property::<String>("method"), "rollout,gradmask");
     assert_eq!(element.property::<u32>("input-size"), 64);
+    assert_eq!(element.property::<String>("precision"), "int8");
     let options: String = element.property("method-options");
     element.set_property("method-options", &options);
     let groups = &element.settings().request.options["gradmask"]["groups"];

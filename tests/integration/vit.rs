@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use vitscope::models;
-use vitscope::vit::{Probe, Record, Site, Vit};
+use vitscope::models::{self, Reference};
+use vitscope::vit::{Arithmetic, Probe, Record, Site, Vit};
 use vitscope_core::weights::tensors_from_bytes;
 
 /// Sums of a few hundred f32 products in a different order; the values are of order 1.
@@ -202,5 +202,53 @@ fn the_real_dinov2_of_vitscope_data_computes_what_transformers_computes() {
             largest_difference(found, &reference[what])
         );
         check_close(what, found, &reference[what], REAL_TOLERANCE);
+    }
+}
+
+/// Opens a model that computes with 8-bit integers.
+fn load_int8(folder: &Path) -> Vit {
+    let reference = Reference {
+        arithmetic: Arithmetic::Int8,
+        ..Reference::from(folder.to_str().unwrap())
+    };
+    models::open(reference, &Device::Cpu).unwrap().vit
+}
+
+fn root_mean_square(xs: &Tensor) -> f32 {
+    let mean = xs.sqr().unwrap().mean_all().unwrap();
+    mean.to_scalar::<f32>().unwrap().sqrt()
+}
+
+#[test]
+fn eight_bits_hardly_change_logits_and_gradients() {
+    for name in ["vit_a", "vit_b", "dinov2_reg", "deit_distilled", "clip"] {
+        let vit = load_int8(&fixture(name));
+        let reference = tensors(&fixture(name).join("reference.safetensors"));
+        let images = &reference["images"];
+        let check = |what: &str, found: &Tensor, exact: &Tensor| {
+            let error = root_mean_square(&(found - exact).unwrap()) / root_mean_square(exact);
+            assert!(
+                (1e-6..0.05).contains(&error),
+                "{name}: {what} differs by {error}"
+            );
+        };
+        let plain = vit.forward(images).unwrap().logits.unwrap();
+        check("plain logits", &plain, &reference["logits"]);
+        // With taps, products are separate operations.
+        let mut probe = Probe::new(Site::all(vit.n_blocks()));
+        let logits = vit
+            .forward_with(images, &mut probe)
+            .unwrap()
+            .logits
+            .unwrap();
+        check("logits", &logits, &reference["logits"]);
+        let grads = logits.get(0).unwrap().get(2).unwrap().backward().unwrap();
+        for block_idx in 0..vit.n_blocks() {
+            let found = probe.gradient(Site::Attention(block_idx), &grads).unwrap();
+            let what = format!("gradient.attention.{block_idx}");
+            if let Some(exact) = reference.get(&what) {
+                check(&what, &found, exact);
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@ use vitscope::explain::Method;
 use vitscope::frame::placement::Fit;
 use vitscope::models::{self, DeviceChoice, Input};
 use vitscope::overlay::{Colormap, Mode, Overlay};
+use vitscope::vit::Arithmetic;
 use vitscope::{Error, Request};
 
 use crate::bench::BenchArgs;
@@ -138,6 +139,8 @@ pub struct ExplainArgs {
     pub batch: NonZeroUsize,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub arithmetic: ArithmeticArgs,
     /// Number of compute threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
@@ -152,6 +155,7 @@ impl ExplainArgs {
             gates: None,
             input: self.input.asked(),
             device: self.device.device,
+            arithmetic: self.arithmetic.arithmetic,
             methods: self.method.clone(),
             options: toml::Table::new(),
             targets: self.target.clone(),
@@ -172,6 +176,25 @@ impl DeviceArgs {
     /// Opens the device.
     pub fn open(self) -> anyhow::Result<Device> {
         Ok(self.device.open()?)
+    }
+}
+
+/// What the model computes with.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct ArithmeticArgs {
+    /// Numbers that the model computes with on the CPU: f32, or int8 for less time and nearly the same answers and maps.
+    #[arg(long = "precision", value_name = "NUMBERS", default_value = "f32", hide_possible_values = true,
+        value_parser = named::<Arithmetic, _>(Arithmetic::ALL.map(|numbers| PossibleValue::new(numbers.name()))))]
+    pub arithmetic: Arithmetic,
+}
+
+impl ArithmeticArgs {
+    /// Returns the option as typed on the command line; empty if it is the default.
+    pub fn typed(self) -> String {
+        match self.arithmetic {
+            Arithmetic::F32 => String::new(),
+            numbers => format!(" --precision {numbers}"),
+        }
     }
 }
 
@@ -262,7 +285,7 @@ pub enum Upsample {
 }
 
 /// Accepts only `values`, and lists them in the help and in the error for any other value.
-fn named<T, I>(values: I) -> impl TypedValueParser<Value = T>
+pub fn named<T, I>(values: I) -> impl TypedValueParser<Value = T>
 where
     I: IntoIterator<Item = PossibleValue>,
     T: FromStr<Err = Error> + Clone + Send + Sync + 'static,

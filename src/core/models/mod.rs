@@ -44,7 +44,7 @@ use crate::explain::{Method, Parts, Target};
 use crate::gates::{GateCard, Gates};
 use crate::interpreter::{Interpreter, InterpreterCard};
 use crate::vit::fields::{self, Fields};
-use crate::vit::{Vit, VitConfig, names};
+use crate::vit::{Arithmetic, Vit, VitConfig, names};
 use crate::{Error, Result};
 use adapter::{Adapter, Scale};
 use folder::{
@@ -126,6 +126,8 @@ pub struct Reference<'a> {
     pub trained_parts: bool,
     /// Settings of the model's input that override its preprocessor.
     pub input: Input,
+    /// The numbers that the model computes with.
+    pub arithmetic: Arithmetic,
 }
 
 impl<'a> From<&'a str> for Reference<'a> {
@@ -135,6 +137,7 @@ impl<'a> From<&'a str> for Reference<'a> {
             backbone: None,
             trained_parts: true,
             input: Input::default(),
+            arithmetic: Arithmetic::default(),
         }
     }
 }
@@ -158,6 +161,7 @@ pub fn open<'a>(reference: impl Into<Reference<'a>>, device: &Device) -> Result<
     let reference = reference.into();
     let mut model = open_files(reference.model, &files(&reference)?, device)?;
     model.preprocessor = asked_of(&model, reference.input)?;
+    model.compute_with(reference.arithmetic)?;
     Ok(model)
 }
 
@@ -409,6 +413,29 @@ fn fit(preprocessor: Preprocessor, config: &VitConfig) -> Result<Preprocessor> {
 }
 
 impl Model {
+    /// Makes the model compute with these numbers, and warns of weights that it keeps in f32.
+    ///
+    /// # Errors
+    /// Fails if a weight cannot be read.
+    pub fn compute_with(&mut self, arithmetic: Arithmetic) -> Result<()> {
+        if arithmetic == Arithmetic::F32 {
+            return Ok(());
+        }
+        if !self.vit.device().is_cpu() {
+            tracing::warn!("only CPUs compute with {arithmetic}; this device computes with f32");
+            return Ok(());
+        }
+        let (vit, kept) = self.vit.quantized()?;
+        if !kept.is_empty() {
+            tracing::warn!(
+                "8 bits cannot represent the weights of {}; computing with f32 there",
+                kept.join(", ")
+            );
+        }
+        self.vit = vit;
+        Ok(())
+    }
+
     /// The parts trained for the model, for methods that need them.
     pub fn parts(&self) -> Parts<'_> {
         Parts {

@@ -36,6 +36,12 @@ impl SelfAttention {
         Ok(Self { parts })
     }
 
+    /// As [`FusedSelfAttention::quantized`].
+    pub(super) fn quantized(&self, kept: &mut Vec<&'static str>) -> Result<Self> {
+        let parts = self.parts.quantized(kept)?;
+        Ok(Self { parts })
+    }
+
     /// Weights and sizes.
     pub(super) fn parts(&self) -> &FusedSelfAttention {
         &self.parts

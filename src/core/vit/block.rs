@@ -53,6 +53,14 @@ impl Block {
         })
     }
 
+    /// As [`Vit::quantized`](super::Vit::quantized); adds the names of the maps that stay as they are to `kept`.
+    pub(crate) fn quantized(&self, kept: &mut Vec<&'static str>) -> Result<Self> {
+        Ok(Self {
+            attention: self.attention.quantized(kept)?,
+            mlp: self.mlp.quantized(kept)?,
+        })
+    }
+
     pub(crate) fn forward(
         &self,
         xs: &Tensor,

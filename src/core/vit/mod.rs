@@ -15,6 +15,7 @@
 //! | `blocks` | transformer layers |
 //! | `classes` | logits |
 
+mod arithmetic;
 pub mod attention;
 pub mod block;
 pub(crate) mod config;
@@ -29,6 +30,7 @@ pub(crate) mod rules;
 pub(crate) mod stop;
 pub(crate) mod tap;
 
+pub use arithmetic::Arithmetic;
 pub use config::{Head, VitConfig};
 pub use family::Family;
 pub use link::Link;
@@ -124,6 +126,30 @@ impl Vit {
             rules: Some(rules),
             ..self.clone()
         }
+    }
+
+    /// Returns the same weights, which all blocks multiply as 8-bit integers, and the linear maps whose weights 8 bits
+    /// cannot represent, such as "query of block 3". They stay as they are; on GPUs, all do.
+    ///
+    /// # Errors
+    /// Fails if a weight cannot be read.
+    pub(crate) fn quantized(&self) -> Result<(Self, Vec<String>)> {
+        let mut kept = Vec::new();
+        let blocks = self.blocks.iter().enumerate();
+        let blocks = blocks.map(|(block_idx, block)| {
+            let mut maps = Vec::new();
+            let quantized = block.quantized(&mut maps)?;
+            kept.extend(maps.iter().map(|map| format!("{map} of block {block_idx}")));
+            Ok(quantized)
+        });
+        let blocks = blocks.collect::<Result<_>>()?;
+        Ok((
+            Self {
+                blocks,
+                ..self.clone()
+            },
+            kept,
+        ))
     }
 
     /// Returns the same weights; once `stop` is requested, forward passes fail.

@@ -8,15 +8,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Device;
+use clap::builder::PossibleValue;
 use serde::Serialize;
 use vitscope::interpreter::{Interpreter, InterpreterShape};
 use vitscope::models::{self, DeviceChoice, Model, Preprocessor};
 use vitscope::rng::Rng;
-use vitscope::vit::{Vit, VitConfig, init};
+use vitscope::vit::{Arithmetic, Vit, VitConfig, init};
 use vitscope_core::files::write_whole;
 use vitscope_core::gates::{DEFAULT_STRETCH, GateSizes, Gates, VotingGates};
 
-use crate::args::{one_or_more, report_path, thread_count};
+use crate::args::{named, one_or_more, report_path, thread_count};
 use crate::exit::Exit;
 
 /// Options of `vitscope bench`.
@@ -57,6 +58,10 @@ pub struct BenchArgs {
     /// Device that runs the model: cpu, cuda, cuda:N, or auto.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Numbers that each model computes with: f32, int8.
+    #[arg(long, value_name = "NUMBERS,…", value_delimiter = ',', default_value = "f32", hide_possible_values = true,
+        value_parser = named::<Arithmetic, _>(Arithmetic::ALL.map(|numbers| PossibleValue::new(numbers.name()))))]
+    precision: Vec<Arithmetic>,
     /// Number of compute threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
@@ -75,11 +80,17 @@ struct Figures {
 /// Runs `vitscope bench`.
 pub fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
     let device = args.device.open()?;
-    let models = args
-        .model
-        .iter()
-        .map(|name| Ok(Arc::new(open(name, args.size, &device)?)))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut models = Vec::new();
+    for name in &args.model {
+        for numbers in &args.precision {
+            let mut model = open(name, args.size, &device)?;
+            model.compute_with(*numbers)?;
+            if args.precision.len() > 1 {
+                model.name = format!("{} {numbers}", model.name);
+            }
+            models.push(Arc::new(model));
+        }
+    }
     let passes = passes::measure(args, &models, &device)?;
     print!("{}", passes::table(&passes));
     let videos = match &args.video {

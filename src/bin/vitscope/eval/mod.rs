@@ -33,7 +33,9 @@ use vitscope_lab::eval::gallery::{self, Column};
 pub use self::classifier::sure_line;
 use self::suites::SuiteArgs;
 pub use self::suites::bar;
-use crate::args::{DeviceArgs, InputArgs, one_or_more, png, report_path, thread_count};
+use crate::args::{
+    ArithmeticArgs, DeviceArgs, InputArgs, one_or_more, png, report_path, thread_count,
+};
 use crate::exit::Exit;
 use crate::setup;
 use crate::train::print_left_out;
@@ -118,12 +120,15 @@ struct AskedArgs {
     batch: NonZeroUsize,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    arithmetic: ArithmeticArgs,
 }
 
 impl AskedArgs {
     fn reference(&self) -> Reference<'_> {
         Reference {
             input: self.input.asked(),
+            arithmetic: self.arithmetic.arithmetic,
             ..Reference::over(&self.model, self.backbone.as_deref())
         }
     }
@@ -132,9 +137,9 @@ impl AskedArgs {
     fn typed(&self) -> String {
         let backbone = self.backbone.as_ref();
         let backbone = backbone.map(|backbone| format!(" --backbone {backbone}"));
-        let input = self.input.typed();
+        let (input, arithmetic) = (self.input.typed(), self.arithmetic.typed());
         format!(
-            " --model {}{}{input}",
+            " --model {}{}{input}{arithmetic}",
             self.model,
             backbone.unwrap_or_default()
         )
