@@ -14,7 +14,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::packed::{Piece, Start, for_each_piece};
-use super::{MatrixView, PARALLEL_MIN_ELEMENTS, SharedOutput, Spread, workspace};
+use super::{LANES, MatrixView, PARALLEL_MIN_ELEMENTS, SharedOutput, Spread, workspace};
 
 /// Depths that one instruction adds up.
 const GROUP: usize = 4;
@@ -330,17 +330,10 @@ fn quantize_weights(values: &[f32], factors: &[f32], to: &mut [i8]) -> f32 {
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 fn quantize_row(xs: &[f32], factors: &[f32], to: &mut [u8]) -> (f32, i32) {
     let scaled = || xs.iter().zip(factors).map(|(x, factor)| x * factor);
-    // Infinite or NaN if a value is: as integers, magnitudes have the same order.
-    let largest = scaled()
-        .map(|x| x.to_bits() & 0x7fff_ffff)
-        .fold(0, u32::max);
-    let (low, high) = scaled().fold((0.0_f32, 0.0_f32), |(low, high), x| {
-        (low.min(x), high.max(x))
-    });
-    let largest = f32::from_bits(largest);
-    if !largest.is_finite() {
+    let (low, high, is_finite) = extremes(xs, factors);
+    if !is_finite {
         to.fill(0);
-        return (largest, 0);
+        return (f32::NAN, 0);
     }
     let scale = (high - low) / STEPS;
     let per_step = if scale > 0.0 { 1.0 / scale } else { 0.0 };
@@ -349,6 +342,34 @@ fn quantize_row(xs: &[f32], factors: &[f32], to: &mut [u8]) -> (f32, i32) {
         *to = (x * per_step + (zero + ROUND)).to_bits() as u8;
     }
     (scale, zero as i32)
+}
+
+/// The smallest and the largest of zero and the products of `xs` and `factors`, and whether all products are finite.
+#[inline(always)]
+fn extremes(xs: &[f32], factors: &[f32]) -> (f32, f32, bool) {
+    // The compiler does not reorder comparisons of numbers that may be NaN, so that each lane has its own.
+    let (mut lows, mut highs, mut products) = ([0_f32; LANES], [0_f32; LANES], [0_f32; LANES]);
+    let (x_lanes, x_rest) = xs.as_chunks::<LANES>();
+    let (factor_lanes, factor_rest) = factors.as_chunks::<LANES>();
+    let mut add = |lane: usize, x: f32| {
+        lows[lane] = if x < lows[lane] { x } else { lows[lane] };
+        highs[lane] = if x > highs[lane] { x } else { highs[lane] };
+        // Zero, unless `x` is infinite or NaN.
+        products[lane] += x * 0.0;
+    };
+    for (xs, factors) in x_lanes.iter().zip(factor_lanes) {
+        for lane in 0..LANES {
+            add(lane, xs[lane] * factors[lane]);
+        }
+    }
+    for (lane, (x, factor)) in x_rest.iter().zip(factor_rest).enumerate() {
+        add(lane, x * factor);
+    }
+    (
+        lows.into_iter().fold(0.0, f32::min),
+        highs.into_iter().fold(0.0, f32::max),
+        products.into_iter().sum::<f32>() == 0.0,
+    )
 }
 
 /// `out += row_scale · col_scales ∘ (sums - zero · col_sums)`.
