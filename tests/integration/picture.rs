@@ -631,7 +631,10 @@ fn the_roll_of_a_matroska_is_applied() {
     ] {
         // The colors are replaced by the projection and a void element of the same total length.
         let mut file = std::fs::read(&upright).unwrap();
-        let at = file.windows(2).position(|id| id == [0x55, 0xb0]).unwrap();
+        // Identifiers before the name of the codec are random numbers.
+        let codec = file.windows(7).position(|name| name == b"V_MPEG4").unwrap();
+        let at = file[codec..].windows(2).position(|id| id == [0x55, 0xb0]);
+        let at = codec + at.unwrap();
         let (size, head) = match file[at + 2] {
             1 => (file[at + 9] as usize, 10),
             size => (usize::from(size & 0x7f), 3),
