@@ -80,8 +80,8 @@ impl Mlp {
         self.finish(xs, &self.activation.forward(&hidden)?)
     }
 
-    /// Returns the same MLP with products of 8-bit integers in forward passes; adds the names of the fields that
-    /// [stay as they are](Linear::quantized) to `kept`.
+    /// Returns the same MLP with products of 8-bit integers in forward passes; adds the names of
+    /// the fields whose weights 8 bits cannot represent, and which stay as they are, to `kept`.
     ///
     /// # Errors
     /// Fails if a weight cannot be read.

@@ -58,7 +58,7 @@ impl FusedSelfAttention {
     }
 
     /// Returns the same attention with products of 8-bit integers in the projections of forward passes; adds the names of
-    /// the fields that [stay as they are](Linear::quantized) to `kept`.
+    /// the fields whose weights 8 bits cannot represent, and which stay as they are, to `kept`.
     ///
     /// # Errors
     /// Fails if a weight cannot be read.
