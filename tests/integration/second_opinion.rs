@@ -1784,6 +1784,34 @@ fn sound_of_many_channels_comes_out() {
     }
 }
 
+/// matroskademux 1.22 seeks to the frame that decoding begins with, past the sound that is stored before it.
+#[test]
+fn a_long_packet_that_a_range_of_matroska_begins_in_is_heard() {
+    let files = Files::new();
+    let input = files.make(
+        "long.mkv",
+        "-f lavfi -i testsrc2=size=160x120:rate=25:duration=12 -f lavfi -i sine=frequency=440:duration=12 \
+         -c:v libx264 -preset ultrafast -g 1 -c:a flac -frame_size 32768",
+    );
+    for (extension, start_ms) in [("mp4", 1530), ("webm", 9530), ("ts", 9530)] {
+        let job = FileJob {
+            overwrite: true,
+            start: Some(Pts(start_ms * 1_000_000)),
+            end: Some(Pts((start_ms + 1500) * 1_000_000)),
+            audio: AudioMode::Encode,
+            ..FileJob::new(&input, files.path(&format!("out.{extension}")))
+        };
+        let verification = check(&job, "verified: ");
+        assert_eq!(verification.frames_out, 38, "{extension}");
+        let (video, sound) = (
+            judged(&job.output, Kind::Picture),
+            judged(&job.output, Kind::Sound),
+        );
+        let late_micros = sound[0] - video[0];
+        assert!(late_micros < 1000, "{extension}: {late_micros} µs");
+    }
+}
+
 /// In an mp4, qtmux 1.22 would label it such that no player reads it.
 #[test]
 fn sound_in_differences_of_samples_can_be_heard() {

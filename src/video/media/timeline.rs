@@ -287,7 +287,9 @@ impl Timeline {
                 let firsts = opening.tracks.iter().filter_map(|track| track.first);
                 let first = firsts.min().unwrap_or_default();
                 let counted = |time| (Duration::from(*begin) + time).saturating_sub(first);
-                return (counted(start), end.map(|end| counted(end) + REORDERING));
+                // A packet of sound that the range begins in may be stored before the first frame of the range.
+                let from = counted(start.saturating_sub(BEFORE));
+                return (from, end.map(|end| counted(end) + REORDERING));
             }
             Kind::Other(other) => {
                 let begin: Duration = other.begin.get().copied().unwrap_or_default().into();
