@@ -395,7 +395,7 @@ impl Segment {
                 codec: codec(&entry.codec_id, &entry.codec_private),
                 packets: entry.packets,
                 first_key: None,
-                refreshes: Vec::new(),
+                first_refresh: None,
                 breaks_off: entry.breaks_off,
                 n_untimed: 0,
                 left_out: sound::opus_left_out(&entry.codec_private),

@@ -76,9 +76,9 @@ pub struct Track {
     /// Presentation time of the first frame at which decoding may begin; `None` if a container does not state it, or
     /// begins with it.
     pub first_key: Option<i64>,
-    /// Presentation times of the H.264 frames from which on a picture is refreshed part by part (ITU-T H.264, D.2.8),
-    /// in file order, if the container is read that far. A decoder that begins there may show incomplete frames.
-    pub refreshes: Vec<i64>,
+    /// Presentation time of the first H.264 frame from which on a picture is refreshed part by part (ITU-T H.264, D.2.8),
+    /// if the container is read that far. A decoder that begins at such a frame may show incomplete ones.
+    pub first_refresh: Option<i64>,
     /// True if the file ends within a packet of this track, which is then not included.
     pub breaks_off: bool,
     /// Number of audio packets before the first timestamp of the track, which are not included.

@@ -650,7 +650,7 @@ impl TrackTables {
             codec: self.codec,
             packets,
             first_key: None,
-            refreshes: Vec::new(),
+            first_refresh: None,
             breaks_off: false,
             n_untimed: 0,
             left_out: self.left_out,

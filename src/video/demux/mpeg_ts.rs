@@ -363,8 +363,8 @@ struct Stream {
     clock: Clock,
     last_decoded: Option<i64>,
     pictures: PictureStarts,
-    /// Presentation times of the frames at which a refresh begins, in nanoseconds.
-    refreshes: Vec<i64>,
+    /// Presentation time of the first frame at which a refresh begins, in nanoseconds.
+    first_refresh: Option<i64>,
     /// Number of frames that began in the current PES packet.
     n_begun: u32,
     framing: Option<Framing>,
@@ -418,7 +418,7 @@ impl Stream {
             clock: Clock::default(),
             last_decoded: None,
             pictures: PictureStarts::new(codec),
-            refreshes: Vec::new(),
+            first_refresh: None,
             n_begun: 0,
             framing,
             sound: Sound::default(),
@@ -523,7 +523,7 @@ impl Stream {
         let n_refreshing = self.pictures.refresh.take().unwrap_or(0);
         let is_reference = std::mem::take(&mut self.pictures.is_reference);
         if let Some(frame) = self.packets.last().filter(|_| n_refreshing > 0) {
-            self.refreshes.push(frame.time);
+            self.first_refresh.get_or_insert(frame.time);
         }
         if std::mem::take(&mut self.enters) {
             self.n_incomplete = n_refreshing;
@@ -548,7 +548,7 @@ impl Stream {
             for packet in &mut self.packets {
                 packet.time = packet.time.saturating_add(shift);
             }
-            let own_times = self.first_entry.iter_mut().chain(&mut self.refreshes);
+            let own_times = self.first_entry.iter_mut().chain(&mut self.first_refresh);
             own_times.for_each(|time| *time = time.saturating_add(shift));
         }
         if self.kind == Kind::Picture {
@@ -561,7 +561,7 @@ impl Stream {
             kind: self.kind,
             codec: self.codec.into(),
             first_key: self.first_entry.filter(|_| self.kind == Kind::Picture),
-            refreshes: self.refreshes,
+            first_refresh: self.first_refresh,
             breaks_off: self.sound.breaks_off,
             n_untimed: self.sound.n_untimed,
             left_out: None,

@@ -265,10 +265,9 @@ impl Wanted {
     /// Returns whether decoding may have begun at a frame that is not yet refreshed completely.
     fn begins_refreshing(&self, picture: &Track, begin: i64) -> bool {
         let start = begin.saturating_add(self.start);
-        let first = picture.refreshes.first();
-        first.is_some_and(|first| {
-            *first <= start || picture.first_key.is_some_and(|key| *first < key)
-        })
+        picture
+            .first_refresh
+            .is_some_and(|first| first <= start || picture.first_key.is_some_and(|key| first < key))
     }
 
     /// Checks whether the requested range extends beyond the last complete packet of a source that breaks off.
@@ -707,7 +706,7 @@ mod tests {
             codec: codec.into(),
             packets: packets.collect(),
             first_key: None,
-            refreshes: Vec::new(),
+            first_refresh: None,
             breaks_off: false,
             n_untimed: 0,
             left_out: None,
