@@ -8,10 +8,10 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::packed::{Packed, Start};
-use super::quantized::Quantized;
+use super::quantized::{Moments, Quantized};
 use super::{
-    LayerNorm, MatrixView, Spread, add_assign, column_sums, f32_slice, is_fused, matmul, values,
-    with_f32, workspace,
+    MatrixView, Spread, add_assign, column_sums, f32_slice, is_fused, matmul, values, with_f32,
+    workspace,
 };
 
 /// `xs · weightᵀ + bias`.
@@ -117,31 +117,30 @@ impl Linear {
     /// The [`quantized`](Self::quantized) map, or the same one, whose `name` is then added to `kept`.
     pub(super) fn quantized_or_kept(
         &self,
-        reach: &[f32],
+        reach: impl Iterator<Item = f32>,
         name: &'static str,
         kept: &mut Vec<&'static str>,
     ) -> Result<Self> {
-        let quantized = self.quantized(reach)?;
+        let quantized = self.quantized(&reach.collect::<Vec<f32>>())?;
         if quantized.is_none() {
             kept.push(name);
         }
         Ok(quantized.unwrap_or_else(|| self.clone()))
     }
 
-    /// Mean and standard deviation of each output feature, if the inputs are independent outputs of `norm`.
-    pub(super) fn moments(&self, norm: &LayerNorm) -> Result<Vec<(f32, f32)>> {
-        let (in_dim, _) = self.dims()?;
-        let (norm_weight, norm_bias, _) = norm.parts();
-        let (norm_weight, norm_bias) = (values(norm_weight)?, values(norm_bias)?);
+    /// Mean and standard deviation of each output feature, if the inputs are independent.
+    pub(super) fn moments(&self, inputs: &[Moments]) -> Result<Vec<Moments>> {
         let bias = self.bias()?;
         with_f32(&self.weight, |weight| {
-            let rows = weight.chunks_exact(in_dim.max(1)).zip(&bias);
+            let rows = weight.chunks_exact(inputs.len().max(1)).zip(bias);
             let moments = rows.map(|(row, bias)| {
-                let mean: f32 = row.iter().zip(&norm_bias).map(|(w, b)| w * b).sum();
-                let variance: f32 = (row.iter().zip(&norm_weight))
-                    .map(|(w, scale)| (w * scale).powi(2))
-                    .sum();
-                (bias + mean, variance.sqrt())
+                let pairs = || row.iter().zip(inputs);
+                let mean: f32 = pairs().map(|(w, input)| w * input.mean).sum();
+                let variance: f32 = pairs().map(|(w, input)| (w * input.sd).powi(2)).sum();
+                Moments {
+                    mean: bias + mean,
+                    sd: variance.sqrt(),
+                }
             });
             Ok(moments.collect())
         })

@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use super::linear::Factor;
 use super::norm::NormRows;
 use super::packed::{Start, TILE_ROWS};
-use super::quantized::REACH_SDS;
+use super::quantized::Moments;
 use super::workspace::{self, Buffer, Workspace};
 use super::{
     Activation, LayerNorm, Linear, MatrixView, SharedOutput, activation, add_assign, f32_slice,
@@ -86,15 +86,14 @@ impl Mlp {
     /// # Errors
     /// Fails if a weight cannot be read.
     pub fn quantized(&self, kept: &mut Vec<&'static str>) -> Result<Self> {
-        let of_norm = self.norm.reach()?;
+        let normed = self.norm.moments()?;
         // Hardly anything negative passes the activation.
-        let of_hidden = self.up.moments(&self.norm)?.into_iter();
-        let of_hidden: Vec<f32> = of_hidden
-            .map(|(mean, sd)| (mean + REACH_SDS * sd).max(LARGEST_NEGATIVE))
-            .collect();
+        let hidden = self.up.moments(&normed)?.into_iter();
+        let hidden = hidden.map(|moments| moments.upper_reach().max(LARGEST_NEGATIVE));
+        let normed = normed.into_iter().map(Moments::reach);
         Ok(Self {
-            up: self.up.quantized_or_kept(&of_norm, "up", kept)?,
-            down: self.down.quantized_or_kept(&of_hidden, "down", kept)?,
+            up: self.up.quantized_or_kept(normed, "up", kept)?,
+            down: self.down.quantized_or_kept(hidden, "down", kept)?,
             ..self.clone()
         })
     }

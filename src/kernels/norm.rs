@@ -3,8 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 
-use super::quantized::REACH_SDS;
-
+use super::quantized::Moments;
 use super::{
     Spread, column_sums, f32_slice, for_row_blocks, is_fused, sum, sum_by, values, with_f32,
 };
@@ -69,13 +68,14 @@ impl LayerNorm {
         layer_norm(xs, &self.weight, &self.bias, self.eps)
     }
 
-    /// The magnitude that each output rarely exceeds.
-    pub(super) fn reach(&self) -> Result<Vec<f32>> {
+    /// Mean and standard deviation of each output.
+    pub(super) fn moments(&self) -> Result<Vec<Moments>> {
         let (weight, bias) = (values(&self.weight)?, values(&self.bias)?);
-        let reach = weight.iter().zip(&bias);
-        Ok(reach
-            .map(|(weight, bias)| bias.abs() + REACH_SDS * weight.abs())
-            .collect())
+        let moments = weight.iter().zip(bias).map(|(weight, mean)| Moments {
+            mean,
+            sd: weight.abs(),
+        });
+        Ok(moments.collect())
     }
 
     pub(super) fn is_frozen(&self) -> bool {

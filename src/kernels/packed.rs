@@ -361,6 +361,7 @@ macro_rules! for_rows {
         }
     };
 }
+pub(super) use for_rows;
 
 impl Isa {
     /// # Safety

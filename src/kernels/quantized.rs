@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::packed::{Piece, Start, for_each_piece};
+use super::packed::{Piece, Start, for_each_piece, for_rows};
 use super::{LANES, MatrixView, PARALLEL_MIN_ELEMENTS, SharedOutput, Spread, workspace};
 
 /// Depths that one instruction adds up.
@@ -30,7 +30,7 @@ const STEPS: f32 = 254.0;
 /// Adding 1.5 · 2²³ to a small number rounds it to an integer, which is then in the low bits.
 const ROUND: f32 = 12_582_912.0;
 /// Standard deviations from its mean within which a value is expected.
-pub(super) const REACH_SDS: f32 = 3.0;
+const REACH_SDS: f32 = 3.0;
 /// Depth up to which sums of products fit into 32 bits.
 const DEEPEST: usize = 1 << 15;
 
@@ -194,10 +194,8 @@ impl Quantized {
         }
         let stride = self.depth.next_multiple_of(GROUP);
         workspace::with(|buffers| {
-            let left = &mut buffers.bytes;
-            left.resize(rows * stride, 0);
-            let scales = &mut buffers.steps;
-            scales.resize(rows, (0.0, 0));
+            let left = buffers.bytes.of(rows * stride);
+            let scales = buffers.steps.of(rows);
             let quantize = |(row, (left, scale)): (usize, (&mut [u8], &mut (f32, i32)))| {
                 let row = &lhs[view.start + row * view.row_stride..][..self.depth];
                 let (left, padding) = left.split_at_mut(self.depth);
@@ -275,6 +273,25 @@ impl Quantized {
                 finish(row, first_col, out);
             }
         }
+    }
+}
+
+/// Mean and standard deviation of a feature over tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Moments {
+    pub(super) mean: f32,
+    pub(super) sd: f32,
+}
+
+impl Moments {
+    /// The magnitude that the feature rarely exceeds.
+    pub(super) fn reach(self) -> f32 {
+        self.mean.abs() + REACH_SDS * self.sd
+    }
+
+    /// The value that the feature rarely exceeds.
+    pub(super) fn upper_reach(self) -> f32 {
+        self.mean + REACH_SDS * self.sd
     }
 }
 
@@ -395,28 +412,6 @@ struct Tile {
     sums: *mut i32,
 }
 
-/// Calls a function that is generic over the number of rows with the required number.
-macro_rules! for_rows {
-    ($rows:expr, $function:ident, [$($n:literal),*], $most:literal; $tile:expr) => {
-        match $rows {
-            $($n => $function::<$n>($tile),)*
-            _ => $function::<$most>($tile),
-        }
-    };
-    ($rows:expr, $function:ident, $lines:literal; $tile:expr) => {
-        match $rows {
-            1 => $function::<1, $lines>($tile),
-            2 => $function::<2, $lines>($tile),
-            3 => $function::<3, $lines>($tile),
-            4 => $function::<4, $lines>($tile),
-            5 => $function::<5, $lines>($tile),
-            6 => $function::<6, $lines>($tile),
-            7 => $function::<7, $lines>($tile),
-            _ => $function::<8, $lines>($tile),
-        }
-    };
-}
-
 impl Isa {
     /// # Safety
     /// The processor supports this instruction set, and everything that the tile points to is valid: `rows` rows of
@@ -433,10 +428,10 @@ impl Isa {
                 #[cfg(target_arch = "x86_64")]
                 (Self::Avx512Vnni, _) => for_rows!(rows, tile_avx512, 3; tile),
                 #[cfg(target_arch = "x86_64")]
-                (Self::AvxVnni, _) => for_rows!(rows, tile_avx_vnni, [1, 2, 3, 4, 5], 6; tile),
+                (Self::AvxVnni, _) => for_rows!(rows, tile_avx_vnni; tile),
                 #[cfg(target_arch = "x86_64")]
-                (Self::Avx2, _) => for_rows!(rows, tile_avx2, [1, 2], 3; tile),
-                (Self::Portable, _) => for_rows!(rows, tile_portable, [1, 2, 3], 4; tile),
+                (Self::Avx2, _) => for_rows!(rows, tile_avx2; tile),
+                (Self::Portable, _) => for_rows!(rows, tile_portable; tile),
             }
         }
     }

@@ -10,7 +10,7 @@ use super::linear::Factor;
 use super::mlp::{scale_and_add, scaled};
 use super::norm::NormRows;
 use super::packed::{Packed, Start};
-use super::quantized::REACH_SDS;
+use super::quantized::Moments;
 use super::workspace::{self, Workspace};
 use super::{
     LayerNorm, Linear, MatrixView, Spread, add_assign, f32_slice, for_images, images_mut, is_fused,
@@ -63,16 +63,17 @@ impl FusedSelfAttention {
     /// # Errors
     /// Fails if a weight cannot be read.
     pub fn quantized(&self, kept: &mut Vec<&'static str>) -> Result<Self> {
-        let of_norm = self.norm.reach()?;
-        let of_values = self.value.moments(&self.norm)?.into_iter();
-        let of_values: Vec<f32> = of_values
-            .map(|(mean, sd)| mean.abs() + REACH_SDS * sd)
-            .collect();
+        let normed = self.norm.moments()?;
+        let values = self.value.moments(&normed)?;
+        let normed = normed.into_iter().map(Moments::reach);
+        let values = values.into_iter().map(Moments::reach);
         Ok(Self {
-            query: self.query.quantized_or_kept(&of_norm, "query", kept)?,
-            key: self.key.quantized_or_kept(&of_norm, "key", kept)?,
-            value: self.value.quantized_or_kept(&of_norm, "value", kept)?,
-            output: self.output.quantized_or_kept(&of_values, "output", kept)?,
+            query: self
+                .query
+                .quantized_or_kept(normed.clone(), "query", kept)?,
+            key: self.key.quantized_or_kept(normed.clone(), "key", kept)?,
+            value: self.value.quantized_or_kept(normed, "value", kept)?,
+            output: self.output.quantized_or_kept(values, "output", kept)?,
             ..self.clone()
         })
     }

@@ -23,21 +23,21 @@ pub(super) struct Workspace {
     pub(super) grad_key: Buffer,
     pub(super) grad_value: Buffer,
     pub(super) grad_scores: Buffer,
-    pub(super) bytes: Vec<u8>,
-    pub(super) steps: Vec<(f32, i32)>,
+    pub(super) bytes: Buffer<u8>,
+    pub(super) steps: Buffer<(f32, i32)>,
     pub(super) keys: Packed,
     pub(super) values: Packed,
 }
 
 /// A buffer that only grows.
 #[derive(Default)]
-pub(super) struct Buffer(Vec<f32>);
+pub(super) struct Buffer<T = f32>(Vec<T>);
 
-impl Buffer {
+impl<T: Clone + Default> Buffer<T> {
     /// The first `len` values.
-    pub(super) fn of(&mut self, len: usize) -> &mut [f32] {
+    pub(super) fn of(&mut self, len: usize) -> &mut [T] {
         if self.0.len() < len {
-            self.0.resize(len, 0.0);
+            self.0.resize(len, T::default());
         }
         &mut self.0[..len]
     }

@@ -184,7 +184,7 @@ impl DeviceArgs {
 pub struct ArithmeticArgs {
     /// Numbers that the model computes with on the CPU: f32, or int8 for less time and nearly the same answers and maps.
     #[arg(long = "precision", value_name = "NUMBERS", default_value = "f32", hide_possible_values = true,
-        value_parser = named::<Arithmetic, _>(Arithmetic::ALL.map(|numbers| PossibleValue::new(numbers.name()))))]
+        value_parser = numbers())]
     pub arithmetic: Arithmetic,
 }
 
@@ -285,12 +285,17 @@ pub enum Upsample {
 }
 
 /// Accepts only `values`, and lists them in the help and in the error for any other value.
-pub fn named<T, I>(values: I) -> impl TypedValueParser<Value = T>
+fn named<T, I>(values: I) -> impl TypedValueParser<Value = T>
 where
     I: IntoIterator<Item = PossibleValue>,
     T: FromStr<Err = Error> + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(values).try_map(|name| name.parse::<T>())
+}
+
+/// Parses the name of the numbers that a model computes with.
+pub fn numbers() -> impl TypedValueParser<Value = Arithmetic> {
+    named(Arithmetic::ALL.map(|numbers| PossibleValue::new(numbers.name())))
 }
 
 /// Parses a whole number of at least 1.

@@ -413,7 +413,7 @@ fn fit(preprocessor: Preprocessor, config: &VitConfig) -> Result<Preprocessor> {
 }
 
 impl Model {
-    /// Makes the model compute with these numbers, and warns of weights that it keeps in f32.
+    /// Makes a model that computes with f32 compute with these numbers, and warns of weights that it keeps in f32.
     ///
     /// # Errors
     /// Fails if a weight cannot be read.

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Device;
-use clap::builder::PossibleValue;
 use serde::Serialize;
 use vitscope::interpreter::{Interpreter, InterpreterShape};
 use vitscope::models::{self, DeviceChoice, Model, Preprocessor};
@@ -17,7 +16,7 @@ use vitscope::vit::{Arithmetic, Vit, VitConfig, init};
 use vitscope_core::files::write_whole;
 use vitscope_core::gates::{DEFAULT_STRETCH, GateSizes, Gates, VotingGates};
 
-use crate::args::{named, one_or_more, report_path, thread_count};
+use crate::args::{numbers, one_or_more, report_path, thread_count};
 use crate::exit::Exit;
 
 /// Options of `vitscope bench`.
@@ -60,7 +59,7 @@ pub struct BenchArgs {
     device: DeviceChoice,
     /// Numbers that each model computes with: f32, int8.
     #[arg(long, value_name = "NUMBERS,…", value_delimiter = ',', default_value = "f32", hide_possible_values = true,
-        value_parser = named::<Arithmetic, _>(Arithmetic::ALL.map(|numbers| PossibleValue::new(numbers.name()))))]
+        value_parser = numbers())]
     precision: Vec<Arithmetic>,
     /// Number of compute threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = thread_count)]
