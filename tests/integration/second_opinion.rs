@@ -1247,6 +1247,70 @@ fn sound_before_the_first_picture_of_a_matroska_file_is_in_ranges_too() {
     }
 }
 
+/// matroskademux 1.22 seeks to the first cluster with video, even to the beginning.
+#[test]
+fn large_packets_before_the_first_picture_are_in_ranges_that_only_end() {
+    let files = Files::new();
+    for sound in ["dca -strict -2", "pcm_s16le", "flac -frame_size 16384"] {
+        let codec = sound.split(' ').next().unwrap();
+        let input = files.make(
+            &format!("{codec}.mkv"),
+            &format!("-itsoffset 0.4 {PICTURE} {SOUND} {H264} -c:a {sound}"),
+        );
+        let job = FileJob {
+            end: Some(Pts(4_300_000_000)),
+            audio: AudioMode::Encode,
+            ..FileJob::new(&input, files.path(&format!("{codec}.mp4")))
+        };
+        check(&job, "verified: ");
+        let secs = heard_secs(&job.output);
+        assert!((secs - 4.3).abs() < 0.05, "{codec}: {secs} s");
+    }
+}
+
+/// matroskademux 1.22 hands out ProRes without times, and CineForm with times of decoding only. Decoders then number
+/// the frames, from the beginning of what is read.
+#[test]
+fn pictures_of_matroska_that_have_no_times_behind_the_demuxer_keep_theirs() {
+    let files = Files::new();
+    for codec in [
+        "prores_ks",
+        "cfhd -pix_fmt yuv422p10",
+        "huffyuv -pix_fmt yuv422p",
+        "mjpeg -pix_fmt yuvj420p",
+        "dvvideo -s 720x576 -pix_fmt yuv420p",
+    ] {
+        let name = codec.split(' ').next().unwrap();
+        let late = files.make(
+            &format!("{name}.late.mkv"),
+            &format!("-itsoffset 0.4 {FLASH} {BEEP} -c:v {codec} -c:a pcm_s16le"),
+        );
+        let before = beep_after_flash(&late);
+        assert!((before + 0.4).abs() < 0.011, "{name}: {before} s");
+        for (start, end) in [(None, None), (Some(1), None), (Some(1), Some(3))] {
+            let secs = |secs: u64| Pts(secs * 1_000_000_000);
+            let job = FileJob {
+                overwrite: true,
+                start: start.map(secs),
+                end: end.map(secs),
+                ..FileJob::new(&late, files.path(&format!("{name}.late.out.mkv")))
+            };
+            check(&job, "verified: ");
+            let moved = beep_after_flash(&job.output) - before;
+            assert!(moved.abs() < 0.011, "{name} {start:?}: {moved} s");
+        }
+        let gap = files.make(
+            &format!("{name}.gap.mkv"),
+            &format!("{FLASH} -vf select='not(between(n,20,70))' -fps_mode vfr -c:v {codec}"),
+        );
+        let job = FileJob::new(&gap, files.path(&format!("{name}.gap.out.mkv")));
+        check(&job, "verified: ");
+        let times = judged(&job.output, Kind::Picture);
+        assert_eq!(times, judged(&gap, Kind::Picture), "{name}");
+        assert_eq!(times[20] - times[19], 52 * 40_000, "{name}");
+    }
+}
+
 #[test]
 fn a_recording_behind_a_short_one_raises_no_alarm() {
     let files = Files::new();

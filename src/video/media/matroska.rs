@@ -45,7 +45,8 @@ const TRACKS: u32 = 0x1654_ae6b;
 const TRACK_ENTRY: u32 = 0xae;
 const TRACK_NUMBER: u32 = 0xd7;
 const TRACK_TYPE: u32 = 0x83;
-/// Track type of audio.
+/// Track types.
+const PICTURE: u64 = 1;
 const SOUND: u64 = 2;
 const FLAG_DEFAULT: u32 = 0x88;
 const VIDEO: u32 = 0xe0;
@@ -326,6 +327,9 @@ pub(super) struct Opening {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Track {
     pub(super) number: u64,
+    is_video: bool,
+    /// Number of clusters before that of the earliest block.
+    first_cluster: Option<usize>,
     /// Time by which the track is shown earlier than its block timestamps, for the codec's pre-roll.
     pub(super) codec_delay: Duration,
     /// Timestamp of the earliest block.
@@ -366,8 +370,16 @@ impl Opening {
         head.map(|head| Self::parse(&head)).unwrap_or_default()
     }
 
+    /// True if no video is in the cluster that the file begins with: matroskademux 1.22 seeks past it.
+    pub(super) fn begins_before_video(&self) -> bool {
+        let of_video = self.tracks.iter().filter(|track| track.is_video);
+        let first = of_video.filter_map(|track| track.first_cluster).min();
+        first.is_some_and(|first| first > 0)
+    }
+
     fn parse(head: &[u8]) -> Self {
         let (mut step_nanos, mut cluster) = (1_000_000_u64, 0_u64);
+        let mut n_clusters = 0_usize;
         let mut tracks: Vec<Track> = Vec::new();
         let (mut has_duration, mut has_cues) = (false, false);
         let mut stop = head.len();
@@ -383,17 +395,23 @@ impl Opening {
                 CUES => has_cues = true,
                 SEEK_ID => has_cues |= value == Some(CUES.into()),
                 TRACK_ENTRY => tracks.push(Track::default()),
-                TRACK_NUMBER | CODEC_DELAY => {
+                TRACK_NUMBER | TRACK_TYPE | CODEC_DELAY => {
                     if let (Some(track), Some(value)) = (tracks.last_mut(), value) {
                         match element.id {
                             TRACK_NUMBER => track.number = value,
+                            TRACK_TYPE => track.is_video = value == PICTURE,
                             _ => track.codec_delay = Duration::from_nanos(value),
                         }
                     }
                 }
                 CLUSTER_TIMESTAMP => cluster = value.unwrap_or(cluster),
                 // The first cluster determines how far to look.
-                CLUSTER if stop == head.len() => stop = stop.min(at.saturating_add(BEGIN_LEN)),
+                CLUSTER => {
+                    n_clusters += 1;
+                    if n_clusters == 1 {
+                        stop = stop.min(at.saturating_add(BEGIN_LEN));
+                    }
+                }
                 BLOCK | SIMPLE_BLOCK => {
                     let Some((number, steps, n_packets)) = block(head, element.content) else {
                         break;
@@ -402,6 +420,9 @@ impl Opening {
                     let time = Duration::from_nanos(steps.saturating_mul(step_nanos));
                     if let Some(track) = tracks.iter_mut().find(|track| track.number == number) {
                         track.take(time, n_packets);
+                        track
+                            .first_cluster
+                            .get_or_insert(n_clusters.saturating_sub(1));
                         // A track number below 128, as in files with few tracks, occupies one byte.
                         let at = element.content + 1;
                         let block = Block {

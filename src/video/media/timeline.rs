@@ -231,7 +231,11 @@ impl Timeline {
             Kind::Matroska(begin, opening) => {
                 let range_begin = Duration::from(*begin) + self.range.0;
                 let mut firsts = opening.tracks.iter().filter_map(|track| track.first);
-                !opening.has_cues || self.begins_late() && firsts.any(|first| first > range_begin)
+                !opening.has_cues
+                    || match self.begins_late() {
+                        true => firsts.any(|first| first > range_begin),
+                        false => opening.begins_before_video(),
+                    }
             }
             Kind::Other(other) => other.way == Way::All,
         }
@@ -345,6 +349,10 @@ impl Timeline {
     /// The segment begins earlier by `lead`, so all its running times are later by `lead`: parsers drop data before a
     /// segment, and running times cannot be negative.
     pub(super) fn apply(&self, pad: &gst::Pad, lead: Duration) {
+        if let Kind::Matroska(_, opening) = &self.kind {
+            let firsts = opening.tracks.iter().filter_map(|track| track.first);
+            complete_times(pad, firsts.min().unwrap_or_default());
+        }
         let armed = Arc::clone(&self.armed);
         let replace: Replace = match &self.kind {
             Kind::Movie(_) => {
@@ -738,6 +746,45 @@ fn complete_laces(pad: &gst::Pad, length: gst::ClockTime) {
             let buffer = buffer.make_mut();
             buffer.set_pts(pts);
             buffer.set_duration(length);
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Video without frames that are stored before they are shown, in the names of its caps.
+const IN_ORDER: [&str; 6] = [
+    "image/jpeg",
+    "image/png",
+    "video/x-cineform",
+    "video/x-dv",
+    "video/x-huffyuv",
+    PRORES,
+];
+const PRORES: &str = "video/x-prores";
+
+/// Sets timestamps on packets of video that matroskademux 1.22 hands out without: those of ProRes, and those of other
+/// codecs in a mapping of AVI, which get only a decoding time. Decoders would number such frames by the frame rate.
+///
+/// The demuxer knows the time of the current packet as its position, counted from the file's first block at `first`.
+fn complete_times(pad: &gst::Pad, first: Duration) {
+    let first = gst::ClockTime::try_from(first).unwrap_or_default();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        let Some(buffer) = info.buffer_mut().filter(|buffer| buffer.pts().is_none()) else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let caps = pad.current_caps();
+        let name = caps
+            .as_ref()
+            .and_then(|caps| Some(caps.structure(0)?.name()));
+        let time = match name.map(|name| name.as_str()) {
+            Some(PRORES) => pad
+                .query_position::<gst::ClockTime>()
+                .map(|position| position + first),
+            Some(name) if IN_ORDER.contains(&name) => buffer.dts(),
+            _ => None,
+        };
+        if time.is_some() {
+            buffer.make_mut().set_pts(time);
         }
         gst::PadProbeReturn::Ok
     });
