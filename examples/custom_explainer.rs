@@ -65,6 +65,7 @@ fn main() -> anyhow::Result<()> {
             model: Arc::new(models::open("cifar10", &Device::Cpu)?),
             explainers: vec![Box::new(KeyNorm)],
             targets: vec![Target::Predicted],
+            reuse: None,
         },
         overlay: Overlay::default(),
         every: NonZeroU64::MIN,

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-use crate::explain::{Explainer, Method, Target};
+use crate::explain::{Explainer, Method, Reuse, Target};
 use crate::gates::Gates;
 use crate::models::{self, DeviceChoice, Input, Model, Reference};
 use crate::vit::Arithmetic;
@@ -25,6 +25,8 @@ pub struct Request {
     pub device: DeviceChoice,
     /// The numbers that the model computes with.
     pub arithmetic: Arithmetic,
+    /// Largest drift of what is reused from one frame of a video to the next, as in [`Reuse::up_to`]; 0 reuses nothing.
+    pub reuse: f32,
     /// Methods, each of which explains each target; if empty, the model's default method.
     pub methods: Vec<Method>,
     /// Options of each method, as a table under its name. With a single method, its options may also be at the top
@@ -47,6 +49,7 @@ impl Default for Request {
             input: Input::default(),
             device: DeviceChoice::Auto,
             arithmetic: Arithmetic::default(),
+            reuse: 0.0,
             methods: Vec::new(),
             options: toml::Table::new(),
             targets: vec!["predicted".into()],
@@ -94,6 +97,19 @@ impl Request {
         let built = methods.iter().zip(options);
         let built = built.map(|(method, options)| method.build_with(model.parts(), options));
         built.collect()
+    }
+
+    /// How much is reused from one frame of a video to the next; `None` for nothing.
+    ///
+    /// # Errors
+    /// As [`Reuse::up_to`]; [`Error::Config`] if one of the methods cannot reuse anything.
+    pub fn reuse(&self, model: &Model, explainers: &[Box<dyn Explainer>]) -> Result<Option<Reuse>> {
+        let reuse = Reuse::up_to(self.reuse, model.preprocessor.std)?;
+        if reuse.is_some() {
+            let mut explainers = explainers.iter();
+            explainers.try_for_each(|explainer| Reuse::check(&**explainer, &model.vit))?;
+        }
+        Ok(reuse)
     }
 
     /// Finds the classes in the model.

@@ -381,6 +381,7 @@ impl Settings {
             }
             "device" => self.read("device", text()?.unwrap_or_default()),
             "precision" => self.read("precision", text()?.unwrap_or_default()),
+            "reuse" => plain!(request.reuse),
             "method" => self.read("method", text()?.unwrap_or_default()),
             "method-options" => self.read("method-options", text()?.unwrap_or_default()),
             "target-class" => request.targets = vec![text()?.unwrap_or_default()],
@@ -430,6 +431,7 @@ impl Settings {
             "input-size" => request.input.edge_px.map_or(0, whole).to_value(),
             "device" => request.device.to_string().to_value(),
             "precision" => request.arithmetic.name().to_value(),
+            "reuse" => request.reuse.to_value(),
             "method" => methods_text(&request.methods).to_value(),
             "method-options" => options_text(&request.options).to_value(),
             "target-class" => request.targets.first().to_value(),
@@ -536,6 +538,14 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
             "Numbers that the model computes with on the CPU: f32, or int8 for less time and nearly the same answers and maps",
             Some("f32"),
         ),
+        glib::ParamSpecFloat::builder("reuse")
+            .nick("Reuse")
+            .blurb("Compute only the patches that change from frame to frame while the others drift by no more than this, such as 0.01; 0 computes every patch")
+            .minimum(0.0)
+            .maximum(1.0)
+            .default_value(default.request.reuse)
+            .mutable_playing()
+            .build(),
         text(
             "method",
             "Method",

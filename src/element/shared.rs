@@ -38,7 +38,7 @@ pub(super) fn worker(
             true => Ok(worker),
             false => Err(Error::Config(format!(
                 "elements with model-instance-id {id:?} must have the same model, backbone, gates, input, input-size, \
-                 device, precision, method, method-options, target-class and batch"
+                 device, precision, reuse, method, method-options, target-class and batch"
             ))),
         };
     }

@@ -17,13 +17,18 @@ use super::{
 /// Attention with `heads` heads.
 ///
 /// # Shapes
-/// - `q`, `k`, `v` and result: `[batch, tokens, heads * head_dim]`
+/// - `q` and result: `[batch, queries, heads * head_dim]`
+/// - `k`, `v`: `[batch, tokens, heads * head_dim]`
 ///
 /// # Errors
-/// Fails if the shapes differ or `heads` does not divide the last dimension.
+/// Fails if the shapes do not fit or `heads` does not divide the last dimension.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
-    check(&[q, k, v], heads)?;
-    if is_fused(q) {
+    let one = |xs: &Tensor| xs.narrow(1, 0, 1);
+    check(&[&one(q)?, &one(k)?], heads)?;
+    check(&[k, v], heads)?;
+    let learns = [q, k, v].into_iter().any(Tensor::track_op);
+    // The backward pass of the operation is for as many queries as tokens.
+    if is_fused(q) && (q.dims() == k.dims() || !learns) {
         let op = Attention { heads };
         return q
             .contiguous()?
@@ -127,33 +132,42 @@ impl Heads {
 
     /// The columns of a head.
     fn columns(self, head_idx: usize) -> MatrixView {
+        self.columns_of(head_idx, self.tokens)
+    }
+
+    /// The columns of a head in a matrix with this number of rows.
+    fn columns_of(self, head_idx: usize, rows: usize) -> MatrixView {
         let head_dim = self.dim / self.heads;
         MatrixView {
             start: head_idx * head_dim,
             cols: head_dim,
-            ..MatrixView::row_major(self.tokens, self.dim)
+            ..MatrixView::row_major(rows, self.dim)
         }
     }
 
     /// Attention of one image.
     ///
     /// # Shapes
-    /// - `q`, `k`, `v`, `out`: `[tokens, dim]`
+    /// - `q`, `out`: `[queries, dim]`
+    /// - `k`, `v`: `[tokens, dim]`
     pub(super) fn forward(self, [q, k, v]: [&[f32]; 3], out: &mut [f32], spread: Spread) {
-        assert_eq!(out.len(), self.tokens * self.dim);
+        assert_eq!(out.len(), q.len());
+        let n_queries = q.len() / self.dim.max(1);
         let block_rows = match spread {
             Spread::Thread => QUERY_BLOCK,
             // Two blocks per head keep an even number of threads busy if the number of heads is odd.
-            Spread::Pool => QUERY_BLOCK.min(self.tokens.div_ceil(2)),
+            Spread::Pool => QUERY_BLOCK.min(n_queries.div_ceil(2)),
         };
         let block_rows = block_rows.next_multiple_of(TILE_ROWS);
-        let n_blocks = self.tokens.div_ceil(block_rows);
+        let n_blocks = n_queries.div_ceil(block_rows);
         let shared = SharedOutput(out.as_mut_ptr());
         let work = |unit: usize| {
             let (head_idx, block_idx) = (unit / n_blocks, unit % n_blocks);
             let first_row = block_idx * block_rows;
             let head = self.columns(head_idx);
-            let queries = head.rows_from(first_row, block_rows.min(self.tokens - first_row));
+            let queries = self
+                .columns_of(head_idx, n_queries)
+                .rows_from(first_row, block_rows.min(n_queries - first_row));
             workspace::with(|buffers| {
                 let Workspace {
                     scores,
@@ -269,23 +283,25 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (_, tokens, dim) = q_layout.shape().dims3()?;
+        let (_, queries, dim) = q_layout.shape().dims3()?;
+        let (_, tokens, _) = k_layout.shape().dims3()?;
         let heads = Heads {
             heads: self.heads,
             tokens,
             dim,
         };
-        let qkv = [
+        let (q, k, v) = (
             f32_slice(q, q_layout)?,
             f32_slice(k, k_layout)?,
             f32_slice(v, v_layout)?,
-        ];
-        let mut out = vec![0f32; qkv[0].len()];
+        );
+        let mut out = vec![0f32; q.len()];
         for_images(
-            images_mut(&mut out, tokens * dim),
+            images_mut(&mut out, queries * dim),
             |image_idx, out, spread| {
-                let start = image_idx * out.len();
-                heads.forward(qkv.map(|xs| &xs[start..start + out.len()]), out, spread);
+                let rows = |rows: usize| image_idx * rows * dim..(image_idx + 1) * rows * dim;
+                let qkv = [&q[rows(queries)], &k[rows(tokens)], &v[rows(tokens)]];
+                heads.forward(qkv, out, spread);
             },
         );
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))

@@ -312,6 +312,7 @@ fn wrong_usage_exits_with_two_and_names_the_option() {
         "file in.mp4 out.mp4 --precision int4",
         "--precision <NUMBERS>",
     );
+    check("file in.mp4 out.mp4 --reuse 1.5", "--reuse <DRIFT>");
     check("file in.mp4", "<OUT>");
     check("still in.png", "<IN... OUT>");
     // Whatever stands between the pictures.
@@ -393,11 +394,27 @@ fn help_names_every_subcommand_and_option() {
         "progress",
         "device",
         "precision",
+        "reuse",
         "threads",
         "quiet",
     ] {
         assert!(help.contains(&format!("--{option}")), "{option}: {help}");
     }
+}
+
+#[test]
+fn reuse_is_told_and_refused_for_methods_that_cannot() {
+    let bench = Bench::new(6);
+    let ended = bench.run("file in.mp4 out.mp4 --method rollout --reuse 0.05");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let told = " % of the patches computed; ";
+    assert!(ended.stdout.contains(told), "{}", ended.stdout);
+    bench.check_refused(
+        "file in.mp4 other.mp4 --method rollout,chefer --reuse 0.05",
+        1,
+        "error: method \"chefer\" needs passes of its own for every frame, which cannot be reused; diffmask, rollout \
+         and raw-attention only read the model's forward pass",
+    );
 }
 
 #[test]

@@ -40,6 +40,8 @@ mod models;
 // Cameras and streams.
 #[cfg(feature = "live")]
 mod live;
+// Passes over video that compute only what changed.
+mod reuse;
 // The page's server.
 #[cfg(feature = "live")]
 mod serve;

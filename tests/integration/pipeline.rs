@@ -155,6 +155,7 @@ fn view(explainer: impl Explainer + 'static) -> View {
         model: Arc::new(models::open(fixture("vit_a").to_str().unwrap(), &Device::Cpu).unwrap()),
         explainers: vec![Box::new(explainer)],
         targets: vec![Target::Predicted],
+        reuse: None,
     }
 }
 

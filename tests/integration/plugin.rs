@@ -167,6 +167,7 @@ fn view(explainer: &Brightness, rule: Option<ResizeRule>) -> Result<View> {
         model: Arc::new(model),
         explainers: vec![Box::new(explainer.clone())],
         targets: vec![Target::Predicted],
+        reuse: None,
     })
 }
 
@@ -1329,12 +1330,16 @@ fn settings_changed_at_once_are_those_of_the_properties() {
         settings.request.options = toml::toml! { gradmask = { groups = 12 } };
         settings.request.input.edge_px = Some(64);
         settings.request.arithmetic = Arithmetic::Int8;
+        settings.request.reuse = 0.25;
     });
     assert_eq!(element.property::<f32>("alpha"), 0.25);
     assert_eq!(element.property::<Coloring>("colormap"), Coloring::Jet);
     assert_eq!(element.property::<String>("method"), "rollout,gradmask");
     assert_eq!(element.property::<u32>("input-size"), 64);
     assert_eq!(element.property::<String>("precision"), "int8");
+    assert_eq!(element.property::<f32>("reuse"), 0.25);
+    element.set_property("reuse", 0.5_f32);
+    assert_eq!(element.settings().request.reuse, 0.5);
     let options: String = element.property("method-options");
     element.set_property("method-options", &options);
     let groups = &element.settings().request.options["gradmask"]["groups"];
@@ -1512,6 +1517,7 @@ fn frames_of_the_program(path: &Path) -> Vec<Vec<u8>> {
                 .unwrap(),
         ],
         targets: vec![Target::Predicted],
+        reuse: None,
         model: Arc::new(model),
     };
     struct Frames(Box<dyn Source>);

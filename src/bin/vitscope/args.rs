@@ -156,6 +156,7 @@ impl ExplainArgs {
             input: self.input.asked(),
             device: self.device.device,
             arithmetic: self.arithmetic.arithmetic,
+            reuse: 0.0,
             methods: self.method.clone(),
             options: toml::Table::new(),
             targets: self.target.clone(),
@@ -194,6 +195,26 @@ impl ArithmeticArgs {
         match self.arithmetic {
             Arithmetic::F32 => String::new(),
             numbers => format!(" --precision {numbers}"),
+        }
+    }
+}
+
+/// What is computed of the next frame.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Explaining")]
+pub struct ReuseArgs {
+    /// Compute only the patches that change from frame to frame while the others drift by no more than this, 0 to 1,
+    /// e.g. 0.01 [default: 0, compute every patch].
+    #[arg(long, value_name = "DRIFT", default_value = "0", hide_default_value = true, value_parser = share)]
+    reuse: f32,
+}
+
+impl ReuseArgs {
+    /// Returns the request with this option.
+    pub fn added_to(self, request: Request) -> Request {
+        Request {
+            reuse: self.reuse,
+            ..request
         }
     }
 }

@@ -8,7 +8,7 @@ use vitscope::frame::Pts;
 use vitscope::media::{self, AudioMode, FileJob, HdrMode, VideoCodec, verify};
 use vitscope::pipeline::Pipeline;
 
-use crate::args::{DrawArgs, ExplainArgs, OutputArgs, one_or_more};
+use crate::args::{DrawArgs, ExplainArgs, OutputArgs, ReuseArgs, one_or_more};
 use crate::exit::Exit;
 use crate::side::{self, Side, say};
 use crate::{interrupt, outputs, setup};
@@ -50,6 +50,8 @@ pub struct FileArgs {
     #[command(flatten)]
     pub explain: ExplainArgs,
     #[command(flatten)]
+    reuse: ReuseArgs,
+    #[command(flatten)]
     draw: DrawArgs,
     #[command(flatten)]
     pub outputs: OutputArgs,
@@ -76,7 +78,8 @@ pub fn run(args: &FileArgs) -> anyhow::Result<Exit> {
     };
     side::check(&args.outputs, &[&job.input, &args.output, &job.part_path()])?;
     let (mut source, sink) = media::open(&job)?;
-    let view = setup::view(&args.explain)?;
+    let request = args.reuse.added_to(args.explain.request());
+    let view = setup::view(request, &args.explain.set)?;
     let mut side = Side::new(&args.outputs, source.info().duration, SHEET_PICTURES)?;
     let mut unfinished = side.unfinished();
     unfinished.push(job.part_path());

@@ -19,7 +19,7 @@ use vitscope::plugin::{Draw, Settings, SyncMode};
 use vitscope_core::files;
 use vitscope_core::wording::counted;
 
-use crate::args::{DrawArgs, ExplainArgs, Upsample, one_or_more, positive, share};
+use crate::args::{DrawArgs, ExplainArgs, ReuseArgs, Upsample, one_or_more, positive, share};
 use crate::exit::Exit;
 use crate::keyboard::Keyboard;
 use crate::side::is_stdout;
@@ -119,6 +119,8 @@ pub struct LiveArgs {
     pub quiet: bool,
     #[command(flatten)]
     pub explain: ExplainArgs,
+    #[command(flatten)]
+    reuse: ReuseArgs,
     #[command(flatten)]
     draw: DrawArgs,
 }
@@ -387,7 +389,7 @@ fn settings(args: &LiveArgs) -> anyhow::Result<Settings> {
         gates: args.gates.clone(),
         batch: NonZeroUsize::MIN,
         options,
-        ..explain.request()
+        ..args.reuse.added_to(explain.request())
     };
     settings.sync_mode = match args.policy {
         Policy::Latest => SyncMode::Latest,

@@ -10,16 +10,16 @@ use vitscope::overlay::Overlay;
 use vitscope::pipeline::stages::View;
 use vitscope_core::changes;
 
-use crate::args::{DrawArgs, ExplainArgs, Upsample};
+use crate::args::{DrawArgs, Upsample};
 
-/// Loads the model and tries the methods on one image, so that wrong options fail before anything is written.
-pub fn view(args: &ExplainArgs) -> anyhow::Result<View> {
-    let mut request = args.request();
+/// Loads the model and tries the methods on one image, so that wrong options fail before anything is written; `changes`
+/// are those made by `--set`.
+pub fn view(mut request: Request, changes: &[String]) -> anyhow::Result<View> {
     let model = request.open_model()?;
     // The methods that options may apply to are known only now.
     let methods = request.methods_for(&model);
     let is_asked = |name: &str| methods.iter().any(|method| method.name() == name);
-    request.options = options_by_method(&args.set, is_asked)?;
+    request.options = options_by_method(changes, is_asked)?;
     let view = View::of(&request, Arc::new(model))?;
     view.check()?;
     Ok(view)

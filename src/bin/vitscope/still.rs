@@ -63,7 +63,7 @@ pub fn run(args: &StillArgs) -> anyhow::Result<Exit> {
         // The header is enough to refuse other files before anything is written.
         picture::check_header(input)?;
     }
-    let view = setup::view(&args.explain)?;
+    let view = setup::view(args.explain.request(), &args.explain.set)?;
     let mut side = Side::of_pictures(&args.outputs, inputs)?;
     let output =
         |path: &PathBuf| Ok::<_, Error>((outputs::picture_format(path)?, Output::new(path)));

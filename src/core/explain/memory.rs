@@ -5,17 +5,46 @@ use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use candle_core::Tensor;
+
+use super::pass::{Forward, Needs};
+use super::reuse::{Kept, Passes, Reuse};
 use crate::error::{Error, Result};
 use crate::frame::scene::Thumbnail;
+use crate::vit::Vit;
 
 /// Memory of one stream for each method and target; empty before the first frame.
 ///
 /// Each video needs its own memory.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct StreamMemory {
     maps: Vec<MapMemory>,
     /// The previous frame, for detecting cuts.
     last: Option<Thumbnail>,
+    /// Parts of passes to be [reused](Streams::reusing).
+    kept: Option<Kept>,
+    n_computed_patches: u64,
+    n_patches: u64,
+}
+
+/// A clone holds nothing to be reused.
+impl Clone for StreamMemory {
+    fn clone(&self) -> Self {
+        Self {
+            maps: self.maps.clone(),
+            last: self.last.clone(),
+            kept: None,
+            n_computed_patches: self.n_computed_patches,
+            n_patches: self.n_patches,
+        }
+    }
+}
+
+impl StreamMemory {
+    /// Share of patches that were computed since the stream began; `None` if nothing could be reused.
+    pub fn computed_share(&self) -> Option<f64> {
+        (self.n_patches > 0).then(|| self.n_computed_patches as f64 / self.n_patches as f64)
+    }
 }
 
 /// The memory of a stream whose images are queued on another thread.
@@ -62,6 +91,7 @@ pub struct Streams<'a> {
     of_images: Vec<usize>,
     /// Whether each image starts a new scene.
     begins_scene: Vec<bool>,
+    reuse: Option<Reuse>,
 }
 
 impl<'a> Streams<'a> {
@@ -76,7 +106,13 @@ impl<'a> Streams<'a> {
             memories,
             begins_scene: vec![false; of_images.len()],
             of_images,
+            reuse: None,
         }
+    }
+
+    /// Sets how much of earlier passes is reused.
+    pub fn reusing(&mut self, reuse: Option<Reuse>) {
+        self.reuse = reuse;
     }
 
     /// Marks images that follow a cut, so that their streams forget previous frames. There is one thumbnail per image.
@@ -99,14 +135,66 @@ impl<'a> Streams<'a> {
         let Self {
             memories,
             of_images,
+            reuse,
             ..
         } = self;
         let memory = of_images
             .get(image_idx)
             .and_then(|&idx| memories.get_mut(idx));
         match memory {
-            Some(memory) => Ok(Streams::one(memory, 1)),
+            Some(memory) => {
+                let mut stream = Streams::one(memory, 1);
+                stream.reusing(*reuse);
+                Ok(stream)
+            }
             None => Err(no_stream(image_idx)),
+        }
+    }
+
+    /// Runs the model on the images, or only on what changed since the previous images of their streams.
+    pub(super) fn forward<'m>(
+        &mut self,
+        vit: &'m Vit,
+        images: &'m Tensor,
+        needs: Needs,
+    ) -> Result<Forward<'m>> {
+        match self.reuse {
+            Some(reuse) if needs.is_forward_only() => Passes::run(reuse, vit, images, &needs, self),
+            _ => Forward::run(vit, images, needs),
+        }
+    }
+
+    /// Indices of the `n_images` images of each stream, in order.
+    pub(super) fn images_by_stream(&self, n_images: usize) -> Result<Vec<Vec<usize>>> {
+        let mut images = vec![Vec::new(); self.memories.len()];
+        for image_idx in 0..n_images {
+            let stream = self.of_images.get(image_idx);
+            match stream.and_then(|&stream_idx| images.get_mut(stream_idx)) {
+                Some(of_stream) => of_stream.push(image_idx),
+                None => return Err(no_stream(image_idx)),
+            }
+        }
+        Ok(images)
+    }
+
+    pub(super) fn begins_scene(&self, image_idx: usize) -> bool {
+        self.begins_scene.get(image_idx) == Some(&true)
+    }
+
+    pub(super) fn kept(&self, stream_idx: usize) -> Option<&Kept> {
+        self.memories.get(stream_idx)?.kept.as_ref()
+    }
+
+    pub(super) fn take_kept(&mut self, stream_idx: usize) -> Option<Kept> {
+        self.memories.get_mut(stream_idx)?.kept.take()
+    }
+
+    /// Keeps a pass for the next image of the stream, in which some of all patches were computed.
+    pub(super) fn keep(&mut self, stream_idx: usize, kept: Kept, n_computed: usize, n: usize) {
+        if let Some(memory) = self.memories.get_mut(stream_idx) {
+            memory.kept = Some(kept);
+            memory.n_computed_patches += n_computed as u64;
+            memory.n_patches += n as u64;
         }
     }
 

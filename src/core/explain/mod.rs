@@ -25,6 +25,7 @@ pub mod occlusion;
 pub(crate) mod pass;
 mod range;
 pub mod recipro_cam;
+pub(crate) mod reuse;
 pub mod rise;
 pub mod rollout;
 pub mod score_cam;
@@ -40,6 +41,7 @@ pub use memory::{MapMemory, Remembered, SharedMemory, StreamMemory, Streams};
 pub use methods::{Entry, Method, MethodOption, Pace, Parts};
 pub use pass::{Forward, Needs, Pass};
 pub use range::Range;
+pub use reuse::Reuse;
 
 use crate::error::{Error, Result};
 use crate::vit::{Site, Vit};
@@ -157,7 +159,9 @@ pub trait Explainer: Send + Sync {
     /// # Errors
     /// Fails if `images` does not match the model, or if the method does not support the target.
     fn explain(&self, vit: &Vit, images: &Tensor, target: Target) -> Result<Explanation> {
-        explain_by(self, vit, images, target, |pass| self.attribution(pass))
+        target.check_for(self.name(), self.explains_classes())?;
+        let forward = Forward::run(vit, images, self.needs(vit))?;
+        explained(self, &forward, target, |pass| self.attribution(pass))
     }
 
     /// Like [`explain`](Self::explain), for frames of videos, each with the memory of its video's previous frames.
@@ -172,25 +176,23 @@ pub trait Explainer: Send + Sync {
         target: Target,
         streams: &mut Streams<'_>,
     ) -> Result<Explanation> {
+        target.check_for(self.name(), self.explains_classes())?;
+        let forward = streams.forward(vit, images, self.needs(vit))?;
         let mut remembered = streams.of_map(0, 1);
-        explain_by(self, vit, images, target, |pass| {
+        explained(self, &forward, target, |pass| {
             Ok(self.follow(pass, &mut remembered)?.attribution)
         })
     }
 }
 
-/// Runs a forward and backward pass and explains it by `attribution`.
-fn explain_by<E: Explainer + ?Sized>(
+/// Runs a backward pass and explains it by `attribution`.
+fn explained<E: Explainer + ?Sized>(
     explainer: &E,
-    vit: &Vit,
-    images: &Tensor,
+    forward: &Forward<'_>,
     target: Target,
     attribution: impl FnOnce(&Pass<'_>) -> Result<Tensor>,
 ) -> Result<Explanation> {
-    let (name, explains_classes) = (explainer.name(), explainer.explains_classes());
-    target.check_for(name, explains_classes)?;
-    let forward = Forward::run(vit, images, explainer.needs(vit))?;
-    forward.check_head_for(name, explains_classes)?;
+    forward.check_head_for(explainer.name(), explainer.explains_classes())?;
     Ok(Explanation {
         attribution: attribution(&forward.toward(target)?)?.detach(),
         logits: forward.logits(),
@@ -226,8 +228,10 @@ pub fn explain_all(
     images: &Tensor,
     targets: &[Target],
 ) -> Result<Explanations> {
+    let needs = needs_of(explainers, vit, targets)?;
+    let forward = Forward::run(vit, images, needs)?;
     let explain = |explainer: &dyn Explainer, pass: &Pass<'_>, _| explainer.detailed(pass);
-    each(explainers, vit, images, targets, explain).map(Explanations::from)
+    each(explainers, &forward, targets, explain).map(Explanations::from)
 }
 
 /// Like [`explain_all`], for frames of videos, each with the memory of its video's previous frames.
@@ -245,11 +249,13 @@ pub fn follow_all(
     targets: &[Target],
     streams: &mut Streams<'_>,
 ) -> Result<Explanations> {
+    let needs = needs_of(explainers, vit, targets)?;
+    let forward = streams.forward(vit, images, needs)?;
     let n_maps = explainers.len() * targets.len();
     let follow = |explainer: &dyn Explainer, pass: &Pass<'_>, map_idx| {
         explainer.follow(pass, &mut streams.of_map(map_idx, n_maps))
     };
-    each(explainers, vit, images, targets, follow).map(Explanations::from)
+    each(explainers, &forward, targets, follow).map(Explanations::from)
 }
 
 /// The results for each explainer and target, the logits and the class tokens.
@@ -283,26 +289,31 @@ pub fn rehearse_all(
     images: &Tensor,
     targets: &[Target],
 ) -> Result<Vec<Option<Tensor>>> {
+    let needs = needs_of(explainers, vit, targets)?;
+    let forward = Forward::run(vit, images, needs)?;
     let rehearse = |explainer: &dyn Explainer, pass: &Pass<'_>, _| explainer.rehearse(pass);
-    Ok(each(explainers, vit, images, targets, rehearse)?.0)
+    Ok(each(explainers, &forward, targets, rehearse)?.0)
 }
 
-/// Calls `ask` for each explainer and target and collects the results. The index counts maps in the order of
-/// [`Explanations`].
-fn each<T>(
-    explainers: &[Box<dyn Explainer>],
-    vit: &Vit,
-    images: &Tensor,
-    targets: &[Target],
-    mut ask: impl FnMut(&dyn Explainer, &Pass<'_>, usize) -> Result<T>,
-) -> Result<Found<T>> {
+/// What all explainers need, after checking that they support the targets.
+fn needs_of(explainers: &[Box<dyn Explainer>], vit: &Vit, targets: &[Target]) -> Result<Needs> {
     for explainer in explainers {
         for target in targets {
             target.check_for(explainer.name(), explainer.explains_classes())?;
         }
     }
     let needs = explainers.iter().map(|explainer| explainer.needs(vit));
-    let forward = Forward::run(vit, images, needs.fold(Needs::default(), Needs::and))?;
+    Ok(needs.fold(Needs::default(), Needs::and))
+}
+
+/// Calls `ask` for each explainer and target and collects the results. The index counts maps in the order of
+/// [`Explanations`].
+fn each<T>(
+    explainers: &[Box<dyn Explainer>],
+    forward: &Forward<'_>,
+    targets: &[Target],
+    mut ask: impl FnMut(&dyn Explainer, &Pass<'_>, usize) -> Result<T>,
+) -> Result<Found<T>> {
     for explainer in explainers {
         forward.check_head_for(explainer.name(), explainer.explains_classes())?;
     }

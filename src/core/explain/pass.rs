@@ -37,6 +37,16 @@ impl Needs {
         }
     }
 
+    /// The sites of the requested tensors.
+    pub(super) fn sites(&self) -> BTreeSet<Site> {
+        self.values.clone()
+    }
+
+    /// True if tensors are requested, but no gradients.
+    pub(super) fn is_forward_only(&self) -> bool {
+        !self.values.is_empty() && self.gradients.is_empty()
+    }
+
     /// The union of both needs.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
@@ -105,6 +115,24 @@ impl<'a> Forward<'a> {
             probe,
             logits,
             class_token: tokens.narrow(1, 0, 1)?.squeeze(1)?.detach(),
+        })
+    }
+
+    /// A pass that was run elsewhere, with the tensors that were requested of it.
+    pub(super) fn of(
+        vit: &'a Vit,
+        images: &'a Tensor,
+        output: Output,
+        values: BTreeMap<Site, Tensor>,
+    ) -> Result<Self> {
+        Ok(Self {
+            vit,
+            images,
+            needs: Needs::values(values.keys().copied()),
+            record: Record::of(values),
+            probe: Probe::new([]),
+            logits: output.logits,
+            class_token: output.tokens.narrow(1, 0, 1)?.squeeze(1)?.detach(),
         })
     }
 

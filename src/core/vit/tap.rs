@@ -109,6 +109,14 @@ impl Record {
         }
     }
 
+    /// A record of these tensors.
+    pub(crate) fn of(kept: BTreeMap<Site, Tensor>) -> Self {
+        Self {
+            sites: kept.keys().copied().collect(),
+            kept,
+        }
+    }
+
     /// The tensor seen at `site` by the last forward pass.
     ///
     /// # Errors

@@ -69,6 +69,7 @@ pub type OnFrame<'a> = Box<dyn FnMut(&Composited) -> Result<()> + Send + 'a>;
 ///         model: Arc::new(models::open("tests/fixtures/vit_a", &Device::Cpu)?),
 ///         explainers: vec![Method::Rollout.build(Parts::default())?],
 ///         targets: vec![Target::Predicted],
+///         reuse: None,
 ///     },
 ///     overlay: Overlay::default(),
 ///     every: NonZeroU64::MIN,
@@ -138,7 +139,7 @@ impl Pipeline<'_> {
         let (to_explain, patchified) = edge("patchify to explain", EDGE_FRAMES);
         let (to_composite, explained) = edge("explain to composite", EDGE_FRAMES);
         let (to_encode, composited) = edge("composite to encode", EDGE_FRAMES);
-        let (stopped, counted, busy) = thread::scope(|scope| {
+        let (stopped, counted, computed, busy) = thread::scope(|scope| {
             let [decode, patchify, explain, composite, encode] = STAGES;
             let start = Start {
                 scope,
@@ -160,8 +161,8 @@ impl Pipeline<'_> {
                         last: None,
                         memory: is_video.then(StreamMemory::default),
                     };
-                    explain_loop(&view, past, batch, (from, to), &failed, busy);
-                    Ok(())
+                    let ends = (from, to);
+                    Ok(explain_loop(&view, past, batch, ends, &failed, busy))
                 },
             )?;
             let composite = start.stage(
@@ -173,9 +174,10 @@ impl Pipeline<'_> {
                 encode_loop(sink, on_frame, from, &failure, busy)
             })?;
             let (stopped, decode_busy) = join(decode);
-            let busy = [join(patchify).1, join(explain).1, join(composite).1];
+            let (_, patchify_busy) = join(patchify);
+            let (computed, explain_busy) = join(explain);
+            let (_, composite_busy) = join(composite);
             let (counted, encode_busy) = join(encode);
-            let [patchify_busy, explain_busy, composite_busy] = busy;
             let busy = [
                 decode_busy,
                 patchify_busy,
@@ -183,7 +185,7 @@ impl Pipeline<'_> {
                 composite_busy,
                 encode_busy,
             ];
-            Ok::<_, Error>((stopped, counted, busy))
+            Ok::<_, Error>((stopped, counted, computed.flatten(), busy))
         })?;
         if let Some(error) = failure.first.into_inner() {
             return Err(error);
@@ -194,6 +196,7 @@ impl Pipeline<'_> {
         }
         Ok(Report {
             counts,
+            computed,
             interrupted_at: stopped.then_some(end),
             busy,
             wall: started.elapsed(),
@@ -342,7 +345,8 @@ fn patchify_loop(
     }
 }
 
-/// Fills batches of due frames and keeps the frames in between.
+/// Fills batches of due frames and keeps the frames in between. Returns the share of patches that were computed, if
+/// patches can be reused.
 fn explain_loop(
     view: &View,
     mut past: stages::Past,
@@ -350,7 +354,7 @@ fn explain_loop(
     (patchified, to_composite): (&EdgeReceiver<Patchified>, &EdgeSender<Explained>),
     stop: &Stop,
     busy: &mut Busy,
-) {
+) -> Option<f64> {
     let most_held = batch.get().max(HELD_FRAMES);
     let mut open = true;
     while open {
@@ -365,10 +369,11 @@ fn explain_loop(
         }
         for frame in busy.with(|| stages::explain(held, view, &mut past, stop)) {
             if to_composite.send(frame).is_err() {
-                return;
+                return None;
             }
         }
     }
+    past.memory?.computed_share()
 }
 
 fn composite_loop(

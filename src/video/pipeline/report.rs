@@ -32,6 +32,8 @@ pub struct Counts {
 pub struct Report {
     /// Frame counts by the explanation drawn.
     pub counts: Counts,
+    /// Share of patches that the model computed; `None` if none could be reused.
+    pub computed: Option<f64>,
     /// End of the output, if the run was cancelled before the source ended.
     pub interrupted_at: Option<Pts>,
     /// Working time of each of [`STAGES`], without waiting.
@@ -67,6 +69,9 @@ impl std::fmt::Display for Report {
         if unexplained > 0 {
             write!(f, ", {unexplained} unexplained")?;
         }
+        if let Some(computed) = self.computed {
+            write!(f, ", {:.0} % of the patches computed", 100.0 * computed)?;
+        }
         let (wall_secs, fps) = (self.wall.as_secs_f64(), self.frames_fps());
         write!(f, "; {wall_secs:.1} s, {fps:.1} frames/s (")?;
         for (stage_idx, (name, busy)) in STAGES.iter().zip(self.busy).enumerate() {
@@ -91,12 +96,14 @@ mod tests {
                 held: 18,
                 unexplained: 2,
             },
+            computed: Some(0.314),
             interrupted_at: None,
             busy: [100, 200, 300, 400, 500].map(Duration::from_millis),
             wall: Duration::from_secs(2),
         };
         assert_eq!(
-            "30 frames, 10 explained, 18 with the last explanation, 2 unexplained; \
+            "30 frames, 10 explained, 18 with the last explanation, 2 unexplained, 31 % of the patches \
+             computed; \
              2.0 s, 15.0 frames/s \
              (decode 0.1 s, patchify 0.2 s, explain 0.3 s, composite 0.4 s, encode 0.5 s)",
             report.to_string()

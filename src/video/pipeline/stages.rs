@@ -14,7 +14,7 @@ use crate::overlay::{Heat, Range, script};
 use crate::sidecar;
 use vitscope_core::error::{Error, Result};
 use vitscope_core::explain::{
-    Explainer, Explanations, StreamMemory, Streams, Target, follow_all, rehearse_all,
+    Explainer, Explanations, Reuse, StreamMemory, Streams, Target, follow_all, rehearse_all,
 };
 use vitscope_core::frame::placement::Placement;
 use vitscope_core::frame::resize::Resizer;
@@ -38,6 +38,8 @@ pub struct View {
     pub explainers: Vec<Box<dyn Explainer>>,
     /// Classes that each method explains.
     pub targets: Vec<Target>,
+    /// How much is reused from one frame of a video to the next; `None` for nothing.
+    pub reuse: Option<Reuse>,
 }
 
 /// A frame as delivered by the source.
@@ -302,7 +304,7 @@ impl View {
     /// Opens the model of a request together with the requested methods and classes.
     ///
     /// # Errors
-    /// As [`Request::open_model`], [`Request::explainers`] and [`Request::targets`].
+    /// As [`Request::open_model`] and [`of`](Self::of).
     pub fn open(request: &Request) -> Result<Self> {
         Self::of(request, Arc::new(request.open_model()?))
     }
@@ -310,11 +312,13 @@ impl View {
     /// Like [`open`](Self::open), with a model that is already open.
     ///
     /// # Errors
-    /// As [`Request::explainers`] and [`Request::targets`].
+    /// As [`Request::explainers`], [`Request::targets`] and [`Request::reuse`].
     pub fn of(request: &Request, model: Arc<Model>) -> Result<Self> {
+        let explainers = request.explainers(&model)?;
         Ok(Self {
-            explainers: request.explainers(&model)?,
             targets: request.targets(&model)?,
+            reuse: request.reuse(&model, &explainers)?,
+            explainers,
             model,
         })
     }
@@ -428,6 +432,7 @@ impl View {
         let (_, _, _, width_px) = tensor.dims4()?;
         let thumbnails = images.iter().map(|rgb| Thumbnail::of_rgb(rgb, width_px));
         streams.forget_at_cuts(thumbnails.collect());
+        streams.reusing(self.reuse);
         let Explanations {
             attributions,
             votes,
