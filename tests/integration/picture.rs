@@ -452,8 +452,10 @@ fn the_model_sees_the_scene_and_not_its_high_dynamic_range() {
         // If HDR is kept in the output, the model sees the same.
         let (kept, log) = attributions_with(&files, &hdr, &["--hdr", "keep", "--mode", "original"]);
         assert!(!log.contains("HDR"), "{log}");
+        // But for the rounding to 8 bits, which depends on the instructions that the scene was made with.
         for (kept, mapped) in kept.iter().zip(&got) {
-            assert!(correlation(kept, mapped) > 0.999, "{transfer}");
+            let alike = correlation(kept, mapped);
+            assert!(alike > 0.99, "{transfer}: {alike}");
         }
         assert_eq!(tags(&files.path("explained.mp4")), tags(&hdr));
 
