@@ -222,6 +222,37 @@ fn a_scene_that_stands_still_is_computed_once() {
     assert!((0.05..0.15).contains(&computed), "{computed}");
 }
 
+/// As soon as what is kept drifts at all, the frame itself is computed whole.
+#[test]
+fn a_spot_that_blinks_is_seen() {
+    let model = model();
+    let scene = noise(5);
+    let with = with_spot(&scene, (8, 8), 8, 255);
+    let frames: Vec<Vec<u8>> = (0..12)
+        .map(|idx| if idx % 2 == 0 { &scene } else { &with }.clone())
+        .collect();
+    for batch in [1, 5] {
+        let mut memory = StreamMemory::default();
+        let found = follow(&model, &frames, 1e-7, batch, &mut memory);
+        check_all(&found, &whole(&model, &frames));
+        let computed = memory.computed_share().unwrap();
+        assert!(computed < 1.1, "{computed}");
+    }
+}
+
+/// A program may change the model in the middle of a stream.
+#[test]
+fn nothing_is_reused_of_another_model() {
+    let mut memory = StreamMemory::default();
+    let frames = vec![noise(1); 4];
+    for model in [model(), model()] {
+        follow(&model, &frames, 0.01, 1, &mut memory);
+    }
+    // Of 16 patches, one is computed in turn.
+    let computed = f64::from(2 * (16 + 3)) / f64::from(8 * 16);
+    assert_eq!(memory.computed_share(), Some(computed));
+}
+
 #[test]
 fn frames_of_other_scenes_are_computed_whole() {
     let model = model();

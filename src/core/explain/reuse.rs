@@ -2,7 +2,7 @@
 //!
 //! A patch keeps its pixels until they differ by more than a bound, and its tokens until then. Each frame also
 //! computes some patches in turn, whether they changed or not. The distance between their old and new tokens tells how
-//! far the kept tokens have drifted; beyond the limit, the next frame is computed whole. Changes are measured in pixels
+//! far the kept tokens have drifted; beyond the limit, the frame is computed whole. Changes are measured in pixels
 //! because hidden states change everywhere with the slightest noise.
 //!
 //! | symbol | here |
@@ -139,6 +139,10 @@ impl Sizes {
     }
 }
 
+/// Largest number of frames in a row that drifted too far, after which 2ⁿ − 1 frames are computed whole: trying costs as
+/// much as what it computes.
+const MOST_DOUBLINGS: u32 = 4;
+
 /// What is left of a stream's previous frames.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -148,8 +152,10 @@ pub(super) struct Kept {
     sizes: Sizes,
     /// The next patch in turn.
     next: usize,
-    /// Measured at the last frame.
-    drift: f32,
+    /// Number of frames in a row that drifted too far.
+    n_drifted: u32,
+    /// Number of frames that are computed whole without trying.
+    n_whole: usize,
 }
 
 /// The patches of a frame that are computed, in ascending order.
@@ -178,7 +184,7 @@ impl Plan {
 impl Kept {
     /// The patches of the next frame to compute; `None` if it is computed whole.
     fn plan(&self, reuse: Reuse, pixels: &[f32], sizes: Sizes) -> Option<Plan> {
-        if self.sizes != sizes || self.drift > reuse.limit {
+        if self.sizes != sizes || self.n_whole > 0 {
             return None;
         }
         let n_patches = sizes.n_patches();
@@ -277,9 +283,12 @@ impl<'a, 'b> Passes<'a, 'b> {
                 partial.push((stream_idx, first, plan));
                 continue;
             }
-            let n_whole = images
-                .windows(2)
-                .take_while(|pair| self.is_whole_after(pair[0], pair[1], streams))
+            let n_forced = streams.kept(stream_idx).map_or(0, |kept| kept.n_whole);
+            let behind = images.windows(2).enumerate();
+            let n_whole = behind
+                .take_while(|(idx, pair)| {
+                    idx + 1 < n_forced || self.is_whole_after(pair[0], pair[1], streams)
+                })
                 .count();
             whole.extend(images.drain(..=n_whole).map(|image| (stream_idx, image)));
         }
@@ -329,19 +338,21 @@ impl<'a, 'b> Passes<'a, 'b> {
         for (row, (&(stream_idx, image), held)) in images.iter().zip(held).enumerate() {
             self.pass(image, &output, row, &held)?;
             let n_patches = self.sizes.n_patches();
+            let before = streams.kept(stream_idx);
             let kept = Kept {
                 held,
                 pixels: self.pixels[image].clone(),
                 sizes: self.sizes,
-                next: streams.kept(stream_idx).map_or(0, |kept| kept.next),
-                drift: 0.0,
+                next: before.map_or(0, |before| before.next),
+                n_drifted: before.map_or(0, |before| before.n_drifted),
+                n_whole: before.map_or(0, |before| before.n_whole.saturating_sub(1)),
             };
             streams.keep(stream_idx, kept, n_patches, n_patches);
         }
         Ok(())
     }
 
-    /// Computes some patches of frames, each given with its stream, in one batch.
+    /// Computes some patches of frames, each given with its stream, in one batch, and frames that drifted too far whole.
     fn compute_partially(
         &mut self,
         frames: &mut [(usize, usize, Plan)],
@@ -385,14 +396,22 @@ impl<'a, 'b> Passes<'a, 'b> {
         let mut held: Vec<&mut Held> = kept.iter_mut().map(|own| &mut own.held).collect();
         let output = self.vit.forward_some(&images, &tokens, &mut held)?;
         let results = frames.iter().zip(kept).zip(before).enumerate();
+        let mut drifted = Vec::new();
         for (row, (((stream_idx, image, plan), mut own), before)) in results {
-            self.pass(*image, &output, row, &own.held)?;
             let tokens = own.held.get(Site::Tokens)?;
             let after = rows_of(tokens, &plan.in_turn, n_special)?;
-            own.drift = cosine_distance(&before, &after)?;
-            streams.keep(*stream_idx, own, plan.n_computed(), n_patches);
+            if cosine_distance(&before, &after)? > self.reuse.limit {
+                own.n_drifted = MOST_DOUBLINGS.min(own.n_drifted + 1);
+                own.n_whole = (1 << own.n_drifted) - 1;
+                drifted.push((*stream_idx, *image));
+                streams.keep(*stream_idx, own, plan.n_computed(), 0);
+            } else {
+                self.pass(*image, &output, row, &own.held)?;
+                own.n_drifted = 0;
+                streams.keep(*stream_idx, own, plan.n_computed(), n_patches);
+            }
         }
-        Ok(())
+        self.compute_whole(&drifted, streams)
     }
 
     /// Copies the results of an image, which is row `row` of its batch.

@@ -5,14 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::{Output, Record, Site, Tap, Vit};
+use super::{Output, Record, Site, Tap, Vit, VitConfig};
 
 /// What passes over the images of one stream computed last, for each token.
 #[derive(Debug)]
 pub struct Held {
+    /// The model's own, which no other model has.
+    config: Arc<VitConfig>,
     /// With a batch of 1. Passes write into them, so none shares its memory.
     sites: BTreeMap<Site, Tensor>,
 }
@@ -29,9 +32,10 @@ impl Held {
         }
     }
 
-    /// True if everything that passes and readers of `sites` need is held.
+    /// True if everything that passes of `vit` and readers of `sites` need is held.
     pub fn has(&self, vit: &Vit, sites: &BTreeSet<Site>) -> bool {
-        held_sites(vit, sites).all(|site| self.sites.contains_key(&site))
+        let mut needed = held_sites(vit, sites);
+        Arc::ptr_eq(&self.config, &vit.config) && needed.all(|site| self.sites.contains_key(&site))
     }
 
     /// Replaces the rows of computed tokens.
@@ -102,7 +106,10 @@ impl Vit {
                 Ok((site, own.force_contiguous()?))
             };
             let sites = sites.iter().map(of_image).collect::<Result<_>>()?;
-            Ok(Held { sites })
+            Ok(Held {
+                config: Arc::clone(&self.config),
+                sites,
+            })
         });
         Ok((output, held.collect::<Result<_>>()?))
     }
