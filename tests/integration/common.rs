@@ -27,6 +27,23 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// Computes the largest difference between values of two tensors of the same shape, all of which are finite.
+pub(crate) fn largest_difference(found: &Tensor, expected: &Tensor) -> f32 {
+    assert_eq!(found.dims(), expected.dims());
+    let difference = (found - expected).and_then(|difference| difference.abs()?.flatten_all());
+    let values: Vec<f32> = difference
+        .and_then(|difference| difference.to_vec1())
+        .expect("values");
+    assert!(values.iter().all(|value| value.is_finite()));
+    values.into_iter().fold(0.0, f32::max)
+}
+
+#[track_caller]
+pub(crate) fn check_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
+    let difference = largest_difference(found, expected);
+    assert!(difference < tolerance, "{what} differs by {difference}");
+}
+
 /// Runs `program` to its end, and fails the test if it fails.
 pub(crate) fn run_tool(program: &str, args: &[&str]) -> Output {
     let output = Command::new(program)

@@ -10,14 +10,15 @@ use vitscope::vit::{Record, Site, Tap, Vit};
 use vitscope_core::explain::{StreamMemory, Streams, explain_all, follow_all};
 use vitscope_core::frame::scene::Thumbnail;
 
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/vit_a");
+use crate::common::{check_close, fixture, largest_difference};
+
 /// Sums in another order.
 const TOLERANCE: f32 = 1e-5;
 /// Side of the fixture's images and patches.
 const EDGE_PX: usize = 32;
 
 fn model() -> Model {
-    models::open(FIXTURE, &Device::Cpu).unwrap()
+    models::open(fixture("vit_a").to_str().unwrap(), &Device::Cpu).unwrap()
 }
 
 /// A picture of seeded noise, as RGB.
@@ -39,19 +40,6 @@ fn with_spot(picture: &[u8], (x, y): (usize, usize), edge_px: usize, value: u8) 
         picture[3 * (row * EDGE_PX + x)..][..3 * edge_px].fill(value);
     }
     picture
-}
-
-fn largest_difference(found: &Tensor, expected: &Tensor) -> f32 {
-    assert_eq!(found.dims(), expected.dims());
-    let difference = (found - expected).unwrap().abs().unwrap();
-    let difference = difference.flatten_all().unwrap().max(0).unwrap();
-    difference.to_scalar().unwrap()
-}
-
-#[track_caller]
-fn check_close(what: &str, found: &Tensor, expected: &Tensor) {
-    let difference = largest_difference(found, expected);
-    assert!(difference < TOLERANCE, "{what} differs by {difference}");
 }
 
 /// Replaces the keys and values of some tokens by those of another pass.
@@ -126,6 +114,7 @@ fn computed_tokens_attend_to_what_is_held_of_the_others() {
                     &format!("{site:?} {token}"),
                     &row(found),
                     &row(of.get(site).unwrap()),
+                    TOLERANCE,
                 );
             }
             if is_computed {
@@ -135,12 +124,13 @@ fn computed_tokens_attend_to_what_is_held_of_the_others() {
                     "attention",
                     &found,
                     &attention(record.get(Site::Attention(1)).unwrap()),
+                    TOLERANCE,
                 );
             }
         }
         // The classifier reads the class token, which is computed.
         let logits = one(output.logits.as_ref().unwrap());
-        check_close("logits", &logits, &expected.logits.unwrap());
+        check_close("logits", &logits, &expected.logits.unwrap(), TOLERANCE);
     }
 }
 
@@ -155,8 +145,13 @@ fn a_pass_of_all_tokens_is_that_of_the_whole_image() {
     let all = [(0..n_tokens).collect()];
     let output = vit.forward_some(&images(2), &all, &mut held).unwrap();
     let expected = vit.forward(&images(2)).unwrap();
-    check_close("tokens", &output.tokens, &expected.tokens);
-    check_close("logits", &output.logits.unwrap(), &expected.logits.unwrap());
+    check_close("tokens", &output.tokens, &expected.tokens, TOLERANCE);
+    check_close(
+        "logits",
+        &output.logits.unwrap(),
+        &expected.logits.unwrap(),
+        TOLERANCE,
+    );
 }
 
 /// Explains frames by rollout in batches of `batch`, with reuse up to `limit`.
@@ -206,8 +201,18 @@ fn whole(model: &Model, frames: &[Vec<u8>]) -> Vec<(Tensor, Tensor)> {
 fn check_all(found: &[(Tensor, Tensor)], expected: &[(Tensor, Tensor)]) {
     assert_eq!(found.len(), expected.len());
     for (frame, (found, expected)) in found.iter().zip(expected).enumerate() {
-        check_close(&format!("map of frame {frame}"), &found.0, &expected.0);
-        check_close(&format!("logits of frame {frame}"), &found.1, &expected.1);
+        check_close(
+            &format!("map of frame {frame}"),
+            &found.0,
+            &expected.0,
+            TOLERANCE,
+        );
+        check_close(
+            &format!("logits of frame {frame}"),
+            &found.1,
+            &expected.1,
+            TOLERANCE,
+        );
     }
 }
 

@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use vitscope::models::{self, Reference};
 use vitscope::vit::{Arithmetic, Probe, Record, Site, Vit};
 use vitscope_core::weights::tensors_from_bytes;
+
+use crate::common::{check_close, fixture, largest_difference};
 
 /// Sums of a few hundred f32 products in a different order; the values are of order 1.
 const TOLERANCE: f32 = 1e-4;
@@ -16,12 +18,6 @@ const TOLERANCE: f32 = 1e-4;
 const GRADIENT_TOLERANCE: f32 = 1e-4;
 /// f16 weights of a model 12 blocks deep whose hidden states reach tens.
 const REAL_TOLERANCE: f32 = 2e-3;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
-}
 
 fn tensors(path: &Path) -> HashMap<String, Tensor> {
     tensors_from_bytes(&fs::read(path).unwrap(), &Device::Cpu).unwrap()
@@ -31,19 +27,6 @@ fn load(folder: &Path) -> Vit {
     models::open(folder.to_str().unwrap(), &Device::Cpu)
         .unwrap()
         .vit
-}
-
-fn largest_difference(found: &Tensor, expected: &Tensor) -> f32 {
-    assert_eq!(found.dims(), expected.dims());
-    let difference = (found - expected).unwrap().abs().unwrap();
-    let values: Vec<f32> = difference.flatten_all().unwrap().to_vec1().unwrap();
-    assert!(values.iter().all(|value| value.is_finite()));
-    values.into_iter().fold(0.0, f32::max)
-}
-
-fn check_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
-    let difference = largest_difference(found, expected);
-    assert!(difference < tolerance, "{what} differs by {difference}");
 }
 
 /// Returns the sites in the reference, with their names there.

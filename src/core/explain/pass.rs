@@ -38,8 +38,8 @@ impl Needs {
     }
 
     /// The sites of the requested tensors.
-    pub(super) fn sites(&self) -> BTreeSet<Site> {
-        self.values.clone()
+    pub(super) fn sites(&self) -> &BTreeSet<Site> {
+        &self.values
     }
 
     /// True if tensors are requested, but no gradients.

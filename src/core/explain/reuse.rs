@@ -36,6 +36,10 @@ const TURNS: usize = 24;
 /// fewer compute more patches in turn, so that all compute as many.
 const UNEVEN: f32 = 1.5;
 
+/// Largest number of frames in a row that drifted too far, after which 2ⁿ − 1 frames are computed whole: trying costs as
+/// much as what it computes.
+const MOST_DOUBLINGS: u32 = 4;
+
 /// How much is reused.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reuse {
@@ -75,6 +79,22 @@ impl Reuse {
                 Method::RawAttention
             ))),
         }
+    }
+
+    /// The patches of a frame to compute, those in turn from `next` on, if the pixels before it are kept; `None` if they
+    /// are too many.
+    fn plan(self, before: &[f32], after: &[f32], sizes: Sizes, next: usize) -> Option<Plan> {
+        let bound = BOUND * self.limit;
+        let differences = self.differences(before, after, sizes).into_iter();
+        let patches = differences.enumerate();
+        let changed = patches.filter_map(|(patch, by)| (by > bound).then_some(patch));
+        let mut plan = Plan {
+            changed: changed.collect(),
+            in_turn: Vec::new(),
+        };
+        let n_patches = sizes.n_patches();
+        plan.fill(n_patches.div_ceil(TURNS), next, n_patches);
+        (plan.n_computed() as f32 <= MOST * n_patches as f32).then_some(plan)
     }
 
     /// Root mean square difference of the pixels of each patch, on a scale of 255.
@@ -139,10 +159,6 @@ impl Sizes {
     }
 }
 
-/// Largest number of frames in a row that drifted too far, after which 2ⁿ − 1 frames are computed whole: trying costs as
-/// much as what it computes.
-const MOST_DOUBLINGS: u32 = 4;
-
 /// What is left of a stream's previous frames.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -158,9 +174,9 @@ pub(super) struct Kept {
     n_whole: usize,
 }
 
-/// The patches of a frame that are computed, in ascending order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The patches of a frame that are computed.
 struct Plan {
+    /// In ascending order.
     changed: Vec<usize>,
     /// Patches in turn that did not change.
     in_turn: Vec<usize>,
@@ -179,42 +195,13 @@ impl Plan {
         tokens.sort_unstable();
         tokens
     }
-}
 
-impl Kept {
-    /// The patches of the next frame to compute; `None` if it is computed whole.
-    fn plan(&self, reuse: Reuse, pixels: &[f32], sizes: Sizes) -> Option<Plan> {
-        if self.sizes != sizes || self.n_whole > 0 {
-            return None;
-        }
-        let n_patches = sizes.n_patches();
-        let changed = changed_patches(reuse, &self.pixels, pixels, sizes);
-        let mut plan = Plan {
-            changed,
-            in_turn: Vec::new(),
-        };
-        plan.fill(n_patches.div_ceil(TURNS), self.next, n_patches);
-        let share = plan.n_computed() as f32 / n_patches as f32;
-        (share <= MOST).then_some(plan)
-    }
-}
-
-impl Plan {
-    /// Adds unchanged patches in turn, from patch `next` on, up to `n` in all.
+    /// Sets the `n` patches in turn: unchanged ones, from patch `next` on.
     fn fill(&mut self, n: usize, next: usize, n_patches: usize) {
         let all = (next..n_patches).chain(0..next);
         let unchanged = all.filter(|patch| self.changed.binary_search(patch).is_err());
         self.in_turn = unchanged.take(n).collect();
     }
-}
-
-fn changed_patches(reuse: Reuse, before: &[f32], after: &[f32], sizes: Sizes) -> Vec<usize> {
-    let differences = reuse.differences(before, after, sizes);
-    let bound = BOUND * reuse.limit;
-    let patches = differences.into_iter().enumerate();
-    patches
-        .filter_map(|(patch, difference)| (difference > bound).then_some(patch))
-        .collect()
 }
 
 /// The results of one image.
@@ -305,20 +292,18 @@ impl<'a, 'b> Passes<'a, 'b> {
 
     fn plan(&self, stream_idx: usize, image: usize, streams: &Streams<'_>) -> Option<Plan> {
         let kept = streams.kept(stream_idx)?;
-        let is_held = kept.held.has(self.vit, &self.needs.sites());
-        if streams.begins_scene(image) || !is_held {
+        let is_usable = kept.sizes == self.sizes && kept.held.has(self.vit, self.needs.sites());
+        if streams.begins_scene(image) || !is_usable || kept.n_whole > 0 {
             return None;
         }
-        kept.plan(self.reuse, &self.pixels[image], self.sizes)
+        let after = &self.pixels[image];
+        self.reuse.plan(&kept.pixels, after, self.sizes, kept.next)
     }
 
     /// True if a frame is computed whole even if the frame before it is.
     fn is_whole_after(&self, before: usize, image: usize, streams: &Streams<'_>) -> bool {
         let (before, after) = (&self.pixels[before], &self.pixels[image]);
-        let changed = || changed_patches(self.reuse, before, after, self.sizes).len();
-        let n_patches = self.sizes.n_patches();
-        streams.begins_scene(image)
-            || (changed() + n_patches.div_ceil(TURNS)) as f32 > MOST * n_patches as f32
+        streams.begins_scene(image) || self.reuse.plan(before, after, self.sizes, 0).is_none()
     }
 
     /// Computes whole frames, each given with its stream, in one batch.
@@ -334,7 +319,7 @@ impl<'a, 'b> Passes<'a, 'b> {
         let batch = self
             .images
             .index_select(&Tensor::new(rows, self.images.device())?, 0)?;
-        let (output, held) = self.vit.forward_and_hold(&batch, &self.needs.sites())?;
+        let (output, held) = self.vit.forward_and_hold(&batch, self.needs.sites())?;
         for (row, (&(stream_idx, image), held)) in images.iter().zip(held).enumerate() {
             self.pass(image, &output, row, &held)?;
             let n_patches = self.sizes.n_patches();
@@ -417,8 +402,8 @@ impl<'a, 'b> Passes<'a, 'b> {
     /// Copies the results of an image, which is row `row` of its batch.
     fn pass(&mut self, image: usize, output: &Output, row: usize, held: &Held) -> Result<()> {
         let own = |xs: &Tensor| xs.narrow(0, row, 1)?.force_contiguous();
-        let sites = self.needs.sites().into_iter();
-        let sites = sites.map(|site| Ok((site, held.get(site)?.force_contiguous()?)));
+        let sites = self.needs.sites().iter();
+        let sites = sites.map(|&site| Ok((site, held.get(site)?.force_contiguous()?)));
         self.passed[image] = Some(Passed {
             output: Output {
                 tokens: own(&output.tokens)?,
@@ -444,7 +429,7 @@ impl<'a, 'b> Passes<'a, 'b> {
             return Err(Error::Model("there are no images to explain".into()));
         };
         let mut values = BTreeMap::new();
-        for site in self.needs.sites() {
+        for &site in self.needs.sites() {
             if let Some(value) = joined(&|passed| passed.sites.get(&site).cloned())? {
                 values.insert(site, value);
             }

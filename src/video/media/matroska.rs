@@ -370,6 +370,12 @@ impl Opening {
         head.map(|head| Self::parse(&head)).unwrap_or_default()
     }
 
+    /// Timestamp of the earliest block of all tracks, from which matroskademux 1.22 counts; zero without blocks.
+    pub(super) fn first(&self) -> Duration {
+        let firsts = self.tracks.iter().filter_map(|track| track.first);
+        firsts.min().unwrap_or_default()
+    }
+
     /// True if no video is in the cluster that the file begins with: matroskademux 1.22 seeks past it.
     pub(super) fn begins_before_video(&self) -> bool {
         let of_video = self.tracks.iter().filter(|track| track.is_video);

@@ -288,9 +288,8 @@ impl Timeline {
             // Frames are stored before they are shown. matroskademux 1.22 counts from the first block, which is not
             // where the presentation begins.
             Kind::Matroska(begin, opening) => {
-                let firsts = opening.tracks.iter().filter_map(|track| track.first);
-                let first = firsts.min().unwrap_or_default();
-                let counted = |time| (Duration::from(*begin) + time).saturating_sub(first);
+                let counted =
+                    |time| (Duration::from(*begin) + time).saturating_sub(opening.first());
                 // A packet of sound that the range begins in may be stored before the first frame of the range.
                 let from = counted(start.saturating_sub(BEFORE));
                 return (from, end.map(|end| counted(end) + REORDERING));
@@ -350,8 +349,7 @@ impl Timeline {
     /// segment, and running times cannot be negative.
     pub(super) fn apply(&self, pad: &gst::Pad, lead: Duration) {
         if let Kind::Matroska(_, opening) = &self.kind {
-            let firsts = opening.tracks.iter().filter_map(|track| track.first);
-            complete_times(pad, firsts.min().unwrap_or_default());
+            complete_times(pad, opening.first());
         }
         let armed = Arc::clone(&self.armed);
         let replace: Replace = match &self.kind {
