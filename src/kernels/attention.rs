@@ -11,7 +11,7 @@ use super::packed::{Packed, Start, TILE_ROWS};
 use super::softmax::{softmax_rows, softmax_rows_backward};
 use super::workspace::{self, Workspace};
 use super::{
-    MatrixView, SharedOutput, Spread, f32_slice, for_images, images_mut, is_fused, with_f32,
+    LANES, MatrixView, SharedOutput, Spread, f32_slice, for_images, images_mut, is_fused, with_f32,
 };
 
 /// Attention with `heads` heads.
@@ -175,10 +175,15 @@ impl Heads {
                     values,
                     ..
                 } = buffers;
-                keys.fill((k, head.transposed()));
-                let scores = scores.of(queries.rows * self.tokens);
-                probabilities((q, queries), keys, self.scale(), scores);
-                let scores = (&*scores, MatrixView::row_major(queries.rows, self.tokens));
+                let row_len = self.tokens.next_multiple_of(LANES);
+                keys.fill_wider((k, head.transposed()), row_len);
+                let scores = scores.of(queries.rows * row_len);
+                probabilities((q, queries), (keys, self.tokens), self.scale(), scores);
+                let scores_view = MatrixView {
+                    cols: self.tokens,
+                    ..MatrixView::row_major(queries.rows, row_len)
+                };
+                let scores = (&*scores, scores_view);
                 values.fill((v, head));
                 // SAFETY: `queries` names elements of `out` that no other piece of work touches.
                 unsafe {
@@ -227,7 +232,7 @@ impl Heads {
                 } = buffers;
                 let probs = scores.of(square.end());
                 packed.fill((k, transposed));
-                probabilities((q, head), packed, scale, probs);
+                probabilities((q, head), (packed, self.tokens), scale, probs);
                 let grad_scores = grad_scores.of(square.end());
                 packed.fill((v, transposed));
                 packed.multiply(
@@ -262,11 +267,18 @@ impl Heads {
     }
 }
 
-/// Rows of `softmax(q kᵀ · scale)`.
-fn probabilities(q: (&[f32], MatrixView), keys: &Packed, scale: f32, scores: &mut [f32]) {
-    let n_keys = scores.len() / q.1.rows.max(1);
+/// Rows of `softmax(q kᵀ · scale)` over the first `n_keys` keys; all others get zeros.
+fn probabilities(
+    q: (&[f32], MatrixView),
+    (keys, n_keys): (&Packed, usize),
+    scale: f32,
+    scores: &mut [f32],
+) {
     keys.multiply(q, Start::Zeros, scores, Spread::Thread, |_, _, _| ());
-    softmax_rows(scores, n_keys, scale);
+    for row in scores.chunks_exact_mut(keys.cols()) {
+        row[n_keys..].fill(f32::NEG_INFINITY);
+    }
+    softmax_rows(scores, keys.cols(), scale);
 }
 
 impl CustomOp3 for Attention {

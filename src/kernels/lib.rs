@@ -334,21 +334,25 @@ fn sum(xs: &[f32]) -> f32 {
     sum_by(xs.len(), |i| xs[i])
 }
 
+/// Combines halves of the lanes until there is one value.
+#[inline(always)]
+fn halved(lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|i| combine(lanes[i], lanes[i + 8]));
+    let four: [f32; 4] = std::array::from_fn(|i| combine(eight[i], eight[i + 4]));
+    combine(combine(four[0], four[2]), combine(four[1], four[3]))
+}
+
 /// Σ term(i) for i in 0..len, in [`LANES`] running sums for vectorization.
 #[inline(always)]
 fn sum_by(len: usize, term: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
     let blocks = len / LANES;
     for block_idx in 0..blocks {
-        for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += term(block_idx * LANES + lane);
-        }
+        let terms: [f32; LANES] = std::array::from_fn(|lane| term(block_idx * LANES + lane));
+        lanes = std::array::from_fn(|lane| lanes[lane] + terms[lane]);
     }
-    let mut total = lanes.iter().sum::<f32>();
-    for i in blocks * LANES..len {
-        total += term(i);
-    }
-    total
+    let rest = (blocks * LANES..len).map(term);
+    halved(lanes, |a, b| a + b) + rest.sum::<f32>()
 }
 
 /// The column sums of a row-major matrix.

@@ -116,9 +116,14 @@ impl Packed {
     }
 
     /// Packs another matrix into the same memory.
-    pub(super) fn fill(&mut self, (matrix, view): (&[f32], MatrixView)) {
-        let (depth, cols) = (view.rows, view.cols);
-        assert!(view.end() <= matrix.len());
+    pub(super) fn fill(&mut self, matrix: (&[f32], MatrixView)) {
+        self.fill_wider(matrix, matrix.1.cols);
+    }
+
+    /// Packs another matrix into the same memory, with columns of zeros until there are `cols`.
+    pub(super) fn fill_wider(&mut self, (matrix, view): (&[f32], MatrixView), cols: usize) {
+        let depth = view.rows;
+        assert!(view.end() <= matrix.len() && view.cols <= cols);
         (self.depth, self.cols) = (depth, cols);
         let n_lines = depth * cols.div_ceil(16);
         self.lines.resize(n_lines, Line([0.0; 16]));
@@ -130,9 +135,10 @@ impl Packed {
             for (row_idx, row) in panel.chunks_exact_mut(lines_a_row).enumerate() {
                 let start = view.start + row_idx * view.row_stride + first_col * view.col_stride;
                 for (line_idx, line) in row.iter_mut().enumerate() {
-                    let width = (width - 16 * line_idx).min(16);
+                    let filled = view.cols.saturating_sub(first_col + 16 * line_idx);
+                    let width = (width - 16 * line_idx).min(16).min(filled);
                     let start = start + 16 * line_idx * view.col_stride;
-                    if view.col_stride == 1 {
+                    if view.col_stride == 1 && width > 0 {
                         line.0[..width].copy_from_slice(&matrix[start..start + width]);
                     } else {
                         for (col, value) in line.0[..width].iter_mut().enumerate() {
@@ -143,6 +149,11 @@ impl Packed {
                 }
             }
         }
+    }
+
+    /// Number of columns.
+    pub(super) fn cols(&self) -> usize {
+        self.cols
     }
 
     fn n_panels(&self) -> usize {
@@ -348,16 +359,16 @@ struct Tile {
 
 /// Calls a function that is generic over the number of rows with the required number.
 macro_rules! for_rows {
-    ($rows:expr, $function:ident $(, $lines:literal)?; $tile:expr) => {
+    ($rows:expr, $function:ident $(, $lines:literal)?; $tile:expr $(, $to:expr)?) => {
         match $rows {
-            1 => $function::<1 $(, $lines)?>($tile),
-            2 => $function::<2 $(, $lines)?>($tile),
-            3 => $function::<3 $(, $lines)?>($tile),
-            4 => $function::<4 $(, $lines)?>($tile),
-            5 => $function::<5 $(, $lines)?>($tile),
-            6 => $function::<6 $(, $lines)?>($tile),
-            7 => $function::<7 $(, $lines)?>($tile),
-            _ => $function::<8 $(, $lines)?>($tile),
+            1 => $function::<1 $(, $lines)?>($tile $(, $to)?),
+            2 => $function::<2 $(, $lines)?>($tile $(, $to)?),
+            3 => $function::<3 $(, $lines)?>($tile $(, $to)?),
+            4 => $function::<4 $(, $lines)?>($tile $(, $to)?),
+            5 => $function::<5 $(, $lines)?>($tile $(, $to)?),
+            6 => $function::<6 $(, $lines)?>($tile $(, $to)?),
+            7 => $function::<7 $(, $lines)?>($tile $(, $to)?),
+            _ => $function::<8 $(, $lines)?>($tile $(, $to)?),
         }
     };
 }

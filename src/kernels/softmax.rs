@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 
 use super::{
-    LANES, Spread, exp, f32_slice, for_row_blocks, is_fused, sum, sum_by, values, with_f32,
+    LANES, Spread, exp, f32_slice, for_row_blocks, halved, is_fused, sum, sum_by, values, with_f32,
 };
 
 /// Softmax over the last dimension.
@@ -75,7 +75,12 @@ pub(super) fn softmax_rows(rows: &mut [f32], cols: usize, scale: f32) {
         }
         let share = 1.0 / sum(row);
         for x in row.iter_mut() {
-            *x = flushed(*x * share);
+            let probability = *x * share;
+            *x = if probability < NEGLIGIBLE {
+                0.0
+            } else {
+                probability
+            };
         }
     }
 }
@@ -90,10 +95,8 @@ fn max(xs: &[f32]) -> f32 {
             *lane = if x > *lane { x } else { *lane };
         }
     }
-    lanes
-        .iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, |max, &x| max.max(x))
+    let max = halved(lanes, f32::max);
+    rest.iter().fold(max, |max, &x| max.max(x))
 }
 
 /// Replaces the gradient of each row of probabilities by that of its scores: y ∘ (g − Σ g ∘ y).
