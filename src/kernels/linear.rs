@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::packed::{Packed, Start};
-use super::quantized::{Moments, Quantized};
+use super::quantized::{self, Moments, Quantized};
 use super::{
     MatrixView, Spread, add_assign, column_sums, f32_slice, is_fused, matmul, values, with_f32,
     workspace,
@@ -88,44 +88,46 @@ impl Linear {
         Ok(())
     }
 
-    /// Returns the map with products of 8-bit integers in forward passes, with a scale per output feature of the weights
-    /// and per row of the inputs; `None` if 8 bits cannot represent the weights, they learn, or they are not f32 on the
-    /// CPU. Backward passes use the weights as they are.
+    /// Returns maps of the same inputs with products of 8-bit integers in forward passes, with a scale per output feature
+    /// of the weights and per row of the inputs. Backward passes use the weights as they are.
+    ///
+    /// A map stays as it is if 8 bits cannot represent its weights, they learn, or they are not f32 on the CPU; its name
+    /// is then added to `kept`.
     ///
     /// Input features of large magnitude are scaled down, and their weights up (SmoothQuant, arXiv:2211.10438, Eq. 4),
     /// by the magnitudes that they rarely exceed, `[in]`.
     ///
     /// # Errors
-    /// Fails if the weight cannot be read.
-    fn quantized(&self, reach: &[f32]) -> Result<Option<Self>> {
-        if self.packs.is_none() || !is_fused(&self.weight) {
-            return Ok(None);
-        }
-        let dims = self.weight.dims2()?;
-        let quantized = with_f32(&self.weight, |weight| {
-            Ok(Quantized::new(weight, dims, reach))
-        })?;
-        Ok(quantized.map(|quantized| Self {
-            packs: Some(Arc::new(Packs {
-                forward: OnceLock::from(Forward::Int8(quantized)),
-                backward: OnceLock::new(),
-            })),
-            ..self.clone()
-        }))
-    }
-
-    /// The [`quantized`](Self::quantized) map, or the same one, whose `name` is then added to `kept`.
-    pub(super) fn quantized_or_kept(
-        &self,
+    /// Fails if a weight cannot be read.
+    pub(super) fn quantized<const N: usize>(
+        maps: [(&Self, &'static str); N],
         reach: impl Iterator<Item = f32>,
-        name: &'static str,
         kept: &mut Vec<&'static str>,
-    ) -> Result<Self> {
-        let quantized = self.quantized(&reach.collect::<Vec<f32>>())?;
-        if quantized.is_none() {
-            kept.push(name);
+    ) -> Result<[Self; N]> {
+        let mut weights = Vec::with_capacity(N);
+        for (map, _) in maps {
+            let fits = map.packs.is_some() && is_fused(&map.weight);
+            weights.push(fits.then(|| map.weight()).transpose()?);
         }
-        Ok(quantized.unwrap_or_else(|| self.clone()))
+        let known: Vec<&[f32]> = weights.iter().flatten().map(Vec::as_slice).collect();
+        let factors = quantized::factors(&known, &reach.collect::<Vec<f32>>());
+        let mut results = maps.map(|(map, _)| map.clone());
+        for ((weight, (_, name)), map) in weights.iter().zip(maps).zip(&mut results) {
+            let dims = map.weight.dims2()?;
+            let quantized = weight
+                .as_ref()
+                .and_then(|weight| Quantized::new(weight, dims, &factors));
+            match quantized {
+                Some(quantized) => {
+                    map.packs = Some(Arc::new(Packs {
+                        forward: OnceLock::from(Forward::Int8(quantized)),
+                        backward: OnceLock::new(),
+                    }));
+                }
+                None => kept.push(name),
+            }
+        }
+        Ok(results)
     }
 
     /// Mean and standard deviation of each output feature, if the inputs are independent.
@@ -233,6 +235,32 @@ impl Factor<'_> {
             Self::F32(packed) => packed.multiply(lhs, start, out, spread, finish),
             Self::Int8(quantized) => quantized.multiply(lhs, start, out, spread, finish),
         }
+    }
+}
+
+/// `lhs · factor + bias` for each factor.
+///
+/// # Shapes
+/// - `lhs`: `[rows, depth]`
+/// - each output: `[rows, cols]`, row by row
+pub(super) fn multiply_each<const N: usize>(
+    factors: [Factor<'_>; N],
+    lhs: (&[f32], MatrixView),
+    biases: &[Vec<f32>; N],
+    outs: [&mut [f32]; N],
+    spread: Spread,
+) {
+    let (mut shared, mut together) = (None, Vec::with_capacity(N));
+    for ((factor, bias), out) in factors.into_iter().zip(biases).zip(outs) {
+        match factor {
+            Factor::Int8(right) if right.shares(shared.get_or_insert(right.factors())) => {
+                together.push((right, &bias[..], out));
+            }
+            _ => factor.multiply(lhs, Start::Bias(bias), out, spread, |_, _, _| ()),
+        }
+    }
+    if let Some(shared) = shared {
+        quantized::multiply_each(shared, lhs, &mut together, spread);
     }
 }
 

@@ -91,9 +91,11 @@ impl Mlp {
         let hidden = self.up.moments(&normed)?.into_iter();
         let hidden = hidden.map(|moments| moments.upper_reach().max(LARGEST_NEGATIVE));
         let normed = normed.into_iter().map(Moments::reach);
+        let [up] = Linear::quantized([(&self.up, "up")], normed, kept)?;
+        let [down] = Linear::quantized([(&self.down, "down")], hidden, kept)?;
         Ok(Self {
-            up: self.up.quantized_or_kept(normed, "up", kept)?,
-            down: self.down.quantized_or_kept(hidden, "down", kept)?,
+            up,
+            down,
             ..self.clone()
         })
     }

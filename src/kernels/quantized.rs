@@ -8,13 +8,14 @@
 //! instruction for 8-bit integers (`vpdpbusd`) requires; and because `z` depends on the token, the values behind an
 //! activation, which are hardly ever negative, use the whole range. Every instruction set gives the same sums.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::packed::{Piece, Start, for_each_piece, for_rows};
-use super::{LANES, MatrixView, PARALLEL_MIN_ELEMENTS, SharedOutput, Spread, workspace};
+use super::workspace::{self, Workspace};
+use super::{LANES, MatrixView, PARALLEL_MIN_ELEMENTS, SharedOutput, Spread};
 
 /// Depths that one instruction adds up.
 const GROUP: usize = 4;
@@ -99,7 +100,7 @@ pub(super) struct Quantized {
     col_sums: Vec<i32>,
     scales: Vec<f32>,
     /// What each value of the left-hand side is multiplied with.
-    factors: Vec<f32>,
+    factors: Arc<[f32]>,
     depth: usize,
     cols: usize,
     isa: Isa,
@@ -109,17 +110,16 @@ impl Quantized {
     /// Quantizes the transposed rows of `weight`, `[cols, depth]`; `None` if 8 bits cannot represent one of them: if a
     /// value is not finite, or one is so large that most others become zero.
     ///
-    /// `reach` is the magnitude that each value of a row of the left-hand side rarely exceeds, `[depth]`.
+    /// Matrices with the same `factors`, `[depth]`, can be [multiplied together](multiply_each).
     pub(super) fn new(
         weight: &[f32],
         (cols, depth): (usize, usize),
-        reach: &[f32],
+        factors: &Arc<[f32]>,
     ) -> Option<Self> {
-        let is_whole = weight.len() == cols * depth && reach.len() == depth;
+        let is_whole = weight.len() == cols * depth && factors.len() == depth;
         if depth == 0 || depth > DEEPEST || !is_whole {
             return None;
         }
-        let factors = factors(weight, reach);
         Self::with(Isa::detect(), weight, (cols, depth), factors)
     }
 
@@ -127,7 +127,7 @@ impl Quantized {
         isa: Isa,
         weight: &[f32],
         (cols, depth): (usize, usize),
-        factors: Vec<f32>,
+        factors: &Arc<[f32]>,
     ) -> Option<Self> {
         let n_groups = depth.div_ceil(GROUP);
         let n_lines = cols.div_ceil(LINE_COLS);
@@ -135,14 +135,13 @@ impl Quantized {
             lines: vec![Line([0; GROUP * LINE_COLS]); n_groups * n_lines],
             col_sums: vec![0; n_lines * LINE_COLS],
             scales: vec![0.0; n_lines * LINE_COLS],
-            factors: Vec::new(),
+            factors: Arc::clone(factors),
             depth,
             cols,
             isa,
         };
         let mut row = vec![0; depth];
         let inverse: Vec<f32> = factors.iter().map(|factor| 1.0 / factor).collect();
-        quantized.factors = factors;
         for (col, values) in weight.chunks_exact(depth).enumerate() {
             let scale = quantize_weights(values, &inverse, &mut row);
             let nonzero = || values.iter().zip(&row).filter(|(value, _)| **value != 0.0);
@@ -164,6 +163,16 @@ impl Quantized {
         Some(quantized)
     }
 
+    /// What each value of the left-hand side is multiplied with.
+    pub(super) fn factors(&self) -> &Arc<[f32]> {
+        &self.factors
+    }
+
+    /// True if this matrix can be multiplied together with others that have these factors.
+    pub(super) fn shares(&self, factors: &Arc<[f32]>) -> bool {
+        Arc::ptr_eq(&self.factors, factors)
+    }
+
     /// Index and width, in lines, of the panel that contains a line.
     fn panel_of(&self, line_idx: usize) -> (usize, usize) {
         let (_, panel_lines) = self.isa.tile();
@@ -178,50 +187,40 @@ impl Quantized {
     /// As [`Packed::multiply`](super::packed::Packed::multiply).
     pub(super) fn multiply(
         &self,
-        (lhs, view): (&[f32], MatrixView),
+        lhs: (&[f32], MatrixView),
         start: Start<'_>,
         out: &mut [f32],
         spread: Spread,
         finish: impl Fn(usize, usize, &mut [f32]) + Sync,
     ) {
-        let rows = view.rows;
-        assert_eq!((view.cols, view.col_stride), (self.depth, 1));
-        assert!(view.end() <= lhs.len());
+        workspace::with(|buffers| {
+            let left = Left::new(lhs, &self.factors, buffers, spread);
+            self.multiply_left(&left, start, out, spread, finish);
+        });
+    }
+
+    fn multiply_left(
+        &self,
+        left: &Left<'_>,
+        start: Start<'_>,
+        out: &mut [f32],
+        spread: Spread,
+        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
+    ) {
+        let rows = left.scales.len();
+        assert_eq!(left.depth, self.depth);
         assert_eq!(out.len(), rows * self.cols);
         assert!(!matches!(start, Start::Bias(bias) if bias.len() != self.cols));
         if out.is_empty() {
             return;
         }
-        let stride = self.depth.next_multiple_of(GROUP);
-        workspace::with(|buffers| {
-            let left = buffers.bytes.of(rows * stride);
-            let scales = buffers.steps.of(rows);
-            let quantize = |(row, (left, scale)): (usize, (&mut [u8], &mut (f32, i32)))| {
-                let row = &lhs[view.start + row * view.row_stride..][..self.depth];
-                let (left, padding) = left.split_at_mut(self.depth);
-                *scale = quantize_row(row, &self.factors, left);
-                padding.fill(0);
-            };
-            if spread == Spread::Thread || rows * self.depth < PARALLEL_MIN_ELEMENTS {
-                let rows = left.chunks_exact_mut(stride).zip(scales.iter_mut());
-                rows.enumerate().for_each(quantize);
-            } else {
-                let rows = left.par_chunks_exact_mut(stride).zip(scales.par_iter_mut());
-                rows.enumerate().for_each(quantize);
-            }
-            let left = Left {
-                bytes: left,
-                scales,
-                stride,
-            };
-            let dst = SharedOutput(out.as_mut_ptr());
-            let (tile_rows, tile_lines) = self.isa.tile();
-            let n_panels = self.cols.div_ceil(tile_lines * LINE_COLS);
-            let sizes = (rows, self.cols);
-            for_each_piece(sizes, (n_panels, tile_rows), spread, |piece| {
-                // SAFETY: `dst` is the whole result, which is borrowed exclusively, and pieces do not overlap.
-                unsafe { self.multiply_piece(&left, start, dst, &piece, &finish) }
-            });
+        let dst = SharedOutput(out.as_mut_ptr());
+        let (tile_rows, tile_lines) = self.isa.tile();
+        let n_panels = self.cols.div_ceil(tile_lines * LINE_COLS);
+        let sizes = (rows, self.cols);
+        for_each_piece(sizes, (n_panels, tile_rows), spread, |piece| {
+            // SAFETY: `dst` is the whole result, which is borrowed exclusively, and pieces do not overlap.
+            unsafe { self.multiply_piece(left, start, dst, &piece, &finish) }
         });
     }
 
@@ -242,36 +241,126 @@ impl Quantized {
         let first_col = first_line * LINE_COLS;
         let cols = (lines * LINE_COLS).min(self.cols - first_col);
         let right = &self.lines[first_line * n_groups..][..n_groups * lines];
-        let col_sums = &self.col_sums[first_col..first_col + cols];
-        let col_scales = &self.scales[first_col..first_col + cols];
-        let mut sums = [0; MOST_ROWS * MOST_LINES * LINE_COLS];
+        let of_cols = first_col..first_col + lines * LINE_COLS;
+        let keeps = matches!(start, Start::Destination);
+        let mut bias = [0.0; MOST_LINES * LINE_COLS];
+        if let Start::Bias(values) = start {
+            bias[..cols].copy_from_slice(&values[first_col..first_col + cols]);
+        }
+        // A tile of the last panel may be wider than the remaining part of the result.
+        let narrow = cols < lines * LINE_COLS;
+        let mut spare = [0.0; MOST_ROWS * MOST_LINES * LINE_COLS];
         for first_row in piece.rows.clone().step_by(tile_rows) {
             let rows = tile_rows.min(piece.rows.end - first_row);
-            let bytes = &left.bytes[first_row * left.stride..][..rows * left.stride];
+            // SAFETY: the caller guarantees the columns of these rows.
+            let at = unsafe { dst.ptr().add(first_row * self.cols + first_col) };
+            // SAFETY: as above.
+            let row_of =
+                |row| unsafe { std::slice::from_raw_parts_mut(at.add(row * self.cols), cols) };
+            if narrow && keeps {
+                for (row, spare) in spare
+                    .chunks_exact_mut(lines * LINE_COLS)
+                    .take(rows)
+                    .enumerate()
+                {
+                    spare[..cols].copy_from_slice(row_of(row));
+                }
+            }
+            let (tile_dst, dst_stride) = if narrow {
+                (spare.as_mut_ptr(), lines * LINE_COLS)
+            } else {
+                (at, self.cols)
+            };
             let tile = Tile {
-                left: bytes.as_ptr(),
+                left: left.bytes[first_row * left.stride..][..rows * left.stride].as_ptr(),
                 stride: left.stride,
+                left_scales: &left.scales[first_row..first_row + rows],
                 right: right.as_ptr().cast(),
                 n_groups,
-                sums: sums.as_mut_ptr(),
+                col_sums: &self.col_sums[of_cols.clone()],
+                col_scales: &self.scales[of_cols.clone()],
+                start: (!keeps).then_some(&bias[..lines * LINE_COLS]),
+                dst: tile_dst,
+                dst_stride,
             };
-            // SAFETY: `left` has these rows of `4 n_groups` bytes, `right` has as many groups of lines, and `sums` has
-            // room for the largest tile.
-            unsafe { self.isa.add_up(rows, lines, &tile) };
-            for (row, sums) in sums.chunks_exact(lines * LINE_COLS).take(rows).enumerate() {
-                let row = first_row + row;
-                // SAFETY: the caller guarantees these columns.
-                let out = unsafe {
-                    std::slice::from_raw_parts_mut(dst.ptr().add(row * self.cols + first_col), cols)
-                };
-                match start {
-                    Start::Zeros => out.fill(0.0),
-                    Start::Bias(bias) => out.copy_from_slice(&bias[first_col..first_col + cols]),
-                    Start::Destination => (),
+            // SAFETY: `left` has these rows of `4 n_groups` bytes, `right` has as many groups of lines, and the
+            // destination has room for the tile.
+            unsafe { self.isa.multiply(rows, lines, &tile) };
+            if narrow {
+                for (row, spare) in spare.chunks_exact(lines * LINE_COLS).take(rows).enumerate() {
+                    row_of(row).copy_from_slice(&spare[..cols]);
                 }
-                add_scaled(out, sums, (col_sums, col_scales), left.scales[row]);
-                finish(row, first_col, out);
             }
+            for row in 0..rows {
+                finish(first_row + row, first_col, row_of(row));
+            }
+        }
+    }
+}
+
+/// Products of the same rows with matrices that have the same factors, each with its bias.
+///
+/// # Shapes
+/// - `lhs`: `[rows, depth]`
+/// - each output: `[rows, cols]`, row by row
+pub(super) fn multiply_each(
+    factors: &Arc<[f32]>,
+    lhs: (&[f32], MatrixView),
+    products: &mut [(&Quantized, &[f32], &mut [f32])],
+    spread: Spread,
+) {
+    workspace::with(|buffers| {
+        let left = Left::new(lhs, factors, buffers, spread);
+        for (right, bias, out) in products {
+            assert!(right.shares(factors));
+            right.multiply_left(&left, Start::Bias(bias), out, spread, |_, _, _| ());
+        }
+    });
+}
+
+/// The left-hand side of a product: quantized rows, padded to whole groups, with the scale and the zero of each.
+struct Left<'a> {
+    bytes: &'a [u8],
+    scales: &'a [(f32, i32)],
+    stride: usize,
+    depth: usize,
+}
+
+impl<'a> Left<'a> {
+    fn new(
+        (lhs, view): (&[f32], MatrixView),
+        factors: &[f32],
+        buffers: &'a mut Workspace,
+        spread: Spread,
+    ) -> Self {
+        let (rows, depth) = (view.rows, view.cols);
+        assert_eq!((factors.len(), view.col_stride), (depth, 1));
+        assert!(view.end() <= lhs.len());
+        let stride = depth.next_multiple_of(GROUP);
+        let bytes = buffers.bytes.of(rows * stride);
+        let scales = buffers.steps.of(rows);
+        let quantize = |(row, (left, scale)): (usize, (&mut [u8], &mut (f32, i32)))| {
+            let row = &lhs[view.start + row * view.row_stride..][..depth];
+            let (left, padding) = left.split_at_mut(depth);
+            *scale = quantize_row(row, factors, left);
+            padding.fill(0);
+        };
+        if depth == 0 {
+            scales.fill((0.0, 0));
+        } else if spread == Spread::Thread || rows * depth < PARALLEL_MIN_ELEMENTS {
+            let rows = bytes.chunks_exact_mut(stride).zip(scales.iter_mut());
+            rows.enumerate().for_each(quantize);
+        } else {
+            let rows = bytes
+                .par_chunks_exact_mut(stride)
+                .zip(scales.par_iter_mut());
+            rows.enumerate().for_each(quantize);
+        }
+        Self {
+            bytes,
+            scales,
+            stride,
+            depth,
         }
     }
 }
@@ -295,18 +384,17 @@ impl Moments {
     }
 }
 
-/// The left-hand side of a product: quantized rows, padded to whole groups, with the scale and the zero of each.
-struct Left<'a> {
-    bytes: &'a [u8],
-    scales: &'a [(f32, i32)],
-    stride: usize,
-}
-
 /// Factors of the left-hand side that make its values as large in their row as those of the weights, which are divided by
 /// them, are in their column (arXiv:2211.10438, Eq. 4, α = 0.5).
-fn factors(weight: &[f32], reach: &[f32]) -> Vec<f32> {
+///
+/// `reach` is the magnitude that each value of a row of the left-hand side rarely exceeds, `[depth]`; each of the
+/// weights is `[cols, depth]`.
+pub(super) fn factors(weights: &[&[f32]], reach: &[f32]) -> Arc<[f32]> {
     let mut largest = vec![0_f32; reach.len()];
-    for row in weight.chunks_exact(reach.len()) {
+    for row in weights
+        .iter()
+        .flat_map(|weight| weight.chunks_exact(reach.len().max(1)))
+    {
         for (largest, value) in largest.iter_mut().zip(row) {
             *largest = largest.max(value.abs());
         }
@@ -403,45 +491,78 @@ fn add_scaled(
     }
 }
 
-/// One tile: `sums = left · right`, row by row.
-struct Tile {
+/// One tile: `dst = (start or dst) + left · right`.
+struct Tile<'a> {
     left: *const u8,
     stride: usize,
+    /// Scale and zero of each row, `[rows]`.
+    left_scales: &'a [(f32, i32)],
     right: *const i8,
     n_groups: usize,
-    sums: *mut i32,
+    /// `[16 lines]`
+    col_sums: &'a [i32],
+    /// `[16 lines]`
+    col_scales: &'a [f32],
+    /// `[16 lines]`
+    start: Option<&'a [f32]>,
+    dst: *mut f32,
+    dst_stride: usize,
+}
+
+impl Tile<'_> {
+    /// Writes the products that these sums stand for, `[rows, 16 lines]`.
+    ///
+    /// # Safety
+    /// The destination has room for the tile.
+    unsafe fn write(&self, sums: &[i32]) {
+        let cols = self.col_sums.len();
+        let rows = sums.chunks_exact(cols).zip(self.left_scales);
+        for (row, (sums, left_scale)) in rows.enumerate() {
+            // SAFETY: the caller guarantees these columns.
+            let dst = unsafe {
+                std::slice::from_raw_parts_mut(self.dst.add(row * self.dst_stride), cols)
+            };
+            if let Some(start) = self.start {
+                dst.copy_from_slice(start);
+            }
+            add_scaled(dst, sums, (self.col_sums, self.col_scales), *left_scale);
+        }
+    }
 }
 
 impl Isa {
     /// # Safety
     /// The processor supports this instruction set, and everything that the tile points to is valid: `rows` rows of
-    /// `4 n_groups` bytes on the left, `n_groups` groups of `lines` lines on the right, and room for the sums. Neither
+    /// `4 n_groups` bytes on the left, `n_groups` groups of `lines` lines on the right, and room for the result. Neither
     /// number exceeds that of a whole tile.
-    unsafe fn add_up(self, rows: usize, lines: usize, tile: &Tile) {
-        // SAFETY: the caller upholds the same requirements.
+    unsafe fn multiply(self, rows: usize, lines: usize, tile: &Tile<'_>) {
+        let mut sums = [0; MOST_ROWS * LINE_COLS];
+        let to = sums.as_mut_ptr();
+        // SAFETY: the caller upholds the same requirements, and `sums` has room for those of one line.
         unsafe {
             match (self, lines) {
                 #[cfg(target_arch = "x86_64")]
-                (Self::Avx512Vnni, 1) => for_rows!(rows, tile_avx512, 1; tile),
+                (Self::Avx512Vnni, 1) => return for_rows!(rows, tile_avx512, 1; tile),
                 #[cfg(target_arch = "x86_64")]
-                (Self::Avx512Vnni, 2) => for_rows!(rows, tile_avx512, 2; tile),
+                (Self::Avx512Vnni, 2) => return for_rows!(rows, tile_avx512, 2; tile),
                 #[cfg(target_arch = "x86_64")]
-                (Self::Avx512Vnni, _) => for_rows!(rows, tile_avx512, 3; tile),
+                (Self::Avx512Vnni, _) => return for_rows!(rows, tile_avx512, 3; tile),
                 #[cfg(target_arch = "x86_64")]
-                (Self::AvxVnni, _) => for_rows!(rows, tile_avx_vnni; tile),
+                (Self::AvxVnni, _) => for_rows!(rows, sums_avx_vnni; tile, to),
                 #[cfg(target_arch = "x86_64")]
-                (Self::Avx2, _) => for_rows!(rows, tile_avx2; tile),
-                (Self::Portable, _) => for_rows!(rows, tile_portable; tile),
+                (Self::Avx2, _) => for_rows!(rows, sums_avx2; tile, to),
+                (Self::Portable, _) => for_rows!(rows, sums_portable; tile, to),
             }
+            tile.write(&sums[..rows * LINE_COLS]);
         }
     }
 }
 
 /// # Safety
-/// As [`Isa::add_up`].
+/// As [`Isa::multiply`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn tile_avx512<const ROWS: usize, const LINES: usize>(tile: &Tile) {
+unsafe fn tile_avx512<const ROWS: usize, const LINES: usize>(tile: &Tile<'_>) {
     use std::arch::x86_64::*;
 
     // SAFETY: the caller guarantees that everything the tile points to is valid.
@@ -465,20 +586,31 @@ unsafe fn tile_avx512<const ROWS: usize, const LINES: usize>(tile: &Tile) {
                 }
             }
         }
+        // As `add_scaled`.
+        let (col_sums, col_scales) = (tile.col_sums.as_ptr(), tile.col_scales.as_ptr());
         for (row, sums) in sums.iter().enumerate() {
+            let (scale, zero) = *tile.left_scales.get_unchecked(row);
+            let dst = tile.dst.add(row * tile.dst_stride);
+            let start = tile.start.map_or(dst.cast_const(), <[f32]>::as_ptr);
             for (line, sum) in sums.iter().enumerate() {
-                let to = tile.sums.add(LINE_COLS * (row * LINES + line));
-                _mm512_storeu_si512(to.cast(), *sum);
+                let col_sum = _mm512_loadu_si512(col_sums.add(LINE_COLS * line).cast());
+                let shift = _mm512_mullo_epi32(_mm512_set1_epi32(zero), col_sum);
+                let exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(*sum, shift));
+                let col_scale = _mm512_loadu_ps(col_scales.add(LINE_COLS * line));
+                let scale = _mm512_mul_ps(_mm512_set1_ps(scale), col_scale);
+                let start = _mm512_loadu_ps(start.add(LINE_COLS * line));
+                let result = _mm512_add_ps(start, _mm512_mul_ps(exact, scale));
+                _mm512_storeu_ps(dst.add(LINE_COLS * line), result);
             }
         }
     }
 }
 
 /// # Safety
-/// As [`Isa::add_up`].
+/// As [`Isa::multiply`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,avxvnni")]
-unsafe fn tile_avx_vnni<const ROWS: usize>(tile: &Tile) {
+unsafe fn sums_avx_vnni<const ROWS: usize>(tile: &Tile<'_>, to: *mut i32) {
     use std::arch::x86_64::*;
 
     // SAFETY: the caller guarantees that everything the tile points to is valid.
@@ -500,8 +632,7 @@ unsafe fn tile_avx_vnni<const ROWS: usize>(tile: &Tile) {
         }
         for (row, sums) in sums.iter().enumerate() {
             for (half, sum) in sums.iter().enumerate() {
-                let to = tile.sums.add(LINE_COLS * row + 8 * half);
-                _mm256_storeu_si256(to.cast(), *sum);
+                _mm256_storeu_si256(to.add(LINE_COLS * row + 8 * half).cast(), *sum);
             }
         }
     }
@@ -510,10 +641,10 @@ unsafe fn tile_avx_vnni<const ROWS: usize>(tile: &Tile) {
 /// Multiplies 16-bit integers, because the instruction for 8-bit ones saturates.
 ///
 /// # Safety
-/// As [`Isa::add_up`].
+/// As [`Isa::multiply`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn tile_avx2<const ROWS: usize>(tile: &Tile) {
+unsafe fn sums_avx2<const ROWS: usize>(tile: &Tile<'_>, to: *mut i32) {
     use std::arch::x86_64::*;
 
     // SAFETY: the caller guarantees that everything the tile points to is valid.
@@ -543,16 +674,15 @@ unsafe fn tile_avx2<const ROWS: usize>(tile: &Tile) {
                 // Adds neighbors within each half of a register, and restores the order of the columns.
                 let pairs = _mm256_hadd_epi32(low, high);
                 let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
-                let to = tile.sums.add(LINE_COLS * row + 8 * half);
-                _mm256_storeu_si256(to.cast(), ordered);
+                _mm256_storeu_si256(to.add(LINE_COLS * row + 8 * half).cast(), ordered);
             }
         }
     }
 }
 
 /// # Safety
-/// As [`Isa::add_up`].
-unsafe fn tile_portable<const ROWS: usize>(tile: &Tile) {
+/// As [`Isa::multiply`].
+unsafe fn sums_portable<const ROWS: usize>(tile: &Tile<'_>, to: *mut i32) {
     // SAFETY: the caller guarantees that everything the tile points to is valid.
     unsafe {
         let mut sums = [[0_i32; LINE_COLS]; ROWS];
@@ -568,7 +698,7 @@ unsafe fn tile_portable<const ROWS: usize>(tile: &Tile) {
                 }
             }
         }
-        tile.sums.cast::<[[i32; LINE_COLS]; ROWS]>().write(sums);
+        to.cast::<[[i32; LINE_COLS]; ROWS]>().write_unaligned(sums);
     }
 }
 
@@ -587,10 +717,14 @@ mod tests {
             .collect()
     }
 
+    fn ones(len: usize) -> Arc<[f32]> {
+        vec![1.0; len].into()
+    }
+
     fn check(isa: Isa, (rows, depth, cols): (usize, usize, usize), spread: Spread) {
         let (lhs, weight) = (integers(rows, depth, 7), integers(cols, depth, 31));
         let bias: Vec<f32> = (0..cols).map(|col| col as f32).collect();
-        let quantized = Quantized::with(isa, &weight, (cols, depth), vec![1.0; depth]).unwrap();
+        let quantized = Quantized::with(isa, &weight, (cols, depth), &ones(depth)).unwrap();
         let view = MatrixView::row_major(rows, depth);
         for start in [Start::Zeros, Start::Bias(&bias), Start::Destination] {
             let mut out = vec![2.0; rows * cols];
@@ -648,7 +782,8 @@ mod tests {
             .map(|i| [0.0, 0.8, 1.5, f32::NAN][i % 4])
             .collect();
         let product = |reach: &[f32]| {
-            let quantized = Quantized::new(&weight, (cols, depth), reach).unwrap();
+            let quantized =
+                Quantized::new(&weight, (cols, depth), &factors(&[&weight], reach)).unwrap();
             let mut out = vec![0.0; rows * cols];
             let lhs = (&lhs[..], MatrixView::row_major(rows, depth));
             quantized.multiply(lhs, Start::Zeros, &mut out, Spread::Thread, |_, _, _| ());
@@ -680,7 +815,7 @@ mod tests {
         for isa in Isa::all() {
             let (depth, cols) = (8, 16);
             let quantized =
-                Quantized::with(isa, &[1.0; 8 * 16], (cols, depth), vec![1.0; depth]).unwrap();
+                Quantized::with(isa, &[1.0; 8 * 16], (cols, depth), &ones(depth)).unwrap();
             let mut out = [0.0; 16];
             let lhs = (&[1.0; 8][..], MatrixView::row_major(1, depth));
             quantized.multiply(lhs, Start::Zeros, &mut out, Spread::Thread, |_, _, _| ());
@@ -693,18 +828,18 @@ mod tests {
     #[test]
     fn weights_that_8_bits_cannot_represent_are_refused() {
         let mut weight = integers(4, 64, 7);
-        assert!(Quantized::new(&weight, (4, 64), &[1.0; 64]).is_some());
+        assert!(Quantized::new(&weight, (4, 64), &ones(64)).is_some());
         weight[70] = 1e12;
-        assert!(Quantized::new(&weight, (4, 64), &[1.0; 64]).is_none());
+        assert!(Quantized::new(&weight, (4, 64), &ones(64)).is_none());
         weight[70] = f32::NAN;
-        assert!(Quantized::new(&weight, (4, 64), &[1.0; 64]).is_none());
+        assert!(Quantized::new(&weight, (4, 64), &ones(64)).is_none());
         weight[70] = f32::INFINITY;
-        assert!(Quantized::new(&weight, (4, 64), &[1.0; 64]).is_none());
+        assert!(Quantized::new(&weight, (4, 64), &ones(64)).is_none());
     }
 
     #[test]
     fn a_value_that_is_not_a_number_is_not_lost() {
-        let quantized = Quantized::new(&integers(4, 8, 7), (4, 8), &[1.0; 8]).unwrap();
+        let quantized = Quantized::new(&integers(4, 8, 7), (4, 8), &ones(8)).unwrap();
         let mut lhs = integers(2, 8, 5);
         lhs[3] = f32::NAN;
         let mut out = [0.0; 8];

@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::attention::Heads;
-use super::linear::Factor;
+use super::linear::{Factor, multiply_each};
 use super::mlp::{scale_and_add, scaled};
 use super::norm::NormRows;
 use super::packed::{Packed, Start};
@@ -67,13 +67,18 @@ impl FusedSelfAttention {
         let values = self.value.moments(&normed)?;
         let normed = normed.into_iter().map(Moments::reach);
         let values = values.into_iter().map(Moments::reach);
+        let qkv = [
+            (&self.query, "query"),
+            (&self.key, "key"),
+            (&self.value, "value"),
+        ];
+        let [query, key, value] = Linear::quantized(qkv, normed, kept)?;
+        let [output] = Linear::quantized([(&self.output, "output")], values, kept)?;
         Ok(Self {
-            query: self
-                .query
-                .quantized_or_kept(normed.clone(), "query", kept)?,
-            key: self.key.quantized_or_kept(normed.clone(), "key", kept)?,
-            value: self.value.quantized_or_kept(normed, "value", kept)?,
-            output: self.output.quantized_or_kept(values, "output", kept)?,
+            query,
+            key,
+            value,
+            output,
             ..self.clone()
         })
     }
@@ -132,9 +137,7 @@ impl<'a> Operands<'a> {
     fn project(&self, xs: &[f32], normed: &mut [f32], qkv: [&mut [f32]; 3], spread: Spread) {
         self.norm.forward(xs, normed, spread);
         let normed = (&*normed, self.view());
-        for ((factor, bias), out) in self.qkv.into_iter().zip(&self.qkv_bias).zip(qkv) {
-            factor.multiply(normed, Start::Bias(bias), out, spread, |_, _, _| ());
-        }
+        multiply_each(self.qkv, normed, &self.qkv_bias, qkv, spread);
     }
 }
 
