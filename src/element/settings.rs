@@ -535,7 +535,7 @@ pub(super) fn properties() -> Vec<glib::ParamSpec> {
         text(
             "precision",
             "Precision",
-            "Numbers that the model computes with on the CPU: f32, or int8 for less time and nearly the same answers and maps",
+            "Numbers that the model computes with on the CPU: f32, or bf16 or int8 for less time and nearly the same answers and maps",
             Some("f32"),
         ),
         glib::ParamSpecFloat::builder("reuse")

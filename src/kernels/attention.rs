@@ -7,11 +7,13 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::bfloat::Bfloats;
 use super::packed::{Packed, Start, TILE_ROWS};
 use super::softmax::{softmax_rows, softmax_rows_backward};
-use super::workspace::{self, Workspace};
+use super::workspace::{self, Buffer, Workspace};
 use super::{
-    LANES, MatrixView, SharedOutput, Spread, f32_slice, for_images, images_mut, is_fused, with_f32,
+    LANES, MatrixView, Products, SharedOutput, Spread, f32_slice, for_images, images_mut, is_fused,
+    with_f32,
 };
 
 /// Attention with `heads` heads.
@@ -150,7 +152,32 @@ impl Heads {
     /// # Shapes
     /// - `q`, `out`: `[queries, dim]`
     /// - `k`, `v`: `[tokens, dim]`
-    pub(super) fn forward(self, [q, k, v]: [&[f32]; 3], out: &mut [f32], spread: Spread) {
+    pub(super) fn forward(
+        self,
+        products: Products,
+        qkv: [&[f32]; 3],
+        out: &mut [f32],
+        spread: Spread,
+    ) {
+        match products {
+            Products::F32 => self.forward_with(qkv, out, spread, |buffers| {
+                (&mut buffers.scores, &mut buffers.keys, &mut buffers.values)
+            }),
+            Products::Bf16 => self.forward_with(qkv, out, spread, |buffers| {
+                let (keys, values) = (&mut buffers.rounded_keys, &mut buffers.rounded_values);
+                (&mut buffers.scores, keys, values)
+            }),
+        }
+    }
+
+    /// [`forward`](Self::forward) with products by the right-hand sides that `select` takes from the buffers.
+    fn forward_with<R: RightHand>(
+        self,
+        [q, k, v]: [&[f32]; 3],
+        out: &mut [f32],
+        spread: Spread,
+        select: impl Fn(&mut Workspace) -> (&mut Buffer, &mut R, &mut R) + Sync,
+    ) {
         assert_eq!(out.len(), q.len());
         let n_queries = q.len() / self.dim.max(1);
         let block_rows = match spread {
@@ -169,12 +196,7 @@ impl Heads {
                 .columns_of(head_idx, n_queries)
                 .rows_from(first_row, block_rows.min(n_queries - first_row));
             workspace::with(|buffers| {
-                let Workspace {
-                    scores,
-                    keys,
-                    values,
-                    ..
-                } = buffers;
+                let (scores, keys, values) = select(buffers);
                 let row_len = self.tokens.next_multiple_of(LANES);
                 keys.fill_wider((k, head.transposed()), row_len);
                 let scores = scores.of(queries.rows * row_len);
@@ -184,17 +206,9 @@ impl Heads {
                     ..MatrixView::row_major(queries.rows, row_len)
                 };
                 let scores = (&*scores, scores_view);
-                values.fill((v, head));
+                values.fill_wider((v, head), head.cols);
                 // SAFETY: `queries` names elements of `out` that no other piece of work touches.
-                unsafe {
-                    values.multiply_into(
-                        (shared, queries),
-                        scores,
-                        Start::Zeros,
-                        Spread::Thread,
-                        |_, _, _| (),
-                    );
-                }
+                unsafe { values.multiply_into((shared, queries), scores) };
             });
         };
         let n_units = self.heads * n_blocks;
@@ -267,14 +281,54 @@ impl Heads {
     }
 }
 
+/// The right-hand side of products on the calling thread; see [`Packed`] for the meaning of its methods.
+trait RightHand {
+    fn fill_wider(&mut self, matrix: (&[f32], MatrixView), cols: usize);
+
+    fn cols(&self) -> usize;
+
+    /// # Safety
+    /// As for [`Packed::multiply_into`].
+    unsafe fn multiply_into(&self, dst: (SharedOutput, MatrixView), lhs: (&[f32], MatrixView));
+}
+
+macro_rules! right_hand {
+    ($matrix:ty) => {
+        impl RightHand for $matrix {
+            fn fill_wider(&mut self, matrix: (&[f32], MatrixView), cols: usize) {
+                self.fill_wider(matrix, cols);
+            }
+
+            fn cols(&self) -> usize {
+                self.cols()
+            }
+
+            unsafe fn multiply_into(
+                &self,
+                dst: (SharedOutput, MatrixView),
+                lhs: (&[f32], MatrixView),
+            ) {
+                // SAFETY: the caller upholds the same requirements.
+                unsafe { self.multiply_into(dst, lhs, Start::Zeros, Spread::Thread, |_, _, _| ()) }
+            }
+        }
+    };
+}
+
+right_hand!(Packed);
+right_hand!(Bfloats);
+
 /// Rows of `softmax(q kᵀ · scale)` over the first `n_keys` keys; all others get zeros.
 fn probabilities(
     q: (&[f32], MatrixView),
-    (keys, n_keys): (&Packed, usize),
+    (keys, n_keys): (&impl RightHand, usize),
     scale: f32,
     scores: &mut [f32],
 ) {
-    keys.multiply(q, Start::Zeros, scores, Spread::Thread, |_, _, _| ());
+    let view = MatrixView::row_major(q.1.rows, keys.cols());
+    assert_eq!(view.end(), scores.len());
+    // SAFETY: the scores are borrowed exclusively and have this size.
+    unsafe { keys.multiply_into((SharedOutput(scores.as_mut_ptr()), view), q) };
     for row in scores.chunks_exact_mut(keys.cols()) {
         row[n_keys..].fill(f32::NEG_INFINITY);
     }
@@ -313,7 +367,7 @@ impl CustomOp3 for Attention {
             |image_idx, out, spread| {
                 let rows = |rows: usize| image_idx * rows * dim..(image_idx + 1) * rows * dim;
                 let qkv = [&q[rows(queries)], &k[rows(tokens)], &v[rows(tokens)]];
-                heads.forward(qkv, out, spread);
+                heads.forward(Products::F32, qkv, out, spread);
             },
         );
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))

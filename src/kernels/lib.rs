@@ -16,6 +16,7 @@
 
 pub mod activation;
 pub mod attention;
+mod bfloat;
 mod learning_mlp;
 pub mod linear;
 pub mod mlp;
@@ -98,6 +99,27 @@ enum Spread {
     Thread,
 }
 
+/// The numbers that products are computed with; their sums are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Products {
+    /// 32-bit floating point.
+    #[default]
+    F32,
+    /// bfloat16: f32 rounded to 8 bits of precision.
+    Bf16,
+}
+
+impl Products {
+    /// bf16 if this processor has instructions for it, otherwise f32.
+    pub fn fastest() -> Self {
+        if bfloat::is_fast() {
+            Self::Bf16
+        } else {
+            Self::F32
+        }
+    }
+}
+
 /// Number of pieces per thread from which an imbalance of one piece does not matter.
 const MANY: usize = 4;
 
@@ -107,35 +129,42 @@ fn feeds_all_threads(n_pieces: usize) -> bool {
     n_pieces >= MANY * threads || (n_pieces > 0 && n_pieces.is_multiple_of(threads))
 }
 
-/// Runs `work(first_row, rows_of_out, spread)` over all rows of `out`.
+/// Rows of a piece from which the weights that its thread reads are worth reading.
+const WORTHWHILE_ROWS: usize = 64;
+
+/// Runs `work(first_row, rows_of_each_output, spread)` over all rows of outputs with `row_lens` values per row.
 ///
-/// If there are enough pieces, each thread gets pieces of about `piece_rows` rows. Otherwise, all threads work on all
-/// rows together. Pieces are multiples of `tile_rows`.
-fn for_pieces(
-    out: &mut [f32],
-    row_len: usize,
+/// If there are enough rows, each thread gets pieces of at most about `piece_rows` rows. Otherwise, all threads work on
+/// all rows together. Pieces are multiples of `tile_rows`.
+fn for_pieces<const N: usize>(
+    outs: [(&mut [f32], usize); N],
     (tile_rows, piece_rows): (usize, usize),
-    work: impl Fn(usize, &mut [f32], Spread) + Sync,
+    work: impl Fn(usize, [&mut [f32]; N], Spread) + Sync,
 ) {
-    if out.is_empty() {
+    let rows = outs
+        .iter()
+        .map(|(out, row_len)| out.len() / row_len.max(&1));
+    let rows = rows.min().unwrap_or(0);
+    if rows == 0 {
         return;
     }
-    let tile_len = row_len * tile_rows;
-    let n_tiles = out.len().div_ceil(tile_len);
-    let n_pieces = out.len().div_ceil(row_len * piece_rows);
-    if !feeds_all_threads(n_pieces) {
-        return work(0, out, Spread::Pool);
+    let threads = rayon::current_num_threads();
+    let n_tiles = rows.div_ceil(tile_rows);
+    let n_pieces = rows.div_ceil(piece_rows);
+    if !feeds_all_threads(n_pieces) && rows < WORTHWHILE_ROWS * threads {
+        return work(0, outs.map(|(out, _)| out), Spread::Pool);
     }
-    let n_pieces = n_pieces.next_multiple_of(rayon::current_num_threads());
-    let n_pieces = n_pieces.min(n_tiles);
+    let n_pieces = n_pieces.next_multiple_of(threads).min(n_tiles);
     let mut pieces = Vec::with_capacity(n_pieces);
-    let (mut rest, mut first_tile) = (out, 0);
+    let (mut rest, mut first_row) = (outs, 0);
     for piece_idx in 1..=n_pieces {
-        let end_tile = piece_idx * n_tiles / n_pieces;
-        let len = ((end_tile - first_tile) * tile_len).min(rest.len());
-        let (piece, behind) = rest.split_at_mut(len);
-        pieces.push((first_tile * tile_rows, piece));
-        (rest, first_tile) = (behind, end_tile);
+        let end_row = (piece_idx * n_tiles / n_pieces * tile_rows).min(rows);
+        let piece = rest.each_mut().map(|(rest, row_len)| {
+            let len = (end_row - first_row) * *row_len;
+            rest.split_off_mut(..len).unwrap_or_default()
+        });
+        pieces.push((first_row, piece));
+        first_row = end_row;
     }
     pieces
         .into_par_iter()
@@ -163,12 +192,12 @@ fn images_mut(xs: &mut [f32], image_len: usize) -> Vec<&mut [f32]> {
 }
 
 /// Runs `work(first_row, rows_of_out)` over blocks of `rows_per_block` rows of `out`, in parallel if worthwhile.
-fn for_row_blocks(
-    out: &mut [f32],
+fn for_row_blocks<T: Send>(
+    out: &mut [T],
     row_len: usize,
     rows_per_block: usize,
     spread: Spread,
-    work: impl Fn(usize, &mut [f32]) + Sync,
+    work: impl Fn(usize, &mut [T]) + Sync,
 ) {
     if row_len == 0 {
         return;

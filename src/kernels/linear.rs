@@ -7,11 +7,12 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
+use super::bfloat::Bfloats;
 use super::packed::{Packed, Start};
 use super::quantized::{self, Moments, Quantized};
 use super::{
-    MatrixView, Spread, add_assign, column_sums, f32_slice, is_fused, matmul, values, with_f32,
-    workspace,
+    MatrixView, Products, Spread, add_assign, column_sums, f32_slice, is_fused, matmul, values,
+    with_f32, workspace,
 };
 
 /// `xs · weightᵀ + bias`.
@@ -88,6 +89,32 @@ impl Linear {
         Ok(())
     }
 
+    /// Returns the map with products of bfloat16 numbers in forward passes; a map that learns, or is not f32 on the CPU,
+    /// stays as it is. Backward passes use the weights as they are.
+    ///
+    /// # Errors
+    /// Fails if the weight cannot be read.
+    pub fn rounded(&self) -> Result<Self> {
+        if self.packs.is_none() || !is_fused(&self.weight) {
+            return Ok(self.clone());
+        }
+        let dims = self.weight.dims2()?;
+        let rounded = with_f32(&self.weight, |weight| {
+            Ok(Bfloats::new(for_inputs(weight, dims)))
+        })?;
+        Ok(self.with_forward(Forward::Bf16(rounded)))
+    }
+
+    fn with_forward(&self, forward: Forward) -> Self {
+        Self {
+            packs: Some(Arc::new(Packs {
+                forward: OnceLock::from(forward),
+                ..Packs::default()
+            })),
+            ..self.clone()
+        }
+    }
+
     /// Returns maps of the same inputs with products of 8-bit integers in forward passes, with a scale per output feature
     /// of the weights and per row of the inputs. Backward passes use the weights as they are.
     ///
@@ -118,12 +145,7 @@ impl Linear {
                 .as_ref()
                 .and_then(|weight| Quantized::new(weight, dims, &factors));
             match quantized {
-                Some(quantized) => {
-                    map.packs = Some(Arc::new(Packs {
-                        forward: OnceLock::from(Forward::Int8(quantized)),
-                        backward: OnceLock::new(),
-                    }));
-                }
+                Some(quantized) => *map = map.with_forward(Forward::Int8(quantized)),
                 None => kept.push(name),
             }
         }
@@ -188,6 +210,17 @@ impl Linear {
         self.with_packs(|packs, weight, dims| packs.forward(weight, dims))
     }
 
+    /// The frozen weight of products of these numbers, packed on first use.
+    pub(super) fn factor(&self, products: Products) -> Result<Factor<'_>> {
+        match products {
+            Products::F32 => self.forward_factor(),
+            Products::Bf16 => self.with_packs(|packs, weight, dims| {
+                let round = || Bfloats::new(for_inputs(weight, dims));
+                Factor::Bf16(packs.rounded.get_or_init(round))
+            }),
+        }
+    }
+
     /// The frozen weight of products with gradients, packed on first use.
     pub(super) fn backward_factor(&self) -> Result<&Packed> {
         self.with_packs(|packs, weight, dims| packs.backward(weight, dims))
@@ -218,6 +251,7 @@ fn output_dims(xs_dims: &[usize], out_dim: usize) -> Vec<usize> {
 #[derive(Clone, Copy)]
 pub(super) enum Factor<'a> {
     F32(&'a Packed),
+    Bf16(&'a Bfloats),
     Int8(&'a Quantized),
 }
 
@@ -233,6 +267,7 @@ impl Factor<'_> {
     ) {
         match self {
             Self::F32(packed) => packed.multiply(lhs, start, out, spread, finish),
+            Self::Bf16(packed) => packed.multiply(lhs, start, out, spread, finish),
             Self::Int8(quantized) => quantized.multiply(lhs, start, out, spread, finish),
         }
     }
@@ -268,12 +303,14 @@ pub(super) fn multiply_each<const N: usize>(
 #[derive(Default)]
 struct Packs {
     forward: OnceLock<Forward>,
+    rounded: OnceLock<Bfloats>,
     backward: OnceLock<Packed>,
 }
 
 /// A frozen weight, packed for products with inputs.
 enum Forward {
     F32(Packed),
+    Bf16(Bfloats),
     Int8(Quantized),
 }
 
@@ -292,6 +329,7 @@ impl Packs {
         let pack = || Forward::F32(Packed::new(for_inputs(weight, dims)));
         match self.forward.get_or_init(pack) {
             Forward::F32(packed) => Factor::F32(packed),
+            Forward::Bf16(packed) => Factor::Bf16(packed),
             Forward::Int8(quantized) => Factor::Int8(quantized),
         }
     }

@@ -80,6 +80,18 @@ impl Mlp {
         self.finish(xs, &self.activation.forward(&hidden)?)
     }
 
+    /// Returns the same MLP with products of bfloat16 numbers in forward passes.
+    ///
+    /// # Errors
+    /// Fails if a weight cannot be read.
+    pub fn rounded(&self) -> Result<Self> {
+        Ok(Self {
+            up: self.up.rounded()?,
+            down: self.down.rounded()?,
+            ..self.clone()
+        })
+    }
+
     /// Returns the same MLP with products of 8-bit integers in forward passes; adds the names of
     /// the fields whose weights 8 bits cannot represent, and which stay as they are, to `kept`.
     ///
@@ -214,7 +226,7 @@ impl Forward<'_> {
         let mut kept = vec![0f32; n_kept];
         let keep = keeps.then_some(SharedOutput(kept.as_mut_ptr()));
         let sizes = Mlp::rows(hidden_dim);
-        for_pieces(&mut ys, dim, sizes, |first_row, ys, spread| {
+        for_pieces([(&mut ys, dim)], sizes, |first_row, [ys], spread| {
             let xs = &xs[first_row * dim..][..ys.len()];
             let rows = MatrixView::row_major(ys.len() / dim, dim);
             let wide = MatrixView::row_major(rows.rows, hidden_dim);
@@ -324,10 +336,9 @@ impl CustomOp1 for FusedMlp {
         with_f32(xs, |xs| {
             with_f32(grad, |grad| {
                 for_pieces(
-                    &mut grad_xs,
-                    dim,
+                    [(&mut grad_xs, dim)],
                     Mlp::rows(hidden_dim),
-                    |first_row, grad_xs, spread| {
+                    |first_row, [grad_xs], spread| {
                         let range = first_row * dim..first_row * dim + grad_xs.len();
                         let (xs, grad) = (&xs[range.clone()], &grad[range]);
                         let rows = MatrixView::row_major(xs.len() / dim, dim);

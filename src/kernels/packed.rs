@@ -22,7 +22,7 @@ const PORTABLE_COLS: usize = 16;
 const PORTABLE_ROWS: usize = 4;
 
 /// Depth of the part of a panel that is multiplied at once: 48 columns of it fit in the L1 cache.
-const DEPTH_BLOCK: usize = 192;
+pub(super) const DEPTH_BLOCK: usize = 192;
 /// Rows per piece of parallel work: with 768 features they fit in the L2 cache.
 const ROW_BLOCK: usize = 192;
 
@@ -229,9 +229,6 @@ impl Packed {
         let (tile_rows, _) = self.isa.tile();
         let (first_col, cols) = self.panel_cols(piece.panel_idx);
         let lines = cols.div_ceil(16);
-        // A tile of the last panel may be wider than the remaining part of the result.
-        let narrow = cols % 16 != 0;
-        let mut spare = [Line([0.0; 16]); AVX512_ROWS * AVX512_COLS / 16];
         let mut bias = [Line([0.0; 16]); AVX512_COLS / 16];
         if let Start::Bias(values) = start {
             let padded = bias.iter_mut().flat_map(|line| &mut line.0);
@@ -249,50 +246,27 @@ impl Packed {
                 let offset = dst_view.start + first_row * dst_view.row_stride + first_col;
                 // SAFETY: the caller guarantees the columns of these rows.
                 let at = unsafe { dst.ptr().add(offset) };
-                let (tile_dst, tile_stride) = if narrow {
-                    (spare.as_mut_ptr().cast::<f32>(), 16 * lines)
-                } else {
-                    (at, dst_view.row_stride)
-                };
-                if narrow && keeps {
-                    for row in 0..rows {
-                        // SAFETY: `spare` has `rows` rows of whole lines, and each row of `dst` has `cols` values here.
-                        unsafe {
-                            std::ptr::copy_nonoverlapping(
-                                at.add(row * dst_view.row_stride),
-                                tile_dst.add(row * tile_stride),
-                                cols,
-                            );
-                        }
-                    }
-                }
                 let lhs_start = lhs_view.start
                     + first_row * lhs_view.row_stride
                     + first_depth * lhs_view.col_stride;
-                let tile = Tile {
-                    lhs: lhs.as_ptr().wrapping_add(lhs_start),
-                    lhs_stride: lhs_view.row_stride,
-                    lhs_depth_stride: lhs_view.col_stride,
-                    rhs: rhs.as_ptr().cast(),
-                    depth,
-                    start: (!keeps).then_some(bias.as_ptr().cast()),
-                    dst: tile_dst,
-                    dst_stride: tile_stride,
+                let multiply = |dst: *mut f32, dst_stride: usize| {
+                    let tile = Tile {
+                        lhs: lhs.as_ptr().wrapping_add(lhs_start),
+                        lhs_stride: lhs_view.row_stride,
+                        lhs_depth_stride: lhs_view.col_stride,
+                        rhs: rhs.as_ptr().cast(),
+                        depth,
+                        start: (!keeps).then_some(bias.as_ptr().cast()),
+                        dst,
+                        dst_stride,
+                    };
+                    // SAFETY: `lhs` has these rows and depths, as asserted; `rhs` has `depth` rows of the panel, `bias`
+                    // has one, and the destination has room for the tile.
+                    unsafe { self.isa.add_product(rows, lines, &tile) }
                 };
-                // SAFETY: `lhs` has these rows and depths, as asserted; `rhs` has `depth` rows of the panel, `bias` has
-                // one, and the destination has room for the tile.
-                unsafe { self.isa.add_product(rows, lines, &tile) };
-                if narrow {
-                    for row in 0..rows {
-                        // SAFETY: as above.
-                        unsafe {
-                            std::ptr::copy_nonoverlapping(
-                                tile_dst.add(row * tile_stride),
-                                at.add(row * dst_view.row_stride),
-                                cols,
-                            );
-                        }
-                    }
+                // SAFETY: the caller guarantees the columns of these rows.
+                unsafe {
+                    with_whole_lines((at, dst_view.row_stride), (rows, cols), keeps, multiply);
                 }
                 if first_depth + depth == self.depth {
                     for row in 0..rows {
@@ -305,6 +279,39 @@ impl Packed {
                 }
             }
         }
+    }
+}
+
+/// Calls `work` with a destination of whole lines, and its stride, for `rows` rows of `cols` columns, neither more than in
+/// the largest tile: with `dst` or, since the last tile of a row may be wider than the rest of the result, with spare
+/// memory that is then copied. `keeps` says that `work` reads the destination.
+///
+/// # Safety
+/// These rows and columns of `dst` are valid, and no other thread touches them.
+pub(super) unsafe fn with_whole_lines(
+    (dst, stride): (*mut f32, usize),
+    (rows, cols): (usize, usize),
+    keeps: bool,
+    work: impl FnOnce(*mut f32, usize),
+) {
+    if cols % 16 == 0 {
+        return work(dst, stride);
+    }
+    let width = cols.next_multiple_of(16);
+    let mut spare = [Line([0.0; 16]); AVX512_ROWS * AVX512_COLS / 16];
+    let at = spare.as_mut_ptr().cast::<f32>();
+    if keeps {
+        for row in 0..rows {
+            // SAFETY: the caller guarantees `dst`; `spare` has room for the largest tile.
+            unsafe {
+                std::ptr::copy_nonoverlapping(dst.add(row * stride), at.add(row * width), cols);
+            }
+        }
+    }
+    work(at, width);
+    for row in 0..rows {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(at.add(row * width), dst.add(row * stride), cols) };
     }
 }
 

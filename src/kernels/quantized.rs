@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::packed::{Piece, Start, for_each_piece, for_rows};
+use super::packed::{Piece, Start, for_each_piece, for_rows, with_whole_lines};
 use super::workspace::{self, Workspace};
 use super::{LANES, MatrixView, PARALLEL_MIN_ELEMENTS, SharedOutput, Spread};
 
@@ -247,52 +247,35 @@ impl Quantized {
         if let Start::Bias(values) = start {
             bias[..cols].copy_from_slice(&values[first_col..first_col + cols]);
         }
-        // A tile of the last panel may be wider than the remaining part of the result.
-        let narrow = cols < lines * LINE_COLS;
-        let mut spare = [0.0; MOST_ROWS * MOST_LINES * LINE_COLS];
         for first_row in piece.rows.clone().step_by(tile_rows) {
             let rows = tile_rows.min(piece.rows.end - first_row);
             // SAFETY: the caller guarantees the columns of these rows.
             let at = unsafe { dst.ptr().add(first_row * self.cols + first_col) };
-            // SAFETY: as above.
-            let row_of =
-                |row| unsafe { std::slice::from_raw_parts_mut(at.add(row * self.cols), cols) };
-            if narrow && keeps {
-                for (row, spare) in spare
-                    .chunks_exact_mut(lines * LINE_COLS)
-                    .take(rows)
-                    .enumerate()
-                {
-                    spare[..cols].copy_from_slice(row_of(row));
-                }
-            }
-            let (tile_dst, dst_stride) = if narrow {
-                (spare.as_mut_ptr(), lines * LINE_COLS)
-            } else {
-                (at, self.cols)
+            let bytes = &left.bytes[first_row * left.stride..][..rows * left.stride];
+            let multiply = |dst: *mut f32, dst_stride: usize| {
+                let tile = Tile {
+                    left: bytes.as_ptr(),
+                    stride: left.stride,
+                    left_scales: &left.scales[first_row..first_row + rows],
+                    right: right.as_ptr().cast(),
+                    n_groups,
+                    col_sums: &self.col_sums[of_cols.clone()],
+                    col_scales: &self.scales[of_cols.clone()],
+                    start: (!keeps).then_some(&bias[..lines * LINE_COLS]),
+                    dst,
+                    dst_stride,
+                };
+                // SAFETY: `left` has these rows of `4 n_groups` bytes, `right` has as many groups of lines, and the
+                // destination has room for the tile.
+                unsafe { self.isa.multiply(rows, lines, &tile) }
             };
-            let tile = Tile {
-                left: left.bytes[first_row * left.stride..][..rows * left.stride].as_ptr(),
-                stride: left.stride,
-                left_scales: &left.scales[first_row..first_row + rows],
-                right: right.as_ptr().cast(),
-                n_groups,
-                col_sums: &self.col_sums[of_cols.clone()],
-                col_scales: &self.scales[of_cols.clone()],
-                start: (!keeps).then_some(&bias[..lines * LINE_COLS]),
-                dst: tile_dst,
-                dst_stride,
-            };
-            // SAFETY: `left` has these rows of `4 n_groups` bytes, `right` has as many groups of lines, and the
-            // destination has room for the tile.
-            unsafe { self.isa.multiply(rows, lines, &tile) };
-            if narrow {
-                for (row, spare) in spare.chunks_exact(lines * LINE_COLS).take(rows).enumerate() {
-                    row_of(row).copy_from_slice(&spare[..cols]);
-                }
-            }
+            // SAFETY: the caller guarantees the columns of these rows.
+            unsafe { with_whole_lines((at, self.cols), (rows, cols), keeps, multiply) };
             for row in 0..rows {
-                finish(first_row + row, first_col, row_of(row));
+                // SAFETY: as above.
+                let piece =
+                    unsafe { std::slice::from_raw_parts_mut(at.add(row * self.cols), cols) };
+                finish(first_row + row, first_col, piece);
             }
         }
     }

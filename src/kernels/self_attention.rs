@@ -9,12 +9,12 @@ use super::attention::Heads;
 use super::linear::{Factor, multiply_each};
 use super::mlp::{scale_and_add, scaled};
 use super::norm::NormRows;
-use super::packed::{Packed, Start};
+use super::packed::{Packed, Start, TILE_ROWS};
 use super::quantized::Moments;
 use super::workspace::{self, Workspace};
 use super::{
-    LayerNorm, Linear, MatrixView, Spread, add_assign, f32_slice, for_images, images_mut, is_fused,
-    values, with_f32,
+    LayerNorm, Linear, MatrixView, Products, Spread, add_assign, f32_slice, for_images, for_pieces,
+    images_mut, is_fused, values, with_f32,
 };
 
 /// Norm, projections, attention, output projection, optional layer scale, and residual.
@@ -34,6 +34,8 @@ pub struct FusedSelfAttention {
     pub scale: Option<Tensor>,
     /// Number of heads; divides `dim`.
     pub heads: usize,
+    /// Numbers of the products of queries with keys, and of probabilities with values, in forward passes.
+    pub products: Products,
 }
 
 impl FusedSelfAttention {
@@ -57,7 +59,23 @@ impl FusedSelfAttention {
         xs.contiguous()?.apply_op1(self.clone())
     }
 
-    /// Returns the same attention with products of 8-bit integers in the projections of forward passes; adds the names of
+    /// Returns the same attention with products of bfloat16 numbers in forward passes.
+    ///
+    /// # Errors
+    /// Fails if a weight cannot be read.
+    pub fn rounded(&self) -> Result<Self> {
+        Ok(Self {
+            query: self.query.rounded()?,
+            key: self.key.rounded()?,
+            value: self.value.rounded()?,
+            output: self.output.rounded()?,
+            products: Products::Bf16,
+            ..self.clone()
+        })
+    }
+
+    /// Returns the same attention with products of 8-bit integers in the projections of forward passes, and the
+    /// [fastest](Products::fastest) products of queries with keys; adds the names of
     /// the fields whose weights 8 bits cannot represent, and which stay as they are, to `kept`.
     ///
     /// # Errors
@@ -79,6 +97,7 @@ impl FusedSelfAttention {
             key,
             value,
             output,
+            products: Products::fastest(),
             ..self.clone()
         })
     }
@@ -135,9 +154,34 @@ impl<'a> Operands<'a> {
 
     /// Queries, keys and values of one image.
     fn project(&self, xs: &[f32], normed: &mut [f32], qkv: [&mut [f32]; 3], spread: Spread) {
-        self.norm.forward(xs, normed, spread);
-        let normed = (&*normed, self.view());
-        multiply_each(self.qkv, normed, &self.qkv_bias, qkv, spread);
+        let dim = self.heads.dim;
+        let [q, k, v] = qkv;
+        self.for_rows(
+            [normed, q, k, v],
+            spread,
+            |first_row, [normed, q, k, v], spread| {
+                let xs = &xs[first_row * dim..][..normed.len()];
+                self.norm.forward(xs, normed, spread);
+                let normed = (&*normed, MatrixView::row_major(normed.len() / dim, dim));
+                multiply_each(self.qkv, normed, &self.qkv_bias, [q, k, v], spread);
+            },
+        );
+    }
+
+    /// Runs `work(first_row, rows_of_each_output, spread)` over all tokens, in one piece or one for each thread.
+    fn for_rows<const N: usize>(
+        &self,
+        outs: [&mut [f32]; N],
+        spread: Spread,
+        work: impl Fn(usize, [&mut [f32]; N], Spread) + Sync,
+    ) {
+        match spread {
+            Spread::Thread => work(0, outs, spread),
+            Spread::Pool => {
+                let Heads { tokens, dim, .. } = self.heads;
+                for_pieces(outs.map(|out| (out, dim)), (TILE_ROWS, tokens), work);
+            }
+        }
     }
 }
 
@@ -169,12 +213,18 @@ impl CustomOp1 for FusedSelfAttention {
                 let (q, k, v) = (query.of(len), key.of(len), value.of(len));
                 operands.project(xs, normed.of(len), [q, k, v], spread);
                 let mixed = mixed.of(len);
-                operands.heads.forward([q, k, v], mixed, spread);
-                let bias = Start::Bias(&output_bias);
-                output.multiply((mixed, view), bias, ys, spread, |row, first_col, piece| {
-                    let start = row * dim + first_col;
-                    let residual = &xs[start..start + piece.len()];
-                    scale_and_add(piece, scale, first_col, residual);
+                operands
+                    .heads
+                    .forward(self.products, [q, k, v], mixed, spread);
+                let (mixed, bias) = (&*mixed, Start::Bias(&output_bias));
+                operands.for_rows([ys], spread, |first_row, [ys], spread| {
+                    let mixed = (mixed, view.rows_from(first_row, ys.len() / dim));
+                    let xs = &xs[first_row * dim..];
+                    output.multiply(mixed, bias, ys, spread, |row, first_col, piece| {
+                        let start = row * dim + first_col;
+                        let residual = &xs[start..start + piece.len()];
+                        scale_and_add(piece, scale, first_col, residual);
+                    });
                 });
             });
         });

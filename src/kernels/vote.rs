@@ -3,9 +3,12 @@
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
 
-use super::packed::Start;
+use super::packed::{Start, TILE_ROWS};
 use super::workspace::{self, Workspace};
-use super::{Linear, MatrixView, exp, for_images, images_mut, is_fused, sum_by, with_f32};
+use super::{
+    Linear, MatrixView, Products, Spread, exp, for_images, for_pieces, images_mut, is_fused,
+    sum_by, with_f32,
+};
 
 /// `tanh(out(tanh(first(xs) + own(ys))))`, including the biases of both `first` and `own`.
 #[derive(Clone, Debug)]
@@ -19,7 +22,7 @@ pub struct Vote {
 }
 
 impl Vote {
-    /// Computes votes for the last `n` tokens of each image.
+    /// Computes votes for the last `n` tokens of each image; `products` are those of the first layer on the CPU.
     ///
     /// No gradient is propagated: on the CPU the weights must be frozen, and the graphs of `xs` and `ys` are not
     /// differentiated.
@@ -31,7 +34,7 @@ impl Vote {
     ///
     /// # Errors
     /// Fails if the shapes do not fit.
-    pub fn forward(&self, xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, xs: &Tensor, ys: &Tensor, products: Products) -> Result<Tensor> {
         let (batch, n, dim) = xs.dims3()?;
         let (ys_batch, tokens, ys_dim) = ys.dims3()?;
         let (in_dim, hidden_dim) = self.first.dims()?;
@@ -62,7 +65,7 @@ impl Vote {
         let mut votes = vec![0f32; batch * n];
         with_f32(xs, |xs| {
             with_f32(ys, |ys| {
-                self.forward_rows((xs, ys), (n, tokens), &mut votes)
+                self.forward_rows((xs, ys), (n, tokens), products, &mut votes)
             })
         })?;
         Tensor::from_vec(votes, (batch, n), xs.device())
@@ -72,10 +75,11 @@ impl Vote {
         &self,
         (xs, ys): (&[f32], &[f32]),
         (n, tokens): (usize, usize),
+        products: Products,
         votes: &mut [f32],
     ) -> Result<()> {
         let (dim, hidden_dim) = self.first.dims()?;
-        let (first, own) = (self.first.forward_factor()?, self.own.forward_factor()?);
+        let (first, own) = (self.first.factor(products)?, self.own.factor(products)?);
         let bias: Vec<f32> = self
             .first
             .bias()?
@@ -85,14 +89,13 @@ impl Vote {
             .collect();
         let weight = self.out.weight()?;
         let out_bias = self.out.bias()?.first().copied().unwrap_or(0.0);
-        let view = MatrixView::row_major(n, dim);
-        for_images(images_mut(votes, n), |image_idx, votes, spread| {
+        let vote = |(xs, ys): (&[f32], &[f32]), votes: &mut [f32], spread: Spread| {
             workspace::with(|buffers| {
                 let Workspace { hidden, .. } = buffers;
-                let hidden = hidden.of(n * hidden_dim);
-                let xs = (&xs[image_idx * n * dim..][..n * dim], view);
-                first.multiply(xs, Start::Bias(&bias), hidden, spread, |_, _, _| ());
-                let ys = &ys[(image_idx * tokens + tokens - n) * dim..][..n * dim];
+                let hidden = hidden.of(votes.len() * hidden_dim);
+                let view = MatrixView::row_major(votes.len(), dim);
+                let start = Start::Bias(&bias);
+                first.multiply((xs, view), start, hidden, spread, |_, _, _| ());
                 let start = Start::Destination;
                 own.multiply((ys, view), start, hidden, spread, |_, _, piece| tanh(piece));
                 for (vote, row) in votes.iter_mut().zip(hidden.chunks_exact(hidden_dim)) {
@@ -100,6 +103,21 @@ impl Vote {
                 }
                 tanh(votes);
             });
+        };
+        for_images(images_mut(votes, n), |image_idx, votes, spread| {
+            let xs = &xs[image_idx * n * dim..][..n * dim];
+            let ys = &ys[(image_idx * tokens + tokens - n) * dim..][..n * dim];
+            if spread == Spread::Thread {
+                return vote((xs, ys), votes, spread);
+            }
+            for_pieces(
+                [(votes, 1)],
+                (TILE_ROWS, n),
+                |first_row, [votes], spread| {
+                    let rows = first_row * dim..(first_row + votes.len()) * dim;
+                    vote((&xs[rows.clone()], &ys[rows]), votes, spread);
+                },
+            );
         });
         Ok(())
     }

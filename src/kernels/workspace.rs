@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 
+use super::bfloat::Bfloats;
 use super::packed::Packed;
 
 /// The buffers of one piece of work. Their initial contents are left over from previous work.
@@ -25,8 +26,11 @@ pub(super) struct Workspace {
     pub(super) grad_scores: Buffer,
     pub(super) bytes: Buffer<u8>,
     pub(super) steps: Buffer<(f32, i32)>,
+    pub(super) halves: Buffer<u16>,
     pub(super) keys: Packed,
     pub(super) values: Packed,
+    pub(super) rounded_keys: Bfloats,
+    pub(super) rounded_values: Bfloats,
 }
 
 /// A buffer that only grows.

@@ -4,7 +4,7 @@
 
 use candle_core::{D, Device, Result, Tensor, Var};
 use vitscope::rng::Rng;
-use vitscope_kernels::{self as kernels, Activation};
+use vitscope_kernels::{self as kernels, Activation, Products};
 
 /// Both sides compute in f32, but sum in a different order.
 const FORWARD_TOLERANCE: f32 = 1e-5;
@@ -234,6 +234,7 @@ fn an_empty_batch_gives_an_empty_result() {
         output: map,
         scale: None,
         heads: 2,
+        products: Products::F32,
     };
     assert_eq!(attention.forward(&empty).unwrap().dims(), [0, 5, 8]);
 }
@@ -381,6 +382,7 @@ fn fused_self_attention_equals_its_formula_and_its_gradient() {
                 output,
                 scale: scale.clone(),
                 heads,
+                products: Products::F32,
             };
             assert!(fused.applies_to(&xs));
             check(
@@ -432,7 +434,8 @@ fn a_vote_equals_its_formula_on_the_last_tokens() {
         };
         let maps = [map(hidden, dim), map(hidden, dim), map(1, hidden)];
         let [first, own, out] = maps.clone().map(|(w, b)| kernels::Linear::new(w, b));
-        let got = kernels::Vote { first, own, out }.forward(&xs, &ys).unwrap();
+        let vote = kernels::Vote { first, own, out };
+        let got = vote.forward(&xs, &ys, Products::F32).unwrap();
         let plain = |xs: &Tensor, which: usize| plain_linear(xs, &maps[which].0, &maps[which].1);
         let seen = ys.narrow(1, front, n).unwrap();
         let hidden = (plain(&xs, 0).unwrap() + plain(&seen, 1).unwrap()).unwrap();
@@ -441,7 +444,75 @@ fn a_vote_equals_its_formula_on_the_last_tokens() {
             .squeeze(2)
             .unwrap();
         let name = format!("vote {batch}x{front}+{n}x{dim}");
-        assert_close(&name, &got, &want.tanh().unwrap(), FORWARD_TOLERANCE);
+        let want = want.tanh().unwrap();
+        assert_close(&name, &got, &want, FORWARD_TOLERANCE);
+        let got = vote.forward(&xs, &ys, Products::Bf16).unwrap();
+        assert_close(&name, &got, &want, 0.05);
+    }
+}
+
+#[test]
+fn products_of_bfloat16_are_within_its_rounding() {
+    let mut rng = Rng::new(14);
+    for (batch, tokens, heads, head_dim) in [
+        (1, 1, 1, 1),
+        (2, 5, 3, 7),
+        (1, 197, 3, 64),
+        (3, 65, 4, 32),
+        (1, 300, 2, 33),
+    ] {
+        let dim = heads * head_dim;
+        let xs = random(&mut rng, &[batch, tokens, dim]);
+        let mut frozen = |dims: &[usize]| random(&mut rng, dims).as_tensor().detach();
+        let norm = kernels::LayerNorm::new(frozen(&[dim]), frozen(&[dim]), 1e-6);
+        let mut map = |out_dim: usize, in_dim: usize| {
+            let weight = (frozen(&[out_dim, in_dim]) / (in_dim as f64).sqrt()).unwrap();
+            kernels::Linear::new(weight, frozen(&[out_dim]))
+        };
+        let attention = kernels::FusedSelfAttention {
+            norm: norm.clone(),
+            query: map(dim, dim),
+            key: map(dim, dim),
+            value: map(dim, dim),
+            output: map(dim, dim),
+            scale: None,
+            heads,
+            products: Products::F32,
+        };
+        let (up, down) = (map(4 * dim, dim), map(dim, 4 * dim));
+        let mlp = kernels::Mlp::new(norm, up, Activation::Gelu, down, None);
+        let attend = |attention: kernels::FusedSelfAttention| attention.forward(&xs).unwrap();
+        let think = |mlp: kernels::Mlp| mlp.forward(&xs).unwrap();
+        let passes = [
+            (
+                "attention",
+                attend(attention.clone()),
+                attend(attention.rounded().unwrap()),
+            ),
+            ("mlp", think(mlp.clone()), think(mlp.rounded().unwrap())),
+        ];
+        for (what, exact, rounded) in passes {
+            let mean_square = |xs: Tensor| -> f32 {
+                let mean = xs.sqr().unwrap().mean_all().unwrap();
+                mean.to_scalar().unwrap()
+            };
+            let update = mean_square((&exact - xs.as_tensor()).unwrap());
+            let error = (mean_square((&exact - &rounded).unwrap()) / update).sqrt();
+            let name = format!("{what} {batch}x{tokens}x{heads}x{head_dim}");
+            // A product of two rounded numbers is off by 0.8 % at most, and most of its errors cancel out.
+            assert!((1e-7..0.02).contains(&error), "{name}: error {error}");
+            let gradient = |ys: &Tensor| {
+                let grads = ys.sum_all().unwrap().backward().unwrap();
+                grads.get(&xs).unwrap().clone()
+            };
+            // Backward passes use f32, from values that may be rounded.
+            let (got, want) = (gradient(&rounded), gradient(&exact));
+            let (error, largest) = (mean_square((got - &want).unwrap()), mean_square(want));
+            assert!(
+                (error / largest).sqrt() < 0.05,
+                "{name}: gradient differs by {error}"
+            );
+        }
     }
 }
 
@@ -461,6 +532,7 @@ fn fused_self_attention_leaves_weights_that_learn_to_others() {
         output,
         scale: None,
         heads: 2,
+        products: Products::F32,
     };
     assert!(!attention.applies_to(&random(&mut rng, &[1, 3, 4])));
 }

@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use vitscope::models::{self, Reference};
 use vitscope::vit::{Arithmetic, Probe, Record, Site, Vit};
 use vitscope_core::weights::tensors_from_bytes;
+use vitscope_kernels::Products;
 
 use crate::common::{check_close, fixture, largest_difference};
 
@@ -188,10 +190,10 @@ fn the_real_dinov2_of_vitscope_data_computes_what_transformers_computes() {
     }
 }
 
-/// Opens a model that computes with 8-bit integers.
-fn load_int8(folder: &Path) -> Vit {
+/// Opens a model that computes with these numbers.
+fn load_with(arithmetic: Arithmetic, folder: &Path) -> Vit {
     let reference = Reference {
-        arithmetic: Arithmetic::Int8,
+        arithmetic,
         ..Reference::from(folder.to_str().unwrap())
     };
     models::open(reference, &Device::Cpu).unwrap().vit
@@ -204,16 +206,28 @@ fn root_mean_square(xs: &Tensor) -> f32 {
 
 #[test]
 fn eight_bits_hardly_change_logits_and_gradients() {
+    check_rounded_models(Arithmetic::Int8, 1e-6..0.05);
+}
+
+#[test]
+fn bfloat16_hardly_changes_logits_and_gradients() {
+    let least = match Products::fastest() {
+        Products::Bf16 => 1e-5,
+        // A processor without bfloat16 computes with f32.
+        Products::F32 => 0.0,
+    };
+    check_rounded_models(Arithmetic::Bf16, least..0.02);
+}
+
+/// Checks that the errors of models that compute with these numbers, relative to PyTorch's f32, are in `errors`.
+fn check_rounded_models(arithmetic: Arithmetic, errors: Range<f32>) {
     for name in ["vit_a", "vit_b", "dinov2_reg", "deit_distilled", "clip"] {
-        let vit = load_int8(&fixture(name));
+        let vit = load_with(arithmetic, &fixture(name));
         let reference = tensors(&fixture(name).join("reference.safetensors"));
         let images = &reference["images"];
         let check = |what: &str, found: &Tensor, exact: &Tensor| {
             let error = root_mean_square(&(found - exact).unwrap()) / root_mean_square(exact);
-            assert!(
-                (1e-6..0.05).contains(&error),
-                "{name}: {what} differs by {error}"
-            );
+            assert!(errors.contains(&error), "{name}: {what} differs by {error}");
         };
         let plain = vit.forward(images).unwrap().logits.unwrap();
         check("plain logits", &plain, &reference["logits"]);

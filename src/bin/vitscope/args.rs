@@ -183,7 +183,8 @@ impl DeviceArgs {
 /// What the model computes with.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct ArithmeticArgs {
-    /// Numbers that the model computes with on the CPU: f32, or int8 for less time and nearly the same answers and maps.
+    /// Numbers that the model computes with on the CPU: f32, or bf16 or int8 for less time and nearly the same answers and
+    /// maps.
     #[arg(long = "precision", value_name = "NUMBERS", default_value = "f32", hide_possible_values = true,
         value_parser = numbers())]
     pub arithmetic: Arithmetic,

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::hard_concrete::log_keep_from_logits;
 use super::{OrderGates, RankingGates, VotingGates, clean_pass, weight_norm};
 use crate::vit::{Output, Site, Tap, Vit};
-use vitscope_kernels::{Linear, Vote};
+use vitscope_kernels::{Linear, Products, Vote};
 
 /// Trained gates, prepared for repeated use.
 pub enum FrozenGates {
@@ -106,6 +106,7 @@ impl FrozenVotes {
             gates: self,
             first: None,
             votes: Vec::with_capacity(self.votes.len()),
+            products: vit.products(),
         };
         self.check(vit.n_blocks() + 2)?;
         let Output { tokens, logits } = vit.forward_with(images, &mut votes)?;
@@ -149,7 +150,7 @@ impl FrozenVotes {
         states
             .iter()
             .zip(&self.votes)
-            .map(|(state, vote)| vote.forward(&states[0], state))
+            .map(|(state, vote)| vote.forward(&states[0], state, Products::F32))
             .collect()
     }
 
@@ -179,6 +180,7 @@ struct Votes<'a> {
     /// State 0: the patch embeddings.
     first: Option<Tensor>,
     votes: Vec<Tensor>,
+    products: Products,
 }
 
 impl Tap for Votes<'_> {
@@ -189,7 +191,7 @@ impl Tap for Votes<'_> {
     fn at(&mut self, _site: Site, xs: Tensor) -> Result<Tensor> {
         let first = self.first.get_or_insert_with(|| xs.clone());
         if let Some(vote) = self.gates.votes.get(self.votes.len()) {
-            self.votes.push(vote.forward(first, &xs)?);
+            self.votes.push(vote.forward(first, &xs, self.products)?);
         }
         Ok(xs)
     }

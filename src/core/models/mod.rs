@@ -52,6 +52,7 @@ use folder::{
     WEIGHTS,
 };
 use head::HeadFile;
+use vitscope_kernels::Products;
 
 /// Key of [`Model::not_sure_below`] in `config.json`.
 const NOT_SURE_BELOW: &str = "not_sure_below";
@@ -423,6 +424,14 @@ impl Model {
         }
         if !self.vit.device().is_cpu() {
             tracing::warn!("only CPUs compute with {arithmetic}; this device computes with f32");
+            return Ok(());
+        }
+        if arithmetic == Arithmetic::Bf16 {
+            if Products::fastest() == Products::Bf16 {
+                self.vit = self.vit.rounded()?;
+            } else {
+                tracing::warn!("this processor has no instructions for bf16; computing with f32");
+            }
             return Ok(());
         }
         let (vit, kept) = self.vit.quantized()?;

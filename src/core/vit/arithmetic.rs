@@ -11,6 +11,9 @@ pub enum Arithmetic {
     /// 32-bit floating point.
     #[default]
     F32,
+    /// bfloat16, which is f32 rounded to 8 bits of precision, in the products of all blocks; f32 in everything else,
+    /// including sums and gradients.
+    Bf16,
     /// 8-bit integers in the linear maps of all blocks, with a scale per output feature of the weights and per token of
     /// the activations; 32-bit floating point in everything else, including gradients.
     Int8,
@@ -18,12 +21,13 @@ pub enum Arithmetic {
 
 impl Arithmetic {
     /// All kinds of numbers.
-    pub const ALL: [Self; 2] = [Self::F32, Self::Int8];
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
 
     /// The name of the numbers.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         }
     }
@@ -40,6 +44,6 @@ impl FromStr for Arithmetic {
 
     fn from_str(text: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|numbers| numbers.name() == text);
-        found.ok_or_else(|| Error::Config(format!("expected f32 or int8, got {text:?}")))
+        found.ok_or_else(|| Error::Config(format!("expected f32, bf16 or int8, got {text:?}")))
     }
 }

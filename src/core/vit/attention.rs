@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::tap::tapped;
 use super::{Site, Tap, VitConfig, Weights, layer_norm, linear};
-use vitscope_kernels::{self as kernels, FusedSelfAttention, Linear};
+use vitscope_kernels::{self as kernels, FusedSelfAttention, Linear, Products};
 
 /// The first half of a block: norm, query, key and value projections, attention, output projection.
 #[derive(Clone, Debug)]
@@ -32,7 +32,14 @@ impl SelfAttention {
             output: linear(&output, true, weights)?,
             scale,
             heads: config.num_attention_heads,
+            products: Products::F32,
         };
+        Ok(Self { parts })
+    }
+
+    /// As [`FusedSelfAttention::rounded`].
+    pub(super) fn rounded(&self) -> Result<Self> {
+        let parts = self.parts.rounded()?;
         Ok(Self { parts })
     }
 

@@ -53,6 +53,14 @@ impl Block {
         })
     }
 
+    /// As [`Vit::rounded`](super::Vit::rounded).
+    pub(crate) fn rounded(&self) -> Result<Self> {
+        Ok(Self {
+            attention: self.attention.rounded()?,
+            mlp: self.mlp.rounded()?,
+        })
+    }
+
     /// As [`Vit::quantized`](super::Vit::quantized); adds the names of the maps that stay as they are to `kept`.
     pub(crate) fn quantized(&self, kept: &mut Vec<&'static str>) -> Result<Self> {
         Ok(Self {

@@ -52,7 +52,7 @@ pub(crate) use block::BlockParts;
 use head::Classifier;
 use patches::{PatchEmbedding, PositionEmbedding};
 use tap::tapped;
-use vitscope_kernels::{self as kernels, LayerNorm, Linear};
+use vitscope_kernels::{self as kernels, LayerNorm, Linear, Products};
 
 /// The output of a forward pass.
 #[derive(Clone, Debug)]
@@ -78,6 +78,7 @@ pub struct Vit {
     classifier: Option<Classifier>,
     rules: Option<Rules>,
     stop: Stop,
+    products: Products,
 }
 
 impl Vit {
@@ -117,6 +118,7 @@ impl Vit {
             classifier: Classifier::load(&config, weights)?,
             rules: None,
             stop: Stop::default(),
+            products: Products::F32,
             config: Arc::new(config),
         })
     }
@@ -128,6 +130,23 @@ impl Vit {
             rules: Some(rules),
             ..self.clone()
         }
+    }
+
+    /// Returns the same weights, which all blocks multiply as bfloat16 numbers; on GPUs, as they are.
+    ///
+    /// # Errors
+    /// Fails if a weight cannot be read.
+    pub(crate) fn rounded(&self) -> Result<Self> {
+        Ok(Self {
+            patch_embedding: self.patch_embedding.rounded()?,
+            blocks: self
+                .blocks
+                .iter()
+                .map(Block::rounded)
+                .collect::<Result<_>>()?,
+            products: Products::Bf16,
+            ..self.clone()
+        })
     }
 
     /// Returns the same weights, which all blocks multiply as 8-bit integers, and the linear maps whose weights 8 bits
@@ -145,9 +164,16 @@ impl Vit {
             Ok(quantized)
         });
         let blocks = blocks.collect::<Result<_>>()?;
+        let products = Products::fastest();
+        let patch_embedding = match products {
+            Products::F32 => self.patch_embedding.clone(),
+            Products::Bf16 => self.patch_embedding.rounded()?,
+        };
         Ok((
             Self {
+                patch_embedding,
                 blocks,
+                products,
                 ..self.clone()
             },
             kept,
@@ -193,6 +219,11 @@ impl Vit {
     /// The model's shape.
     pub fn config(&self) -> &VitConfig {
         &self.config
+    }
+
+    /// Numbers of products that are neither of weights of the blocks nor of gradients, such as those of gates.
+    pub(crate) fn products(&self) -> Products {
+        self.products
     }
 
     /// Number of blocks.

@@ -29,6 +29,14 @@ impl PatchEmbedding {
         })
     }
 
+    /// As [`Linear::rounded`].
+    pub(crate) fn rounded(&self) -> Result<Self> {
+        Ok(Self {
+            projection: self.projection.rounded()?,
+            ..self.clone()
+        })
+    }
+
     /// `[dim]`
     pub(crate) fn bias(&self) -> &Tensor {
         let [_, bias] = self.projection.parts();

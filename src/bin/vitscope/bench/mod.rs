@@ -57,7 +57,7 @@ pub struct BenchArgs {
     /// Device that runs the model: cpu, cuda, cuda:N, or auto.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Numbers that each model computes with: f32, int8.
+    /// Numbers that each model computes with: f32, bf16, int8.
     #[arg(long, value_name = "NUMBERS,…", value_delimiter = ',', default_value = "f32", hide_possible_values = true,
         value_parser = numbers())]
     precision: Vec<Arithmetic>,
