@@ -90,6 +90,9 @@ impl Bfloats {
         let n_pairs = self.n_pairs();
         let n_lines = cols.div_ceil(LINE_COLS);
         self.lines.resize(n_pairs * n_lines, Line([0; LINE_COLS]));
+        if n_pairs == 0 {
+            return;
+        }
         for line_idx in 0..n_lines {
             let (first, step) = self.line(line_idx);
             let first_col = line_idx * LINE_COLS;
