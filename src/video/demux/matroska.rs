@@ -7,7 +7,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use super::bytes::{be, hash};
 use super::sound::{self, opus_duration};
-use super::{Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, complete};
+use super::{Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, complete, first_key};
 
 const SEGMENT: u32 = 0x1853_8067;
 const INFO: u32 = 0x1549_a966;
@@ -389,12 +389,13 @@ impl Segment {
         let step_nanos = self.step_nanos as f64;
         let tracks = self.entries.into_iter().map(|mut entry| {
             let kind = entry.kind();
+            let first_key = first_key(kind, &entry.packets);
             complete(kind, &mut entry.packets);
             Track {
                 kind,
                 codec: codec(&entry.codec_id, &entry.codec_private),
                 packets: entry.packets,
-                first_key: None,
+                first_key,
                 first_refresh: None,
                 breaks_off: entry.breaks_off,
                 n_untimed: 0,
@@ -572,7 +573,11 @@ fn codec(id: &str, private: &[u8]) -> String {
         "A_DTS" => "DTS",
         // Windows codec number: PCM, and telephony codecs.
         "A_MS/ACM" if matches!(private, [1 | 3 | 6 | 7, 0, ..]) => "PCM",
-        "A_MS/ACM" if matches!(private, [2 | 0x11, 0, ..]) => "ADPCM",
+        // Without the number of bits per sample, no decoder opens it.
+        "A_MS/ACM" if matches!(private, [2 | 0x11, 0, ..]) => match private.get(14..16) {
+            Some([0, 0]) => "ADPCM of no bits",
+            _ => "ADPCM",
+        },
         _ if id.starts_with("A_AAC") => sound::aac(private),
         _ if id.starts_with("A_AC3") => "AC-3",
         _ if id.starts_with("A_MPEG/L") => "MPEG audio",

@@ -196,6 +196,14 @@ fn format_of(head: &[u8]) -> Result<Format, Unreadable> {
     Err(Unreadable::new(name))
 }
 
+/// Returns the time of the first frame of a file, in file order, if others are shown before it: where a file was cut at an
+/// open group of pictures, they refer to frames that it lacks, and decoders leave them out.
+fn first_key(kind: Kind, packets: &[Packet]) -> Option<i64> {
+    let first = packets.first().filter(|_| kind == Kind::Picture)?.time;
+    let is_preceded = packets.iter().any(|packet| packet.time < first);
+    is_preceded.then_some(first)
+}
+
 /// Completes the times of a track from the container's data about its packets.
 ///
 /// Packets of one block share the time to the next block; a duration of zero is unknown.

@@ -7,7 +7,9 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 
 use super::bytes::{be, be16, be32, hash};
-use super::{Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, nanos, sound};
+use super::{
+    Contents, Format, Kind, MOST_PACKETS, Packet, Track, Unreadable, first_key, nanos, sound,
+};
 
 /// Exceeds the header of any video: a day of video and audio takes a tenth of it.
 const LARGEST_HEADER: u64 = 1 << 30;
@@ -563,6 +565,7 @@ impl TrackTables {
         let mut is_cut_between_samples = false;
         let mut begin = 0_i64;
         let mut run_in = true;
+        let mut is_first_shown = false;
         // Without a limit, overlapping samples could make a small file endless.
         let mut n_bytes_left = file_len.saturating_mul(edits.len() as u64 + 1);
         for edit in edits {
@@ -579,7 +582,7 @@ impl TrackTables {
             };
             let media_start = nanos(media_start, self.timescale);
             let stop = edit.duration.map(|duration| begin.saturating_add(duration));
-            for sample in &self.samples {
+            for (sample_idx, sample) in self.samples.iter().enumerate() {
                 let place = |ticks| {
                     nanos(ticks, self.timescale)
                         .saturating_sub(media_start)
@@ -632,6 +635,7 @@ impl TrackTables {
                     }
                     _ => {}
                 }
+                is_first_shown |= sample_idx == 0;
                 packets.push(packet);
                 if packets.len() > MOST_PACKETS {
                     return Err(Unreadable::new(
@@ -642,6 +646,7 @@ impl TrackTables {
             run_in = false;
             begin = begin.saturating_add(edit.duration.unwrap_or(0));
         }
+        let first_key = first_key(self.kind, &packets).filter(|_| is_first_shown);
         if self.kind == Kind::Picture {
             packets.sort_by_key(|packet| packet.time);
         }
@@ -649,7 +654,7 @@ impl TrackTables {
             kind: self.kind,
             codec: self.codec,
             packets,
-            first_key: None,
+            first_key,
             first_refresh: None,
             breaks_off: false,
             n_untimed: 0,

@@ -193,12 +193,14 @@ pub(super) fn attach(
     let is_sayable = container != Container::MpegTs || adts_says(caps);
     // matroskamux 1.22 names Speex as no player knows it.
     let is_known = !elements::may_be(caps, "audio/x-speex");
-    // qtmux 1.22 counts samples of ADPCM as blocks, and leaves out what their decoder needs.
-    let is_counted = !(container.has_edit_lists() && elements::may_be(caps, "audio/x-adpcm"));
+    // qtmux 1.22 counts samples of ADPCM as blocks; like matroskamux, it leaves out what their decoder needs.
+    let is_described = !elements::may_be(caps, "audio/x-adpcm");
+    let is_measured = !container.has_edit_lists() || has_writable_rate(caps);
     let may_be_copied = holds(&accepted, caps)
         && is_sayable
         && is_known
-        && is_counted
+        && is_described
+        && is_measured
         && timeline.keeps_times(caps);
     let copied = job.audio == AudioMode::Copy && may_be_copied;
     if job.audio == AudioMode::Copy && !copied {
@@ -662,6 +664,11 @@ impl Lengths {
         self.last = Some(length);
         self.usual
     }
+}
+
+/// True unless this is uncompressed audio of a sample rate that qtmux 1.22 cuts to 16 bits.
+fn has_writable_rate(caps: &gst::Caps) -> bool {
+    plain(caps).is_none_or(|(rate, _)| rate <= u32::from(u16::MAX))
 }
 
 /// Sample rate and bytes per frame of audio that can be cut anywhere.

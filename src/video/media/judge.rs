@@ -390,6 +390,13 @@ impl Wanted {
             // Tracks that only touch the edges of the range may be omitted.
             before = heard;
         }
+        if before.len() < after.len() {
+            // A packet that begins before the range and ends behind it is encoded in part.
+            let reaches = |track: &&Track| {
+                track.unknown.is_some() || !self.packets(track, begins.0, true).packets.is_empty()
+            };
+            before = source.of(Kind::Sound).filter(reaches).collect();
+        }
         if before.len() != after.len() {
             judged.audio_equal = (!before.is_empty()).then_some(false);
             judged.complaints.push(format!(

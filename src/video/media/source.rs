@@ -129,11 +129,10 @@ impl FileSource {
         };
         source.ahead = source.receive()?;
         if source.ahead.is_none() {
-            return Err(match job.start {
-                Some(start) if timeline.reads_all() && shared.missing().is_empty() => {
-                    past_the_end(job, start, None)
-                }
-                _ => no_frames(&shared, job),
+            let is_read = job.has_range() && timeline.reads_all() && shared.missing().is_empty();
+            return Err(match is_read {
+                true => past_the_end(job, job.start.unwrap_or_default(), None),
+                false => no_frames(&shared, job),
             });
         }
         let claimed = match timeline.is_endless() {
@@ -141,7 +140,9 @@ impl FileSource {
             false => timeline.claimed().or_else(|| source.claimed_duration()),
         };
         if job.has_range() {
-            source.seek(job, &timeline, &tap, claimed)?;
+            // tsdemux 1.22 takes the end of the track that begins last for that of all.
+            let known = claimed.filter(|_| !timeline.is_transport_stream());
+            source.seek(job, &timeline, &tap, known)?;
         }
         let picture = tap.picture()?;
         source.end = tap.picture_end.get().copied();
@@ -203,14 +204,15 @@ impl FileSource {
         claimed: Option<Duration>,
     ) -> Result<()> {
         let start = job.start.unwrap_or_default();
+        let Some(event) = timeline.seek() else {
+            // The file was read from its beginning to the first frame of the range.
+            return Ok(());
+        };
         if let Some(claimed) = claimed
             && Duration::from_nanos(start.0) >= claimed
         {
             return Err(past_the_end(job, start, Some(claimed)));
         }
-        let Some(event) = timeline.seek() else {
-            return Ok(());
-        };
         tap.discarding.store(true, Ordering::SeqCst);
         // The decoder's thread may be blocked with a frame; the flush requires it to return.
         while self.frames.try_recv().is_ok() {}

@@ -218,6 +218,11 @@ impl Timeline {
         }
     }
 
+    /// True if this is a transport stream.
+    pub(super) fn is_transport_stream(&self) -> bool {
+        matches!(&self.kind, Kind::Other(other) if other.transport.is_some())
+    }
+
     /// True if an mp4's edits repeat parts, go back or change the speed.
     pub(super) fn is_edited(&self) -> bool {
         matches!(&self.kind, Kind::Other(other) if other.is_edited)
@@ -321,8 +326,12 @@ impl Timeline {
             false => Duration::ZERO,
         };
         let last = windows().filter_map(|(_, stop)| stop).max();
-        // Frames are stored before they are shown.
-        (first, end.and(last).map(|last| last + REORDERING))
+        // Frames are stored before they are shown, and those before a key frame in time may be stored behind it:
+        // qtdemux 1.22 begins with the key frame that is stored before the start.
+        (
+            first.saturating_sub(REORDERING),
+            end.and(last).map(|last| last + REORDERING),
+        )
     }
 
     /// Ensures that the video or audio stored at `stored` and decoded at `decoded` has the correct segment.
