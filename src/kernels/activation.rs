@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
+use multiversion::target::target_cfg_f;
 
-use super::{Spread, exp, f32_slice, for_row_blocks, is_fused, values, with_f32};
+use super::{Spread, exp, f32_slice, for_row_blocks, is_fused, polynomial, values, with_f32};
 
 /// 1 / √(2π)
 const DENSITY: f32 = 0.398_942_3;
@@ -96,20 +97,27 @@ const REACH: f32 = 5.4;
 ///
 /// Within [`REACH`], Φ(x) - 1/2 is x times a ratio of polynomials of x², fitted such that its largest error is smallest.
 #[inline(always)]
-fn normal_cdf(x: f32) -> f32 {
-    let t = x * x;
-    let above = 2.338_668_7e-8;
-    let above = above * t + 6.360_026_4e-6;
-    let above = above * t + 1.643_226_6e-4;
-    let above = above * t + 4.650_857_2e-3;
-    let above = above * t + 3.337_232_1e-2;
-    let above = above * t + 3.989_422_6e-1;
-    let below = 1.216_589_9e-6;
-    let below = below * t + 7.240_050_1e-5;
-    let below = below * t + 1.858_987e-3;
-    let below = below * t + 2.837_874_1e-2;
-    let below = below * t + 2.503_180_9e-1;
-    let below = below * t + 1.0;
+fn normal_cdf(x: f32, fused: bool) -> f32 {
+    const ABOVE: [f32; 6] = [
+        2.338_668_7e-8,
+        6.360_026_4e-6,
+        1.643_226_6e-4,
+        4.650_857_2e-3,
+        3.337_232e-2,
+        3.989_422_6e-1,
+    ];
+    const BELOW: [f32; 6] = [
+        1.216_589_9e-6,
+        7.240_05e-5,
+        1.858_987e-3,
+        2.837_874_1e-2,
+        2.503_180_9e-1,
+        1.0,
+    ];
+    let (above, below) = (
+        polynomial(x * x, ABOVE, fused),
+        polynomial(x * x, BELOW, fused),
+    );
     let cdf = 0.5 + x * above / below;
     let cdf = if x > REACH { 1.0 } else { cdf };
     if x < -REACH { 0.0 } else { cdf }
@@ -117,25 +125,26 @@ fn normal_cdf(x: f32) -> f32 {
 
 /// Φ(x), and the derivative of x · Φ(x).
 #[inline(always)]
-fn gelu(x: f32) -> (f32, f32) {
-    let cdf = normal_cdf(x);
-    (cdf, cdf + x * DENSITY * exp(-0.5 * x * x))
+fn gelu(x: f32, fused: bool) -> (f32, f32) {
+    let cdf = normal_cdf(x, fused);
+    (cdf, cdf + x * DENSITY * exp(-0.5 * x * x, fused))
 }
 
 /// σ(1.702 x), and the derivative of x · σ(1.702 x).
 #[inline(always)]
-fn quick_gelu(x: f32) -> (f32, f32) {
+fn quick_gelu(x: f32, fused: bool) -> (f32, f32) {
     let z = STEEPNESS * x;
-    let gate = 1.0 / (1.0 + exp(-z));
+    let gate = 1.0 / (1.0 + exp(-z, fused));
     (gate, gate * (1.0 + z * (1.0 - gate)))
 }
 
 /// Replaces the inputs `xs` by the outputs.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn in_place(activation: Activation, xs: &mut [f32]) {
+    let fused = target_cfg_f!(any(target_feature = "fma", target_feature = "avx512f"));
     match activation {
-        Activation::Gelu => multiply(xs, normal_cdf),
-        Activation::QuickGelu => multiply(xs, |x| quick_gelu(x).0),
+        Activation::Gelu => multiply(xs, |x| normal_cdf(x, fused)),
+        Activation::QuickGelu => multiply(xs, |x| quick_gelu(x, fused).0),
     }
 }
 
@@ -149,9 +158,10 @@ fn multiply(xs: &mut [f32], gate: impl Fn(f32) -> f32) {
 /// Computes the outputs of `xs`, and replaces the gradient of the outputs by that of the inputs.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn both(activation: Activation, xs: &[f32], ys: &mut [f32], grad: &mut [f32]) {
+    let fused = target_cfg_f!(any(target_feature = "fma", target_feature = "avx512f"));
     match activation {
-        Activation::Gelu => both_by(xs, ys, grad, gelu),
-        Activation::QuickGelu => both_by(xs, ys, grad, quick_gelu),
+        Activation::Gelu => both_by(xs, ys, grad, |x| gelu(x, fused)),
+        Activation::QuickGelu => both_by(xs, ys, grad, |x| quick_gelu(x, fused)),
     }
 }
 
@@ -167,9 +177,10 @@ fn both_by(xs: &[f32], ys: &mut [f32], grad: &mut [f32], gate: impl Fn(f32) -> (
 /// Replaces the gradient of the outputs by that of the inputs `xs`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn backward_in_place(activation: Activation, xs: &[f32], grad: &mut [f32]) {
+    let fused = target_cfg_f!(any(target_feature = "fma", target_feature = "avx512f"));
     match activation {
-        Activation::Gelu => backward_by(xs, grad, |x| gelu(x).1),
-        Activation::QuickGelu => backward_by(xs, grad, |x| quick_gelu(x).1),
+        Activation::Gelu => backward_by(xs, grad, |x| gelu(x, fused).1),
+        Activation::QuickGelu => backward_by(xs, grad, |x| quick_gelu(x, fused).1),
     }
 }
 

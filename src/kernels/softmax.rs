@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
+use multiversion::target::target_cfg_f;
 
 use super::{
     LANES, Spread, exp, f32_slice, for_row_blocks, halved, is_fused, sum, sum_by, values, with_f32,
@@ -68,10 +69,11 @@ fn flushed(x: f32) -> f32 {
 /// Replaces each row of `cols` scores, multiplied by `scale`, by probabilities; `scale` is positive.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 pub(super) fn softmax_rows(rows: &mut [f32], cols: usize, scale: f32) {
+    let fused = target_cfg_f!(any(target_feature = "fma", target_feature = "avx512f"));
     for row in rows.chunks_exact_mut(cols) {
         let max = max(row);
         for x in row.iter_mut() {
-            *x = exp((*x - max) * scale);
+            *x = exp((*x - max) * scale, fused);
         }
         let share = 1.0 / sum(row);
         for x in row.iter_mut() {

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
+use multiversion::target::target_cfg_f;
 
 use super::packed::{Start, TILE_ROWS};
 use super::workspace::{self, Workspace};
@@ -126,8 +127,9 @@ impl Vote {
 /// The hyperbolic tangent in place; the absolute error is below 2e-7.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
 fn tanh(xs: &mut [f32]) {
+    let fused = target_cfg_f!(any(target_feature = "fma", target_feature = "avx512f"));
     for x in xs {
-        *x = 1.0 - 2.0 / (1.0 + exp(2.0 * *x));
+        *x = 1.0 - 2.0 / (1.0 + exp(2.0 * *x, fused));
     }
 }
 

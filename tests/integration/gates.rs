@@ -16,6 +16,7 @@ use vitscope_core::gates::{
     RankingSizes, Removal, VotingGates, clean_pass, masked_pass,
 };
 use vitscope_core::gates::{masked_answers, masks_within_margin};
+use vitscope_kernels::Products;
 
 use crate::common::{
     fixture, small_config, small_config_without_head, small_gates, small_images, small_order_gates,
@@ -95,10 +96,14 @@ fn what_the_gates_say_multiplies_to_the_mask() {
     let vit = small_vit(small_config());
     let gates = small_voting_gates(&vit).freeze().unwrap();
     let states = clean_pass(&vit, &small_images(2)).unwrap().states;
-    let keep = gates.keep(&states).unwrap();
+    let keep = gates.keep(&states, Products::F32).unwrap();
     assert_eq!(keep.dims(), [states.len(), 2, 9]);
     let keep = keep.to_vec3::<f32>().unwrap();
-    let mask = gates.mask(&states).unwrap().to_vec2::<f32>().unwrap();
+    let mask = gates
+        .mask(&states, Products::F32)
+        .unwrap()
+        .to_vec2::<f32>()
+        .unwrap();
     for (image, patch) in (0..2).flat_map(|image| (0..9).map(move |patch| (image, patch))) {
         let product: f32 = keep.iter().map(|gate| gate[image][patch]).product();
         assert!((product - mask[image][patch]).abs() < 1e-5);

@@ -277,7 +277,7 @@ impl DiffMask {
     /// - result: `[batch, patches]`
     fn own(&self, pass: &Pass<'_>) -> Result<Tensor> {
         match &self.gates {
-            FrozenGates::Voting(gates) => Ok(gates.mask(&states_of(pass)?)?),
+            FrozenGates::Voting(gates) => Ok(gates.mask(&states_of(pass)?, pass.vit().products())?),
             FrozenGates::Ranking(gates) => {
                 let logits = logits(pass.logits())?;
                 Ok(gates.scores(&states_of(pass)?, &logits, pass.weights()?)?)
@@ -351,7 +351,7 @@ impl Explainer for DiffMask {
         let own = self.own(pass)?;
         let votes = match &self.gates {
             FrozenGates::Voting(gates) if self.options.votes => {
-                Some(gates.keep(&states_of(pass)?)?)
+                Some(gates.keep(&states_of(pass)?, pass.vit().products())?)
             }
             // The other gates have no parts that vote.
             _ => None,

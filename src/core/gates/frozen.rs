@@ -127,8 +127,8 @@ impl FrozenVotes {
     ///
     /// # Errors
     /// Fails if the states do not fit.
-    pub fn mask(&self, states: &[Tensor]) -> Result<Tensor> {
-        self.log_keep_from_votes(&self.votes(states)?)?
+    pub fn mask(&self, states: &[Tensor], products: Products) -> Result<Tensor> {
+        self.log_keep_from_votes(&self.votes(states, products)?)?
             .sum(0)?
             .exp()
     }
@@ -141,16 +141,17 @@ impl FrozenVotes {
     ///
     /// # Errors
     /// Fails if the states do not fit.
-    pub fn keep(&self, states: &[Tensor]) -> Result<Tensor> {
-        self.log_keep_from_votes(&self.votes(states)?)?.exp()
+    pub fn keep(&self, states: &[Tensor], products: Products) -> Result<Tensor> {
+        self.log_keep_from_votes(&self.votes(states, products)?)?
+            .exp()
     }
 
-    fn votes(&self, states: &[Tensor]) -> Result<Vec<Tensor>> {
+    fn votes(&self, states: &[Tensor], products: Products) -> Result<Vec<Tensor>> {
         self.check(states.len())?;
         states
             .iter()
             .zip(&self.votes)
-            .map(|(state, vote)| vote.forward(&states[0], state, Products::F32))
+            .map(|(state, vote)| vote.forward(&states[0], state, products))
             .collect()
     }
 

@@ -321,6 +321,7 @@ impl VotingGates {
 mod tests {
     use super::*;
     use candle_core::Var;
+    use vitscope_kernels::Products;
 
     const SIZES: GateSizes = GateSizes {
         states: 4,
@@ -402,7 +403,13 @@ mod tests {
         let gates = gates(2.0);
         let states = states(3, 7);
         let plain = values(&gates.mask(&states).unwrap());
-        let frozen = values(&gates.freeze().unwrap().mask(&states).unwrap());
+        let frozen = values(
+            &gates
+                .freeze()
+                .unwrap()
+                .mask(&states, Products::F32)
+                .unwrap(),
+        );
         for (plain, frozen) in plain.into_iter().zip(frozen) {
             assert!((plain - frozen).abs() < 1e-5);
         }
@@ -414,7 +421,13 @@ mod tests {
         let states = states(1, 2);
         assert!(gates.logits(&states[..2], 3).is_err());
         assert!(gates.logits(&[], 0).is_err());
-        assert!(gates.freeze().unwrap().mask(&states[..2]).is_err());
+        assert!(
+            gates
+                .freeze()
+                .unwrap()
+                .mask(&states[..2], Products::F32)
+                .is_err()
+        );
     }
 
     #[test]
