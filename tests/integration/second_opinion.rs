@@ -1909,6 +1909,40 @@ fn sound_in_differences_of_samples_can_be_heard() {
     }
 }
 
+/// Packets whose lengths no block states; the last one is shorter than the others.
+#[test]
+fn sound_of_matroska_ends_where_its_last_packet_does() {
+    let files = Files::new();
+    for (sound, container) in [
+        ("wavpack -ar 22050 -ac 1", "mkv"),
+        ("pcm_s24le -ar 22050", "mov"),
+        ("pcm_s16le -ar 44100 -ac 2", "mkv"),
+    ] {
+        let name = sound.split(' ').next().unwrap();
+        let input = files.make(
+            &format!("{name}.{container}"),
+            &format!("{PICTURE} {SOUND} {H264} -c:a {sound} -t 4.9"),
+        );
+        for (start, end) in [(None, None), (Some(3_999), None), (None, Some(4_683))] {
+            let millis = |millis: u64| Pts(millis * 1_000_000);
+            let job = FileJob {
+                overwrite: true,
+                start: start.map(millis),
+                end: end.map(millis),
+                ..FileJob::new(&input, files.path("out.mkv"))
+            };
+            check(&job, "verified: ");
+        }
+        let contents = demux::read(&input).unwrap();
+        let end = contents.of(Kind::Sound).next().unwrap().end().unwrap();
+        let secs = heard_secs(&input);
+        assert!(
+            (end as f64 / 1e9 - secs).abs() < 0.002,
+            "{name}: {end} ns, {secs} s"
+        );
+    }
+}
+
 /// qtmux 1.22 has 16 bits for the sample rate of uncompressed sound.
 #[test]
 fn sample_rates_beyond_16_bits_are_right() {

@@ -21,6 +21,10 @@ const CODEC_ID: u32 = 0x86;
 const CODEC_PRIVATE: u32 = 0x63a2;
 const CODEC_DELAY: u32 = 0x56aa;
 const DEFAULT_DURATION: u32 = 0x23_e383;
+const AUDIO: u32 = 0xe1;
+const SAMPLING_FREQUENCY: u32 = 0xb5;
+const CHANNELS: u32 = 0x9f;
+const BIT_DEPTH: u32 = 0x6264;
 const ENCODINGS: u32 = 0x6d80;
 const ENCODING: u32 = 0x6240;
 const COMPRESSION: u32 = 0x5034;
@@ -168,6 +172,10 @@ struct Entry {
     codec_private: Vec<u8>,
     codec_delay: i64,
     default_duration: i64,
+    /// Samples per second, or zero.
+    rate: f64,
+    channels: u64,
+    bits_per_sample: u64,
     /// Bytes at the start of every packet that are stripped from the file.
     stripped: Vec<u8>,
     unknown: Option<&'static str>,
@@ -269,11 +277,7 @@ impl Segment {
                     self.step_nanos = unsigned(content).clamp(1, 1 << 40).cast_signed()
                 }
                 DURATION => {
-                    self.duration_steps = match content.len() {
-                        4 => be(content, 0, 4).map(|bits| f64::from(f32::from_bits(bits as u32))),
-                        8 => be(content, 0, 8).map(f64::from_bits),
-                        _ => None,
-                    };
+                    self.duration_steps = float(content);
                 }
                 _ => {}
             }
@@ -346,8 +350,8 @@ impl Segment {
             };
             if is_sound {
                 let whole = [entry.stripped.as_slice(), frame].concat();
-                if entry.codec_id == "A_OPUS" {
-                    packet.duration = opus_duration(&whole).unwrap_or(0);
+                if let Some(duration) = entry.duration_of(&whole) {
+                    packet.duration = duration;
                 }
                 packet.hash = hash(&whole);
                 entry.digest.write(&whole);
@@ -432,6 +436,7 @@ impl Entry {
                 CODEC_PRIVATE => entry.codec_private = content.to_vec(),
                 CODEC_DELAY => entry.codec_delay = number(),
                 DEFAULT_DURATION => entry.default_duration = number(),
+                AUDIO => entry.read_audio(content),
                 ENCODINGS => {
                     let encodings = Elements(content).filter(|(id, _)| *id == ENCODING);
                     encodings.for_each(|(_, encoding)| entry.read_encoding(encoding));
@@ -440,6 +445,33 @@ impl Entry {
             }
         }
         entry
+    }
+
+    fn read_audio(&mut self, audio: &[u8]) {
+        for (id, content) in Elements(audio) {
+            match id {
+                SAMPLING_FREQUENCY => self.rate = float(content).unwrap_or(0.0),
+                CHANNELS => self.channels = unsigned(content),
+                BIT_DEPTH => self.bits_per_sample = unsigned(content),
+                _ => {}
+            }
+        }
+    }
+
+    /// Returns the duration of an audio packet, if the packet states it.
+    fn duration_of(&self, packet: &[u8]) -> Option<i64> {
+        let n_samples = match self.codec_id.as_str() {
+            "A_OPUS" => return opus_duration(packet),
+            // The first field of what Matroska keeps of a block's header.
+            "A_WAVPACK4" => u32::from_le_bytes(*packet.first_chunk()?).into(),
+            id if id.starts_with("A_PCM/") => {
+                let bits = self.channels.checked_mul(self.bits_per_sample)?;
+                (packet.len() as u64 * 8).checked_div(bits)?
+            }
+            _ => return None,
+        };
+        let nanos = n_samples as f64 * 1e9 / self.rate;
+        (self.rate > 0.0).then_some(nanos.round() as i64)
     }
 
     fn read_encoding(&mut self, encoding: &[u8]) {
@@ -553,6 +585,14 @@ impl<'a> Iterator for Elements<'a> {
         let (content, after) = rest.split_at_checked(usize::try_from(len).ok()?)?;
         self.0 = after;
         Some((id, content))
+    }
+}
+
+fn float(content: &[u8]) -> Option<f64> {
+    match content.len() {
+        4 => be(content, 0, 4).map(|bits| f64::from(f32::from_bits(bits as u32))),
+        8 => be(content, 0, 8).map(f64::from_bits),
+        _ => None,
     }
 }
 
