@@ -1916,6 +1916,7 @@ fn sound_of_matroska_ends_where_its_last_packet_does() {
     for (sound, container) in [
         ("wavpack -ar 22050 -ac 1", "mkv"),
         ("pcm_s24le -ar 22050", "mov"),
+        ("pcm_s16le -ar 22050 -ac 1", "mov"),
         ("pcm_s16le -ar 44100 -ac 2", "mkv"),
     ] {
         let name = sound.split(' ').next().unwrap();

@@ -465,7 +465,8 @@ impl Entry {
             // The first field of what Matroska keeps of a block's header.
             "A_WAVPACK4" => u32::from_le_bytes(*packet.first_chunk()?).into(),
             id if id.starts_with("A_PCM/") => {
-                let bits = self.channels.checked_mul(self.bits_per_sample)?;
+                // Muxers leave out what is the default: one channel.
+                let bits = self.channels.max(1).checked_mul(self.bits_per_sample)?;
                 (packet.len() as u64 * 8).checked_div(bits)?
             }
             _ => return None,
