@@ -15,7 +15,8 @@ pub enum Arithmetic {
     /// including sums and gradients.
     Bf16,
     /// 8-bit integers in the linear maps of all blocks, with a scale per output feature of the weights and per token of
-    /// the activations; 32-bit floating point in everything else, including gradients.
+    /// the activations; bfloat16 in the other products, where the processor has instructions for it; 32-bit floating point
+    /// in everything else, including sums and gradients.
     Int8,
 }
 
