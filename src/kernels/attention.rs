@@ -7,8 +7,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::bfloat::Bfloats;
-use super::packed::{Packed, Start, TILE_ROWS};
+use super::packed::{Packed, RightHand, Start, TILE_ROWS};
 use super::softmax::{softmax_rows, softmax_rows_backward};
 use super::workspace::{self, Buffer, Workspace};
 use super::{
@@ -208,7 +207,15 @@ impl Heads {
                 let scores = (&*scores, scores_view);
                 values.fill_wider((v, head), head.cols);
                 // SAFETY: `queries` names elements of `out` that no other piece of work touches.
-                unsafe { values.multiply_into((shared, queries), scores) };
+                unsafe {
+                    values.multiply_into(
+                        (shared, queries),
+                        scores,
+                        Start::Zeros,
+                        Spread::Thread,
+                        |_, _, _| (),
+                    );
+                }
             });
         };
         let n_units = self.heads * n_blocks;
@@ -281,43 +288,6 @@ impl Heads {
     }
 }
 
-/// The right-hand side of products on the calling thread; see [`Packed`] for the meaning of its methods.
-trait RightHand {
-    fn fill_wider(&mut self, matrix: (&[f32], MatrixView), cols: usize);
-
-    fn cols(&self) -> usize;
-
-    /// # Safety
-    /// As for [`Packed::multiply_into`].
-    unsafe fn multiply_into(&self, dst: (SharedOutput, MatrixView), lhs: (&[f32], MatrixView));
-}
-
-macro_rules! right_hand {
-    ($matrix:ty) => {
-        impl RightHand for $matrix {
-            fn fill_wider(&mut self, matrix: (&[f32], MatrixView), cols: usize) {
-                self.fill_wider(matrix, cols);
-            }
-
-            fn cols(&self) -> usize {
-                self.cols()
-            }
-
-            unsafe fn multiply_into(
-                &self,
-                dst: (SharedOutput, MatrixView),
-                lhs: (&[f32], MatrixView),
-            ) {
-                // SAFETY: the caller upholds the same requirements.
-                unsafe { self.multiply_into(dst, lhs, Start::Zeros, Spread::Thread, |_, _, _| ()) }
-            }
-        }
-    };
-}
-
-right_hand!(Packed);
-right_hand!(Bfloats);
-
 /// Rows of `softmax(q kᵀ · scale)` over the first `n_keys` keys; all others get zeros.
 fn probabilities(
     q: (&[f32], MatrixView),
@@ -325,10 +295,7 @@ fn probabilities(
     scale: f32,
     scores: &mut [f32],
 ) {
-    let view = MatrixView::row_major(q.1.rows, keys.cols());
-    assert_eq!(view.end(), scores.len());
-    // SAFETY: the scores are borrowed exclusively and have this size.
-    unsafe { keys.multiply_into((SharedOutput(scores.as_mut_ptr()), view), q) };
+    keys.multiply(q, Start::Zeros, scores, Spread::Thread, |_, _, _| ());
     for row in scores.chunks_exact_mut(keys.cols()) {
         row[n_keys..].fill(f32::NEG_INFINITY);
     }
@@ -441,7 +408,7 @@ fn for_heads(
 /// `dst = scale * lhs · rhs` on the calling thread.
 ///
 /// # Safety
-/// As for [`Packed::multiply_into`].
+/// As for [`RightHand::multiply_into`].
 unsafe fn product(
     dst: (SharedOutput, MatrixView),
     lhs: (&[f32], MatrixView),

@@ -7,7 +7,9 @@ use std::sync::OnceLock;
 
 use multiversion::multiversion;
 
-use super::packed::{DEPTH_BLOCK, Piece, Start, for_each_piece, for_rows, with_whole_lines};
+use super::packed::{
+    DEPTH_BLOCK, Piece, RightHand, Start, for_each_piece, for_rows, with_whole_lines,
+};
 use super::{MatrixView, SharedOutput, Spread, for_row_blocks, workspace};
 
 /// Depths that one instruction adds up.
@@ -82,41 +84,6 @@ impl Bfloats {
         packed
     }
 
-    /// Packs another matrix into the same memory, with columns of zeros until there are `cols`.
-    pub(super) fn fill_wider(&mut self, (matrix, view): (&[f32], MatrixView), cols: usize) {
-        assert!(view.end() <= matrix.len() && view.cols <= cols);
-        assert!(view.rows == 0 || view.cols == 0 || view.row_stride == 1 || view.col_stride == 1);
-        (self.depth, self.cols) = (view.rows, cols);
-        let n_pairs = self.n_pairs();
-        let n_lines = cols.div_ceil(LINE_COLS);
-        self.lines.resize(n_pairs * n_lines, Line([0; LINE_COLS]));
-        if n_pairs == 0 {
-            return;
-        }
-        for line_idx in 0..n_lines {
-            let (first, step) = self.line(line_idx);
-            let first_col = line_idx * LINE_COLS;
-            let width = LINE_COLS.min(view.cols.saturating_sub(first_col));
-            let lines = &mut self.lines[first..];
-            if width < LINE_COLS {
-                let lines = lines.iter_mut().step_by(step).take(n_pairs);
-                lines.for_each(|line| line.0.fill(0));
-            }
-            let part = MatrixView {
-                start: view.start + first_col * view.col_stride,
-                cols: width,
-                ..view
-            };
-            if width == 0 {
-                continue;
-            } else if view.col_stride == 1 {
-                fill_from_rows(matrix, part, lines, step);
-            } else {
-                fill_from_columns(matrix, part, lines, step);
-            }
-        }
-    }
-
     /// Index of the first pair of depths of a line, and the distance to the next pair.
     fn line(&self, line_idx: usize) -> (usize, usize) {
         let panel_idx = line_idx / MOST_LINES;
@@ -131,66 +98,6 @@ impl Bfloats {
 
     fn n_pairs(&self) -> usize {
         self.depth.div_ceil(PAIR)
-    }
-
-    /// Number of columns.
-    pub(super) fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// As [`Packed::multiply`](super::packed::Packed::multiply).
-    pub(super) fn multiply(
-        &self,
-        lhs: (&[f32], MatrixView),
-        start: Start<'_>,
-        out: &mut [f32],
-        spread: Spread,
-        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
-    ) {
-        let out_view = MatrixView::row_major(lhs.1.rows, self.cols);
-        assert_eq!(out.len(), out_view.end());
-        let shared = SharedOutput(out.as_mut_ptr());
-        // SAFETY: `out` is borrowed exclusively and holds all of `out_view`.
-        unsafe { self.multiply_into((shared, out_view), lhs, start, spread, finish) }
-    }
-
-    /// As [`Packed::multiply_into`](super::packed::Packed::multiply_into).
-    ///
-    /// # Safety
-    /// As there.
-    pub(super) unsafe fn multiply_into(
-        &self,
-        (dst, dst_view): (SharedOutput, MatrixView),
-        (lhs, view): (&[f32], MatrixView),
-        start: Start<'_>,
-        spread: Spread,
-        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
-    ) {
-        assert_eq!((view.rows, self.cols), (dst_view.rows, dst_view.cols));
-        assert!((view.cols, view.col_stride) == (self.depth, 1) && view.end() <= lhs.len());
-        assert!(!matches!(start, Start::Bias(bias) if bias.len() != self.cols));
-        if view.rows == 0 || self.cols == 0 {
-            return;
-        }
-        let n_panels = self.cols.div_ceil(MOST_LINES * LINE_COLS);
-        let sizes = (view.rows, self.cols);
-        let stride = self.depth.next_multiple_of(PAIR);
-        workspace::with(|buffers| {
-            let left = buffers.halves.of(view.rows * stride);
-            for_row_blocks(left, stride, MOST_ROWS, spread, |first_row, rows| {
-                for (row_idx, row) in rows.chunks_exact_mut(stride).enumerate() {
-                    let start = view.start + (first_row + row_idx) * view.row_stride;
-                    let (row, padding) = row.split_at_mut(self.depth);
-                    round(&lhs[start..start + self.depth], row);
-                    padding.fill(0);
-                }
-            });
-            let left = (&*left, stride);
-            for_each_piece(sizes, (n_panels, MOST_ROWS), spread, |piece| {
-                // SAFETY: pieces do not overlap, and the caller guarantees the requirements for all of them.
-                unsafe { self.multiply_piece((dst, dst_view), left, start, &piece, &finish) }
-            });
-        });
     }
 
     /// # Safety
@@ -252,6 +159,81 @@ impl Bfloats {
                 }
             }
         }
+    }
+}
+
+impl RightHand for Bfloats {
+    fn fill_wider(&mut self, (matrix, view): (&[f32], MatrixView), cols: usize) {
+        assert!(view.end() <= matrix.len() && view.cols <= cols);
+        assert!(view.rows == 0 || view.cols == 0 || view.row_stride == 1 || view.col_stride == 1);
+        (self.depth, self.cols) = (view.rows, cols);
+        let n_pairs = self.n_pairs();
+        let n_lines = cols.div_ceil(LINE_COLS);
+        self.lines.resize(n_pairs * n_lines, Line([0; LINE_COLS]));
+        if n_pairs == 0 {
+            return;
+        }
+        for line_idx in 0..n_lines {
+            let (first, step) = self.line(line_idx);
+            let first_col = line_idx * LINE_COLS;
+            let width = LINE_COLS.min(view.cols.saturating_sub(first_col));
+            let lines = &mut self.lines[first..];
+            if width < LINE_COLS {
+                let lines = lines.iter_mut().step_by(step).take(n_pairs);
+                lines.for_each(|line| line.0.fill(0));
+            }
+            let part = MatrixView {
+                start: view.start + first_col * view.col_stride,
+                cols: width,
+                ..view
+            };
+            if width == 0 {
+                continue;
+            } else if view.col_stride == 1 {
+                fill_from_rows(matrix, part, lines, step);
+            } else {
+                fill_from_columns(matrix, part, lines, step);
+            }
+        }
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    unsafe fn multiply_into(
+        &self,
+        (dst, dst_view): (SharedOutput, MatrixView),
+        (lhs, view): (&[f32], MatrixView),
+        start: Start<'_>,
+        spread: Spread,
+        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
+    ) {
+        assert_eq!((view.rows, self.cols), (dst_view.rows, dst_view.cols));
+        assert!((view.cols, view.col_stride) == (self.depth, 1) && view.end() <= lhs.len());
+        assert!(!matches!(start, Start::Bias(bias) if bias.len() != self.cols));
+        if view.rows == 0 || self.cols == 0 {
+            return;
+        }
+        let n_panels = self.cols.div_ceil(MOST_LINES * LINE_COLS);
+        let sizes = (view.rows, self.cols);
+        let stride = self.depth.next_multiple_of(PAIR);
+        workspace::with(|buffers| {
+            let left = buffers.halves.of(view.rows * stride);
+            for_row_blocks(left, stride, MOST_ROWS, spread, |first_row, rows| {
+                for (row_idx, row) in rows.chunks_exact_mut(stride).enumerate() {
+                    let start = view.start + (first_row + row_idx) * view.row_stride;
+                    let (row, padding) = row.split_at_mut(self.depth);
+                    round(&lhs[start..start + self.depth], row);
+                    padding.fill(0);
+                }
+            });
+            let left = (&*left, stride);
+            for_each_piece(sizes, (n_panels, MOST_ROWS), spread, |piece| {
+                // SAFETY: pieces do not overlap, and the caller guarantees the requirements for all of them.
+                unsafe { self.multiply_piece((dst, dst_view), left, start, &piece, &finish) }
+            });
+        });
     }
 }
 

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::linear::Factor;
 use super::mlp::{Forward, keep};
 use super::norm::NormRows;
-use super::packed::{Packed, Start};
+use super::packed::{Packed, RightHand, Start};
 use super::workspace::{self, Workspace};
 use super::{
     Activation, LayerNorm, Linear, MatrixView, Spread, activation, add_assign, f32_slice, with_f32,

@@ -134,11 +134,12 @@ const WORTHWHILE_ROWS: usize = 64;
 
 /// Runs `work(first_row, rows_of_each_output, spread)` over all rows of outputs with `row_lens` values per row.
 ///
-/// If there are enough rows, each thread gets pieces of at most about `piece_rows` rows. Otherwise, all threads work on
-/// all rows together. Pieces are multiples of `tile_rows`.
+/// On the pool, each thread gets pieces of at most about `piece_rows` rows if there are enough rows; otherwise, all threads
+/// work on all rows together. Pieces are multiples of `tile_rows`.
 fn for_pieces<const N: usize>(
     outs: [(&mut [f32], usize); N],
     (tile_rows, piece_rows): (usize, usize),
+    spread: Spread,
     work: impl Fn(usize, [&mut [f32]; N], Spread) + Sync,
 ) {
     let rows = outs
@@ -147,6 +148,9 @@ fn for_pieces<const N: usize>(
     let rows = rows.min().unwrap_or(0);
     if rows == 0 {
         return;
+    }
+    if spread == Spread::Thread {
+        return work(0, outs.map(|(out, _)| out), spread);
     }
     let threads = rayon::current_num_threads();
     let n_tiles = rows.div_ceil(tile_rows);

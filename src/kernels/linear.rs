@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::bfloat::Bfloats;
-use super::packed::{Packed, Start};
+use super::packed::{Packed, RightHand, Start};
 use super::quantized::{self, Moments, Quantized};
 use super::{
     MatrixView, Products, Spread, add_assign, column_sums, f32_slice, is_fused, matmul, values,
@@ -256,7 +256,7 @@ pub(super) enum Factor<'a> {
 }
 
 impl Factor<'_> {
-    /// As [`Packed::multiply`].
+    /// As [`RightHand::multiply`].
     pub(super) fn multiply(
         self,
         lhs: (&[f32], MatrixView),

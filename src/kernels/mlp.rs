@@ -10,12 +10,12 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::linear::Factor;
 use super::norm::NormRows;
-use super::packed::{Start, TILE_ROWS};
+use super::packed::{RightHand, Start, TILE_ROWS};
 use super::quantized::Moments;
 use super::workspace::{self, Buffer, Workspace};
 use super::{
-    Activation, LayerNorm, Linear, MatrixView, SharedOutput, activation, add_assign, f32_slice,
-    for_pieces, is_fused, learning_mlp, values, with_f32,
+    Activation, LayerNorm, Linear, MatrixView, SharedOutput, Spread, activation, add_assign,
+    f32_slice, for_pieces, is_fused, learning_mlp, values, with_f32,
 };
 
 /// Values of the hidden layer that one thread computes at a time; they fit in the L2 cache.
@@ -226,36 +226,41 @@ impl Forward<'_> {
         let mut kept = vec![0f32; n_kept];
         let keep = keeps.then_some(SharedOutput(kept.as_mut_ptr()));
         let sizes = Mlp::rows(hidden_dim);
-        for_pieces([(&mut ys, dim)], sizes, |first_row, [ys], spread| {
-            let xs = &xs[first_row * dim..][..ys.len()];
-            let rows = MatrixView::row_major(ys.len() / dim, dim);
-            let wide = MatrixView::row_major(rows.rows, hidden_dim);
-            workspace::with(|buffers| {
-                let Workspace { normed, hidden, .. } = buffers;
-                let (normed, hidden) = (normed.of(xs.len()), hidden.of(wide.end()));
-                self.norm.forward(xs, normed, spread);
-                let ((up, bias), normed) = (self.up, (&*normed, rows));
-                let bias = Start::Bias(bias);
-                up.multiply(normed, bias, hidden, spread, |row, first_col, piece| {
-                    if let Some(keep) = keep {
-                        let start = (first_row + row) * hidden_dim + first_col;
-                        // SAFETY: `kept` holds all rows, and no other piece of work writes this part of a row.
-                        unsafe {
-                            let to = keep.ptr().add(start);
-                            std::ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len());
+        for_pieces(
+            [(&mut ys, dim)],
+            sizes,
+            Spread::Pool,
+            |first_row, [ys], spread| {
+                let xs = &xs[first_row * dim..][..ys.len()];
+                let rows = MatrixView::row_major(ys.len() / dim, dim);
+                let wide = MatrixView::row_major(rows.rows, hidden_dim);
+                workspace::with(|buffers| {
+                    let Workspace { normed, hidden, .. } = buffers;
+                    let (normed, hidden) = (normed.of(xs.len()), hidden.of(wide.end()));
+                    self.norm.forward(xs, normed, spread);
+                    let ((up, bias), normed) = (self.up, (&*normed, rows));
+                    let bias = Start::Bias(bias);
+                    up.multiply(normed, bias, hidden, spread, |row, first_col, piece| {
+                        if let Some(keep) = keep {
+                            let start = (first_row + row) * hidden_dim + first_col;
+                            // SAFETY: `kept` holds all rows, and no other piece of work writes this part of a row.
+                            unsafe {
+                                let to = keep.ptr().add(start);
+                                std::ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len());
+                            }
                         }
-                    }
-                    activation::in_place(self.activation, piece);
+                        activation::in_place(self.activation, piece);
+                    });
+                    let ((down, bias), hidden) = (self.down, (&*hidden, wide));
+                    let bias = Start::Bias(bias);
+                    down.multiply(hidden, bias, ys, spread, |row, first_col, piece| {
+                        let start = row * dim + first_col;
+                        let residual = &xs[start..start + piece.len()];
+                        scale_and_add(piece, self.scale, first_col, residual);
+                    });
                 });
-                let ((down, bias), hidden) = (self.down, (&*hidden, wide));
-                let bias = Start::Bias(bias);
-                down.multiply(hidden, bias, ys, spread, |row, first_col, piece| {
-                    let start = row * dim + first_col;
-                    let residual = &xs[start..start + piece.len()];
-                    scale_and_add(piece, self.scale, first_col, residual);
-                });
-            });
-        });
+            },
+        );
         (ys, kept)
     }
 }
@@ -338,6 +343,7 @@ impl CustomOp1 for FusedMlp {
                 for_pieces(
                     [(&mut grad_xs, dim)],
                     Mlp::rows(hidden_dim),
+                    Spread::Pool,
                     |first_row, [grad_xs], spread| {
                         let range = first_row * dim..first_row * dim + grad_xs.len();
                         let (xs, grad) = (&xs[range.clone()], &grad[range]);

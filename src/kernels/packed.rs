@@ -91,6 +91,50 @@ pub(super) enum Start<'a> {
     Destination,
 }
 
+/// The right-hand side of products: a `[depth, cols]` matrix in panels of columns.
+pub(super) trait RightHand: Sync {
+    /// Packs another matrix into the same memory, with columns of zeros until there are `cols`.
+    fn fill_wider(&mut self, matrix: (&[f32], MatrixView), cols: usize);
+
+    /// Number of columns.
+    fn cols(&self) -> usize;
+
+    /// `out = start + lhs · self`, then calls `finish` on every piece of a row of `out` as soon as it is complete.
+    ///
+    /// `finish` receives the row, the first column and the piece.
+    ///
+    /// # Shapes
+    /// - `lhs`: `[rows, depth]`
+    /// - `out`: `[rows, cols]`, row by row
+    fn multiply(
+        &self,
+        lhs: (&[f32], MatrixView),
+        start: Start<'_>,
+        out: &mut [f32],
+        spread: Spread,
+        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
+    ) {
+        let out_view = MatrixView::row_major(lhs.1.rows, self.cols());
+        assert_eq!(out.len(), out_view.end());
+        let shared = SharedOutput(out.as_mut_ptr());
+        // SAFETY: `out` is borrowed exclusively and holds all of `out_view`.
+        unsafe { self.multiply_into((shared, out_view), lhs, start, spread, finish) }
+    }
+
+    /// [`multiply`](Self::multiply) into a part of a larger buffer.
+    ///
+    /// # Safety
+    /// `dst` contains every element that `dst_view` names, each row is contiguous, and no other thread touches them.
+    unsafe fn multiply_into(
+        &self,
+        dst: (SharedOutput, MatrixView),
+        lhs: (&[f32], MatrixView),
+        start: Start<'_>,
+        spread: Spread,
+        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
+    );
+}
+
 /// An empty matrix, to be filled.
 impl Default for Packed {
     fn default() -> Self {
@@ -120,42 +164,6 @@ impl Packed {
         self.fill_wider(matrix, matrix.1.cols);
     }
 
-    /// Packs another matrix into the same memory, with columns of zeros until there are `cols`.
-    pub(super) fn fill_wider(&mut self, (matrix, view): (&[f32], MatrixView), cols: usize) {
-        let depth = view.rows;
-        assert!(view.end() <= matrix.len() && view.cols <= cols);
-        (self.depth, self.cols) = (depth, cols);
-        let n_lines = depth * cols.div_ceil(16);
-        self.lines.resize(n_lines, Line([0.0; 16]));
-        for panel_idx in 0..self.n_panels() {
-            let (first_col, width) = self.panel_cols(panel_idx);
-            let lines_a_row = width.div_ceil(16);
-            let first_line = first_col / 16 * depth;
-            let panel = &mut self.lines[first_line..][..depth * lines_a_row];
-            for (row_idx, row) in panel.chunks_exact_mut(lines_a_row).enumerate() {
-                let start = view.start + row_idx * view.row_stride + first_col * view.col_stride;
-                for (line_idx, line) in row.iter_mut().enumerate() {
-                    let filled = view.cols.saturating_sub(first_col + 16 * line_idx);
-                    let width = (width - 16 * line_idx).min(16).min(filled);
-                    let start = start + 16 * line_idx * view.col_stride;
-                    if view.col_stride == 1 && width > 0 {
-                        line.0[..width].copy_from_slice(&matrix[start..start + width]);
-                    } else {
-                        for (col, value) in line.0[..width].iter_mut().enumerate() {
-                            *value = matrix[start + col * view.col_stride];
-                        }
-                    }
-                    line.0[width..].fill(0.0);
-                }
-            }
-        }
-    }
-
-    /// Number of columns.
-    pub(super) fn cols(&self) -> usize {
-        self.cols
-    }
-
     fn n_panels(&self) -> usize {
         self.cols.div_ceil(self.isa.tile().1)
     }
@@ -165,55 +173,6 @@ impl Packed {
         let (_, panel_cols) = self.isa.tile();
         let first_col = panel_idx * panel_cols;
         (first_col, panel_cols.min(self.cols - first_col))
-    }
-
-    /// `out = start + lhs · self`, then calls `finish` on every piece of a row of `out` as soon as it is complete.
-    ///
-    /// `finish` receives the row, the first column and the piece.
-    ///
-    /// # Shapes
-    /// - `lhs`: `[rows, depth]`
-    /// - `out`: `[rows, cols]`, row by row
-    pub(super) fn multiply(
-        &self,
-        lhs: (&[f32], MatrixView),
-        start: Start<'_>,
-        out: &mut [f32],
-        spread: Spread,
-        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
-    ) {
-        let out_view = MatrixView::row_major(lhs.1.rows, self.cols);
-        assert_eq!(out.len(), out_view.end());
-        let shared = SharedOutput(out.as_mut_ptr());
-        // SAFETY: `out` is borrowed exclusively and holds all of `out_view`.
-        unsafe { self.multiply_into((shared, out_view), lhs, start, spread, finish) }
-    }
-
-    /// [`multiply`](Self::multiply) into a part of a larger buffer.
-    ///
-    /// # Safety
-    /// `dst` contains every element that `dst_view` names, each row is contiguous, and no other thread touches them.
-    pub(super) unsafe fn multiply_into(
-        &self,
-        (dst, dst_view): (SharedOutput, MatrixView),
-        lhs: (&[f32], MatrixView),
-        start: Start<'_>,
-        spread: Spread,
-        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
-    ) {
-        let rows = lhs.1.rows;
-        assert_eq!((rows, self.cols), (dst_view.rows, dst_view.cols));
-        assert!(lhs.1.cols == self.depth && lhs.1.end() <= lhs.0.len());
-        assert!(!matches!(start, Start::Bias(bias) if bias.len() != self.cols));
-        if rows == 0 || self.cols == 0 {
-            return;
-        }
-        let (tile_rows, _) = self.isa.tile();
-        let sizes = (rows, self.cols);
-        for_each_piece(sizes, (self.n_panels(), tile_rows), spread, |piece| {
-            // SAFETY: pieces do not overlap, and the caller guarantees the requirements for all of them.
-            unsafe { self.multiply_piece((dst, dst_view), lhs, start, piece, &finish) }
-        });
     }
 
     /// # Safety
@@ -279,6 +238,65 @@ impl Packed {
                 }
             }
         }
+    }
+}
+
+impl RightHand for Packed {
+    fn fill_wider(&mut self, (matrix, view): (&[f32], MatrixView), cols: usize) {
+        let depth = view.rows;
+        assert!(view.end() <= matrix.len() && view.cols <= cols);
+        (self.depth, self.cols) = (depth, cols);
+        let n_lines = depth * cols.div_ceil(16);
+        self.lines.resize(n_lines, Line([0.0; 16]));
+        for panel_idx in 0..self.n_panels() {
+            let (first_col, width) = self.panel_cols(panel_idx);
+            let lines_a_row = width.div_ceil(16);
+            let first_line = first_col / 16 * depth;
+            let panel = &mut self.lines[first_line..][..depth * lines_a_row];
+            for (row_idx, row) in panel.chunks_exact_mut(lines_a_row).enumerate() {
+                let start = view.start + row_idx * view.row_stride + first_col * view.col_stride;
+                for (line_idx, line) in row.iter_mut().enumerate() {
+                    let filled = view.cols.saturating_sub(first_col + 16 * line_idx);
+                    let width = (width - 16 * line_idx).min(16).min(filled);
+                    let start = start + 16 * line_idx * view.col_stride;
+                    if view.col_stride == 1 && width > 0 {
+                        line.0[..width].copy_from_slice(&matrix[start..start + width]);
+                    } else {
+                        for (col, value) in line.0[..width].iter_mut().enumerate() {
+                            *value = matrix[start + col * view.col_stride];
+                        }
+                    }
+                    line.0[width..].fill(0.0);
+                }
+            }
+        }
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    unsafe fn multiply_into(
+        &self,
+        (dst, dst_view): (SharedOutput, MatrixView),
+        lhs: (&[f32], MatrixView),
+        start: Start<'_>,
+        spread: Spread,
+        finish: impl Fn(usize, usize, &mut [f32]) + Sync,
+    ) {
+        let rows = lhs.1.rows;
+        assert_eq!((rows, self.cols), (dst_view.rows, dst_view.cols));
+        assert!(lhs.1.cols == self.depth && lhs.1.end() <= lhs.0.len());
+        assert!(!matches!(start, Start::Bias(bias) if bias.len() != self.cols));
+        if rows == 0 || self.cols == 0 {
+            return;
+        }
+        let (tile_rows, _) = self.isa.tile();
+        let sizes = (rows, self.cols);
+        for_each_piece(sizes, (self.n_panels(), tile_rows), spread, |piece| {
+            // SAFETY: pieces do not overlap, and the caller guarantees the requirements for all of them.
+            unsafe { self.multiply_piece((dst, dst_view), lhs, start, piece, &finish) }
+        });
     }
 }
 

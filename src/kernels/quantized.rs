@@ -184,7 +184,7 @@ impl Quantized {
         )
     }
 
-    /// As [`Packed::multiply`](super::packed::Packed::multiply).
+    /// As [`RightHand::multiply`](super::packed::RightHand::multiply).
     pub(super) fn multiply(
         &self,
         lhs: (&[f32], MatrixView),

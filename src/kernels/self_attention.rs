@@ -9,7 +9,7 @@ use super::attention::Heads;
 use super::linear::{Factor, multiply_each};
 use super::mlp::{scale_and_add, scaled};
 use super::norm::NormRows;
-use super::packed::{Packed, Start, TILE_ROWS};
+use super::packed::{Packed, RightHand, Start, TILE_ROWS};
 use super::quantized::Moments;
 use super::workspace::{self, Workspace};
 use super::{
@@ -175,13 +175,13 @@ impl<'a> Operands<'a> {
         spread: Spread,
         work: impl Fn(usize, [&mut [f32]; N], Spread) + Sync,
     ) {
-        match spread {
-            Spread::Thread => work(0, outs, spread),
-            Spread::Pool => {
-                let Heads { tokens, dim, .. } = self.heads;
-                for_pieces(outs.map(|out| (out, dim)), (TILE_ROWS, tokens), work);
-            }
-        }
+        let Heads { tokens, dim, .. } = self.heads;
+        for_pieces(
+            outs.map(|out| (out, dim)),
+            (TILE_ROWS, tokens),
+            spread,
+            work,
+        );
     }
 }
 

@@ -77,12 +77,7 @@ pub(super) fn softmax_rows(rows: &mut [f32], cols: usize, scale: f32) {
         }
         let share = 1.0 / sum(row);
         for x in row.iter_mut() {
-            let probability = *x * share;
-            *x = if probability < NEGLIGIBLE {
-                0.0
-            } else {
-                probability
-            };
+            *x = flushed(*x * share);
         }
     }
 }

@@ -108,12 +108,10 @@ impl Vote {
         for_images(images_mut(votes, n), |image_idx, votes, spread| {
             let xs = &xs[image_idx * n * dim..][..n * dim];
             let ys = &ys[(image_idx * tokens + tokens - n) * dim..][..n * dim];
-            if spread == Spread::Thread {
-                return vote((xs, ys), votes, spread);
-            }
             for_pieces(
                 [(votes, 1)],
                 (TILE_ROWS, n),
+                spread,
                 |first_row, [votes], spread| {
                     let rows = first_row * dim..(first_row + votes.len()) * dim;
                     vote((&xs[rows.clone()], &ys[rows]), votes, spread);
